@@ -1,0 +1,41 @@
+"""What travels between data and modules: two kinds of batch and the view of the data that a module needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["Batch", "DataView", "SampleBatch"]
+
+
+class Batch(NamedTuple):
+    """Training or held-out examples: `x` (B, *data_shape), `condition` None or int64 (B,), -1 = no condition."""
+
+    x: Tensor
+    condition: Tensor | None = None
+
+
+class SampleBatch(NamedTuple):
+    """Samples to be drawn: `index` int64 (B,) names each one, `condition` int64 (B,), -1 = no condition."""
+
+    index: Tensor
+    condition: Tensor
+
+
+class DataView(Protocol):
+    """What a module asks of a datamodule."""
+
+    data_shape: tuple[int, ...]
+    num_classes: int
+
+    def encode(self, raw: Tensor) -> Tensor:
+        """Stored data (uint8 images, float points) -> what the denoiser sees, float32 in units of sigma_data."""
+
+    def decode(self, x: Tensor) -> Tensor:
+        """The inverse of `encode`, rounded and clipped to what can be stored."""
+
+    def reference(self, device: torch.device) -> Iterable[Batch]:
+        """The real data that metrics compare with, in stored form, the same on every rank."""

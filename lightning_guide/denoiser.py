@@ -1,0 +1,162 @@
+r"""Denoisers: D(x, sigma, condition) -> estimate of the clean x, and EDM preconditioning.
+
+Marginals are p(x; sigma) = p_data * N(0, sigma^2 I); the score is (D - x) / sigma^2 and the probability-flow ODE
+dx/dsigma = (x - D) / sigma. Karras et al. 2022, https://arxiv.org/abs/2206.00364, equations 1 to 7 and table 1;
+the uncertainty of Karras et al. 2024, https://arxiv.org/abs/2312.02696, equations 14 to 16.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lightning_guide.recipe import Recorded
+from lightning_guide.seeds import SampleSeeds
+
+__all__ = ["Denoiser", "Models", "Network", "Preconditioned", "Predict", "Prediction", "Trajectory", "expand"]
+
+
+def expand(sigma: Tensor, x: Tensor) -> Tensor:
+    """`sigma` (B,) or () shaped to broadcast over `x` (B, *)."""
+    return sigma.reshape(-1, *[1] * (x.ndim - 1)) if sigma.ndim else sigma
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a denoiser says at one point of a trajectory, each `(B, *)`.
+
+    `clean` is the estimate of x_0; `noise` the direction a sampler moves along. None, the usual case, means
+    (x - clean) / sigma. A method may hand over another one: CFG++ moves along the unconditional noise.
+    """
+
+    clean: Tensor
+    noise: Tensor | None = None
+
+
+@dataclass
+class Trajectory:
+    """Where a batch of samples stands; the sampler writes it, guidances read it.
+
+    `sigma` and `sigma_next` belong to the current step and stay as they are through its corrector, so that an
+    interval or a schedule is decided once for each step. `evaluations` counts the network calls spent.
+    """
+
+    seeds: SampleSeeds
+    sigma: float
+    sigma_next: float = 0.0
+    stage: Literal["predictor", "corrector"] = "predictor"
+    evaluations: int = 0
+
+
+Predict = Callable[[Tensor, Tensor, Tensor | None], Prediction]
+
+
+class Models(Protocol):
+    """Where references to models are looked up when an evaluation begins."""
+
+    @property
+    def main(self) -> Denoiser:
+        """The model under evaluation."""
+
+    def snapshot(self, *, run: str | None, images: int | float | str, sigma_rel: float) -> Denoiser:
+        """A model out of the snapshots of `run` (None: the run under evaluation)."""
+
+
+class Denoiser(Recorded, nn.Module, ABC):
+    """Base of everything a sampler can follow: D(x, sigma, condition).
+
+    Attributes:
+        data_shape: shape of one x, without the batch.
+        num_classes: number of labels, 0 for an unconditional denoiser.
+        sigma_data: standard deviation of the data.
+    """
+
+    data_shape: tuple[int, ...]
+    num_classes: int
+    sigma_data: float
+
+    @abstractmethod
+    def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
+        """E[x_0 | x] `(B, *data_shape)` at noise level `sigma` (B,) or (); float32 in and out."""
+
+    def start(self, trajectory: Trajectory) -> Predict:
+        """The denoiser for one trajectory, with a fresh state. Every call counts as one evaluation."""
+
+        def predict(x: Tensor, sigma: Tensor, condition: Tensor | None) -> Prediction:
+            trajectory.evaluations += 1
+            return Prediction(self(x, sigma, condition))
+
+        return predict
+
+    def resolve(self, models: Models) -> Denoiser:
+        """This denoiser with every reference to a model replaced by the model; itself if it holds none."""
+        return self
+
+    def constrain(self) -> None:
+        """Projects the parameters after an optimizer step (forced weight normalisation); nothing by default."""
+
+
+class Network(Recorded, nn.Module, ABC):
+    """Base of raw networks F(x, c_noise, embedding) under a preconditioning.
+
+    Attributes:
+        data_shape: shape of one x, without the batch.
+        num_classes: number of labels, 0 for an unconditional network.
+    """
+
+    data_shape: tuple[int, ...]
+    num_classes: int
+
+    @abstractmethod
+    def embed(self, condition: Tensor | None, batch: int) -> Tensor | None:
+        """Embedding of the labels (B,), where -1 or None stands for no condition."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, c_noise: Tensor, embedding: Tensor | None) -> Tensor:
+        """F `(B, *data_shape)` for the scaled input `x` and `c_noise` (B,)."""
+
+    def constrain(self) -> None:
+        """Projects the parameters after an optimizer step; nothing by default."""
+
+
+class Preconditioned(Denoiser):
+    r"""EDM preconditioning of a network, D = c_skip x + c_out F(c_in x, c_noise).
+
+    c_skip = s_d^2 / (s^2 + s_d^2), c_out = s s_d / sqrt(s^2 + s_d^2), c_in = 1 / sqrt(s^2 + s_d^2), c_noise = ln(s) / 4
+    with s = sigma and s_d = sigma_data (Karras et al. 2022, table 1).
+    """
+
+    def __init__(self, network: Network, *, sigma_data: float = 0.5) -> None:
+        """Wraps `network`; `sigma_data` is the standard deviation of the encoded data."""
+        super().__init__()
+        if not sigma_data > 0:
+            raise ValueError(f"sigma_data must be positive, got {sigma_data}")
+        self.network = network
+        self.data_shape = tuple(network.data_shape)
+        self.num_classes = network.num_classes
+        self.sigma_data = sigma_data
+
+    def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
+        """D `(B, *data_shape)`.
+
+        Raises:
+            ValueError: if the shape of `x` is not that of the network.
+        """
+        if tuple(x.shape[1:]) != self.data_shape:
+            raise ValueError(f"x has shape {tuple(x.shape[1:])} without the batch; this network expects {self.data_shape}")
+        sigma = sigma.to(torch.float32)
+        s, s_d = expand(sigma, x), self.sigma_data
+        c_in = (s**2 + s_d**2).rsqrt()
+        c_skip, c_out = (s_d * c_in) ** 2, s * s_d * c_in
+        c_noise = (sigma.log() / 4).expand(len(x))
+        embedding = self.network.embed(condition, len(x))
+        return c_skip * x + c_out * self.network(c_in * x, c_noise, embedding).to(torch.float32)
+
+    def constrain(self) -> None:
+        """Passes on to the network."""
+        self.network.constrain()

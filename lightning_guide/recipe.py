@@ -1,0 +1,100 @@
+"""Recipes: the constructor call of an object, remembered as plain data, so that a file can rebuild it.
+
+A snapshot stores weights and the recipe of the network they belong to. A recipe is what a YAML config
+holds as well: ``{"class_path": "package.module.Class", "init_args": {...}}``, nested where an argument is
+itself such an object. Building a recipe imports and calls only subclasses of `Recorded`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Any
+
+import torch
+
+__all__ = ["Recorded", "build"]
+
+Recipe = dict[str, Any]
+
+
+class Recorded:
+    """Remembers the arguments of its own construction in `recipe`.
+
+    Arguments may be numbers, strings, None, lists, tuples, dicts of those, and other `Recorded` objects.
+    """
+
+    _arguments: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Creates the object and notes the arguments."""
+        self = super().__new__(cls)
+        bound = inspect.signature(cls.__init__).bind_partial(self, *args, **kwargs)
+        arguments = dict(bound.arguments)
+        arguments.pop("self", None)
+        arguments.update(arguments.pop("kwargs", {}))
+        # nn.Module.__setattr__ is not usable before nn.Module.__init__; a module among the arguments must
+        # not be registered as a child here anyway.
+        object.__setattr__(self, "_arguments", arguments)
+        return self
+
+    @property
+    def recipe(self) -> Recipe:
+        """``{"class_path", "init_args"}`` of this object, JSON-able.
+
+        Raises:
+            ValueError: if an argument cannot be written as plain data.
+        """
+        cls = type(self)
+        arguments = {name: _plain(value, f"{cls.__name__}({name}=...)") for name, value in self._arguments.items()}
+        return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": arguments}
+
+
+def _plain(value: Any, where: str) -> Any:
+    """Writes one constructor argument as JSON-able data."""
+    if isinstance(value, Recorded):
+        return value.recipe
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(item, where) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item, where) for key, item in value.items()}
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    raise ValueError(
+        f"{where} is a {type(value).__name__}, which a recipe cannot hold; "
+        "expected numbers, strings, lists, dicts or objects that record their own recipe"
+    )
+
+
+def build(recipe: Recipe) -> Any:
+    """Calls the constructor that a recipe describes.
+
+    Raises:
+        ValueError: if the class does not exist, is not a `Recorded` class, or refuses its arguments.
+    """
+    path = recipe.get("class_path", "")
+    module_name, _, class_name = str(path).rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"recipe names the class {path!r}, which cannot be imported here: {error}") from None
+    if not (isinstance(cls, type) and issubclass(cls, Recorded)):
+        raise ValueError(f"recipe names {path!r}; expected a class of a network or a denoiser (a subclass of Recorded)")
+    arguments = {name: _built(value) for name, value in recipe.get("init_args", {}).items()}
+    try:
+        return cls(**arguments)
+    except TypeError as error:
+        raise ValueError(f"recipe of {path} does not fit its constructor: {error}") from None
+
+
+def _built(value: Any) -> Any:
+    """Builds nested recipes inside one argument."""
+    if isinstance(value, dict):
+        if "class_path" in value:
+            return build(value)
+        return {key: _built(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_built(item) for item in value]
+    return value
