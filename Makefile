@@ -1,0 +1,44 @@
+# Every target does its own set-up: Python 3.11 or newer and make are all a machine needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+GUIDE := $(BIN)/lightning-guide
+
+.PHONY: help install demo study lint test test-slow
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make install    create $(VENV) and install everything into it"
+	@echo "make demo       train, guide and evaluate the 2D fractal; figure and table in runs/fractal2d/report"
+	@echo "make study      the published 2D recipe over five seeds"
+	@echo "make lint       ruff and mypy"
+	@echo "make test       lint and the fast tests"
+	@echo "make test-slow  the slow tests"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(0 if sys.version_info >= (3, 11) else f"lightning-guide needs Python 3.11 or newer, but $(PYTHON) is {v}: name another with make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -e '.[demo,test]' -c constraints.txt
+	@touch $@
+
+demo: $(STAMP)
+	$(GUIDE) fit -c configs/fractal2d/unconditional.yaml
+	$(GUIDE) fit -c configs/fractal2d/small.yaml
+	$(GUIDE) fit -c configs/fractal2d/main.yaml
+	$(GUIDE) test -c configs/fractal2d/report.yaml
+
+study: $(STAMP)
+	$(BIN)/python scripts/fractal2d_study.py
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -q
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -q -m slow

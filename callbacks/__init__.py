@@ -1,0 +1,1 @@
+"""Lightning callbacks: averages and snapshots, sample grids, figures and reports, sample writers."""

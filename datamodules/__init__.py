@@ -1,0 +1,1 @@
+"""Lightning datamodules: where training data, reference data and sample indices come from."""

@@ -1,0 +1,86 @@
+"""The plan of the house: who may import whom, one root, small documented files."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("lightning_guide", "callbacks", "datamodules")
+FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+MAX_LINES = 300
+
+
+def name(path: Path) -> str:
+    """The path as a reader of the test report wants to see it."""
+    return path.relative_to(ROOT).as_posix()
+
+
+def parse(path: Path) -> ast.Module:
+    """The syntax tree of a file."""
+    return ast.parse(path.read_text(encoding="utf-8"), filename=name(path))
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Absolute names of all modules imported anywhere in the tree, inside functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module
+
+
+def undocumented(tree: ast.Module) -> Iterator[str]:
+    """Public top-level classes and functions without a docstring."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            if not node.name.startswith("_") and not ast.get_docstring(node):
+                yield node.name
+
+
+def test_imports_are_found_at_any_depth() -> None:
+    source = "import a.b\nfrom c.d import e\nfrom . import f\ndef g():\n    from h import i\n"
+    assert sorted(imported(ast.parse(source))) == ["a.b", "c.d", "h"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "lightning_guide").rglob("*.py")), ids=name)
+def test_library_imports_neither_callbacks_nor_datamodules(path: Path) -> None:
+    if path == ROOT / "lightning_guide" / "cli.py":
+        pytest.skip("the command line brings the three packages together")
+    upward = [module for module in imported(parse(path)) if module.split(".")[0] in PACKAGES[1:]]
+    assert not upward, f"{name(path)} imports {upward}, which stand above it"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_share_the_root_of_this_checkout(package: str) -> None:
+    file = importlib.import_module(package).__file__
+    assert file is not None and Path(file).resolve() == ROOT / package / "__init__.py"
+    assert (ROOT / package / "py.typed").is_file()
+
+
+def test_every_folder_with_code_is_a_package() -> None:
+    missing = {name(path.parent) for path in FILES if not (path.parent / "__init__.py").is_file()}
+    assert not missing, f"no __init__.py in {sorted(missing)}"
+
+
+def test_tests_are_flat_and_shadow_nothing() -> None:
+    assert not list((ROOT / "tests").rglob("__init__.py"))
+    nested = [name(path) for path in (ROOT / "tests").rglob("*.py") if path.parent != ROOT / "tests"]
+    assert not nested, f"tests lie flat, but found {nested}"
+    shadows = [package for package in PACKAGES if (ROOT / "tests" / package).exists()]
+    shadows += [f"{package}.py" for package in PACKAGES if (ROOT / "tests" / f"{package}.py").exists()]
+    assert not shadows, f"tests/{shadows} would shadow the package"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_file_is_small_and_documented(path: Path) -> None:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= MAX_LINES, f"{name(path)} has {lines} lines: look for the second concept"
+    tree = parse(path)
+    assert ast.get_docstring(tree), f"{name(path)} has no module docstring"
+    bare = list(undocumented(tree))
+    assert not bare, f"{name(path)}: no docstring on {bare}"
