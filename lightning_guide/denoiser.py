@@ -42,10 +42,12 @@ class Prediction:
 class Trajectory:
     """Where a batch of samples stands; the sampler writes it, guidances read it.
 
-    `sigma` and `sigma_next` belong to the current step and stay as they are through its corrector, so that an
-    interval or a schedule is decided once for each step. `evaluations` counts the network calls spent.
+    `x` (B, *) is the state. `sigma` and `sigma_next` belong to the current step and stay as they are through its
+    corrector, so that an interval or a schedule is decided once for each step. `seeds` holds the random streams of
+    the samples; `evaluations` counts the network calls spent.
     """
 
+    x: Tensor
     seeds: SampleSeeds
     sigma: float
     sigma_next: float = 0.0

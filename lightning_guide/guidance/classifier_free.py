@@ -1,0 +1,64 @@
+"""Classifier-free guidance. Ho and Salimans 2022, https://arxiv.org/abs/2207.12598."""
+
+from __future__ import annotations
+
+from lightning_guide.denoiser import Denoiser, Models, Predict, Trajectory
+from lightning_guide.guidance.guided import Guidance, Guided
+from lightning_guide.guidance.references import Main
+from lightning_guide.guidance.weights import WeightSchedule
+
+__all__ = ["ClassifierFreeGuidance", "Unconditional"]
+
+
+class Unconditional(Guidance):
+    """A denoiser whose condition is dropped: D(x, sigma, no condition)."""
+
+    def __init__(self, positive: Denoiser | None = None) -> None:
+        """`positive` was trained with label dropout; default: the model under evaluation."""
+        super().__init__()
+        self.positive = positive if positive is not None else Main()
+
+    @property
+    def num_classes(self) -> int:  # type: ignore[override]
+        """0: labels are ignored."""
+        return 0
+
+    def start(self, trajectory: Trajectory) -> Predict:
+        """The denoiser's own trajectory, without condition."""
+        predict = self.positive.start(trajectory)
+        return lambda x, sigma, condition: predict(x, sigma, None)
+
+
+class ClassifierFreeGuidance(Guided):
+    """D_uncond + w (D_cond - D_uncond). Two evaluations where w is not 1.
+
+    The unconditional model is the same network without its label (it must have been trained with label dropout), or
+    a network of its own.
+    """
+
+    def __init__(
+        self,
+        weight: float | WeightSchedule = 1.5,
+        *,
+        unconditional: Denoiser | None = None,
+        positive: Denoiser | None = None,
+    ) -> None:
+        """`unconditional` defaults to `positive` without its label; the paper's own weight is w - 1."""
+        positive = positive if positive is not None else Main()
+        negative = unconditional if unconditional is not None else Unconditional(positive)
+        super().__init__([negative], [weight], positive=positive)
+        self._drops_labels = unconditional is None
+
+    def resolve(self, models: Models) -> Denoiser:
+        """As `Guided.resolve`.
+
+        Raises:
+            ValueError: if the model has no labels to drop and no unconditional network was given.
+        """
+        resolved = super().resolve(models)
+        if self._drops_labels and resolved.num_classes == 0:
+            raise ValueError(
+                "ClassifierFreeGuidance needs a model with labels (this one has num_classes=0), "
+                "or an unconditional network of its own (unconditional: ...)"
+            )
+        return resolved

@@ -1,0 +1,134 @@
+r"""The one formula of negative guidance: D = D_neg + w (D_pos - D_neg), for any number of negatives.
+
+With several, D = D_pos + sum_i (w_i - 1) (D_pos - D_i) (Karras et al. 2024, https://arxiv.org/abs/2406.02507, appendix
+B.2). w = 1 is off: that negative is not called. Papers that write s, gamma or omega mean w - 1.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lightning_guide.denoiser import Denoiser, Models, Predict, Prediction, Trajectory
+from lightning_guide.guidance.references import Main, Reference
+from lightning_guide.guidance.weights import WeightSchedule, weight_at
+from lightning_guide.seeds import SampleSeeds
+
+__all__ = ["Guidance", "Guided"]
+
+
+class Guidance(Denoiser):
+    """Base of guidances: denoisers made of denoisers. Their shapes are those of `positive`."""
+
+    positive: Denoiser
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Shape of one x."""
+        return self.positive.data_shape
+
+    @property
+    def num_classes(self) -> int:  # type: ignore[override]
+        """Number of labels."""
+        return self.positive.num_classes
+
+    @property
+    def sigma_data(self) -> float:  # type: ignore[override]
+        """Standard deviation of the data."""
+        return self.positive.sigma_data
+
+    def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The guided D (B, *) at one common `sigma` (), as the first step of a fresh trajectory.
+
+        Raises:
+            ValueError: if `sigma` holds different levels, since an interval is decided for all samples at once.
+        """
+        if sigma.numel() > 1 and bool((sigma != sigma.reshape(-1)[0]).any()):
+            raise ValueError(f"{type(self).__name__} guides at one noise level at a time, got {sigma.numel()} different ones")
+        level = sigma.reshape(-1)[0]
+        trajectory = Trajectory(x=x, seeds=SampleSeeds(0, range(len(x))), sigma=float(level))
+        return self.start(trajectory)(x, level, condition).clean
+
+    def resolve(self, models: Models) -> Denoiser:
+        """A copy with every reference replaced by its model, all the way down."""
+        resolved = copy.copy(self)
+        resolved._modules = {name: _resolved(child, models) for name, child in self._modules.items()}
+        return resolved
+
+
+def _resolved(module: nn.Module | None, models: Models) -> nn.Module | None:
+    """One child: a denoiser is resolved, a list of them is resolved one by one."""
+    if isinstance(module, Denoiser):
+        return module.resolve(models)
+    if isinstance(module, nn.ModuleList):
+        return nn.ModuleList([_resolved(child, models) for child in module])
+    return module
+
+
+class Guided(Guidance):
+    """D = D_pos + sum_i (w_i - 1) (D_pos - D_i). One negative: exactly D_i at w = 0, exactly D_pos at w = 1."""
+
+    def __init__(
+        self,
+        negatives: Sequence[Denoiser],
+        weights: Sequence[float | WeightSchedule],
+        *,
+        positive: Denoiser | None = None,
+    ) -> None:
+        """`positive` (default: the model under evaluation) is pushed away from each negative with its weight.
+
+        Raises:
+            ValueError: if there is not one weight for each negative.
+        """
+        super().__init__()
+        if len(negatives) != len(weights) or not negatives:
+            raise ValueError(f"guidance needs one weight for each negative, got {len(negatives)} and {len(weights)}")
+        self.positive = positive if positive is not None else Main()
+        self.negatives = nn.ModuleList(negatives)
+        self.weights = list(weights)
+
+    def resolve(self, models: Models) -> Denoiser:
+        """As `Guidance.resolve`; a negative of another shape than the positive is refused.
+
+        Raises:
+            ValueError: naming both shapes.
+        """
+        resolved = super().resolve(models)
+        assert isinstance(resolved, Guided)
+        for negative in resolved.negatives:
+            _check_fits(resolved.positive, negative)
+        return resolved
+
+    def start(self, trajectory: Trajectory) -> Predict:
+        """The guided denoiser of one trajectory."""
+        positive = self.positive.start(trajectory)
+        negatives = [negative.start(trajectory) for negative in self.negatives]  # type: ignore[operator]
+
+        def predict(x: Tensor, sigma: Tensor, condition: Tensor | None) -> Prediction:
+            weights = [weight_at(weight, trajectory.sigma) for weight in self.weights]
+            if all(weight == 1 for weight in weights):
+                return positive(x, sigma, condition)
+            clean = pos = positive(x, sigma, condition).clean
+            for weight, negative in zip(weights, negatives, strict=True):
+                if weight == 1:
+                    continue
+                neg = negative(x, sigma, condition).clean
+                clean = torch.lerp(neg, pos, weight) if clean is pos else clean + (weight - 1) * (pos - neg)
+                del neg
+            return Prediction(clean)
+
+        return predict
+
+
+def _check_fits(positive: Denoiser, negative: nn.Module) -> None:
+    """Refuses a guider of another data shape or class count; the shape () fits any data."""
+    assert isinstance(negative, Denoiser)
+    if isinstance(positive, Reference) or isinstance(negative, Reference):
+        return
+    if negative.data_shape not in ((), positive.data_shape):
+        raise ValueError(f"the guider works on x of shape {negative.data_shape}, the main model on {positive.data_shape}")
+    if negative.num_classes not in (0, positive.num_classes):
+        raise ValueError(f"the guider knows {negative.num_classes} classes, the main model {positive.num_classes}")

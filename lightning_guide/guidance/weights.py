@@ -1,0 +1,54 @@
+"""Guidance weights as functions of the noise level; w = 1 is off.
+
+Intervals: Kynkaanniemi et al. 2024, https://arxiv.org/abs/2404.07724. The level is that of the predictor, decided once
+for each step.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+__all__ = ["CosineWeight", "Interval", "WeightSchedule", "weight_at"]
+
+
+class WeightSchedule(ABC):
+    """A guidance weight that depends on sigma."""
+
+    @abstractmethod
+    def at(self, sigma: float) -> float:
+        """The weight at noise level `sigma`; 1 means that the negative is not evaluated."""
+
+
+class Interval(WeightSchedule):
+    """`weight` for low < sigma <= high, 1 elsewhere."""
+
+    def __init__(self, weight: float | WeightSchedule, low: float, high: float) -> None:
+        """`weight` inside the interval (`low`, `high`] of noise levels; a schedule may be cut, too."""
+        if not 0 <= low < high:
+            raise ValueError(f"a guidance interval needs 0 <= low < high in sigma, got low={low}, high={high}")
+        self.weight, self.low, self.high = weight, low, high
+
+    def at(self, sigma: float) -> float:
+        """`weight` inside, 1 outside."""
+        return weight_at(self.weight, sigma) if self.low < sigma <= self.high else 1.0
+
+
+class CosineWeight(WeightSchedule):
+    """1 + (weight - 1) (1 - cos(pi p^power)) / 2 with p = 1 - sigma / sigma_max: rises from 1 to `weight`."""
+
+    def __init__(self, weight: float, *, sigma_max: float = 80.0, power: float = 1.0) -> None:
+        """`weight` reached at sigma = 0; the rise begins at `sigma_max`."""
+        if not (sigma_max > 0 and power > 0):
+            raise ValueError(f"CosineWeight needs sigma_max > 0 and power > 0, got {sigma_max} and {power}")
+        self.weight, self.sigma_max, self.power = weight, sigma_max, power
+
+    def at(self, sigma: float) -> float:
+        """The weight at `sigma`."""
+        p = min(max(1 - sigma / self.sigma_max, 0.0), 1.0)
+        return 1 + (self.weight - 1) * (1 - math.cos(math.pi * p**self.power)) / 2
+
+
+def weight_at(weight: float | WeightSchedule, sigma: float) -> float:
+    """The number a weight or schedule stands for at `sigma`."""
+    return weight.at(sigma) if isinstance(weight, WeightSchedule) else float(weight)
