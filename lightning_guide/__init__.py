@@ -1,3 +1,3 @@
-"""EDM-style diffusion models in PyTorch Lightning, guided by their own younger, differently averaged selves."""
+"""Diffusion models in PyTorch Lightning, guided by their own younger or differently averaged selves."""
 
 __version__ = "0.1.0"
