@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_guide.denoiser import Denoiser, expand
-from lightning_guide.networks.magnitude_preserving import MPFourier, MPLinear
+from lightning_guide.networks.magnitude_preserving import MPFourier, MPLinear, normalize_weights_
 from lightning_guide.noise import LogNormal, NoiseDistribution
 
 __all__ = ["EDMLoss", "LossTerms", "ScoreMatchingLoss", "TrainingLoss", "Uncertainty"]
@@ -42,15 +42,20 @@ class TrainingLoss(nn.Module, ABC):
         self, denoiser: Denoiser, clean: Tensor, condition: Tensor | None, generator: torch.Generator
     ) -> LossTerms:
         """The terms for the clean examples `clean` (B, *), all draws from `generator`."""
-        return self.at(denoiser, clean, condition, self.noise.sample(len(clean), generator), generator)
+        sigma = self.noise.sample(len(clean), generator)
+        noise = torch.randn(clean.shape, generator=generator, device=clean.device)
+        return self.at(denoiser, clean, condition, sigma, noise)
 
     def at(
-        self, denoiser: Denoiser, clean: Tensor, condition: Tensor | None, sigma: Tensor, generator: torch.Generator
+        self, denoiser: Denoiser, clean: Tensor, condition: Tensor | None, sigma: Tensor, noise: Tensor
     ) -> LossTerms:
-        """The terms at given noise levels `sigma` (B,)."""
-        noise = torch.randn(clean.shape, generator=generator, device=clean.device)
+        """The terms at given noise levels `sigma` (B,) with given standard normal `noise` (B, *)."""
         noised = clean + expand(sigma, clean) * noise
         return self.compare(denoiser(noised, sigma, condition), clean, noised, sigma)
+
+    def constrain(self) -> None:
+        """Normalises the weights of a learned part after an optimizer step."""
+        normalize_weights_(self)
 
     @abstractmethod
     def compare(self, denoised: Tensor, clean: Tensor, noised: Tensor, sigma: Tensor) -> LossTerms:

@@ -1,0 +1,83 @@
+"""A named evaluation: which samples to draw, under which guidance, with which sampler, scored by which metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch.utils.data import Dataset
+
+from lightning_guide.data import SampleBatch
+from lightning_guide.denoiser import Denoiser
+from lightning_guide.evaluation.metric import SampleMetric
+from lightning_guide.guidance import Main
+from lightning_guide.samplers import Heun, Sampler
+from lightning_guide.seeds import mix
+
+__all__ = ["Evaluation", "SampleIndices"]
+
+
+class SampleIndices(Dataset[SampleBatch]):
+    """Samples first_index ... first_index + num_samples - 1 and their labels; label i depends on (seed, i) alone."""
+
+    def __init__(
+        self, num_samples: int, num_classes: int, *, labels: Literal["balanced", "random"] | int, seed: int, first_index: int = 0
+    ) -> None:
+        """`labels`: "balanced" (i modulo the classes), "random", or one class for all; -1 without classes.
+
+        Raises:
+            ValueError: if there is nothing to draw or the class does not exist.
+        """
+        if num_samples < 1:
+            raise ValueError(f"an evaluation needs num_samples >= 1, got {num_samples}")
+        if isinstance(labels, int) and not -1 <= labels < max(num_classes, 0):
+            raise ValueError(f"label {labels} is out of range: the model knows {num_classes} classes (-1 is no label)")
+        self.num_samples, self.num_classes, self.labels = num_samples, num_classes, labels
+        self.seed, self.first_index = seed, first_index
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __getitem__(self, item: int) -> SampleBatch:
+        index = self.first_index + item
+        if self.num_classes == 0:
+            label = -1
+        elif isinstance(self.labels, int):
+            label = self.labels
+        elif self.labels == "balanced":
+            label = index % self.num_classes
+        else:
+            label = mix(self.seed, index, "label") % self.num_classes
+        return SampleBatch(torch.tensor(index), torch.tensor(label))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One sampling loop.
+
+    Attributes:
+        guidance: a denoiser made of references; default: the model under evaluation, unguided.
+        sampler: default: Heun with 32 steps.
+        metrics: name -> metric; default: those of the module.
+        num_samples: how many samples, over all processes together.
+        batch_size: samples in one network call, for each process. Results do not depend on it.
+        seed: sample i depends on (seed, i) alone; equal seeds pair the samples of two evaluations.
+        first_index: index of the first sample, so that fresh samples need no new seed.
+        labels: "balanced", "random", or one class index.
+    """
+
+    guidance: Denoiser = field(default_factory=Main)
+    sampler: Sampler = field(default_factory=Heun)
+    metrics: dict[str, SampleMetric] | None = None
+    num_samples: int = 1000
+    batch_size: int = 256
+    seed: int = 0
+    first_index: int = 0
+    labels: Literal["balanced", "random"] | int = "balanced"
+
+    def dataset(self, num_classes: int) -> SampleIndices:
+        """The samples to draw from a model of `num_classes` classes."""
+        return SampleIndices(
+            self.num_samples, num_classes, labels=self.labels, seed=self.seed, first_index=self.first_index
+        )

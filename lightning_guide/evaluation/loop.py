@@ -1,0 +1,82 @@
+"""One evaluation under way: resolves its guidance, draws batches of samples, feeds the metrics, reports once."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from lightning_guide.data import DataView, SampleBatch
+from lightning_guide.denoiser import Denoiser, Models
+from lightning_guide.evaluation.evaluation import Evaluation
+from lightning_guide.evaluation.metric import SampleMetric
+from lightning_guide.seeds import SampleSeeds
+
+__all__ = ["DrawnSamples", "SamplingLoop"]
+
+
+class DrawnSamples(NamedTuple):
+    """What a sampling step hands to callbacks: sample `index` (B,), `condition` (B,) and `x` in stored form."""
+
+    index: Tensor
+    condition: Tensor
+    x: Tensor
+
+
+@dataclass
+class SamplingLoop:
+    """An evaluation with its guidance resolved and its metrics ready; lives for one pass."""
+
+    name: str
+    evaluation: Evaluation
+    denoiser: Denoiser
+    metrics: dict[str, SampleMetric]
+    seconds: float = 0.0
+    samples: int = 0
+    calls: int = 0
+
+    @classmethod
+    def begin(
+        cls, name: str, evaluation: Evaluation, models: Models, metrics: dict[str, SampleMetric]
+    ) -> SamplingLoop:
+        """Resolves the references of `evaluation` in `models`; `metrics` are prepared ones of its own.
+
+        Raises:
+            SnapshotMissing: if a guider does not exist (yet).
+        """
+        for metric in metrics.values():
+            metric.reset()
+        return cls(name, evaluation, evaluation.guidance.resolve(models).eval(), metrics)
+
+    def draw(self, batch: SampleBatch, data: DataView) -> DrawnSamples:
+        """Draws the samples of `batch` and adds them to the metrics."""
+        begin = time.perf_counter()
+        condition = batch.condition if self.denoiser.num_classes else None
+        seeds = SampleSeeds(self.evaluation.seed, batch.index.tolist())
+        trajectory = self.evaluation.sampler.sample(
+            self.denoiser, seeds=seeds, condition=condition, device=batch.index.device
+        )
+        stored = data.decode(trajectory.x)
+        for metric in self.metrics.values():
+            metric.update(stored, batch.condition)
+        self.calls += trajectory.evaluations * len(stored)
+        self.samples += len(stored)
+        self.seconds += time.perf_counter() - begin
+        return DrawnSamples(batch.index, batch.condition, stored)
+
+    def finish(self, device: torch.device) -> dict[str, float]:
+        """All metrics over all processes, with `nfe` (network calls a sample), `samples` and `seconds`."""
+        totals = torch.tensor([self.calls, self.samples, self.seconds], dtype=torch.float64, device=device)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(totals)
+        calls, samples, seconds = totals.tolist()
+        report = {"nfe": calls / max(samples, 1), "samples": samples, "seconds": seconds}
+        for name, metric in self.metrics.items():
+            values = metric.compute()
+            for key, value in values.items():
+                report[key if key not in report else f"{name}_{key}"] = float(value)
+        return report

@@ -1,0 +1,1 @@
+"""LightningModules: diffusion training with guided evaluation, and what it is made of."""

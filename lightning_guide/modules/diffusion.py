@@ -1,0 +1,265 @@
+"""Diffusion training with guided evaluation in its validation loops.
+
+The clock is `images_seen`, counted over all processes and accumulated micro-steps. Every draw of a training step is a
+function of (seed, images seen, rank), so a run that is killed and started again continues bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lightning_guide.data import Batch, SampleBatch
+from lightning_guide.denoiser import Denoiser
+from lightning_guide.evaluation.evaluation import Evaluation
+from lightning_guide.evaluation.loop import DrawnSamples
+from lightning_guide.evaluation.metric import SampleMetric
+from lightning_guide.losses import TrainingLoss
+from lightning_guide.modules.evaluations import GuidedEvaluations
+from lightning_guide.modules.heldout import HeldoutLoss
+from lightning_guide.modules.learning_rate import InverseSqrtRate, LearningRate
+from lightning_guide.modules.models import LiveAverages, RunModels, finished_model
+from lightning_guide.modules.monitor import GradientGuard, NoiseLevelMeans
+from lightning_guide.seeds import mix
+
+__all__ = ["DiffusionModule"]
+
+
+def _adam(parameters: Any) -> torch.optim.Optimizer:
+    """EDM2's optimizer; the learning rate is set before each step."""
+    return torch.optim.Adam(parameters, lr=1e-3, betas=(0.9, 0.99))
+
+
+class DiffusionModule(pl.LightningModule):
+    """Trains `denoiser` and evaluates it, or its averages, under any number of named guidances."""
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        loss: TrainingLoss,
+        *,
+        learning_rate: LearningRate | None = None,
+        optimizer: OptimizerCallable | None = None,
+        label_dropout: float = 0.0,
+        seed: int = 0,
+        evaluations: dict[str, Evaluation] | None = None,
+        prediction: Evaluation | None = None,
+        metrics: dict[str, SampleMetric] | None = None,
+        average: float | None = 0.05,
+        images: int | float | str | None = None,
+        heldout_sigmas: Sequence[float] = (0.02, 0.1, 0.3, 1.0, 3.0),
+        bin_edges: Sequence[float] = (0.03, 0.1, 0.3, 1.0, 3.0),
+        max_bad_steps: int = 100,
+    ) -> None:
+        """Configures training and evaluation.
+
+        Args:
+            denoiser: the model that is trained.
+            loss: its loss.
+            learning_rate: rate as a function of images seen; default InverseSqrtRate(0.01).
+            optimizer: default Adam(betas=(0.9, 0.99)); its own rate is overwritten.
+            label_dropout: probability that an example's label is dropped (for classifier-free guidance).
+            seed: of training draws.
+            evaluations: name -> sampling loop of validation and test.
+            prediction: the samples that `predict` draws.
+            metrics: of the evaluations that name none of their own.
+            average: sigma_rel of the average that is evaluated; None evaluates the raw weights.
+            images: age of the evaluated model after training; default the newest snapshot.
+            heldout_sigmas: noise levels of the held-out loss.
+            bin_edges: noise levels that part the logged training loss.
+            max_bad_steps: training stops after so many steps without a finite gradient.
+
+        Raises:
+            ValueError: if label_dropout is no probability, or is asked of a model without labels.
+        """
+        super().__init__()
+        if not 0 <= label_dropout < 1:
+            raise ValueError(f"label_dropout must be in [0, 1), got {label_dropout}")
+        if label_dropout and not denoiser.num_classes:
+            raise ValueError(f"label_dropout={label_dropout} needs a model with labels, this one has num_classes=0")
+        self.denoiser, self.loss = denoiser, loss
+        self.learning_rate = learning_rate or InverseSqrtRate()
+        self.optimizer: Callable[[Any], torch.optim.Optimizer] = optimizer or _adam
+        self.label_dropout, self.seed = label_dropout, seed
+        self.evaluations = GuidedEvaluations(evaluations or {}, metrics or {})
+        self._prediction = GuidedEvaluations({"prediction": prediction or Evaluation()}, {})
+        self.average, self.images = average, images
+        self.images_seen = 0
+        self.planned_images: int | None = None
+        self._pending_images = 0
+        self._heldout = HeldoutLoss(heldout_sigmas, seed=seed)
+        self._means = NoiseLevelMeans(bin_edges)
+        self._guard = GradientGuard(max_bad_steps)
+        self._main: list[Denoiser] = []  # in a list: it must not become a submodule
+
+    # Set-up
+
+    def setup(self, stage: str) -> None:
+        """Checks that data and network fit, and fixes the planned length of the run."""
+        data = self._data
+        if tuple(data.data_shape) != tuple(self.denoiser.data_shape):
+            shapes = f"{tuple(data.data_shape)}, the network expects {tuple(self.denoiser.data_shape)}"
+            raise ValueError(f"the data has shape {shapes}")
+        if self.denoiser.num_classes and data.num_classes != self.denoiser.num_classes:
+            raise ValueError(f"the data has {data.num_classes} classes, the network {self.denoiser.num_classes}")
+        if stage == "fit" and self.planned_images is None and self.trainer.max_steps > 0:
+            self.planned_images = self.trainer.max_steps * self.images_per_step
+
+    @property
+    def images_per_step(self) -> int:
+        """Images in one optimizer step, over all processes and micro-steps."""
+        micro = int(self._data.batch_size)
+        return micro * self.trainer.world_size * self.trainer.accumulate_grad_batches
+
+    @property
+    def _data(self) -> Any:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def sample_sets(self, stage: str) -> list[tuple[Dataset[SampleBatch], int]]:
+        """(sample indices, batch size) of each sampling loop of `stage`, in the order of the loops."""
+        chosen = self._prediction if stage == "predict" else self.evaluations
+        return [(e.dataset(self.denoiser.num_classes), e.batch_size) for e in chosen.evaluations.values()]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimizer alone: the rate follows the images, see `optimizer_step`."""
+        return self.optimizer(self.parameters())
+
+    # Training
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Mean objective of one micro-batch."""
+        draw = mix(self.seed, "train", self.images_seen + self._pending_images, self.global_rank)
+        torch.manual_seed(draw)  # dropout inside the network draws from the global generator
+        generator = torch.Generator(self.device).manual_seed(draw)
+        condition = batch.condition
+        if condition is not None and self.label_dropout:
+            keep = torch.rand(len(condition), generator=generator, device=self.device) >= self.label_dropout
+            condition = torch.where(keep, condition, -1)
+        terms = self.loss(self.denoiser, batch.x, condition, generator)
+        self._pending_images += len(batch.x) * self.trainer.world_size
+        self._means.update(terms)
+        objective = terms.objective.mean()
+        self.log("loss", objective.detach(), prog_bar=True, logger=False, batch_size=len(batch.x))
+        return objective
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Zeroes and counts gradient elements that are not finite."""
+        self._guard.sanitise(self, self.global_step)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """One step at the rate of `images_seen`; then the images count, and weights are normalised."""
+        rate = self.learning_rate.at(self.images_seen)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.images_seen += self._pending_images
+        self._pending_images = 0
+        self.denoiser.constrain()
+        self.loss.constrain()
+        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            report = {f"train/{key}": value for key, value in self._means.report().items()}
+            report |= {"train/learning_rate": rate, "train/zeroed_gradients": self._guard.zeroed}
+            self._write(report)
+
+    def _write(self, values: dict[str, float]) -> None:
+        """Logs numbers against the global step, with the images seen beside them."""
+        for logger in self.loggers:
+            logger.log_metrics(values | {"images_seen": self.images_seen}, step=self.global_step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the clock."""
+        checkpoint["clock"] = {"images_seen": self.images_seen, "planned_images": self.planned_images}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restores the clock."""
+        self.images_seen = checkpoint["clock"]["images_seen"]
+        self.planned_images = checkpoint["clock"]["planned_images"]
+
+    # Evaluation
+
+    def _begin_evaluations(self, evaluations: GuidedEvaluations) -> None:
+        """Finds the model under evaluation and the guiders; all ranks wait until rank 0 has written its snapshots."""
+        self.trainer.strategy.barrier()
+        models = RunModels(
+            self._main_model(),
+            run=self.trainer.default_root_dir,
+            device=self.device,
+            until=self.images_seen if self._fitting else None,
+        )
+        evaluations.begin(models, self._data, self.device)
+        self._main = [models.main]
+
+    @property
+    def _fitting(self) -> bool:
+        return self.trainer.state.fn == "fit"
+
+    def _main_model(self) -> Denoiser:
+        """The average under evaluation: alive in a callback while training, from the snapshots afterwards."""
+        if self.average is None:
+            return self.denoiser
+        if not self._fitting:
+            return finished_model(self.trainer.default_root_dir, self.images, self.average).to(self.device)
+        live = [callback for callback in self._callbacks if isinstance(callback, LiveAverages)]
+        if not live:
+            raise ValueError(
+                f"average={self.average} is to be evaluated, but no callback keeps averages: "
+                "add callbacks.PostHocEMA or set average to null"
+            )
+        return live[0].live(self.average)
+
+    @property
+    def _callbacks(self) -> list[pl.Callback]:
+        return self.trainer.callbacks  # type: ignore[attr-defined]
+
+    def on_validation_epoch_start(self) -> None:
+        """Resolves guidances and starts the sums anew."""
+        self._begin_evaluations(self.evaluations)
+        self._heldout.reset(self.device)
+
+    def on_test_epoch_start(self) -> None:
+        """As for validation."""
+        self._begin_evaluations(self.evaluations)
+
+    def on_predict_epoch_start(self) -> None:
+        """Resolves the guidance of the prediction."""
+        self._begin_evaluations(self._prediction)
+
+    def validation_step(
+        self, batch: Batch | SampleBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> DrawnSamples | None:
+        """Held-out loss of a `Batch`, or one batch of samples of the loop that `dataloader_idx` names."""
+        if isinstance(batch, SampleBatch):
+            return self.evaluations.step(dataloader_idx - 1, batch, self._data)
+        world, size = self.trainer.world_size, int(self._data.batch_size)
+        indices = [self.global_rank + world * (batch_idx * size + j) for j in range(len(batch.x))]
+        self._heldout.update(self.loss, self._main[0], batch, indices)
+        return None
+
+    def test_step(self, batch: SampleBatch, batch_idx: int, dataloader_idx: int = 0) -> DrawnSamples | None:
+        """One batch of samples of loop `dataloader_idx`."""
+        return self.evaluations.step(dataloader_idx, batch, self._data)
+
+    def predict_step(self, batch: SampleBatch, batch_idx: int, dataloader_idx: int = 0) -> DrawnSamples | None:
+        """One batch of the prediction's samples."""
+        return self._prediction.step(0, batch, self._data)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs held-out losses and all evaluations."""
+        self._report({f"heldout/{key}": value for key, value in self._heldout.compute().items()})
+
+    def on_test_epoch_end(self) -> None:
+        """Logs all evaluations."""
+        self._report({})
+
+    def _report(self, values: dict[str, float]) -> None:
+        """One reduction on all ranks, then numbers to loggers and the progress output."""
+        for name, metrics in self.evaluations.finish(self.device).items():
+            values |= {f"{name}/{metric}": value for metric, value in metrics.items()}
+        values |= {f"{name}/skipped": 1.0 for name in self.evaluations.skipped}
+        self.log_dict(values, rank_zero_only=False, batch_size=1)

@@ -1,0 +1,73 @@
+"""The named evaluations of a module: metrics prepared once, one sampling loop for each, results by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_guide.data import DataView, SampleBatch
+from lightning_guide.denoiser import Models
+from lightning_guide.evaluation.evaluation import Evaluation
+from lightning_guide.evaluation.loop import DrawnSamples, SamplingLoop
+from lightning_guide.evaluation.metric import SampleMetric
+from lightning_guide.snapshots import SnapshotMissing
+
+__all__ = ["GuidedEvaluations"]
+
+
+class GuidedEvaluations:
+    """Runs named evaluations side by side. Not a module: its metrics and guiders stay out of checkpoints and DDP."""
+
+    def __init__(self, evaluations: Mapping[str, Evaluation], metrics: Mapping[str, SampleMetric]) -> None:
+        """`metrics` serve the evaluations that name none of their own."""
+        self.evaluations, self.metrics = dict(evaluations), dict(metrics)
+        self.results: dict[str, dict[str, float]] = {}
+        self.skipped: dict[str, str] = {}
+        self._loops: list[SamplingLoop | None] = []
+        self._prepared: dict[int, SampleMetric] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """Names in the order of the loops."""
+        return list(self.evaluations)
+
+    def begin(self, models: Models, data: DataView, device: torch.device) -> None:
+        """Resolves every guidance. An evaluation whose guider is still to come is skipped, and said so.
+
+        Raises:
+            SnapshotMissing: if a guider is missing for good.
+            ValueError: if a guider does not fit the main model.
+        """
+        self.results, self.skipped, self._loops = {}, {}, []
+        for name, evaluation in self.evaluations.items():
+            metrics = self.metrics if evaluation.metrics is None else evaluation.metrics
+            try:
+                ready = {key: self._prepare(metric, data, device) for key, metric in metrics.items()}
+                self._loops.append(SamplingLoop.begin(name, evaluation, models, ready))
+            except SnapshotMissing as missing:
+                if not missing.not_yet:
+                    raise
+                self._loops.append(None)
+                self.skipped[name] = str(missing)
+                rank_zero_info(f"evaluation {name!r} is skipped for now: {missing}")
+
+    def _prepare(self, metric: SampleMetric, data: DataView, device: torch.device) -> SampleMetric:
+        """A copy of `metric` that knows the real data; the data are read once for each configured metric."""
+        if id(metric) not in self._prepared:
+            prepared = metric.to(device)
+            prepared.prepare(data.reference(device))
+            self._prepared[id(metric)] = prepared
+        return self._prepared[id(metric)].clone()
+
+    def step(self, number: int, batch: SampleBatch, data: DataView) -> DrawnSamples | None:
+        """Draws one batch of loop `number`; None if that evaluation is skipped."""
+        loop = self._loops[number]
+        return None if loop is None else loop.draw(batch, data)
+
+    def finish(self, device: torch.device) -> dict[str, dict[str, float]]:
+        """Reduces all metrics over all processes: evaluation -> metric -> value."""
+        self.results = {loop.name: loop.finish(device) for loop in self._loops if loop is not None}
+        self._loops = []
+        return self.results

@@ -1,0 +1,53 @@
+"""Learning rates as functions of the images seen.
+
+Karras et al. 2024 (EDM2), https://arxiv.org/abs/2312.02696, equation 67: inverse square root decay after a ramp.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+__all__ = ["ConstantRate", "InverseSqrtRate", "LearningRate"]
+
+
+class LearningRate(ABC):
+    """A learning rate that depends on training time."""
+
+    @abstractmethod
+    def at(self, images: int) -> float:
+        """The rate of the step that starts after `images` images."""
+
+
+class InverseSqrtRate(LearningRate):
+    """peak / sqrt(max(n / decay_images, 1)) * min(n / rampup_images, 1) after n images.
+
+    EDM2 writes decay_images as reference batches times the batch size; its ramp is 10 million images, and the very
+    first step has rate 0.
+    """
+
+    def __init__(self, peak: float = 0.01, *, decay_images: float = math.inf, rampup_images: float = 0.0) -> None:
+        """`peak` is the reference rate; decay begins at `decay_images`; `rampup_images` = 0 means no ramp."""
+        if not (peak > 0 and decay_images > 0 and rampup_images >= 0):
+            raise ValueError(
+                "InverseSqrtRate needs peak > 0, decay_images > 0 and rampup_images >= 0, "
+                f"got {peak}, {decay_images} and {rampup_images}"
+            )
+        self.peak, self.decay_images, self.rampup_images = peak, decay_images, rampup_images
+
+    def at(self, images: int) -> float:
+        """The rate after `images` images."""
+        ramp = min(images / self.rampup_images, 1.0) if self.rampup_images else 1.0
+        return self.peak / math.sqrt(max(images / self.decay_images, 1.0)) * ramp
+
+
+class ConstantRate(LearningRate):
+    """`peak` after a linear ramp over `rampup_images` (EDM)."""
+
+    def __init__(self, peak: float = 1e-3, *, rampup_images: float = 0.0) -> None:
+        """`rampup_images` = 0 means no ramp."""
+        self.rate = InverseSqrtRate(peak, rampup_images=rampup_images)
+
+    def at(self, images: int) -> float:
+        """The rate after `images` images."""
+        return self.rate.at(images)

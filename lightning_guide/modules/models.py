@@ -1,0 +1,81 @@
+"""Where an evaluation finds its models: the averages alive in training and the snapshots on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from lightning_guide.denoiser import Denoiser
+from lightning_guide.snapshots import SnapshotStore
+
+__all__ = ["LiveAverages", "RunModels", "finished_model", "open_snapshots"]
+
+
+def open_snapshots(run: str | Path) -> SnapshotStore:
+    """The snapshots of a run.
+
+    Raises:
+        ValueError: if the run has none.
+    """
+    folder = Path(run) / "snapshots"
+    if not folder.is_dir():
+        near = Path(run) if Path(run).is_dir() else Path(run).parent
+        found = ", ".join(sorted(str(path.parent) for path in near.glob("*/snapshots"))) or "none"
+        raise ValueError(f"run {str(run)!r} has no snapshots: {folder} does not exist; runs with snapshots: {found}")
+    return SnapshotStore(folder)
+
+
+@runtime_checkable
+class LiveAverages(Protocol):
+    """A callback that holds averages of the model while it trains."""
+
+    def live(self, sigma_rel: float) -> Denoiser:
+        """The average of that length as it stands now."""
+
+
+class RunModels:
+    """The models of one evaluation: `main`, and snapshots of this or other runs, each loaded once."""
+
+    def __init__(self, main: Denoiser, *, run: str | Path, device: torch.device, until: int | None = None) -> None:
+        """`run` is the folder of the run under evaluation; its snapshots later than `until` images do not exist yet."""
+        self._main = main
+        self.run, self.device, self.until = Path(run), device, until
+        self._loaded: dict[tuple[str | None, int | float | str, float], Denoiser] = {}
+
+    @property
+    def main(self) -> Denoiser:
+        """The model under evaluation."""
+        return self._main
+
+    def snapshot(self, *, run: str | None, images: int | float | str, sigma_rel: float) -> Denoiser:
+        """That average, read or rebuilt, on the device of the evaluation.
+
+        Raises:
+            SnapshotMissing: if there is no such snapshot; its `not_yet` tells whether it is still to come.
+            ValueError: if the run does not exist.
+        """
+        key = (run, images, sigma_rel)
+        if key not in self._loaded:
+            if run is None:
+                store, until = SnapshotStore(self.run / "snapshots"), self.until
+            else:
+                store, until = open_snapshots(run), None
+            self._loaded[key] = store.guider(images=images, sigma_rel=sigma_rel, until=until).to(self.device)
+        return self._loaded[key]
+
+
+def finished_model(run: str | Path, images: int | float | str | None, sigma_rel: float) -> Denoiser:
+    """The average `sigma_rel` of a run after `images`; None: at its newest snapshot.
+
+    Raises:
+        ValueError: if the run has no such snapshot.
+    """
+    store = open_snapshots(run)
+    if images is None:
+        entries = [entry for entry in store.entries() if entry.sigma_rel > 0]
+        if not entries:
+            raise ValueError(f"run {str(run)!r} has no averaged snapshots yet in {store.folder}")
+        images = entries[-1].images
+    return store.guider(images=images, sigma_rel=sigma_rel)
