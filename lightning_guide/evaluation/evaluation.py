@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from lightning_guide.data import SampleBatch
@@ -13,7 +14,7 @@ from lightning_guide.denoiser import Denoiser
 from lightning_guide.evaluation.metric import SampleMetric
 from lightning_guide.guidance import Main
 from lightning_guide.samplers import Heun, Sampler
-from lightning_guide.seeds import mix
+from lightning_guide.seeds import SampleSeeds, mix
 
 __all__ = ["Evaluation", "SampleIndices"]
 
@@ -22,7 +23,13 @@ class SampleIndices(Dataset[SampleBatch]):
     """Samples first_index ... first_index + num_samples - 1 and their labels; label i depends on (seed, i) alone."""
 
     def __init__(
-        self, num_samples: int, num_classes: int, *, labels: Literal["balanced", "random"] | int, seed: int, first_index: int = 0
+        self,
+        num_samples: int,
+        num_classes: int,
+        *,
+        labels: Literal["balanced", "random"] | int,
+        seed: int,
+        first_index: int = 0,
     ) -> None:
         """`labels`: "balanced" (i modulo the classes), "random", or one class for all; -1 without classes.
 
@@ -65,6 +72,8 @@ class Evaluation:
         seed: sample i depends on (seed, i) alone; equal seeds pair the samples of two evaluations.
         first_index: index of the first sample, so that fresh samples need no new seed.
         labels: "balanced", "random", or one class index.
+        start: a distribution with `sample(n, generator) -> (x, ...)`; trajectories begin at its noised draws. Default:
+            pure noise, which is the same where sigma_max is far above the size of the data.
     """
 
     guidance: Denoiser = field(default_factory=Main)
@@ -75,9 +84,18 @@ class Evaluation:
     seed: int = 0
     first_index: int = 0
     labels: Literal["balanced", "random"] | int = "balanced"
+    start: nn.Module | None = None
 
     def dataset(self, num_classes: int) -> SampleIndices:
         """The samples to draw from a model of `num_classes` classes."""
         return SampleIndices(
             self.num_samples, num_classes, labels=self.labels, seed=self.seed, first_index=self.first_index
         )
+
+    def initial(self, denoiser: Denoiser, seeds: SampleSeeds, device: torch.device) -> Tensor:
+        """States at the sampler's first noise level, `(B, *data_shape)`."""
+        noise = self.sampler.initial(denoiser, seeds, device)
+        if self.start is None:
+            return noise
+        draws = [self.start.sample(1, generator)[0] for generator in seeds.generators("start")]  # type: ignore[operator]
+        return torch.cat(draws).to(noise).add_(noise)

@@ -57,9 +57,10 @@ class SamplingLoop:
         begin = time.perf_counter()
         condition = batch.condition if self.denoiser.num_classes else None
         seeds = SampleSeeds(self.evaluation.seed, batch.index.tolist())
-        trajectory = self.evaluation.sampler.sample(
-            self.denoiser, seeds=seeds, condition=condition, device=batch.index.device
-        )
+        start = [self.evaluation.initial(self.denoiser, seeds, batch.index.device)]  # handed over, not kept
+        steps = self.evaluation.sampler.steps(self.denoiser, start.pop(), seeds=seeds, condition=condition)
+        for trajectory in steps:
+            pass
         stored = data.decode(trajectory.x)
         for metric in self.metrics.values():
             metric.update(stored, batch.condition)

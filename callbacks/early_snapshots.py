@@ -1,0 +1,58 @@
+"""Snapshots of the model's youth: at given fractions of the planned run, so that guiders of exactly that age exist."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+import lightning.pytorch as pl
+
+from callbacks.post_hoc_ema import PostHocEMA
+from lightning_guide.modules.diffusion import DiffusionModule
+from lightning_guide.snapshots import fraction_images
+
+__all__ = ["EarlySnapshots"]
+
+
+class EarlySnapshots(pl.Callback):
+    """Lets `PostHocEMA` store its averages at `fractions` of the planned run.
+
+    Before each fraction it stores at `rebuildable` evenly spaced times as well, so that averages of other widths can
+    be rebuilt for exactly that age (16 times give a profile error of about 2 % at sigma_rel 0.20).
+    """
+
+    def __init__(
+        self, fractions: Sequence[str | float] = ("1/32", "1/16", "1/8", "1/3.5"), *, rebuildable: int = 16
+    ) -> None:
+        """`fractions` of the run; `rebuildable` = 1 keeps only the tracked averages at these times.
+
+        Raises:
+            ValueError: if a fraction is not in (0, 1], or `rebuildable` is below 1.
+        """
+        super().__init__()
+        if rebuildable < 1:
+            raise ValueError(f"EarlySnapshots needs rebuildable >= 1 (1 stores at the fractions alone), got {rebuildable}")
+        self.fractions, self.rebuildable = list(fractions), rebuildable
+        for fraction in self.fractions:
+            fraction_images(fraction, 1)
+
+    def times(self, planned_images: int) -> list[int]:
+        """All times in images at which a snapshot is taken."""
+        ends = [fraction_images(fraction, planned_images) for fraction in self.fractions]
+        spread = {int(Fraction(end * k, self.rebuildable)) for end in ends for k in range(1, self.rebuildable + 1)}
+        return sorted(spread - {0})
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Hands the times to the averages.
+
+        Raises:
+            ValueError: if the run has no planned end or no `PostHocEMA`.
+        """
+        assert isinstance(pl_module, DiffusionModule)
+        if pl_module.planned_images is None:
+            raise ValueError("EarlySnapshots needs a planned run: set trainer.max_steps")
+        averages = [c for c in trainer.callbacks if isinstance(c, PostHocEMA)]  # type: ignore[attr-defined]
+        if not averages:
+            raise ValueError("EarlySnapshots stores averages of callbacks.PostHocEMA; add that callback as well")
+        for average in averages:
+            average.also_at(self.times(pl_module.planned_images))

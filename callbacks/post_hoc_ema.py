@@ -1,0 +1,162 @@
+"""Power-function averages of the model in training, kept alive for evaluation and on disk for reconstruction.
+
+Karras et al. 2024 (EDM2), https://arxiv.org/abs/2312.02696, section 3. An average is a network of its own: evaluation
+calls it directly, nothing is swapped in or out of the trained one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+
+from lightning_guide.denoiser import Denoiser
+from lightning_guide.ema import gamma, retention, update_
+from lightning_guide.modules.diffusion import DiffusionModule
+from lightning_guide.snapshots import SnapshotStore
+
+__all__ = ["PostHocEMA"]
+
+
+class PostHocEMA(pl.Callback):
+    """Tracks averages of relative widths `sigma_rels` and stores them every `every_images` images.
+
+    After an update that moves the clock from t' to t images, average <- average + (1 - (t'/t)^(gamma+1)) (weights -
+    average), exact for any number of steps between updates.
+    """
+
+    def __init__(
+        self,
+        every_images: int,
+        *,
+        sigma_rels: Sequence[float] = (0.05, 0.10),
+        update_every_steps: int = 1,
+        dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+    ) -> None:
+        """`every_images`: distance of snapshots; `update_every_steps`: optimizer steps between updates.
+
+        Raises:
+            ValueError: if a width is impossible or given twice, or a distance is not positive.
+        """
+        super().__init__()
+        if every_images < 1 or update_every_steps < 1:
+            raise ValueError(
+                f"PostHocEMA needs every_images >= 1 and update_every_steps >= 1, got {every_images} and "
+                f"{update_every_steps}"
+            )
+        if not sigma_rels or len(set(sigma_rels)) < len(sigma_rels):
+            raise ValueError(f"PostHocEMA needs one or more different sigma_rels, got {list(sigma_rels)}")
+        self.gammas = {float(width): gamma(width) for width in sigma_rels}
+        self.every_images, self.update_every_steps = every_images, update_every_steps
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.images = 0
+        self._extra_times: set[int] = set()
+        self._averages: dict[float, Denoiser] = {}
+        self._restored: dict[str, dict[str, torch.Tensor]] = {}
+        self._source: Denoiser | None = None
+        self._step = 0
+
+    # What others ask for
+
+    def live(self, sigma_rel: float) -> Denoiser:
+        """The average of that width as it stands; it goes on changing with training.
+
+        Raises:
+            ValueError: if that width is not tracked, or nothing has been averaged yet.
+        """
+        if sigma_rel not in self.gammas:
+            raise ValueError(f"no average with sigma_rel={sigma_rel:g} is tracked; tracked: {sorted(self.gammas)}")
+        if not self.images:
+            raise ValueError(f"the average with sigma_rel={sigma_rel:g} holds nothing before the first training step")
+        self._copy_buffers()
+        return self._averages[sigma_rel]
+
+    def also_at(self, times: Sequence[int]) -> None:
+        """Asks for snapshots at further `times` in images: each at the first update that reaches it."""
+        self._extra_times.update(times)
+
+    # Life with the trainer
+
+    @property
+    def state_key(self) -> str:
+        """One for each set of averages."""
+        return self._generate_state_key(sigma_rels=sorted(self.gammas))
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Makes the averages, on the device of the model, or takes up those of a checkpoint."""
+        assert isinstance(pl_module, DiffusionModule), "PostHocEMA averages the denoiser of a DiffusionModule"
+        self._source = pl_module.denoiser
+        for width in self.gammas:
+            average = copy.deepcopy(self._source).float().eval().requires_grad_(False)
+            if str(width) in self._restored:
+                average.load_state_dict(self._restored[str(width)])
+            self._averages[width] = average
+        self._restored = {}
+        self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Updates after each optimizer step that is due, and stores what the clock has passed."""
+        last = trainer.global_step >= trainer.max_steps > 0
+        if trainer.global_step == self._step or (trainer.global_step % self.update_every_steps and not last):
+            return
+        self._step = trainer.global_step
+        assert isinstance(pl_module, DiffusionModule) and self._source is not None
+        before, now = self.images, pl_module.images_seen
+        weights = [parameter.detach() for parameter in self._source.parameters()]
+        for width, average in self._averages.items():
+            update_(list(average.parameters()), weights, retention(self.gammas[width], before, now))
+        self.images = now
+        due = now // self.every_images > before // self.every_images
+        if due or last or any(before < time <= now for time in self._extra_times):
+            self._save(trainer, pl_module)
+
+    def _save(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
+        """Writes every average; rank 0 only, no collective."""
+        if not trainer.is_global_zero:
+            return
+        self._copy_buffers()
+        store = SnapshotStore(f"{trainer.default_root_dir}/snapshots", dtype=self.dtype)
+        for width, average in self._averages.items():
+            store.save(
+                average.state_dict(),
+                images=self.images,
+                sigma_rel=width,
+                recipe=module.denoiser.recipe,
+                planned_images=module.planned_images,
+                buffers=[name for name, _ in average.named_buffers()],
+            )
+
+    def _copy_buffers(self) -> None:
+        """Buffers are no averages: they are those of the trained network."""
+        assert self._source is not None
+        for average in self._averages.values():
+            for copied, buffer in zip(average.buffers(), self._source.buffers(), strict=True):
+                copied.copy_(buffer)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Adds the averages, equal on all ranks."""
+        averages = {str(width): average.state_dict() for width, average in self._averages.items()}
+        checkpoint[self.state_key] = {"images": self.images, "averages": averages}
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Takes the averages of a checkpoint.
+
+        Raises:
+            ValueError: if the checkpoint was written with other widths.
+        """
+        if self.state_key not in checkpoint:
+            raise ValueError(
+                f"the checkpoint holds no averages with sigma_rels {sorted(self.gammas)}; "
+                "resume with the sigma_rels the run began with"
+            )
+        self.images = checkpoint[self.state_key]["images"]
+        self._restored = checkpoint[self.state_key]["averages"]

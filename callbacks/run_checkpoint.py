@@ -1,0 +1,73 @@
+"""The checkpoint a run continues from: at any instant at least one whole file, whatever kills the process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Checkpoint
+
+__all__ = ["RunCheckpoint", "newest_checkpoint"]
+
+
+class RunCheckpoint(Checkpoint):
+    """Writes `checkpoints/step-N.ckpt` in the run's folder every `every_steps` optimizer steps and at the end.
+
+    A file gets its name when it is whole (write, fsync, rename), and older ones go only after that.
+    """
+
+    def __init__(self, every_steps: int = 1000, *, keep: int = 2) -> None:
+        """`keep`: number of checkpoints that stay.
+
+        Raises:
+            ValueError: if either is below 1.
+        """
+        super().__init__()
+        if every_steps < 1 or keep < 1:
+            raise ValueError(f"RunCheckpoint needs every_steps >= 1 and keep >= 1, got {every_steps} and {keep}")
+        self.every_steps, self.keep = every_steps, keep
+        self._saved = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """What has been loaded need not be saved."""
+        self._saved = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves after an optimizer step that is due."""
+        if trainer.global_step > self._saved and trainer.global_step % self.every_steps == 0:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves the end, and the step at which a run was asked to stop."""
+        if trainer.global_step > self._saved:
+            self._save(trainer)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        """All ranks take part; rank 0 writes."""
+        self._saved = trainer.global_step
+        folder = checkpoint_folder(trainer.default_root_dir)
+        temporary = folder / f".step-{self._saved:09d}.ckpt.tmp"
+        trainer.save_checkpoint(temporary)
+        if trainer.is_global_zero:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(folder / f"step-{self._saved:09d}.ckpt")
+            for old in sorted(folder.glob("step-*.ckpt"))[: -self.keep]:
+                old.unlink()
+            for stray in folder.glob(".step-*.tmp"):
+                stray.unlink()
+        trainer.strategy.barrier()
+
+
+def checkpoint_folder(run: str | Path) -> Path:
+    """Where the checkpoints of a run lie."""
+    return Path(run) / "checkpoints"
+
+
+def newest_checkpoint(run: str | Path) -> Path | None:
+    """The whole checkpoint with the most steps, None if there is none."""
+    return max(checkpoint_folder(run).glob("step-*.ckpt"), default=None)

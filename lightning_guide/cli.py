@@ -1,0 +1,149 @@
+"""The command line: `lightning-guide fit | validate | test | predict` and the commands beside them.
+
+The first four are LightningCLI's, every class reachable by its class_path; `reconstruct` and `convert` are plain
+functions. `fit` continues from the newest checkpoint of the run's folder if there is one.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+from jsonargparse import auto_cli
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+import callbacks
+import datamodules
+import lightning_guide.evaluation
+import lightning_guide.guidance
+import lightning_guide.networks
+from callbacks.run_checkpoint import newest_checkpoint
+from datamodules.convert import convert
+from lightning_guide.modules.classifier import ClassifierModule
+from lightning_guide.modules.diffusion import DiffusionModule
+from lightning_guide.modules.monitor import TrainingDivergedError
+from lightning_guide.reconstruct import reconstruct
+
+__all__ = ["COMMANDS", "GuideCLI", "main"]
+
+COMMANDS: dict[str, Callable[..., Any]] = {"reconstruct": reconstruct, "convert": convert}
+
+# Classes that configs may name without their module.
+_SHORT_NAMES = (callbacks, datamodules, lightning_guide.evaluation, lightning_guide.guidance, lightning_guide.networks)
+_MODULES = (ClassifierModule, DiffusionModule)
+
+
+class SaveConfig(SaveConfigCallback):
+    """Keeps the config in the run's folder: `config.yaml` of a fit, `config.<command>.yaml` of the others."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """As Lightning's, but outside the log folder, and written again by each command."""
+        super().__init__(*args, **(kwargs | {"save_to_log_dir": False}))
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Writes the file; rank 0 only."""
+        command = trainer.state.fn.value if trainer.state.fn else stage
+        os.makedirs(trainer.default_root_dir, exist_ok=True)
+        name = "config.yaml" if command == "fit" else f"config.{command}.yaml"
+        self.parser.save(
+            self.config, os.path.join(trainer.default_root_dir, name), skip_none=False, overwrite=True, multifile=False
+        )
+
+
+class GuideCLI(LightningCLI):
+    """LightningCLI with the habits of this project."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Names the commands beside the Trainer's in the help."""
+        parser.epilog = f"commands beside these: {', '.join(COMMANDS)} (lightning-guide COMMAND --help)"
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: what a config and the command line say is never overridden by a checkpoint."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """The trainer, with checkpoints, clean stops and TensorBoard in the run's folder unless configured."""
+        config = self._get(self.config_init, "trainer")
+        run = config.get("default_root_dir")
+        if run is None:
+            raise ValueError("trainer.default_root_dir is not set; expected the folder of the run, such as runs/first")
+        if config.get("logger") in (None, True):
+            config["logger"] = TensorBoardLogger(run, name="", version="tensorboard", default_hp_metric=False)
+        chosen = config.get("callbacks") or []
+        for default in (callbacks.StopCleanly, callbacks.RunCheckpoint):
+            if not any(isinstance(callback, default) for callback in chosen):
+                kwargs.setdefault("callbacks", list(chosen)).append(default())
+        return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Continues a run that was begun."""
+        self._continue("fit")
+
+    def before_validate(self) -> None:
+        """Raw weights, if these are to be evaluated, are those of the newest checkpoint."""
+        self._raw_weights("validate")
+
+    def before_test(self) -> None:
+        """As for validate."""
+        self._raw_weights("test")
+
+    def before_predict(self) -> None:
+        """As for validate; samples go to callbacks and are not gathered in memory."""
+        self._raw_weights("predict")
+        self.config_init["predict"]["return_predictions"] = False
+
+    def _raw_weights(self, command: str) -> None:
+        if getattr(self.model, "average", None) is None:
+            self._continue(command)
+
+    def _continue(self, command: str) -> None:
+        arguments = self.config_init[command]
+        if arguments.get("ckpt_path") is None:
+            arguments["ckpt_path"] = newest_checkpoint(self.trainer.default_root_dir)
+
+
+TRAINER_DEFAULTS = {
+    # one endless epoch, counted in steps; validation every so many of them
+    "max_epochs": -1,
+    "check_val_every_n_epoch": None,
+    "num_sanity_val_steps": 0,
+    # every datamodule splits its data over the ranks itself, exactly
+    "use_distributed_sampler": False,
+    # gradient-based guidance needs gradients in validation
+    "inference_mode": False,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `lightning-guide`; mistakes of the user end in one sentence and exit status 1.
+
+    With LIGHTNING_GUIDE_TRACEBACK=1 in the environment the traceback is shown instead.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if arguments and arguments[0] in COMMANDS:
+            auto_cli(COMMANDS[arguments[0]], args=arguments[1:], prog=f"lightning-guide {arguments[0]}")
+            return
+        GuideCLI(
+            pl.LightningModule,
+            pl.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=SaveConfig,
+            seed_everything_default=0,
+            trainer_defaults=TRAINER_DEFAULTS,
+            auto_configure_optimizers=False,
+            parser_kwargs={"prog": "lightning-guide"},
+            args=arguments,
+        )
+    except (ValueError, OSError, TrainingDivergedError) as error:
+        if os.environ.get("LIGHTNING_GUIDE_TRACEBACK"):
+            raise
+        sys.exit(f"lightning-guide: error: {error}")
+
+
+if __name__ == "__main__":
+    main()

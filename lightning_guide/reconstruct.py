@@ -1,0 +1,56 @@
+"""Post-hoc reconstruction as a command: averages of any width and age out of the snapshots of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning_guide.modules.models import open_snapshots
+from lightning_guide.snapshots import SnapshotStore
+
+__all__ = ["reconstruct"]
+
+
+def reconstruct(
+    run: str,
+    sigma_rels: list[float],
+    *,
+    images: list[int | float | str] | None = None,
+    out: str | None = None,
+    max_error: float = 0.05,
+) -> list[str]:
+    """Rebuilds averages of the model in `run`, all in one pass over its snapshots.
+
+    Args:
+        run: folder of the run.
+        sigma_rels: relative widths wanted.
+        images: ages wanted, counts or fractions of the planned run such as "1/16"; default the newest.
+        out: where they go, as a run of its own; default RUN/reconstructed.
+        max_error: largest relative error of the averaging profile that is accepted.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ValueError: if the run, an age, or enough snapshots for a width are missing.
+    """
+    source = open_snapshots(run)
+    entries = [entry for entry in source.entries() if entry.sigma_rel > 0]
+    if not entries:
+        raise ValueError(f"run {run!r} has no averaged snapshots in {source.folder}")
+    ages = [source.resolve_images(age) for age in images] if images else [entries[-1].images]
+    targets = [(age, width) for age in ages for width in sigma_rels]
+    recipe = source.load(entries[-1])[1]
+    target_store = SnapshotStore(Path(out or f"{run}/reconstructed") / "snapshots")
+    files = []
+    for (age, width), tensors in zip(targets, source.reconstruct(targets, max_error=max_error), strict=True):
+        path = target_store.save(
+            tensors,
+            images=age,
+            sigma_rel=width,
+            recipe=recipe.recipe,
+            planned_images=recipe.planned_images,
+            buffers=recipe.buffers,
+        )
+        print(f"sigma_rel {width:g} after {age} images: {path}")
+        files.append(str(path))
+    return files
