@@ -1,8 +1,8 @@
 r"""Exact denoisers of Gaussians and Gaussian mixtures: the oracles everything else is held against.
 
-For p_data = sum_k w_k N(mu_k, Sigma_k) the noised density is p(x; sigma) = sum_k w_k N(x; mu_k, Sigma_k + sigma^2 I), and
+For p_data = sum_k w_k N(mu_k, Sigma_k) the noised density is p(x; sigma) = sum_k w_k N(x; mu_k, Sigma_k + sigma^2 I),
 
-    D(x, sigma) = sum_k r_k(x) [mu_k + Sigma_k (Sigma_k + sigma^2 I)^-1 (x - mu_k)],
+    D(x, sigma) = sum_k r_k(x) [mu_k + Sigma_k (Sigma_k + sigma^2 I)^-1 (x - mu_k)]
 
 with the responsibilities r_k = softmax_k(ln w_k + ln N(x; mu_k, Sigma_k + sigma^2 I)).
 """
@@ -43,20 +43,29 @@ class GaussianMixture(Denoiser):
         """`means` (K, d), `covariances` (K, d, d), `weights` (K,) (default: equal), `labels` (K,) class of each.
 
         Raises:
-            ValueError: if the shapes disagree or a covariance has a negative eigenvalue.
+            ValueError: if the shapes disagree, a covariance is not symmetric or has a negative eigenvalue, or the
+                weights are no distribution.
         """
         super().__init__()
-        mean, covariance = torch.as_tensor(means).double(), torch.as_tensor(covariances).double()
+        mean = torch.as_tensor(means, dtype=torch.float64)
+        covariance = torch.as_tensor(covariances, dtype=torch.float64)
         count, dim = mean.shape if mean.ndim == 2 else (-1, -1)
-        weight = torch.ones(count).double() if weights is None else torch.as_tensor(weights).double()
+        weight = torch.as_tensor([1.0] * count if weights is None else weights, dtype=torch.float64)
         if covariance.shape != (count, dim, dim) or weight.shape != (count,):
             raise ValueError(
                 "a mixture needs means (K, d), covariances (K, d, d) and weights (K,), "
                 f"got {tuple(mean.shape)}, {tuple(covariance.shape)} and {tuple(weight.shape)}"
             )
+        if not torch.allclose(covariance, covariance.mT):
+            raise ValueError("the covariances of a mixture must be symmetric")
+        if bool((weight < 0).any()) or not float(weight.sum()) > 0:
+            raise ValueError(f"the weights of a mixture must be >= 0 with a positive sum, got {weight.tolist()}")
         eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
-        if bool((eigenvalues < -1e-10).any()):
+        # singular ones may come out of float32 arithmetic
+        if bool((eigenvalues < -1e-6 * eigenvalues.abs().amax(-1, keepdim=True)).any()):
             raise ValueError(f"a covariance has the negative eigenvalue {float(eigenvalues.min()):.3g}")
+        if labels is not None and len(labels) != count:
+            raise ValueError(f"a mixture of {count} components needs as many labels, got {len(labels)}")
         self.data_shape, self.sigma_data = (dim,), sigma_data
         self.labels = None if labels is None else torch.as_tensor(labels)
         self.num_classes = 0 if self.labels is None else int(self.labels.max()) + 1
@@ -69,12 +78,16 @@ class GaussianMixture(Denoiser):
         """Joint log-densities (B, K), coordinates in the eigenbasis (B, K, d) and noised variances (B or 1, K, d)."""
         offset = torch.einsum("bkd,kde->bke", x[:, None, :] - self.means.to(x), self.eigenvectors.to(x))
         variance = self.eigenvalues.to(x) + sigma.to(x).reshape(-1, 1, 1) ** 2
-        log_joint = self.log_weights.to(x) - 0.5 * (
-            offset**2 / variance + variance.log() + math.log(2 * math.pi)
-        ).sum(-1)
+        exponent = (offset**2 / variance + variance.log() + math.log(2 * math.pi)).sum(-1)
+        log_joint = self.log_weights.to(x) - 0.5 * exponent
         if condition is not None and self.labels is not None:
-            other = self.labels.to(x.device)[None, :] != condition[:, None]
-            log_joint = log_joint.masked_fill(other & (condition >= 0)[:, None], -math.inf)
+            allowed = (self.labels.to(x.device)[None, :] == condition[:, None]) | (condition < 0)[:, None]
+            if not bool(allowed.any(1).all()):
+                raise ValueError(
+                    f"class label {int(condition[~allowed.any(1)][0])} has no component in this mixture; "
+                    f"it knows labels {sorted(set(self.labels.tolist()))}, and -1 for no condition"
+                )
+            log_joint = log_joint.masked_fill(~allowed, -math.inf)
         return log_joint, offset, variance
 
     def log_density(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -103,4 +116,5 @@ class GaussianMixture(Denoiser):
 
 def gaussian(mean: Sequence[float], covariance: Sequence[Sequence[float]] | Tensor) -> GaussianMixture:
     """The exact denoiser of one Gaussian N(mean, covariance), linear in x."""
-    return GaussianMixture(torch.as_tensor(mean)[None], torch.as_tensor(covariance)[None])
+    double = torch.float64
+    return GaussianMixture(torch.as_tensor(mean, dtype=double)[None], torch.as_tensor(covariance, dtype=double)[None])

@@ -21,7 +21,7 @@ class Batch(NamedTuple):
 class SampleBatch(NamedTuple):
     """Samples to be drawn: `index` int64 (B,) names each one, `condition` int64 (B,), -1 = no condition."""
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
     condition: Tensor
 
 

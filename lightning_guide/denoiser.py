@@ -37,6 +37,16 @@ class Prediction:
     clean: Tensor
     noise: Tensor | None = None
 
+    def direction(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """The noise at (x, sigma), its own or (x - clean) / sigma, with `sigma` (B,) or ()."""
+        return (x - self.clean).div_(expand(sigma, x)) if self.noise is None else self.noise
+
+    def step(self, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+        """clean + sigma_next noise: where this prediction at (x, sigma) expects x to be at `sigma_next` ()."""
+        if self.noise is None:
+            return torch.lerp(self.clean, x, sigma_next / sigma)
+        return torch.addcmul(self.clean, self.noise, sigma_next)
+
 
 @dataclass
 class Trajectory:
@@ -150,7 +160,9 @@ class Preconditioned(Denoiser):
             ValueError: if the shape of `x` is not that of the network.
         """
         if tuple(x.shape[1:]) != self.data_shape:
-            raise ValueError(f"x has shape {tuple(x.shape[1:])} without the batch; this network expects {self.data_shape}")
+            raise ValueError(
+                f"x has shape {tuple(x.shape[1:])} without the batch; this network expects {self.data_shape}"
+            )
         sigma = sigma.to(torch.float32)
         s, s_d = expand(sigma, x), self.sigma_data
         c_in = (s**2 + s_d**2).rsqrt()

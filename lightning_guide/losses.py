@@ -103,7 +103,9 @@ class ScoreMatchingLoss(TrainingLoss):
         """`exact`: a distribution with `denoise(x, sigma)`, whose exact score is the target; None: D* = y."""
         super().__init__(noise)
         if exact is not None and not hasattr(exact, "denoise"):
-            raise ValueError(f"exact scores need a distribution with denoise(x, sigma); {type(exact).__name__} has none")
+            raise ValueError(
+                f"exact scores need a distribution with denoise(x, sigma); {type(exact).__name__} has none"
+            )
         self.exact = exact
 
     def compare(self, denoised: Tensor, clean: Tensor, noised: Tensor, sigma: Tensor) -> LossTerms:

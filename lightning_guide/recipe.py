@@ -19,9 +19,10 @@ Recipe = dict[str, Any]
 
 
 class Recorded:
-    """Remembers the arguments of its own construction in `recipe`.
+    """Remembers the arguments of its own construction, defaults included, in `recipe`.
 
-    Arguments may be numbers, strings, None, lists, tuples, dicts of those, and other `Recorded` objects.
+    A default that a later version changes does not change what a recipe on disk builds. Arguments may be numbers,
+    strings, None, lists, tuples, tensors, dicts with string keys of those, and other `Recorded` objects.
     """
 
     _arguments: dict[str, Any]
@@ -29,10 +30,15 @@ class Recorded:
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Creates the object and notes the arguments."""
         self = super().__new__(cls)
-        bound = inspect.signature(cls.__init__).bind_partial(self, *args, **kwargs)
-        arguments = dict(bound.arguments)
-        arguments.pop("self", None)
-        arguments.update(arguments.pop("kwargs", {}))
+        signature = inspect.signature(cls.__init__)
+        bound = signature.bind_partial(self, *args, **kwargs)
+        bound.apply_defaults()
+        arguments: dict[str, Any] = {}
+        for name, value in list(bound.arguments.items())[1:]:  # all but self
+            if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+                arguments.update(value)
+            elif signature.parameters[name].kind is not inspect.Parameter.VAR_POSITIONAL:
+                arguments[name] = value
         # nn.Module.__setattr__ is not usable before nn.Module.__init__; a module among the arguments must
         # not be registered as a child here anyway.
         object.__setattr__(self, "_arguments", arguments)
@@ -58,13 +64,13 @@ def _plain(value: Any, where: str) -> Any:
         return value
     if isinstance(value, list | tuple):
         return [_plain(item, where) for item in value]
-    if isinstance(value, dict):
-        return {str(key): _plain(item, where) for key, item in value.items()}
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _plain(item, where) for key, item in value.items()}
     if isinstance(value, torch.Tensor):
         return value.tolist()
     raise ValueError(
         f"{where} is a {type(value).__name__}, which a recipe cannot hold; "
-        "expected numbers, strings, lists, dicts or objects that record their own recipe"
+        "expected numbers, strings, lists, dicts with string keys or objects that record their own recipe"
     )
 
 
@@ -72,13 +78,15 @@ def build(recipe: Recipe) -> Any:
     """Calls the constructor that a recipe describes.
 
     Raises:
-        ValueError: if the class does not exist, is not a `Recorded` class, or refuses its arguments.
+        ValueError: if it is no recipe, the class does not exist, is not a `Recorded` class, or refuses its arguments.
     """
-    path = recipe.get("class_path", "")
+    if not isinstance(recipe, dict) or "class_path" not in recipe:
+        raise ValueError(f"a recipe is a dict with class_path and init_args, got {recipe!r}")
+    path = recipe["class_path"]
     module_name, _, class_name = str(path).rpartition(".")
     try:
         cls = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"recipe names the class {path!r}, which cannot be imported here: {error}") from None
     if not (isinstance(cls, type) and issubclass(cls, Recorded)):
         raise ValueError(f"recipe names {path!r}; expected a class of a network or a denoiser (a subclass of Recorded)")

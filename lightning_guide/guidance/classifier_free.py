@@ -23,6 +23,21 @@ class Unconditional(Guidance):
         """0: labels are ignored."""
         return 0
 
+    def resolve(self, models: Models) -> Denoiser:
+        """As `Guidance.resolve`.
+
+        Raises:
+            ValueError: if the model has no labels to drop.
+        """
+        resolved = super().resolve(models)
+        assert isinstance(resolved, Unconditional)
+        if resolved.positive.num_classes == 0:
+            raise ValueError(
+                "classifier-free guidance needs a model with labels (this one has num_classes=0), "
+                "or an unconditional network of its own (unconditional: ...)"
+            )
+        return resolved
+
     def start(self, trajectory: Trajectory) -> Predict:
         """The denoiser's own trajectory, without condition."""
         predict = self.positive.start(trajectory)
@@ -47,18 +62,3 @@ class ClassifierFreeGuidance(Guided):
         positive = positive if positive is not None else Main()
         negative = unconditional if unconditional is not None else Unconditional(positive)
         super().__init__([negative], [weight], positive=positive)
-        self._drops_labels = unconditional is None
-
-    def resolve(self, models: Models) -> Denoiser:
-        """As `Guided.resolve`.
-
-        Raises:
-            ValueError: if the model has no labels to drop and no unconditional network was given.
-        """
-        resolved = super().resolve(models)
-        if self._drops_labels and resolved.num_classes == 0:
-            raise ValueError(
-                "ClassifierFreeGuidance needs a model with labels (this one has num_classes=0), "
-                "or an unconditional network of its own (unconditional: ...)"
-            )
-        return resolved

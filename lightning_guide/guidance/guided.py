@@ -47,7 +47,7 @@ class Guidance(Denoiser):
             ValueError: if `sigma` holds different levels, since an interval is decided for all samples at once.
         """
         if sigma.numel() > 1 and bool((sigma != sigma.reshape(-1)[0]).any()):
-            raise ValueError(f"{type(self).__name__} guides at one noise level at a time, got {sigma.numel()} different ones")
+            raise ValueError(f"{type(self).__name__} guides at one noise level at a time, got {sigma.numel()} of them")
         level = sigma.reshape(-1)[0]
         trajectory = Trajectory(x=x, seeds=SampleSeeds(0, range(len(x))), sigma=float(level))
         return self.start(trajectory)(x, level, condition).clean
@@ -55,21 +55,27 @@ class Guidance(Denoiser):
     def resolve(self, models: Models) -> Denoiser:
         """A copy with every reference replaced by its model, all the way down."""
         resolved = copy.copy(self)
-        resolved._modules = {name: _resolved(child, models) for name, child in self._modules.items()}
+        _resolve_children(resolved, models)
         return resolved
 
 
-def _resolved(module: nn.Module | None, models: Models) -> nn.Module | None:
-    """One child: a denoiser is resolved, a list of them is resolved one by one."""
-    if isinstance(module, Denoiser):
-        return module.resolve(models)
-    if isinstance(module, nn.ModuleList):
-        return nn.ModuleList([_resolved(child, models) for child in module])
-    return module
+def _resolve_children(module: nn.Module, models: Models) -> None:
+    """Replaces what holds denoisers among the children: a denoiser by its resolution, anything else by a copy."""
+    module._modules = dict(module._modules)
+    for name, child in module.named_children():
+        if isinstance(child, Denoiser):
+            module._modules[name] = child.resolve(models)
+        elif any(isinstance(part, Denoiser) for part in child.modules()):
+            module._modules[name] = shell = copy.copy(child)
+            _resolve_children(shell, models)
 
 
 class Guided(Guidance):
-    """D = D_pos + sum_i (w_i - 1) (D_pos - D_i). One negative: exactly D_i at w = 0, exactly D_pos at w = 1."""
+    """D = D_pos + sum_i (w_i - 1) (D_pos - D_i). One negative: exactly D_i at w = 0, exactly D_pos at w = 1.
+
+    A positive or negative that tells its noise direction from its clean estimate (CFG++, energies) is combined in both
+    alike.
+    """
 
     def __init__(
         self,
@@ -108,19 +114,26 @@ class Guided(Guidance):
         negatives = [negative.start(trajectory) for negative in self.negatives]  # type: ignore[operator]
 
         def predict(x: Tensor, sigma: Tensor, condition: Tensor | None) -> Prediction:
-            weights = [weight_at(weight, trajectory.sigma) for weight in self.weights]
-            if all(weight == 1 for weight in weights):
-                return positive(x, sigma, condition)
-            clean = pos = positive(x, sigma, condition).clean
-            for weight, negative in zip(weights, negatives, strict=True):
-                if weight == 1:
-                    continue
-                neg = negative(x, sigma, condition).clean
-                clean = torch.lerp(neg, pos, weight) if clean is pos else clean + (weight - 1) * (pos - neg)
-                del neg
-            return Prediction(clean)
+            guided = pos = positive(x, sigma, condition)
+            for schedule, negative in zip(self.weights, negatives, strict=True):
+                weight = weight_at(schedule, trajectory.sigma)
+                if weight != 1:
+                    guided = _push(guided, pos, negative(x, sigma, condition), weight, x, sigma)
+            return guided
 
         return predict
+
+
+def _push(guided: Prediction, pos: Prediction, neg: Prediction, weight: float, x: Tensor, sigma: Tensor) -> Prediction:
+    """`guided` + (weight - 1) (`pos` - `neg`), exactly `neg` at weight 0 if this is the first negative."""
+
+    def line(total: Tensor, p: Tensor, n: Tensor) -> Tensor:
+        return torch.lerp(n, p, weight) if guided is pos else (p - n).mul_(weight - 1).add_(total)
+
+    clean = line(guided.clean, pos.clean, neg.clean)
+    if guided.noise is None and neg.noise is None:
+        return Prediction(clean)
+    return Prediction(clean, line(*(each.direction(x, sigma) for each in (guided, pos, neg))))
 
 
 def _check_fits(positive: Denoiser, negative: nn.Module) -> None:
@@ -129,6 +142,8 @@ def _check_fits(positive: Denoiser, negative: nn.Module) -> None:
     if isinstance(positive, Reference) or isinstance(negative, Reference):
         return
     if negative.data_shape not in ((), positive.data_shape):
-        raise ValueError(f"the guider works on x of shape {negative.data_shape}, the main model on {positive.data_shape}")
+        raise ValueError(
+            f"the guider works on x of shape {negative.data_shape}, the main model on {positive.data_shape}"
+        )
     if negative.num_classes not in (0, positive.num_classes):
         raise ValueError(f"the guider knows {negative.num_classes} classes, the main model {positive.num_classes}")

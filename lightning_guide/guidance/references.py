@@ -6,6 +6,8 @@ real models when an evaluation begins.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser, Models
@@ -15,6 +17,16 @@ __all__ = ["Main", "Reference", "Snapshot"]
 
 class Reference(Denoiser):
     """A name for a denoiser that is not there yet."""
+
+    def __getattr__(self, name: str) -> Any:
+        """What only the model knows.
+
+        Raises:
+            ValueError: for its data_shape, num_classes and sigma_data.
+        """
+        if name in ("data_shape", "num_classes", "sigma_data"):
+            raise ValueError(f"{type(self).__name__} is a reference without {name}; call resolve(models) first")
+        return super().__getattr__(name)
 
     def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
         """Never possible: a reference has to be resolved first.

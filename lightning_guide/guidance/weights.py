@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 
+from lightning_guide.recipe import Recorded
+
 __all__ = ["CosineWeight", "Interval", "WeightSchedule", "weight_at"]
 
 
-class WeightSchedule(ABC):
+class WeightSchedule(Recorded, ABC):
     """A guidance weight that depends on sigma."""
 
     @abstractmethod
