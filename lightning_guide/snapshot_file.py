@@ -1,0 +1,192 @@
+"""One snapshot on disk: a safetensors file whose header says what it is, and whose checksum proves it whole.
+
+The header's metadata holds, as strings: the format, images seen, sigma_rel (0 for raw weights), the recipe of the
+network, the planned length of the run, the names of the buffers, the version of the code, and a SHA-256 checksum
+over all of these and over names, types, shapes and bytes of the tensors. Nothing is ever unpickled.
+Format: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lightning_guide import __version__
+
+__all__ = ["Metadata", "atomic", "read", "read_metadata", "write"]
+
+FORMAT = "lightning-guide snapshot 1"
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a snapshot file says about itself.
+
+    Attributes:
+        images: number of training images seen, exactly.
+        sigma_rel: relative width of the average; 0 means raw weights.
+        recipe: how to build the network (`lightning_guide.recipe`).
+        planned_images: planned length of the run, if there was a plan.
+        buffers: names of the tensors that are copied, not averaged.
+        code_version: version of lightning-guide that wrote the file.
+    """
+
+    images: int
+    sigma_rel: float
+    recipe: dict[str, Any]
+    planned_images: int | None = None
+    buffers: tuple[str, ...] = ()
+    code_version: str = __version__
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], metadata: Metadata, *, dtype: torch.dtype) -> None:
+    """Writes a snapshot file atomically: at every moment `path` is absent, the old file, or the whole new one.
+
+    Averaged tensors are stored in `dtype`; the buffers named in `metadata` stay bit for bit what they are.
+
+    Raises:
+        OSError: if the disk refuses.
+    """
+    stored = _storable(tensors, metadata.buffers, dtype)
+    header = {
+        "format": FORMAT,
+        "images": str(metadata.images),
+        "sigma_rel": repr(metadata.sigma_rel),
+        "recipe": json.dumps(metadata.recipe, sort_keys=True),
+        "planned_images": json.dumps(metadata.planned_images),
+        "buffers": json.dumps(metadata.buffers),
+        "code_version": metadata.code_version,
+    }
+    header["checksum"] = _checksum(stored, header)
+    with atomic(path) as temporary:
+        try:
+            save_file(stored, temporary, metadata=header)
+        except SafetensorError as error:
+            raise OSError(f"cannot write {path}: {error}") from error
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], Metadata]:
+    """Tensors, in the types they were stored in, and metadata of a snapshot file, after proving it whole.
+
+    Raises:
+        ValueError: naming the file, if it is missing, cut off, altered, or no snapshot at all.
+    """
+    _header(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = dict(file.metadata())  # of the file that is open, should a writer just replace it
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    if header.pop("checksum", None) != _checksum(tensors, header):
+        raise ValueError(f"{path} was altered after it was written: its checksum does not match its contents")
+    return tensors, _decode(path, header)
+
+
+def read_metadata(path: Path) -> Metadata:
+    """Metadata from the header alone; the size is checked, the checksum is not.
+
+    Raises:
+        ValueError: naming the file, if it is missing, cut off, or no snapshot at all.
+    """
+    return _decode(path, _header(path))
+
+
+@contextmanager
+def atomic(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Hands out a temporary path in the folder of `path`; what is written there becomes `path` at once.
+
+    A process killed inside leaves `path` as it was and at most the temporary file, a dot file ending in ``.tmp``.
+    If `durable`, the new file also survives a loss of power from the moment this returns.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        if durable:
+            _sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file, or the list of files of a folder, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _storable(tensors: Mapping[str, Tensor], buffers: Collection[str], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors on the CPU in their storage types, contiguous, none sharing memory with another."""
+    stored: dict[str, Tensor] = {}
+    memory: set[int] = set()
+    for name, tensor in tensors.items():
+        kept = tensor.detach().to("cpu", tensor.dtype if name in buffers else dtype).contiguous()
+        stored[name] = kept.clone() if kept.untyped_storage().data_ptr() in memory else kept
+        memory.add(stored[name].untyped_storage().data_ptr())
+    return stored
+
+
+def _checksum(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
+    """SHA-256 over the header and over name, type, shape and bytes of every tensor."""
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _header(path: Path) -> dict[str, str]:
+    """The metadata strings of a file whose size agrees with its header."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            text = file.read(length) if length <= size - 8 else b""
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist") from None
+    try:
+        contents = json.loads(text)
+        header = contents.pop("__metadata__")
+        expected = 8 + length + max((entry["data_offsets"][1] for entry in contents.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        raise ValueError(f"{path} is no snapshot, or its header is cut off or damaged ({size} bytes)") from None
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        found = header.get("format") if isinstance(header, dict) else header
+        raise ValueError(f"{path} is no snapshot that this version can read: expected {FORMAT!r}, found {found!r}")
+    if size != expected:
+        what = "is truncated" if size < expected else "has foreign bytes at its end"
+        raise ValueError(f"{path} {what}: {size} bytes, expected {expected}")
+    return header
+
+
+def _decode(path: Path, header: Mapping[str, str]) -> Metadata:
+    """The metadata strings as typed values."""
+    try:
+        return Metadata(
+            images=int(header["images"]),
+            sigma_rel=float(header["sigma_rel"]),
+            recipe=json.loads(header["recipe"]),
+            planned_images=json.loads(header["planned_images"]),
+            buffers=tuple(json.loads(header["buffers"])),
+            code_version=header["code_version"],
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} has damaged metadata: {error!r}") from None

@@ -1,0 +1,127 @@
+"""How snapshots are named: on disk, by a user (a count or a fraction of the run), and in an error message."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+from lightning_guide.ema import LARGEST_SIGMA_REL
+
+__all__ = [
+    "Entry",
+    "SnapshotMissing",
+    "available",
+    "file_name",
+    "fraction_images",
+    "parse_file_names",
+    "parse_images",
+]
+
+_NAME = re.compile(r"images-(\d{12,})-sigma_rel-(0\.\d{4})\.safetensors")
+
+
+@dataclass(frozen=True, order=True)
+class Entry:
+    """One file of a store: weights after `images` training images, averaged with `sigma_rel` (0: raw)."""
+
+    images: int
+    sigma_rel: float
+    path: Path
+
+
+class SnapshotMissing(ValueError):  # noqa: N818 - reads as what it is
+    """A snapshot that is not in the store; the message says which ones are.
+
+    Attributes:
+        not_yet: whether it lies in the future of the run: later than the newest snapshot, or than `until`.
+    """
+
+    def __init__(self, message: str, *, not_yet: bool) -> None:
+        """Keeps the sentence, and whether waiting can help."""
+        super().__init__(message)
+        self.not_yet = not_yet
+
+
+def file_name(images: int, sigma_rel: float) -> str:
+    """Name of the snapshot's file, from which (images, sigma_rel) can be read back exactly.
+
+    Raises:
+        ValueError: if `images` is negative, or 0 for an average, or `sigma_rel` is neither 0 nor a number of
+            at most 4 decimals in (0, 12^-0.5).
+    """
+    if abs(sigma_rel - round(sigma_rel, 4)) > 1e-9 or not 0 <= sigma_rel < LARGEST_SIGMA_REL:
+        raise ValueError(
+            f"sigma_rel of a snapshot must be 0 (raw weights) or a number of at most 4 decimals below "
+            f"12^-0.5 = {LARGEST_SIGMA_REL:.4f}, got {sigma_rel}"
+        )
+    if images < 0 or (images == 0 and sigma_rel > 0):
+        raise ValueError(f"a snapshot needs a positive number of images, got {images}")
+    return f"images-{images:012d}-sigma_rel-{sigma_rel:.4f}.safetensors"
+
+
+def parse_file_names(folder: Path, names: Iterable[str]) -> list[Entry]:
+    """Those `names` that name snapshots in `folder`, sorted; all others are left out."""
+    matches = ((name, _NAME.fullmatch(name)) for name in names)
+    return sorted(Entry(int(match[1]), float(match[2]), folder / name) for name, match in matches if match)
+
+
+def parse_images(images: int | float | str) -> int | Fraction:
+    """A count of images as int, a fraction of the planned run in (0, 1] as Fraction.
+
+    An int, '4096' and a whole float above 1 are counts; a float up to 1, '1.0', '0.25', '1/16' and '1/3.5' are
+    fractions. A float stands for the simplest fraction near it, so that 0.3 of 1000 images are 300.
+
+    Raises:
+        ValueError: if `images` is neither.
+    """
+    wanted = (
+        "expected a count of images or a fraction of the planned run such as 0.25, '1/16' or '1/3.5', "
+        f"got {images!r}"
+    )
+    if isinstance(images, bool) or not isinstance(images, int | float | str):
+        raise ValueError(wanted)
+    if isinstance(images, int) or (isinstance(images, str) and images.strip().isdecimal()):
+        if int(images) < 0:
+            raise ValueError(wanted)
+        return int(images)
+    if isinstance(images, float) and images > 1 and images.is_integer():
+        return int(images)
+    numerator, _, denominator = str(images).partition("/")
+    try:
+        share = Fraction(numerator.strip()) / Fraction(denominator.strip() or 1)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(wanted) from None
+    if isinstance(images, float):
+        share = share.limit_denominator(1_000_000)
+    if not 0 < share <= 1:
+        raise ValueError(wanted)
+    return share
+
+
+def fraction_images(fraction: float | str, planned_images: int) -> int:
+    """floor(fraction * planned_images), exactly: where in a run a fraction lies.
+
+    Raises:
+        ValueError: if `fraction` is not a fraction in (0, 1] as `parse_images` reads it.
+    """
+    share = parse_images(fraction)
+    if isinstance(share, int):
+        raise ValueError(f"expected a fraction of the planned run such as 0.25, '1/16' or 1.0, got {fraction!r}")
+    return math.floor(share * planned_images)
+
+
+def available(entries: Sequence[Entry]) -> str:
+    """What there is, in a few words for an error message."""
+    if not entries:
+        return "there are no snapshots"
+    times = sorted({entry.images for entry in entries})
+    widths = sorted({entry.sigma_rel for entry in entries})
+    shown = [str(count) for count in times]
+    if len(shown) > 8:
+        shown = [*shown[:4], "...", *shown[-3:]]
+    widths_shown = ", ".join(f"{width:g}" for width in widths)
+    return f"available: images {', '.join(shown)} ({len(times)} in all), sigma_rel {widths_shown}"

@@ -1,0 +1,284 @@
+"""The snapshot store: which weights were kept when, on disk, and how to get any average of them back.
+
+A folder holds one file for each (images, sigma_rel) and `index.json`, a cache of the folder. Only the training
+process of rank 0 writes; anybody may read at the same time. A process killed at any moment leaves a readable
+store: a file has its final name only once it is whole, and is found again if the index does not list it yet.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_guide.denoiser import Denoiser
+from lightning_guide.ema import gamma
+from lightning_guide.post_hoc import Rebuilt, accumulate, shares
+from lightning_guide.recipe import build
+from lightning_guide.snapshot_file import Metadata, atomic, read, read_metadata, write
+from lightning_guide.snapshot_names import (
+    Entry,
+    SnapshotMissing,
+    available,
+    file_name,
+    fraction_images,
+    parse_file_names,
+    parse_images,
+)
+
+__all__ = ["Entry", "Metadata", "SnapshotMissing", "SnapshotStore", "fraction_images"]
+
+_INDEX = "index.json"
+
+
+class SnapshotStore:
+    """Snapshots of one run in `folder`, stored in `dtype`.
+
+    Opening reads nothing and writes nothing; the folder is made by the first `save`.
+    """
+
+    def __init__(self, folder: Path | str, *, dtype: torch.dtype = torch.float32) -> None:
+        """Raises ValueError if `folder` is a file or `dtype` no floating type."""
+        self.folder = Path(folder)
+        self.dtype = dtype
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"{self.folder} is a file; expected the folder of a run's snapshots")
+        if not dtype.is_floating_point:
+            raise ValueError(f"snapshots must be stored in a floating type, got {dtype}")
+
+    def save(
+        self,
+        tensors: Mapping[str, Tensor],
+        *,
+        images: int,
+        sigma_rel: float,
+        recipe: dict[str, Any],
+        planned_images: int | None = None,
+        buffers: Collection[str] = (),
+    ) -> Path:
+        """Writes one snapshot, then the index, each atomically; returns once the snapshot is on the disk.
+
+        `sigma_rel` 0 marks raw weights. `buffers` names the tensors that are no averages: they, and all that are
+        not of a floating type, are stored bit for bit. A snapshot of the same (images, sigma_rel) is replaced.
+
+        Raises:
+            ValueError: if `images`, `sigma_rel`, `recipe` or `buffers` cannot be recorded.
+            OSError: if the disk refuses.
+        """
+        path = self.folder / file_name(images, sigma_rel)
+        unknown = sorted(set(buffers) - set(tensors))
+        if unknown:
+            raise ValueError(f"buffers {unknown} are not among the tensors {sorted(tensors)}")
+        try:
+            json.dumps(recipe)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"the recipe of a snapshot must be plain data: {error}") from None
+        kept = [name for name, tensor in tensors.items() if name in buffers or not tensor.is_floating_point()]
+        metadata = Metadata(images, round(float(sigma_rel), 4), recipe, planned_images, tuple(sorted(kept)))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._remove_stale()
+        write(path, tensors, metadata, dtype=self.dtype)
+        names = self._indexed() | {entry.path.name for entry in self.entries()}
+        entries = parse_file_names(self.folder, names)
+        rows = [{"images": e.images, "sigma_rel": e.sigma_rel, "file": e.path.name} for e in entries]
+        with atomic(self.folder / _INDEX, durable=False) as temporary:
+            temporary.write_text(json.dumps({"snapshots": rows}), encoding="utf-8")
+        return path
+
+    def entries(self) -> list[Entry]:
+        """All whole snapshots in the folder, by images, then sigma_rel; a file cut off by a copy only warns."""
+        names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+        indexed = self._indexed()
+        return [e for e in parse_file_names(self.folder, names) if e.path.name in indexed or _is_whole(e)]
+
+    @property
+    def planned_images(self) -> int | None:
+        """Planned length of the run in images, as the newest snapshot that knows it says."""
+        return self._planned(self.entries())
+
+    def load(self, entry: Entry) -> tuple[dict[str, Tensor], Metadata]:
+        """Tensors, as stored, and metadata of one snapshot, after verifying its checksum.
+
+        Raises:
+            ValueError: naming the file, if it is missing, cut off, altered, renamed or no snapshot.
+        """
+        tensors, metadata = read(entry.path)
+        if (metadata.images, metadata.sigma_rel) != (entry.images, entry.sigma_rel):
+            raise ValueError(
+                f"{entry.path} was renamed: it holds images={metadata.images}, sigma_rel={metadata.sigma_rel:g}"
+            )
+        return tensors, metadata
+
+    def resolve_images(self, images: int | float | str, until: int | None = None) -> int:
+        """The image count that `images` means: itself, or the stored count nearest to a fraction of the planned run.
+
+        `parse_images` tells counts from fractions; `fraction_images` of the plan must lie within 1 % of a stored
+        count. Snapshots later than `until` do not exist.
+
+        Raises:
+            SnapshotMissing: if no snapshot lies near the fraction, or the run recorded no plan.
+            ValueError: if `images` cannot be understood.
+        """
+        if isinstance(count := parse_images(images), int):
+            return count
+        entries = self._until(until)
+        planned = self._planned(entries)
+        if entries and planned is None:
+            raise SnapshotMissing(
+                f"images={images} is a fraction, but the snapshots in {self.folder} record no planned length of "
+                f"the run; give a count of images; {available(entries)}",
+                not_yet=False,
+            )
+        wanted = math.floor(count * (planned or 0))
+        nearest = min((entry.images for entry in entries), key=lambda stored: abs(stored - wanted), default=0)
+        if not entries or abs(nearest - wanted) > 0.01 * wanted:
+            detail = f" ({wanted} of {planned} planned)" if planned else ""
+            raise self._missing(f"images={images}{detail}", wanted, entries, until)
+        return nearest
+
+    def tensors(
+        self,
+        *,
+        images: int | float | str = 1.0,
+        sigma_rel: float,
+        until: int | None = None,
+        max_error: float = 0.05,
+    ) -> dict[str, Tensor]:
+        """The weights averaged with `sigma_rel` over the first `images`: `reconstruct` of a single target."""
+        return self.reconstruct([(images, sigma_rel)], until=until, max_error=max_error)[0]
+
+    def reconstruct(
+        self,
+        targets: Sequence[tuple[int | float | str, float]],
+        *,
+        until: int | None = None,
+        max_error: float = 0.05,
+    ) -> list[dict[str, Tensor]]:
+        """Weights of many (images, sigma_rel) in one pass that reads every file needed exactly once.
+
+        A stored target comes back exactly; another one is sum_i x_i theta_i over all averages stored up to its
+        time (`ema.reconstruction_weights`), accumulated in at least float32, with the buffers of the newest of
+        them. sigma_rel 0 asks for raw weights, which are only ever stored. Snapshots later than `until` do not
+        exist. All targets are held in memory.
+
+        Raises:
+            SnapshotMissing: if a target is not there and its profile error would exceed `max_error`.
+            ValueError: if a file is damaged or the files needed belong to different networks.
+        """
+        return [tensors for tensors, _ in self._rebuild(targets, until, max_error)]
+
+    def guider(
+        self,
+        *,
+        images: int | float | str = 1.0,
+        sigma_rel: float,
+        until: int | None = None,
+        max_error: float = 0.05,
+    ) -> Denoiser:
+        """The denoiser that the recipe of the snapshot describes, with these weights; frozen, in eval mode, on the CPU.
+
+        The global random state is left as it was.
+
+        Raises:
+            SnapshotMissing: as `reconstruct`.
+            ValueError: as `reconstruct`, or if the recipe does not build a denoiser that these weights fit.
+        """
+        ((tensors, metadata),) = self._rebuild([(images, sigma_rel)], until, max_error)
+        with torch.random.fork_rng(devices=[]):
+            denoiser = build(metadata.recipe)
+        if not isinstance(denoiser, Denoiser):
+            raise ValueError(f"the snapshots in {self.folder} hold a {type(denoiser).__name__}, expected a Denoiser")
+        needed = {name: tuple(tensor.shape) for name, tensor in denoiser.state_dict().items()}
+        stored = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        wrong = sorted(name for name in needed.keys() | stored.keys() if needed.get(name) != stored.get(name))
+        if wrong:
+            raise ValueError(
+                f"weights in {self.folder} do not fit their recipe at {len(wrong)} names, first {wrong[0]!r}: "
+                f"stored {stored.get(wrong[0], 'nothing')}, {type(denoiser).__name__} "
+                f"expects {needed.get(wrong[0], 'nothing')}"
+            )
+        denoiser.load_state_dict(tensors)
+        return denoiser.eval().requires_grad_(False)
+
+    def _rebuild(
+        self, targets: Sequence[tuple[int | float | str, float]], until: int | None, max_error: float
+    ) -> list[Rebuilt]:
+        """Weights and metadata of all targets, in one pass."""
+        entries = self._until(until)
+        averages = [entry for entry in entries if entry.sigma_rel > 0]
+        plans: list[dict[Entry, float]] = []
+        for images, sigma_rel in targets:
+            if sigma_rel != 0:
+                gamma(sigma_rel)  # refuses what is no width of an average before anything is looked up
+            count = self.resolve_images(images, until)
+            same = [e for e in entries if e.images == count and math.isclose(e.sigma_rel, sigma_rel, rel_tol=1e-9)]
+            if same:
+                plans.append({same[0]: 1.0})
+                continue
+            self._check_not_lost(count, sigma_rel)
+            if sigma_rel == 0 or not entries or count > entries[-1].images:
+                raise self._missing(f"images={count}, sigma_rel={sigma_rel:g}", count, entries, until)
+            plans.append(shares(averages, count, sigma_rel, max_error))
+        return accumulate(self.load, plans)
+
+    def _until(self, until: int | None) -> list[Entry]:
+        """The entries that exist when the run stands at `until` images."""
+        return [entry for entry in self.entries() if until is None or entry.images <= until]
+
+    def _planned(self, entries: Sequence[Entry]) -> int | None:
+        """The newest plan among `entries`."""
+        plans = (read_metadata(entry.path).planned_images for entry in reversed(entries))
+        return next((plan for plan in plans if plan is not None), None)
+
+    def _indexed(self) -> set[str]:
+        """File names that the index lists; none if it is missing or damaged, for it is only a cache."""
+        try:
+            rows = json.loads((self.folder / _INDEX).read_text(encoding="utf-8"))["snapshots"]
+            return {str(row["file"]) for row in rows}
+        except (OSError, ValueError, KeyError, TypeError):
+            return set()
+
+    def _remove_stale(self) -> None:
+        """Removes the temporary files of a writer that was killed."""
+        for stale in self.folder.glob(".*.tmp"):
+            name = stale.name[1:-4]
+            if name == _INDEX or parse_file_names(self.folder, [name]):
+                stale.unlink(missing_ok=True)
+
+    def _check_not_lost(self, images: int, sigma_rel: float) -> None:
+        """Raises SnapshotMissing if the index knows a snapshot whose file is gone."""
+        for entry in parse_file_names(self.folder, self._indexed()):
+            if (entry.images, entry.sigma_rel) == (images, sigma_rel) and not entry.path.exists():
+                raise SnapshotMissing(
+                    f"{entry.path} was written once and is gone; put it back, or delete {_INDEX} beside it to "
+                    "accept the loss",
+                    not_yet=False,
+                )
+
+    def _missing(self, what: str, images: int, entries: Sequence[Entry], until: int | None) -> SnapshotMissing:
+        """The error for a snapshot that is not among `entries`."""
+        if not self.folder.is_dir():
+            return SnapshotMissing(
+                f"no snapshot of {what}: the folder {self.folder} does not exist", not_yet=until is not None
+            )
+        not_yet = not entries or images > entries[-1].images
+        when = " yet" if not_yet else ""
+        at = f" at images={until}" if until is not None else ""
+        message = f"no snapshot of {what} in {self.folder}{when}{at}; {available(entries)}"
+        return SnapshotMissing(message, not_yet=not_yet)
+
+
+def _is_whole(entry: Entry) -> bool:
+    """Whether a file that no index vouches for has all its bytes; warns if not."""
+    try:
+        read_metadata(entry.path)
+    except ValueError as error:
+        warnings.warn(f"left out of the snapshots: {error}", stacklevel=3)
+        return False
+    return True
