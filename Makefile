@@ -28,7 +28,7 @@ demo: $(STAMP)
 	$(GUIDE) fit -c configs/fractal2d/unconditional.yaml
 	$(GUIDE) fit -c configs/fractal2d/small.yaml
 	$(GUIDE) fit -c configs/fractal2d/main.yaml
-	$(GUIDE) test -c configs/fractal2d/report.yaml
+	$(GUIDE) test -c configs/fractal2d/main.yaml -c configs/fractal2d/report.yaml
 
 study: $(STAMP)
 	$(BIN)/python scripts/fractal2d_study.py
