@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -225,6 +226,14 @@ def test_sentences_about_damage(store: SnapshotStore) -> None:
     path.unlink()
     with pytest.raises(ValueError, match=f"{path.name} does not exist"):
         store.load(entry)
+
+
+def test_a_header_without_its_facts_is_noticed(store: SnapshotStore) -> None:
+    path = save(store, 64)
+    save_file({"x": torch.zeros(1)}, path, metadata={"format": "lightning-guide snapshot 1"})
+    (store.folder / "index.json").unlink()
+    with pytest.warns(UserWarning, match=f"{path.name} has damaged metadata: KeyError..images"):
+        assert store.entries() == []
 
 
 def test_nothing_is_unpickled(store: SnapshotStore) -> None:
@@ -443,6 +452,14 @@ def test_a_failed_write_leaves_no_trace(store: SnapshotStore, monkeypatch: pytes
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
+        save(store, 64)
+    assert content(store.folder) == before
+
+    def refuses(*arguments: object, **more: object) -> None:
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(snapshot_file, "save_file", refuses)
+    with pytest.raises(OSError, match="cannot write .*64-sigma_rel-0.0500.safetensors: I/O error: No space left"):
         save(store, 64)
     assert content(store.folder) == before
 
