@@ -1,0 +1,110 @@
+"""The first samples of every evaluation, gathered from all processes: the base of callbacks that draw pictures.
+
+Which process drew a sample does not matter: kept are those with the smallest indices, and sample i is always the same.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed
+
+from lightning_guide.evaluation.loop import DrawnSamples
+from lightning_guide.modules.diffusion import DiffusionModule
+
+__all__ = ["EvaluationSamples"]
+
+
+class EvaluationSamples(pl.Callback, ABC):
+    """Keeps the `count` samples of smallest index of each evaluation and hands them to `draw` on process 0.
+
+    Works at the end of every validation and test; each process holds at most `count` samples of an evaluation.
+    """
+
+    def __init__(self, count: int) -> None:
+        """`count` samples of each evaluation, over all processes.
+
+        Raises:
+            ValueError: if that is none.
+        """
+        super().__init__()
+        if count < 1:
+            raise ValueError(f"{type(self).__name__} needs count >= 1 samples, got {count}")
+        self.count = count
+        self._kept: dict[str, DrawnSamples] = {}
+
+    @abstractmethod
+    def draw(self, trainer: pl.Trainer, module: DiffusionModule, samples: dict[str, DrawnSamples]) -> None:
+        """Called on process 0 with evaluation -> samples in order of their index, on the CPU.
+
+        Evaluations that were skipped, or drew nothing, are not among them.
+        """
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Forgets the samples of the last time."""
+        self._kept = {}
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Forgets the samples of the last time."""
+        self._kept = {}
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Keeps what evaluation `dataloader_idx` - 1 drew; loop 0 is the held-out data."""
+        self._keep(pl_module, dataloader_idx - 1, outputs)
+
+    def on_test_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Keeps what evaluation `dataloader_idx` drew."""
+        self._keep(pl_module, dataloader_idx, outputs)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Gathers and draws."""
+        self._finish(trainer, pl_module)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Gathers and draws."""
+        self._finish(trainer, pl_module)
+
+    def _keep(self, module: DiffusionModule, number: int, drawn: Any) -> None:
+        """Adds one batch, unless all of it comes after what is kept already."""
+        if not isinstance(drawn, DrawnSamples):
+            return
+        name = module.evaluations.names[number]
+        kept = self._kept.get(name)
+        if kept is not None and len(kept.index) == self.count and int(drawn.index.min()) > int(kept.index[-1]):
+            return
+        new = DrawnSamples(*(column.detach().cpu() for column in drawn))
+        self._kept[name] = _first([new] if kept is None else [kept, new], self.count)
+
+    def _finish(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
+        """One collective for all evaluations, also on processes that drew nothing; then process 0 draws."""
+        kept, self._kept = self._kept, {}
+        if trainer.sanity_checking:
+            return
+        parts = _gathered(kept)
+        if trainer.is_global_zero:
+            by_name = {name: [part[name] for part in parts if name in part] for name in module.evaluations.names}
+            samples = {name: _first(drawn, self.count) for name, drawn in by_name.items() if drawn}
+            self.draw(trainer, module, samples)
+
+
+def _gathered(kept: dict[str, DrawnSamples]) -> list[dict[str, DrawnSamples]]:
+    """`kept` of every process, in order of rank."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [kept]
+    parts: list[dict[str, DrawnSamples]] = [{} for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(parts, kept)
+    return parts
+
+
+def _first(parts: Sequence[DrawnSamples], count: int) -> DrawnSamples:
+    """The `count` samples of smallest index, in its order."""
+    order = torch.cat([part.index for part in parts]).argsort()[:count]
+    return DrawnSamples(*(torch.cat(column)[order] for column in zip(*parts, strict=True)))

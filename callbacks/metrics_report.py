@@ -1,0 +1,104 @@
+"""The report of all evaluations: a file for programs, a table for people."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lightning_guide.modules.diffusion import DiffusionModule
+from lightning_guide.snapshot_file import atomic
+
+__all__ = ["MetricsReport"]
+
+Results = Mapping[str, Mapping[str, float]]
+
+
+class MetricsReport(pl.Callback):
+    """At the end of each validation and test: `metrics.json`, a table on the terminal and one in TensorBoard.
+
+    The file maps evaluation -> metric -> value and holds the newest results; a value that is no finite number is null.
+    Evaluations that were skipped are listed below the tables, with the reason. In TensorBoard the table is the text
+    `report/metrics`.
+    """
+
+    def __init__(self, folder: str | None = None) -> None:
+        """`folder` of `metrics.json`; None is `report` in the folder of the run."""
+        super().__init__()
+        self.folder = folder
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Reports, on process 0."""
+        self._report(trainer, pl_module)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Reports, on process 0."""
+        self._report(trainer, pl_module)
+
+    def _report(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        results, skipped = module.evaluations.results, module.evaluations.skipped
+        folder = Path(trainer.default_root_dir) / "report" if self.folder is None else Path(self.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic(folder / "metrics.json") as temporary:
+            temporary.write_text(_json(results), encoding="utf-8")
+        if not results and not skipped:
+            return
+        rows = _rows(results)
+        notes = [f"skipped: {name} ({reason})" for name, reason in skipped.items()]
+        print("\n" + "\n".join(_plain(rows) + notes), flush=True)
+        text = "\n".join(_markdown(rows)) + "".join(f"\n\n{note}" for note in notes)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("report/metrics", text, trainer.global_step)
+
+
+def _json(results: Results) -> str:
+    """Strict JSON, which knows neither NaN nor infinity."""
+    values = {
+        name: {metric: float(value) if math.isfinite(value) else None for metric, value in metrics.items()}
+        for name, metrics in results.items()
+    }
+    return json.dumps(values, indent=2, allow_nan=False) + "\n"
+
+
+def _rows(results: Results) -> list[list[str]]:
+    """A head and one row for each evaluation; a metric that an evaluation lacks is a dash. Empty without results."""
+    metrics = list(dict.fromkeys(metric for values in results.values() for metric in values))
+    if not metrics:
+        return []
+    body = [[name, *[_number(values.get(metric)) for metric in metrics]] for name, values in results.items()]
+    return [["evaluation", *metrics], *body]
+
+
+def _number(value: float | None) -> str:
+    """Four significant digits, counts in full."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if math.isfinite(value) and value == round(value) and abs(value) < 1e9 else f"{value:.4g}"
+
+
+def _plain(rows: list[list[str]]) -> list[str]:
+    """Lines with columns aligned: the name to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, *numbers in rows:
+        cells = [name.ljust(widths[0]), *[cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True)]]
+        lines.append("  ".join(cells))
+    if lines:
+        lines.insert(1, "-" * len(lines[0]))
+    return lines
+
+
+def _markdown(rows: list[list[str]]) -> list[str]:
+    """The lines of a markdown table."""
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    if lines:
+        lines.insert(1, "| :-- |" + " --: |" * (len(rows[0]) - 1))
+    return lines

@@ -1,0 +1,62 @@
+"""Pictures as PNG: bytes, files written at once, and what is logged of them."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from lightning_guide.snapshot_file import atomic
+
+__all__ = ["add_picture", "encode_png", "render", "write_png"]
+
+
+def encode_png(picture: Tensor) -> bytes:
+    """The PNG file of a `picture` (1 or 3, H, W), uint8.
+
+    Raises:
+        ValueError: if it is no such picture.
+    """
+    if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] not in (1, 3):
+        raise ValueError(
+            f"a PNG file holds a picture of shape (1 or 3, H, W) and type torch.uint8, got {tuple(picture.shape)} "
+            f"and {picture.dtype}"
+        )
+    pixels = picture.permute(1, 2, 0).contiguous().cpu().numpy()
+    file = io.BytesIO()
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, format="PNG")
+    return file.getvalue()
+
+
+def write_png(path: Path, picture: Tensor) -> None:
+    """Writes `picture` (1 or 3, H, W), uint8, to `path` at once; makes the folder.
+
+    Raises:
+        ValueError: if it is no such picture.
+    """
+    data = encode_png(picture)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path, durable=False) as temporary:
+        temporary.write_bytes(data)
+
+
+def render(figure: Figure) -> Tensor:
+    """The pixels (3, H, W), uint8, of a matplotlib figure."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return torch.from_numpy(np.array(canvas.buffer_rgba())[:, :, :3]).permute(2, 0, 1)
+
+
+def add_picture(trainer: Trainer, tag: str, picture: Tensor) -> None:
+    """Logs `picture` (3, H, W), uint8, at the global step to every TensorBoard logger there is."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(tag, picture, trainer.global_step)

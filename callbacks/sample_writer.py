@@ -1,0 +1,89 @@
+"""Writing of predicted samples, while they are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import lightning.pytorch as pl
+
+from callbacks.sample_formats import NpzArchive, PngFolder, SampleFormat, TarShards
+from lightning_guide.evaluation.loop import DrawnSamples
+
+__all__ = ["SampleWriter"]
+
+Format = Literal["png", "npz", "shards"]
+
+
+class SampleWriter(pl.Callback):
+    """Writes what `predict` draws. The files depend neither on the batch size nor on the number of processes.
+
+    - png: `<folder>/<thousand>/<index>.png`, pictures only.
+    - npz: `<folder>/samples.npz` with `x`, `index` and `condition`, sorted by index. Held in memory until the end.
+    - shards: WebDataset shards `<folder>/samples-<rank>-<number>.tar` with `.png` or `.npy`, and `.cls`; which sample
+      is in which shard does depend on the number of processes.
+
+    A prediction that was interrupted and is started again writes the same names. `trainer.predict` returns no samples
+    when this callback is there: it would keep them all in memory.
+    """
+
+    def __init__(
+        self, folder: str | None = None, *, formats: Sequence[Format] = ("png",), records_per_shard: int = 1000
+    ) -> None:
+        """`folder` is `samples` in the folder of the run if None; a shard has at most `records_per_shard` samples.
+
+        Raises:
+            ValueError: if there is no format, an unknown one, or `records_per_shard` is below 1.
+        """
+        super().__init__()
+        known = get_args(Format)
+        if not formats or any(name not in known for name in formats):
+            raise ValueError(f"SampleWriter needs formats out of {', '.join(known)}, got {list(formats)}")
+        if records_per_shard < 1:
+            raise ValueError(f"SampleWriter needs records_per_shard >= 1, got {records_per_shard}")
+        self.folder, self.formats, self.records_per_shard = folder, tuple(dict.fromkeys(formats)), records_per_shard
+        self._writers: list[SampleFormat] = []
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Makes the folder and starts the formats."""
+        trainer.predict_loop.return_predictions = False
+        folder = Path(trainer.default_root_dir) / "samples" if self.folder is None else Path(self.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writers = [self._writer(name, folder, trainer.global_rank, trainer.world_size) for name in self.formats]
+
+    def on_predict_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Writes one batch.
+
+        Raises:
+            ValueError: if such samples cannot be written in one of the formats.
+        """
+        if isinstance(outputs, DrawnSamples):
+            samples = DrawnSamples(*(column.detach().cpu() for column in outputs))
+            for writer in self._writers:
+                writer.write(samples)
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Completes the files; process 0 merges once all others are done."""
+        for writer in self._writers:
+            writer.close()
+        trainer.strategy.barrier("samples written")
+        if trainer.is_global_zero:
+            for writer in self._writers:
+                writer.merge()
+        trainer.strategy.barrier("samples merged")
+        self._writers = []
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Removes what is half written."""
+        for writer in self._writers:
+            writer.discard()
+        self._writers = []
+
+    def _writer(self, name: str, folder: Path, rank: int, world: int) -> SampleFormat:
+        """The format of that name."""
+        if name == "shards":
+            return TarShards(folder, rank, world, records=self.records_per_shard)
+        return (PngFolder if name == "png" else NpzArchive)(folder, rank, world)
