@@ -1,1 +1,20 @@
 """Lightning datamodules: where training data, reference data and sample indices come from."""
+
+from datamodules.base import DiffusionData
+from datamodules.digits import Digits
+from datamodules.examples import Examples, TensorExamples
+from datamodules.images import ImageData
+from datamodules.points import Points
+from datamodules.shard_writer import write_shards
+from datamodules.shards import Shards
+
+__all__ = [
+    "DiffusionData",
+    "Digits",
+    "Examples",
+    "ImageData",
+    "Points",
+    "Shards",
+    "TensorExamples",
+    "write_shards",
+]

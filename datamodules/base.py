@@ -1,0 +1,183 @@
+"""The base of all datamodules: an endless training stream, exactly split evaluation loaders, stored form and back.
+
+Needs `Trainer(use_distributed_sampler=False)` on several processes: the split is ours, explicit in rank and world.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol, cast
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.examples import Examples, Slices, Visits
+from datamodules.positions import Stream, shares
+from lightning_guide.data import Batch, SampleBatch
+
+__all__ = ["DiffusionData"]
+
+
+class _Training(Protocol):
+    """What the datamodule reads from the module in training."""
+
+    images_seen: int
+
+    def sample_sets(self, stage: str) -> list[tuple[Dataset[Any], int]]:
+        """Datasets of sample indices to be drawn in this stage, with their batch sizes."""
+
+
+class DiffusionData(pl.LightningDataModule, ABC):
+    """Base of datamodules. A subclass gives `training`, `heldout`, `encode`, `decode` and the two attributes.
+
+    Loaders:
+
+    - train: endless, in one epoch, `Batch` at the stream positions that follow `images_seen` of the module; exact
+      for any number of workers, processes and resumptions (`positions.Stream`).
+    - validation: the held-out `Batch`es, then one loader of `SampleBatch` for each sample set of the module; test
+      and predict: the sample sets alone. Process r of W reads elements range(r, n, W), unpadded.
+
+    Batches travel in stored form; `Batch.x` is encoded on the device. Without a trainer, this is process 0 of 1 at
+    position 0.
+
+    Attributes:
+        data_shape: shape of one x, without the batch.
+        num_classes: number of labels, 0 for data without labels.
+    """
+
+    data_shape: tuple[int, ...]
+    num_classes: int
+
+    def __init__(self, *, batch_size: int, num_workers: int = 0, seed: int = 0) -> None:
+        """`batch_size` counts per process and micro-step; `seed` sets the order of the training data.
+
+        Raises:
+            ValueError: if `batch_size` is below 1 or `num_workers` below 0.
+        """
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; expected at least 1 (images per process and micro-step)")
+        if num_workers < 0:
+            raise ValueError(f"num_workers is {num_workers}; expected 0 (load in the main process) or more")
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+
+    @abstractmethod
+    def training(self) -> Examples:
+        """The training set in stored form."""
+
+    @abstractmethod
+    def heldout(self) -> Examples:
+        """The held-out set in stored form."""
+
+    @abstractmethod
+    def encode(self, raw: Tensor) -> Tensor:
+        """Stored data (B, *data_shape) -> float32, what the denoiser sees."""
+
+    @abstractmethod
+    def decode(self, x: Tensor) -> Tensor:
+        """The inverse of `encode`, rounded and clipped to what can be stored."""
+
+    def visits(self) -> Dataset[Batch]:
+        """The endless training stream: a dataset that maps a range of stream positions to a batch."""
+        return Visits(self.training(), seed=self.seed)
+
+    def reference(self, device: torch.device) -> Iterable[Batch]:
+        """The training set on `device` in stored form and order, batch by batch, whole on every process."""
+        examples = self.training()
+        return _Moved(self._loader(Slices(examples), shares(len(examples), 512), self._workers(examples)), device)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Endless batches of the training stream, from the images seen by the module onwards."""
+        rank, world = self._place()
+        stream = Stream(self.batch_size, rank=rank, world=world, start=self._images_seen)
+        return self._loader(self.visits(), stream, self.num_workers)
+
+    def val_dataloader(self) -> list[DataLoader[Any]]:
+        """The held-out loader, then the sample sets of `fit` or `validate`."""
+        examples = self.heldout()
+        rank, world = self._place()
+        split = shares(len(examples), self.batch_size, rank=rank, world=world)
+        stage = "validate" if self.trainer is not None and self.trainer.state.fn == "validate" else "fit"
+        return [self._loader(Slices(examples), split, self._workers(examples)), *self._sample_loaders(stage)]
+
+    def test_dataloader(self) -> list[DataLoader[SampleBatch]]:
+        """The sample sets of `test`."""
+        return self._sample_loaders("test")
+
+    def predict_dataloader(self) -> list[DataLoader[SampleBatch]]:
+        """The sample sets of `predict`."""
+        return self._sample_loaders("predict")
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Encodes the x of a `Batch` on the device; leaves a `SampleBatch` alone."""
+        return batch._replace(x=self.encode(batch.x)) if isinstance(batch, Batch) else batch
+
+    def _sample_loaders(self, stage: str) -> list[DataLoader[SampleBatch]]:
+        """One loader for each sample set of the module, split over processes."""
+        rank, world = self._place()
+        return [
+            DataLoader(dataset, batch_size, sampler=range(rank, len(cast(Any, dataset)), world), collate_fn=_collate)
+            for dataset, batch_size in (self._module().sample_sets(stage) if self.trainer is not None else [])
+        ]
+
+    def _loader(self, dataset: Dataset[Batch], batches: Iterable[range], workers: int) -> DataLoader[Batch]:
+        """A loader whose elements already are batches."""
+        return DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=batches,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _workers(self, examples: Examples) -> int:
+        """Workers for one pass over `examples`: none where they lie in memory."""
+        return 0 if examples.in_memory else self.num_workers
+
+    def _module(self) -> _Training:
+        """The module in training, as the datamodule sees it."""
+        return cast(_Training, cast(pl.Trainer, self.trainer).lightning_module)
+
+    def _images_seen(self) -> int:
+        """Images seen by the module over all processes."""
+        return 0 if self.trainer is None else self._module().images_seen
+
+    def _place(self) -> tuple[int, int]:
+        """(rank, number of processes).
+
+        Raises:
+            ValueError: if Lightning would split the data over the processes a second time.
+        """
+        if self.trainer is None:
+            return 0, 1
+        connector = self.trainer._accelerator_connector
+        if self.trainer.world_size > 1 and connector.use_distributed_sampler:
+            raise ValueError(
+                f"{type(self).__name__} splits its data over the {self.trainer.world_size} processes itself; "
+                "expected Trainer(use_distributed_sampler=False)"
+            )
+        return self.trainer.global_rank, self.trainer.world_size
+
+
+class _Moved:
+    """Batches of a loader, moved to a device; may be iterated more than once."""
+
+    def __init__(self, batches: Iterable[Batch], device: torch.device) -> None:
+        self.batches = batches
+        self.device = device
+
+    def __iter__(self) -> Iterator[Batch]:
+        for x, condition in self.batches:
+            yield Batch(x.to(self.device), None if condition is None else condition.to(self.device))
+
+
+def _collate(items: Sequence[tuple[Any, Any]]) -> SampleBatch:
+    """(index, condition) pairs as one batch, int64."""
+    indices, conditions = zip(*items, strict=True)
+    return SampleBatch(torch.tensor([int(i) for i in indices]), torch.tensor([int(c) for c in conditions]))

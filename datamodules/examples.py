@@ -1,0 +1,129 @@
+"""Examples: finite sets of data in stored form, and how batches are taken out of them.
+
+A loader asks for a whole batch at once, by a `range` of elements or of stream positions; data that lie in memory
+are then gathered in one indexing operation.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.positions import order
+from lightning_guide.data import Batch
+from lightning_guide.seeds import mix
+
+__all__ = ["Examples", "Slices", "TensorExamples", "Visits"]
+
+
+class Examples(Dataset[tuple[Tensor, int]], ABC):
+    """A finite map-style dataset of (x, label), x in stored form, label -1 where there is none.
+
+    Attributes:
+        labelled: whether the elements carry labels.
+        in_memory: whether reading an element costs nothing, so that loader workers would only be in the way.
+    """
+
+    labelled: bool
+    in_memory: bool = False
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of elements."""
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Element `index`: x (*data_shape) and its label."""
+
+    def take(self, indices: Tensor) -> Batch:
+        """The elements `indices` (B,) as one batch: x (B, *data_shape), condition (B,) or None."""
+        items = [self[int(index)] for index in indices]
+        condition = torch.tensor([label for _, label in items]) if self.labelled else None
+        return Batch(torch.stack([x for x, _ in items]), condition)
+
+
+class TensorExamples(Examples):
+    """Examples held in one tensor."""
+
+    in_memory = True
+
+    def __init__(self, x: Tensor, labels: Tensor | None = None) -> None:
+        """`x` (n, *data_shape) and `labels` (n,) int64, or None for data without labels.
+
+        Raises:
+            ValueError: if there are no elements, or not as many labels as elements.
+        """
+        if not len(x):
+            raise ValueError("the dataset is empty; expected at least one element")
+        if labels is not None and labels.shape != x.shape[:1]:
+            raise ValueError(f"labels have shape {tuple(labels.shape)}; expected ({len(x)},), one for each element")
+        self.x = x
+        self.labels = labels
+        self.labelled = labels is not None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.x[index], -1 if self.labels is None else int(self.labels[index])
+
+    def take(self, indices: Tensor) -> Batch:
+        """One gather, see `Examples.take`."""
+        return Batch(self.x[indices], None if self.labels is None else self.labels[indices])
+
+
+class Slices(Dataset[Batch]):
+    """Batches of examples in their own order: element `range(...)` is the batch of these elements."""
+
+    def __init__(self, examples: Examples) -> None:
+        """Cuts `examples`."""
+        self.examples = examples
+
+    def __getitem__(self, indices: range) -> Batch:
+        return self.examples.take(_tensor(indices))
+
+
+class Visits(Dataset[Batch]):
+    """The endless training stream over examples: element `range(...)` is the batch at these stream positions.
+
+    A flip (mirroring the last axis, with probability 1/2) is drawn anew in every pass; like the order it is a
+    function of (seed, stream position).
+    """
+
+    def __init__(self, examples: Examples, *, seed: int, flip: bool = False) -> None:
+        """Streams `examples` in the order of `seed`."""
+        self.examples = examples
+        self.seed = seed
+        self.flip = flip
+        self._pass: tuple[int, Tensor, Tensor] | None = None
+
+    def __getitem__(self, positions: range) -> Batch:
+        at, count = _tensor(positions), len(self.examples)
+        visits = torch.div(at, count, rounding_mode="floor")
+        indices, flips = torch.empty_like(at), torch.zeros_like(at, dtype=torch.bool)
+        for visit in range(int(visits[0]), int(visits[-1]) + 1):
+            here = visits == visit
+            elements, mirrored = self._draws(visit)
+            indices[here], flips[here] = elements[at[here] % count], mirrored[at[here] % count]
+        batch = self.examples.take(indices)
+        if not self.flip:
+            return batch
+        mask = flips.reshape(-1, *[1] * (batch.x.ndim - 1))
+        return batch._replace(x=torch.where(mask, batch.x.flip(-1), batch.x))
+
+    def _draws(self, visit: int) -> tuple[Tensor, Tensor]:
+        """Order and flips of one pass, both (n,); the latest pass is kept."""
+        if self._pass is None or self._pass[0] != visit:
+            count = len(self.examples)
+            generator = torch.Generator().manual_seed(mix(self.seed, "flip", visit))
+            flips = torch.rand(count, generator=generator) < 0.5
+            self._pass = visit, order(self.seed, visit, count), flips
+        return self._pass[1], self._pass[2]
+
+
+def _tensor(indices: range) -> Tensor:
+    """A range as an int64 tensor."""
+    return torch.arange(indices.start, indices.stop, indices.step)

@@ -1,0 +1,56 @@
+"""Positions: which data a process reads, as arithmetic on counts of images and never as state.
+
+Training reads an endless stream. Position k of it, counted in images from the start of the run over all processes,
+is element `order(seed, k // n, n)[k % n]` of the n elements. A process that knows how many images were seen knows
+where to go on, whatever number of processes, workers or steps came before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from lightning_guide.seeds import mix
+
+__all__ = ["Stream", "order", "shares"]
+
+
+def order(seed: int, visit: int, count: int) -> Tensor:
+    """The permutation (count,), int64, in which pass number `visit` over the data reads its elements."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(mix(seed, "order", visit)))
+
+
+def shares(count: int, batch_size: int, *, rank: int = 0, world: int = 1) -> list[range]:
+    """The elements range(rank, count, world) of one process, cut into batches; no element twice, none left out.
+
+    >>> shares(7, 2, rank=1, world=2)
+    [range(1, 5, 2), range(5, 7, 2)]
+    """
+    mine = range(rank, count, world)
+    return [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]
+
+
+class Stream(Sampler[range]):
+    """Endless batches of stream positions for one process.
+
+    Batch b of process `rank` out of `world` holds the `batch_size` positions that begin at
+    start + (b * world + rank) * batch_size: together the processes read each position exactly once, and the next
+    world * batch_size positions in every step, so the order of the data does not depend on their number.
+    """
+
+    def __init__(self, batch_size: int, *, rank: int = 0, world: int = 1, start: Callable[[], int] = int) -> None:
+        """`start` gives the images seen so far; it is asked whenever iteration begins."""
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world = world
+        self.start = start
+
+    def __iter__(self) -> Iterator[range]:
+        """Contiguous ranges of positions, for ever."""
+        first = self.start() + self.rank * self.batch_size
+        while True:
+            yield range(first, first + self.batch_size)
+            first += self.world * self.batch_size

@@ -1,0 +1,132 @@
+"""The pictures of a set of tar shards as examples: read at random from disk, or decoded once into memory."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from datamodules.examples import Examples, TensorExamples
+from datamodules.pictures import UndecodableError, decode_picture, shrink
+from datamodules.tar_index import ShardIndex, index_shard
+
+__all__ = ["ShardExamples"]
+
+
+class ShardExamples(Examples):
+    """Pictures in shards, decoded at each visit.
+
+    A corrupt picture is found when it is first read: it is counted, reported in a warning, and from then on the
+    next sound record, with its own label, stands in its place. The count is shared with loader workers.
+    """
+
+    def __init__(self, paths: list[Path], *, size: int | None, num_classes: int) -> None:
+        """Indexes the shards; pictures are shrunk to `size` x `size` if given, else must all be of one size.
+
+        Raises:
+            ValueError: what `index_shard` raises; if not one picture of the set is readable.
+        """
+        self.labelled = num_classes > 0
+        self.size = size
+        self.shards = [index_shard(path, num_classes=num_classes) for path in paths]
+        self.offsets = torch.cat([shard.offsets for shard in self.shards])
+        self.sizes = torch.cat([shard.sizes for shard in self.shards])
+        self.labels = torch.cat([shard.labels for shard in self.shards])
+        self.ends = torch.tensor([len(shard) for shard in self.shards]).cumsum(0)
+        self.unreadable = torch.zeros(len(self.labels), dtype=torch.bool).share_memory_()
+        self.shape: tuple[int, ...] | None = None if size is None else (3, size, size)
+        if self.shape is None:
+            self.shape = tuple(self[0][0].shape)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        for record in ((index + ahead) % len(self) for ahead in range(len(self))):
+            if not self.unreadable[record]:
+                try:
+                    return self._read(record), int(self.labels[record])
+                except UndecodableError as error:
+                    self.unreadable[record] = True
+                    warnings.warn(
+                        f"{self.name(record)} is corrupt ({error}); the next sound record is read in its place",
+                        stacklevel=2,
+                    )
+        raise ValueError(f"none of the {len(self)} pictures in {self._place()} can be decoded")
+
+    @property
+    def corrupt(self) -> list[str]:
+        """Names of the records found corrupt so far."""
+        return [self.name(int(record)) for record in self.unreadable.nonzero()]
+
+    def name(self, record: int) -> str:
+        """Key and shard of a record, as shown to the user."""
+        shard, within = self._locate(record)
+        return f"record {shard.key(within)!r} of {shard.path}"
+
+    def nbytes(self) -> int:
+        """Memory that the decoded pictures take."""
+        assert self.shape is not None
+        return len(self) * self.shape[0] * self.shape[1] * self.shape[2]
+
+    def decoded(self) -> TensorExamples:
+        """All pictures in one tensor. Corrupt ones are left out, and reported together in one warning.
+
+        Raises:
+            ValueError: if a picture has the wrong size, or all are corrupt.
+        """
+        assert self.shape is not None
+        x = torch.empty(len(self), *self.shape, dtype=torch.uint8)
+        reasons = []
+        for record in range(len(self)):
+            try:
+                x[record] = self._read(record)
+            except UndecodableError as error:
+                self.unreadable[record] = True
+                reasons.append(f"{self.name(record)} ({error})")
+        if len(reasons) == len(self):
+            raise ValueError(f"none of the {len(self)} pictures in {self._place()} can be decoded; first: {reasons[0]}")
+        sound = ~self.unreadable
+        if reasons:
+            more = f" and {len(reasons) - 10} more" if len(reasons) > 10 else ""
+            warnings.warn(
+                f"{len(reasons)} of {len(self)} pictures are corrupt and left out: {'; '.join(reasons[:10])}{more}",
+                stacklevel=2,
+            )
+            x = x[sound]
+        return TensorExamples(x, self.labels[sound] if self.labelled else None)
+
+    def _locate(self, record: int) -> tuple[ShardIndex, int]:
+        """The shard of a record, and its number there."""
+        shard = int(torch.searchsorted(self.ends, record, right=True))
+        return self.shards[shard], record - (int(self.ends[shard - 1]) if shard else 0)
+
+    def _place(self) -> str:
+        """The shards, as shown to the user."""
+        more = f" and {len(self.shards) - 1} more shards" if len(self.shards) > 1 else ""
+        return f"{self.shards[0].path}{more}"
+
+    def _read(self, record: int) -> Tensor:
+        """One picture (3, H, W), decoded and shrunk.
+
+        Raises:
+            UndecodableError: if it is corrupt.
+            ValueError: if it has the wrong size.
+        """
+        shard, _ = self._locate(record)
+        with shard.path.open("rb", buffering=0) as file:
+            file.seek(int(self.offsets[record]))
+            x = decode_picture(file.read(int(self.sizes[record])))
+        if self.size is not None:
+            try:
+                return shrink(x, self.size)
+            except ValueError as error:
+                raise ValueError(f"{self.name(record)}: {error}") from None
+        if self.shape is not None and tuple(x.shape) != self.shape:
+            raise ValueError(
+                f"{self.name(record)} has {x.shape[1]}x{x.shape[2]} pixels; expected {self.shape[1]}x{self.shape[2]} "
+                "like the first picture (set `size` to crop and shrink all pictures to one size)"
+            )
+        return x

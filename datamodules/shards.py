@@ -1,0 +1,156 @@
+"""WebDataset shards of labelled pictures on local disks, read at random so that a run resumes exactly."""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from glob import glob
+from pathlib import Path
+
+from webdataset.shardlists import expand_urls
+
+from datamodules.examples import Examples
+from datamodules.images import ImageData
+from datamodules.records import ShardExamples
+
+__all__ = ["Shards", "shard_paths"]
+
+_CACHE_BELOW = 2**30  # bytes
+
+
+class Shards(ImageData):
+    """Pictures (jpg, jpeg, png, webp) and class labels (cls) in tar shards, as RGB.
+
+    Shards are indexed once, at the first use of their data. Corrupt pictures are counted and reported; their names are
+    in `corrupt`. Each process decodes and keeps its own copy when `cache` is on.
+
+    Example of the files: `data/train-{00000..00009}.tar`, `data/train-*.tar`, or a list of either.
+    """
+
+    def __init__(
+        self,
+        train: str | list[str],
+        heldout: str | list[str],
+        *,
+        num_classes: int = 0,
+        size: int | None = None,
+        cache: bool | None = None,
+        flip: bool = False,
+        batch_size: int = 128,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        """Looks the shards up.
+
+        Args:
+            train: shards to train on.
+            heldout: shards of the held-out set.
+            num_classes: number of classes; 0 ignores the labels.
+            size: crop pictures to their central square and shrink them to `size` x `size` by the mean over areas;
+                None leaves them as they are.
+            cache: decode everything once into memory; None does so below 1 GiB.
+            flip: mirror training pictures with probability 1/2.
+            batch_size: pictures per process and micro-step.
+            num_workers: loader processes; of no use when the pictures are in memory.
+            seed: order of the training data.
+
+        Raises:
+            ValueError: if a pattern matches nothing or a shard is missing or listed twice; for URLs.
+        """
+        super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed, flip=flip)
+        if num_classes < 0:
+            raise ValueError(f"num_classes is {num_classes}; expected 0 (no labels) or more")
+        if size is not None and size < 1:
+            raise ValueError(f"size is {size}; expected at least 1 pixel")
+        self.num_classes = num_classes
+        self.size = size
+        self.cache = cache
+        self._paths = {"train": shard_paths(train), "heldout": shard_paths(heldout)}
+        if size is None:
+            first = ShardExamples(self._paths["train"][:1], size=None, num_classes=num_classes)
+            assert first.shape is not None
+            self.data_shape = first.shape
+        else:
+            self.data_shape = (3, size, size)
+
+    def training(self) -> Examples:
+        """The training set.
+
+        Raises:
+            ValueError: for a damaged shard, a missing or wrong label, or a picture of the wrong size.
+        """
+        return self._train
+
+    def heldout(self) -> Examples:
+        """The held-out set.
+
+        Raises:
+            ValueError: for a damaged shard, a missing or wrong label, or a picture of the wrong size.
+        """
+        return self._heldout
+
+    @property
+    def corrupt(self) -> list[str]:
+        """Names of all records found corrupt so far by this process and its workers."""
+        return [name for records in self._records.values() for name in records.corrupt]
+
+    @cached_property
+    def _train(self) -> Examples:
+        return self._examples("train")
+
+    @cached_property
+    def _heldout(self) -> Examples:
+        return self._examples("heldout")
+
+    @cached_property
+    def _records(self) -> dict[str, ShardExamples]:
+        """The sets indexed so far."""
+        return {}
+
+    def _examples(self, split: str) -> Examples:
+        """Indexes a set, and decodes it if it is to be cached."""
+        records = ShardExamples(self._paths[split], size=self.size, num_classes=self.num_classes)
+        self._records[split] = records
+        if records.shape != self.data_shape:
+            raise ValueError(
+                f"the {split} shards hold pictures of shape {records.shape}; expected {self.data_shape} as in training "
+                "(set `size` to crop and shrink all pictures to one size)"
+            )
+        cache = records.nbytes() < _CACHE_BELOW if self.cache is None else self.cache
+        return records.decoded() if cache else records
+
+
+def shard_paths(patterns: str | list[str]) -> list[Path]:
+    """The local files that patterns name: braces are expanded in order, wildcards matched and sorted.
+
+    Raises:
+        ValueError: if nothing is named or matched, files are missing or named twice, or a pattern is a URL.
+    """
+    given = [patterns] if isinstance(patterns, str) else patterns
+    names = [name for pattern in given for name in expand_urls(pattern)]
+    paths: list[Path] = []
+    for name in names:
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", name):
+            raise ValueError(f"the shard {name!r} is a URL; expected local tar files, so download it first")
+        matches = [Path(match) for match in sorted(glob(name))] if re.search(r"[*?\[]", name) else [Path(name)]
+        if not matches:
+            raise ValueError(f"no file matches {name!r}; expected tar shards (the folder {_folder(Path(name))})")
+        paths += matches
+    if not paths:
+        raise ValueError(f"no shards are named by {patterns!r}; expected at least one tar file or pattern")
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(paths)} shards are missing, first {missing[0]}; the folder {_folder(missing[0])}"
+        )
+    if len(set(paths)) < len(paths):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise ValueError(f"the shard {twice} is named twice in {patterns!r}; expected each shard once")
+    return paths
+
+
+def _folder(path: Path) -> str:
+    """What a folder has to offer instead."""
+    tars = sorted(found.name for found in path.parent.glob("*.tar"))
+    listed = ", ".join(tars[:5]) + (", ..." if len(tars) > 5 else "")
+    return f"{path.parent} holds {listed or 'no tar files'}"

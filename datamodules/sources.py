@@ -1,0 +1,77 @@
+"""Where labelled pictures come from before they are in shards: class folders and torchvision datasets."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torchvision
+from torch import Tensor
+
+from datamodules.pictures import UndecodableError, decode_picture
+
+__all__ = ["ClassFolder", "torchvision_dataset"]
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+
+
+class ClassFolder(Sequence[tuple[Tensor, int]]):
+    """The pictures below `folder/CLASS/`, at any depth, as (uint8 (3, H, W), label); classes in alphabetical order."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Lists the folder.
+
+        Raises:
+            ValueError: if it is no folder, has no class folders, or a class has no pictures.
+        """
+        root = Path(folder)
+        if not root.is_dir():
+            raise ValueError(f"the source {str(folder)!r} is no folder; expected FOLDER with FOLDER/CLASS/*.png inside")
+        self.classes = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+        if not self.classes:
+            raise ValueError(f"{root} has no folders inside; expected one for each class, {root}/CLASS/*.png")
+        self.files: list[tuple[Path, int]] = []
+        for label, name in enumerate(self.classes):
+            found = sorted(path for path in (root / name).rglob("*") if path.suffix.lower() in _SUFFIXES)
+            if not found:
+                raise ValueError(f"the class folder {root / name} holds no pictures; expected {', '.join(_SUFFIXES)}")
+            self.files += [(path, label) for path in found]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: Any) -> Any:
+        path, label = self.files[index]
+        try:
+            return decode_picture(path.read_bytes()), label
+        except UndecodableError as error:
+            raise UndecodableError(f"{path} ({error})") from None
+
+
+def torchvision_dataset(name: str, root: str, *, split: str, download: bool = False) -> Any:
+    """The dataset `torchvision.datasets.NAME` in the folder `root`.
+
+    `split` becomes its argument `split`, or `train=split == "train"`, whichever it has.
+
+    Raises:
+        ValueError: if there is no such dataset, or it refuses to open.
+    """
+    cls: Any = getattr(torchvision.datasets, name, None)
+    if not inspect.isclass(cls):
+        names = [other for other in torchvision.datasets.__all__ if other[:1] == name[:1]]
+        raise ValueError(f"torchvision has no dataset {name!r}; expected one like {', '.join(names) or 'CIFAR10'}")
+    accepted = inspect.signature(cls).parameters
+    if "train" in accepted and split not in ("train", "test"):
+        raise ValueError(f"torchvision.datasets.{name} has the splits train and test; got {split!r}")
+    arguments: dict[str, Any] = {"train": split == "train"} if "train" in accepted else {}
+    arguments |= {"split": split} if "split" in accepted else {}
+    arguments |= {"download": download} if "download" in accepted else {}
+    try:
+        return cls(root, **arguments)
+    except (RuntimeError, OSError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"torchvision.datasets.{name} cannot be opened in {root} with {arguments}: {error}; expected its files "
+            "there, or `--download true` to fetch them"
+        ) from None
