@@ -1,0 +1,21 @@
+"""Evaluation: feature extractors, metrics of generated samples, and the loops that draw the samples."""
+
+from __future__ import annotations
+
+from lightning_guide.evaluation.agreement import ClassAgreement
+from lightning_guide.evaluation.features import ClassifierFeatures, FeatureExtractor, RawPixels, TimmFeatures
+from lightning_guide.evaluation.frechet import FrechetDistance, frechet_distance
+from lightning_guide.evaluation.metric import SampleMetric
+from lightning_guide.evaluation.precision_recall import PrecisionRecall
+
+__all__ = [
+    "ClassAgreement",
+    "ClassifierFeatures",
+    "FeatureExtractor",
+    "FrechetDistance",
+    "PrecisionRecall",
+    "RawPixels",
+    "SampleMetric",
+    "TimmFeatures",
+    "frechet_distance",
+]
