@@ -121,7 +121,13 @@ class DiffusionData(pl.LightningDataModule, ABC):
         """One loader for each sample set of the module, split over processes."""
         rank, world = self._place()
         return [
-            DataLoader(dataset, batch_size, sampler=range(rank, len(cast(Any, dataset)), world), collate_fn=_collate)
+            DataLoader(
+                dataset,
+                batch_size=batch_size,
+                sampler=range(rank, len(cast(Any, dataset)), world),
+                collate_fn=_collate,
+                generator=torch.Generator(),
+            )
             for dataset, batch_size in (self._module().sample_sets(stage) if self.trainer is not None else [])
         ]
 
@@ -134,6 +140,7 @@ class DiffusionData(pl.LightningDataModule, ABC):
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # of the workers' seeds, else drawn from the global one
         )
 
     def _workers(self, examples: Examples) -> int:

@@ -160,10 +160,12 @@ def _earlier(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
         known, shards = inventory["settings"], inventory["shards"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is no inventory of a conversion; expected none, or one written by convert") from None
-    differing = [f"{key} {known.get(key)!r}, not {settings[key]!r}" for key in settings if known.get(key) != settings[key]]
+    differing = " and ".join(
+        f"{key} {known.get(key)!r}, not {value!r}" for key, value in settings.items() if known.get(key) != value
+    )
     if differing:
         raise ValueError(
-            f"{path} belongs to a conversion with {" and ".join(differing)}; expected the same settings, "
+            f"{path} belongs to a conversion with {differing}; expected the same settings, "
             "another folder, or another name"
         )
     return dict(shards)

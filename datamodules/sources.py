@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def torchvision_dataset(name: str, root: str, *, split: str, download: bool = Fa
     Raises:
         ValueError: if there is no such dataset, or it refuses to open.
     """
-    cls: Any = getattr(torchvision.datasets, name, None)
+    cls = getattr(torchvision.datasets, name, None)
     if not inspect.isclass(cls):
         names = [other for other in torchvision.datasets.__all__ if other[:1] == name[:1]]
         raise ValueError(f"torchvision has no dataset {name!r}; expected one like {', '.join(names) or 'CIFAR10'}")
@@ -68,8 +68,9 @@ def torchvision_dataset(name: str, root: str, *, split: str, download: bool = Fa
     arguments: dict[str, Any] = {"train": split == "train"} if "train" in accepted else {}
     arguments |= {"split": split} if "split" in accepted else {}
     arguments |= {"download": download} if "download" in accepted else {}
+    build: Callable[..., Any] = cls
     try:
-        return cls(root, **arguments)
+        return build(root, **arguments)
     except (RuntimeError, OSError, ValueError, TypeError) as error:
         raise ValueError(
             f"torchvision.datasets.{name} cannot be opened in {root} with {arguments}: {error}; expected its files "
