@@ -1,0 +1,36 @@
+"""Networks: magnitude-preserving layers, the EDM2 U-Net, and the MLP with a scalar log-density."""
+
+from __future__ import annotations
+
+from lightning_guide.networks.attention import CosineAttention, SelfAttention
+from lightning_guide.networks.log_density_mlp import LogDensityMLP
+from lightning_guide.networks.magnitude_preserving import (
+    MPConv,
+    MPFourier,
+    MPLinear,
+    mp_cat,
+    mp_silu,
+    mp_sum,
+    normalize,
+    normalize_weights_,
+    pixel_norm,
+)
+from lightning_guide.networks.unet import Block, EDM2UNet, NoiseEmbedding
+
+__all__ = [
+    "Block",
+    "CosineAttention",
+    "EDM2UNet",
+    "LogDensityMLP",
+    "MPConv",
+    "MPFourier",
+    "MPLinear",
+    "NoiseEmbedding",
+    "SelfAttention",
+    "mp_cat",
+    "mp_silu",
+    "mp_sum",
+    "normalize",
+    "normalize_weights_",
+    "pixel_norm",
+]

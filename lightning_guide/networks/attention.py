@@ -1,0 +1,68 @@
+r"""Cosine self-attention of the EDM2 U-Net; its core is a submodule of its own, to be replaced by other methods.
+
+Karras et al. 2024, https://arxiv.org/abs/2312.02696, section 2.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_guide.networks.magnitude_preserving import MPConv, mp_sum, normalize
+
+__all__ = ["CosineAttention", "SelfAttention", "attention_heads"]
+
+
+def attention_heads(channels: int, channels_per_head: int = 64) -> int:
+    """Number of heads: the largest divisor of `channels` that gives each head `channels_per_head` or more.
+
+    At least 1, so that narrow networks keep their attention; channels // 64 for every multiple of 64.
+    """
+    most = max(1, channels // channels_per_head)
+    return next(heads for heads in range(most, 0, -1) if channels % heads == 0)
+
+
+class CosineAttention(nn.Module):
+    """The attention core, softmax(q k^T / sqrt(d)) v; it has no parameters.
+
+    Queries, keys and values arrive with unit RMS over d, so that q k^T / sqrt(d) is sqrt(d) times the cosine. A
+    perturbation of attention (identity map, blurred queries, ...) is another module with this forward, put in the
+    place of the module named ``attention.core``.
+    """
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Attention over N = height * width tokens in row-major order.
+
+        Args:
+            q: queries `(B, heads, N, d)`.
+            k: keys `(B, heads, N, d)`.
+            v: values `(B, heads, N, d)`.
+            grid: (height, width) of the token grid, for cores that act on neighbourhoods.
+
+        Returns:
+            `(B, heads, N, d)`.
+        """
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+class SelfAttention(nn.Module):
+    """x -> mp_sum(x, output(core(q, k, v)), balance) for feature maps (B, C, H, W).
+
+    The rows of `qkv` factorise as (head, channel, {q, k, v}), the last fastest, as in the published networks.
+    """
+
+    def __init__(self, channels: int, *, balance: float = 0.3) -> None:
+        super().__init__()
+        self.heads = attention_heads(channels)
+        self.balance = balance
+        self.qkv = MPConv(channels, 3 * channels, kernel=1)
+        self.core: nn.Module = CosineAttention()
+        self.output = MPConv(channels, channels, kernel=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, C, H, W)` of `x` (B, C, H, W)."""
+        B, C, H, W = x.shape
+        qkv = self.qkv(x).reshape(B, self.heads, C // self.heads, 3, H * W)  # (B, heads, d, 3, N)
+        q, k, v = normalize(qkv, dim=2).permute(3, 0, 1, 4, 2)  # each (B, heads, N, d)
+        y = self.core(q, k, v, (H, W))  # (B, heads, N, d)
+        return mp_sum(x, self.output(y.transpose(2, 3).reshape(B, C, H, W)), self.balance)

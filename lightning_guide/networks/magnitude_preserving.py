@@ -1,0 +1,176 @@
+r"""Magnitude-preserving layers: unit root-mean-square (RMS) in, unit RMS out, in expectation.
+
+Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models",
+https://arxiv.org/abs/2312.02696, section 2 and its appendix.
+
+Forced weight normalisation is not part of any forward pass. `normalize_weights_` projects all weights of a module
+tree onto their spheres in one pass; `constrain()` of a network calls it at construction and after every optimizer
+step. The paper writes it at the start of each training forward, which is the same sequence of projections: the one
+before step k + 1 is the one after step k. The difference is what an observer between two steps sees: here averages
+and checkpoints see projected weights, there the ones Adam left, off the sphere by O(lr^2).
+The forward pass normalises once more, with gradient, so that the gradient is tangent to the sphere, and so that
+averaged weights, which lie inside the sphere, need no special treatment.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = [
+    "EPSILON",
+    "MPConv",
+    "MPFourier",
+    "MPLinear",
+    "mp_cat",
+    "mp_silu",
+    "mp_sum",
+    "normalize",
+    "normalize_weights_",
+    "pixel_norm",
+]
+
+EPSILON = 1e-4
+TINY = 1e-24  # keeps the gradient of the square root finite (and zero) where x is zero
+SILU_RMS = 0.596  # sqrt(E[silu(z)^2]) of z ~ N(0, 1), rounded as in the paper
+
+
+def normalize(x: Tensor, dim: int | tuple[int, ...] | None = None) -> Tensor:
+    """x / (1e-4 + RMS of x over `dim`), of the shape and dtype of `x`; the RMS is taken in at least float32.
+
+    `dim` defaults to all axes but the first: one norm for each sample of a batch, or each row of a weight.
+    """
+    dims = tuple(range(1, x.ndim)) if dim is None else dim
+    square = x.to(torch.promote_types(x.dtype, torch.float32)).square().mean(dim=dims, keepdim=True)
+    rms = (square + TINY).sqrt()
+    return x / (rms + EPSILON).to(x.dtype)
+
+
+def pixel_norm(x: Tensor) -> Tensor:
+    """`normalize` of `x` (B, C, *) over the channels, for each position by itself."""
+    return normalize(x, dim=1)
+
+
+def mp_silu(x: Tensor) -> Tensor:
+    """silu(x) / 0.596, the shape of `x`; 0.596 is the RMS of silu(z), z ~ N(0, 1)."""
+    return F.silu(x) * (1 / SILU_RMS)
+
+
+def mp_sum(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
+    """((1 - t) a + t b) / sqrt((1 - t)^2 + t^2), for `a` and `b` of one shape."""
+    root = math.hypot(1 - t, t)
+    return torch.add(a * ((1 - t) / root), b, alpha=t / root)
+
+
+def mp_cat(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
+    """Channels of `a` (B, Na, *) and `b` (B, Nb, *), weighed so that they contribute energy (1 - t)^2 : t^2.
+
+    [C (1 - t) / sqrt(Na) a, C t / sqrt(Nb) b] with C = sqrt((Na + Nb) / ((1 - t)^2 + t^2)), `(B, Na + Nb, *)`.
+    """
+    Na, Nb = a.shape[1], b.shape[1]
+    C = math.sqrt(Na + Nb) / math.hypot(1 - t, t)
+    return torch.cat([a * (C * (1 - t) / math.sqrt(Na)), b * (C * t / math.sqrt(Nb))], dim=1)
+
+
+class MPFourier(nn.Module):
+    """Random Fourier features sqrt(2) cos(f a + phi) of a scalar, (B,) -> (B, channels).
+
+    f = 2 pi bandwidth N(0, 1) and phi = 2 pi U(0, 1) are buffers, drawn from a generator of their own: the same
+    `seed` gives the same features whatever the state of the global generator. Computed in float32 or wider.
+    """
+
+    frequencies: Tensor
+    phases: Tensor
+
+    def __init__(self, channels: int, *, bandwidth: float = 1.0, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        frequencies = torch.randn(channels, generator=generator, device="cpu") * (2 * math.pi * bandwidth)
+        phases = torch.rand(channels, generator=generator, device="cpu") * (2 * math.pi)
+        device = torch.get_default_device()
+        self.register_buffer("frequencies", frequencies.to(device))
+        self.register_buffer("phases", phases.to(device))
+
+    def forward(self, a: Tensor) -> Tensor:
+        """Features `(B, channels)` of `a` (B,)."""
+        dtype = torch.promote_types(self.frequencies.dtype, torch.float32)
+        angles = torch.outer(a.to(dtype), self.frequencies.to(dtype)) + self.phases.to(dtype)
+        return angles.cos() * math.sqrt(2)
+
+
+def _row_norm(weight: Tensor) -> Tensor:
+    """Euclidean norm of each row of `weight` (out, *), `(out, 1, ...)`, accumulated in at least float32."""
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    return torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.ndim)), keepdim=True, dtype=dtype)
+
+
+class _MPWeight(nn.Module):
+    """A weight (out, *) without bias, each row of which acts as a point of a sphere, and perhaps a learned gain."""
+
+    weight: nn.Parameter
+    gain: nn.Parameter | None
+
+    def __init__(self, shape: Sequence[int], learned_gain: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(*shape))
+        self.gain = nn.Parameter(torch.zeros(())) if learned_gain else None
+
+    def effective_weight(self) -> Tensor:
+        """gain * normalize(weight) / sqrt(fan_in), the matrix that multiplies; rows of norm `gain`.
+
+        Its gradient with respect to `weight` is tangent to the sphere of each row.
+        """
+        root = math.sqrt(self.weight[0].numel())
+        scale = (_row_norm(self.weight) + EPSILON * root).reciprocal()
+        if self.gain is not None:
+            scale = scale * self.gain
+        return self.weight * scale.to(self.weight.dtype)
+
+
+class MPLinear(_MPWeight):
+    """x W^T with normalised rows and no bias, (*, in) -> (*, out).
+
+    With `learned_gain` the result is multiplied by a learned scalar that starts at 0.
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, learned_gain: bool = False) -> None:
+        super().__init__((out_features, in_features), learned_gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(*, out)` of `x` (*, in), in the dtype of `x`."""
+        return F.linear(x, self.effective_weight().to(x.dtype))
+
+
+class MPConv(_MPWeight):
+    """2D convolution with normalised filters, zero padding and no bias, (B, in, H, W) -> (B, out, H, W).
+
+    `kernel` is odd. With `learned_gain` the result is multiplied by a learned scalar that starts at 0.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, kernel: int, learned_gain: bool = False) -> None:
+        super().__init__((out_channels, in_channels, kernel, kernel), learned_gain)
+        self.padding = kernel // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, out, H, W)` of `x` (B, in, H, W), in the dtype of `x`."""
+        return F.conv2d(x, self.effective_weight().to(x.dtype), padding=self.padding)
+
+
+@torch.no_grad()
+def normalize_weights_(module: nn.Module) -> None:
+    """Forced weight normalisation, in place: every row of every MP weight in `module` gets RMS 1.
+
+    weight <- weight / (1e-4 + RMS of the row), that is a norm of sqrt(fan_in) (1 - O(1e-4)). Gains and other
+    parameters are left alone. Reads each weight once and writes it once.
+    """
+    weights: list[Tensor] = [part.weight for part in module.modules() if isinstance(part, _MPWeight)]
+    if not weights:
+        return
+    divisors = [_row_norm(weight) for weight in weights]
+    torch._foreach_div_(divisors, [math.sqrt(weight[0].numel()) for weight in weights])
+    torch._foreach_add_(divisors, EPSILON)
+    torch._foreach_div_(weights, divisors)
