@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
-__all__ = ["RunCheckpoint", "newest_checkpoint"]
+__all__ = ["RunCheckpoint", "checkpoint_step", "newest_checkpoint"]
 
 
 class RunCheckpoint(Checkpoint):
@@ -71,3 +71,8 @@ def checkpoint_folder(run: str | Path) -> Path:
 def newest_checkpoint(run: str | Path) -> Path | None:
     """The whole checkpoint with the most steps, None if there is none."""
     return max(checkpoint_folder(run).glob("step-*.ckpt"), default=None)
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """The optimizer step after which a checkpoint was written, from its name."""
+    return int(checkpoint.stem.removeprefix("step-"))

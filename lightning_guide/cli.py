@@ -13,15 +13,16 @@ from typing import Any
 
 import lightning.pytorch as pl
 from jsonargparse import auto_cli
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
 
 import callbacks
 import datamodules
 import lightning_guide.evaluation
 import lightning_guide.guidance
 import lightning_guide.networks
-from callbacks.run_checkpoint import newest_checkpoint
+from callbacks.run_checkpoint import checkpoint_step, newest_checkpoint
 from datamodules.convert import convert
 from lightning_guide.modules.classifier import ClassifierModule
 from lightning_guide.modules.diffusion import DiffusionModule
@@ -31,6 +32,10 @@ from lightning_guide.reconstruct import reconstruct
 __all__ = ["COMMANDS", "GuideCLI", "main"]
 
 COMMANDS: dict[str, Callable[..., Any]] = {"reconstruct": reconstruct, "convert": convert}
+
+_DESCRIPTION = "Train diffusion models, keep their younger selves as guiders, sample and evaluate under guidance. " + (
+    f"Beside the subcommands below there are: {', '.join(COMMANDS)} (lightning-guide COMMAND --help)."
+)
 
 # Classes that configs may name without their module.
 _SHORT_NAMES = (callbacks, datamodules, lightning_guide.evaluation, lightning_guide.guidance, lightning_guide.networks)
@@ -57,10 +62,6 @@ class SaveConfig(SaveConfigCallback):
 class GuideCLI(LightningCLI):
     """LightningCLI with the habits of this project."""
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Names the commands beside the Trainer's in the help."""
-        parser.epilog = f"commands beside these: {', '.join(COMMANDS)} (lightning-guide COMMAND --help)"
-
     def _parse_ckpt_path(self) -> None:
         """Nothing: what a config and the command line say is never overridden by a checkpoint."""
 
@@ -71,11 +72,18 @@ class GuideCLI(LightningCLI):
         if run is None:
             raise ValueError("trainer.default_root_dir is not set; expected the folder of the run, such as runs/first")
         if config.get("logger") in (None, True):
-            config["logger"] = TensorBoardLogger(run, name="", version="tensorboard", default_hp_metric=False)
-        chosen = config.get("callbacks") or []
+            begun = newest_checkpoint(run) if self.subcommand == "fit" else None
+            kwargs["logger"] = TensorBoardLogger(
+                run,
+                name="tensorboard",
+                version="",
+                default_hp_metric=False,
+                purge_step=checkpoint_step(begun) if begun else None,
+            )
+        kwargs["callbacks"] = list(config.get("callbacks") or [])
         for default in (callbacks.StopCleanly, callbacks.RunCheckpoint):
-            if not any(isinstance(callback, default) for callback in chosen):
-                kwargs.setdefault("callbacks", list(chosen)).append(default())
+            if not any(isinstance(callback, default) for callback in kwargs["callbacks"]):
+                kwargs["callbacks"].append(default())
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
@@ -101,8 +109,10 @@ class GuideCLI(LightningCLI):
 
     def _continue(self, command: str) -> None:
         arguments = self.config_init[command]
-        if arguments.get("ckpt_path") is None:
-            arguments["ckpt_path"] = newest_checkpoint(self.trainer.default_root_dir)
+        arguments["weights_only"] = True
+        if arguments.get("ckpt_path") is None and (newest := newest_checkpoint(self.trainer.default_root_dir)):
+            rank_zero_info(f"continuing from {newest}")
+            arguments["ckpt_path"] = str(newest)
 
 
 TRAINER_DEFAULTS = {
@@ -122,10 +132,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     With LIGHTNING_GUIDE_TRACEBACK=1 in the environment the traceback is shown instead.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if arguments and arguments[0] in COMMANDS:
-            auto_cli(COMMANDS[arguments[0]], args=arguments[1:], prog=f"lightning-guide {arguments[0]}")
+        if words and words[0] in COMMANDS:
+            auto_cli(COMMANDS[words[0]], args=words[1:], prog=f"lightning-guide {words[0]}")
             return
         GuideCLI(
             pl.LightningModule,
@@ -136,8 +146,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             seed_everything_default=0,
             trainer_defaults=TRAINER_DEFAULTS,
             auto_configure_optimizers=False,
-            parser_kwargs={"prog": "lightning-guide"},
-            args=arguments,
+            parser_kwargs={"prog": "lightning-guide", "description": _DESCRIPTION},
+            args=arguments,  # type: ignore[arg-type]
         )
     except (ValueError, OSError, TrainingDivergedError) as error:
         if os.environ.get("LIGHTNING_GUIDE_TRACEBACK"):
