@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_guide.denoiser import Preconditioned
 from lightning_guide.networks import EDM2UNet, MPConv, MPLinear, SelfAttention
@@ -59,6 +60,19 @@ def test_published_parameter_counts(channels: int, published: int) -> None:
         net = EDM2UNet((4, 64, 64), num_classes=1000, model_channels=channels)
     assert count(net) + HEAD == published
     assert sum(isinstance(module, SelfAttention) for module in net.modules()) == 15
+
+
+@pytest.mark.parametrize(
+    ("channels", "gmac"),
+    [(64, 11.35), (128, 44.95), (192, 100.8), (256, 179.0), (320, 279.3), (384, 402.0), (448, 546.9)],
+)
+def test_multiply_adds_of_convolutions_and_products(channels: int, gmac: float) -> None:
+    with torch.device("meta"):
+        net = EDM2UNet((4, 64, 64), num_classes=1000, model_channels=channels)
+        x, c_noise, label = torch.empty(1, 4, 64, 64), torch.empty(1), torch.empty(1, dtype=torch.int64)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            net(x, c_noise, net.embed(label, 1))
+    assert counter.get_total_flops() / 2e9 == pytest.approx(gmac, rel=1e-3)
 
 
 def test_parameter_counts_of_the_small_nets() -> None:
@@ -263,3 +277,15 @@ def test_bfloat16_autocast_stays_near_float32(generator: torch.Generator) -> Non
         with torch.autocast("cpu", dtype=torch.bfloat16):
             rough = run(net, x, torch.tensor([0, 1, 2, -1]))
     assert (rough.float() - exact).square().mean().sqrt() < 0.05 * exact.square().mean().sqrt()
+
+
+@pytest.mark.slow
+def test_compiles_into_one_graph_that_still_checks_labels(generator: torch.Generator) -> None:
+    denoiser = Preconditioned(awake(small()))
+    compiled = torch.compile(denoiser, backend="eager", fullgraph=True)
+    x, sigma = torch.randn(3, 3, 8, 8, generator=generator), torch.tensor([0.1, 1.0, 9.0])
+    torch.testing.assert_close(
+        compiled(x, sigma, torch.tensor([0, -1, 9])), denoiser(x, sigma, torch.tensor([0, -1, 9]))
+    )
+    with pytest.raises(RuntimeError, match="class label outside -1 ... 9"):
+        compiled(x, sigma, torch.tensor([0, 10, 9]))
