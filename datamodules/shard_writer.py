@@ -13,7 +13,6 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
 from tqdm import tqdm
 from webdataset import TarWriter
 
@@ -91,7 +90,7 @@ def _write_shard(
     temporary = path.with_name(f".{path.name}.part")
     try:
         with temporary.open("wb") as file:
-            with TarWriter(file, mtime=0.0) as tar:
+            with TarWriter(file, mtime=0) as tar:
                 for index in indices:
                     try:
                         x, label = _record(items, index, size)
@@ -140,7 +139,7 @@ def _record(items: Any, index: int, size: int | None) -> tuple[Tensor, int]:
 def _encoded(x: Tensor, quality: int | None) -> tuple[bytes, str]:
     """A picture as a file, and its extension."""
     buffer = io.BytesIO()
-    image = to_pil_image(x)
+    image = Image.fromarray(x.permute(1, 2, 0).numpy())
     if quality is None:
         image.save(buffer, "PNG")
         return buffer.getvalue(), "png"

@@ -1,0 +1,201 @@
+"""Conversion to shards: exact, interruptible, and honest about what it left out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from jsonargparse import auto_cli
+from PIL import Image
+
+from datamodules import Shards, write_shards
+from datamodules.convert import convert
+
+
+def pixels(number: int, side: int = 8) -> np.ndarray:
+    """The picture of item `number`."""
+    return np.random.default_rng(number).integers(0, 256, (side, side, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A folder of three classes with 2, 3 and 4 pictures."""
+    number = 0
+    for label, name in enumerate(("ape", "bee", "cow")):
+        (tmp_path / "source" / name).mkdir(parents=True)
+        for _ in range(label + 2):
+            Image.fromarray(pixels(number)).save(tmp_path / "source" / name / f"{number}.png")
+            number += 1
+    return tmp_path / "source"
+
+
+def content(folder: Path, name: str = "train", num_classes: int = 3) -> set[tuple[bytes, int]]:
+    """All (picture, label) pairs of the shards in a folder."""
+    data = Shards(f"{folder}/{name}-*.tar", f"{folder}/{name}-*.tar", num_classes=num_classes)
+    return {(x.numpy().tobytes(), label) for x, label in (data.training()[i] for i in range(len(data.training())))}
+
+
+def expected(labels: list[int]) -> set[tuple[bytes, int]]:
+    """The pairs of items 0, 1, ... with these labels."""
+    return {(pixels(i).transpose(2, 0, 1).tobytes(), label) for i, label in enumerate(labels)}
+
+
+LABELS = [0, 0, 1, 1, 1, 2, 2, 2, 2]
+
+
+class Items:
+    """A source at random access that counts what is read, and fails or holds a corrupt picture where told."""
+
+    classes = ["ape", "bee", "cow"]
+
+    def __init__(self, *, fail_after: int = 10**9) -> None:
+        self.read: list[int] = []
+        self.fail_after = fail_after
+
+    def __len__(self) -> int:
+        return len(LABELS)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        if len(self.read) == self.fail_after:
+            raise KeyboardInterrupt
+        self.read.append(index)
+        return pixels(index), LABELS[index]
+
+
+def test_class_folder_reads_back_pixel_exact(source: Path, tmp_path: Path) -> None:
+    """Through the command as the command line calls it."""
+    out = tmp_path / "out"
+    auto_cli(convert, args=[str(source), str(out), "--records_per_shard=4"])
+    assert sorted(path.name for path in out.iterdir()) == [f"train-0000{i}.tar" for i in range(3)] + ["train.json"]
+    assert content(out) == expected(LABELS)
+    inventory = json.loads((out / "train.json").read_text())
+    assert inventory["classes"] == ["ape", "bee", "cow"] and inventory["counts"] == [2, 3, 4]
+    assert inventory["records"] == 9 and inventory["size"] == [8, 8] and inventory["corrupt"] == []
+    assert [entry["records"] for entry in inventory["shards"].values()] == [4, 4, 1]
+
+
+def test_two_conversions_give_the_same_bytes(source: Path, tmp_path: Path) -> None:
+    """The seed alone decides; another seed writes another order, no seed the order of the source."""
+    for folder, seed in (("a", 0), ("b", 0), ("c", 1), ("d", None)):
+        convert(str(source), str(tmp_path / folder), shuffle_seed=seed)
+    a, b, c, d = ((tmp_path / folder / "train-00000.tar").read_bytes() for folder in "abcd")
+    assert a == b != c
+    assert a != d and d.index(b"00000000.png") < d.index(b"00000001.png") < d.index(b"00000008.png")
+
+
+def test_interrupted_conversion_goes_on(tmp_path: Path) -> None:
+    """Complete shards are kept, nothing half-written is visible, the result is that of one run."""
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(Items(fail_after=6), tmp_path / "a", records_per_shard=4)
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["train-00000.tar", "train.json"]
+    items = Items()
+    write_shards(items, tmp_path / "a", records_per_shard=4)
+    assert len(items.read) == 5
+    write_shards(Items(), tmp_path / "b", records_per_shard=4)
+    for path in (tmp_path / "b").iterdir():
+        assert path.read_bytes() == (tmp_path / "a" / path.name).read_bytes()
+
+
+def test_damaged_shard_is_written_again(tmp_path: Path) -> None:
+    """What is there is verified by the count of its records."""
+    write_shards(Items(), tmp_path, records_per_shard=4)
+    whole = (tmp_path / "train-00001.tar").read_bytes()
+    (tmp_path / "train-00001.tar").write_bytes(whole[:1000])
+    items = Items()
+    write_shards(items, tmp_path, records_per_shard=4)
+    assert len(items.read) == 4 and (tmp_path / "train-00001.tar").read_bytes() == whole
+
+
+def test_torchvision_dataset(tmp_path: Path) -> None:
+    """PIL pictures and whole-number labels by way of torchvision; the name is the split."""
+    fake = torchvision.datasets.FakeData(6, (3, 8, 8), num_classes=3)
+    inventory = write_shards(fake, tmp_path / "fake")
+    items = [fake[index] for index in range(6)]
+    pairs = {(np.asarray(picture).transpose(2, 0, 1).tobytes(), int(label)) for picture, label in items}
+    assert content(tmp_path / "fake") == pairs and inventory["records"] == 6
+    for source, message in (
+        ("torchvision:CIFAR", "expected torchvision:NAME:ROOT"),
+        (f"torchvision:CIFAR:{tmp_path}", "no dataset 'CIFAR'; expected one like .*CIFAR10"),
+        (f"torchvision:CIFAR10:{tmp_path}", "cannot be opened in .*--download true"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            convert(source, str(tmp_path / "y"))
+    with pytest.raises(ValueError, match="has the splits train and test; got 'heldout'"):
+        convert(f"torchvision:CIFAR10:{tmp_path}", str(tmp_path / "y"), name="heldout")
+
+
+def test_iterables_sizes_and_jpeg(tmp_path: Path) -> None:
+    """A generator of tensors, shrunk and stored as JPEG, read back close to the shrunk pictures."""
+    smooth = torch.arange(16, dtype=torch.uint8).mul(8).expand(3, 16, 16)
+    inventory = write_shards(((smooth, label) for label in (0, 3)), tmp_path, size=8, quality=95)
+    assert inventory["classes"] == ["0", "1", "2", "3"] and inventory["counts"] == [1, 0, 0, 1]
+    data = Shards(f"{tmp_path}/train-*.tar", f"{tmp_path}/train-*.tar", num_classes=4)
+    shrunk = smooth.float().reshape(3, 8, 2, 8, 2).mean((2, 4))
+    assert (data.training()[0][0] - shrunk).abs().max() < 6
+    mixed = write_shards([(pixels(0), 0), (pixels(0, 6), 0)], tmp_path, name="mixed")
+    assert mixed["size"] is None
+
+
+def test_corrupt_pictures_are_counted_and_named(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are left out, listed in the inventory and stay so when the command runs again."""
+    (source / "bee" / "3.png").write_bytes(b"no picture")
+    for _ in range(2):
+        convert(str(source), str(tmp_path / "out"), records_per_shard=4)
+        assert "8 pictures of 3 classes in 3 shards" in (printed := capsys.readouterr().out)
+        assert "1 corrupt pictures left out" in printed
+    inventory = json.loads((tmp_path / "out" / "train.json").read_text())
+    assert inventory["counts"] == [2, 2, 4] and "bee/3.png" in inventory["corrupt"][0]
+    assert content(tmp_path / "out") == expected(LABELS) - {(pixels(3).transpose(2, 0, 1).tobytes(), 1)}
+
+
+def test_other_settings_and_foreign_shards_are_refused(tmp_path: Path) -> None:
+    """Nothing that is there is overwritten by something else."""
+    write_shards(Items(), tmp_path, records_per_shard=4)
+    with pytest.raises(ValueError, match="belongs to a conversion with records_per_shard 4, not 5; expected the same"):
+        write_shards(Items(), tmp_path, records_per_shard=5)
+    (tmp_path / "train.json").write_text("{}")
+    with pytest.raises(ValueError, match="is no inventory"):
+        write_shards(Items(), tmp_path, records_per_shard=4)
+    (tmp_path / "train.json").unlink()
+    with pytest.raises(ValueError, match="train-00000.tar is there without the inventory train.json"):
+        write_shards(Items(), tmp_path, records_per_shard=4)
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([], "holds no pictures"),
+        ([3], "item 0 of the source is a int; expected a pair"),
+        ([(pixels(0), "cat")], "item 0 of the source is a tuple; expected a pair .picture, class number"),
+        ([(pixels(0), -1)], "label -1; expected a class number from 0 upwards"),
+        ([(pixels(0).astype(float), 0)], "item 0 of the source: the picture is a ndarray of float64"),
+    ],
+)
+def test_bad_items(tmp_path: Path, items: list[Any], message: str) -> None:
+    """Each in one sentence; no shard appears."""
+    with pytest.raises(ValueError, match=message):
+        write_shards(items, tmp_path)
+    assert not list(tmp_path.glob("*.tar")) and not list(tmp_path.glob(".*"))
+
+
+def test_bad_sources_and_arguments(source: Path, tmp_path: Path) -> None:
+    """Folders that are none, are empty, or have an empty class; numbers out of range."""
+    (source / "dog").mkdir()
+    for given, message in (
+        (source, "class folder .*dog holds no pictures"),
+        (source / "bee", "has no folders inside"),
+        (source / "none", "is no folder"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            convert(str(given), str(tmp_path / "out"))
+    with pytest.raises(ValueError, match="quality is 0"):
+        write_shards([(pixels(0), 0)], tmp_path / "out", quality=0)
+    with pytest.raises(ValueError, match="records_per_shard is 0"):
+        write_shards([(pixels(0), 0)], tmp_path / "out", records_per_shard=0)
