@@ -114,7 +114,7 @@ class GaussianMixture(Denoiser):
         return x.float(), component
 
 
-def gaussian(mean: Sequence[float], covariance: Sequence[Sequence[float]] | Tensor) -> GaussianMixture:
+def gaussian(mean: Sequence[float] | Tensor, covariance: Sequence[Sequence[float]] | Tensor) -> GaussianMixture:
     """The exact denoiser of one Gaussian N(mean, covariance), linear in x."""
     double = torch.float64
     return GaussianMixture(torch.as_tensor(mean, dtype=double)[None], torch.as_tensor(covariance, dtype=double)[None])
