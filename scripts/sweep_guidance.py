@@ -10,18 +10,14 @@ interval (Student's t over the seeds) of every metric in `summary.json` and a ta
 from __future__ import annotations
 
 import json
-import math
-import statistics
 from pathlib import Path
 
 import yaml
 from jsonargparse import auto_cli
 from matplotlib import pyplot as plt
+from seed_summary import show, summarise
 
 from lightning_guide.cli import main as lightning_guide
-
-# Student's t, 97.5 % quantile by degrees of freedom
-T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 def sweep(
@@ -89,28 +85,11 @@ def sweep(
     )
     lightning_guide(["test", "-c", config, "-c", str(written)])
     results = json.loads((folder / "metrics.json").read_text())
-    summary = {name: _summary([results[f"{name} seed={s}"] for s in range(first_seed, first_seed + seeds)]) for name in points}
+    chosen = range(first_seed, first_seed + seeds)
+    summary = {name: summarise([results[f"{name} seed={seed}"] for seed in chosen]) for name in points}
     (folder / "summary.json").write_text(json.dumps(summary, indent=1))
-    _print(summary)
+    show(summary, [metric for metric in summary["unguided"] if metric not in ("samples", "seconds")])
     _draw(summary, ages, weights, cfg_weights, folder / "sweep.png")
-
-
-def _summary(runs: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Mean and half width of the 95 % interval of each metric."""
-    summary = {}
-    for metric in runs[0]:
-        values = [run[metric] for run in runs]
-        half = T_975[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-        summary[metric] = {"mean": statistics.fmean(values), "half_width": half}
-    return summary
-
-
-def _print(summary: dict[str, dict[str, dict[str, float]]]) -> None:
-    metrics = [metric for metric in next(iter(summary.values())) if metric not in ("samples", "seconds")]
-    print(f"{'':32}" + "".join(f"{metric:>20}" for metric in metrics))
-    for name, values in summary.items():
-        cells = [f"{values[m]['mean']:.3f} +- {values[m]['half_width']:.3f}" for m in metrics]
-        print(f"{name:32}" + "".join(f"{cell:>20}" for cell in cells))
 
 
 def _draw(summary: dict, ages: list[str], weights: list[float], cfg_weights: list[float], path: Path) -> None:
@@ -121,7 +100,8 @@ def _draw(summary: dict, ages: list[str], weights: list[float], cfg_weights: lis
     for label, names in curves.items():
         x = [1.0, *(cfg_weights if label == "CFG" else weights)]
         points = [summary["unguided"]["fd"], *(summary[name]["fd"] for name in names)]
-        axes.errorbar(x, [p["mean"] for p in points], [p["half_width"] for p in points], label=label, capsize=3, marker="o")
+        means, halves = [p["mean"] for p in points], [p["half_width"] for p in points]
+        axes.errorbar(x, means, halves, label=label, capsize=3, marker="o")
     axes.set(xlabel="guidance weight", ylabel="Fréchet distance (classifier features)", yscale="log")
     axes.legend()
     figure.savefig(path, dpi=120)
