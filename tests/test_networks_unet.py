@@ -64,7 +64,11 @@ def test_published_parameter_counts(channels: int, published: int) -> None:
 
 @pytest.mark.parametrize(
     ("channels", "gmac"),
-    [(64, 11.35), (128, 44.95), (192, 100.8), (256, 179.0), (320, 279.3), (384, 402.0), (448, 546.9)],
+    [(64, 11.35)]
+    + [
+        pytest.param(*preset, marks=pytest.mark.slow)
+        for preset in ((128, 44.95), (192, 100.8), (256, 179.0), (320, 279.3), (384, 402.0), (448, 546.9))
+    ],
 )
 def test_multiply_adds_of_convolutions_and_products(channels: int, gmac: float) -> None:
     with torch.device("meta"):
