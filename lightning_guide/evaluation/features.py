@@ -147,7 +147,8 @@ class TimmFeatures(FeatureExtractor):
         overlay = {} if self.weights is None else {"file": self.weights}
         try:
             with torch.random.fork_rng(devices=[]):
-                model = timm.create_model(self.name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
+                # with its head: timm tolerates weights of another model as soon as it is to drop the head itself
+                model = timm.create_model(self.name, pretrained=True, pretrained_cfg_overlay=overlay)
         except Exception as error:  # whatever hub, file system or checkpoint reader have to say
             source = self.weights or "timm's download"
             raise ValueError(
@@ -155,6 +156,7 @@ class TimmFeatures(FeatureExtractor):
                 f"expected a checkpoint of this model: save one where there is a network, "
                 "`timm.create_model(name, pretrained=True).state_dict()`, and name the file in `weights`"
             ) from None
+        model.reset_classifier(0)
         self._config = resolve_data_config(model=model)
         self._model = model.eval().requires_grad_(False)
 

@@ -1,0 +1,135 @@
+"""The contract of sample metrics: clone, move, reset, and the same numbers on one process and on two."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed
+import torch.multiprocessing
+from torch import Tensor
+
+from lightning_guide.data import Batch
+from lightning_guide.evaluation import ClassAgreement, ClassifierFeatures, FrechetDistance, PrecisionRecall, RawPixels
+from lightning_guide.evaluation.metric import SampleMetric
+from lightning_guide.networks.classifier import SmallClassifier
+from lightning_guide.snapshots import SnapshotStore
+
+SHARES = {"uneven": slice(None), "none on rank 1": 1, "none on rank 0": 0}
+
+
+def pictures(count: int, seed: int) -> Tensor:
+    """Random pictures uint8 (count, 1, 4, 4)."""
+    return torch.randint(256, (count, 1, 4, 4), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+def prepared(run: str) -> list[SampleMetric]:
+    """Every metric of pictures."""
+    metrics = [
+        FrechetDistance(RawPixels()),
+        PrecisionRecall(RawPixels(), k=2),
+        ClassAgreement(ClassifierFeatures(run)),
+    ]
+    for metric in metrics:
+        metric.prepare([Batch(part) for part in pictures(40, 0).split(16)])
+    return metrics
+
+
+def labels(x: Tensor) -> Tensor:
+    """Labels -1, 0, 1 that depend on the picture."""
+    return x.flatten(1).to(torch.int64).sum(1) % 3 - 1
+
+
+def values(metrics: list[SampleMetric], x: Tensor) -> dict[str, float]:
+    """What the metrics say of `x`, fed in batches of 4."""
+    report: dict[str, float] = {}
+    for metric in metrics:
+        metric.reset()
+        for part in x.split(4) if len(x) else ():
+            metric.update(part, labels(part))
+        report |= {key: value.item() for key, value in metric.compute().items()}
+    return report
+
+
+def save_classifier(run: Path) -> str:
+    """A classifier with random weights in `run`."""
+    torch.manual_seed(0)
+    network = SmallClassifier([1, 4, 4], num_classes=2, widths=[8])
+    SnapshotStore(run / "snapshots").save(network.state_dict(), images=1, sigma_rel=0.0, recipe=network.recipe)
+    return str(run)
+
+
+def work(rank: int, folder: str) -> None:
+    """One of two processes: every way to share 13 samples, with results as JSON."""
+    torch.set_num_threads(1)
+    store = f"file://{folder}/rendezvous"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    originals = prepared(f"{folder}/run")
+    metrics = [metric.clone() for metric in originals]
+    results = {}
+    for name, share in SHARES.items():
+        mine = pictures(13, 1)[rank::2] if share == slice(None) else pictures(13, 1)[: 0 if share == rank else None]
+        results[name] = values(metrics, mine)
+    Path(folder, f"rank-{rank}.json").write_text(json.dumps(results))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_agree_with_one(tmp_path: Path) -> None:
+    expected = values(prepared(save_classifier(tmp_path / "run")), pictures(13, 1))
+    assert set(expected) == {"fd", "precision", "recall", "class_agreement"}
+    torch.multiprocessing.spawn(work, args=(str(tmp_path),), nprocs=2)
+    for rank in (0, 1):
+        results = json.loads((tmp_path / f"rank-{rank}.json").read_text())
+        assert set(results) == set(SHARES)
+        for name, found in results.items():
+            assert found == pytest.approx(expected, rel=1e-10, abs=1e-10), f"{name}, seen from rank {rank}"
+
+
+def test_what_was_prepared_survives_clone_to_and_reset(tmp_path: Path) -> None:
+    originals = prepared(save_classifier(tmp_path))
+    expected = values(originals, pictures(20, 2))
+    clones = [metric.clone() for metric in originals]
+    for metric in clones:
+        assert isinstance(metric.to(torch.device("cpu")), type(metric))
+        metric.reset()
+    assert values(clones, pictures(20, 2)) == expected
+    assert values(clones, pictures(30, 3)) != expected
+    assert values(clones, pictures(20, 2)) == expected
+    assert values(originals, pictures(20, 2)) == expected
+
+
+def test_clones_do_not_share_samples_but_share_the_extractor(tmp_path: Path) -> None:
+    for metric in prepared(save_classifier(tmp_path)):
+        one, other = metric.clone(), metric.clone()
+        one.update(pictures(8, 4), labels(pictures(8, 4)))
+        other.update(pictures(9, 5), labels(pictures(9, 5)))
+        alone = metric.clone()
+        alone.update(pictures(9, 5), labels(pictures(9, 5)))
+        assert str(other.compute()) == str(alone.compute())
+        assert one.extractor is other.extractor is metric.extractor
+
+
+def test_moving_reaches_reference_and_sums(tmp_path: Path) -> None:
+    for metric in prepared(save_classifier(tmp_path))[:2]:
+        metric.update(pictures(8, 4), None)
+        metric.to("meta")
+        assert metric.device.type == "meta"
+        assert {buffer.device.type for buffer in metric.buffers()} == {"meta"}
+        for state in metric.metric_state.values():
+            assert {part.device.type for part in ([state] if isinstance(state, Tensor) else state)} == {"meta"}
+
+
+def test_a_device_without_float64_leaves_the_metric_on_the_cpu() -> None:
+    metric = FrechetDistance(RawPixels())
+    assert metric.to("mps").device == torch.device("cpu")
+    assert metric.to(device=torch.device("mps")) is metric
+
+
+def test_results_are_float64_scalars_that_no_graph_hangs_on(tmp_path: Path) -> None:
+    for metric in prepared(save_classifier(tmp_path)):
+        assert not [name for name, parameter in metric.named_parameters() if parameter.requires_grad]
+        metric.update(pictures(8, 4), torch.zeros(8, dtype=torch.int64))
+        for value in metric.compute().values():
+            assert value.shape == () and value.dtype == torch.float64 and not value.requires_grad
