@@ -58,6 +58,8 @@ class DiffusionData(pl.LightningDataModule, ABC):
             ValueError: if `batch_size` is below 1 or `num_workers` below 0.
         """
         super().__init__()
+        # An exact split of fewer samples than processes leaves some process without any.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected at least 1 (images per process and micro-step)")
         if num_workers < 0:
