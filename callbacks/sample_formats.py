@@ -161,19 +161,23 @@ class TarShards(SampleFormat):
 
     def discard(self) -> None:
         """Removes the shard under way."""
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = self._tar = None
+        if self._close():
             self._temporary.unlink()
 
     def _end_shard(self) -> None:
         """The shard under way is complete and appears."""
-        if self._stream is not None and self._tar is not None:
-            self._tar.close()
-            self._stream.close()
+        if self._close():
             os.replace(self._temporary, self._path)
-            self._stream = self._tar = None
             self.number, self._filled = self.number + 1, 0
+
+    def _close(self) -> bool:
+        """Closes the file under way; whether there was one."""
+        if self._stream is None or self._tar is None:
+            return False
+        self._tar.close()
+        self._stream.close()
+        self._stream = self._tar = None
+        return True
 
     def _shards(self) -> list[tuple[Path, int, int]]:
         """(path, rank, number) of the shards in the folder."""

@@ -14,6 +14,7 @@ from torchvision.utils import make_grid
 
 from callbacks.evaluation_samples import EvaluationSamples
 from callbacks.png import add_picture, render, write_png
+from lightning_guide.data import DataView
 from lightning_guide.evaluation.loop import DrawnSamples
 from lightning_guide.modules.diffusion import DiffusionModule
 
@@ -26,8 +27,8 @@ UNSAFE = r"[^\w.=+-]+"  # in file names
 class SampleGrid(EvaluationSamples):
     """Draws the samples 0 ... `count` - 1 of each evaluation at the end of validation and test.
 
-    Pictures become a grid, points a scatter plot of their first two coordinates with the same axes for all
-    evaluations. Each goes to TensorBoard (`samples/<evaluation>`, at the global step) and to
+    Pictures become a grid, points a scatter plot of their first two coordinates on axes that hold the real data. Each
+    goes to TensorBoard (`samples/<evaluation>`, at the global step) and to
     `<folder>/<fit, validate or test>-<images seen>-<evaluation>.png`.
     """
 
@@ -45,12 +46,12 @@ class SampleGrid(EvaluationSamples):
     def draw(self, trainer: pl.Trainer, module: DiffusionModule, samples: dict[str, DrawnSamples]) -> None:
         """Logs and writes one picture for each evaluation."""
         folder = Path(trainer.default_root_dir) / "grids" if self.folder is None else Path(self.folder)
-        stage = f"{trainer.state.fn}-{module.images_seen}"
-        points = [drawn.x for drawn in samples.values() if drawn.x.ndim == 2]
-        limits = _limits(points) if points else []
+        assert trainer.state.fn is not None
+        stage = f"{trainer.state.fn.value}-{module.images_seen}"
+        real: DataView = trainer.datamodule  # type: ignore[attr-defined]
         for name, drawn in samples.items():
             if drawn.x.ndim == 2:
-                picture = _scatter(drawn.x, f"{name}, {module.images_seen:,} images seen", limits)
+                picture = _scatter(drawn.x, f"{name}, {module.images_seen:,} images seen", _limits(real))
             else:
                 picture = _grid(drawn.x, self.columns)
             add_picture(trainer, f"samples/{name}", picture)
@@ -79,23 +80,22 @@ def _coordinates(x: Tensor) -> Tensor:
     return x[:, :2].float() if x.shape[1] > 1 else torch.stack([x[:, 0].float(), torch.arange(len(x)).float()], dim=1)
 
 
-def _limits(points: list[Tensor]) -> list[tuple[float, float]]:
-    """Ranges of the two axes, common to all evaluations; they hold 99 % of the points and a margin."""
-    dots = torch.cat([_coordinates(x) for x in points])
-    dots = dots[dots.isfinite().all(dim=1)]
-    if not len(dots):
-        return [(-1.0, 1.0), (-1.0, 1.0)]
-    quantiles = dots.quantile(torch.tensor([0.005, 0.995]), dim=0)
-    margin = (0.15 * (quantiles[1] - quantiles[0])).clamp(min=1e-3)
-    return list(zip((quantiles[0] - margin).tolist(), (quantiles[1] + margin).tolist(), strict=True))
+def _limits(real: DataView) -> tuple[Tensor, Tensor]:
+    """Lowest and highest values (2,) on the axes: those of the first batch of real points, and some margin."""
+    dots = _coordinates(next(iter(real.reference(torch.device("cpu")))).x)
+    low, high = dots.amin(dim=0), dots.amax(dim=0)
+    margin = (0.15 * (high - low)).clamp(min=1e-3)
+    return low - margin, high + margin
 
 
-def _scatter(x: Tensor, title: str, limits: list[tuple[float, float]]) -> Tensor:
-    """Points (B, d) as dots, (3, 600, 600) uint8."""
-    figure = Figure(figsize=(6, 6), dpi=100, layout="constrained")
-    axes = figure.add_subplot(title=title, xlim=limits[0], ylim=limits[1])
+def _scatter(x: Tensor, title: str, limits: tuple[Tensor, Tensor]) -> Tensor:
+    """Points (B, d) as dots, (3, 600, 600) uint8; the title says how many lie outside."""
+    (left, bottom), (right, top) = (limit.tolist() for limit in limits)
     dots = _coordinates(x)
+    outside = int((~((dots > limits[0]) & (dots < limits[1])).all(dim=1)).sum())
+    figure = Figure(figsize=(6, 6), dpi=100, layout="constrained")
+    axes = figure.add_subplot(title=f"{title}, {outside} of {len(x)} points outside")
+    axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal" if x.shape[1] > 1 else "auto")
     size = min(20.0, max(0.5, 4e4 / len(dots) ** 1.2))
     axes.scatter(dots[:, 0].numpy(), dots[:, 1].numpy(), s=size, linewidths=0, color="#0072B2")
-    axes.set_aspect("equal" if x.shape[1] > 1 else "auto")
     return render(figure)

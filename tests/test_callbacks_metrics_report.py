@@ -1,0 +1,144 @@
+"""The report: strict JSON, a table on the terminal, a table in TensorBoard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from callbacks.metrics_report import MetricsReport
+from datamodules.points import Points
+from lightning_guide.analytic import GaussianMixture
+from lightning_guide.data import Batch
+from lightning_guide.evaluation.evaluation import Evaluation
+from lightning_guide.evaluation.metric import SampleMetric
+from lightning_guide.guidance import Autoguidance, ScoreScaling, Snapshot
+from lightning_guide.losses import ScoreMatchingLoss
+from lightning_guide.modules.diffusion import DiffusionModule
+from lightning_guide.networks.log_density_mlp import LogDensityMLP
+from lightning_guide.noise import KarrasGrid
+from lightning_guide.samplers import Euler
+
+SAMPLER = Euler(KarrasGrid(2))
+MIXTURE = GaussianMixture([[-1.0, 0.0], [1.0, 0.0]], [[[0.01, 0.0], [0.0, 0.01]]] * 2)
+
+
+class Numbers(SampleMetric):
+    """Given numbers, whatever is drawn."""
+
+    def __init__(self, **values: float) -> None:
+        super().__init__()
+        self.values = values
+
+    def prepare(self, reference: Iterable[Batch]) -> None:
+        pass
+
+    def update(self, x: Tensor, condition: Tensor | None = None) -> None:
+        pass
+
+    def compute(self) -> dict[str, Tensor]:
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in self.values.items()}
+
+
+def module(evaluations: dict[str, Evaluation]) -> DiffusionModule:
+    return DiffusionModule(LogDensityMLP(width=4), ScoreMatchingLoss(), evaluations=evaluations, average=None)
+
+
+def evaluation(**values: float) -> Evaluation:
+    return Evaluation(sampler=SAMPLER, num_samples=4, metrics={"numbers": Numbers(**values)} if values else {})
+
+
+def trainer(folder: Path, report: MetricsReport, **options: Any) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="cpu",
+        default_root_dir=str(folder),
+        callbacks=[report],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        **({"logger": False} | options),
+    )
+
+
+def metrics(folder: Path) -> Any:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads((folder / "metrics.json").read_text(), parse_constant=refuse)
+
+
+def test_test_writes_every_evaluation_and_prints_an_aligned_table(tmp_path: Path, capsys: Any) -> None:
+    evaluations = {
+        "unguided": evaluation(fd=1.91234567, lost=0.0, odd=float("nan")),
+        "cfg, w = 2": evaluation(fd=12345.678, far=float("inf")),
+    }
+    trainer(tmp_path, MetricsReport()).test(module(evaluations), Points(MIXTURE, batch_size=8), verbose=False)
+    written = metrics(tmp_path / "report")
+    assert list(written) == ["unguided", "cfg, w = 2"]
+    assert written["unguided"]["fd"] == 1.91234567 and written["unguided"]["odd"] is None
+    assert written["cfg, w = 2"]["far"] is None and written["cfg, w = 2"]["nfe"] == 2.0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line]
+    head, rule, *rows = lines
+    assert head.split() == ["evaluation", "nfe", "samples", "seconds", "fd", "lost", "odd", "far"]
+    assert set(rule) == {"-"} and len({len(line) for line in lines}) == 1
+    assert rows[0].split()[-4:] == ["1.912", "0", "nan", "-"] and rows[1].split()[-4:] == ["1.235e+04", "-", "-", "inf"]
+    assert rows[1].startswith("cfg, w = 2 ")
+    for name in ("samples", "fd"):  # numbers end where their head ends
+        end = head.index(name) + len(name)
+        assert all(row[end - 1] != " " and row[end : end + 1] in (" ", "") for row in rows)
+
+
+def test_a_fit_reports_each_validation_and_says_what_was_skipped(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "snapshots").mkdir()
+    guided = Evaluation(Autoguidance(Snapshot("1/2")), SAMPLER, num_samples=4)
+    report = trainer(
+        tmp_path,
+        MetricsReport(str(tmp_path / "out")),
+        logger=TensorBoardLogger(str(tmp_path), name="", version="events"),
+        max_steps=4,
+        val_check_interval=2,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=1,
+    )
+    evaluations = {"plain": evaluation(fd=2.5), "guided": guided, "scaled": Evaluation(ScoreScaling(1.5), SAMPLER)}
+    report.fit(module(evaluations), Points(MIXTURE, batch_size=8, heldout_size=8))
+    assert list(metrics(tmp_path / "out")) == ["plain", "scaled"]
+    out = capsys.readouterr().out
+    assert out.count("skipped: guided (") == 2 and out.count("evaluation") == 2  # and none in the sanity check
+    log = EventAccumulator(str(tmp_path / "events"))
+    log.Reload()
+    events = log.Tensors("report/metrics/text_summary")
+    assert [event.step for event in events] == [2, 4]
+    head, rule, *rows = events[-1].tensor_proto.string_val[0].decode().splitlines()
+    assert head.startswith("| evaluation | nfe |") and rule.startswith("| :-- | --: |")
+    assert head.count("|") == rule.count("|") == rows[0].count("|")
+    assert rows[0].startswith("| plain | 2 | 4 |") and rows[0].endswith("| 2.5 |")
+    assert any(row.startswith("skipped: guided (") for row in rows)
+
+
+def test_without_evaluations_nothing_is_printed(tmp_path: Path, capsys: Any) -> None:
+    trainer(tmp_path, MetricsReport()).validate(module({}), Points(MIXTURE, heldout_size=8), verbose=False)
+    assert metrics(tmp_path / "report") == {}
+    assert "evaluation" not in capsys.readouterr().out
+
+
+def test_an_interrupted_write_leaves_the_last_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Points(MIXTURE, heldout_size=8)
+    trainer(tmp_path, MetricsReport()).test(module({"a": evaluation(fd=1.0)}), data, verbose=False)
+
+    def fail(*arguments: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        trainer(tmp_path, MetricsReport()).test(module({"a": evaluation(fd=2.0)}), data, verbose=False)
+    assert metrics(tmp_path / "report")["a"]["fd"] == 1.0
+    assert [path.name for path in (tmp_path / "report").iterdir()] == ["metrics.json"]
