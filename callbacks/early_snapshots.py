@@ -31,7 +31,7 @@ class EarlySnapshots(pl.Callback):
         """
         super().__init__()
         if rebuildable < 1:
-            raise ValueError(f"EarlySnapshots needs rebuildable >= 1 (1 stores at the fractions alone), got {rebuildable}")
+            raise ValueError(f"EarlySnapshots needs rebuildable >= 1 (1: at the fractions alone), got {rebuildable}")
         self.fractions, self.rebuildable = list(fractions), rebuildable
         for fraction in self.fractions:
             fraction_images(fraction, 1)
@@ -48,9 +48,8 @@ class EarlySnapshots(pl.Callback):
         Raises:
             ValueError: if the run has no planned end or no `PostHocEMA`.
         """
-        assert isinstance(pl_module, DiffusionModule)
-        if pl_module.planned_images is None:
-            raise ValueError("EarlySnapshots needs a planned run: set trainer.max_steps")
+        if not isinstance(pl_module, DiffusionModule) or pl_module.planned_images is None:
+            raise ValueError("EarlySnapshots needs a DiffusionModule and a planned run: set trainer.max_steps")
         averages = [c for c in trainer.callbacks if isinstance(c, PostHocEMA)]  # type: ignore[attr-defined]
         if not averages:
             raise ValueError("EarlySnapshots stores averages of callbacks.PostHocEMA; add that callback as well")

@@ -16,6 +16,7 @@ import torch
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.ema import gamma, retention, update_
 from lightning_guide.modules.diffusion import DiffusionModule
+from lightning_guide.snapshot_file import read_metadata
 from lightning_guide.snapshots import SnapshotStore
 
 __all__ = ["PostHocEMA"]
@@ -86,15 +87,40 @@ class PostHocEMA(pl.Callback):
         return self._generate_state_key(sigma_rels=sorted(self.gammas))
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Makes the averages, on the device of the model, or takes up those of a checkpoint."""
-        assert isinstance(pl_module, DiffusionModule), "PostHocEMA averages the denoiser of a DiffusionModule"
+        """Makes the averages, on the device of the model, or takes up those of a checkpoint.
+
+        Raises:
+            ValueError: if the module has no denoiser, or the run's folder holds snapshots of another network.
+        """
+        if not isinstance(pl_module, DiffusionModule):
+            raise ValueError(f"PostHocEMA averages the denoiser of a DiffusionModule, got a {type(pl_module).__name__}")
+        self._check_folder(trainer, pl_module.denoiser)
         self._source = pl_module.denoiser
+        if pl_module.images_seen == 0:  # a new run
+            self.images, self._averages = 0, {}
         for width in self.gammas:
-            average = copy.deepcopy(self._source).float().eval().requires_grad_(False)
-            if str(width) in self._restored:
-                average.load_state_dict(self._restored[str(width)])
-            self._averages[width] = average
+            if width not in self._averages or self._restored:
+                self._averages[width] = copy.deepcopy(self._source).float().eval().requires_grad_(False)
+            if self._restored:
+                self._averages[width].load_state_dict(self._restored[str(width)])
         self._restored = {}
+
+    def _check_folder(self, trainer: pl.Trainer, denoiser: Denoiser) -> None:
+        """Refuses to add to the snapshots of another network."""
+        for entry in reversed(SnapshotStore(f"{trainer.default_root_dir}/snapshots").entries()):
+            try:
+                recipe = read_metadata(entry.path).recipe
+            except ValueError:  # damaged: who asks for it will be told
+                continue
+            if recipe != denoiser.recipe:
+                raise ValueError(
+                    f"{entry.path} belongs to another network than this one; expected a folder without snapshots, or "
+                    "with those of this very run (trainer.default_root_dir)"
+                )
+            return
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The steps so far are in the averages already."""
         self._step = trainer.global_step
 
     def on_train_batch_end(

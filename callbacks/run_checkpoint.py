@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
+
+from lightning_guide.snapshot_file import atomic
 
 __all__ = ["RunCheckpoint", "checkpoint_step", "newest_checkpoint"]
 
@@ -37,12 +39,13 @@ class RunCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves after an optimizer step that is due."""
-        if trainer.global_step > self._saved and trainer.global_step % self.every_steps == 0:
+        """Saves after an optimizer step that is due, and at once where a run was asked to stop."""
+        due = trainer.global_step % self.every_steps == 0 or trainer.should_stop
+        if trainer.global_step > self._saved and due:
             self._save(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Saves the end, and the step at which a run was asked to stop."""
+        """Saves the end."""
         if trainer.global_step > self._saved:
             self._save(trainer)
 
@@ -50,12 +53,10 @@ class RunCheckpoint(Checkpoint):
         """All ranks take part; rank 0 writes."""
         self._saved = trainer.global_step
         folder = checkpoint_folder(trainer.default_root_dir)
-        temporary = folder / f".step-{self._saved:09d}.ckpt.tmp"
-        trainer.save_checkpoint(temporary)
+        path = folder / f"step-{self._saved:09d}.ckpt"
+        with atomic(path) if trainer.is_global_zero else nullcontext(path) as temporary:
+            trainer.save_checkpoint(temporary, weights_only=False)
         if trainer.is_global_zero:
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(folder / f"step-{self._saved:09d}.ckpt")
             for old in sorted(folder.glob("step-*.ckpt"))[: -self.keep]:
                 old.unlink()
             for stray in folder.glob(".step-*.tmp"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 # Before torch and matplotlib are imported, and through the environment, so that child processes inherit it.
 # One thread: steadier and no slower for small networks, and two ranks do not fight over two cores.
@@ -13,6 +14,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import matplotlib  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+from tests.processes import Processes  # noqa: E402
 
 matplotlib.use("Agg")
 torch.set_num_threads(1)
@@ -28,3 +31,11 @@ def global_seed() -> None:
 def generator() -> torch.Generator:
     """A CPU generator with seed 0."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def processes() -> Iterator[Processes]:
+    """Processes that cost milliseconds, for tests that kill them or need two ranks."""
+    server = Processes()
+    yield server
+    server.close()

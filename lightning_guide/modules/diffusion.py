@@ -101,15 +101,25 @@ class DiffusionModule(pl.LightningModule):
     # Set-up
 
     def setup(self, stage: str) -> None:
-        """Checks that data and network fit, and fixes the planned length of the run."""
+        """Checks that data and network fit, sets the clock to 0 and fixes the planned length of the run.
+
+        Raises:
+            ValueError: if data and network do not fit.
+        """
+        self._check_fits_data(self.denoiser)
+        if stage == "fit" and self.global_step == 0:  # a checkpoint, if there is one, is restored later
+            self.images_seen = self._pending_images = 0
+            steps = self.trainer.max_steps
+            self.planned_images = steps * self.images_per_step if steps > 0 else None
+
+    def _check_fits_data(self, denoiser: Denoiser) -> None:
+        """Refuses a model of another data shape or class count."""
         data = self._data
-        if tuple(data.data_shape) != tuple(self.denoiser.data_shape):
-            shapes = f"{tuple(data.data_shape)}, the network expects {tuple(self.denoiser.data_shape)}"
+        if tuple(data.data_shape) != tuple(denoiser.data_shape):
+            shapes = f"{tuple(data.data_shape)}, the network expects {tuple(denoiser.data_shape)}"
             raise ValueError(f"the data has shape {shapes}")
-        if self.denoiser.num_classes and data.num_classes != self.denoiser.num_classes:
-            raise ValueError(f"the data has {data.num_classes} classes, the network {self.denoiser.num_classes}")
-        if stage == "fit" and self.planned_images is None and self.trainer.max_steps > 0:
-            self.planned_images = self.trainer.max_steps * self.images_per_step
+        if denoiser.num_classes and data.num_classes != denoiser.num_classes:
+            raise ValueError(f"the data has {data.num_classes} classes, the network {denoiser.num_classes}")
 
     @property
     def images_per_step(self) -> int:
@@ -162,24 +172,26 @@ class DiffusionModule(pl.LightningModule):
         self._pending_images = 0
         self.denoiser.constrain()
         self.loss.constrain()
-        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            report = {f"train/{key}": value for key, value in self._means.report().items()}
+        step = self.global_step + 1  # it is counted after this hook
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and step % every == 0:
+            means = self._means.report(lambda sums: self.trainer.strategy.reduce(sums, reduce_op="sum"))
+            report = {f"train/{key}": value for key, value in means.items()}
             report |= {"train/learning_rate": rate, "train/zeroed_gradients": self._guard.zeroed}
-            self._write(report)
-
-    def _write(self, values: dict[str, float]) -> None:
-        """Logs numbers against the global step, with the images seen beside them."""
-        for logger in self.loggers:
-            logger.log_metrics(values | {"images_seen": self.images_seen}, step=self.global_step)
+            for logger in self.loggers:
+                logger.log_metrics(report | {"images_seen": self.images_seen}, step=step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the clock."""
+        """Adds the clock and the count of bad gradients."""
         checkpoint["clock"] = {"images_seen": self.images_seen, "planned_images": self.planned_images}
+        checkpoint["gradient_guard"] = {"zeroed": self._guard.zeroed, "bad_steps": self._guard.bad_steps}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores the clock."""
+        """Restores both."""
         self.images_seen = checkpoint["clock"]["images_seen"]
         self.planned_images = checkpoint["clock"]["planned_images"]
+        self._guard.zeroed = checkpoint["gradient_guard"]["zeroed"]
+        self._guard.bad_steps = checkpoint["gradient_guard"]["bad_steps"]
 
     # Evaluation
 
@@ -192,6 +204,7 @@ class DiffusionModule(pl.LightningModule):
             device=self.device,
             until=self.images_seen if self._fitting else None,
         )
+        self._check_fits_data(models.main)
         evaluations.begin(models, self._data, self.device)
         self._main = [models.main]
 
@@ -201,7 +214,7 @@ class DiffusionModule(pl.LightningModule):
 
     def _main_model(self) -> Denoiser:
         """The average under evaluation: alive in a callback while training, from the snapshots afterwards."""
-        if self.average is None:
+        if self.average is None or self.trainer.sanity_checking:  # nothing is averaged before the first step
             return self.denoiser
         if not self._fitting:
             return finished_model(self.trainer.default_root_dir, self.images, self.average).to(self.device)
@@ -230,7 +243,7 @@ class DiffusionModule(pl.LightningModule):
         """Resolves the guidance of the prediction."""
         self._begin_evaluations(self._prediction)
 
-    def validation_step(
+    def validation_step(  # type: ignore[override]
         self, batch: Batch | SampleBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> DrawnSamples | None:
         """Held-out loss of a `Batch`, or one batch of samples of the loop that `dataloader_idx` names."""
@@ -241,7 +254,9 @@ class DiffusionModule(pl.LightningModule):
         self._heldout.update(self.loss, self._main[0], batch, indices)
         return None
 
-    def test_step(self, batch: SampleBatch, batch_idx: int, dataloader_idx: int = 0) -> DrawnSamples | None:
+    def test_step(  # type: ignore[override]
+        self, batch: SampleBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> DrawnSamples | None:
         """One batch of samples of loop `dataloader_idx`."""
         return self.evaluations.step(dataloader_idx, batch, self._data)
 

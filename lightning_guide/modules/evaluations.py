@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_guide.data import DataView, SampleBatch
-from lightning_guide.denoiser import Models
+from lightning_guide.denoiser import Denoiser, Models
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.loop import DrawnSamples, SamplingLoop
 from lightning_guide.evaluation.metric import SampleMetric
@@ -32,6 +33,11 @@ class GuidedEvaluations:
     def names(self) -> list[str]:
         """Names in the order of the loops."""
         return list(self.evaluations)
+
+    @property
+    def resolved(self) -> dict[str, Denoiser]:
+        """Guidances of the evaluations under way, with models for references; empty once they have finished."""
+        return {loop.name: loop.denoiser for loop in self._loops if loop is not None}
 
     def begin(self, models: Models, data: DataView, device: torch.device) -> None:
         """Resolves every guidance. An evaluation whose guider is still to come is skipped, and said so.
@@ -59,7 +65,7 @@ class GuidedEvaluations:
             prepared = metric.to(device)
             prepared.prepare(data.reference(device))
             self._prepared[id(metric)] = prepared
-        return self._prepared[id(metric)].clone()
+        return cast(SampleMetric, self._prepared[id(metric)].clone())
 
     def step(self, number: int, batch: SampleBatch, data: DataView) -> DrawnSamples | None:
         """Draws one batch of loop `number`; None if that evaluation is skipped."""

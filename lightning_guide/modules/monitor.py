@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -35,11 +35,14 @@ class NoiseLevelMeans:
         self.sums[0].index_add_(0, bins, error)
         self.sums[1].index_add_(0, bins, torch.ones_like(error))
 
-    def report(self) -> dict[str, float]:
-        """Mean error overall and of each bin that saw an example; starts anew."""
+    def report(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Mean error overall and of each bin that saw an example; starts anew.
+
+        `reduce` sums a tensor over all processes.
+        """
         if self.sums is None:
             return {}
-        sums, counts = self.sums.tolist()
+        sums, counts = reduce(self.sums).tolist()
         self.sums = None
         bounds = ["0", *[f"{edge:g}" for edge in self.edges], "inf"]
         report = {"loss": sum(sums) / max(sum(counts), 1)}
@@ -52,11 +55,18 @@ class NoiseLevelMeans:
 class GradientGuard:
     """Sets gradient elements that are not finite to zero, counts them, and stops a run that has nothing else left.
 
-    Under DDP gradients are equal on all ranks when this runs, so all ranks decide alike.
+    An element whose square overflows counts as not finite: Adam's second moment would never recover from it. Under DDP
+    gradients are equal on all ranks when this runs, so all ranks decide alike.
     """
 
     def __init__(self, patience: int) -> None:
-        """`patience`: number of consecutive steps without any finite gradient after which training stops."""
+        """`patience`: number of consecutive steps without any finite gradient after which training stops.
+
+        Raises:
+            ValueError: if `patience` is below 1.
+        """
+        if patience < 1:
+            raise ValueError(f"max_bad_steps must be at least 1, got {patience}")
         self.patience = patience
         self.zeroed = 0
         self.bad_steps = 0
@@ -65,21 +75,30 @@ class GradientGuard:
     def sanitise(self, module: nn.Module, step: int) -> None:
         """Works on the gradients of `module` before optimizer step number `step`.
 
+        Without one finite gradient tensor they are taken away, so that the optimizer leaves the weights alone: zeros
+        would still move them by its momentum.
+
         Raises:
             TrainingDivergedError: after `patience` steps in a row without one finite gradient tensor.
         """
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
+        if not gradients:
+            return
         finite = torch.stack(torch._foreach_norm(gradients)).isfinite()
         if bool(finite.all()):
             self.bad_steps = 0
             return
         self.bad_steps = 0 if bool(finite.any()) else self.bad_steps + 1
         for gradient in gradients:
-            self.zeroed += int((~gradient.isfinite()).sum())
-            gradient.nan_to_num_(0.0, 0.0, 0.0)
+            bad = ~gradient.square().isfinite()
+            self.zeroed += int(bad.sum())
+            gradient.masked_fill_(bad, 0.0)
+        if self.bad_steps:
+            for parameter in module.parameters():
+                parameter.grad = None
         if self.bad_steps >= self.patience:
             raise TrainingDivergedError(
                 f"the loss was not finite for {self.bad_steps} steps in a row; training stopped before step {step}, "
-                f"weights and snapshots are those of step {step - self.bad_steps}; lower the learning rate or "
-                "check the data"
+                f"the weights are those after {step - self.bad_steps + 1} steps; lower the learning rate or check the "
+                "data"
             )
