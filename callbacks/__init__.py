@@ -1,8 +1,19 @@
-"""Callbacks: averages, snapshots, checkpoints and clean stops of a run."""
+"""Callbacks: averages, snapshots, checkpoints and clean stops of a run; grids, figures, reports and samples."""
 
 from callbacks.early_snapshots import EarlySnapshots
+from callbacks.metrics_report import MetricsReport
 from callbacks.post_hoc_ema import PostHocEMA
 from callbacks.run_checkpoint import RunCheckpoint
+from callbacks.sample_grid import SampleGrid
+from callbacks.sample_writer import SampleWriter
 from callbacks.stop_cleanly import StopCleanly
 
-__all__ = ["EarlySnapshots", "PostHocEMA", "RunCheckpoint", "StopCleanly"]
+__all__ = [
+    "EarlySnapshots",
+    "MetricsReport",
+    "PostHocEMA",
+    "RunCheckpoint",
+    "SampleGrid",
+    "SampleWriter",
+    "StopCleanly",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -76,8 +76,8 @@ class Evaluation:
             pure noise, which is the same where sigma_max is far above the size of the data.
     """
 
-    guidance: Denoiser = field(default_factory=Main)
-    sampler: Sampler = field(default_factory=Heun)
+    guidance: Denoiser = None  # type: ignore[assignment]  # set below: a saved config shows null, not an object
+    sampler: Sampler = None  # type: ignore[assignment]
     metrics: dict[str, SampleMetric] | None = None
     num_samples: int = 1000
     batch_size: int = 256
@@ -85,6 +85,11 @@ class Evaluation:
     first_index: int = 0
     labels: Literal["balanced", "random"] | int = "balanced"
     start: nn.Module | None = None
+
+    def __post_init__(self) -> None:
+        """Fills in the default guidance and sampler."""
+        object.__setattr__(self, "guidance", self.guidance if self.guidance is not None else Main())
+        object.__setattr__(self, "sampler", self.sampler if self.sampler is not None else Heun())
 
     def dataset(self, num_classes: int) -> SampleIndices:
         """The samples to draw from a model of `num_classes` classes."""
