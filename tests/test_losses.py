@@ -139,7 +139,7 @@ def test_exact_and_denoising_targets_have_the_same_expected_gradient(a: float, s
     for loss in (ScoreMatchingLoss(), ScoreMatchingLoss(exact=Exact(gaussian([0.0], [[variance]])))):
         model = Shrink(a)
         value = (weight * loss.compare(model(x, levels), clean, x, levels).objective).sum()
-        results.append((float(value), float(torch.autograd.grad(value, model.a)[0])))
+        results.append((float(value.detach()), float(torch.autograd.grad(value, model.a)[0])))
     (denoising, slope), (explicit, exact_slope) = results
     best = variance / (variance + sigma**2)
     assert slope == pytest.approx(exact_slope, rel=1e-10)
