@@ -30,7 +30,6 @@ from lightning_guide.fractal import FractalTree
 from lightning_guide.guidance import Autoguidance, CosineWeight, Guided, Interval, ScoreScaling, Snapshot
 from lightning_guide.losses import ScoreMatchingLoss
 from lightning_guide.modules.diffusion import DiffusionModule
-from lightning_guide.modules.evaluations import GuidedEvaluations
 from lightning_guide.networks.log_density_mlp import LogDensityMLP
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers import Heun
@@ -60,7 +59,10 @@ def module(named: dict[str, Evaluation], denoiser: Any = None, **metrics: Any) -
     if denoiser is None:
         denoiser = LogDensityMLP(width=8)
         denoiser.gain.data.fill_(0.5)
-    return DiffusionModule(denoiser, ScoreMatchingLoss(), evaluations=named, metrics=metrics, average=None)
+    few = Evaluation(sampler=SAMPLER, num_samples=4)
+    return DiffusionModule(
+        denoiser, ScoreMatchingLoss(), evaluations=named, prediction=few, metrics=metrics, average=None
+    )
 
 
 def trainer(folder: Path, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:
@@ -162,9 +164,7 @@ def test_refuses_a_model_and_a_distribution_without_density(tmp_path: Path) -> N
 
 
 def test_a_prediction_needs_none_of_it(tmp_path: Path) -> None:
-    drawing = module({})
-    drawing._prediction = GuidedEvaluations({"prediction": Evaluation(sampler=SAMPLER, num_samples=4)}, {})
-    predictions = trainer(tmp_path, FractalFigure(TREE, PANELS, CURVES)).predict(drawing, Points(TREE))
+    predictions = trainer(tmp_path, FractalFigure(TREE, PANELS, CURVES)).predict(module({}), Points(TREE))
     assert predictions is not None and len(predictions) == 1
 
 
