@@ -5,6 +5,7 @@ Needs `Trainer(use_distributed_sampler=False)` on several processes: the split i
 
 from __future__ import annotations
 
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, cast
@@ -141,6 +142,7 @@ class DiffusionData(pl.LightningDataModule, ABC):
             sampler=batches,
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=_leave_ctrl_c,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # of the workers' seeds, else drawn from the global one
         )
@@ -184,6 +186,11 @@ class _Moved:
     def __iter__(self) -> Iterator[Batch]:
         for x, condition in self.batches:
             yield Batch(x.to(self.device), None if condition is None else condition.to(self.device))
+
+
+def _leave_ctrl_c(worker: int) -> None:
+    """Ctrl-C in a terminal reaches the workers too, but it is for the trainer, which still needs this step's data."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _collate(items: Sequence[tuple[Any, Any]]) -> SampleBatch:
