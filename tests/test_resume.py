@@ -1,0 +1,254 @@
+"""The same command again: after a clean stop, after SIGKILL at any instant, the run ends in the same bits.
+
+All runs have gradient accumulation, averages, early snapshots, guided evaluations and checkpoints; the killed ones
+also loader workers. They are processes of their own and die by real signals.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from callbacks.run_checkpoint import newest_checkpoint
+from lightning_guide import snapshot_file
+from lightning_guide.snapshots import SnapshotStore
+from tests import runs
+from tests.processes import Processes, kill
+
+STEPS = 12
+
+
+# --- what the processes do -----------------------------------------------------------------------------
+
+
+class Beat(pl.Callback):
+    """Appends the micro-step that begins to the file `beats` of the run; may send this process a signal at one."""
+
+    def __init__(self, folder: str, number: int = 0, at: int | None = None) -> None:
+        self.file, self.number, self.at = Path(folder) / "beats", number, at
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+        with self.file.open("a") as file:
+            file.write(f"{trainer.global_step} {batch_idx}\n")
+        if trainer.fit_loop.epoch_loop.total_batch_idx == self.at:
+            os.kill(os.getpid(), self.number)
+
+
+def train(
+    folder: str, *, number: int = 0, at: int | None = None, aim: str | None = None, count: int = 1, **options: Any
+) -> None:
+    """A full run; gets the signal `number` at micro-step `at`; kills itself where `aim` says, the `count`th time."""
+    _report_what_is_written(Path(folder))
+    if aim is not None:
+        AIMS[aim](count)
+    runs.full_run(folder, steps=STEPS, callbacks=[Beat(folder, number, at)], **options)
+
+
+def _report_what_is_written(folder: Path) -> None:
+    """Each snapshot goes on record once `save` has returned."""
+    save = SnapshotStore.save
+
+    def reporting(store: SnapshotStore, *args: Any, **kwargs: Any) -> Path:
+        path = save(store, *args, **kwargs)
+        with (folder / "reported").open("a") as file:
+            file.write(f"{path.name}\n")
+        return path
+
+    SnapshotStore.save = reporting  # type: ignore[method-assign]
+
+
+def _die(*args: Any, **kwargs: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _dies(owner: Any, name: str, count: int, *, part: str = "", when: str, file: int = 0) -> None:
+    """Replaces `owner.name`: the process dies `when` ("before", "half" or "after") it is called the `count`th time.
+
+    Calls count whose arguments hold `part`; "half" leaves only the first half of the file, argument number `file`.
+    """
+    original, calls = getattr(owner, name), 0
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += any(part in str(argument) for argument in args)
+        due = calls == count and any(part in str(argument) for argument in args)
+        if due and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = original(*args, **kwargs)
+        if due:
+            if when == "half":
+                os.truncate(args[file], os.stat(args[file]).st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+AIMS: dict[str, Callable[[int], None]] = {
+    "half a checkpoint": lambda n: _dies(pl.Trainer, "save_checkpoint", n, when="half", file=1),
+    "a checkpoint without its name": lambda n: _dies(os, "replace", n, part=".ckpt", when="before"),
+    "a checkpoint before older ones go": lambda n: _dies(os, "replace", n, part=".ckpt", when="after"),
+    "half a snapshot": lambda n: _dies(snapshot_file, "save_file", n, when="half", file=1),
+    "a snapshot without its name": lambda n: _dies(os, "replace", n, part=".safetensors", when="before"),
+    "a snapshot without its row in the index": lambda n: _dies(os, "replace", n, part=".safetensors", when="after"),
+    "half an index": lambda n: _dies(Path, "write_text", n, part="index.json", when="half"),
+    "an index without its name": lambda n: _dies(os, "replace", n, part="index.json", when="before"),
+    "one average of two": lambda n: _dies(SnapshotStore, "save", 2 * n - 1, when="after"),
+}
+
+
+# --- what they must have left --------------------------------------------------------------------------
+
+TRAIN = ("tests.test_resume", "train")
+
+
+@pytest.fixture(scope="module")
+def whole(processes: Processes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run without interruption."""
+    folder = tmp_path_factory.mktemp("whole")
+    processes.call(TRAIN, folder / "log", folder=str(folder))
+    assert runs.checkpoint(folder)["global_step"] == STEPS
+    yield folder
+
+
+def assert_equal_end(folder: Path, whole: Path) -> None:
+    """Weights, optimizer, averages, clock and all snapshots are those of the uninterrupted run, bit for bit."""
+    runs.assert_same(runs.checkpoint(folder), runs.checkpoint(whole))
+    runs.assert_same(runs.snapshots(folder), runs.snapshots(whole))
+
+
+class Witness:
+    """Looks at a run after each death: what was once written is there, whole and final."""
+
+    def __init__(self, folder: Path, whole: Path) -> None:
+        self.folder, self.expected = folder, runs.snapshots(whole)
+        self.step = 0
+
+    def look(self) -> None:
+        record = self.folder / "reported"
+        reported = set(record.read_text().split()) if record.exists() else set()
+        found = runs.snapshots(self.folder)
+        assert reported <= set(found) <= set(self.expected)
+        for name, snapshot in found.items():
+            runs.assert_same(snapshot, self.expected[name], name)
+        path = newest_checkpoint(self.folder)
+        if path is not None:
+            step = int(torch.load(path, weights_only=True)["global_step"])
+            assert step >= self.step and path.name == f"step-{step:09d}.ckpt"
+            self.step = step
+        assert self.step == 0 or path is not None
+
+
+# --- clean stops ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("at", [6, 9])  # the begin of an accumulated step, the middle of one
+def test_stopped_and_started_again(
+    processes: Processes, whole: Path, tmp_path: Path, number: signal.Signals, at: int
+) -> None:
+    processes.call(TRAIN, tmp_path / "log", folder=str(tmp_path), number=number, at=at)
+    assert runs.checkpoint(tmp_path)["global_step"] == at // 2 + 1
+    assert f"{number.name} asked to stop" in (tmp_path / "log").read_text()
+    processes.call(TRAIN, tmp_path / "log", folder=str(tmp_path))
+    assert_equal_end(tmp_path, whole)
+    # each micro-step was taken once, and counted on
+    beats = (tmp_path / "beats").read_text().split("\n")[:-1]
+    assert beats == (whole / "beats").read_text().split("\n")[:-1] and len(beats) == 2 * STEPS
+
+
+def test_stopped_at_every_step(processes: Processes, whole: Path, tmp_path: Path) -> None:
+    for step in range(0, STEPS, 2):
+        processes.call(TRAIN, tmp_path / "log", folder=str(tmp_path), number=signal.SIGTERM, at=2 * step + 1)
+        assert runs.checkpoint(tmp_path)["global_step"] == step + 1
+    processes.call(TRAIN, tmp_path / "log", folder=str(tmp_path))
+    assert_equal_end(tmp_path, whole)
+
+
+def test_ctrl_c_reaches_loader_workers_too(processes: Processes, whole: Path, tmp_path: Path) -> None:
+    pid = processes.start(TRAIN, tmp_path / "log", folder=str(tmp_path), workers=2)
+    wait_for_beats(tmp_path, 9)
+    kill(pid, signal.SIGINT, group=True)  # as a terminal does
+    assert processes.wait(pid) == 0, (tmp_path / "log").read_text()[-2000:]
+    processes.call(TRAIN, tmp_path / "log", folder=str(tmp_path), workers=2)
+    assert_equal_end(tmp_path, whole)
+
+
+def wait_for_beats(folder: Path, count: int, *, seconds: float = 60) -> None:
+    """Until the run has begun `count` micro-steps."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if (folder / "beats").exists() and (folder / "beats").read_text().count("\n") >= count:
+            return
+        time.sleep(0.002)
+    raise AssertionError(f"no {count} steps in {seconds} s: {(folder / 'log').read_text()[-2000:]}")
+
+
+# --- SIGKILL -------------------------------------------------------------------------------------------
+
+
+def killed_at(processes: Processes, whole: Path, folder: Path, aims: Iterable[tuple[str, int]]) -> None:
+    """One run, killed at one aim after the other, then left in peace."""
+    witness = Witness(folder, whole)
+    for aim, count in aims:
+        pid = processes.start(TRAIN, folder / "log", folder=str(folder), aim=aim, count=count, workers=2)
+        assert processes.wait(pid) == -signal.SIGKILL, (folder / "log").read_text()[-2000:]
+        witness.look()
+    processes.call(TRAIN, folder / "log", folder=str(folder), workers=2)
+    assert_equal_end(folder, whole)
+
+
+def test_killed_inside_the_writing_of_everything(processes: Processes, whole: Path, tmp_path: Path) -> None:
+    killed_at(processes, whole, tmp_path, [(aim, 1) for aim in AIMS])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("aim", AIMS)
+def test_killed_again_and_again_inside_the_writing_of(
+    processes: Processes, whole: Path, tmp_path: Path, aim: str
+) -> None:
+    killed_at(processes, whole, tmp_path, [(aim, count) for count in (1, 2, 1, 2)])
+
+
+def killed_at_random_instants(processes: Processes, whole: Path, folder: Path, *, kills: int, seed: int) -> None:
+    """Runs are killed at random instants and started again, over and over, until `kills` of them have died."""
+    draw = random.Random(seed)
+    run, died, lived = 0, 0, 0.0
+    while died < kills:
+        here = folder / f"run-{run}"
+        here.mkdir()
+        witness = Witness(here, whole)
+        while True:
+            begin = time.monotonic()
+            pid = processes.start(TRAIN, here / "log", folder=str(here), workers=2)
+            if died < kills:
+                time.sleep(draw.uniform(0, lived or 1.0))
+                kill(pid)
+            status = processes.wait(pid)
+            witness.look()
+            if status == 0:
+                lived = max(lived, time.monotonic() - begin)
+                break
+            assert status == -signal.SIGKILL, (here / "log").read_text()[-2000:]
+            died += 1
+        assert_equal_end(here, whole)
+        run += 1
+
+
+def test_killed_at_a_few_random_instants(processes: Processes, whole: Path, tmp_path: Path) -> None:
+    killed_at_random_instants(processes, whole, tmp_path, kills=8, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_killed_at_many_random_instants(processes: Processes, whole: Path, tmp_path: Path, seed: int) -> None:
+    killed_at_random_instants(processes, whole, tmp_path, kills=20, seed=seed)
