@@ -14,8 +14,10 @@ from lightning_guide.line_sums import WORK_ARRAYS, Lines, LineSums, line_sums
 
 __all__ = ["LineMixture"]
 
-# Points times lines to work on at once: on a CPU the work arrays shall fit the cache, yet keep two threads busy.
-ELEMENTS_CPU, ELEMENTS_ACCELERATOR = 2**16, 2**24
+# Points times lines to work on at once. On a CPU: just too few for PyTorch to split one operation over threads. A
+# hundred barriers for each chunk gain little on a quiet machine and cost a hundredfold on a busy one, and so the
+# work arrays of a chunk fit the cache of one core.
+ELEMENTS_CPU, ELEMENTS_ACCELERATOR = 2**15 - 1, 2**24
 
 
 class LineMixture(Denoiser):
@@ -128,7 +130,7 @@ class LineMixture(Denoiser):
             return self.as_mixture().score(x, torch.as_tensor(sigma))
 
         def read(sums: LineSums, lines: Lines) -> Tensor:
-            pull = sums.v1 @ lines.axes[:, :, 0] + sums.v2 @ lines.axes[:, :, 1]
+            pull = sums.v1 @ lines.axes[0].T + sums.v2 @ lines.axes[1].T
             return pull / sums.total[:, None]
 
         return self._map(x, sigma, read)
@@ -140,8 +142,8 @@ class LineMixture(Denoiser):
 
         def read(sums: LineSums, lines: Lines) -> Tensor:
             scaled = lines.axes * lines.eigenvalues[:, None]  # E[x_0 | x, f] = c + f e - Sigma P (f e - u)
-            mean = sums.Z @ lines.centre + sums.F @ lines.vector
-            mean = mean - sums.v1 @ scaled[:, :, 0] - sums.v2 @ scaled[:, :, 1]
+            mean = sums.Z @ lines.centre.T + sums.F @ lines.vector.T
+            mean = mean - sums.v1 @ scaled[0].T - sums.v2 @ scaled[1].T
             return mean / sums.total[:, None]
 
         return self._map(x, sigma, read)
@@ -166,13 +168,23 @@ class LineMixture(Denoiser):
         sigma = torch.as_tensor(sigma).to(x)
         if sigma.ndim and sigma.shape != x.shape[:1]:
             raise ValueError(f"sigma has the shape {tuple(sigma.shape)}; expected () or ({len(x)},) for these points")
-        middle = float(self.fractions[0] + self.fractions[-1]) / 2
-        centre = self.starts + middle * self.vectors
-        fractions = tuple((self.fractions - middle).tolist())
-        lines = Lines(centre, self.vectors, self.eigenvalues, self.axes, self.branch_weights, fractions).to(x)
+        lines = self._lines(x)
         elements = ELEMENTS_CPU if x.device.type == "cpu" else ELEMENTS_ACCELERATOR
         rows = max(1, min(elements // self.branches, len(x)))
         work = x.new_empty(WORK_ARRAYS, rows, self.branches)
         levels = sigma.expand(len(x)).split(rows)
         chunks = zip(x.split(rows), levels, strict=True)
         return torch.cat([read(line_sums(part, s, lines, work[:, : len(part)]), lines) for part, s in chunks])
+
+    def _lines(self, like: Tensor) -> Lines:
+        """The lines in the dtype and on the device of `like`."""
+        middle = (self.fractions[0] + self.fractions[-1]) / 2
+        return Lines(
+            centre=(self.starts + middle * self.vectors).T.to(like).contiguous(),
+            vector=self.vectors.T.to(like).contiguous(),
+            along=(self.axes * self.vectors[:, :, None]).sum(1).T.to(like).contiguous(),
+            eigenvalues=self.eigenvalues.T.to(like).contiguous(),
+            axes=self.axes.permute(2, 1, 0).to(like).contiguous(),
+            weights=self.branch_weights.to(like),
+            fractions=tuple((self.fractions - middle).tolist()),
+        )

@@ -17,6 +17,7 @@ the line, so that none is positive, whatever the rounding at far points:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -24,37 +25,28 @@ from torch import Tensor
 
 __all__ = ["WORK_ARRAYS", "LineSums", "Lines", "line_sums"]
 
-# Smallest exponent relative to the peak. e^-60 is far below the rounding of float32, and keeps all products
+LOG2_E = 1 / math.log(2)
+# Smallest exponent of 2 relative to the peak. 2^-85 is far below the rounding of float32, and keeps all products
 # above the denormal numbers, with which a CPU computes a hundred times slower.
-LOWEST = -60.0
+LOWEST = -85.0
 WORK_ARRAYS = 12
 
 
 @dataclass(frozen=True)
 class Lines:
-    """N lines, and the ascending `fractions`, measured from the centre, that they share.
+    """N lines, coordinates first, and the ascending `fractions`, measured from the centre, that they share.
 
-    `centre` and `vector` are (N, 2), `weights` (N,); the covariance is given by its `eigenvalues` (N, 2) and `axes`
-    (N, 2, 2), whose column i belongs to eigenvalue i.
+    `centre` and `vector` are (2, N), `weights` (N,). The covariance is given by its `eigenvalues` (2, N) and `axes`
+    (2, 2, N): axes[i] are the eigenvectors of eigenvalue i. `along` (2, N) is the vector in coordinates of the axes.
     """
 
     centre: Tensor
     vector: Tensor
+    along: Tensor
     eigenvalues: Tensor
     axes: Tensor
     weights: Tensor
     fractions: tuple[float, ...]
-
-    def to(self, like: Tensor) -> Lines:
-        """These lines in the dtype and on the device of `like`."""
-        return Lines(
-            centre=self.centre.to(like),
-            vector=self.vector.to(like),
-            eigenvalues=self.eigenvalues.to(like),
-            axes=self.axes.to(like),
-            weights=self.weights.to(like),
-            fractions=self.fractions,
-        )
 
 
 @dataclass(frozen=True)
@@ -77,12 +69,10 @@ class LineSums:
 def line_sums(x: Tensor, sigma: Tensor, lines: Lines, work: Tensor) -> LineSums:
     """The sums at `x` (n, 2) and `sigma` (n,), as views of `work` (WORK_ARRAYS, n, N), which is overwritten.
 
-    All of one dtype, on one device; nothing may require a gradient.
+    All of one dtype, on one device; nothing may require a gradient. PyTorch splits `exp` and `sqrt` of 2048 numbers
+    over threads, but `exp2` and `rsqrt`, like most operations, of 32768 (see ELEMENTS_CPU in `line_mixture`).
     """
-    l1, l2 = lines.eigenvalues.T.contiguous()
-    e1, e2 = torch.einsum("bij,bi->jb", lines.axes, lines.vector).contiguous()
-    cx, cy = lines.centre.T.contiguous()
-    a1x, a2x, a1y, a2y = lines.axes.flatten(1).T.contiguous()
+    (l1, l2), (e1, e2), (cx, cy), ((a1x, a1y), (a2x, a2y)) = lines.eigenvalues, lines.along, lines.centre, lines.axes
     P1, P2, u1, u2, half, g, slope, base, Z, F, a, b = work
     variance = sigma.square()[:, None]
 
@@ -100,10 +90,10 @@ def line_sums(x: Tensor, sigma: Tensor, lines: Lines, work: Tensor) -> LineSums:
     torch.mul(u2, e2, out=g).mul_(P2)
     b.add_(g).div_(a)
     torch.mul(u1, e2, out=base).addcmul_(u2, e1, value=-1)
-    base.square_().mul_(P1).mul_(P2).div_(a).mul_(-0.5)
+    base.square_().mul_(P1).mul_(P2).div_(a).mul_(-0.5 * LOG2_E)
 
-    # half = -C / 2, slope = -C n, base = -(R + C n^2) / 2 - peak.
-    torch.mul(a, -0.5, out=half)
+    # half = -C / 2, slope = -C n, base = -(R + C n^2) / 2 - peak, all in units of log 2.
+    torch.mul(a, -0.5 * LOG2_E, out=half)
     torch.clamp(b, lines.fractions[0], lines.fractions[-1], out=g)
     b.sub_(g)
     torch.mul(b, half, out=slope)
@@ -117,13 +107,13 @@ def line_sums(x: Tensor, sigma: Tensor, lines: Lines, work: Tensor) -> LineSums:
     for f in lines.fractions:
         torch.sub(g, f, out=a)
         torch.addcmul(slope, half, a, out=b)
-        torch.addcmul(base, a, b, out=b).clamp_(min=LOWEST).exp_()
+        torch.addcmul(base, a, b, out=b).clamp_(min=LOWEST).exp2_()
         Z.add_(b)
         F.add_(b, alpha=f)
 
-    torch.mul(P1, P2, out=a).sqrt_().mul_(lines.weights)
+    torch.mul(P1, P2, out=a).mul_(torch.rsqrt(a, out=b)).mul_(lines.weights)
     Z.mul_(a)
     F.mul_(a)
     v1 = torch.mul(F, e1, out=a).addcmul_(u1, Z, value=-1).mul_(P1)
     v2 = torch.mul(F, e2, out=b).addcmul_(u2, Z, value=-1).mul_(P2)
-    return LineSums(Z=Z, F=F, v1=v1, v2=v2, total=Z.sum(1), peak=peak.squeeze(1))
+    return LineSums(Z=Z, F=F, v1=v1, v2=v2, total=Z.sum(1), peak=peak.squeeze(1) / LOG2_E)
