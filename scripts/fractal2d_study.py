@@ -93,7 +93,8 @@ def _evaluations(folder: Path, seed: int, num_samples: int) -> dict[str, Any]:
     for weight in (2.0, 3.0):
         arguments = {"weight": weight, "guider": small}
         guidances[f"autoguidance_small_{weight:g}"] = {"class_path": "Autoguidance", "init_args": arguments}
-    guidances["autoguidance_younger_2"] = {"class_path": "Autoguidance", "init_args": {"weight": 2.0, "guider": younger}}
+    arguments = {"weight": 2.0, "guider": younger}
+    guidances["autoguidance_younger_2"] = {"class_path": "Autoguidance", "init_args": arguments}
     arguments = {"weight": 4.0, "unconditional": both}
     guidances["cfg_4"] = {"class_path": "ClassifierFreeGuidance", "init_args": arguments}
     guidances["truncation_1.4"] = {"class_path": "ScoreScaling", "init_args": {"scale": 1.4}}
