@@ -43,6 +43,7 @@ class TinyNetwork(Network):
         self.last = nn.Linear(width, size)
         self.dropout = nn.Dropout(dropout)
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.constrain()
 
     def embed(self, condition: Tensor | None, batch: int) -> Tensor:
         label = torch.full((batch,), -1) if condition is None else condition
