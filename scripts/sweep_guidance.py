@@ -21,7 +21,7 @@ from lightning_guide.cli import main as lightning_guide
 
 
 def sweep(
-    config: str,
+    run_config: str,
     *,
     out: str,
     ages: list[str],
@@ -37,7 +37,7 @@ def sweep(
     """Runs the sweep.
 
     Args:
-        config: config of the finished run.
+        run_config: config of the finished run.
         out: folder for the results.
         ages: guider ages, fractions of the planned run.
         weights: weights of autoguidance.
@@ -83,7 +83,7 @@ def sweep(
             sort_keys=False,
         )
     )
-    lightning_guide(["test", "-c", config, "-c", str(written)])
+    lightning_guide(["test", "-c", run_config, "-c", str(written)])
     results = json.loads((folder / "metrics.json").read_text())
     chosen = range(first_seed, first_seed + seeds)
     summary = {name: summarise([results[f"{name} seed={seed}"] for seed in chosen]) for name in points}
