@@ -148,7 +148,7 @@ class TimmFeatures(FeatureExtractor):
         try:
             with torch.random.fork_rng(devices=[]):
                 # with its head: timm tolerates weights of another model as soon as it is to drop the head itself
-                model = timm.create_model(self.name, pretrained=True, pretrained_cfg_overlay=overlay)
+                model: Any = timm.create_model(self.name, pretrained=True, pretrained_cfg_overlay=overlay)
         except Exception as error:  # whatever hub, file system or checkpoint reader have to say
             source = self.weights or "timm's download"
             raise ValueError(
