@@ -161,7 +161,7 @@ def assert_same(one: Any, other: Any, where: str = "") -> None:
     if isinstance(one, Tensor):
         assert one.dtype == other.dtype and torch.equal(one, other), f"{where}: {one} and {other}"
     elif isinstance(one, dict):
-        assert list(one) == list(other), f"{where}: {list(one)} and {list(other)}"
+        assert one.keys() == other.keys(), f"{where}: {list(one)} and {list(other)}"
         for key in one:
             assert_same(one[key], other[key], f"{where}/{key}")
     elif isinstance(one, list | tuple):

@@ -205,7 +205,7 @@ class DiffusionModule(pl.LightningModule):
             until=self.images_seen if self._fitting else None,
         )
         self._check_fits_data(models.main)
-        evaluations.begin(models, self._data, self.device)
+        evaluations.begin(models, self._data, self.device, training=self._fitting)
         self._main = [models.main]
 
     @property

@@ -39,11 +39,11 @@ class GuidedEvaluations:
         """Guidances of the evaluations under way, with models for references; empty once they have finished."""
         return {loop.name: loop.denoiser for loop in self._loops if loop is not None}
 
-    def begin(self, models: Models, data: DataView, device: torch.device) -> None:
-        """Resolves every guidance. An evaluation whose guider is still to come is skipped, and said so.
+    def begin(self, models: Models, data: DataView, device: torch.device, *, training: bool) -> None:
+        """Resolves every guidance. While `training`, one whose guider is still to come is skipped, and said so.
 
         Raises:
-            SnapshotMissing: if a guider is missing for good.
+            SnapshotMissing: if a guider is missing for good, or this run is not training any more.
             ValueError: if a guider does not fit the main model.
         """
         self.results, self.skipped, self._loops = {}, {}, []
@@ -53,7 +53,7 @@ class GuidedEvaluations:
                 ready = {key: self._prepare(metric, data, device) for key, metric in metrics.items()}
                 self._loops.append(SamplingLoop.begin(name, evaluation, models, ready))
             except SnapshotMissing as missing:
-                if not missing.not_yet:
+                if not (training and missing.not_yet):
                     raise
                 self._loops.append(None)
                 self.skipped[name] = str(missing)

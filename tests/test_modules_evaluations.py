@@ -1,0 +1,384 @@
+"""Guided evaluations in real runs: guiders to come, missing or unfit, results by name, the same whatever the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import Tensor
+
+from callbacks import EarlySnapshots, PostHocEMA
+from datamodules.examples import TensorExamples
+from lightning_guide.data import Batch, SampleBatch
+from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory
+from lightning_guide.evaluation import FrechetDistance, RawPixels, SampleMetric
+from lightning_guide.evaluation.evaluation import Evaluation
+from lightning_guide.evaluation.loop import DrawnSamples
+from lightning_guide.guidance import Autoguidance, ClassifierFreeGuidance, Guidance, Main, Snapshot
+from lightning_guide.networks import EDM2UNet
+from lightning_guide.snapshots import SnapshotMissing
+from tests.runs import TinyNetwork, TinyPictures, evaluation, tiny_module, tiny_trainer
+
+AUTO = Autoguidance(Snapshot("1/2", 0.1), 2.0)
+
+
+class Mean(SampleMetric):
+    """Mean of the samples and how many there were; counts how often real data are read."""
+
+    total: Tensor
+    count: Tensor
+    prepared = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_sum("total")
+        self.add_sum("count")
+
+    def prepare(self, reference: Iterable[Batch]) -> None:
+        Mean.prepared += sum(len(batch.x) for batch in reference)
+
+    def update(self, x: Tensor, condition: Tensor | None = None) -> None:
+        self.total += x.double().mean((1, 2, 3)).sum()
+        self.count += len(x)
+
+    def compute(self) -> dict[str, Tensor]:
+        return {"mean": self.total / self.count, "samples": self.count}
+
+
+class Log(pl.Callback):
+    """What is known at the end of each validation or test, and what each step handed out."""
+
+    def __init__(self) -> None:
+        self.results: list[dict[str, dict[str, float]]] = []
+        self.skipped: list[dict[str, str]] = []
+        self.outputs: list[tuple[int, Any]] = []
+
+    def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
+        self.results.append(module.evaluations.results)
+        self.skipped.append(module.evaluations.skipped)
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self.outputs.append((dataloader_idx, outputs))
+
+    on_test_end, on_test_batch_end = on_validation_end, on_validation_batch_end
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run: averages at 8, 16, 24 and 32 of 32 images."""
+    folder = tmp_path_factory.mktemp("runs") / "main"
+    trainer = tiny_trainer(folder, PostHocEMA(8), steps=8)
+    trainer.fit(tiny_module(average=None, learning_rate=None), datamodule=TinyPictures())
+    return folder
+
+
+def evaluate(folder: Path, evaluations: dict[str, Evaluation], verb: str = "test", **options: Any) -> Log:
+    """Runs `verb` on a finished run."""
+    log = Log()
+    data = options.pop("data", None) or TinyPictures()
+    trainer = tiny_trainer(folder, log, limit_val_batches=1.0)
+    getattr(trainer, verb)(tiny_module(evaluations=evaluations, **options), datamodule=data, verbose=False)
+    return log
+
+
+def without_time(results: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    return {name: {key: v for key, v in values.items() if key != "seconds"} for name, values in results.items()}
+
+
+def samples(log: Log, loop: int) -> Tensor:
+    return torch.cat([outputs.x for number, outputs in log.outputs if number == loop])
+
+
+# --- guiders that are to come, missing, or unfit -------------------------------------------------------
+
+
+def test_a_guider_to_come_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = Log()
+    module = tiny_module(average=0.05, evaluations={"plain": evaluation(), "auto": evaluation(AUTO)})
+    callbacks = [PostHocEMA(1000), EarlySnapshots(["1/2"], rebuildable=1), log]
+    trainer = tiny_trainer(tmp_path, *callbacks, steps=8, limit_val_batches=1.0, val_check_interval=2)
+    with caplog.at_level("INFO"):
+        trainer.fit(module, datamodule=TinyPictures())
+    assert [set(results) for results in log.results] == [{"plain"}, *[{"plain", "auto"}] * 3]
+    assert [set(skipped) for skipped in log.skipped] == [{"auto"}, set(), set(), set()]
+    assert "no snapshot of images=1/2" in log.skipped[0]["auto"]
+    assert caplog.text.count("evaluation 'auto' is skipped for now: no snapshot of") == 1
+    assert trainer.callback_metrics["auto/nfe"] == 6 and trainer.callback_metrics["plain/nfe"] == 3
+    first, rest = log.outputs[:10], log.outputs[10:]
+    assert [outputs for number, outputs in first if number == 2] == [None] * 3  # skipped
+    assert all(isinstance(outputs, DrawnSamples) == (number > 0) for number, outputs in rest)
+
+
+def test_a_guider_that_was_never_stored_ends_training_with_what_there_is(tmp_path: Path) -> None:
+    module = tiny_module(average=0.05, evaluations={"auto": evaluation(Autoguidance(Snapshot("1/3", 0.1), 2.0))})
+    log = Log()
+    trainer = tiny_trainer(tmp_path, PostHocEMA(8), log, steps=9, limit_val_batches=1.0, val_check_interval=2)
+    with pytest.raises(SnapshotMissing, match=r"images=1/3 \(12 of 36 planned\).*available: images 8, 16 \(2 in all\)"):
+        trainer.fit(module, datamodule=TinyPictures())
+    assert len(log.results) == 1  # skipped at 8 images, an error at 16
+
+
+@pytest.mark.parametrize("verb", ["validate", "test"])
+def test_missing_guiders_of_a_finished_run_are_errors(run: Path, verb: str) -> None:
+    message = r"images=1/16 \(2 of 32 planned\).*available: images 8, 16, 24, 32 \(4 in all\), sigma_rel 0.05, 0.1"
+    with pytest.raises(SnapshotMissing, match=message):
+        evaluate(run, {"auto": evaluation(Autoguidance(Snapshot("1/16", 0.1)))}, verb)
+    with pytest.raises(SnapshotMissing, match="images=64.*available"):
+        evaluate(run, {"auto": evaluation(Autoguidance(Snapshot(64, 0.1)))}, verb)
+    with pytest.raises(SnapshotMissing, match="sigma_rel=0.25 cannot be rebuilt well enough"):
+        evaluate(run, {"auto": evaluation(Autoguidance(Snapshot("1/4", 0.25)))}, verb)
+    with pytest.raises(SnapshotMissing, match="images=1/16"):
+        prediction = evaluation(Autoguidance(Snapshot("1/16", 0.1)))
+        tiny_trainer(run).predict(tiny_module(prediction=prediction), datamodule=TinyPictures())
+    with pytest.raises(ValueError, match=f"typo.* has no snapshots: .* runs with snapshots: {run}"):
+        evaluate(run, {"auto": evaluation(Autoguidance(Snapshot(run=str(run.parent / "typo"))))}, verb)
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes", "message"),
+    [
+        ((1, 3, 3), 3, r"the guider works on x of shape \(1, 3, 3\), the main model on \(1, 4, 4\)"),
+        ((1, 4, 4), 5, "the guider knows 5 classes, the main model 3"),
+        ((1, 4, 4), 0, None),
+    ],
+)
+def test_guiders_of_other_networks(
+    run: Path, tmp_path: Path, shape: tuple[int, ...], classes: int, message: str | None
+) -> None:
+    network = TinyNetwork(shape, classes)
+    data = TinyPictures(shape=shape, classes=classes)
+    tiny_trainer(tmp_path, PostHocEMA(8), steps=2).fit(tiny_module(network, average=None), datamodule=data)
+    guided = {"auto": evaluation(Autoguidance(Snapshot("1/1", 0.05, run=str(tmp_path))))}
+    if message is None:  # an unconditional guider serves a conditional model
+        assert evaluate(run, guided).results[0]["auto"]["nfe"] == 6
+    else:
+        with pytest.raises(ValueError, match=message):
+            evaluate(run, guided)
+
+
+# --- data, models and labels that do not fit -----------------------------------------------------------
+
+
+def test_data_of_another_shape_or_class_count_are_refused(run: Path, tmp_path: Path) -> None:
+    def fit(network: TinyNetwork, **options: Any) -> None:
+        trainer = tiny_trainer(tmp_path, steps=1)
+        trainer.fit(tiny_module(network, average=None), datamodule=TinyPictures(**options))
+
+    with pytest.raises(ValueError, match=r"the data has shape \(1, 3, 4\), the network expects \(1, 4, 4\)"):
+        fit(TinyNetwork(), shape=(1, 3, 4))
+    with pytest.raises(ValueError, match="the data has 4 classes, the network 3"):
+        fit(TinyNetwork(), classes=4)
+    with pytest.raises(ValueError, match="the data has 0 classes, the network 3"):
+        fit(TinyNetwork(), classes=0)
+    fit(TinyNetwork(num_classes=0), classes=3)  # an unconditional network on labelled data
+
+    # a config that fits the data, on a run that does not
+    network = TinyNetwork((1, 3, 3))
+    with pytest.raises(ValueError, match=r"the data has shape \(1, 3, 3\), the network expects \(1, 4, 4\)"):
+        log = Log()
+        module = tiny_module(network, evaluations={"plain": evaluation()})
+        tiny_trainer(run, log).test(module, datamodule=TinyPictures(shape=(1, 3, 3)))
+
+
+@pytest.mark.parametrize("label", [3, -2])
+def test_labels_out_of_range_are_refused(run: Path, label: int) -> None:
+    with pytest.raises(ValueError, match=f"label {label} is out of range: the model knows 3 classes"):
+        evaluate(run, {"plain": evaluation(labels=label)})
+
+
+def test_a_training_label_out_of_range_is_named(tmp_path: Path) -> None:
+    class Mislabelled(TinyPictures):
+        def training(self) -> TensorExamples:
+            examples = super().training()
+            assert examples.labels is not None
+            return TensorExamples(examples.x, examples.labels + 1)
+
+    sizes: dict[str, Any] = {"model_channels": 8, "channel_mult": (1,), "num_blocks": 1, "attention_resolutions": ()}
+    network = EDM2UNet(data_shape=(1, 4, 4), num_classes=3, **sizes)
+    with pytest.raises(ValueError, match="class label 3 is out of range; this network knows labels 0 to 2"):
+        trainer = tiny_trainer(tmp_path, steps=9)
+        trainer.fit(tiny_module(network, average=None, label_dropout=0.0), datamodule=Mislabelled())
+
+
+def test_nothing_to_draw_and_nothing_to_learn_from_are_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="num_samples >= 1, got 0"):
+        evaluate(run, {"plain": evaluation(num_samples=0)})
+
+    class Empty(TinyPictures):
+        def training(self) -> TensorExamples:
+            return TensorExamples(torch.zeros(0, 1, 4, 4, dtype=torch.uint8))
+
+    with pytest.raises(ValueError, match="the dataset is empty; expected at least one element"):
+        tiny_trainer(tmp_path, steps=1).fit(tiny_module(average=None), datamodule=Empty())
+
+
+def test_an_average_needs_a_callback_that_keeps_it(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, steps=2, limit_val_batches=1.0, val_check_interval=1)
+    with pytest.raises(ValueError, match="average=0.05 is to be evaluated, but no callback keeps averages: add"):
+        trainer.fit(tiny_module(average=0.05), datamodule=TinyPictures())
+    trainer = tiny_trainer(tmp_path, PostHocEMA(8), steps=2, limit_val_batches=1.0, val_check_interval=1)
+    with pytest.raises(ValueError, match=r"no average with sigma_rel=0.2 is tracked; tracked: \[0.05, 0.1\]"):
+        trainer.fit(tiny_module(average=0.2), datamodule=TinyPictures())
+
+
+# --- results -------------------------------------------------------------------------------------------
+
+
+def test_results_are_the_same_in_every_run_and_for_every_batch_size(run: Path) -> None:
+    def score(batch: int) -> tuple[dict[str, dict[str, float]], Tensor, Tensor]:
+        options: dict[str, Any] = {"num_samples": 13, "batch_size": batch}
+        guided = {"plain": evaluation(**options), "auto": evaluation(AUTO, **options)}
+        log = evaluate(run, guided, metrics={"fd": FrechetDistance(RawPixels()), "mean": Mean()}, average=0.05)
+        return without_time(log.results[0]), samples(log, 0), samples(log, 1)
+
+    reference = score(5)
+    assert set(reference[0]) == {"plain", "auto"}
+    assert set(reference[0]["auto"]) == {"nfe", "samples", "fd", "mean", "mean_samples"}
+    assert reference[0]["auto"]["samples"] == reference[0]["auto"]["mean_samples"] == 13
+    again = score(5)
+    assert again[0] == reference[0] and torch.equal(again[1], reference[1]) and torch.equal(again[2], reference[2])
+    assert not torch.equal(*reference[1:])
+    for batch in (1, 13, 64):
+        other = score(batch)
+        for one, two in zip(reference[1:], other[1:], strict=True):
+            assert (one.int() - two.int()).abs().max() <= 1  # of 255, where rounding falls the other way
+        for name, values in reference[0].items():
+            assert other[0][name] == pytest.approx(values, rel=1e-3)
+
+
+def test_noise_is_bitwise_and_samples_to_1e_5_the_same_for_every_batch_size(run: Path) -> None:
+    class Points(TinyPictures):
+        """Stored as what the denoiser sees, so that nothing is rounded."""
+
+        def decode(self, x: Tensor) -> Tensor:
+            return x
+
+    class Start(Denoiser):
+        """D = x at every level: a sampler hands its noise through."""
+
+        data_shape, num_classes, sigma_data = (1, 4, 4), 0, 0.5
+
+        def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
+            return x
+
+    def draw(batch: int) -> list[Tensor]:
+        options: dict[str, Any] = {"num_samples": 13, "batch_size": batch}
+        loops = {"noise": evaluation(Start(), **options), "auto": evaluation(AUTO, **options)}
+        log = evaluate(run, loops, data=Points(), average=0.05)
+        return [samples(log, 0), samples(log, 1)]
+
+    noise, auto = draw(5)
+    assert abs(noise.std() / 5 - 1) < 0.2  # sigma_max
+    for batch in (1, 4, 13):
+        other = draw(batch)
+        assert torch.equal(other[0], noise)
+        torch.testing.assert_close(other[1], auto, rtol=1e-5, atol=1e-5)
+
+
+def test_the_end_of_a_fit_and_the_finished_run_give_the_same_numbers(tmp_path: Path) -> None:
+    log = Log()
+    loops = {"plain": evaluation(), "auto": evaluation(AUTO), "cfg": evaluation(ClassifierFreeGuidance(2.0))}
+    common: dict[str, Any] = {"evaluations": loops, "metrics": {"mean": Mean()}, "average": 0.1}
+    trainer = tiny_trainer(
+        tmp_path, PostHocEMA(8), log, steps=6, accumulate_grad_batches=2, limit_val_batches=1.0, val_check_interval=4
+    )
+    trainer.fit(tiny_module(**common), datamodule=TinyPictures())
+    validated = evaluate(tmp_path, loops, "validate", metrics={"mean": Mean()}, average=0.1)
+    assert without_time(validated.results[0]) == without_time(log.results[-1])
+    # an older age of the same run: that of the second of three validations
+    older = evaluate(tmp_path, {"plain": evaluation()}, metrics={"mean": Mean()}, average=0.1, images=32)
+    assert without_time(older.results[0])["plain"] == without_time(log.results[1])["plain"]
+
+
+def test_raw_weights_are_evaluated_without_any_snapshot(tmp_path: Path) -> None:
+    module = tiny_module(average=None, evaluations={"plain": evaluation()}, metrics={"mean": Mean()})
+    log = Log()
+    trainer = tiny_trainer(tmp_path, log, steps=2, limit_val_batches=1.0, val_check_interval=1)
+    trainer.fit(module, datamodule=TinyPictures())
+    assert log.results[0]["plain"]["mean"] != log.results[1]["plain"]["mean"]
+    trainer.test(module, datamodule=TinyPictures(), verbose=False)
+    assert without_time(log.results[2]) == without_time(log.results[1])
+
+
+def test_real_data_are_read_once_for_each_metric(run: Path) -> None:
+    Mean.prepared = 0
+    mean = Mean()
+    own = {"own": mean}
+    loops = {"a": evaluation(), "b": evaluation(), "c": evaluation(metrics=own), "none": evaluation(metrics={})}
+    module = tiny_module(evaluations=loops, metrics={"mean": mean}, average=0.05)
+    trainer = tiny_trainer(run, log := Log())
+    for _ in range(2):
+        trainer.test(module, datamodule=TinyPictures(), verbose=False)
+    assert Mean.prepared == 40
+    first, second = map(without_time, log.results)
+    assert first == second and first["a"] == first["b"]
+    assert set(first["c"]) == {"nfe", "samples", "mean", "own_samples"} and set(first["none"]) == {"nfe", "samples"}
+    assert first["c"]["mean"] == first["a"]["mean"] and first["a"]["mean_samples"] == 5
+
+
+def test_weight_one_costs_and_changes_nothing(run: Path) -> None:
+    off = Autoguidance(Snapshot("1/2", 0.1), 1.0)
+    loops = {"plain": evaluation(), "off": evaluation(off), "main": evaluation(Main())}
+    log = evaluate(run, loops, average=0.05)
+    assert torch.equal(samples(log, 0), samples(log, 1)) and torch.equal(samples(log, 0), samples(log, 2))
+    assert log.results[0]["off"]["nfe"] == 3
+
+
+class Pulled(Guidance):
+    """Gradient guidance: the clean estimate moves up the gradient of -|D|^2 with respect to x."""
+
+    def __init__(self, positive: Denoiser | None = None) -> None:
+        super().__init__()
+        self.positive = positive if positive is not None else Main()
+
+    def start(self, trajectory: Trajectory) -> Predict:
+        positive = self.positive.start(trajectory)
+
+        def predict(x: Tensor, sigma: Tensor, condition: Tensor | None) -> Prediction:
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                clean = positive(x, sigma, condition).clean
+                (slope,) = torch.autograd.grad(-clean.square().sum(), x)
+            return Prediction((clean + 0.1 * slope).detach())
+
+        return predict
+
+
+@pytest.mark.parametrize("verb", ["validate", "test"])
+def test_guidances_may_take_gradients(run: Path, verb: str) -> None:
+    log = evaluate(run, {"plain": evaluation(), "pulled": evaluation(Pulled())}, verb, average=0.05)
+    one, two = (samples(log, i + (verb == "validate")).float() - 127.5 for i in range(2))
+    assert two.square().mean() < one.square().mean()
+
+
+# --- prediction ----------------------------------------------------------------------------------------
+
+
+def test_predict_returns_the_samples(run: Path) -> None:
+    prediction = evaluation(AUTO, num_samples=7, batch_size=3, first_index=100, seed=5)
+    module = tiny_module(prediction=prediction, average=0.05)
+    batches = tiny_trainer(run).predict(module, datamodule=TinyPictures())
+    assert batches is not None and [len(drawn.x) for drawn in batches] == [3, 3, 1]
+    assert all(isinstance(drawn, DrawnSamples) for drawn in batches)
+    index, condition, x = (torch.cat(column) for column in zip(*batches, strict=True))
+    assert index.tolist() == list(range(100, 107)) and condition.tolist() == [i % 3 for i in range(100, 107)]
+    assert x.dtype == torch.uint8 and x.shape == (7, 1, 4, 4)
+    # the same samples as an evaluation draws
+    log = evaluate(run, {"same": evaluation(AUTO, num_samples=20, first_index=95, seed=5)}, average=0.05)
+    assert torch.equal(samples(log, 0)[5:12], x)
+
+
+def test_sample_sets_follow_the_loops(run: Path) -> None:
+    module = tiny_module(evaluations={"a": evaluation(), "b": evaluation(batch_size=4, num_samples=9)})
+    assert module.evaluations.names == ["a", "b"]
+    for stage in ("fit", "validate", "test"):
+        assert [(len(data), size) for data, size in module.sample_sets(stage)] == [(5, 2), (9, 4)]  # type: ignore[arg-type]
+    ((data, size),) = module.sample_sets("predict")
+    assert (len(data), size) == (1000, 256)  # type: ignore[arg-type]
+    assert isinstance(data[0], SampleBatch)
