@@ -20,7 +20,7 @@ __all__ = ["CloseUp", "starts", "trajectories"]
 
 @dataclass(frozen=True)
 class CloseUp:
-    """What the close-up shows (the values are those of the paper).
+    """What the close-up shows (window, level and spacing are those of the paper).
 
     Attributes:
         unguided: evaluation of the first trajectories.
@@ -39,7 +39,7 @@ class CloseUp:
     half_width: float = 0.3
     sigma: float = 0.03
     spacing: float = 0.045
-    candidates: int = 4096
+    candidates: int = 32768
     steps: int = 32
 
     @property

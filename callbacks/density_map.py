@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -78,13 +79,14 @@ class DensityMap:
         side = len(self.values)
         steps = ((torch.arange(side) + 0.5) / side * 2 - 1) * self.window.half_width
         x, y = (steps + c for c in self.window.centre)
-        axes.contour(x.numpy(), y.numpy(), self.values.numpy(), levels=[level], colors=colour, linewidths=width)
+        line: dict[str, Any] = {"colors": colour, "linewidths": width, "linestyles": "solid"}
+        axes.contour(x.numpy(), y.numpy(), self.values.numpy(), levels=[level], **line)
 
-    def _show(self, axes: Axes, values: Tensor, **options: object) -> None:
+    def _show(self, axes: Axes, values: Tensor, **options: Any) -> None:
         axes.imshow(
             values.numpy(),
             extent=self.window.extent,
             origin="lower",
             interpolation="bilinear",
-            **options,  # type: ignore[arg-type]
+            **options,
         )

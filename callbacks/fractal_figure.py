@@ -126,11 +126,11 @@ class FractalFigure(EvaluationSamples):
             rank_zero_info(f"there is no figure yet, it waits for {', '.join(waiting)}")
             return
         evaluations, results = module.evaluations.evaluations, module.evaluations.results
-        figure = Figure(figsize=(22, 14), dpi=90, layout="constrained")
-        first, second, third = cast(Any, figure.subfigures(3, 1, height_ratios=(1.05, 1.05, 0.9)))
+        figure = Figure(figsize=(22, 15), dpi=90, layout="constrained")
+        first, second, third = cast(Any, figure.subfigures(3, 1, height_ratios=(1.08, 1.08, 0.84)))
         drawn = [(f"{title}\n{_numbers(results[name])}", name) for title, name in self.panels.items()]
         panels = [(title, samples[name].x, self._colour(name)) for title, name in drawn]
-        title = f"truth, {self.count:,} samples\noutlined: the region of 99 %"
+        title = f"truth\n{self.count:,} samples, 99 % in the outline"
         samples_row(first, self.truth, self.window, [(title, self.truth.sample(self.count), TRUTH), *panels])
         methods = [
             Method(self._title(name), self._colour(name), resolved[name], evaluations[name].sampler)

@@ -19,7 +19,9 @@ def samples_panel(axes: Axes, x: Tensor, truth: DensityMap, level: float, *, col
     """Points `x` (B, 2) on the true density, whose 99 % region is outlined at the log-density `level`."""
     truth.shade(axes, cmap=TRUTH, alpha=0.35)
     truth.outline(axes, level)
-    axes.scatter(x[:, 0].numpy(), x[:, 1].numpy(), s=0.7, linewidths=0, color=colour, rasterized=True)
+    axes.scatter(
+        x[:, 0].numpy(), x[:, 1].numpy(), s=min(8e3 / len(x), 6) + 0.3, linewidths=0, color=colour, rasterized=True
+    )
     truth.window.frame(axes)
 
 
@@ -43,9 +45,7 @@ def density_panel(
     _arrows(axes, arrows, learned.window)
 
 
-def ratio_panel(
-    axes: Axes, ratio: DensityMap, truth: DensityMap, level: float, arrows: tuple[Tensor, Tensor]
-) -> None:
+def ratio_panel(axes: Axes, ratio: DensityMap, truth: DensityMap, level: float, arrows: tuple[Tensor, Tensor]) -> None:
     """A log ratio of densities, with the push it gives to samples as arrows."""
     ratio.contrast(axes, limit=3.0)
     truth.outline(axes, level, colour="black", width=0.8)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any, cast
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
 from torch import Tensor
 
@@ -21,7 +23,7 @@ from lightning_guide.samplers import Sampler
 __all__ = ["Method", "close_up_row", "curves_row", "samples_row"]
 
 WIDE, CLOSE, ARROWS = 500, 300, 17  # cells and arrows along a side
-TITLE: dict[str, Any] = {"fontsize": 12}
+TITLE_WIDTH = 44  # characters
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,11 @@ class Method:
     sampler: Sampler
 
 
-def samples_row(
-    figure: SubFigure, truth: Truth, window: Window, samples: Sequence[tuple[str, Tensor, str]]
-) -> None:
+def samples_row(figure: SubFigure, truth: Truth, window: Window, samples: Sequence[tuple[str, Tensor, str]]) -> None:
     """One panel for each (title, points (B, 2), colour)."""
     for axes, (title, x, colour) in zip(_axes(figure, len(samples)), samples, strict=True):
         panels.samples_panel(axes, x, truth.map(window, WIDE), truth.level, colour=colour)
-        axes.set_title(title, **TITLE)
+        _title(axes, title)
 
 
 def close_up_row(
@@ -56,7 +56,7 @@ def close_up_row(
         panel = next(axes)
         panels.trajectories_panel(panel, states, shape, level, colour=method.colour)
         outside = f"{100 * truth.outside(states[-1]):.0f} % of {len(x)} end outside the outline"
-        panel.set_title(f"{method.title}: trajectories from sigma {close_up.sigma:g}\n{outside}", **TITLE)
+        _title(panel, f"{method.title}: from sigma {close_up.sigma:g}\n{outside}")
     guided = cast(Guided, methods[-1].denoiser)
     models = {"main model": guided.positive, "guider": cast(Denoiser, guided.negatives[0])}
     sigma = torch.tensor(close_up.sigma, device=device)
@@ -69,12 +69,12 @@ def close_up_row(
         panel = next(axes)
         panels.density_panel(panel, maps[name], shape, level, (places, scores[name]))
         divergence = f"divergence from the truth {exact.divergence(maps[name]):.3f} nats"
-        panel.set_title(f"density and score of the {name} at sigma {close_up.sigma:g}\n{divergence}", **TITLE)
+        _title(panel, f"{name}: density and score at sigma {close_up.sigma:g}\n{divergence}")
     ratio = DensityMap(window, maps["main model"].values - maps["guider"].values)
     panel = next(axes)
     panels.ratio_panel(panel, ratio, shape, level, (places, scores["main model"] - scores["guider"]))
     divergence = f"divergence of the two {maps['main model'].divergence(maps['guider']):.3f} nats"
-    panel.set_title(f"ln(main / guider), brown -3 to green 3, and its push\n{divergence}", **TITLE)
+    _title(panel, f"ln(main / guider), brown -3 to green 3\n{divergence}")
 
 
 def curves_row(
@@ -88,7 +88,7 @@ def curves_row(
     grid = _axes(figure, len(measures))
     for axes, (label, curves) in zip(grid, measures.items(), strict=True):
         panels.curves_panel(axes, curves, colours=colours, truth=truth.get(label))
-        axes.set_title(f"{label} against the guidance weight", **TITLE)
+        _title(axes, f"{label} against the guidance weight")
         axes.set(xlabel="guidance weight w (scale of the score, for truncation)", ylabel=label)
     grid[0].legend(frameon=False)
 
@@ -97,6 +97,11 @@ def _learned(model: Denoiser, sigma: Tensor) -> Callable[[Tensor], Tensor]:
     """The learned log-density at one noise level, as a function of points."""
     log_density = cast(Any, model).log_density
     return lambda points: log_density(points.to(sigma.device), sigma)
+
+
+def _title(axes: Axes, text: str) -> None:
+    """Sets a title, whose lines are broken where they would run into the next panel."""
+    axes.set_title("\n".join(part for line in text.splitlines() for part in wrap(line, TITLE_WIDTH)), fontsize=12)
 
 
 def _axes(figure: SubFigure, count: int) -> list[Any]:

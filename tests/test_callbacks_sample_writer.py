@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import socket
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -33,8 +29,8 @@ from lightning_guide.losses import EDMLoss
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers import Euler
+from tests.processes import Processes
 
-ROOT = Path(__file__).resolve().parents[1]
 SAMPLER = Euler(KarrasGrid(3, sigma_max=5.0))
 
 
@@ -58,7 +54,6 @@ class Stored(DiffusionData):
 
     def __init__(self, shape: tuple[int, ...], num_classes: int = 0, *, as_bytes: bool = True) -> None:
         super().__init__(batch_size=2)
-        self.allow_zero_length_dataloader_with_multiple_devices = True  # one sample for two processes
         self.data_shape, self.num_classes, self.as_bytes = shape, num_classes, as_bytes
 
     def training(self) -> Examples:
@@ -265,8 +260,9 @@ def test_processes_without_samples_and_processes_elsewhere(tmp_path: Path) -> No
     assert archive["condition"].tolist() == [-1, 0] and files(tmp_path) == ["samples.npz"]
 
 
-def everything(folder: Path, **options: Any) -> None:
+def everything(folder: str | Path, **options: Any) -> None:
     """A test with grids, then a prediction of 9 samples."""
+    folder = Path(folder)
     writer = SampleWriter(formats=["png", "npz", "shards"], records_per_shard=2)
     run = trainer(folder, writer, SampleGrid(6, columns=3), Drawn(5), **options)
     drawing = module((3, 4, 4), 4, count=9, batch=2)
@@ -274,19 +270,10 @@ def everything(folder: Path, **options: Any) -> None:
     run.predict(drawing, Stored((3, 4, 4), 4))
 
 
-def test_two_processes_write_what_one_writes(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "PYTHONPATH": str(ROOT)}
-    ranks = []
-    for rank in ("0", "1"):
-        environment = os.environ | common | {"RANK": rank, "LOCAL_RANK": rank, "TORCHELASTIC_RUN_ID": "test"}
-        command = [sys.executable, __file__, str(tmp_path / "two")]
-        ranks.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+def test_two_processes_write_what_one_writes(processes: Processes, tmp_path: Path) -> None:
+    function = ("tests.test_callbacks_sample_writer", "everything")
+    processes.call_ranks(2, function, tmp_path / "log", folder=str(tmp_path / "two"), devices=2, strategy="ddp")
     everything(tmp_path / "one")
-    errors = [rank.communicate(timeout=300)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], errors
     one, two = tmp_path / "one", tmp_path / "two"
     plain = [name for name in files(one) if not name.endswith((".tar", ".npz"))]
     assert plain == [name for name in files(two) if not name.endswith((".tar", ".npz"))]
@@ -301,8 +288,3 @@ def test_two_processes_write_what_one_writes(tmp_path: Path) -> None:
     assert shards == [
         f"samples-{rank:05d}-{number:06d}.tar" for rank, number in [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
     ]
-
-
-if __name__ == "__main__":  # one of the two processes
-    torch.set_num_threads(1)
-    everything(Path(sys.argv[1]), devices=2, strategy="ddp")
