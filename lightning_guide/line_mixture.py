@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -104,13 +104,25 @@ class LineMixture(Denoiser):
 
         Drawn on the generator's device, handed over on that of the mixture.
         """
-        device, J = generator.device, len(self.fractions)
-        u = torch.rand(2, count, generator=generator, dtype=torch.float64, device=device).to(self.starts.device)
-        z = torch.randn(count, 1, 2, generator=generator, dtype=torch.float64, device=device).to(u)
-        branch = torch.searchsorted(self.cumulative, u[0], right=True).clamp_(max=self.branches - 1)
-        place = (u[1] * J).long().clamp_(max=J - 1)
-        mean = self.starts[branch].addcmul_(self.vectors[branch], self.fractions[place, None])
-        x = (self.roots[branch] * z).sum(-1).add_(mean)
+        u = torch.rand(count, 2, generator=generator, dtype=torch.float64, device=generator.device)
+        z = torch.randn(count, 2, generator=generator, dtype=torch.float64, device=generator.device)
+        return self._place(u, z)
+
+    def sample_each(self, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
+        """One point from each of B CPU generators, `(B, 2)`, and its component `(B,)`: `sample(1, generators[i])`."""
+        u, z = torch.empty(2, len(generators), 2, dtype=torch.float64)
+        for generator, uniform, normal in zip(generators, u, z, strict=True):
+            uniform.uniform_(generator=generator)
+            normal.normal_(generator=generator)
+        return self._place(u, z)
+
+    def _place(self, u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Points and components from uniform `u` and normal `z` (B, 2)."""
+        u, z, J = u.to(self.starts.device), z.to(self.starts.device), len(self.fractions)
+        branch = torch.searchsorted(self.cumulative, u[:, 0].contiguous(), right=True).clamp_(max=self.branches - 1)
+        place = (u[:, 1] * J).long()
+        mean = self.starts[branch] + self.fractions[place, None] * self.vectors[branch]
+        x = mean + (self.roots[branch] * z[:, None]).sum(-1)
         return x.float(), branch * J + place
 
     def log_density(self, x: Tensor, sigma: Tensor | float) -> Tensor:

@@ -137,8 +137,14 @@ def test_samples_follow_the_weights_and_covariances(lines: LineMixture, generato
         mean = lines.starts[branch] + lines.fractions[place] * lines.vectors[branch]
         torch.testing.assert_close(own.mean(0), mean, rtol=0.0, atol=4e-3)
         torch.testing.assert_close(own.T.cov(), lines.covariances[branch], rtol=0.06, atol=1e-4)
-    again = lines.sample(5, torch.Generator().manual_seed(3))[0]
-    assert torch.equal(again, lines.sample(5, torch.Generator().manual_seed(3))[0])
+
+
+def test_each_generator_gives_its_own_point(lines: LineMixture) -> None:
+    x, component = lines.sample_each([torch.Generator().manual_seed(seed) for seed in range(20)])
+    assert len(component.unique()) > 5
+    for seed in range(20):
+        point, of = lines.sample(1, torch.Generator().manual_seed(seed))
+        assert torch.equal(x[seed], point[0]) and component[seed] == of
 
 
 def test_nothing_of_it_is_saved_and_it_runs_in_inference_mode(lines: LineMixture) -> None:
