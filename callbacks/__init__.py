@@ -1,6 +1,7 @@
 """Callbacks: averages, snapshots, checkpoints and clean stops of a run; grids, figures, reports and samples."""
 
 from callbacks.early_snapshots import EarlySnapshots
+from callbacks.fractal_figure import FractalFigure
 from callbacks.metrics_report import MetricsReport
 from callbacks.post_hoc_ema import PostHocEMA
 from callbacks.run_checkpoint import RunCheckpoint
@@ -10,6 +11,7 @@ from callbacks.stop_cleanly import StopCleanly
 
 __all__ = [
     "EarlySnapshots",
+    "FractalFigure",
     "MetricsReport",
     "PostHocEMA",
     "RunCheckpoint",
