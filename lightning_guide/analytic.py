@@ -113,6 +113,11 @@ class GaussianMixture(Denoiser):
         x = self.means[component] + torch.einsum("be,bde->bd", scaled, self.eigenvectors[component])
         return x.float(), component
 
+    def sample_each(self, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
+        """One point from each of B generators: x (B, d), float32, and the component of each (B,)."""
+        x, components = zip(*(self.sample(1, generator) for generator in generators), strict=True)
+        return torch.cat(x), torch.cat(components)
+
 
 def gaussian(mean: Sequence[float] | Tensor, covariance: Sequence[Sequence[float]] | Tensor) -> GaussianMixture:
     """The exact denoiser of one Gaussian N(mean, covariance), linear in x."""

@@ -72,7 +72,7 @@ class Evaluation:
         seed: sample i depends on (seed, i) alone; equal seeds pair the samples of two evaluations.
         first_index: index of the first sample, so that fresh samples need no new seed.
         labels: "balanced", "random", or one class index.
-        start: a distribution with `sample(n, generator) -> (x, ...)`; trajectories begin at its noised draws. Default:
+        start: a distribution with `sample_each(generators) -> (x, ...)`; trajectories begin at its noised draws. Default:
             pure noise, which is the same where sigma_max is far above the size of the data.
     """
 
@@ -102,5 +102,5 @@ class Evaluation:
         noise = self.sampler.initial(denoiser, seeds, device)
         if self.start is None:
             return noise
-        draws = [self.start.sample(1, generator)[0] for generator in seeds.generators("start")]  # type: ignore[operator]
-        return torch.cat(draws).to(noise).add_(noise)
+        draws = self.start.sample_each(seeds.generators("start"))[0]  # type: ignore[operator]
+        return draws.to(noise).add_(noise)
