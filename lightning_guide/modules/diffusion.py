@@ -277,4 +277,6 @@ class DiffusionModule(pl.LightningModule):
         for name, metrics in self.evaluations.finish(self.device).items():
             values |= {f"{name}/{metric}": value for metric, value in metrics.items()}
         values |= {f"{name}/skipped": 1.0 for name in self.evaluations.skipped}
+        if self._fitting:
+            values["step"] = float(self.global_step)  # where loggers put these values; by default one step too early
         self.log_dict(values, rank_zero_only=False, batch_size=1)
