@@ -132,8 +132,15 @@ class DiffusionModule(pl.LightningModule):
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def sample_sets(self, stage: str) -> list[tuple[Dataset[SampleBatch], int]]:
-        """(sample indices, batch size) of each sampling loop of `stage`, in the order of the loops."""
+        """(sample indices, batch size) of each sampling loop of `stage`, in the order of the loops.
+
+        Raises:
+            ValueError: if a process would have nothing to predict: Lightning would leave it out of the loop.
+        """
         chosen = self._prediction if stage == "predict" else self.evaluations
+        wanted, world = self._prediction.evaluations["prediction"].num_samples, self.trainer.world_size
+        if stage == "predict" and wanted < world:
+            raise ValueError(f"prediction.num_samples is {wanted}; {world} processes need at least one sample each")
         return [(e.dataset(self.denoiser.num_classes), e.batch_size) for e in chosen.evaluations.values()]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
