@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from lightning_guide.snapshot_file import atomic
 
-__all__ = ["RunCheckpoint", "checkpoint_step", "newest_checkpoint"]
+__all__ = ["RunCheckpoint", "check_checkpoint", "checkpoint_step", "newest_checkpoint"]
 
 
 class RunCheckpoint(Checkpoint):
@@ -77,3 +79,32 @@ def newest_checkpoint(run: str | Path) -> Path | None:
 def checkpoint_step(checkpoint: Path) -> int:
     """The optimizer step after which a checkpoint was written, from its name."""
     return int(checkpoint.stem.removeprefix("step-"))
+
+
+def check_checkpoint(checkpoint: str | Path, module: pl.LightningModule) -> None:
+    """Refuses to continue from a file that is damaged or holds weights of another model than `module`.
+
+    Raises:
+        ValueError: naming the file, and the first weight that differs.
+    """
+    path = Path(checkpoint)
+    others = ", ".join(sorted(other.name for other in path.parent.glob("*.ckpt") if other != path)) or "none"
+    if not path.is_file():
+        raise ValueError(f"the checkpoint {path} does not exist; others beside it: {others}")
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, UnpicklingError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"the checkpoint {path} is damaged ({reason}); delete it to continue from the one before it (others beside "
+            f"it: {others})"
+        ) from None
+    stored = {name: tuple(weight.shape) for name, weight in weights.items()}
+    needed = {name: tuple(weight.shape) for name, weight in module.state_dict().items()}
+    wrong = sorted(name for name in stored.keys() | needed.keys() if stored.get(name) != needed.get(name))
+    if wrong:
+        raise ValueError(
+            f"the checkpoint {path} holds another model than the config describes: {len(wrong)} weights differ, first "
+            f"{wrong[0]!r}, stored {stored.get(wrong[0], 'nothing')}, expected {needed.get(wrong[0], 'nothing')}; use "
+            "the config the run began with, or another trainer.default_root_dir"
+        )

@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning.pytorch as pl
-from jsonargparse import auto_cli
-from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from jsonargparse import ArgumentParser, auto_cli
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -22,8 +22,9 @@ import datamodules
 import lightning_guide.evaluation
 import lightning_guide.guidance
 import lightning_guide.networks
-from callbacks.run_checkpoint import checkpoint_step, newest_checkpoint
+from callbacks.run_checkpoint import check_checkpoint, checkpoint_step, newest_checkpoint
 from datamodules.convert import convert
+from lightning_guide.mistakes import sentence
 from lightning_guide.modules.classifier import ClassifierModule
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.modules.monitor import TrainingDivergedError
@@ -40,6 +41,27 @@ _DESCRIPTION = "Train diffusion models, keep their younger selves as guiders, sa
 # Classes that configs may name without their module.
 _SHORT_NAMES = (callbacks, datamodules, lightning_guide.evaluation, lightning_guide.guidance, lightning_guide.networks)
 _MODULES = (ClassifierModule, DiffusionModule)
+
+
+def _one_sentence(message: str) -> str:
+    """What is wrong in a config or on the command line, and which classes there are if one is unknown."""
+    classes = {name for package in _SHORT_NAMES for name in package.__all__} | {cls.__name__ for cls in _MODULES}
+    return sentence(message, classes)
+
+
+class _OneSentence(ArgumentParser):
+    """A parser that leaves with one sentence, in place of pages of usage and of values that were right."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Leaves with status 2."""
+        if os.environ.get("LIGHTNING_GUIDE_TRACEBACK") and ex:
+            raise ex
+        help_of = self.prog.replace(" [options]", "")
+        self.exit(2, f"lightning-guide: error: {_one_sentence(message)} ({help_of} --help)\n")
+
+
+class _GuideParser(_OneSentence, LightningArgumentParser):
+    """The same for the commands of LightningCLI."""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -113,6 +135,8 @@ class GuideCLI(LightningCLI):
         if arguments.get("ckpt_path") is None and (newest := newest_checkpoint(self.trainer.default_root_dir)):
             rank_zero_info(f"continuing from {newest}")
             arguments["ckpt_path"] = str(newest)
+        if arguments.get("ckpt_path"):
+            check_checkpoint(arguments["ckpt_path"], self.model)
 
 
 TRAINER_DEFAULTS = {
@@ -135,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if words and words[0] in COMMANDS:
-            auto_cli(COMMANDS[words[0]], args=words[1:], prog=f"lightning-guide {words[0]}")
+            auto_cli(COMMANDS[words[0]], args=words[1:], prog=f"lightning-guide {words[0]}", parser_class=_OneSentence)
             return
         GuideCLI(
             pl.LightningModule,
@@ -146,13 +170,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             seed_everything_default=0,
             trainer_defaults=TRAINER_DEFAULTS,
             auto_configure_optimizers=False,
+            parser_class=_GuideParser,
             parser_kwargs={"prog": "lightning-guide", "description": _DESCRIPTION},
             args=arguments,  # type: ignore[arg-type]
         )
     except (ValueError, OSError, TrainingDivergedError) as error:
         if os.environ.get("LIGHTNING_GUIDE_TRACEBACK"):
             raise
-        sys.exit(f"lightning-guide: error: {error}")
+        sys.exit(f"lightning-guide: error: {_one_sentence(str(error))}")
 
 
 if __name__ == "__main__":

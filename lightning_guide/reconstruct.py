@@ -31,8 +31,10 @@ def reconstruct(
         The files written.
 
     Raises:
-        ValueError: if the run, an age, or enough snapshots for a width are missing.
+        ValueError: if no width is named, or the run, an age, or enough snapshots for a width are missing.
     """
+    if not sigma_rels:
+        raise ValueError("no sigma_rel to rebuild was named; expected a list of widths such as '[0.03, 0.07]'")
     source = open_snapshots(run)
     entries = [entry for entry in source.entries() if entry.sigma_rel > 0]
     if not entries:

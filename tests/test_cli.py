@@ -114,6 +114,7 @@ def test_reconstruct(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert [entry.sigma_rel for entry in open_snapshots(run / "reconstructed").entries()] == [0.08]
     assert "available: images 16, 32" in failure(monkeypatch, capsys, "reconstruct", run, "[0.1]", "--images", "[77]")
     assert "has no snapshots" in failure(monkeypatch, capsys, "reconstruct", "elsewhere", "[0.1]")
+    assert "no sigma_rel to rebuild was named" in failure(monkeypatch, capsys, "reconstruct", run, "[]")
 
 
 @pytest.mark.parametrize(
@@ -161,3 +162,33 @@ def test_help_names_all_commands_in_a_process_of_its_own() -> None:
     done = subprocess.run(words, capture_output=True, text=True, env=os.environ, check=True)
     for name in ("fit", "validate", "test", "predict", *COMMANDS):
         assert name in done.stdout
+
+
+def test_continuing_needs_a_whole_checkpoint_of_the_same_model(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(monkeypatch, run)
+    again = ("fit", "-c", "tiny.yaml", "--trainer.default_root_dir", run, "--trainer.max_steps", 6)
+    said = failure(monkeypatch, capsys, *again, "--model.denoiser.width", 16)
+    assert "step-000000004.ckpt holds another model" in said and "stored (" in said
+    checkpoint = run / "checkpoints/step-000000004.ckpt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
+    assert "step-000000004.ckpt is damaged" in failure(monkeypatch, capsys, *again)
+
+
+def test_mistakes_in_a_config_end_in_one_line(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (run.parent / "tiny.yaml").read_text()
+    for right, wrong, expected in (
+        ("LogDensityMLP", "LogDensityMPL", "did you mean LogDensityMLP?"),
+        ("class_path: datamodules.Points", "class_path: datamodules.Pionts", "did you mean Points?"),
+        ("num_samples: 5", "num_samples: 0", "evaluation 'auto' needs num_samples >= 1"),
+        ("num_samples: 5", "batch_size: 0", "evaluation 'auto' needs batch_size >= 1"),
+        ("images: 1/2", "images: [1]", 'Parser key "images"'),
+    ):
+        assert right in text
+        Path("wrong.yaml").write_text(text.replace(right, wrong))
+        said = failure(monkeypatch, capsys, "fit", "-c", "wrong.yaml", "--trainer.default_root_dir", run)
+        (line,) = [line for line in said.splitlines() if "lightning-guide: error:" in line]
+        assert expected in line and "Given value" not in said and "usage:" not in said

@@ -232,3 +232,8 @@ def test_noise_is_left_implied_where_nobody_tells_it() -> None:
     trajectory = Trajectory(x=batch(), seeds=SampleSeeds(0, range(16)), sigma=0.6)
     prediction = Guided([BAD], [2.0], positive=GOOD).start(trajectory)(trajectory.x, torch.tensor(0.6), None)
     assert prediction.noise is None
+
+
+def test_weights_are_finite() -> None:
+    with pytest.raises(ValueError, match="Guided needs finite weights"):
+        Guided([Main()], [float("nan")])

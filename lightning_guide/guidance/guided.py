@@ -7,6 +7,7 @@ B.2). w = 1 is off: that negative is not called. Papers that write s, gamma or o
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 
 import torch
@@ -87,11 +88,13 @@ class Guided(Guidance):
         """`positive` (default: the model under evaluation) is pushed away from each negative with its weight.
 
         Raises:
-            ValueError: if there is not one weight for each negative.
+            ValueError: if there is not one weight for each negative, or a weight is not finite.
         """
         super().__init__()
         if len(negatives) != len(weights) or not negatives:
             raise ValueError(f"guidance needs one weight for each negative, got {len(negatives)} and {len(weights)}")
+        if not all(math.isfinite(weight) for weight in weights if isinstance(weight, int | float)):
+            raise ValueError(f"{type(self).__name__} needs finite weights, got {list(weights)}")
         self.positive = positive if positive is not None else Main()
         self.negatives = nn.ModuleList(negatives)
         self.weights = list(weights)

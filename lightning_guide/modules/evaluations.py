@@ -22,8 +22,16 @@ class GuidedEvaluations:
     """Runs named evaluations side by side. Not a module: its metrics and guiders stay out of checkpoints and DDP."""
 
     def __init__(self, evaluations: Mapping[str, Evaluation], metrics: Mapping[str, SampleMetric]) -> None:
-        """`metrics` serve the evaluations that name none of their own."""
+        """`metrics` serve the evaluations that name none of their own.
+
+        Raises:
+            ValueError: naming the evaluation, if it has nothing to draw.
+        """
         self.evaluations, self.metrics = dict(evaluations), dict(metrics)
+        for name, evaluation in self.evaluations.items():
+            for key, value in (("num_samples", evaluation.num_samples), ("batch_size", evaluation.batch_size)):
+                if value < 1:
+                    raise ValueError(f"evaluation {name!r} needs {key} >= 1, got {value}")
         self.results: dict[str, dict[str, float]] = {}
         self.skipped: dict[str, str] = {}
         self._loops: list[SamplingLoop | None] = []
@@ -54,10 +62,14 @@ class GuidedEvaluations:
                 self._loops.append(SamplingLoop.begin(name, evaluation, models, ready))
             except SnapshotMissing as missing:
                 if not (training and missing.not_yet):
+                    missing.args = (f"evaluation {name!r}: {missing}",)
                     raise
                 self._loops.append(None)
                 self.skipped[name] = str(missing)
                 rank_zero_info(f"evaluation {name!r} is skipped for now: {missing}")
+            except ValueError as error:
+                error.args = (f"evaluation {name!r}: {error}",)
+                raise
 
     def _prepare(self, metric: SampleMetric, data: DataView, device: torch.device) -> SampleMetric:
         """A copy of `metric` that knows the real data; the data are read once for each configured metric."""

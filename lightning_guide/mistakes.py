@@ -1,0 +1,51 @@
+"""What is wrong with a config, in one sentence: the report of jsonargparse without the values and types around it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from difflib import get_close_matches
+
+__all__ = ["sentence"]
+
+# Lines that say nothing about the mistake itself; what follows them up to the next statement belongs to them.
+_AROUND = (
+    "Does not validate against",
+    "Subtypes:",
+    "Errors:",
+    "Given value",
+    "Expected a <class 'NoneType'>",
+    "Expected a path but",
+    "Not a valid subclass of",
+    "a class path (str)",
+    "a dict with",
+)
+_STATEMENT = re.compile(r"- |Parser key|Problem with")
+_UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\w+)$|module '[\w.]+' has no attribute '(\w+)'")
+
+
+def sentence(message: str, classes: Collection[str] = ()) -> str:
+    """`message` on one line: the keys on the way to the mistake, then what is wrong there.
+
+    A class that is unknown is followed by those of `classes` that are written nearly like it. A message that holds
+    nothing but surroundings comes back as it was, on one line.
+    """
+    kept: list[str] = []
+    around = False
+    for line in message.splitlines():
+        text = line.strip()
+        if not text or (around and not _STATEMENT.match(text)):
+            continue
+        text = text.removeprefix("- ")
+        around = text.startswith(_AROUND)
+        if not around:
+            kept.append(text + _suggestion(text, classes))
+    said = "; ".join(dict.fromkeys(kept)) or " ".join(message.split())
+    return said.replace(":; ", ": ")
+
+
+def _suggestion(text: str, classes: Collection[str]) -> str:
+    """Classes with a name like the unknown one that `text` is about, as an addition to it."""
+    unknown = _UNKNOWN_CLASS.search(text)
+    near = get_close_matches(unknown[1] or unknown[2], sorted(classes)) if unknown else []
+    return f" (no such class; did you mean {' or '.join(near)}?)" if near else ""

@@ -1,0 +1,32 @@
+"""The one sentence made of a nested report."""
+
+from __future__ import annotations
+
+from lightning_guide.mistakes import sentence
+
+REPORT = """Parser key "model":
+  Does not validate against any of the Union subtypes
+  Subtypes: [<class 'LightningModule'>, <class 'NoneType'>]
+  Errors:
+    - Problem with given class_path 'DiffusionModule':
+        Parser key "denoiser":
+          Expected a dot import path string: LogDensityMPL
+    - Expected a <class 'NoneType'>. Got value: {'auto': Evaluation(
+        (positive): Main()
+      )}
+  Given value type: <class 'dict'>
+  Given value: {'class_path': 'DiffusionModule'}"""
+
+
+def test_keys_and_mistake_stay_and_all_around_them_goes() -> None:
+    said = 'Parser key "model": Problem with given class_path \'DiffusionModule\': Parser key "denoiser": '
+    said += "Expected a dot import path string: LogDensityMPL"
+    assert sentence(REPORT) == said
+    assert sentence(REPORT, ["Points", "LogDensityMLP"]) == f"{said} (no such class; did you mean LogDensityMLP?)"
+
+
+def test_an_ordinary_message_stays_as_it_is() -> None:
+    assert sentence("no snapshot of images=7; available: images 16, 32") == (
+        "no snapshot of images=7; available: images 16, 32"
+    )
+    assert sentence("Errors:\n  Subtypes: x") == "Errors: Subtypes: x"
