@@ -22,7 +22,7 @@ __all__ = ["DrawnSamples", "SamplingLoop"]
 class DrawnSamples(NamedTuple):
     """What a sampling step hands to callbacks: sample `index` (B,), `condition` (B,) and `x` in stored form."""
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
     condition: Tensor
     x: Tensor
 
@@ -58,9 +58,9 @@ class SamplingLoop:
         condition = batch.condition if self.denoiser.num_classes else None
         seeds = SampleSeeds(self.evaluation.seed, batch.index.tolist())
         start = [self.evaluation.initial(self.denoiser, seeds, batch.index.device)]  # handed over, not kept
-        steps = self.evaluation.sampler.steps(self.denoiser, start.pop(), seeds=seeds, condition=condition)
-        for trajectory in steps:
-            pass
+        *_, trajectory = self.evaluation.sampler.steps(
+            self.denoiser, start.pop(), seeds=seeds, condition=condition
+        )
         stored = data.decode(trajectory.x)
         for metric in self.metrics.values():
             metric.update(stored, batch.condition)

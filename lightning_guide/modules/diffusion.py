@@ -135,13 +135,15 @@ class DiffusionModule(pl.LightningModule):
         """(sample indices, batch size) of each sampling loop of `stage`, in the order of the loops.
 
         Raises:
-            ValueError: if a process would have nothing to predict: Lightning would leave it out of the loop.
+            ValueError: if a process would have nothing at all to draw: Lightning would leave it out, and the others
+                would wait for it.
         """
-        chosen = self._prediction if stage == "predict" else self.evaluations
-        wanted, world = self._prediction.evaluations["prediction"].num_samples, self.trainer.world_size
-        if stage == "predict" and wanted < world:
-            raise ValueError(f"prediction.num_samples is {wanted}; {world} processes need at least one sample each")
-        return [(e.dataset(self.denoiser.num_classes), e.batch_size) for e in chosen.evaluations.values()]
+        chosen = (self._prediction if stage == "predict" else self.evaluations).evaluations
+        most = max((e.num_samples for e in chosen.values()), default=0)
+        world = 1 if self._trainer is None else self.trainer.world_size
+        if stage in ("test", "predict") and 0 < most < world:
+            raise ValueError(f"{stage}: num_samples is at most {most}; {world} processes need at least one sample each")
+        return [(e.dataset(self.denoiser.num_classes), e.batch_size) for e in chosen.values()]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimizer alone: the rate follows the images, see `optimizer_step`."""
