@@ -72,8 +72,8 @@ class Evaluation:
         seed: sample i depends on (seed, i) alone; equal seeds pair the samples of two evaluations.
         first_index: index of the first sample, so that fresh samples need no new seed.
         labels: "balanced", "random", or one class index.
-        start: a distribution with `sample_each(generators) -> (x, ...)`; trajectories begin at its noised draws. Default:
-            pure noise, which is the same where sigma_max is far above the size of the data.
+        start: a distribution with `sample_each(generators) -> (x, ...)`; trajectories begin at its noised draws.
+            Default: pure noise, the same where sigma_max is far above the size of the data.
     """
 
     guidance: Denoiser = None  # type: ignore[assignment]  # set below: a saved config shows null, not an object
