@@ -62,6 +62,11 @@ class PostHocEMA(pl.Callback):
 
     # What others ask for
 
+    @property
+    def sigma_rels(self) -> list[float]:
+        """The widths that are tracked."""
+        return sorted(self.gammas)
+
     def live(self, sigma_rel: float) -> Denoiser:
         """The average of that width as it stands; it goes on changing with training.
 

@@ -100,7 +100,7 @@ class GuideCLI(LightningCLI):
                 name="tensorboard",
                 version="",
                 default_hp_metric=False,
-                purge_step=checkpoint_step(begun) if begun else None,
+                purge_step=checkpoint_step(begun) + 1 if begun else None,
             )
         kwargs["callbacks"] = list(config.get("callbacks") or [])
         for default in (callbacks.StopCleanly, callbacks.RunCheckpoint):

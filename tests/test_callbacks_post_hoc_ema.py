@@ -20,6 +20,7 @@ from tests.runs import (
     TinyPictures,
     assert_same,
     checkpoint,
+    evaluation,
     full_run,
     snapshots,
     tiny_module,
@@ -244,7 +245,17 @@ def test_two_sets_of_averages_live_side_by_side(tmp_path: Path) -> None:
     fit(tmp_path / "second", PostHocEMA(16, sigma_rels=[0.2], update_every_steps=2))
     alone = snapshots(tmp_path / "first") | snapshots(tmp_path / "second")
     assert len(alone) == 5
-    assert_same(snapshots(tmp_path / "two"), dict(sorted(alone.items())))
+    assert_same(snapshots(tmp_path / "two"), alone)
+
+
+@pytest.mark.parametrize("average", [0.1, 0.2])
+def test_an_evaluation_finds_the_set_that_holds_its_average(tmp_path: Path, average: float) -> None:
+    module = tiny_module(average=average, evaluations={"plain": evaluation()})
+    callbacks = [PostHocEMA(8), PostHocEMA(8, sigma_rels=[0.2])]
+    tiny_trainer(tmp_path, *callbacks, steps=2, limit_val_batches=1.0, val_check_interval=2).fit(
+        module, datamodule=TinyPictures()
+    )
+    assert module._main == [callbacks[average == 0.2].live(average)]
 
 
 # --- used again ----------------------------------------------------------------------------------------

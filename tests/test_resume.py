@@ -6,6 +6,7 @@ also loader workers. They are processes of their own and die by real signals.
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 import signal
@@ -17,12 +18,15 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks.run_checkpoint import newest_checkpoint
 from lightning_guide import snapshot_file
 from lightning_guide.snapshots import SnapshotStore
 from tests import runs
 from tests.processes import Processes, kill
+from tests.test_cli import TINY, fit
 
 STEPS = 12
 
@@ -191,6 +195,22 @@ def wait_for_beats(folder: Path, count: int, *, seconds: float = 60) -> None:
             return
         time.sleep(0.002)
     raise AssertionError(f"no {count} steps in {seconds} s: {(folder / 'log').read_text()[-2000:]}")
+
+
+def test_the_log_goes_on_after_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    config: Any = copy.deepcopy(TINY)
+    config["trainer"]["callbacks"] += [{"class_path": "RunCheckpoint", "init_args": {"every_steps": 2}}]
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.chdir(tmp_path)
+    for steps in (3, 5):
+        fit(monkeypatch, run, "--trainer.max_steps", steps)
+        if steps == 3:  # killed after the third step, of which the log knows and the checkpoints do not
+            (run / "checkpoints" / "step-000000003.ckpt").unlink()
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    seen = [(event.step, event.value) for event in events.Scalars("images_seen")]
+    assert seen == [(k, 8 * k) for k in range(1, 6)]
 
 
 # --- SIGKILL -------------------------------------------------------------------------------------------

@@ -233,7 +233,7 @@ class DiffusionModule(pl.LightningModule):
                 f"average={self.average} is to be evaluated, but no callback keeps averages: "
                 "add callbacks.PostHocEMA or set average to null"
             )
-        return live[0].live(self.average)
+        return next((each for each in live if self.average in each.sigma_rels), live[0]).live(self.average)
 
     @property
     def _callbacks(self) -> list[pl.Callback]:

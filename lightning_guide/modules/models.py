@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -30,6 +31,10 @@ def open_snapshots(run: str | Path) -> SnapshotStore:
 @runtime_checkable
 class LiveAverages(Protocol):
     """A callback that holds averages of the model while it trains."""
+
+    @property
+    def sigma_rels(self) -> Collection[float]:
+        """The lengths of its averages."""
 
     def live(self, sigma_rel: float) -> Denoiser:
         """The average of that length as it stands now."""
