@@ -48,9 +48,11 @@ def fit(folder: Path, sender: Signal, **options: Any) -> pl.Trainer:
 
 @pytest.fixture(autouse=True)
 def handlers_come_back() -> Any:
+    outside = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job begins with SIGINT ignored
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     yield
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    signal.signal(signal.SIGINT, outside)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
