@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.post_hoc_ema import PostHocEMA
 from lightning_guide.modules.diffusion import DiffusionModule
@@ -55,3 +56,14 @@ class EarlySnapshots(pl.Callback):
             raise ValueError("EarlySnapshots stores averages of callbacks.PostHocEMA; add that callback as well")
         for average in averages:
             average.also_at(self.times(pl_module.planned_images))
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Says so if a run that continues is now to be longer or shorter than it was planned."""
+        assert isinstance(pl_module, DiffusionModule)
+        rest = (trainer.max_steps - trainer.global_step) * pl_module.images_per_step
+        now, planned = pl_module.images_seen + rest, pl_module.planned_images
+        if now != planned and trainer.max_steps > 0:
+            rank_zero_info(
+                f"this run was planned for {planned} images and will now see {now}; fractions of the run, "
+                f"{', '.join(map(str, self.fractions))}, go on meaning fractions of the plan"
+            )

@@ -147,8 +147,8 @@ class PostHocEMA(pl.Callback):
             self._save(trainer, pl_module)
 
     def _save(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
-        """Writes every average; rank 0 only, no collective."""
-        if not trainer.is_global_zero:
+        """Writes every average; rank 0 only, no collective; nothing in a trial (`fast_dev_run`)."""
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         self._copy_buffers()
         store = SnapshotStore(f"{trainer.default_root_dir}/snapshots", dtype=self.dtype)

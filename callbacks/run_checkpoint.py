@@ -52,8 +52,10 @@ class RunCheckpoint(Checkpoint):
             self._save(trainer)
 
     def _save(self, trainer: pl.Trainer) -> None:
-        """All ranks take part; rank 0 writes."""
+        """All ranks take part; rank 0 writes. A trial (`fast_dev_run`) leaves nothing that a run would go on from."""
         self._saved = trainer.global_step
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         folder = checkpoint_folder(trainer.default_root_dir)
         path = folder / f"step-{self._saved:09d}.ckpt"
         with atomic(path) if trainer.is_global_zero else nullcontext(path) as temporary:

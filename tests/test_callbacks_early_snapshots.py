@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from callbacks import EarlySnapshots, PostHocEMA
+from callbacks import EarlySnapshots, PostHocEMA, RunCheckpoint
+from callbacks.run_checkpoint import newest_checkpoint
 from lightning_guide.ema import profile_error
 from lightning_guide.snapshots import fraction_images
 from tests.runs import TinyPictures, tiny_module, tiny_trainer
@@ -53,3 +54,16 @@ def test_a_run_without_end_or_without_averages_is_refused(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="stores averages of callbacks.PostHocEMA; add that callback"):
         tiny_trainer(tmp_path, EarlySnapshots(), steps=2).fit(tiny_module(average=None), datamodule=TinyPictures())
     assert not (tmp_path / "snapshots").exists()
+
+
+def test_a_run_that_is_made_longer_says_what_its_fractions_mean(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for steps in (2, 2, 4):
+        callbacks = [PostHocEMA(8), EarlySnapshots(["1/2"]), RunCheckpoint(1)]
+        trainer = tiny_trainer(tmp_path, *callbacks, steps=steps)
+        with caplog.at_level("INFO"):
+            newest = newest_checkpoint(tmp_path)
+            trainer.fit(tiny_module(average=None), datamodule=TinyPictures(), ckpt_path=newest, weights_only=True)
+        said = "planned for 8 images and will now see 16; fractions of the run, 1/2, go on meaning" in caplog.text
+        assert said == (steps == 4)

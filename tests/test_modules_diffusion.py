@@ -43,6 +43,9 @@ class Draws(EDMLoss):
         return terms
 
 
+AUTO = Autoguidance(Snapshot("1/2", 0.05), 2.0)
+
+
 def weights(module: pl.LightningModule) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
@@ -102,6 +105,13 @@ def test_a_run_without_end_has_no_plan(tmp_path: Path) -> None:
     trainer.fit(module, datamodule=TinyPictures())
     assert module.planned_images is None and module.images_seen == 16
     assert all(snapshot["planned_images"] is None for snapshot in runs.snapshots(tmp_path).values())
+
+
+def test_a_trial_leaves_nothing_behind(tmp_path: Path) -> None:
+    module = tiny_module(average=0.05, evaluations={"plain": evaluation(), "auto": evaluation(AUTO)})
+    fit(tmp_path, PostHocEMA(4), RunCheckpoint(1), module=module, fast_dev_run=2, limit_val_batches=1.0)
+    assert set(module.evaluations.results) == {"plain"} and set(module.evaluations.skipped) == {"auto"}
+    assert not (tmp_path / "checkpoints").exists() and not (tmp_path / "snapshots").exists()
 
 
 # --- draws ---------------------------------------------------------------------------------------------

@@ -236,7 +236,7 @@ def test_killed_inside_the_writing_of_everything(processes: Processes, whole: Pa
 def test_killed_again_and_again_inside_the_writing_of(
     processes: Processes, whole: Path, tmp_path: Path, aim: str
 ) -> None:
-    killed_at(processes, whole, tmp_path, [(aim, count) for count in (1, 2, 1, 2)])
+    killed_at(processes, whole, tmp_path, [(aim, count) for count in (1, 1, 2)])
 
 
 def killed_at_random_instants(processes: Processes, whole: Path, folder: Path, *, kills: int, seed: int) -> None:
@@ -264,8 +264,8 @@ def killed_at_random_instants(processes: Processes, whole: Path, folder: Path, *
         run += 1
 
 
-def test_killed_at_a_few_random_instants(processes: Processes, whole: Path, tmp_path: Path) -> None:
-    killed_at_random_instants(processes, whole, tmp_path, kills=8, seed=0)
+def test_killed_at_random_instants(processes: Processes, whole: Path, tmp_path: Path) -> None:
+    killed_at_random_instants(processes, whole, tmp_path, kills=20, seed=0)
 
 
 @pytest.mark.slow
