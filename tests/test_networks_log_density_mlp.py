@@ -106,8 +106,11 @@ def test_the_denoiser_is_x_plus_sigma_squared_score(generator: torch.Generator) 
     assert torch.equal(net(x, sigma, label), net(x, sigma))
 
 
-def test_an_untrained_network_is_the_denoiser_of_one_gaussian(generator: torch.Generator) -> None:
+def test_without_its_learned_part_it_is_the_denoiser_of_one_gaussian(generator: torch.Generator) -> None:
     net = LogDensityMLP(sigma_data=0.5)
+    assert net.gain.item() < 0  # the density is learned as -|h|^2, whatever the seed
+    with torch.no_grad():
+        net.gain.zero_()
     x = torch.randn(8, 2, generator=generator)
     sigma = torch.tensor(80.0)
     torch.testing.assert_close(net(x * sigma, sigma), x * sigma * 0.25 / (sigma**2 + 0.25))

@@ -110,8 +110,8 @@ class LogDensityMLP(Denoiser):
         self.sigma_data = sigma_data
         self.input = MPLinear(dimensions + 2, width)
         self.layers = nn.ModuleList(MPLinear(width, width) for _ in range(layers))
-        # The published network starts at 0, which leaves the sign of g, and with it the kind of density that is learned,
-        # to chance. With g > 0 the study's samples had 18 % outliers, with g < 0 from the same seed 13 %.
+        # The published network starts at 0, which leaves the sign of g, and with it the kind of density that is
+        # learned, to chance. With g > 0 the study's samples had 18 % outliers, with g < 0 from the same seed 13 %.
         self.gain = nn.Parameter(torch.tensor(-0.1))
         self.constrain()
 
