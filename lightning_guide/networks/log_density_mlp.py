@@ -7,7 +7,7 @@ the appendix on the 2D toy example.
     h  = W_0 u,  then `layers` times  h <- W mp_silu(h)
     G  = g mean(h^2) / s - |x|^2 / (2 (s^2 + s_d^2)),      score = grad_x G,      D = x + s^2 score
 
-with s = sigma, s_d = sigma_data, magnitude-preserving W and a learned scalar g that starts at 0. The gradient is
+with s = sigma, s_d = sigma_data, magnitude-preserving W and a learned scalar g that starts at -0.1. The gradient is
 written out by hand: as many matrix products again, with the same weights, transposed,
 
     d_L = h_L,   d_{l-1} = silu'(h_{l-1}) / .596 * (W_l^T d_l),
