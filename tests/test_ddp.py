@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -307,12 +306,19 @@ def test_a_rank_without_anything_to_draw_is_refused_on_all(
 # --- Lightning's own launcher --------------------------------------------------------------------------
 
 
-def test_lightning_starts_the_second_process_itself(pair: Path, tmp_path: Path) -> None:
+def launch(folder: str, script: str) -> None:
+    """Rank 0, which starts `script` as rank 1."""
+    sys.argv = [script]
+    train(folder, 2)
+
+
+def test_lightning_starts_the_second_process_itself(processes: Processes, pair: Path, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(f"from tests.test_ddp import train\ntrain({str(tmp_path)!r}, 2)\n")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    pid = processes.start(("tests.test_ddp", "launch"), tmp_path / "log", folder=str(tmp_path), script=str(script))
+    assert processes.wait(pid, seconds=500) == 0, (tmp_path / "log").read_text()[-3000:]
+    said = (tmp_path / "log").read_text()
+    assert "Starting with 2 processes" in said and "sync_dist" not in said
     for mine, theirs in zip(seen(tmp_path), seen(pair), strict=True):
         assert_same(mine["weights"], theirs["weights"])
     assert_same(runs.snapshots(tmp_path), runs.snapshots(pair))

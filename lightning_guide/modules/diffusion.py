@@ -288,4 +288,5 @@ class DiffusionModule(pl.LightningModule):
         values |= {f"{name}/skipped": 1.0 for name in self.evaluations.skipped}
         if self._fitting:
             values["step"] = float(self.global_step)  # where loggers put these values; by default one step too early
-        self.log_dict(values, rank_zero_only=False, batch_size=1)
+        # they are equal on all ranks already; asked for their mean, Lightning need not warn about each of them
+        self.log_dict(values, sync_dist=True, batch_size=1)
