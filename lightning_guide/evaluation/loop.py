@@ -16,7 +16,7 @@ from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.metric import SampleMetric
 from lightning_guide.seeds import SampleSeeds
 
-__all__ = ["DrawnSamples", "SamplingLoop"]
+__all__ = ["DrawnSamples", "SamplingLoop", "total_over_processes"]
 
 
 class DrawnSamples(NamedTuple):
@@ -25,6 +25,13 @@ class DrawnSamples(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # hides tuple.index
     condition: Tensor
     x: Tensor
+
+
+def total_over_processes(values: Tensor) -> Tensor:
+    """Sum of `values` over all processes; `values` themselves where there is only one."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(values)
+    return values
 
 
 @dataclass
@@ -72,9 +79,7 @@ class SamplingLoop:
     def finish(self, device: torch.device) -> dict[str, float]:
         """All metrics over all processes, with `nfe` (network calls a sample), `samples` and `seconds`."""
         totals = torch.tensor([self.calls, self.samples, self.seconds], dtype=torch.float64, device=device)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(totals)
-        calls, samples, seconds = totals.tolist()
+        calls, samples, seconds = total_over_processes(totals).tolist()
         report = {"nfe": calls / max(samples, 1), "samples": samples, "seconds": seconds}
         for name, metric in self.metrics.items():
             values = metric.compute()

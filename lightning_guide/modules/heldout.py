@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from lightning_guide.data import Batch
 from lightning_guide.denoiser import Denoiser
+from lightning_guide.evaluation.loop import total_over_processes
 from lightning_guide.losses import TrainingLoss
 from lightning_guide.seeds import SampleSeeds
 
@@ -39,8 +39,5 @@ class HeldoutLoss:
 
     def compute(self) -> dict[str, float]:
         """Mean error by noise level over all processes."""
-        totals: Tensor = torch.cat([self.sums, self.count[None]])
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(totals)
-        *sums, count = totals.tolist()
+        *sums, count = total_over_processes(torch.cat([self.sums, self.count[None]])).tolist()
         return {f"sigma_{sigma:g}": total / max(count, 1) for sigma, total in zip(self.sigmas, sums, strict=True)}
