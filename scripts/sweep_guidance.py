@@ -4,7 +4,8 @@
         --cfg_weights '[1.25,1.5]' --seeds 5 --out runs/cifar8/sweep
 
 Writes the evaluations as a config (`sweep.yaml`), runs them by `lightning-guide test`, and sums up mean and 95 %
-interval (Student's t over the seeds) of every metric in `summary.json` and a table.
+interval (Student's t over the seeds) of every metric in `summary.json` and a table; `fd_change` is relative to the
+unguided samples of the same seed.
 """
 
 from __future__ import annotations
@@ -86,6 +87,10 @@ def sweep(
     lightning_guide(["test", "-c", run_config, "-c", str(written)])
     results = json.loads((folder / "metrics.json").read_text())
     chosen = range(first_seed, first_seed + seeds)
+    for name in points:  # the same seeds everywhere: changes are paired
+        for seed in chosen:
+            run, plain = results[f"{name} seed={seed}"], results[f"unguided seed={seed}"]
+            run["fd_change"] = run["fd"] / plain["fd"] - 1
     summary = {name: summarise([results[f"{name} seed={seed}"] for seed in chosen]) for name in points}
     (folder / "summary.json").write_text(json.dumps(summary, indent=1))
     show(summary, [metric for metric in summary["unguided"] if metric not in ("samples", "seconds")])
