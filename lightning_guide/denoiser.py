@@ -8,7 +8,7 @@ the uncertainty of Karras et al. 2024, https://arxiv.org/abs/2312.02696, equatio
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -53,8 +53,8 @@ class Trajectory:
     """Where a batch of samples stands; the sampler writes it, guidances read it.
 
     `x` (B, *) is the state. `sigma` and `sigma_next` belong to the current step and stay as they are through its
-    corrector, so that an interval or a schedule is decided once for each step. `seeds` holds the random streams of
-    the samples; `evaluations` counts the network calls spent.
+    corrector, so that an interval or a schedule is decided once for each step, and so does its number `step` of
+    `steps`. `seeds` holds the random streams of the samples; `evaluations` counts the network calls spent.
     """
 
     x: Tensor
@@ -63,6 +63,8 @@ class Trajectory:
     sigma_next: float = 0.0
     stage: Literal["predictor", "corrector"] = "predictor"
     evaluations: int = 0
+    step: int = 0
+    steps: int = 1
 
 
 Predict = Callable[[Tensor, Tensor, Tensor | None], Prediction]
@@ -119,10 +121,15 @@ class Network(Recorded, nn.Module, ABC):
     Attributes:
         data_shape: shape of one x, without the batch.
         num_classes: number of labels, 0 for an unconditional network.
+        resizable: x may have other axes than those of `data_shape` after the first (crops, say).
+        parts: names of the submodules, as patterns, that a method acts on by default, by kind of part: "attention"
+            (replaceable attention cores), "block", "dropout", "noise_embedding", "label_embedding".
     """
 
     data_shape: tuple[int, ...]
     num_classes: int
+    resizable: bool = False
+    parts: Mapping[str, Sequence[str]] = {}
 
     @abstractmethod
     def embed(self, condition: Tensor | None, batch: int) -> Tensor | None:
@@ -157,9 +164,12 @@ class Preconditioned(Denoiser):
         """D `(B, *data_shape)`.
 
         Raises:
-            ValueError: if the shape of `x` is not that of the network.
+            ValueError: if `x` does not have the shape of the network, or its channels if the network is resizable.
         """
-        if tuple(x.shape[1:]) != self.data_shape:
+        shape, expected = tuple(x.shape[1:]), self.data_shape
+        if self.network.resizable and len(shape) == len(expected):
+            shape, expected = shape[:1], expected[:1]
+        if shape != expected:
             raise ValueError(
                 f"x has shape {tuple(x.shape[1:])} without the batch; this network expects {self.data_shape}"
             )

@@ -55,7 +55,7 @@ class Sampler(ABC):
             raise ValueError(f"the condition has {len(condition)} rows for {len(seeds)} sample seeds")
         levels = self.grid.sigmas()
         sigmas = levels.to(x)
-        trajectory = Trajectory(x=x, seeds=seeds, sigma=float(levels[0]))
+        trajectory = Trajectory(x=x, seeds=seeds, sigma=float(levels[0]), steps=len(levels) - 1)
         del x
         # no_grad as a decorator would hold on to its argument x
         with torch.no_grad():
@@ -63,7 +63,7 @@ class Sampler(ABC):
         memory: Memory = {}
         for i in range(len(levels) - 1):
             trajectory.sigma, trajectory.sigma_next = float(levels[i]), float(levels[i + 1])
-            trajectory.stage = "predictor"
+            trajectory.step, trajectory.stage = i, "predictor"
             with torch.no_grad():
                 self._step(trajectory, lambda x, sigma: predict(x, sigma, condition), sigmas[i], sigmas[i + 1], memory)
             yield trajectory

@@ -46,6 +46,7 @@ class SampleSeeds:
         self.seed = int(seed)
         self.indices = [int(index) for index in indices]
         self._streams: dict[str, list[torch.Generator]] = {}
+        self._shared: dict[str, torch.Generator] = {}
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -58,6 +59,12 @@ class SampleSeeds:
             seeds = [(index * 0x9E3779B1 ^ key) % 2**32 for index in self.indices]
             self._streams[purpose] = [torch.Generator().manual_seed(seed) for seed in seeds]
         return self._streams[purpose]
+
+    def shared(self, purpose: str) -> torch.Generator:
+        """One CPU generator for draws that all samples of the seed share, whatever batch they travel in."""
+        if purpose not in self._shared:
+            self._shared[purpose] = torch.Generator().manual_seed(mix(self.seed, purpose, "shared"))
+        return self._shared[purpose]
 
     def normal(self, purpose: str, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
         """Standard normal draws `(B, *shape)`, float32."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance.classifier_free import Unconditional
+from lightning_guide.guidance.combination import Combination
 from lightning_guide.guidance.guided import Guided
 from lightning_guide.guidance.references import Main
 from lightning_guide.guidance.weights import Interval, WeightSchedule
@@ -19,10 +20,15 @@ class Autoguidance(Guided):
     """D_bad + w (D_good - D_bad) with an earlier, smaller or longer averaged `guider`. Good and bad: 2 evaluations."""
 
     def __init__(
-        self, guider: Denoiser, weight: float | WeightSchedule = 2.0, *, positive: Denoiser | None = None
+        self,
+        guider: Denoiser,
+        weight: float | WeightSchedule = 2.0,
+        *,
+        positive: Denoiser | None = None,
+        combination: Combination | None = None,
     ) -> None:
         """`guider` is the bad model, usually `Snapshot`; `positive` the good one (default: the one evaluated)."""
-        super().__init__([guider], [weight], positive=positive)
+        super().__init__([guider], [weight], positive=positive, combination=combination)
 
 
 class AutoguidanceBlend(Guided):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lightning_guide.denoiser import Denoiser, Models, Predict, Trajectory
+from lightning_guide.guidance.combination import Combination
 from lightning_guide.guidance.guided import Guidance, Guided
 from lightning_guide.guidance.references import Main
 from lightning_guide.guidance.weights import WeightSchedule
@@ -57,8 +58,9 @@ class ClassifierFreeGuidance(Guided):
         *,
         unconditional: Denoiser | None = None,
         positive: Denoiser | None = None,
+        combination: Combination | None = None,
     ) -> None:
         """`unconditional` defaults to `positive` without its label; the paper's own weight is w - 1."""
         positive = positive if positive is not None else Main()
         negative = unconditional if unconditional is not None else Unconditional(positive)
-        super().__init__([negative], [weight], positive=positive)
+        super().__init__([negative], [weight], positive=positive, combination=combination)

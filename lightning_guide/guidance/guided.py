@@ -10,10 +10,10 @@ import copy
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from lightning_guide.denoiser import Denoiser, Models, Predict, Prediction, Trajectory
+from lightning_guide.guidance.combination import Branch, Combination, Plain
 from lightning_guide.guidance.references import Main, Reference
 from lightning_guide.guidance.weights import WeightSchedule, weight_at
 from lightning_guide.seeds import SampleSeeds
@@ -72,11 +72,7 @@ def _resolve_children(module: nn.Module, models: Models) -> None:
 
 
 class Guided(Guidance):
-    """D = D_pos + sum_i (w_i - 1) (D_pos - D_i). One negative: exactly D_i at w = 0, exactly D_pos at w = 1.
-
-    A positive or negative that tells its noise direction from its clean estimate (CFG++, energies) is combined in both
-    alike.
-    """
+    """D = D_pos + sum_i (w_i - 1) (D_pos - D_i), or another `combination` of the same branches."""
 
     def __init__(
         self,
@@ -84,8 +80,11 @@ class Guided(Guidance):
         weights: Sequence[float | WeightSchedule],
         *,
         positive: Denoiser | None = None,
+        combination: Combination | None = None,
     ) -> None:
         """`positive` (default: the model under evaluation) is pushed away from each negative with its weight.
+
+        `combination` says how the difference is applied; default: `Plain`.
 
         Raises:
             ValueError: if there is not one weight for each negative, or a weight is not finite.
@@ -98,6 +97,7 @@ class Guided(Guidance):
         self.positive = positive if positive is not None else Main()
         self.negatives = nn.ModuleList(negatives)
         self.weights = list(weights)
+        self.combination = combination or Plain()
 
     def resolve(self, models: Models) -> Denoiser:
         """As `Guidance.resolve`; a negative of another shape than the positive is refused.
@@ -113,30 +113,19 @@ class Guided(Guidance):
 
     def start(self, trajectory: Trajectory) -> Predict:
         """The guided denoiser of one trajectory."""
+        combine = self.combination.start(trajectory)
         positive = self.positive.start(trajectory)
         negatives = [negative.start(trajectory) for negative in self.negatives]  # type: ignore[operator]
 
         def predict(x: Tensor, sigma: Tensor, condition: Tensor | None) -> Prediction:
-            guided = pos = positive(x, sigma, condition)
-            for schedule, negative in zip(self.weights, negatives, strict=True):
-                weight = weight_at(schedule, trajectory.sigma)
-                if weight != 1:
-                    guided = _push(guided, pos, negative(x, sigma, condition), weight, x, sigma)
-            return guided
+            def branch(model: Predict) -> Branch:
+                return lambda x, sigma: model(x, sigma, condition)
+
+            weights = [weight_at(weight, trajectory.sigma) for weight in self.weights]
+            weighted = [(weight, branch(model)) for weight, model in zip(weights, negatives, strict=True)]
+            return combine(branch(positive), weighted, x, sigma)
 
         return predict
-
-
-def _push(guided: Prediction, pos: Prediction, neg: Prediction, weight: float, x: Tensor, sigma: Tensor) -> Prediction:
-    """`guided` + (weight - 1) (`pos` - `neg`), exactly `neg` at weight 0 if this is the first negative."""
-
-    def line(total: Tensor, p: Tensor, n: Tensor) -> Tensor:
-        return torch.lerp(n, p, weight) if guided is pos else (p - n).mul_(weight - 1).add_(total)
-
-    clean = line(guided.clean, pos.clean, neg.clean)
-    if guided.noise is None and neg.noise is None:
-        return Prediction(clean)
-    return Prediction(clean, line(*(each.direction(x, sigma) for each in (guided, pos, neg))))
 
 
 def _check_fits(positive: Denoiser, negative: nn.Module) -> None:

@@ -30,14 +30,14 @@ class CosineAttention(nn.Module):
     place of the module named ``attention.core``.
     """
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int] | None) -> Tensor:
         """Attention over N = height * width tokens in row-major order.
 
         Args:
             q: queries `(B, heads, N, d)`.
             k: keys `(B, heads, N, d)`.
             v: values `(B, heads, N, d)`.
-            grid: (height, width) of the token grid, for cores that act on neighbourhoods.
+            grid: (height, width) of the token grid, for cores that act on neighbourhoods; None where there is none.
 
         Returns:
             `(B, heads, N, d)`.

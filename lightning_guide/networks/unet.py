@@ -110,6 +110,15 @@ class EDM2UNet(Network):
     of `data_shape`; x may have another height and width.
     """
 
+    resizable = True
+    parts = {
+        "attention": ("decoder.*_in0.attention.core",),
+        "block": ("decoder.*_in0",),
+        "dropout": ("*.dropout",),
+        "noise_embedding": ("embedding_noise",),
+        "label_embedding": ("embedding_label",),
+    }
+
     def __init__(
         self,
         data_shape: Sequence[int],
