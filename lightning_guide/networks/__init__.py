@@ -1,4 +1,4 @@
-"""Networks: magnitude-preserving layers, the EDM2 U-Net, and the MLP with a scalar log-density."""
+"""Networks: magnitude-preserving layers, the EDM2 U-Net, the diffusion transformer, the MLP with a log-density."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from lightning_guide.networks.magnitude_preserving import (
     normalize_weights_,
     pixel_norm,
 )
+from lightning_guide.networks.transformer import DiffusionTransformer
+from lightning_guide.networks.transformer_block import TransformerBlock
 from lightning_guide.networks.unet import Block, EDM2UNet, NoiseEmbedding
 
 __all__ = [
     "Block",
     "CosineAttention",
+    "DiffusionTransformer",
     "EDM2UNet",
     "LogDensityMLP",
     "MPConv",
@@ -27,6 +30,7 @@ __all__ = [
     "MPLinear",
     "NoiseEmbedding",
     "SelfAttention",
+    "TransformerBlock",
     "mp_cat",
     "mp_silu",
     "mp_sum",
