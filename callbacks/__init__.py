@@ -2,6 +2,7 @@
 
 from callbacks.early_snapshots import EarlySnapshots
 from callbacks.fractal_figure import FractalFigure
+from callbacks.gallery import Gallery
 from callbacks.metrics_report import MetricsReport
 from callbacks.post_hoc_ema import PostHocEMA
 from callbacks.run_checkpoint import RunCheckpoint
@@ -12,6 +13,7 @@ from callbacks.stop_cleanly import StopCleanly
 __all__ = [
     "EarlySnapshots",
     "FractalFigure",
+    "Gallery",
     "MetricsReport",
     "PostHocEMA",
     "RunCheckpoint",

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import lightning.pytorch as pl
 from jsonargparse import ArgumentParser, auto_cli
@@ -24,6 +25,7 @@ import lightning_guide.guidance
 import lightning_guide.networks
 from callbacks.run_checkpoint import check_checkpoint, checkpoint_step, newest_checkpoint
 from datamodules.convert import convert
+from lightning_guide.gallery import gallery_config
 from lightning_guide.mistakes import sentence
 from lightning_guide.modules.classifier import ClassifierModule
 from lightning_guide.modules.diffusion import DiffusionModule
@@ -32,7 +34,30 @@ from lightning_guide.reconstruct import reconstruct
 
 __all__ = ["COMMANDS", "GuideCLI", "main"]
 
-COMMANDS: dict[str, Callable[..., Any]] = {"reconstruct": reconstruct, "convert": convert}
+def gallery(
+    run: str,
+    methods: list[str],
+    *,
+    out: str | None = None,
+    count: int = 12,
+    labels: Literal["balanced", "random"] | int = "balanced",
+    seed: int = 0,
+) -> None:
+    """Draws the same seeds under many guidances into one picture, with NFE and time of each.
+
+    Args:
+        run: folder of a finished run.
+        methods: files such as configs/guidance/pag.yaml, or folders of them; what does not fit the model is left out.
+        out: folder of gallery.png and metrics.json; default RUN/gallery.
+        count: samples of each method.
+        labels: "balanced", "random", or one class for all samples.
+        seed: of the samples.
+    """
+    written = gallery_config(run, methods, out=out, count=count, labels=labels, seed=seed)
+    main(["test", "-c", f"{run}/config.yaml", "-c", str(written)])
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {"reconstruct": reconstruct, "convert": convert, "gallery": gallery}
 
 _DESCRIPTION = "Train diffusion models, keep their younger selves as guiders, sample and evaluate under guidance. " + (
     f"Beside the subcommands below there are: {', '.join(COMMANDS)} (lightning-guide COMMAND --help)."
@@ -157,6 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     With LIGHTNING_GUIDE_TRACEBACK=1 in the environment the traceback is shown instead.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # a command may run another
     try:
         if words and words[0] in COMMANDS:
             auto_cli(COMMANDS[words[0]], args=words[1:], prog=f"lightning-guide {words[0]}", parser_class=_OneSentence)

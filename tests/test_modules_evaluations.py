@@ -16,9 +16,9 @@ from datamodules.examples import TensorExamples
 from lightning_guide.data import Batch, SampleBatch
 from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory
 from lightning_guide.evaluation import FrechetDistance, RawPixels, SampleMetric
-from lightning_guide.evaluation.evaluation import Evaluation
+from lightning_guide.evaluation.evaluation import Evaluation, under_guidances
 from lightning_guide.evaluation.loop import DrawnSamples
-from lightning_guide.guidance import Autoguidance, ClassifierFreeGuidance, Guidance, Main, Snapshot
+from lightning_guide.guidance import Autoguidance, ClassifierFreeGuidance, Guidance, Main, ScoreScaling, Snapshot
 from lightning_guide.networks import EDM2UNet
 from lightning_guide.snapshots import SnapshotMissing
 from tests.runs import TinyNetwork, TinyPictures, evaluation, tiny_module, tiny_trainer
@@ -382,3 +382,17 @@ def test_sample_sets_follow_the_loops(run: Path) -> None:
     ((data, size),) = module.sample_sets("predict")
     assert (len(data), size) == (1000, 256)  # type: ignore[arg-type]
     assert isinstance(data[0], SampleBatch)
+
+
+def test_guidances_replace_all_but_the_first_evaluation() -> None:
+    plain, other = Evaluation(num_samples=3, seed=5), Evaluation(num_samples=7)
+    scaled = ScoreScaling(1.2)
+    evaluations = under_guidances({"plain": plain, "other": other}, {"scaled": scaled})
+    assert list(evaluations) == ["plain", "scaled"]
+    assert evaluations["plain"] is plain
+    assert (evaluations["scaled"].num_samples, evaluations["scaled"].seed) == (3, 5)
+    assert evaluations["scaled"].guidance is scaled
+    assert under_guidances({"plain": plain, "other": other}, {}) == {"plain": plain, "other": other}
+    assert list(under_guidances({}, {"scaled": scaled})) == ["unguided", "scaled"]
+    with pytest.raises(ValueError, match="called 'plain'"):
+        under_guidances({"plain": plain}, {"plain": scaled})

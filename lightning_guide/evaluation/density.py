@@ -2,7 +2,7 @@ r"""How well samples match a distribution known exactly, made of branches: outli
 
 With p(x) = p(x; sigma = smoothing), branch weights w_b, and the mean posterior responsibilities r_b of the samples:
 
-* `outliers`: share of the samples below the 1 % quantile of ln p under the truth (truth scores 1 %);
+* `outliers`: share of the samples below the 1 % quantile of ln p under p itself (draws from p score 1 %);
 * `mean_log_density`: mean of ln p over the samples (guidance may push it above that of the truth);
 * `total_variation`: TV = sum_b |r_b - w_b| / 2, between 0 and 1;
 * `lost_mass`: sum of the w_b with r_b < w_b / 4;
@@ -111,10 +111,11 @@ class DensityMetrics(SampleMetric):
     def prepare(self, reference: Iterable[Batch] = ()) -> None:
         """Draws from the exact distribution; the real data are not looked at."""
         generator = torch.Generator().manual_seed(self.seed)
-        true = self.distribution.sample(TRUE_SAMPLES, generator)[0].to(self.device)
-        log_density = self.distribution.log_density(true, self.smoothing)
+        true = self.distribution.sample(TRUE_SAMPLES, generator)[0]
+        smoothed = torch.add(true, torch.randn(true.shape, generator=generator), alpha=self.smoothing)
+        log_density = self.distribution.log_density(smoothed.to(self.device), self.smoothing)
         self.threshold = log_density.sort().values[int(OUTLIER_QUANTILE * TRUE_SAMPLES)]
-        self.quantiles = sliced_quantiles(true, QUANTILES)
+        self.quantiles = sliced_quantiles(true.to(self.device), QUANTILES)
 
     def update(self, x: Tensor, condition: Tensor | None = None) -> None:
         """Adds the points `x` (B, 2); labels do not matter.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -16,7 +17,7 @@ from lightning_guide.guidance import Main
 from lightning_guide.samplers import Heun, Sampler
 from lightning_guide.seeds import SampleSeeds, mix
 
-__all__ = ["Evaluation", "SampleIndices"]
+__all__ = ["Evaluation", "SampleIndices", "under_guidances"]
 
 
 class SampleIndices(Dataset[SampleBatch]):
@@ -104,3 +105,17 @@ class Evaluation:
             return noise
         draws = self.start.sample_each(seeds.generators("start"))[0]  # type: ignore[operator]
         return draws.to(noise).add_(noise)
+
+
+def under_guidances(evaluations: Mapping[str, Evaluation], guidances: Mapping[str, Denoiser]) -> dict[str, Evaluation]:
+    """The first of `evaluations` and, by name, that same one under each of `guidances`; all of them without guidances.
+
+    Raises:
+        ValueError: if a guidance has the name of the first evaluation.
+    """
+    if not guidances:
+        return dict(evaluations)
+    first, evaluation = next(iter(evaluations.items()), ("unguided", Evaluation()))
+    if first in guidances:
+        raise ValueError(f"a guidance is called {first!r}, as the evaluation it is compared with")
+    return {first: evaluation} | {name: replace(evaluation, guidance=each) for name, each in guidances.items()}

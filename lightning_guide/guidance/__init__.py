@@ -1,5 +1,6 @@
 """Guidances: denoisers made of denoisers, configured by class_path and composed by nesting."""
 
+from lightning_guide.guidance.attention import PerturbedAttentionGuidance
 from lightning_guide.guidance.autoguidance import Autoguidance, AutoguidanceBlend
 from lightning_guide.guidance.classifier_free import ClassifierFreeGuidance, Unconditional
 from lightning_guide.guidance.guided import Guidance, Guided
@@ -16,6 +17,7 @@ __all__ = [
     "Guided",
     "Interval",
     "Main",
+    "PerturbedAttentionGuidance",
     "ScoreScaling",
     "Snapshot",
     "Unconditional",

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from lightning_guide.data import Batch, SampleBatch
 from lightning_guide.denoiser import Denoiser
-from lightning_guide.evaluation.evaluation import Evaluation
+from lightning_guide.evaluation.evaluation import Evaluation, under_guidances
 from lightning_guide.evaluation.loop import DrawnSamples
 from lightning_guide.evaluation.metric import SampleMetric
 from lightning_guide.losses import TrainingLoss
@@ -49,6 +49,7 @@ class DiffusionModule(pl.LightningModule):
         label_dropout: float = 0.0,
         seed: int = 0,
         evaluations: dict[str, Evaluation] | None = None,
+        guidances: dict[str, Denoiser] | None = None,
         prediction: Evaluation | None = None,
         metrics: dict[str, SampleMetric] | None = None,
         average: float | None = 0.05,
@@ -67,6 +68,7 @@ class DiffusionModule(pl.LightningModule):
             label_dropout: probability that an example's label is dropped (for classifier-free guidance).
             seed: of training draws.
             evaluations: name -> sampling loop of validation and test.
+            guidances: name -> guidance, each in place of that of the first evaluation; replace the other evaluations.
             prediction: the samples that `predict` draws.
             metrics: of the evaluations that name none of their own.
             average: sigma_rel of the average that is evaluated; None evaluates the raw weights.
@@ -87,7 +89,7 @@ class DiffusionModule(pl.LightningModule):
         self.learning_rate = learning_rate or InverseSqrtRate()
         self.optimizer: Callable[[Any], torch.optim.Optimizer] = optimizer or _adam
         self.label_dropout, self.seed = label_dropout, seed
-        self.evaluations = GuidedEvaluations(evaluations or {}, metrics or {})
+        self.evaluations = GuidedEvaluations(under_guidances(evaluations or {}, guidances or {}), metrics or {})
         self._prediction = GuidedEvaluations({"prediction": prediction or Evaluation()}, {})
         self.average, self.images = average, images
         self.images_seen = 0

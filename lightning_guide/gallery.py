@@ -1,0 +1,103 @@
+"""The gallery as a command: the same seeds under many guidances, in one picture with what each costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+
+from lightning_guide.denoiser import Denoiser
+from lightning_guide.modules.models import RunModels, finished_model
+
+__all__ = ["gallery_config"]
+
+
+def gallery_config(
+    run: str,
+    methods: list[str],
+    *,
+    out: str | None = None,
+    count: int = 12,
+    labels: Literal["balanced", "random"] | int = "balanced",
+    seed: int = 0,
+) -> Path:
+    """Writes the config of a gallery: every guidance of the files `methods` that fits the model of `run`.
+
+    Those that do not fit are named with the reason on the terminal and left out.
+
+    Args:
+        run: folder of a finished run.
+        methods: files such as configs/guidance/pag.yaml, or folders of them.
+        out: folder of gallery.png, metrics.json and this config; default RUN/gallery.
+        count: samples of each method.
+        labels: "balanced", "random", or one class for all samples.
+        seed: of the samples.
+
+    Returns:
+        The file, to be run by `lightning-guide test -c RUN/config.yaml -c FILE`.
+
+    Raises:
+        ValueError: if the run has no config, a file holds no guidances, two guidances share a name, or none fits.
+    """
+    config = Path(run) / "config.yaml"
+    if not config.is_file():
+        raise ValueError(f"{config} does not exist; expected the folder of a run that `lightning-guide fit` has made")
+    settings: dict[str, Any] = yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["init_args"]
+    guidances = _fitting(_read(methods), run, settings)
+    first, evaluation = next(iter((settings.get("evaluations") or {"unguided": {}}).items()))
+    drawn: dict[str, Any] = {"num_samples": count, "batch_size": count, "labels": labels, "seed": seed, "metrics": {}}
+    folder = Path(out) if out is not None else Path(run) / "gallery"
+    callbacks = [
+        {"class_path": "callbacks.Gallery", "init_args": {"count": count, "folder": str(folder)}},
+        {"class_path": "callbacks.MetricsReport", "init_args": {"folder": str(folder)}},
+    ]
+    written = folder / "gallery.yaml"
+    folder.mkdir(parents=True, exist_ok=True)
+    arguments = {"evaluations": {first: evaluation | drawn}, "guidances": guidances}
+    trainer = {"callbacks": callbacks, "default_root_dir": str(run)}
+    written.write_text(yaml.safe_dump({"trainer": trainer, "model": {"init_args": arguments}}, sort_keys=False))
+    return written
+
+
+def _read(methods: list[str]) -> dict[str, dict[str, Any]]:
+    """Name -> guidance of all files, as written there."""
+    paths = [Path(path) for path in methods]
+    files = [file for path in paths for file in (sorted(path.glob("*.yaml")) if path.is_dir() else [path])]
+    guidances: dict[str, dict[str, Any]] = {}
+    for file in files:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        try:
+            found = dict(content["model"]["init_args"]["guidances"])
+        except (KeyError, TypeError, ValueError):
+            expected = "expected model.init_args.guidances: name -> guidance"
+            raise ValueError(f"{file} names no guidances; {expected}") from None
+        if twice := guidances.keys() & found.keys():
+            raise ValueError(f"{file} names the guidance {min(twice)!r}, which another file names, too")
+        guidances |= found
+    if not guidances:
+        where = ", ".join(methods) or "nothing"
+        raise ValueError(f"no guidances in {where}; expected files such as configs/guidance/pag.yaml")
+    return guidances
+
+
+def _fitting(guidances: dict[str, dict[str, Any]], run: str, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Those that the finished model of `run` can be guided by."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--guidances", type=dict[str, Denoiser])
+    built = parser.instantiate_classes(parser.parse_object({"guidances": guidances})).guidances
+    main = finished_model(run, settings.get("images"), settings.get("average") or 0.05)
+    models = RunModels(main, run=run, device=torch.device("cpu"))
+    fitting = {}
+    for name, guidance in built.items():
+        try:
+            guidance.resolve(models)
+        except ValueError as reason:
+            print(f"left out: {name} ({reason})")
+        else:
+            fitting[name] = guidances[name]
+    if not fitting:
+        raise ValueError(f"none of the guidances {', '.join(guidances)} fits the model of {run}")
+    return fitting

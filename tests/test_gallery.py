@@ -1,0 +1,91 @@
+"""The gallery: methods that fit, in one picture, the same samples in every row."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lightning_guide.cli import main
+from lightning_guide.gallery import gallery_config
+
+ROOT = Path(__file__).parent.parent
+SMALL = {
+    "trainer": {"max_steps": 2, "limit_val_batches": 0, "enable_progress_bar": False, "enable_model_summary": False},
+    "model": {"init_args": {"evaluations": {"plain": {"num_samples": 100}}, "metrics": {}}},
+    "data": {"init_args": {"batch_size": 8}},
+}
+
+
+def methods(path: Path, **guidances: dict) -> str:
+    """A file of guidances."""
+    path.write_text(yaml.safe_dump({"model": {"init_args": {"guidances": guidances}}}))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two steps on the digits."""
+    folder = tmp_path_factory.mktemp("gallery")
+    small = folder / "small.yaml"
+    small.write_text(yaml.safe_dump(SMALL))
+    words = ["fit", "-c", str(ROOT / "configs/digits/main.yaml"), "-c", str(small)]
+    main([*words, "--trainer.default_root_dir", str(folder / "run")])
+    return folder / "run"
+
+
+def test_what_fits_is_drawn_and_the_rest_is_named(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    guider = {"class_path": "Snapshot", "init_args": {"images": 7}}
+    unfit = {"class_path": "Autoguidance", "init_args": {"guider": guider}}
+    file = methods(
+        tmp_path / "methods.yaml",
+        off={"class_path": "ClassifierFreeGuidance", "init_args": {"weight": 1}},
+        scaled={"class_path": "ScoreScaling", "init_args": {"scale": 0.5}},
+        missing=unfit,
+    )
+    out = tmp_path / "out"
+    words = ["gallery", str(run), json.dumps([file]), "--out", str(out), "--count", "3", "--labels", "4"]
+    monkeypatch.setattr(sys, "argv", ["lightning-guide", *words])
+    main()
+    said = capsys.readouterr().out
+    assert "left out: missing" in said
+    results = json.loads((out / "metrics.json").read_text())
+    assert list(results) == ["plain", "off", "scaled"]
+    assert [results[name]["nfe"] for name in results] == [63, 63, 63], "w = 1 calls no negative"
+    assert all(values["samples"] == 3 for values in results.values())
+    picture = np.asarray(Image.open(out / "gallery.png").convert("L")).astype(int)
+    third = picture.shape[0] // 3
+    rows = [picture[i * third : (i + 1) * third, 220:] for i in range(3)]  # to the right of the labels
+    assert np.abs(rows[0] - rows[1]).max() <= 2, "w = 1 is the unguided row"
+    assert np.abs(rows[0] - rows[2]).max() > 20
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0})
+    events.Reload()
+    assert "gallery" in events.Tags()["images"]
+    label = yaml.safe_load((out / "gallery.yaml").read_text())["model"]["init_args"]["evaluations"]["plain"]["labels"]
+    assert label == 4
+
+
+def test_mistakes_are_named(run: Path, tmp_path: Path) -> None:
+    one = {"class_path": "ScoreScaling"}
+    a, b = methods(tmp_path / "a.yaml", same=one), methods(tmp_path / "b.yaml", same=one)
+    with pytest.raises(ValueError, match="b.yaml names the guidance 'same', which another file names"):
+        gallery_config(str(run), [a, b])
+    (tmp_path / "empty.yaml").write_text("trainer: {}\n")
+    with pytest.raises(ValueError, match="empty.yaml names no guidances"):
+        gallery_config(str(run), [str(tmp_path / "empty.yaml")])
+    with pytest.raises(ValueError, match="config.yaml does not exist"):
+        gallery_config(str(tmp_path), [a])
+    with pytest.raises(ValueError, match="no guidances in nothing"):
+        gallery_config(str(run), [])
+    guider = {"class_path": "Snapshot", "init_args": {"images": 7}}
+    unfit = methods(tmp_path / "c.yaml", missing={"class_path": "Autoguidance", "init_args": {"guider": guider}})
+    with pytest.raises(ValueError, match="none of the guidances missing fits"):
+        gallery_config(str(run), [unfit])
