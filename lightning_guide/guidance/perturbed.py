@@ -1,16 +1,16 @@
 """A perturbed network as a negative: another module tree that shares the parameters and replaces named submodules.
 
-Nothing is hooked and nothing is switched: the positive network never learns of it, and two perturbations can be alive
-at once. Only the modules on the way from the root to a replaced one are copied, each a shell around the same
-parameters, buffers and other children.
+Nothing is hooked and nothing is switched: the positive network never learns of it, and any number of perturbations can
+be alive at once. The tree is the negative's own from the root to the leaves, with its own attributes and copies of the
+buffers; it shares the parameters, so that it follows them, and nothing else.
 """
 
 from __future__ import annotations
 
-import copy
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from abc import ABC
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import TypeVar
 
 from torch import nn
 
@@ -19,11 +19,16 @@ from lightning_guide.guidance.guided import Guidance
 from lightning_guide.guidance.references import Main
 from lightning_guide.recipe import Recorded
 
-__all__ = ["Perturbation", "Perturbed", "matching", "replaced"]
+__all__ = ["Perturbation", "Perturbed", "StandIn", "apart", "matching", "named", "rebuilt", "replaced"]
+
+StandIn = Callable[[nn.Module], nn.Module]
+"""From a submodule to what takes its place; it may keep the submodule and call it."""
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class Perturbation(Recorded, ABC):
-    """What takes the place of certain submodules of a network.
+    """What takes the place of certain submodules of a network: override `replace`, or `start` where they act together.
 
     Attributes:
         kind: the kind of `Network.parts` that is replaced unless layers are named.
@@ -33,18 +38,26 @@ class Perturbation(Recorded, ABC):
     kind: str
 
     def __init__(self, *, layers: Sequence[str] | None = None) -> None:
-        """`layers`: names or patterns of submodules; None takes the network's default for this kind."""
-        if isinstance(layers, str):
-            raise ValueError(f"{type(self).__name__} needs a list of layers, got the string {layers!r}")
+        """`layers`: names or patterns of submodules; None takes the network's default for this kind, [] nothing.
+
+        Raises:
+            ValueError: if `layers` is anything but a list of names.
+        """
+        if layers is not None and (isinstance(layers, str) or not all(isinstance(name, str) for name in layers)):
+            raise ValueError(f"{type(self).__name__} needs a list of names or patterns of layers, got {layers!r}")
         self.layers = layers
 
-    @abstractmethod
+    def start(self, trajectory: Trajectory, names: Sequence[str]) -> Mapping[str, StandIn]:
+        """What stands in for each of the submodules `names` along `trajectory`, with a fresh state."""
+        return dict.fromkeys(names, lambda module: self.replace(module, trajectory))
+
     def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
         """What stands in for `module` along `trajectory`, which also gives it its random streams.
 
         Raises:
             ValueError: if it cannot stand in for such a module.
         """
+        raise NotImplementedError(f"{type(self).__name__} needs a method replace, or start")
 
     def chosen(self, network: Network) -> list[str]:
         """Names of the submodules of `network` that are replaced.
@@ -53,17 +66,20 @@ class Perturbation(Recorded, ABC):
             ValueError: if nothing matches, or the network has no such part by default.
         """
         if self.layers is not None:
-            return [name for pattern in self.layers for name in matching(network, pattern, type(self).__name__)]
+            return named(network, self.layers, type(self).__name__)
         if self.kind not in network.parts:
             raise ValueError(
                 f"{type(self).__name__} acts on the {self.kind} of a network; {type(network).__name__} names none "
                 f"(it names {', '.join(sorted(network.parts)) or 'nothing'}); say which with layers: [...]"
             )
-        return [name for pattern in network.parts[self.kind] for name in matching(network, pattern, self.kind)]
+        return named(network, network.parts[self.kind], type(self).__name__)
 
 
 def matching(network: nn.Module, pattern: str, who: str) -> list[str]:
     """Names of the submodules of `network` that equal `pattern`, or match it where it holds a ``*``.
+
+    A ``*`` stands for any text. Of matches that lie inside one another only the outermost counts: ``blocks.*`` names
+    the blocks, not all their parts.
 
     Raises:
         ValueError: if there is none, with the names that exist.
@@ -76,29 +92,62 @@ def matching(network: nn.Module, pattern: str, who: str) -> list[str]:
         raise ValueError(
             f"{who}: no layer of {type(network).__name__} is called {pattern!r}; there are {', '.join(near)}"
         )
-    return found
+    return [name for name in found if not any(name.startswith(f"{outer}.") for outer in found)]
 
 
-def replaced(root: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:
-    """`root` with the submodules of these dotted names exchanged, in a tree of its own around the same parameters."""
-    shell = copy.copy(root)
-    shell._modules = dict(root._modules)
-    below: dict[str, dict[str, nn.Module]] = {}
-    for name, module in modules.items():
-        head, _, rest = name.partition(".")
-        if rest:
-            below.setdefault(head, {})[rest] = module
-        else:
-            shell._modules[head] = module
-    for head, inner in below.items():
-        child = shell._modules[head]
-        assert child is not None
-        shell._modules[head] = replaced(child, inner)
-    return shell
+def named(network: nn.Module, patterns: Sequence[str], who: str) -> list[str]:
+    """Names of the submodules that `patterns` match (see `matching`), each once."""
+    return list(dict.fromkeys(name for pattern in patterns for name in matching(network, pattern, who)))
+
+
+def apart(root: Module) -> Module:
+    """A module tree of its own around the parameters of `root`: modules, their containers and buffers are copies.
+
+    A module that was compiled in place is not compiled in the copy, whose compiled call would reach the original.
+    """
+    copies: dict[nn.Module, nn.Module] = {}
+
+    def copied(module: nn.Module) -> nn.Module:
+        if module not in copies:
+            copies[module] = shell = object.__new__(type(module))
+            for name, value in vars(module).items():
+                if name != "_compiled_call_impl":
+                    shell.__dict__[name] = value.copy() if isinstance(value, dict | list | set) else value
+            shell._buffers.update((name, None if b is None else b.clone()) for name, b in module._buffers.items())
+            shell._modules.update((name, None if m is None else copied(m)) for name, m in module._modules.items())
+        return copies[module]
+
+    tree = copied(root)
+    assert isinstance(tree, type(root))
+    return tree
+
+
+def rebuilt(root: Module, stand_ins: Sequence[tuple[str, StandIn]]) -> Module:
+    """`root` in a tree of its own (`apart`), with what the `stand_ins` make of the submodules of these dotted names.
+
+    What lies inside comes first, so that a stand-in for a block keeps those for its parts; of several for one
+    submodule each is made of the one before.
+    """
+    tree = apart(root)
+    for name, stand_in in sorted(stand_ins, key=lambda each: -each[0].count(".")):
+        tree.set_submodule(name, stand_in(tree.get_submodule(name)))
+    return tree
+
+
+def replaced(root: Module, modules: Mapping[str, nn.Module]) -> Module:
+    """`root` in a tree of its own (`apart`), with the submodules of these dotted names exchanged."""
+
+    def always(module: nn.Module) -> StandIn:
+        return lambda _: module
+
+    return rebuilt(root, [(name, always(module)) for name, module in modules.items()])
 
 
 class Perturbed(Guidance):
-    """The model with some of its submodules replaced, under the same condition. One evaluation."""
+    """The model with some of its submodules replaced, under the same condition. One evaluation.
+
+    Nested ones add up: Perturbed([b], positive=Perturbed([a])) is Perturbed([a, b]). All names are those of the model.
+    """
 
     def __init__(self, perturbations: Sequence[Perturbation], *, positive: Denoiser | None = None) -> None:
         """`positive` is the model to perturb; default: the one under evaluation.
@@ -123,27 +172,37 @@ class Perturbed(Guidance):
         resolved.layers()
         return resolved
 
-    def layers(self) -> list[tuple[str, Perturbation]]:
-        """(name, perturbation) of every submodule that is replaced; where two name one, the later has it all.
+    def model(self) -> Preconditioned:
+        """The model at the bottom.
+
+        Raises:
+            ValueError: if it is no network under EDM preconditioning.
+        """
+        if isinstance(self.positive, Perturbed):
+            return self.positive.model()
+        if not isinstance(self.positive, Preconditioned):
+            kind = type(self.positive).__name__
+            raise ValueError(f"Perturbed replaces layers of a Preconditioned network; got a {kind}")
+        return self.positive
+
+    def layers(self) -> list[tuple[Perturbation, list[str]]]:
+        """Each perturbation, those of nested ones first, with the names of the submodules that it replaces.
 
         Raises:
             ValueError: if the model is no network under EDM preconditioning, or a layer does not exist.
         """
-        model = self.positive
-        if not isinstance(model, Preconditioned):
-            raise ValueError(f"Perturbed replaces layers of a Preconditioned network; got a {type(model).__name__}")
-        return [(name, each) for each in self.perturbations for name in each.chosen(model.network)]
+        network = self.model().network
+        inner = self.positive.layers() if isinstance(self.positive, Perturbed) else []
+        return inner + [(perturbation, perturbation.chosen(network)) for perturbation in self.perturbations]
 
     def start(self, trajectory: Trajectory) -> Predict:
         """The perturbed network of one trajectory."""
         return self.network(trajectory).start(trajectory)
 
-    def network(self, trajectory: Trajectory) -> Denoiser:
-        """The model with the replacements of `trajectory`; it shares every parameter."""
-        modules = {
-            f"network.{name}": perturbation.replace(self.positive.get_submodule(f"network.{name}"), trajectory)
-            for name, perturbation in self.layers()
-        }
-        perturbed = replaced(self.positive, modules)
-        assert isinstance(perturbed, Denoiser)
-        return perturbed
+    def network(self, trajectory: Trajectory) -> Preconditioned:
+        """The model with the replacements of `trajectory`; it shares the parameters, and nothing else."""
+        stand_ins: list[tuple[str, StandIn]] = []
+        for perturbation, names in self.layers():
+            started = perturbation.start(trajectory, names)
+            stand_ins += [(f"network.{name}", started[name]) for name in names]
+        return rebuilt(self.model(), stand_ins)

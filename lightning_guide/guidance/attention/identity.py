@@ -1,4 +1,4 @@
-"""Perturbed-attention guidance: the attention map of the negative is the identity.
+"""Perturbed-attention guidance: the attention map of the negative is the identity, wholly or in part.
 
 Ahn et al. 2024, "Self-Rectifying Diffusion Sampling with Perturbed-Attention Guidance",
 https://arxiv.org/abs/2403.17377; soft interpolation: https://arxiv.org/abs/2506.10978.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from lightning_guide.denoiser import Denoiser, Trajectory
@@ -16,7 +17,12 @@ from lightning_guide.guidance.guided import Guided
 from lightning_guide.guidance.perturbed import Perturbation, Perturbed
 from lightning_guide.guidance.weights import WeightSchedule
 
-__all__ = ["IdentityAttention", "PerturbedAttentionGuidance"]
+__all__ = [
+    "IdentityAttention",
+    "PerturbedAttentionGuidance",
+    "SoftIdentityAttention",
+    "SoftPerturbedAttentionGuidance",
+]
 
 
 class _ValuesAlone(nn.Module):
@@ -24,6 +30,17 @@ class _ValuesAlone(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int] | None) -> Tensor:
         return v
+
+
+class _TowardsValues(nn.Module):
+    """(1 - alpha) A v + alpha v."""
+
+    def __init__(self, core: nn.Module, alpha: float) -> None:
+        super().__init__()
+        self.core, self.alpha = core, alpha
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int] | None) -> Tensor:
+        return torch.lerp(self.core(q, k, v, grid), v, self.alpha)
 
 
 class IdentityAttention(Perturbation):
@@ -34,6 +51,27 @@ class IdentityAttention(Perturbation):
     def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
         """The values alone."""
         return _ValuesAlone()
+
+
+class SoftIdentityAttention(Perturbation):
+    """Attention map (1 - alpha) A + alpha I; alpha = 0 changes nothing, alpha = 1 is `IdentityAttention`."""
+
+    kind = "attention"
+
+    def __init__(self, alpha: float = 0.5, *, layers: Sequence[str] | None = None) -> None:
+        """`alpha` in [0, 1]; `layers`: attention cores.
+
+        Raises:
+            ValueError: if `alpha` is outside.
+        """
+        super().__init__(layers=layers)
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"SoftIdentityAttention needs alpha between 0 (off) and 1 (identity), got {alpha}")
+        self.alpha = alpha
+
+    def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
+        """Between the module and its values."""
+        return _TowardsValues(module, self.alpha) if self.alpha else module
 
 
 class PerturbedAttentionGuidance(Guided):
@@ -52,4 +90,21 @@ class PerturbedAttentionGuidance(Guided):
     ) -> None:
         """`layers`: attention cores by name or pattern; None: the default of the architecture."""
         negative = Perturbed([IdentityAttention(layers=layers)], positive=positive)
+        super().__init__([negative], [weight], positive=positive, combination=combination)
+
+
+class SoftPerturbedAttentionGuidance(Guided):
+    """Perturbed-attention guidance with the map (1 - alpha) A + alpha I. Two evaluations; needs attention."""
+
+    def __init__(
+        self,
+        weight: float | WeightSchedule = 2.0,
+        *,
+        alpha: float = 0.5,
+        layers: Sequence[str] | None = None,
+        positive: Denoiser | None = None,
+        combination: Combination | None = None,
+    ) -> None:
+        """`alpha` in [0, 1], 1 is `PerturbedAttentionGuidance`; `layers`: attention cores."""
+        negative = Perturbed([SoftIdentityAttention(alpha, layers=layers)], positive=positive)
         super().__init__([negative], [weight], positive=positive, combination=combination)

@@ -1,0 +1,71 @@
+"""A variant of perturbed-attention guidance: the attention map blurred as if it were a picture.
+
+Ahn et al. 2024, https://arxiv.org/abs/2403.17377.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from lightning_guide.denoiser import Denoiser, Trajectory
+from lightning_guide.guidance.attention.core import ChangedMap
+from lightning_guide.guidance.attention.gaussian import blur_matrix, kernel_size
+from lightning_guide.guidance.combination import Combination
+from lightning_guide.guidance.guided import Guided
+from lightning_guide.guidance.perturbed import Perturbation, Perturbed
+from lightning_guide.guidance.weights import WeightSchedule
+
+__all__ = ["BlurredAttention", "BlurredAttentionGuidance"]
+
+
+class BlurredAttention(Perturbation):
+    """K A K^T over its row sums: the map A (N, N) blurred over queries and keys, in the order of the tokens.
+
+    K is `blur_matrix` of N cells; sigma = .8 gives 5 taps. sigma <= 1/6 changes nothing, sigma = infinity is uniform
+    attention. Neighbours here are neighbours in the sequence, for a picture those of the same row.
+    """
+
+    kind = "attention"
+
+    def __init__(self, sigma: float = 0.8, *, layers: Sequence[str] | None = None) -> None:
+        """`sigma` of the blur in tokens; `layers`: attention cores.
+
+        Raises:
+            ValueError: if `sigma` is negative or not a number.
+        """
+        super().__init__(layers=layers)
+        if not sigma >= 0:
+            raise ValueError(f"BlurredAttention needs sigma >= 0, in tokens, or infinity, got {sigma}")
+        self.sigma = sigma
+
+    def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
+        """The module with its map blurred."""
+        if math.isfinite(self.sigma) and kernel_size(self.sigma, 3) == 1:
+            return module
+
+        def change(A: Tensor) -> Tensor:
+            K = blur_matrix(A.shape[-1], self.sigma, A)
+            A = K @ A @ K.mT
+            return A / A.sum(-1, keepdim=True)
+
+        return ChangedMap(module, change)
+
+
+class BlurredAttentionGuidance(Guided):
+    """D_blur + w (D - D_blur) with `BlurredAttention`. Two evaluations; needs attention."""
+
+    def __init__(
+        self,
+        weight: float | WeightSchedule = 2.0,
+        *,
+        sigma: float = 0.8,
+        layers: Sequence[str] | None = None,
+        positive: Denoiser | None = None,
+        combination: Combination | None = None,
+    ) -> None:
+        """`sigma` of the blur in tokens; `layers`: attention cores."""
+        negative = Perturbed([BlurredAttention(sigma, layers=layers)], positive=positive)
+        super().__init__([negative], [weight], positive=positive, combination=combination)

@@ -1,0 +1,65 @@
+"""The ablation of perturbed-attention guidance: attention maps with additive noise.
+
+Ahn et al. 2024, https://arxiv.org/abs/2403.17377, table 9.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from lightning_guide.denoiser import Denoiser, Trajectory
+from lightning_guide.guidance.attention.core import ChangedMap
+from lightning_guide.guidance.combination import Combination
+from lightning_guide.guidance.guided import Guided
+from lightning_guide.guidance.perturbed import Perturbation, Perturbed
+from lightning_guide.guidance.weights import WeightSchedule
+
+__all__ = ["NoisyAttention", "NoisyAttentionGuidance"]
+
+
+class NoisyAttention(Perturbation):
+    """A + scale n, n standard normal for each sample, head, pair of tokens and call; rows keep no sum of 1.
+
+    scale = 0 changes nothing.
+    """
+
+    kind = "attention"
+
+    def __init__(self, scale: float = 0.1, *, layers: Sequence[str] | None = None) -> None:
+        """`scale` of the noise, where a row of N entries sums to 1; `layers`: attention cores.
+
+        Raises:
+            ValueError: if `scale` is negative or not finite.
+        """
+        super().__init__(layers=layers)
+        if not (scale >= 0 and math.isfinite(scale)):
+            raise ValueError(f"NoisyAttention needs a finite scale >= 0, got {scale}")
+        self.scale = scale
+
+    def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
+        """The module with noise on its map."""
+
+        def change(A: Tensor) -> Tensor:
+            return A + self.scale * trajectory.seeds.normal("attention noise", A.shape[1:], A.device).to(A.dtype)
+
+        return ChangedMap(module, change) if self.scale else module
+
+
+class NoisyAttentionGuidance(Guided):
+    """D_noisy + w (D - D_noisy) with `NoisyAttention`. Two evaluations; needs attention."""
+
+    def __init__(
+        self,
+        weight: float | WeightSchedule = 2.0,
+        *,
+        scale: float = 0.1,
+        layers: Sequence[str] | None = None,
+        positive: Denoiser | None = None,
+        combination: Combination | None = None,
+    ) -> None:
+        """`scale` of the noise on the map; `layers`: attention cores."""
+        negative = Perturbed([NoisyAttention(scale, layers=layers)], positive=positive)
+        super().__init__([negative], [weight], positive=positive, combination=combination)

@@ -1,0 +1,80 @@
+"""Skip-layer guidance: some blocks of the negative hand through what they get.
+
+The reference sampler of Stable Diffusion 3.5 (blocks 7, 8 and 9 of 24, in the steps from 1 % to 20 %); for video Hyung
+et al. 2024, "Spatiotemporal Skip Guidance", https://arxiv.org/abs/2411.18664.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_guide.denoiser import Denoiser, Network, Trajectory
+from lightning_guide.guidance.blocks.shapes import shapes
+from lightning_guide.guidance.combination import Combination
+from lightning_guide.guidance.guided import Guided
+from lightning_guide.guidance.perturbed import Perturbation, Perturbed
+from lightning_guide.guidance.step_window import StepWindow
+from lightning_guide.guidance.weights import WeightSchedule
+
+__all__ = ["SkipBlocks", "SkipLayerGuidance", "check_skippable"]
+
+
+def check_skippable(network: Network, names: Sequence[str], who: str) -> None:
+    """Refuses submodules `names` that return another shape than they get.
+
+    Raises:
+        ValueError: naming the first of them and its shapes.
+    """
+    for name, (inside, outside) in shapes(network, names).items() if names else ():
+        if inside != outside:
+            raise ValueError(f"{who} cannot skip {name}: it turns {inside} into {outside}, which needs the block")
+
+
+class _HandsThrough(nn.Module):
+    """The first argument, whatever else a block is given."""
+
+    def forward(self, x: Tensor, *arguments: Any) -> Tensor:
+        return x
+
+
+class SkipBlocks(Perturbation):
+    """block(x, ...) = x for the chosen blocks; an empty list of layers changes nothing."""
+
+    kind = "block"
+
+    def chosen(self, network: Network) -> list[str]:
+        """As `Perturbation.chosen`.
+
+        Raises:
+            ValueError: if a block returns another shape than it gets.
+        """
+        names = super().chosen(network)
+        check_skippable(network, names, type(self).__name__)
+        return names
+
+    def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
+        """A pass-through."""
+        return _HandsThrough()
+
+
+class SkipLayerGuidance(Guided):
+    """D_skip + w (D - D_skip), D_skip without the chosen blocks. Two evaluations in the window, one outside.
+
+    Stable Diffusion 3.5 adds 2.5 times the difference, w = 3.5, in the window (0.01, 0.2).
+    """
+
+    def __init__(
+        self,
+        weight: float | WeightSchedule = 2.0,
+        *,
+        layers: Sequence[str] | None = None,
+        window: tuple[float, float] = (0.0, 1.0),
+        positive: Denoiser | None = None,
+        combination: Combination | None = None,
+    ) -> None:
+        """`layers`: blocks that keep the shape; `window` of steps, see `StepWindow`."""
+        negative = Perturbed([SkipBlocks(layers=layers)], positive=positive)
+        super().__init__([negative], [weight], positive=positive, combination=StepWindow(*window, combination))

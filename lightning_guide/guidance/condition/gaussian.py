@@ -1,0 +1,43 @@
+"""Independent condition guidance for any condition: noise in the place of its embedding.
+
+Sadat et al. 2024, "No Training, No Problem: Rethinking Classifier-Free Guidance for Diffusion Models",
+https://arxiv.org/abs/2407.02687, section 3.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from lightning_guide.denoiser import Network, Trajectory
+from lightning_guide.guidance.embedding import ChangedEmbedding
+from lightning_guide.guidance.perturbed import Perturbation
+
+__all__ = ["GaussianCondition"]
+
+
+class GaussianCondition(Perturbation):
+    """std(y) n in the place of the label embedding y (B, E), n fresh at each call; std over each sample's E numbers.
+
+    The paper's variant for conditions that cannot be drawn: a negative `Perturbed([GaussianCondition()])`.
+    """
+
+    kind = "label_embedding"
+
+    def chosen(self, network: Network) -> list[str]:
+        """As `Perturbation.chosen`.
+
+        Raises:
+            ValueError: if the network has no labels.
+        """
+        if network.num_classes == 0:
+            raise ValueError("GaussianCondition acts on the embedding of labels; this network has none (num_classes=0)")
+        return super().chosen(network)
+
+    def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
+        """Noise of the size of the embedding."""
+
+        def gaussian(y: Tensor) -> Tensor:
+            n = trajectory.seeds.normal("gaussian condition", y.shape[1:], y.device).to(y.dtype)
+            return y.std(dim=-1, keepdim=True, correction=0) * n
+
+        return ChangedEmbedding(module, gaussian)
