@@ -59,7 +59,7 @@ class AdaptiveProjection(PairCombination):
 
     def _cut(self, update: Tensor) -> Tensor:
         """`update` (B, *) with a norm of at most r."""
-        return update * (self.norm_threshold / norm(update).clamp(min=TINY)).clamp(max=1).to(update)
+        return update / (norm(update) / self.norm_threshold).clamp(min=1).to(update)
 
     def _project(self, update: Tensor, pos: Tensor) -> Tensor:
         """`update` (B, *) with its part along `pos` multiplied by eta."""
