@@ -118,6 +118,8 @@ class GuideCLI(LightningCLI):
         run = config.get("default_root_dir")
         if run is None:
             raise ValueError("trainer.default_root_dir is not set; expected the folder of the run, such as runs/first")
+        if os.path.isfile(run):
+            raise ValueError(f"trainer.default_root_dir is the file {run}; expected the folder of the run")
         if config.get("logger") in (None, True):
             begun = newest_checkpoint(run) if self.subcommand == "fit" else None
             kwargs["logger"] = TensorBoardLogger(

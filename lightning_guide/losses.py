@@ -51,15 +51,17 @@ class TrainingLoss(nn.Module, ABC):
     ) -> LossTerms:
         """The terms at given noise levels `sigma` (B,) with given standard normal `noise` (B, *)."""
         noised = clean + expand(sigma, clean) * noise
-        return self.compare(denoiser(noised, sigma, condition), clean, noised, sigma)
+        return self.compare(denoiser(noised, sigma, condition), clean, noised, sigma, denoiser.sigma_data)
 
     def constrain(self) -> None:
         """Normalises the weights of a learned part after an optimizer step."""
         normalize_weights_(self)
 
     @abstractmethod
-    def compare(self, denoised: Tensor, clean: Tensor, noised: Tensor, sigma: Tensor) -> LossTerms:
-        """The terms of one prediction `denoised` (B, *)."""
+    def compare(
+        self, denoised: Tensor, clean: Tensor, noised: Tensor, sigma: Tensor, sigma_data: float
+    ) -> LossTerms:
+        """The terms of one prediction `denoised` (B, *) by a denoiser for data of standard deviation `sigma_data`."""
 
 
 class Uncertainty(nn.Module):
@@ -78,17 +80,16 @@ class Uncertainty(nn.Module):
 class EDMLoss(TrainingLoss):
     """lambda / exp(u) |D - y|^2 + u, averaged over the elements of an example."""
 
-    def __init__(
-        self, noise: NoiseDistribution | None = None, *, sigma_data: float = 0.5, uncertainty: bool = True
-    ) -> None:
+    def __init__(self, noise: NoiseDistribution | None = None, *, uncertainty: bool = True) -> None:
         """`uncertainty`: learn u(sigma); without it u = 0."""
         super().__init__(noise)
-        self.sigma_data = sigma_data
         self.uncertainty = Uncertainty() if uncertainty else None
 
-    def compare(self, denoised: Tensor, clean: Tensor, noised: Tensor, sigma: Tensor) -> LossTerms:
+    def compare(
+        self, denoised: Tensor, clean: Tensor, noised: Tensor, sigma: Tensor, sigma_data: float
+    ) -> LossTerms:
         """`error` is lambda |D - y|^2, about 1 for an untrained denoiser at every level."""
-        weight = (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
+        weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
         error = weight * (denoised - clean).square().flatten(1).mean(1)
         if self.uncertainty is None:
             return LossTerms(error, error, sigma)
@@ -108,7 +109,9 @@ class ScoreMatchingLoss(TrainingLoss):
             )
         self.exact = exact
 
-    def compare(self, denoised: Tensor, clean: Tensor, noised: Tensor, sigma: Tensor) -> LossTerms:
+    def compare(
+        self, denoised: Tensor, clean: Tensor, noised: Tensor, sigma: Tensor, sigma_data: float
+    ) -> LossTerms:
         """`error` equals the objective."""
         target = clean
         if self.exact is not None:

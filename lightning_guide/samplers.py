@@ -75,10 +75,16 @@ class Sampler(ABC):
         seeds: SampleSeeds,
         condition: Tensor | None = None,
         device: torch.device | str = "cpu",
+        start: Callable[[Tensor], Tensor] | None = None,
     ) -> Trajectory:
-        """Draws the samples of fresh `seeds`: the finished trajectory with `x` (B, *data_shape) and `evaluations`."""
-        steps = self.steps(denoiser, self.initial(denoiser, seeds, device), seeds=seeds, condition=condition)
-        *_, trajectory = steps
+        """Draws the samples of fresh `seeds`: the finished trajectory with `x` (B, *data_shape) and `evaluations`.
+
+        `start` makes the first state of the initial noise; default: the noise itself.
+        """
+        x = [self.initial(denoiser, seeds, device)]  # handed over, not kept
+        if start is not None:
+            x.append(start(x.pop()))
+        *_, trajectory = self.steps(denoiser, x.pop(), seeds=seeds, condition=condition)
         return trajectory
 
     @abstractmethod

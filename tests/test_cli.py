@@ -148,6 +148,8 @@ def test_run_folder_is_required(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "default_root_dir is not set" in failure(monkeypatch, capsys, "fit", "-c", "tiny.yaml")
+    said = failure(monkeypatch, capsys, "fit", "-c", "tiny.yaml", "--trainer.default_root_dir", "tiny.yaml")
+    assert "default_root_dir is the file tiny.yaml; expected the folder of the run" in said
 
 
 def test_test_of_a_run_that_never_was(

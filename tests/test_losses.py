@@ -64,7 +64,7 @@ def quadrature(variance: float, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("sigma_data", [0.5, 1.0])
 def test_untrained_error_is_one_at_every_level(sigma_data: float, generator: torch.Generator) -> None:
     clean = sigma_data * torch.randn(4000, 8, generator=generator)
-    loss, denoiser = EDMLoss(sigma_data=sigma_data, uncertainty=False), Preconditioned(Zero(), sigma_data=sigma_data)
+    loss, denoiser = EDMLoss(uncertainty=False), Preconditioned(Zero(), sigma_data=sigma_data)
     for sigma in (0.002, 0.05, 0.5, 3.0, 80.0):
         noise = torch.randn(clean.shape, generator=generator)
         terms = loss.at(denoiser, clean, None, torch.full((4000,), sigma), noise)
@@ -73,9 +73,9 @@ def test_untrained_error_is_one_at_every_level(sigma_data: float, generator: tor
 
 
 def test_edm_loss_is_its_formula() -> None:
-    loss, sigma = EDMLoss(sigma_data=0.7), torch.tensor([0.1, 2.0])
+    loss, sigma = EDMLoss(), torch.tensor([0.1, 2.0])
     denoised, clean = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
-    terms = loss.compare(denoised, clean, clean, sigma)
+    terms = loss.compare(denoised, clean, clean, sigma, 0.7)
     assert loss.uncertainty is not None
     for i, s in enumerate(sigma.tolist()):
         error = (s**2 + 0.49) / (s * 0.7) ** 2 * float(((denoised[i] - clean[i]) ** 2).mean())
@@ -101,7 +101,7 @@ def test_uncertainty_is_optimal_at_the_error() -> None:
     for offset, sign in ((-0.1, -1), (0.0, 0), (0.1, 1)):
         u = (error.log() + offset).requires_grad_()
         loss.uncertainty = Given(u)  # type: ignore[assignment]
-        (slope,) = torch.autograd.grad(loss.compare(denoised, clean, clean, sigma).objective.sum(), u)
+        (slope,) = torch.autograd.grad(loss.compare(denoised, clean, clean, sigma, 0.5).objective.sum(), u)
         assert torch.equal(torch.where(slope.abs() < 1e-5, 0, slope.sign()), torch.full((3,), float(sign)))
 
 
@@ -138,7 +138,7 @@ def test_exact_and_denoising_targets_have_the_same_expected_gradient(a: float, s
     results = []
     for loss in (ScoreMatchingLoss(), ScoreMatchingLoss(exact=Exact(gaussian([0.0], [[variance]])))):
         model = Shrink(a)
-        value = (weight * loss.compare(model(x, levels), clean, x, levels).objective).sum()
+        value = (weight * loss.compare(model(x, levels), clean, x, levels, 0.5).objective).sum()
         results.append((float(value.detach()), float(torch.autograd.grad(value, model.a)[0])))
     (denoising, slope), (explicit, exact_slope) = results
     best = variance / (variance + sigma**2)
@@ -152,7 +152,7 @@ def test_score_matching_is_the_weighted_score_error() -> None:
     """s^2 |score - target score|^2, averaged over the elements."""
     model, other = gaussian([0.1, 0.0], [[1.0, 0.2], [0.2, 0.5]]), gaussian([0.0, 0.3], [[0.7, 0.0], [0.0, 0.7]])
     x, sigma = torch.randn(6, 2, dtype=torch.float64), torch.rand(6, dtype=torch.float64) + 0.1
-    terms = ScoreMatchingLoss(exact=Exact(other)).compare(model(x, sigma), torch.zeros_like(x), x, sigma)
+    terms = ScoreMatchingLoss(exact=Exact(other)).compare(model(x, sigma), torch.zeros_like(x), x, sigma, 0.5)
     expected = sigma**2 * (model.score(x, sigma) - other.score(x, sigma)).square().mean(1)
     torch.testing.assert_close(terms.objective, expected)
     assert terms.error is terms.objective and terms.sigma is sigma

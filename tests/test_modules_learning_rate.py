@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from lightning_guide.modules.learning_rate import ConstantRate, InverseSqrtRate, LearningRate
+from lightning_guide.modules.learning_rate import ConstantRate, Cooldown, InverseSqrtRate, LearningRate
 from tests.runs import TinyPictures, tiny_module, tiny_trainer
 
 
@@ -21,6 +21,15 @@ def test_inverse_square_root(decay: float, ramp: float) -> None:
     for images in (0, 1, 50, 69, 70, 71, 100, 5000, 10**12):
         expected = 0.02 / math.sqrt(max(images / decay, 1)) * (min(images / ramp, 1) if ramp else 1)
         assert rate.at(images) == pytest.approx(expected, rel=1e-12)
+
+
+def test_cooldown() -> None:
+    inner = InverseSqrtRate(0.04, decay_images=100)
+    rate = Cooldown(inner, 600, 1000)
+    for images, factor in ((0, 1), (100, 1), (600, 1), (700, 0.75), (999, 0.0025), (1000, 0), (1001, 0)):
+        assert rate.at(images) == pytest.approx(factor * inner.at(images), rel=1e-12)
+    with pytest.raises(ValueError, match="begin=7 and end=7"):
+        Cooldown(inner, 7, 7)
 
 
 def test_edm2_schedule() -> None:

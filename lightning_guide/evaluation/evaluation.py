@@ -98,9 +98,8 @@ class Evaluation:
             self.num_samples, num_classes, labels=self.labels, seed=self.seed, first_index=self.first_index
         )
 
-    def initial(self, denoiser: Denoiser, seeds: SampleSeeds, device: torch.device) -> Tensor:
-        """States at the sampler's first noise level, `(B, *data_shape)`."""
-        noise = self.sampler.initial(denoiser, seeds, device)
+    def initial(self, noise: Tensor, seeds: SampleSeeds) -> Tensor:
+        """States at the sampler's first noise level, `(B, *data_shape)`: `noise`, added to draws of `start` if there is one."""
         if self.start is None:
             return noise
         draws = self.start.sample_each(seeds.generators("start"))[0]  # type: ignore[operator]

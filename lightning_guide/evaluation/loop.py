@@ -64,9 +64,12 @@ class SamplingLoop:
         begin = time.perf_counter()
         condition = batch.condition if self.denoiser.num_classes else None
         seeds = SampleSeeds(self.evaluation.seed, batch.index.tolist())
-        start = [self.evaluation.initial(self.denoiser, seeds, batch.index.device)]  # handed over, not kept
-        *_, trajectory = self.evaluation.sampler.steps(
-            self.denoiser, start.pop(), seeds=seeds, condition=condition
+        trajectory = self.evaluation.sampler.sample(
+            self.denoiser,
+            seeds=seeds,
+            condition=condition,
+            device=batch.index.device,
+            start=lambda noise: self.evaluation.initial(noise, seeds),
         )
         stored = data.decode(trajectory.x)
         for metric in self.metrics.values():

@@ -1,6 +1,7 @@
 """Learning rates as functions of the images seen.
 
 Karras et al. 2024 (EDM2), https://arxiv.org/abs/2312.02696, equation 67: inverse square root decay after a ramp.
+Linear cooldown at the end of a run: Zhai et al. 2022, https://arxiv.org/abs/2106.04560.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 
-__all__ = ["ConstantRate", "InverseSqrtRate", "LearningRate"]
+__all__ = ["ConstantRate", "Cooldown", "InverseSqrtRate", "LearningRate"]
 
 
 class LearningRate(ABC):
@@ -51,3 +52,21 @@ class ConstantRate(LearningRate):
     def at(self, images: int) -> float:
         """The rate after `images` images."""
         return self.rate.at(images)
+
+
+class Cooldown(LearningRate):
+    """Another rate, times a factor that falls linearly from 1 after `begin` images to 0 after `end`."""
+
+    def __init__(self, rate: LearningRate, begin: int, end: int) -> None:
+        """`rate` holds up to `begin` images; `end` is the length of the run.
+
+        Raises:
+            ValueError: if it does not begin before it ends.
+        """
+        if not 0 <= begin < end:
+            raise ValueError(f"Cooldown needs 0 <= begin < end in images, got begin={begin} and end={end}")
+        self.rate, self.begin, self.end = rate, begin, end
+
+    def at(self, images: int) -> float:
+        """The rate after `images` images."""
+        return self.rate.at(images) * min(max((self.end - images) / (self.end - self.begin), 0.0), 1.0)
