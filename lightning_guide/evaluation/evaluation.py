@@ -99,7 +99,7 @@ class Evaluation:
         )
 
     def initial(self, noise: Tensor, seeds: SampleSeeds) -> Tensor:
-        """States at the sampler's first noise level, `(B, *data_shape)`: `noise`, added to draws of `start` if there is one."""
+        """States at the first noise level, `(B, *data_shape)`: `noise`, added to draws of `start` if there is one."""
         if self.start is None:
             return noise
         draws = self.start.sample_each(seeds.generators("start"))[0]  # type: ignore[operator]
