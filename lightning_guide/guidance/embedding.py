@@ -6,23 +6,18 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from lightning_guide.guidance.around import Around
+
 __all__ = ["ChangedEmbedding"]
 
 
-class ChangedEmbedding(nn.Module):
-    """change(e) for the embedding e (B, E) that a module makes of its input."""
+class ChangedEmbedding(Around):
+    """change(e) for the embedding e (B, E) that the inner module makes of its input."""
 
-    def __init__(self, embedding: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.embedding, self.change = embedding, change
-
-    @property
-    def weight(self) -> Tensor:
-        """That of the embedding, whose dtype and device networks give to the rows they embed."""
-        weight = self.embedding.weight
-        assert isinstance(weight, Tensor)
-        return weight
+    def __init__(self, inner: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(inner)
+        self.change = change
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, E)` of the embedding's input `x` (B, *)."""
-        return self.change(self.embedding(x))
+        return self.change(self.inner(x))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_guide.denoiser import Denoiser, Trajectory
+from lightning_guide.guidance.around import Around
 from lightning_guide.guidance.combination import Combination
 from lightning_guide.guidance.guided import Guided
 from lightning_guide.guidance.perturbed import Perturbation, Perturbed
@@ -20,12 +21,12 @@ from lightning_guide.guidance.weights import WeightSchedule
 __all__ = ["ShuffledTokens", "TokenPerturbationGuidance"]
 
 
-class _Shuffled(nn.Module):
+class _Shuffled(Around):
     """A block behind a shuffle of its tokens."""
 
-    def __init__(self, block: nn.Module, shuffle: ShuffledTokens, trajectory: Trajectory) -> None:
-        super().__init__()
-        self.block, self.shuffle, self.trajectory = block, shuffle, trajectory
+    def __init__(self, inner: nn.Module, shuffle: ShuffledTokens, trajectory: Trajectory) -> None:
+        super().__init__(inner)
+        self.shuffle, self.trajectory = shuffle, trajectory
 
     def forward(self, x: Tensor, *arguments: Any) -> Tensor:
         if x.ndim not in (3, 4):
@@ -36,7 +37,7 @@ class _Shuffled(nn.Module):
         count = x.shape[1] if x.ndim == 3 else x.shape[2] * x.shape[3]
         order = self.shuffle.order(count, self.trajectory).to(x.device)
         x = x[:, order] if x.ndim == 3 else x.flatten(2)[..., order].reshape(x.shape)
-        return self.block(x, *arguments)
+        return self.inner(x, *arguments)
 
 
 class ShuffledTokens(Perturbation):

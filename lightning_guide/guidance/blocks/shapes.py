@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_guide.denoiser import Network
+from lightning_guide.guidance.around import Around
 from lightning_guide.guidance.perturbed import rebuilt
 
 __all__ = ["Shapes", "shapes"]
@@ -16,15 +17,15 @@ __all__ = ["Shapes", "shapes"]
 Shapes = tuple[tuple[int, ...], tuple[int, ...]]
 
 
-class _Noting(nn.Module):
+class _Noting(Around):
     """Calls a block and notes the shapes of what goes in and what comes out."""
 
-    def __init__(self, block: nn.Module, noted: dict[str, Shapes], name: str) -> None:
-        super().__init__()
-        self.block, self.noted, self.name = block, noted, name
+    def __init__(self, inner: nn.Module, noted: dict[str, Shapes], name: str) -> None:
+        super().__init__(inner)
+        self.noted, self.name = noted, name
 
     def forward(self, x: Tensor, *arguments: Any) -> Tensor:
-        y = self.block(x, *arguments)
+        y = self.inner(x, *arguments)
         self.noted[self.name] = (tuple(x.shape), tuple(y.shape))
         return y
 

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_guide.denoiser import Denoiser, Network, Trajectory
+from lightning_guide.guidance.around import Around
 from lightning_guide.guidance.blocks.shapes import shapes
 from lightning_guide.guidance.combination import Combination
 from lightning_guide.guidance.guided import Guided
@@ -33,7 +34,7 @@ def check_skippable(network: Network, names: Sequence[str], who: str) -> None:
             raise ValueError(f"{who} cannot skip {name}: it turns {inside} into {outside}, which needs the block")
 
 
-class _HandsThrough(nn.Module):
+class _HandsThrough(Around):
     """The first argument, whatever else a block is given."""
 
     def forward(self, x: Tensor, *arguments: Any) -> Tensor:
@@ -57,7 +58,7 @@ class SkipBlocks(Perturbation):
 
     def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
         """A pass-through."""
-        return _HandsThrough()
+        return _HandsThrough(module)
 
 
 class SkipLayerGuidance(Guided):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_guide.denoiser import Denoiser, Network, Trajectory
+from lightning_guide.guidance.around import Around
 from lightning_guide.guidance.blocks.shapes import shapes
 from lightning_guide.guidance.blocks.skipped import check_skippable
 from lightning_guide.guidance.combination import Combination
@@ -43,15 +44,15 @@ class _Draw:
         return self.skipped
 
 
-class _SometimesSkipped(nn.Module):
+class _SometimesSkipped(Around):
     """A block, or in the steps that skip it, its first argument."""
 
-    def __init__(self, block: nn.Module, name: str, draw: _Draw) -> None:
-        super().__init__()
-        self.block, self.name, self.draw = block, name, draw
+    def __init__(self, inner: nn.Module, name: str, draw: _Draw) -> None:
+        super().__init__(inner)
+        self.name, self.draw = name, draw
 
     def forward(self, x: Tensor, *arguments: Any) -> Tensor:
-        return x if self.name in self.draw() else self.block(x, *arguments)
+        return x if self.name in self.draw() else self.inner(x, *arguments)
 
 
 class StochasticSkip(Perturbation):

@@ -1,0 +1,57 @@
+"""Small networks with random weights, on 8x8 pictures with 4 labels, for tests of what perturbs a network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_guide.denoiser import Preconditioned, Trajectory
+from lightning_guide.networks import EDM2UNet
+from lightning_guide.networks.transformer import DiffusionTransformer
+from lightning_guide.seeds import SampleSeeds
+
+SIGMA = torch.tensor(0.7)
+LABELS = torch.tensor([0, 3, 1])
+
+
+def shaken(network: nn.Module) -> None:
+    """Random weights everywhere, so that no branch is silent."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name.endswith("gain"):
+                parameter.fill_(0.7)
+            else:
+                parameter.normal_(std=0.3, generator=generator)
+
+
+def unet(**options: Any) -> Preconditioned:
+    """A U-Net of two levels, 8x8 and 4x4, with attention on the lower one."""
+    settings = {"model_channels": 8, "channel_mult": [1, 2], "num_blocks": 2, "attention_resolutions": [4]}
+    network = EDM2UNet(**{"data_shape": (1, 8, 8), "num_classes": 4, **settings, **options})
+    shaken(network)
+    return Preconditioned(network).eval()
+
+
+def transformer(**options: Any) -> Preconditioned:
+    """A transformer of 4 blocks on 4x4 tokens."""
+    settings = {"channels": 16, "depth": 4, "heads": 2}
+    network = DiffusionTransformer(**{"data_shape": (1, 8, 8), "num_classes": 4, **settings, **options})
+    shaken(network)
+    return Preconditioned(network).eval()
+
+
+NETWORKS = {"unet": unet, "transformer": transformer}
+
+
+def pictures(count: int = 3) -> Tensor:
+    """Noisy pictures `(count, 1, 8, 8)`, each a function of its number."""
+    return torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def trajectory(indices: list[int] | range = range(3), *, step: int = 1, steps: int = 4, seed: int = 0) -> Trajectory:
+    """The samples `indices` at a step where every method acts."""
+    x = pictures(max(indices) + 1)[list(indices)]
+    return Trajectory(x=x, seeds=SampleSeeds(seed, indices), sigma=float(SIGMA), step=step, steps=steps)
