@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentError
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,7 +88,10 @@ def _fitting(guidances: dict[str, dict[str, Any]], run: str, settings: dict[str,
     """Those that the finished model of `run` can be guided by."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--guidances", type=dict[str, Denoiser])
-    built = parser.instantiate_classes(parser.parse_object({"guidances": guidances})).guidances
+    try:
+        built = parser.instantiate(parser.parse_object({"guidances": guidances})).guidances
+    except ArgumentError as error:
+        raise ValueError(str(error)) from None
     main = finished_model(run, settings.get("images"), settings.get("average") or 0.05)
     models = RunModels(main, run=run, device=torch.device("cpu"))
     fitting = {}

@@ -85,6 +85,9 @@ def test_mistakes_are_named(run: Path, tmp_path: Path) -> None:
         gallery_config(str(tmp_path), [a])
     with pytest.raises(ValueError, match="no guidances in nothing"):
         gallery_config(str(run), [])
+    unknown = methods(tmp_path / "d.yaml", what={"class_path": "NoSuchGuidance"})
+    with pytest.raises(ValueError, match="NoSuchGuidance"):
+        gallery_config(str(run), [unknown])
     guider = {"class_path": "Snapshot", "init_args": {"images": 7}}
     unfit = methods(tmp_path / "c.yaml", missing={"class_path": "Autoguidance", "init_args": {"guider": guider}})
     with pytest.raises(ValueError, match="none of the guidances missing fits"):

@@ -1,27 +1,57 @@
 """Guidances: denoisers made of denoisers, configured by class_path and composed by nesting."""
 
-from lightning_guide.guidance.attention import PerturbedAttentionGuidance
+from lightning_guide.guidance.attention import (
+    EntropyRectifyingGuidance,
+    PerturbedAttentionGuidance,
+    SmoothedEnergyGuidance,
+)
 from lightning_guide.guidance.autoguidance import Autoguidance, AutoguidanceBlend
+from lightning_guide.guidance.blocks import SkipLayerGuidance, StochasticSelfGuidance
 from lightning_guide.guidance.classifier_free import ClassifierFreeGuidance, Unconditional
+from lightning_guide.guidance.classifier_free_pp import ClassifierFreeGuidancePP
+from lightning_guide.guidance.condition import ConditionAnnealedGuidance, IndependentConditionGuidance
+from lightning_guide.guidance.degraded import NoisyInput
 from lightning_guide.guidance.guided import Guidance, Guided
+from lightning_guide.guidance.input import (
+    MaskedSlidingWindowGuidance,
+    SelfAttentionGuidance,
+    SlidingWindowGuidance,
+)
 from lightning_guide.guidance.neon import Neon
+from lightning_guide.guidance.noise_level import TimeStepGuidance
+from lightning_guide.guidance.perturbed import Perturbed
 from lightning_guide.guidance.references import Main, Snapshot
 from lightning_guide.guidance.score_scaling import ScoreScaling
+from lightning_guide.guidance.tokens import TokenPerturbationGuidance
 from lightning_guide.guidance.weights import CosineWeight, Interval, WeightSchedule
 
 __all__ = [
     "Autoguidance",
     "AutoguidanceBlend",
     "ClassifierFreeGuidance",
+    "ClassifierFreeGuidancePP",
+    "ConditionAnnealedGuidance",
     "CosineWeight",
+    "EntropyRectifyingGuidance",
     "Guidance",
     "Guided",
+    "IndependentConditionGuidance",
     "Interval",
     "Main",
+    "MaskedSlidingWindowGuidance",
     "Neon",
+    "NoisyInput",
+    "Perturbed",
     "PerturbedAttentionGuidance",
     "ScoreScaling",
+    "SelfAttentionGuidance",
+    "SkipLayerGuidance",
+    "SlidingWindowGuidance",
+    "SmoothedEnergyGuidance",
     "Snapshot",
+    "StochasticSelfGuidance",
+    "TimeStepGuidance",
+    "TokenPerturbationGuidance",
     "Unconditional",
     "WeightSchedule",
 ]

@@ -1,6 +1,6 @@
 """Neon: negative guidance in weight space, with no extra evaluations.
 
-Alemohammad et al. 2025, https://arxiv.org/abs/2510.03597: theta = (1 + omega) theta_base - omega theta_aux, theta_aux
+https://arxiv.org/abs/2510.03597: theta = (1 + omega) theta_base - omega theta_aux, theta_aux
 being the base after some training on its own samples. Any worse model of the same architecture can stand in for it.
 """
 
