@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_guide.analytic import GaussianMixture
 from lightning_guide.denoiser import Denoiser, Prediction, Trajectory
@@ -34,6 +35,22 @@ class Blob(Denoiser):
     def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
         mean = self.mean.to(x)
         return mean + self.variance / (self.variance + sigma**2) * (x - mean)
+
+
+class Net(Denoiser):
+    """A small network with parameters; remembers its last hidden activations, weakly."""
+
+    data_shape, num_classes, sigma_data = (3, 4, 4), 0, 0.5
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = (nn.Conv2d(3, 3, 3, padding=1, dtype=torch.float64) for _ in range(2))
+        self.hidden: weakref.ref[Tensor] = weakref.ref(torch.zeros(()))
+
+    def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
+        hidden = torch.tanh(self.first(x))
+        self.hidden = weakref.ref(hidden)
+        return self.last(hidden) + x / (1 + sigma**2)
 
 
 def mixtures() -> list[GaussianMixture]:

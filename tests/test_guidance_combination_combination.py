@@ -218,4 +218,4 @@ def test_gradients_are_finite_where_the_branches_agree(rule: Combination) -> Non
     """At a difference of 0 norms have no derivative. A row without a label comes here in each step."""
     model, x = blobs(1, 5, 5)[0], start(1, 5, 5, batch=1).requires_grad_()
     (gradient,) = torch.autograd.grad(last_step(rule, [model] * 3, x).sum(), x)
-    assert bool(gradient.isfinite().all())
+    assert gradient.abs().max() < 10

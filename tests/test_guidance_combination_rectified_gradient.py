@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory
+from lightning_guide.denoiser import Predict, Prediction, Trajectory
 from lightning_guide.guidance.combination import AdaptiveProjection, RectifiedGradient
 from lightning_guide.samplers import Euler, Sampler
-from tests.branches import GRID, SAMPLERS, guided, mixtures, standing, start, told, walk
+from tests.branches import GRID, SAMPLERS, Net, guided, mixtures, standing, start, told, walk
 
 LEVEL = torch.tensor(0.7, dtype=torch.float64)
 
@@ -32,22 +31,6 @@ def column_sums(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
             ends.append((up - down) / (2 * step))
         rows.append(torch.stack(ends).reshape(row.shape))
     return torch.stack(rows)
-
-
-class Net(Denoiser):
-    """A small network with parameters; remembers its last hidden activations, weakly."""
-
-    data_shape, num_classes, sigma_data = (3, 4, 4), 0, 0.5
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = (nn.Conv2d(3, 3, 3, padding=1, dtype=torch.float64) for _ in range(2))
-        self.hidden: weakref.ref[Tensor] = weakref.ref(torch.zeros(()))
-
-    def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
-        hidden = torch.tanh(self.first(x))
-        self.hidden = weakref.ref(hidden)
-        return self.last(hidden) + x / (1 + sigma**2)
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.25])
@@ -87,18 +70,21 @@ def test_counts_its_gradient_as_often_as_the_positive(sampler: Sampler) -> None:
 
 def test_nothing_of_the_graph_outlives_the_gradient() -> None:
     """Under no_grad, with parameters that require gradients, as in a validation loop."""
-    model, x = Net(), torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    model, apart, x = Net(), Net(), torch.randn(2, 3, 4, 4, dtype=torch.float64)
     asked = []
 
+    def positive(x: Tensor, sigma: Tensor) -> Prediction:
+        return Prediction(model(x, sigma), apart(x, sigma))
+
     def negative(x: Tensor, sigma: Tensor) -> Prediction:
-        asked.append(model.hidden())
+        asked.extend([model.hidden(), apart.hidden()])
         assert not torch.is_grad_enabled() and not x.requires_grad
         return Prediction(x / 2)
 
     with torch.no_grad():
         combine = RectifiedGradient().start(standing(x, 0.7))
-        out = combine(lambda x, sigma: Prediction(model(x, sigma)), [(3.0, negative)], x, LEVEL)
-    assert asked == [None], "activations of the positive are still there"
+        out = combine(positive, [(3.0, negative)], x, LEVEL)
+    assert asked == [None, None], "activations of the positive are still there"
     assert out.clean.grad_fn is None and not out.clean.requires_grad and not x.requires_grad
     assert all(parameter.grad is None for parameter in model.parameters())
 

@@ -93,11 +93,11 @@ def test_clean_is_the_plain_line_and_noise_the_first_negative() -> None:
     """With the line's own noise it would be the plain rule."""
     x, pos, *negs, noise = torch.randn(5, 6, 3, 4, 5, dtype=torch.float64)
     sigma = torch.tensor(0.7, dtype=torch.float64)
-    for first in (told(negs[0]), told(negs[0], noise)):
-        branches = (told(pos), [(0.6, first), (1.4, told(negs[1]))])
+    for first, weight in ((told(negs[0]), 0.6), (told(negs[0], noise), 0.6), (told(negs[0]), 0.0)):
+        branches = (told(pos), [(weight, first), (1.4, told(negs[1]))])
         out, plain = (rule.start(standing(x, 0.7))(*branches, x, sigma) for rule in (RenoiseWithNegative(), Plain()))
         assert torch.equal(out.clean, plain.clean) and out.noise is not None
-        torch.testing.assert_close(out.clean, pos - 0.4 * (pos - negs[0]) + 0.4 * (pos - negs[1]))
+        torch.testing.assert_close(out.clean, pos + (weight - 1) * (pos - negs[0]) + 0.4 * (pos - negs[1]))
         torch.testing.assert_close(out.noise, first(x, sigma).direction(x, sigma))
     only = RenoiseWithNegative().start(standing(x, 0.7))(told(pos), [(0.6, told(negs[0]))], x, sigma)
     line = Plain().start(standing(x, 0.7))(told(pos), [(0.6, told(negs[0]))], x, sigma)

@@ -44,7 +44,5 @@ class Tangential(PairCombination):
         a, b, c = dot(pos, pos), dot(pos, neg), dot(neg, neg)
         angle = torch.atan2(2 * b, a - c) / 2
         cos, sin = angle.cos(), angle.sin()
-        # cos neg - sin pos, in a form whose terms are as small as the difference
-        difference = pos - neg
-        component = cos.to(pos) * ((cos - sin).to(pos) * neg - sin.to(pos) * difference)
-        return pair.from_noise((pair.weight - 1) * (difference + self.strength * component))
+        component = cos.to(pos) * (cos.to(pos) * neg - sin.to(pos) * pos)
+        return pair.from_noise((pair.weight - 1) * (pos - neg + self.strength * component))
