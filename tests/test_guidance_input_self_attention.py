@@ -199,7 +199,7 @@ class Spy(torch.nn.Module):
 
 
 def received_by_hand(model: Preconditioned, name: str, x: Tensor, sigma: Tensor) -> Tensor:
-    """Attention that each pixel receives in the layer `name`, from the queries and keys that a spy sees, (B, 1, H, W)."""
+    """Attention that pixels receive in the layer `name`, from the queries and keys that a spy sees, (B, 1, H, W)."""
     spy = Spy()
     with torch.no_grad():
         assert torch.equal(replaced(model, {f"network.{name}": spy})(x, sigma), model(x, sigma))

@@ -21,7 +21,7 @@ __all__ = ["AttentionMask"]
 
 
 class _Note:
-    """What the tokens of a layer received at the last evaluation, `received` (B, 1, h, w); copies of a tree share it."""
+    """What tokens of a layer received at the last evaluation, `received` (B, 1, h, w); copies of a tree share it."""
 
     received: Tensor
 

@@ -18,8 +18,8 @@ def gaussian_blur(x: Tensor, *, sigma: float, radius: int) -> Tensor:
     C = x.shape[1]
     for axis in (2, 3):
         reach = min(radius, x.shape[axis] - 1)
-        taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=x.device, dtype=torch.float64) / sigma) ** 2)
-        taps = (taps / taps.sum()).to(x.dtype)
+        taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64) / sigma) ** 2)
+        taps = (taps / taps.sum()).to(x)
         shape, padding = ((-1, 1), (0, 0, reach, reach)) if axis == 2 else ((1, -1), (reach, reach, 0, 0))
         x = F.conv2d(F.pad(x, padding, mode="reflect"), taps.reshape(1, 1, *shape).expand(C, -1, -1, -1), groups=C)
     return x
