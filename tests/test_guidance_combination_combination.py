@@ -216,6 +216,6 @@ def test_gradients_flow_through_the_rule(rule: Combination) -> None:
 @pytest.mark.parametrize("rule", GRADIENTS, ids=lambda each: type(each).__name__)
 def test_gradients_are_finite_where_the_branches_agree(rule: Combination) -> None:
     """At a difference of 0 norms have no derivative. A row without a label comes here in each step."""
-    model, x = blobs(1, 5, 5)[0], start(1, 5, 5, batch=1).requires_grad_()
+    model, x = blobs(1, 5, 5)[0], start(1, 5, 5, batch=1).float().requires_grad_()
     (gradient,) = torch.autograd.grad(last_step(rule, [model] * 3, x).sum(), x)
     assert gradient.abs().max() < 10

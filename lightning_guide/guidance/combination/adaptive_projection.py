@@ -64,4 +64,4 @@ class AdaptiveProjection(PairCombination):
     def _project(self, update: Tensor, pos: Tensor) -> Tensor:
         """`update` (B, *) with its part along `pos` multiplied by eta."""
         along = dot(update, pos) / dot(pos, pos).clamp(min=TINY)
-        return (update.double() + (self.eta - 1) * along * pos.double()).to(update)
+        return update + ((self.eta - 1) * along).to(update) * pos
