@@ -133,7 +133,7 @@ def test_the_draw_belongs_to_the_seed_and_the_step() -> None:
 
 def test_by_default_all_blocks_that_keep_the_shape_but_the_first_may_be_skipped() -> None:
     assert StochasticSkip().chosen(transformer().network) == ["blocks.1", "blocks.2", "blocks.3"]
-    model = unet()
+    model = unet(num_blocks=2)
     chosen = StochasticSkip().chosen(model.network)
     assert chosen == ["encoder.8x8_block1", "encoder.4x4_block1", "decoder.4x4_in0", "decoder.4x4_in1"]
     every = Perturbed([StochasticSkip(1.0)], positive=model)

@@ -86,7 +86,7 @@ def test_a_draw_belongs_to_its_sample() -> None:
 
 def test_a_network_that_ignores_labels_is_not_guided() -> None:
     model = unet(label_balance=0.0)
-    assert torch.equal(run(IndependentConditionGuidance(3.0, positive=model)), run(model))
+    torch.testing.assert_close(run(IndependentConditionGuidance(3.0, positive=model)), run(model))
     listening = unet()
     assert not torch.allclose(run(IndependentConditionGuidance(3.0, positive=listening)), run(listening))
 
@@ -181,7 +181,7 @@ def test_the_preset_is_classifier_free_guidance_with_an_annealed_positive() -> N
 
     assert torch.equal(predicted(preset, **place), predicted(by_hand, **place))
     plain = ClassifierFreeGuidance(2.0, positive=model)
-    assert torch.equal(predicted(preset, step=6, steps=10), predicted(plain, step=6, steps=10))
+    torch.testing.assert_close(predicted(preset, step=6, steps=10), predicted(plain, step=6, steps=10))
     assert not torch.allclose(predicted(preset, **place), predicted(plain, **place))
     one = ConditionAnnealedGuidance(1.0, positive=model, unconditional=Hears())
     place_seen = Trajectory(x=pictures(), seeds=SampleSeeds(0, range(3)), sigma=0.7)

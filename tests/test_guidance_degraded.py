@@ -88,20 +88,20 @@ def test_it_is_the_posterior_mean_of_a_noisier_view(amount: float) -> None:
 def test_more_noise_is_a_larger_error() -> None:
     """E |x_0 - D|^2 is v s'^2 / (v + s'^2) for each axis: the least possible from the noisier view."""
     generator = torch.Generator().manual_seed(5)
-    clean = math.sqrt(VARIANCE) * torch.randn(20_000, 2, dtype=torch.float64, generator=generator)
+    clean = math.sqrt(VARIANCE) * torch.randn(5000, 2, dtype=torch.float64, generator=generator)
     x = clean + LEVEL * torch.randn(clean.shape, dtype=torch.float64, generator=generator)
     errors = []
     for amount in (0.0, 0.1, 0.2, 0.5):
         error = (NoisyInput(amount, positive=EXACT)(x, LEVEL) - clean).square().mean()
         level = (1 + amount) * float(LEVEL)
-        assert float(error) == pytest.approx(VARIANCE * level**2 / (VARIANCE + level**2), rel=0.02)
+        assert float(error) == pytest.approx(VARIANCE * level**2 / (VARIANCE + level**2), rel=0.04)
         errors.append(float(error))
     assert errors == sorted(errors)
 
 
 def test_the_degradation_is_undone_by_itself_and_not_by_another() -> None:
     """Means over n: 10 % guided by 20 % at w = 2 is nearer to the exact denoiser than 10 % alone; at w < 1 farther."""
-    x = torch.tensor([[1.5, -0.7]], dtype=torch.float64).expand(20_000, 2)
+    x = torch.tensor([[1.5, -0.7]], dtype=torch.float64).expand(5000, 2)
     exact = EXACT(x[:1], LEVEL)
 
     def off(weight: float) -> float:
@@ -112,7 +112,7 @@ def test_the_degradation_is_undone_by_itself_and_not_by_another() -> None:
     v, s = VARIANCE, float(LEVEL)
     gain = [v / (v + (1 + a) ** 2 * s**2) for a in (0.0, 0.1, 0.2)]
     for seen, weight in ((alone, 1), (undone, 2), (worse, 0)):
-        assert seen == pytest.approx(abs(gain[2] + weight * (gain[1] - gain[2]) - gain[0]) / gain[0], abs=0.015)
+        assert seen == pytest.approx(abs(gain[2] + weight * (gain[1] - gain[2]) - gain[0]) / gain[0], abs=0.03)
     assert undone < alone / 2 < worse / 2
 
 

@@ -14,7 +14,6 @@ from lightning_guide.guidance import ClassifierFreeGuidance, Guided, Interval, U
 from lightning_guide.guidance.input import (
     MaskedSlidingWindow,
     MaskedSlidingWindowGuidance,
-    Reacting,
     SlidingWindow,
     SlidingWindowGuidance,
 )
@@ -155,7 +154,7 @@ def test_with_classifier_free_guidance_the_masked_form_adds_up() -> None:
     D_swg, count = by_pixel(lambda crop: model(crop, SIGMA, labels), x, (6, 12), ([0, 2], [0, 4]))
     expected = D + 0.3 * (D - model(x, SIGMA)) + 0.3 * (count > 1).double() * (D - D_swg)
     trajectory = one_trajectory(x)
-    guided = Reacting(
+    guided = Guided(
         [Unconditional(model), MaskedSlidingWindow(crop=0.75, positive=model)], [1.3, 1.3], positive=model
     )
     prediction = guided.start(trajectory)(x, SIGMA, labels)

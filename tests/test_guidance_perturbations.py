@@ -79,21 +79,19 @@ def test_the_line_and_its_evaluations(kind: str, preset: Preset) -> None:
     alive = preset(2.0, positive=model).start(trajectory())
     negative, _ = run(preset(0.0, positive=model))
     assert (negative - plain).abs().max() > 1e-3 * plain.abs().max()  # it is really perturbed
-    for weight in (-0.5, 1.5, 3.0):
-        guided, calls = run(preset(weight, positive=model))
-        torch.testing.assert_close(guided, negative + weight * (plain - negative), rtol=1e-4, atol=1e-4)
-        assert calls == 2
+    guided, calls = run(preset(3.0, positive=model))
+    torch.testing.assert_close(guided, negative + 3 * (plain - negative), rtol=1e-4, atol=1e-4)
+    assert calls == 2
     assert torch.equal(run(model)[0], plain)
     with torch.no_grad():
         torch.testing.assert_close(alive(pictures(), SIGMA, LABELS).clean, 2 * plain - negative, rtol=1e-4, atol=1e-4)
     assert torch.equal(run(model)[0], plain)
 
 
-@both_networks
 @every_perturbed
-def test_the_guider_is_told_the_condition(kind: str, preset: Preset) -> None:
+def test_the_guider_is_told_the_condition(preset: Preset) -> None:
     """Defect 2 of the widely used library: its weak branch was the unconditional one."""
-    model = NETWORKS[kind]()
+    model = transformer()
     negative = preset(0.0, positive=model)
     told, other, none = (run(negative, labels)[0] for labels in (LABELS, (LABELS + 1) % 4, None))
     assert not torch.allclose(told, other) and not torch.allclose(told, none)
@@ -111,21 +109,19 @@ def test_it_needs_no_labels_and_no_other_guidance(kind: str, preset: Preset) -> 
 
 @pytest.mark.parametrize("preset", [*PRESETS, ConditionAnnealedGuidance])
 def test_a_sample_depends_on_its_seed_and_number_alone(preset: Preset) -> None:
-    model = transformer(depth=3)
-    sampler = Heun(KarrasGrid(3, sigma_min=0.2, sigma_max=3.0))
+    model = transformer(depth=2)
+    sampler = Heun(KarrasGrid(2, sigma_min=0.2, sigma_max=3.0))
 
-    def sample(indices: list[int], seed: int = 0) -> Tensor:
+    def sample(indices: list[int]) -> Tensor:
         condition = torch.tensor(indices) % 4
         with torch.no_grad():
             guided = preset(1.5, positive=model)
-            return sampler.sample(guided, seeds=SampleSeeds(seed, indices), condition=condition).x
+            return sampler.sample(guided, seeds=SampleSeeds(0, indices), condition=condition).x
 
     batch = sample([4, 9, 2])
     assert torch.equal(batch, sample([4, 9, 2]))
-    torch.testing.assert_close(sample([2]), batch[2:], rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(sample([9, 4])[1:], batch[:1], rtol=1e-3, atol=1e-3)
     before = torch.get_rng_state()
-    sample([0])
+    torch.testing.assert_close(sample([2, 4]), batch[[2, 0]], rtol=1e-3, atol=1e-3)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -145,10 +141,9 @@ def test_layers_reach_the_perturbation(preset: Preset) -> None:
         run(preset(2.0, layers=["nowhere"], positive=model))
 
 
-@both_networks
 @every_preset
-def test_the_combination_is_taken_over(kind: str, preset: Preset) -> None:
-    model = NETWORKS[kind]()
+def test_the_combination_is_taken_over(preset: Preset) -> None:
+    model = transformer()
     plain, _ = run(model)
     guided, calls = run(preset(2.0, positive=model, combination=StepWindow(0.5, 1.0)))  # the step is 1 of 4
     assert torch.equal(guided, plain) and calls == 1

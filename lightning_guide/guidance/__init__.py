@@ -11,7 +11,8 @@ from lightning_guide.guidance.classifier_free import ClassifierFreeGuidance, Unc
 from lightning_guide.guidance.classifier_free_pp import ClassifierFreeGuidancePP
 from lightning_guide.guidance.condition import ConditionAnnealedGuidance, IndependentConditionGuidance
 from lightning_guide.guidance.degraded import NoisyInput
-from lightning_guide.guidance.guided import Guidance, Guided
+from lightning_guide.guidance.guidance import Guidance
+from lightning_guide.guidance.guided import Guided
 from lightning_guide.guidance.input import (
     MaskedSlidingWindowGuidance,
     SelfAttentionGuidance,

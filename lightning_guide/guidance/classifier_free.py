@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from lightning_guide.denoiser import Denoiser, Models, Predict, Trajectory
+from lightning_guide.denoiser import Denoiser, Models, Trajectory
 from lightning_guide.guidance.combination import Combination
-from lightning_guide.guidance.guided import Guidance, Guided
+from lightning_guide.guidance.guided import Guided
+from lightning_guide.guidance.other_condition import OtherCondition, Replace
 from lightning_guide.guidance.references import Main
 from lightning_guide.guidance.weights import WeightSchedule
 
 __all__ = ["ClassifierFreeGuidance", "Unconditional"]
 
 
-class Unconditional(Guidance):
-    """A denoiser whose condition is dropped: D(x, sigma, no condition)."""
-
-    def __init__(self, positive: Denoiser | None = None) -> None:
-        """`positive` was trained with label dropout; default: the model under evaluation."""
-        super().__init__()
-        self.positive = positive if positive is not None else Main()
+class Unconditional(OtherCondition):
+    """A denoiser whose condition is dropped: D(x, sigma, no condition). It was trained with label dropout."""
 
     @property
     def num_classes(self) -> int:  # type: ignore[override]
@@ -39,10 +35,9 @@ class Unconditional(Guidance):
             )
         return resolved
 
-    def start(self, trajectory: Trajectory) -> Predict:
-        """The denoiser's own trajectory, without condition."""
-        predict = self.positive.start(trajectory)
-        return lambda x, sigma, condition: predict(x, sigma, None)
+    def begin(self, trajectory: Trajectory) -> Replace:
+        """No condition."""
+        return lambda x, condition: None
 
 
 class ClassifierFreeGuidance(Guided):

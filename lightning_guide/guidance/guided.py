@@ -6,69 +6,20 @@ B.2). w = 1 is off: that negative is not called. Papers that write s, gamma or o
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from lightning_guide.denoiser import Denoiser, Models, Predict, Prediction, Trajectory
-from lightning_guide.guidance.combination import Branch, Combination, Plain
+from lightning_guide.guidance.branches import Branches
+from lightning_guide.guidance.combination import Combination, Plain
+from lightning_guide.guidance.guidance import Guidance
+from lightning_guide.guidance.reaction import Reaction
 from lightning_guide.guidance.references import Main, Reference
 from lightning_guide.guidance.weights import WeightSchedule, weight_at
-from lightning_guide.seeds import SampleSeeds
 
-__all__ = ["Guidance", "Guided"]
-
-
-class Guidance(Denoiser):
-    """Base of guidances: denoisers made of denoisers. Their shapes are those of `positive`."""
-
-    positive: Denoiser
-
-    @property
-    def data_shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        """Shape of one x."""
-        return self.positive.data_shape
-
-    @property
-    def num_classes(self) -> int:  # type: ignore[override]
-        """Number of labels."""
-        return self.positive.num_classes
-
-    @property
-    def sigma_data(self) -> float:  # type: ignore[override]
-        """Standard deviation of the data."""
-        return self.positive.sigma_data
-
-    def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The guided D (B, *) at one common `sigma` (), as the first step of a fresh trajectory.
-
-        Raises:
-            ValueError: if `sigma` holds different levels, since an interval is decided for all samples at once.
-        """
-        if sigma.numel() > 1 and bool((sigma != sigma.reshape(-1)[0]).any()):
-            raise ValueError(f"{type(self).__name__} guides at one noise level at a time, got {sigma.numel()} of them")
-        level = sigma.reshape(-1)[0]
-        trajectory = Trajectory(x=x, seeds=SampleSeeds(0, range(len(x))), sigma=float(level))
-        return self.start(trajectory)(x, level, condition).clean
-
-    def resolve(self, models: Models) -> Denoiser:
-        """A copy with every reference replaced by its model, all the way down."""
-        resolved = copy.copy(self)
-        _resolve_children(resolved, models)
-        return resolved
-
-
-def _resolve_children(module: nn.Module, models: Models) -> None:
-    """Replaces what holds denoisers among the children: a denoiser by its resolution, anything else by a copy."""
-    module._modules = dict(module._modules)
-    for name, child in module.named_children():
-        if isinstance(child, Denoiser):
-            module._modules[name] = child.resolve(models)
-        elif any(isinstance(part, Denoiser) for part in child.modules()):
-            module._modules[name] = shell = copy.copy(child)
-            _resolve_children(shell, models)
+__all__ = ["Guided"]
 
 
 class Guided(Guidance):
@@ -102,28 +53,28 @@ class Guided(Guidance):
     def resolve(self, models: Models) -> Denoiser:
         """As `Guidance.resolve`; a negative of another shape than the positive is refused.
 
+        Negatives made of the same positive as this guidance still share it.
+
         Raises:
             ValueError: naming both shapes.
         """
         resolved = super().resolve(models)
         assert isinstance(resolved, Guided)
-        for negative in resolved.negatives:
-            _check_fits(resolved.positive, negative)
+        for before, after in zip(self.negatives, resolved.negatives, strict=True):
+            if isinstance(before, Reaction) and before.positive is self.positive:
+                after.positive = resolved.positive
+            _check_fits(resolved.positive, after)
         return resolved
 
     def start(self, trajectory: Trajectory) -> Predict:
         """The guided denoiser of one trajectory."""
         combine = self.combination.start(trajectory)
-        positive = self.positive.start(trajectory)
-        negatives = [negative.start(trajectory) for negative in self.negatives]  # type: ignore[operator]
+        branches = Branches(self.positive, list(self.negatives), trajectory)  # type: ignore[arg-type]
 
         def predict(x: Tensor, sigma: Tensor, condition: Tensor | None) -> Prediction:
-            def branch(model: Predict) -> Branch:
-                return lambda x, sigma: model(x, sigma, condition)
-
             weights = [weight_at(weight, trajectory.sigma) for weight in self.weights]
-            weighted = [(weight, branch(model)) for weight, model in zip(weights, negatives, strict=True)]
-            return combine(branch(positive), weighted, x, sigma)
+            positive, negatives = branches.at(weights, x, sigma, condition)
+            return combine(positive, list(zip(weights, negatives, strict=True)), x, sigma)
 
         return predict
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 from torch import nn
 
 from lightning_guide.denoiser import Denoiser, Models, Network, Preconditioned, Predict, Trajectory
-from lightning_guide.guidance.guided import Guidance
+from lightning_guide.guidance.guidance import Guidance
 from lightning_guide.guidance.references import Main
 from lightning_guide.recipe import Recorded
 

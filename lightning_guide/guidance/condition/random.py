@@ -6,24 +6,17 @@ https://arxiv.org/abs/2407.02687, section 3. For models trained without label dr
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from lightning_guide.denoiser import Denoiser, Models, Predict, Prediction, Trajectory
+from lightning_guide.denoiser import Denoiser, Models, Trajectory
 from lightning_guide.guidance.combination import Combination
-from lightning_guide.guidance.guided import Guidance, Guided
-from lightning_guide.guidance.references import Main
+from lightning_guide.guidance.guided import Guided
+from lightning_guide.guidance.other_condition import OtherCondition, Replace
 from lightning_guide.guidance.weights import WeightSchedule
 
 __all__ = ["IndependentConditionGuidance", "RandomCondition"]
 
 
-class RandomCondition(Guidance):
+class RandomCondition(OtherCondition):
     """D(x, sigma, c'), each sample's class c' uniform over all classes and drawn afresh at each call."""
-
-    def __init__(self, positive: Denoiser | None = None) -> None:
-        """`positive` is a model with labels; default: the one under evaluation."""
-        super().__init__()
-        self.positive = positive if positive is not None else Main()
 
     def resolve(self, models: Models) -> Denoiser:
         """As `Guidance.resolve`.
@@ -36,19 +29,14 @@ class RandomCondition(Guidance):
         resolved._check_labels()
         return resolved
 
-    def start(self, trajectory: Trajectory) -> Predict:
-        """The denoiser's own trajectory, under random conditions.
+    def begin(self, trajectory: Trajectory) -> Replace:
+        """Random labels.
 
         Raises:
             ValueError: if the model has no labels.
         """
         self._check_labels()
-        predict = self.positive.start(trajectory)
-
-        def at_random(x: Tensor, sigma: Tensor, condition: Tensor | None) -> Prediction:
-            return predict(x, sigma, trajectory.seeds.integers("random condition", self.num_classes, x.device))
-
-        return at_random
+        return lambda x, condition: trajectory.seeds.integers("random condition", self.num_classes, x.device)
 
     def _check_labels(self) -> None:
         if self.num_classes == 0:

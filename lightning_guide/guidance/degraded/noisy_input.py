@@ -12,7 +12,7 @@ import math
 from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory, expand
-from lightning_guide.guidance.guided import Guidance
+from lightning_guide.guidance.guidance import Guidance
 from lightning_guide.guidance.references import Main
 
 __all__ = ["NoisyInput"]

@@ -2,7 +2,6 @@
 
 from lightning_guide.guidance.input.attention_mask import AttentionMask
 from lightning_guide.guidance.input.masks import Everywhere, HighFrequency, Mask, RandomPixels, RandomSquare
-from lightning_guide.guidance.input.reaction import Reacting, Reaction
 from lightning_guide.guidance.input.saliency import SaliencyMask
 from lightning_guide.guidance.input.self_attention import BlurredInput, SelfAttentionGuidance
 from lightning_guide.guidance.input.sliding_window import (
@@ -22,8 +21,6 @@ __all__ = [
     "MaskedSlidingWindowGuidance",
     "RandomPixels",
     "RandomSquare",
-    "Reacting",
-    "Reaction",
     "SaliencyMask",
     "SelfAttentionGuidance",
     "SlidingWindow",

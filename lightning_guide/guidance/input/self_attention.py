@@ -15,10 +15,11 @@ from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser, Models, Prediction, Trajectory
 from lightning_guide.guidance.combination import Combination
+from lightning_guide.guidance.guided import Guided
 from lightning_guide.guidance.input.attention_mask import AttentionMask
 from lightning_guide.guidance.input.blur import gaussian_blur
 from lightning_guide.guidance.input.masks import Mask
-from lightning_guide.guidance.input.reaction import React, Reacting, Reaction
+from lightning_guide.guidance.reaction import React, Reaction
 from lightning_guide.guidance.references import Main
 from lightning_guide.guidance.weights import WeightSchedule
 
@@ -94,7 +95,7 @@ class BlurredInput(Reaction):
             )
 
 
-class SelfAttentionGuidance(Reacting):
+class SelfAttentionGuidance(Guided):
     """D + (w - 1) (D~ - D(x~)). Two evaluations; needs attention, or another mask (`Everywhere`: blur guidance)."""
 
     def __init__(

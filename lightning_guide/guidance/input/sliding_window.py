@@ -18,9 +18,10 @@ from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser, Models, Network, Predict, Prediction, Trajectory
 from lightning_guide.guidance.combination import Combination
-from lightning_guide.guidance.guided import Guidance, Guided
-from lightning_guide.guidance.input.reaction import React, Reacting, Reaction
+from lightning_guide.guidance.guidance import Guidance
+from lightning_guide.guidance.guided import Guided
 from lightning_guide.guidance.input.windows import Window, coverage, overlap_average, windows
+from lightning_guide.guidance.reaction import React, Reaction
 from lightning_guide.guidance.references import Main
 from lightning_guide.guidance.weights import WeightSchedule
 
@@ -152,7 +153,7 @@ class SlidingWindowGuidance(Guided):
         super().__init__([negative], [weight], positive=positive, combination=combination)
 
 
-class MaskedSlidingWindowGuidance(Reacting):
+class MaskedSlidingWindowGuidance(Guided):
     """D + (w - 1) M (D - D_swg). One evaluation and n x n on crops; needs pictures and a network that takes crops."""
 
     def __init__(

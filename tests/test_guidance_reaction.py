@@ -16,7 +16,6 @@ from lightning_guide.guidance.input import (
     BlurredInput,
     Everywhere,
     MaskedSlidingWindow,
-    Reacting,
     SelfAttentionGuidance,
 )
 from lightning_guide.guidance.input.blur import gaussian_blur
@@ -82,13 +81,12 @@ def test_with_classifier_free_guidance_it_adds_up_in_three_evaluations(order: li
     model.calls.clear()
     negatives: list[Denoiser] = [Unconditional(model), blur_negative(model)]
     weights = [4.0, 1.75]
-    for kind, evaluations in ((Reacting, 3), (Guided, 4)):
-        trajectory = one_trajectory(x)
-        guided = kind([negatives[i] for i in order], [weights[i] for i in order], positive=model)
-        prediction = guided.start(trajectory)(x, SIGMA, labels)
-        torch.testing.assert_close(prediction.clean, expected, rtol=1e-12, atol=1e-12)
-        assert trajectory.evaluations == evaluations
-    assert sum(condition is None for condition in model.calls) == 2
+    trajectory = one_trajectory(x)
+    guided = Guided([negatives[i] for i in order], [weights[i] for i in order], positive=model)
+    prediction = guided.start(trajectory)(x, SIGMA, labels)
+    torch.testing.assert_close(prediction.clean, expected, rtol=1e-12, atol=1e-12)
+    assert trajectory.evaluations == 3
+    assert sum(condition is None for condition in model.calls) == 1
 
 
 @pytest.mark.parametrize(("sampler", "per_step"), [(Heun, [6, 4, 2, 1]), (DPMSolver2M, [3, 2, 1, 1])])
@@ -96,7 +94,7 @@ def test_only_what_is_on_is_evaluated(sampler: type, per_step: list[int]) -> Non
     """On levels 4, 3, 2, 1: both at 4, blur alone at 3, nothing at 2 and 1."""
     negatives = [Unconditional(), blur_negative()]
     weights = [Interval(3.0, 3.5, 9.0), Interval(1.5, 2.5, 9.0)]
-    guided = Reacting(negatives, weights).resolve(Models(Labelled()))
+    guided = Guided(negatives, weights).resolve(Models(Labelled()))
     counts = [0]
     x, labels = batch()
     walk = sampler(KarrasGrid(4, sigma_min=1.0, sigma_max=4.0, rho=1.0)).steps(
@@ -153,7 +151,7 @@ def test_a_negative_of_another_model_evaluates_that_one() -> None:
     negative = other(x + blurred(D) - D, SIGMA, labels) - (blurred(D) - D)
     expected = negative + 1.5 * (model(x, SIGMA, labels) - negative)
     trajectory = one_trajectory(x)
-    prediction = Reacting([blur_negative(other)], [1.5], positive=model).start(trajectory)(x, SIGMA, labels)
+    prediction = Guided([blur_negative(other)], [1.5], positive=model).start(trajectory)(x, SIGMA, labels)
     torch.testing.assert_close(prediction.clean, expected, rtol=1e-12, atol=1e-12)
     assert trajectory.evaluations == 3
 
@@ -177,14 +175,14 @@ def test_two_reactions_read_one_positive() -> None:
         for negative, weight in zip(negatives, weights, strict=True):
             expected += (weight - 1) * (D - negative(x, sigma))
         trajectory = one_trajectory(x)
-        guided = Reacting(negatives, weights, positive=model).start(trajectory)(x, sigma, None)
+        guided = Guided(negatives, weights, positive=model).start(trajectory)(x, sigma, None)
     torch.testing.assert_close(guided.clean, expected)
     assert trajectory.evaluations == 7
     assert all(not torch.allclose(negative(x, sigma), D, atol=1e-4) for negative in negatives)
 
 
 class Backwards(Combination):
-    """The negative first; and the positive at a detached x, and at x + 1."""
+    """The negative first; then the positive, and the positive at x + 1."""
 
     def start(self, trajectory: Trajectory) -> Combine:
         def combine(
@@ -192,7 +190,7 @@ class Backwards(Combination):
         ) -> Prediction:
             ((weight, negative),) = negatives
             neg = negative(x, sigma).clean
-            line = neg + weight * (positive(x.detach(), sigma).clean - neg)
+            line = neg + weight * (positive(x, sigma).clean - neg)
             return Prediction(line + positive(x + 1, sigma).clean)
 
         return combine
@@ -200,9 +198,9 @@ class Backwards(Combination):
 
 def test_any_combination_may_ask_in_any_order() -> None:
     model, (x, labels) = Labelled(), batch()
-    plain = Reacting([blur_negative(model)], [1.5], positive=model)(x, SIGMA, labels)
+    plain = Guided([blur_negative(model)], [1.5], positive=model)(x, SIGMA, labels)
     trajectory = one_trajectory(x)
-    guided = Reacting([blur_negative(model)], [1.5], positive=model, combination=Backwards())
+    guided = Guided([blur_negative(model)], [1.5], positive=model, combination=Backwards())
     prediction = guided.start(trajectory)(x, SIGMA, labels)
     torch.testing.assert_close(prediction.clean, plain + model(x + 1, SIGMA, labels))
     assert trajectory.evaluations == 3
@@ -219,13 +217,13 @@ def test_a_noise_direction_told_apart_is_that_at_the_blurred_input() -> None:
     model, (x, labels) = Apart(), batch()
     D = model(x, SIGMA, labels)
     noise, noise_blurred = 0.1 * x + SIGMA, 0.1 * (x + blurred(D) - D) + SIGMA
-    prediction = Reacting([blur_negative(model)], [1.5], positive=model).start(one_trajectory(x))(x, SIGMA, labels)
+    prediction = Guided([blur_negative(model)], [1.5], positive=model).start(one_trajectory(x))(x, SIGMA, labels)
     assert prediction.noise is not None
     torch.testing.assert_close(prediction.noise, noise + 0.5 * (noise - noise_blurred))
 
 
 def test_every_trajectory_starts_afresh_and_main_stays_a_reference() -> None:
-    guided = Reacting([Unconditional(), blur_negative()], [2.0, 1.5])
+    guided = Guided([Unconditional(), blur_negative()], [2.0, 1.5])
     resolved = guided.resolve(Models(Labelled()))
     _, labels = batch()
     first, second = (

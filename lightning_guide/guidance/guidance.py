@@ -1,0 +1,62 @@
+"""The base of guidances: denoisers made of denoisers, whose references to models are replaced when sampling begins."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import Tensor, nn
+
+from lightning_guide.denoiser import Denoiser, Models, Trajectory
+from lightning_guide.seeds import SampleSeeds
+
+__all__ = ["Guidance"]
+
+
+class Guidance(Denoiser):
+    """Base of guidances: denoisers made of denoisers. Their shapes are those of `positive`."""
+
+    positive: Denoiser
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Shape of one x."""
+        return self.positive.data_shape
+
+    @property
+    def num_classes(self) -> int:  # type: ignore[override]
+        """Number of labels."""
+        return self.positive.num_classes
+
+    @property
+    def sigma_data(self) -> float:  # type: ignore[override]
+        """Standard deviation of the data."""
+        return self.positive.sigma_data
+
+    def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The guided D (B, *) at one common `sigma` (), as the first step of a fresh trajectory.
+
+        Raises:
+            ValueError: if `sigma` holds different levels, since an interval is decided for all samples at once.
+        """
+        if sigma.numel() > 1 and bool((sigma != sigma.reshape(-1)[0]).any()):
+            raise ValueError(f"{type(self).__name__} guides at one noise level at a time, got {sigma.numel()} of them")
+        level = sigma.reshape(-1)[0]
+        trajectory = Trajectory(x=x, seeds=SampleSeeds(0, range(len(x))), sigma=float(level))
+        return self.start(trajectory)(x, level, condition).clean
+
+    def resolve(self, models: Models) -> Denoiser:
+        """A copy with every reference replaced by its model, all the way down."""
+        resolved = copy.copy(self)
+        _resolve_children(resolved, models)
+        return resolved
+
+
+def _resolve_children(module: nn.Module, models: Models) -> None:
+    """Replaces what holds denoisers among the children: a denoiser by its resolution, anything else by a copy."""
+    module._modules = dict(module._modules)
+    for name, child in module.named_children():
+        if isinstance(child, Denoiser):
+            module._modules[name] = child.resolve(models)
+        elif any(isinstance(part, Denoiser) for part in child.modules()):
+            module._modules[name] = shell = copy.copy(child)
+            _resolve_children(shell, models)
