@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_guide.analytic import GaussianMixture
 from lightning_guide.denoiser import Predict, Prediction, Trajectory
+from lightning_guide.guidance import ClassifierFreeGuidance, Unconditional
 from lightning_guide.guidance.combination import AdaptiveProjection, RectifiedGradient
 from lightning_guide.samplers import Euler, Sampler
 from tests.branches import GRID, SAMPLERS, Net, guided, mixtures, standing, start, told, walk
@@ -68,6 +70,17 @@ def test_counts_its_gradient_as_often_as_the_positive(sampler: Sampler) -> None:
     assert walk(sampler, nested, x).evaluations == (2 + 2 + 1) * once
 
 
+@pytest.mark.parametrize("batch", [2, 40])
+def test_a_negative_out_of_the_same_network_costs_no_more(batch: int) -> None:
+    labelled = GaussianMixture(mixtures()[0].means, 0.2 * torch.eye(2).expand(3, 2, 2), labels=[0, 1, 2])
+    x, labels = start(2, batch=batch), torch.arange(batch) % 3
+    denoiser = ClassifierFreeGuidance(2.0, positive=labelled, combination=RectifiedGradient())
+    end = walk(Euler(GRID), denoiser, x, labels)
+    apart = guided([labelled, Unconditional(labelled)], [2.0], RectifiedGradient())
+    assert end.evaluations == 3 * 6
+    torch.testing.assert_close(end.x, walk(Euler(GRID), apart, x, labels).x)
+
+
 def test_nothing_of_the_graph_outlives_the_gradient() -> None:
     """Under no_grad, with parameters that require gradients, as in a validation loop."""
     model, apart, x = Net(), Net(), torch.randn(2, 3, 4, 4, dtype=torch.float64)
@@ -78,7 +91,7 @@ def test_nothing_of_the_graph_outlives_the_gradient() -> None:
 
     def negative(x: Tensor, sigma: Tensor) -> Prediction:
         asked.extend([model.hidden(), apart.hidden()])
-        assert not torch.is_grad_enabled() and not x.requires_grad
+        assert not torch.is_grad_enabled()
         return Prediction(x / 2)
 
     with torch.no_grad():

@@ -17,7 +17,7 @@ class ClassifierFreeGuidancePP(ClassifierFreeGuidance):
     """clean = D_uncond + w (D_cond - D_uncond), noise = (x - D_uncond) / sigma, with w = lambda. Two evaluations.
 
     At every weight both branches are evaluated, but for w = 0, which is the unconditional model. On Stable Diffusion
-    lambda = 0.6 acts like w = 7.5 of classifier-free guidance.
+    lambda = 0.6 acts like w = 7.5 of classifier-free guidance. Outside an interval lambda is 1, which is not off.
     """
 
     def __init__(

@@ -44,20 +44,21 @@ class RectifiedGradient(Combination):
             if self.strength == 0 or all(weight == 1 for weight, _ in negatives):
                 return plain(positive, negatives, x, sigma)
             before = trajectory.evaluations
-            guided, g = _with_gradient(positive, x, sigma)
+            point, guided, g = _with_gradient(positive, x, sigma)
             trajectory.evaluations += trajectory.evaluations - before
             pos, factor = guided, 1 + self.strength * (g - 1)
             for weight, negative in negatives:
                 if weight != 1:
-                    pair = Pair(pos, negative(x, sigma), weight, x, sigma)
+                    # at the very tensor that the positive saw, so that a negative made of it finds it evaluated
+                    pair = Pair(pos, negative(point, sigma), weight, x, sigma)
                     guided = moved(guided, (weight - 1) * factor * pair.difference, pair)
             return guided
 
         return combine
 
 
-def _with_gradient(positive: Branch, x: Tensor, sigma: Tensor) -> tuple[Prediction, Tensor]:
-    """The positive prediction at `x` and the gradient of the sum of its clean estimate, (B, *).
+def _with_gradient(positive: Branch, x: Tensor, sigma: Tensor) -> tuple[Tensor, Prediction, Tensor]:
+    """`x` as the positive saw it, its prediction there, and the gradient of the sum of its clean estimate, (B, *).
 
     Raises:
         ValueError: if the positive does not pass gradients on to x.
@@ -73,5 +74,5 @@ def _with_gradient(positive: Branch, x: Tensor, sigma: Tensor) -> tuple[Predicti
     if g is None:
         raise ValueError("RectifiedGradient needs a positive that can be differentiated by x; this one cannot")
     if outer:
-        return pos, g
-    return Prediction(pos.clean.detach(), None if pos.noise is None else pos.noise.detach()), g
+        return point, pos, g
+    return point, Prediction(pos.clean.detach(), None if pos.noise is None else pos.noise.detach()), g
