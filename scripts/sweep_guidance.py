@@ -3,22 +3,20 @@
     python scripts/sweep_guidance.py configs/cifar8/main.yaml --ages '["1/3.5","1/1.8"]' --weights '[1.5,2]' \
         --cfg_weights '[1.25,1.5]' --seeds 5 --out runs/cifar8/sweep
 
-Writes the evaluations as a config (`sweep.yaml`), runs them by `lightning-guide test`, and sums up mean and 95 %
+Writes the evaluations as a config (`evaluations.yaml`), runs them by `lightning-guide test`, and sums up mean and 95 %
 interval (Student's t over the seeds) of every metric in `summary.json` and a table; `fd_change` is relative to the
 unguided samples of the same seed.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
-import yaml
 from jsonargparse import auto_cli
 from matplotlib import pyplot as plt
-from seed_summary import show, summarise
-
-from lightning_guide.cli import main as lightning_guide
+from run_evaluations import heun, over_seeds
+from seed_summary import show
 
 
 def sweep(
@@ -50,49 +48,18 @@ def sweep(
         batch_size: samples in one network call.
         num_steps: steps of the Heun sampler.
     """
-    points: dict[str, dict | None] = {"unguided": None}
+    common = {"num_samples": num_samples, "batch_size": batch_size, "sampler": heun(num_steps)}
+    points: dict[str, dict[str, Any]] = {"unguided": common}
     for age in ages:
         guider = {"class_path": "Snapshot", "init_args": {"images": age, "sigma_rel": guider_sigma_rel}}
         for weight in weights:
-            points[f"autoguidance {age} w={weight:g}"] = {
-                "class_path": "Autoguidance",
-                "init_args": {"weight": weight, "guider": guider},
-            }
+            guidance = {"class_path": "Autoguidance", "init_args": {"weight": weight, "guider": guider}}
+            points[f"autoguidance {age} w={weight:g}"] = common | {"guidance": guidance}
     for weight in cfg_weights:
-        points[f"cfg w={weight:g}"] = {"class_path": "ClassifierFreeGuidance", "init_args": {"weight": weight}}
-    sampler = {
-        "class_path": "lightning_guide.samplers.Heun",
-        "init_args": {
-            "grid": {"class_path": "lightning_guide.noise.KarrasGrid", "init_args": {"num_steps": num_steps}}
-        },
-    }
-    evaluations = {}
-    for name, guidance in points.items():
-        for seed in range(first_seed, first_seed + seeds):
-            evaluation = {"num_samples": num_samples, "batch_size": batch_size, "seed": seed, "sampler": sampler}
-            evaluations[f"{name} seed={seed}"] = evaluation | ({"guidance": guidance} if guidance else {})
+        guidance = {"class_path": "ClassifierFreeGuidance", "init_args": {"weight": weight}}
+        points[f"cfg w={weight:g}"] = common | {"guidance": guidance}
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    written = folder / "sweep.yaml"
-    report = {"class_path": "callbacks.MetricsReport", "init_args": {"folder": str(folder)}}
-    written.write_text(
-        yaml.safe_dump(
-            {
-                "trainer": {"callbacks": [report], "logger": False, "enable_progress_bar": False},
-                "model": {"init_args": {"evaluations": evaluations}},
-            },
-            sort_keys=False,
-        )
-    )
-    lightning_guide(["test", "-c", run_config, "-c", str(written)])
-    results = json.loads((folder / "metrics.json").read_text())
-    chosen = range(first_seed, first_seed + seeds)
-    for name in points:  # the same seeds everywhere: changes are paired
-        for seed in chosen:
-            run, plain = results[f"{name} seed={seed}"], results[f"unguided seed={seed}"]
-            run["fd_change"] = run["fd"] / plain["fd"] - 1
-    summary = {name: summarise([results[f"{name} seed={seed}"] for seed in chosen]) for name in points}
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1))
+    summary = over_seeds(run_config, points, range(first_seed, first_seed + seeds), folder)
     show(summary, [metric for metric in summary["unguided"] if metric not in ("samples", "seconds")])
     _draw(summary, ages, weights, cfg_weights, folder / "sweep.png")
 

@@ -1,0 +1,101 @@
+"""All guidances of a folder on one run, each at its own best weight, found by the same small search.
+
+    python scripts/compare_methods.py configs/digits/main.yaml --out runs/digits/methods
+
+Search: every guidance at every weight on one sampling seed, the weight with the lowest FD wins. Confirmation: that
+weight on other seeds, paired with unguided samples of the same seeds. Writes `summary.json` and `table.md`.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import auto_cli
+from run_evaluations import evaluate, heun, over_seeds
+from seed_summary import show
+
+METRICS = ("fd", "fd_change", "precision", "recall", "class_agreement", "nfe", "seconds")
+SEARCH_SEED = 1000
+
+
+def compare(
+    run_config: str,
+    *,
+    out: str,
+    methods: list[str] = ["configs/guidance"],  # noqa: B006
+    weights: list[float] = [1.25, 1.75, 2.5],  # noqa: B006
+    interpolating_weights: list[float] = [0.4, 0.6, 0.8],  # noqa: B006
+    seeds: int = 5,
+    num_samples: int = 200,
+    num_steps: int = 8,
+    batch_size: int = 100,
+) -> None:
+    """Searches, confirms, and writes the table.
+
+    Args:
+        run_config: config of the finished run.
+        out: folder for the results.
+        methods: files of guidances, or folders of them.
+        weights: tried for each guidance.
+        interpolating_weights: tried for CFG++, whose weight lies between 0 and 1.
+        seeds: sampling seeds of the confirmation.
+        num_samples: for each guidance and seed.
+        num_steps: of Heun's sampler.
+        batch_size: samples in one network call.
+    """
+    folder = Path(out)
+    common = {"num_samples": num_samples, "batch_size": batch_size, "sampler": heun(num_steps)}
+    tried: dict[str, list[tuple[float, dict[str, Any]]]] = {}
+    for name, guidance in _read(methods).items():
+        own = interpolating_weights if guidance["class_path"].endswith("PP") else weights
+        tried[name] = [(weight, _with_weight(guidance, weight)) for weight in own]
+    points: dict[str, dict[str, Any]] = {"unguided": {**common, "seed": SEARCH_SEED}}
+    for name, variants in tried.items():
+        for weight, guidance in variants:
+            points[f"{name} w={weight:g}"] = {**points["unguided"], "guidance": guidance}
+    found = evaluate(run_config, points, folder / "search")
+    best = {"unguided": dict(common)}
+    for name, variants in tried.items():
+        weight, guidance = min(variants, key=lambda variant: found[f"{name} w={variant[0]:g}"]["fd"])
+        best[f"{name} w={weight:g}"] = {**common, "guidance": guidance}
+    summary = over_seeds(run_config, best, range(seeds), folder)
+    show(summary, METRICS)
+    (folder / "table.md").write_text(_table(summary))
+
+
+def _read(methods: list[str]) -> dict[str, dict[str, Any]]:
+    paths = [Path(path) for path in methods]
+    files = [file for path in paths for file in (sorted(path.glob("*.yaml")) if path.is_dir() else [path])]
+    guidances: dict[str, dict[str, Any]] = {}
+    for file in files:
+        guidances |= yaml.safe_load(file.read_text())["model"]["init_args"]["guidances"]
+    return guidances
+
+
+def _with_weight(guidance: dict[str, Any], weight: float) -> dict[str, Any]:
+    """`guidance` with its weight, or that inside its schedule, replaced."""
+    changed = copy.deepcopy(guidance)
+    arguments = changed["init_args"]
+    if "weights" in arguments:
+        arguments["weights"] = [weight]
+    elif isinstance(arguments["weight"], dict):
+        arguments["weight"]["init_args"]["weight"] = weight
+    else:
+        arguments["weight"] = weight
+    return changed
+
+
+def _table(summary: dict[str, Any]) -> str:
+    """Markdown, the lowest FD first."""
+    lines = ["| guidance | " + " | ".join(METRICS) + " |", "| :-- |" + " --: |" * len(METRICS)]
+    for name, metrics in sorted(summary.items(), key=lambda item: item[1]["fd"]["mean"]):
+        cells = [f"{metrics[key]['mean']:.3g} +- {metrics[key]['half_width']:.2g}" for key in METRICS]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    auto_cli(compare)

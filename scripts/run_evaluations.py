@@ -1,0 +1,54 @@
+"""Named evaluations of a finished run by `lightning-guide test`, and their results; shared by the scripts here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from seed_summary import summarise
+
+from lightning_guide.cli import main as lightning_guide
+
+Results = dict[str, dict[str, float]]
+
+
+def evaluate(run_config: str, evaluations: Mapping[str, Mapping[str, Any]], folder: Path) -> Results:
+    """Evaluation -> metric -> value; what `folder` holds already for the same evaluations is not drawn again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    report = {"class_path": "callbacks.MetricsReport", "init_args": {"folder": str(folder)}}
+    settings = {
+        "trainer": {"callbacks": [report], "logger": False, "enable_progress_bar": False},
+        "model": {"init_args": {"evaluations": {name: dict(each) for name, each in evaluations.items()}}},
+    }
+    text = yaml.safe_dump(settings, sort_keys=False)
+    written, results = folder / "evaluations.yaml", folder / "metrics.json"
+    if not (results.exists() and written.exists() and written.read_text() == text):
+        results.unlink(missing_ok=True)
+        written.write_text(text)
+        lightning_guide(["test", "-c", run_config, "-c", str(written)])
+    found: Results = json.loads(results.read_text())
+    return found
+
+
+def over_seeds(
+    run_config: str, points: Mapping[str, Mapping[str, Any]], seeds: Sequence[int], folder: Path
+) -> dict[str, Any]:
+    """Mean and 95 % interval of each point over sampling seeds; `fd_change` is paired with the point `unguided`."""
+    each = {f"{name} seed={seed}": {**point, "seed": seed} for name, point in points.items() for seed in seeds}
+    results = evaluate(run_config, each, folder)
+    for name in points:
+        for seed in seeds:
+            run, plain = results[f"{name} seed={seed}"], results[f"unguided seed={seed}"]
+            run["fd_change"] = run["fd"] / plain["fd"] - 1
+    summary = {name: summarise([results[f"{name} seed={seed}"] for seed in seeds]) for name in points}
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1))
+    return summary
+
+
+def heun(num_steps: int) -> dict[str, Any]:
+    """The config of Heun's sampler with so many steps."""
+    grid = {"class_path": "lightning_guide.noise.KarrasGrid", "init_args": {"num_steps": num_steps}}
+    return {"class_path": "lightning_guide.samplers.Heun", "init_args": {"grid": grid}}
