@@ -29,7 +29,7 @@ def shaken(network: nn.Module) -> None:
 
 def unet(**options: Any) -> Preconditioned:
     """A U-Net of two levels, 8x8 and 4x4, with attention on the lower one."""
-    settings = {"model_channels": 8, "channel_mult": [1, 2], "num_blocks": 2, "attention_resolutions": [4]}
+    settings = {"model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attention_resolutions": [4]}
     network = EDM2UNet(**{"data_shape": (1, 8, 8), "num_classes": 4, **settings, **options})
     shaken(network)
     return Preconditioned(network).eval()

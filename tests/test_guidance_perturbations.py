@@ -141,7 +141,7 @@ def test_layers_reach_the_perturbation(preset: Preset) -> None:
         run(preset(2.0, layers=["nowhere"], positive=model))
 
 
-@every_preset
+@every_perturbed
 def test_the_combination_is_taken_over(preset: Preset) -> None:
     model = transformer()
     plain, _ = run(model)

@@ -18,7 +18,8 @@ __all__ = ["StepWindow"]
 class StepWindow(Combination):
     """`combination` in the steps i of N with low <= i / N < high, i = 0 ... N - 1; outside every weight is 1.
 
-    So the negatives are not called outside. A step is inside or outside with all its stages.
+    So the negatives are not called outside, but for those that run as one batch with their positive (`Branches`), which
+    take an `Interval`. A step is inside or outside with all its stages.
     """
 
     def __init__(self, low: float = 0.0, high: float = 1.0, combination: Combination | None = None) -> None:
