@@ -13,19 +13,20 @@ from torch import Tensor
 from lightning_guide.denoiser import Denoiser, Preconditioned
 from lightning_guide.guidance import Guided
 from lightning_guide.guidance.attention import (
-    BlurredAttentionGuidance,
+    BlurredAttention,
     EntropyRectifyingGuidance,
-    NoisyAttentionGuidance,
-    OffDiagonalMaskGuidance,
+    NoisyAttention,
+    OffDiagonalMask,
     PerturbedAttentionGuidance,
-    RandomMaskGuidance,
-    SkipAttentionGuidance,
+    RandomMask,
+    SkipAttention,
     SmoothedEnergyGuidance,
-    SoftPerturbedAttentionGuidance,
+    SoftIdentityAttention,
 )
 from lightning_guide.guidance.blocks import SkipLayerGuidance, StochasticSelfGuidance
 from lightning_guide.guidance.condition import ConditionAnnealedGuidance, IndependentConditionGuidance
 from lightning_guide.guidance.noise_level import TimeStepGuidance
+from lightning_guide.guidance.perturbed import Perturbation, Perturbed
 from lightning_guide.guidance.step_window import StepWindow
 from lightning_guide.guidance.tokens import TokenPerturbationGuidance
 from lightning_guide.noise import KarrasGrid
@@ -36,16 +37,24 @@ from tests.small_networks import LABELS, NETWORKS, SIGMA, pictures, trajectory, 
 
 Preset = Callable[..., Guided]
 
+
+def by(perturbation: Callable[..., Perturbation]) -> Preset:
+    """Guidance by a perturbation that has no preset of its own."""
+
+    def preset(weight: float = 2.0, *, positive: Denoiser | None = None, **options: Any) -> Guided:
+        combination = options.pop("combination", None)
+        negative = Perturbed([perturbation(**options)], positive=positive)
+        return Guided([negative], [weight], positive=positive, combination=combination)
+
+    return preset
+
+
+ABLATION = (BlurredAttention, NoisyAttention, OffDiagonalMask, RandomMask, SkipAttention, SoftIdentityAttention)
 ATTENTION: list[Preset] = [
-    BlurredAttentionGuidance,
     EntropyRectifyingGuidance,
-    NoisyAttentionGuidance,
-    OffDiagonalMaskGuidance,
     PerturbedAttentionGuidance,
-    RandomMaskGuidance,
-    SkipAttentionGuidance,
     SmoothedEnergyGuidance,
-    SoftPerturbedAttentionGuidance,
+    *map(by, ABLATION),
 ]
 PERTURBED: list[Preset] = [
     *ATTENTION,

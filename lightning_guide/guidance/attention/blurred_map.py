@@ -10,15 +10,12 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from lightning_guide.denoiser import Denoiser, Trajectory
+from lightning_guide.denoiser import Trajectory
 from lightning_guide.guidance.attention.core import ChangedMap
 from lightning_guide.guidance.attention.gaussian import blur_matrix, kernel_size
-from lightning_guide.guidance.combination import Combination
-from lightning_guide.guidance.guided import Guided
-from lightning_guide.guidance.perturbed import Perturbation, Perturbed
-from lightning_guide.guidance.weights import WeightSchedule
+from lightning_guide.guidance.perturbed import Perturbation
 
-__all__ = ["BlurredAttention", "BlurredAttentionGuidance"]
+__all__ = ["BlurredAttention"]
 
 
 class BlurredAttention(Perturbation):
@@ -52,20 +49,3 @@ class BlurredAttention(Perturbation):
             return A / A.sum(-1, keepdim=True)
 
         return ChangedMap(module, change)
-
-
-class BlurredAttentionGuidance(Guided):
-    """D_blur + w (D - D_blur) with `BlurredAttention`. Two evaluations; needs attention."""
-
-    def __init__(
-        self,
-        weight: float | WeightSchedule = 2.0,
-        *,
-        sigma: float = 0.8,
-        layers: Sequence[str] | None = None,
-        positive: Denoiser | None = None,
-        combination: Combination | None = None,
-    ) -> None:
-        """`sigma` of the blur in tokens; `layers`: attention cores."""
-        negative = Perturbed([BlurredAttention(sigma, layers=layers)], positive=positive)
-        super().__init__([negative], [weight], positive=positive, combination=combination)

@@ -21,7 +21,6 @@ __all__ = [
     "IdentityAttention",
     "PerturbedAttentionGuidance",
     "SoftIdentityAttention",
-    "SoftPerturbedAttentionGuidance",
 ]
 
 
@@ -90,21 +89,4 @@ class PerturbedAttentionGuidance(Guided):
     ) -> None:
         """`layers`: attention cores by name or pattern; None: the default of the architecture."""
         negative = Perturbed([IdentityAttention(layers=layers)], positive=positive)
-        super().__init__([negative], [weight], positive=positive, combination=combination)
-
-
-class SoftPerturbedAttentionGuidance(Guided):
-    """Perturbed-attention guidance with the map (1 - alpha) A + alpha I. Two evaluations; needs attention."""
-
-    def __init__(
-        self,
-        weight: float | WeightSchedule = 2.0,
-        *,
-        alpha: float = 0.5,
-        layers: Sequence[str] | None = None,
-        positive: Denoiser | None = None,
-        combination: Combination | None = None,
-    ) -> None:
-        """`alpha` in [0, 1], 1 is `PerturbedAttentionGuidance`; `layers`: attention cores."""
-        negative = Perturbed([SoftIdentityAttention(alpha, layers=layers)], positive=positive)
         super().__init__([negative], [weight], positive=positive, combination=combination)

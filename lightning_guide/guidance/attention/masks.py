@@ -11,14 +11,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_guide.denoiser import Denoiser, Trajectory
+from lightning_guide.denoiser import Trajectory
 from lightning_guide.guidance.attention.core import ChangedMap
-from lightning_guide.guidance.combination import Combination
-from lightning_guide.guidance.guided import Guided
-from lightning_guide.guidance.perturbed import Perturbation, Perturbed
-from lightning_guide.guidance.weights import WeightSchedule
+from lightning_guide.guidance.perturbed import Perturbation
 
-__all__ = ["OffDiagonalMask", "OffDiagonalMaskGuidance", "RandomMask", "RandomMaskGuidance"]
+__all__ = ["OffDiagonalMask", "RandomMask"]
 
 
 class RandomMask(Perturbation):
@@ -61,37 +58,3 @@ class OffDiagonalMask(RandomMask):
         """As above, with the diagonal kept, and never quite 0."""
         diagonal = torch.eye(A.shape[-1], dtype=torch.bool, device=A.device)
         return super().masked(torch.where(diagonal, A.clamp(min=torch.finfo(A.dtype).tiny), A), kept | diagonal)
-
-
-class RandomMaskGuidance(Guided):
-    """D_mask + w (D - D_mask) with `RandomMask` attention. Two evaluations; needs attention."""
-
-    def __init__(
-        self,
-        weight: float | WeightSchedule = 2.0,
-        *,
-        probability: float = 0.5,
-        layers: Sequence[str] | None = None,
-        positive: Denoiser | None = None,
-        combination: Combination | None = None,
-    ) -> None:
-        """`probability` of a gap; `layers`: attention cores."""
-        negative = Perturbed([RandomMask(probability, layers=layers)], positive=positive)
-        super().__init__([negative], [weight], positive=positive, combination=combination)
-
-
-class OffDiagonalMaskGuidance(Guided):
-    """D_mask + w (D - D_mask) with `OffDiagonalMask` attention. Two evaluations; needs attention."""
-
-    def __init__(
-        self,
-        weight: float | WeightSchedule = 2.0,
-        *,
-        probability: float = 0.5,
-        layers: Sequence[str] | None = None,
-        positive: Denoiser | None = None,
-        combination: Combination | None = None,
-    ) -> None:
-        """`probability` of a gap, 1 is `PerturbedAttentionGuidance`; `layers`: attention cores."""
-        negative = Perturbed([OffDiagonalMask(probability, layers=layers)], positive=positive)
-        super().__init__([negative], [weight], positive=positive, combination=combination)

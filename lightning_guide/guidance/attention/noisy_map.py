@@ -10,14 +10,11 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from lightning_guide.denoiser import Denoiser, Trajectory
+from lightning_guide.denoiser import Trajectory
 from lightning_guide.guidance.attention.core import ChangedMap
-from lightning_guide.guidance.combination import Combination
-from lightning_guide.guidance.guided import Guided
-from lightning_guide.guidance.perturbed import Perturbation, Perturbed
-from lightning_guide.guidance.weights import WeightSchedule
+from lightning_guide.guidance.perturbed import Perturbation
 
-__all__ = ["NoisyAttention", "NoisyAttentionGuidance"]
+__all__ = ["NoisyAttention"]
 
 
 class NoisyAttention(Perturbation):
@@ -46,20 +43,3 @@ class NoisyAttention(Perturbation):
             return A + self.scale * trajectory.seeds.normal("attention noise", A.shape[1:], A.device).to(A.dtype)
 
         return ChangedMap(module, change) if self.scale else module
-
-
-class NoisyAttentionGuidance(Guided):
-    """D_noisy + w (D - D_noisy) with `NoisyAttention`. Two evaluations; needs attention."""
-
-    def __init__(
-        self,
-        weight: float | WeightSchedule = 2.0,
-        *,
-        scale: float = 0.1,
-        layers: Sequence[str] | None = None,
-        positive: Denoiser | None = None,
-        combination: Combination | None = None,
-    ) -> None:
-        """`scale` of the noise on the map; `layers`: attention cores."""
-        negative = Perturbed([NoisyAttention(scale, layers=layers)], positive=positive)
-        super().__init__([negative], [weight], positive=positive, combination=combination)

@@ -6,18 +6,13 @@ a layer; the other one, the whole block, is `SkipBlocks`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
-from lightning_guide.denoiser import Denoiser, Trajectory
-from lightning_guide.guidance.combination import Combination
-from lightning_guide.guidance.guided import Guided
-from lightning_guide.guidance.perturbed import Perturbation, Perturbed
-from lightning_guide.guidance.weights import WeightSchedule
+from lightning_guide.denoiser import Trajectory
+from lightning_guide.guidance.perturbed import Perturbation
 
-__all__ = ["SkipAttention", "SkipAttentionGuidance"]
+__all__ = ["SkipAttention"]
 
 
 class _Nothing(nn.Module):
@@ -39,19 +34,3 @@ class SkipAttention(Perturbation):
     def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
         """Zeros."""
         return _Nothing()
-
-
-class SkipAttentionGuidance(Guided):
-    """D_skip + w (D - D_skip) with `SkipAttention`. Two evaluations; needs attention."""
-
-    def __init__(
-        self,
-        weight: float | WeightSchedule = 2.0,
-        *,
-        layers: Sequence[str] | None = None,
-        positive: Denoiser | None = None,
-        combination: Combination | None = None,
-    ) -> None:
-        """`layers`: attention cores by name or pattern; None: the default of the architecture."""
-        negative = Perturbed([SkipAttention(layers=layers)], positive=positive)
-        super().__init__([negative], [weight], positive=positive, combination=combination)
