@@ -29,6 +29,7 @@ def compare(
     weights: list[float] = [1.25, 1.75, 2.5],  # noqa: B006
     interpolating_weights: list[float] = [0.4, 0.6, 0.8],  # noqa: B006
     seeds: int = 5,
+    search_samples: int = 100,
     num_samples: int = 200,
     num_steps: int = 8,
     batch_size: int = 100,
@@ -42,7 +43,8 @@ def compare(
         weights: tried for each guidance.
         interpolating_weights: tried for CFG++, whose weight lies between 0 and 1.
         seeds: sampling seeds of the confirmation.
-        num_samples: for each guidance and seed.
+        search_samples: for each guidance and weight.
+        num_samples: for each guidance and seed of the confirmation.
         num_steps: of Heun's sampler.
         batch_size: samples in one network call.
     """
@@ -52,7 +54,7 @@ def compare(
     for name, guidance in _read(methods).items():
         own = interpolating_weights if guidance["class_path"].endswith("PP") else weights
         tried[name] = [(weight, _with_weight(guidance, weight)) for weight in own]
-    points: dict[str, dict[str, Any]] = {"unguided": {**common, "seed": SEARCH_SEED}}
+    points: dict[str, dict[str, Any]] = {"unguided": {**common, "seed": SEARCH_SEED, "num_samples": search_samples}}
     for name, variants in tried.items():
         for weight, guidance in variants:
             points[f"{name} w={weight:g}"] = {**points["unguided"], "guidance": guidance}
