@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 from jsonargparse import auto_cli
-from run_evaluations import evaluate, heun, over_seeds
+from run_evaluations import Solver, evaluate, over_seeds, solver
 from seed_summary import show
 
 METRICS = ("fd", "fd_change", "precision", "recall", "class_agreement", "nfe", "seconds")
@@ -31,7 +31,8 @@ def compare(
     seeds: int = 5,
     search_samples: int = 100,
     num_samples: int = 200,
-    num_steps: int = 8,
+    sampler: Solver = "DPMSolver2M",
+    num_steps: int = 14,
     batch_size: int = 100,
 ) -> None:
     """Searches, confirms, and writes the table.
@@ -45,11 +46,12 @@ def compare(
         seeds: sampling seeds of the confirmation.
         search_samples: for each guidance and weight.
         num_samples: for each guidance and seed of the confirmation.
-        num_steps: of Heun's sampler.
+        sampler: which one.
+        num_steps: its steps.
         batch_size: samples in one network call.
     """
     folder = Path(out)
-    common = {"num_samples": num_samples, "batch_size": batch_size, "sampler": heun(num_steps)}
+    common = {"num_samples": num_samples, "batch_size": batch_size, "sampler": solver(sampler, num_steps)}
     tried: dict[str, list[tuple[float, dict[str, Any]]]] = {}
     for name, guidance in _read(methods).items():
         own = interpolating_weights if guidance["class_path"].endswith("PP") else weights

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import auto_cli
-from run_evaluations import heun, over_seeds
+from run_evaluations import Solver, over_seeds, solver
 from seed_summary import show
 
 NOISE = "lightning_guide.guidance.NoisyInput"
@@ -27,7 +27,8 @@ def study(
     weights: list[float] = [1.5, 2.0, 3.0],  # noqa: B006
     seeds: int = 5,
     num_samples: int = 200,
-    num_steps: int = 8,
+    sampler: Solver = "DPMSolver2M",
+    num_steps: int = 14,
     batch_size: int = 100,
 ) -> None:
     """Draws all pairs and prints the table.
@@ -38,7 +39,8 @@ def study(
         weights: of the guidance.
         seeds: sampling seeds.
         num_samples: for each point and seed.
-        num_steps: of Heun's sampler.
+        sampler: which one.
+        num_steps: its steps.
         batch_size: samples in one network call.
     """
     good = {"dropout": _dropout(0.05), "noise": _noise(0.1)}
@@ -52,7 +54,7 @@ def study(
                 arguments = {"positive": positive, "negatives": [negative], "weights": [weight]}
                 guided = {"class_path": "Guided", "init_args": arguments}
                 guidances[f"{kind} guided by {other}, w={weight:g}"] = guided
-    common = {"num_samples": num_samples, "batch_size": batch_size, "sampler": heun(num_steps)}
+    common = {"num_samples": num_samples, "batch_size": batch_size, "sampler": solver(sampler, num_steps)}
     points = {name: common | ({"guidance": each} if each else {}) for name, each in guidances.items()}
     show(over_seeds(run_config, points, range(seeds), Path(out)), ("fd", "fd_change", "precision", "recall"))
 

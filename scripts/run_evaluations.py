@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from seed_summary import summarise
@@ -13,6 +13,7 @@ from seed_summary import summarise
 from lightning_guide.cli import main as lightning_guide
 
 Results = dict[str, dict[str, float]]
+Solver = Literal["Heun", "DPMSolver2M", "Euler"]
 
 
 def evaluate(run_config: str, evaluations: Mapping[str, Mapping[str, Any]], folder: Path) -> Results:
@@ -48,7 +49,7 @@ def over_seeds(
     return summary
 
 
-def heun(num_steps: int) -> dict[str, Any]:
-    """The config of Heun's sampler with so many steps."""
+def solver(kind: Solver, num_steps: int) -> dict[str, Any]:
+    """The config of a sampler with so many steps of EDM's grid."""
     grid = {"class_path": "lightning_guide.noise.KarrasGrid", "init_args": {"num_steps": num_steps}}
-    return {"class_path": "lightning_guide.samplers.Heun", "init_args": {"grid": grid}}
+    return {"class_path": f"lightning_guide.samplers.{kind}", "init_args": {"grid": grid}}

@@ -15,7 +15,7 @@ from typing import Any
 
 from jsonargparse import auto_cli
 from matplotlib import pyplot as plt
-from run_evaluations import heun, over_seeds
+from run_evaluations import Solver, over_seeds, solver
 from seed_summary import show
 
 
@@ -31,6 +31,7 @@ def sweep(
     first_seed: int = 0,
     num_samples: int = 1000,
     batch_size: int = 250,
+    sampler: Solver = "Heun",
     num_steps: int = 12,
 ) -> None:
     """Runs the sweep.
@@ -46,9 +47,10 @@ def sweep(
         first_seed: the first of them.
         num_samples: samples for each point and seed.
         batch_size: samples in one network call.
-        num_steps: steps of the Heun sampler.
+        sampler: which one.
+        num_steps: its steps.
     """
-    common = {"num_samples": num_samples, "batch_size": batch_size, "sampler": heun(num_steps)}
+    common = {"num_samples": num_samples, "batch_size": batch_size, "sampler": solver(sampler, num_steps)}
     points: dict[str, dict[str, Any]] = {"unguided": common}
     for age in ages:
         guider = {"class_path": "Snapshot", "init_args": {"images": age, "sigma_rel": guider_sigma_rel}}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from jsonargparse import auto_cli
-from run_evaluations import heun, over_seeds
+from run_evaluations import Solver, over_seeds, solver
 from seed_summary import show
 
 from lightning_guide.guidance.perturbed import matching
@@ -24,7 +24,8 @@ def sweep(
     weights: list[float] = [1.5, 2.5],  # noqa: B006
     seeds: int = 5,
     num_samples: int = 200,
-    num_steps: int = 6,
+    sampler: Solver = "DPMSolver2M",
+    num_steps: int = 14,
     batch_size: int = 100,
 ) -> None:
     """Draws all layers and prints the table.
@@ -37,11 +38,12 @@ def sweep(
         weights: of the guidance.
         seeds: sampling seeds.
         num_samples: for each point and seed.
-        num_steps: of Heun's sampler.
+        sampler: which one.
+        num_steps: its steps.
         batch_size: samples in one network call.
     """
     network = finished_model(run, None, sigma_rel).network
-    points = {"unguided": {"num_samples": num_samples, "batch_size": batch_size, "sampler": heun(num_steps)}}
+    points = {"unguided": {"num_samples": num_samples, "batch_size": batch_size, "sampler": solver(sampler, num_steps)}}
     for layer in matching(network, "*.attention.core", "PAG"):  # type: ignore[arg-type]
         for weight in weights:
             arguments = {"weight": weight, "layers": [layer]}
