@@ -6,11 +6,12 @@ functions. `fit` continues from the newest checkpoint of the run's folder if the
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 from jsonargparse import ArgumentParser, auto_cli
@@ -34,27 +35,10 @@ from lightning_guide.reconstruct import reconstruct
 
 __all__ = ["COMMANDS", "GuideCLI", "main"]
 
-def gallery(
-    run: str,
-    methods: list[str],
-    *,
-    out: str | None = None,
-    count: int = 12,
-    labels: Literal["balanced", "random"] | int = "balanced",
-    seed: int = 0,
-) -> None:
-    """Draws the same seeds under many guidances into one picture, with NFE and time of each.
-
-    Args:
-        run: folder of a finished run.
-        methods: files such as configs/guidance/pag.yaml, or folders of them; what does not fit the model is left out.
-        out: folder of gallery.png and metrics.json; default RUN/gallery.
-        count: samples of each method.
-        labels: "balanced", "random", or one class for all samples.
-        seed: of the samples.
-    """
-    written = gallery_config(run, methods, out=out, count=count, labels=labels, seed=seed)
-    main(["test", "-c", f"{run}/config.yaml", "-c", str(written)])
+@functools.wraps(gallery_config)
+def gallery(*args: Any, **kwargs: Any) -> None:
+    """Writes the configs and runs them."""
+    main(["test", *[word for config in gallery_config(*args, **kwargs) for word in ("-c", str(config))]])
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {"reconstruct": reconstruct, "convert": convert, "gallery": gallery}

@@ -24,8 +24,8 @@ def gallery_config(
     count: int = 12,
     labels: Literal["balanced", "random"] | int = "balanced",
     seed: int = 0,
-) -> Path:
-    """Writes the config of a gallery: every guidance of the files `methods` that fits the model of `run`.
+) -> list[Path]:
+    """The same seeds under every guidance of `methods` that fits the model of `run`, in one picture.
 
     Those that do not fit are named with the reason on the terminal and left out.
 
@@ -38,7 +38,7 @@ def gallery_config(
         seed: of the samples.
 
     Returns:
-        The file, to be run by `lightning-guide test -c RUN/config.yaml -c FILE`.
+        The configs that draw it when they are run by `lightning-guide test`.
 
     Raises:
         ValueError: if the run has no config, a file holds no guidances, two guidances share a name, or none fits.
@@ -60,7 +60,7 @@ def gallery_config(
     arguments = {"evaluations": {first: evaluation | drawn}, "guidances": guidances}
     trainer = {"callbacks": callbacks, "default_root_dir": str(run)}
     written.write_text(yaml.safe_dump({"trainer": trainer, "model": {"init_args": arguments}}, sort_keys=False))
-    return written
+    return [config, written]
 
 
 def _read(methods: list[str]) -> dict[str, dict[str, Any]]:
