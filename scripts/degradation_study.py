@@ -24,6 +24,8 @@ def study(
     run_config: str,
     *,
     out: str,
+    dropout: tuple[float, float] = (0.05, 0.1),
+    noise: tuple[float, float] = (0.1, 0.2),
     weights: list[float] = [1.5, 2.0, 3.0],  # noqa: B006
     seeds: int = 5,
     num_samples: int = 200,
@@ -36,6 +38,8 @@ def study(
     Args:
         run_config: config of the finished run; its network has dropout layers.
         out: folder for the results.
+        dropout: probability in the good model and in the guider; the defaults are those of the paper.
+        noise: relative rise of the noise level in the good model and in the guider.
         weights: of the guidance.
         seeds: sampling seeds.
         num_samples: for each point and seed.
@@ -43,8 +47,8 @@ def study(
         num_steps: its steps.
         batch_size: samples in one network call.
     """
-    good = {"dropout": _dropout(0.05), "noise": _noise(0.1)}
-    bad = {"dropout": _dropout(0.1), "noise": _noise(0.2)}
+    good = {"dropout": _dropout(dropout[0]), "noise": _noise(noise[0])}
+    bad = {"dropout": _dropout(dropout[1]), "noise": _noise(noise[1])}
     guidances: dict[str, Any] = {"unguided": None}
     guidances |= {f"{kind}, good": model for kind, model in good.items()}
     guidances |= {f"{kind}, bad": model for kind, model in bad.items()}
