@@ -13,6 +13,8 @@ from lightning_guide.guidance import (
     Guided,
     IndependentConditionGuidance,
     Interval,
+    Main,
+    Neon,
     Unconditional,
 )
 from lightning_guide.guidance.branches import SMALL
@@ -86,3 +88,22 @@ def test_a_gradient_is_taken_of_the_positive_alone() -> None:
     with torch.no_grad():
         guided.start(trajectory_of(x))(x, torch.tensor(1.0), torch.tensor([0, 1]))
     assert max(model.batches) == 2 or model.batches.count(4) == 1
+
+
+def test_a_positive_with_weights_of_its_own_is_shared() -> None:
+    """Resolved once for both: Neon's merged network would be two networks, evaluated one after the other."""
+    model = Labelled()
+
+    class Models:
+        main = model
+
+        def snapshot(self, **_: object) -> Denoiser:
+            raise AssertionError
+
+    resolved = ClassifierFreeGuidance(2.0, positive=Neon(Main())).resolve(Models())
+    assert isinstance(resolved, Guided) and resolved.positive is not model
+    x, labels = torch.randn(3, 3), torch.tensor([0, 1, 2])
+    with torch.no_grad():
+        clean = resolved(x, torch.tensor(1.0), labels)
+    assert resolved.positive.batches == [6]  # type: ignore[attr-defined]
+    torch.testing.assert_close(clean, 2 * model(x, torch.tensor(1.0), labels) - model(x, torch.tensor(1.0)))

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 
 import pytest
 import torch
 
 from lightning_guide.analytic import GaussianMixture
-from lightning_guide.denoiser import Trajectory
-from lightning_guide.guidance import Guided, Main
-from lightning_guide.guidance.combination import Plain
+from lightning_guide.denoiser import Denoiser, Trajectory
+from lightning_guide.guidance import ClassifierFreeGuidance, Guided, Main
+from lightning_guide.guidance.combination import Combination, Plain, Rescale
 from lightning_guide.guidance.step_window import StepWindow
 from lightning_guide.noise import KarrasGrid
-from lightning_guide.samplers import Heun
+from lightning_guide.samplers import Euler, Heun
 from lightning_guide.seeds import SampleSeeds
 
 GOOD, BAD = (GaussianMixture(torch.zeros(1, 2), spread * torch.eye(2)[None]) for spread in (0.2, 0.5))
@@ -52,3 +53,34 @@ def test_a_step_is_inside_with_both_stages() -> None:
 def test_windows_are_fractions(low: float, high: float) -> None:
     with pytest.raises(ValueError, match="a window of steps needs 0 <= low < high <= 1"):
         StepWindow(low, high)
+
+
+class Labelled(Denoiser):
+    """D = x / 2, or 0 without a label; notes the size of each batch."""
+
+    data_shape, num_classes, sigma_data = (2,), 4, 0.5
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[int] = []
+
+    def forward(self, x: torch.Tensor, sigma: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        self.batches.append(len(x))
+        return x / 2 if condition is None else x / 2 * (condition >= 0)[:, None]
+
+
+AROUND: list[Callable[[StepWindow], Combination]] = [
+    lambda window: window,
+    lambda window: Rescale(combination=window),
+    lambda window: StepWindow(combination=window),
+]
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_outside_nothing_runs_in_one_batch_with_the_positive(around: Callable[[StepWindow], Combination]) -> None:
+    """A condition that shares the batch of the positive is not evaluated either where the window is closed."""
+    model = Labelled()
+    guided = ClassifierFreeGuidance(2.0, positive=model, combination=around(StepWindow(0.5, 1.0)))
+    labels = torch.arange(4)
+    end = Euler(KarrasGrid(4)).sample(guided, seeds=SampleSeeds(0, range(4)), condition=labels)
+    assert (model.batches, end.evaluations) == ([4, 4, 8, 8], 6)

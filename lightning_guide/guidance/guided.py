@@ -15,7 +15,6 @@ from lightning_guide.denoiser import Denoiser, Models, Predict, Prediction, Traj
 from lightning_guide.guidance.branches import Branches
 from lightning_guide.guidance.combination import Combination, Plain
 from lightning_guide.guidance.guidance import Guidance
-from lightning_guide.guidance.reaction import Reaction
 from lightning_guide.guidance.references import Main, Reference
 from lightning_guide.guidance.weights import WeightSchedule, weight_at
 
@@ -53,7 +52,7 @@ class Guided(Guidance):
     def resolve(self, models: Models) -> Denoiser:
         """As `Guidance.resolve`; a negative of another shape than the positive is refused.
 
-        Negatives made of the same positive as this guidance still share it.
+        Negatives made of the same positive as this guidance still share it, one resolution for all.
 
         Raises:
             ValueError: naming both shapes.
@@ -61,7 +60,7 @@ class Guided(Guidance):
         resolved = super().resolve(models)
         assert isinstance(resolved, Guided)
         for before, after in zip(self.negatives, resolved.negatives, strict=True):
-            if isinstance(before, Reaction) and before.positive is self.positive:
+            if isinstance(before, Guidance) and before.positive is self.positive:
                 after.positive = resolved.positive
             _check_fits(resolved.positive, after)
         return resolved
@@ -72,7 +71,8 @@ class Guided(Guidance):
         branches = Branches(self.positive, list(self.negatives), trajectory)  # type: ignore[arg-type]
 
         def predict(x: Tensor, sigma: Tensor, condition: Tensor | None) -> Prediction:
-            weights = [weight_at(weight, trajectory.sigma) for weight in self.weights]
+            scheduled = [weight_at(weight, trajectory.sigma) for weight in self.weights]
+            weights = self.combination.weights(scheduled, trajectory)
             positive, negatives = branches.at(weights, x, sigma, condition)
             return combine(positive, list(zip(weights, negatives, strict=True)), x, sigma)
 

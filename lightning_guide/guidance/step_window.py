@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
-from lightning_guide.denoiser import Prediction, Trajectory
-from lightning_guide.guidance.combination import Branch, Combination, Combine, Plain
+from lightning_guide.denoiser import Trajectory
+from lightning_guide.guidance.combination import Combination, Combine, Plain
 
 __all__ = ["StepWindow"]
 
@@ -18,8 +16,7 @@ __all__ = ["StepWindow"]
 class StepWindow(Combination):
     """`combination` in the steps i of N with low <= i / N < high, i = 0 ... N - 1; outside every weight is 1.
 
-    So the negatives are not called outside, but for those that run as one batch with their positive (`Branches`), which
-    take an `Interval`. A step is inside or outside with all its stages.
+    So the negatives are not called outside. A step is inside or outside with all its stages.
     """
 
     def __init__(self, low: float = 0.0, high: float = 1.0, combination: Combination | None = None) -> None:
@@ -33,15 +30,12 @@ class StepWindow(Combination):
         self.low, self.high = low, high
         self.combination = combination or Plain()
 
+    def weights(self, weights: Sequence[float], trajectory: Trajectory) -> list[float]:
+        """1 outside."""
+        if self.low <= trajectory.step / trajectory.steps < self.high:
+            return self.combination.weights(weights, trajectory)
+        return [1.0] * len(weights)
+
     def start(self, trajectory: Trajectory) -> Combine:
         """The rule inside, started afresh."""
-        combine = self.combination.start(trajectory)
-
-        def windowed(
-            positive: Branch, negatives: Sequence[tuple[float, Branch]], x: Tensor, sigma: Tensor
-        ) -> Prediction:
-            if not self.low <= trajectory.step / trajectory.steps < self.high:
-                negatives = [(1.0, negative) for _, negative in negatives]
-            return combine(positive, negatives, x, sigma)
-
-        return windowed
+        return self.combination.start(trajectory)

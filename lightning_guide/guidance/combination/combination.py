@@ -28,6 +28,10 @@ Combine = Callable[[Branch, Sequence[tuple[float, Branch]], Tensor, Tensor], Pre
 class Combination(Recorded, ABC):
     """Base of the rules that make one prediction out of a positive and its negatives."""
 
+    def weights(self, weights: Sequence[float], trajectory: Trajectory) -> list[float]:
+        """The `weights` that count at this point of `trajectory`, known before any branch is evaluated."""
+        return list(weights)
+
     @abstractmethod
     def start(self, trajectory: Trajectory) -> Combine:
         """The rule for one trajectory, with a fresh state."""

@@ -31,6 +31,10 @@ class Rescale(Combination):
             raise ValueError(f"Rescale needs phi between 0 and 1, got {phi}")
         self.phi, self.combination = phi, combination or Plain()
 
+    def weights(self, weights: Sequence[float], trajectory: Trajectory) -> list[float]:
+        """Those of the inner rule."""
+        return self.combination.weights(weights, trajectory)
+
     def start(self, trajectory: Trajectory) -> Combine:
         """The inner rule, rescaled."""
         inner = self.combination.start(trajectory)
