@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from lightning_guide.guidance.attention import (
     BlurredAttention,
+    BlurredQueries,
     IdentityAttention,
     NoisyAttention,
     OffDiagonalMask,
@@ -192,3 +194,18 @@ def test_settings_out_of_range_are_refused() -> None:
     for tau in (-1.0, math.inf, math.nan):
         with pytest.raises(ValueError, match="ERG needs a finite tau"):
             ScaledQueries(tau)
+
+
+PERTURBATIONS: list[Callable[..., Perturbation]] = [
+    IdentityAttention, SoftIdentityAttention, RandomMask, NoisyAttention, BlurredAttention, ScaledQueries,
+    SkipAttention, BlurredQueries,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PERTURBATIONS)
+def test_layers_that_are_no_attention_cores_are_refused(kind: Callable[..., Perturbation]) -> None:
+    refusal = "takes the place of attention cores; {} is none, those of this .* are .*attention.core"
+    for network, name in ((unet().network, "encoder.4x4_block0"), (transformer().network, "blocks.1.attention")):
+        with pytest.raises(ValueError, match=refusal.format(name)):
+            kind(layers=[name]).chosen(network)
+        assert kind(layers=["*.core"]).chosen(network)

@@ -353,8 +353,14 @@ def test_what_it_cannot_guide_is_refused_when_the_evaluation_begins() -> None:
     SelfAttentionGuidance(mask=Everywhere()).resolve(Models(pictures))
     with pytest.raises(ValueError, match="no layer of DiffusionTransformer is called 'blocks.7.attention.core'"):
         SelfAttentionGuidance(mask=AttentionMask(layers=["blocks.7.attention.core"])).resolve(Models(transformer()))
-    with pytest.raises(ValueError, match="blur > 0 and reach > 0, got 0 and 1"):
+    with pytest.raises(ValueError, match="blur > 0 and a finite reach > 0, got 0 and 1"):
         BlurredInput(blur=0, reach=1)
+    with pytest.raises(ValueError, match="finite reach > 0, got 1 and inf"):
+        BlurredInput(blur=1, reach=float("inf"))
+    with pytest.raises(ValueError, match="AttentionMask needs one layer or more"):
+        AttentionMask(layers=[])
+    with pytest.raises(ValueError, match="AttentionMask needs a number psi"):
+        AttentionMask(psi=float("nan"))
 
 
 def test_references_are_resolved_once_for_both() -> None:

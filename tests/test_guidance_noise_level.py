@@ -11,7 +11,7 @@ from lightning_guide.guidance.perturbed import Perturbed, replaced
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers import Euler, Heun
 from lightning_guide.seeds import SampleSeeds
-from tests.small_networks import LABELS, NETWORKS, SIGMA, pictures, trajectory, transformer
+from tests.small_networks import LABELS, NETWORKS, SIGMA, pictures, trajectory, transformer, unet
 
 
 class Fixed(nn.Module):
@@ -78,3 +78,8 @@ def test_settings_out_of_range_are_refused() -> None:
             NoisyNoiseEmbedding(scale, power)
     with pytest.raises(ValueError, match="a window of steps needs"):
         TimeStepGuidance(interval=(0.8, 0.2))
+
+
+def test_a_layer_that_is_no_embedding_is_refused() -> None:
+    with pytest.raises(ValueError, match="a layer of one input that returns .*; a Block is none"):
+        TimeStepGuidance(layers=["encoder.4x4_block0"], positive=unet())(pictures(), SIGMA, LABELS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -18,6 +19,13 @@ class ChangedEmbedding(Around):
         super().__init__(inner)
         self.change = change
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(B, E)` of the embedding's input `x` (B, *)."""
+    def forward(self, x: Tensor, *others: Any) -> Tensor:
+        """`(B, E)` of the embedding's input `x` (B, *).
+
+        Raises:
+            ValueError: if the inner module takes more than that, which no embedding does.
+        """
+        if others:
+            kind = type(self.inner).__name__
+            raise ValueError(f"noise on an embedding needs a layer of one input that returns (B, E); a {kind} is none")
         return self.change(self.inner(x))

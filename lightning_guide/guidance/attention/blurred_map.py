@@ -11,21 +11,18 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from lightning_guide.denoiser import Trajectory
-from lightning_guide.guidance.attention.core import ChangedMap
+from lightning_guide.guidance.attention.core import AttentionPerturbation, ChangedMap
 from lightning_guide.guidance.attention.gaussian import blur_matrix, kernel_size
-from lightning_guide.guidance.perturbed import Perturbation
 
 __all__ = ["BlurredAttention"]
 
 
-class BlurredAttention(Perturbation):
+class BlurredAttention(AttentionPerturbation):
     """K A K^T over its row sums: the map A (N, N) blurred over queries and keys, in the order of the tokens.
 
     K is `blur_matrix` of N cells; sigma = .8 gives 5 taps. sigma <= 1/6 changes nothing, sigma = infinity is uniform
     attention. Neighbours here are neighbours in the sequence, for a picture those of the same row.
     """
-
-    kind = "attention"
 
     def __init__(self, sigma: float = 0.8, *, layers: Sequence[str] | None = None) -> None:
         """`sigma` of the blur in tokens; `layers`: attention cores.

@@ -14,11 +14,11 @@ from functools import partial
 from torch import Tensor, nn
 
 from lightning_guide.denoiser import Denoiser, Trajectory
-from lightning_guide.guidance.attention.core import ChangedQueries
+from lightning_guide.guidance.attention.core import AttentionPerturbation, ChangedQueries
 from lightning_guide.guidance.attention.gaussian import blur_matrix, kernel_size
 from lightning_guide.guidance.combination import Combination
 from lightning_guide.guidance.guided import Guided
-from lightning_guide.guidance.perturbed import Perturbation, Perturbed
+from lightning_guide.guidance.perturbed import Perturbed
 from lightning_guide.guidance.weights import WeightSchedule
 
 __all__ = ["BlurredQueries", "SmoothedEnergyGuidance", "blurred"]
@@ -40,14 +40,12 @@ def blurred(q: Tensor, grid: tuple[int, int] | None, sigma: float) -> Tensor:
     return (blur_matrix(W, sigma, q) @ rows).flatten(-3, -2)
 
 
-class BlurredQueries(Perturbation):
+class BlurredQueries(AttentionPerturbation):
     """softmax((G_sigma * q) k^T / sqrt(d)) v, the queries blurred over the token grid H x W, of any aspect.
 
     The blurred queries are not normalised again, also where a network gave them unit length: they shrink, and that
     flattens the map, too, as in the paper's derivation. sigma <= 1/6 changes nothing.
     """
-
-    kind = "attention"
 
     def __init__(self, sigma: float = math.inf, *, layers: Sequence[str] | None = None) -> None:
         """`sigma` in tokens; infinity (``.inf`` in YAML) puts the spatial mean in the place of every query.

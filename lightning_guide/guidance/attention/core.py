@@ -1,4 +1,4 @@
-"""Attention cores around another core: with other queries, or with another map.
+"""What takes the place of attention cores; cores around another core: with other queries, or with another map.
 
 A core is linear in its values, so that core(q, k, I) is its attention map A `(B, heads, N, N)`: whatever the core
 computes, its map can be had, changed, and applied to the values. That costs the memory of the map.
@@ -6,14 +6,45 @@ computes, its map can be had, changed, and applied to the values. That costs the
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ChangedMap", "ChangedQueries"]
+from lightning_guide.denoiser import Network
+from lightning_guide.guidance.perturbed import Perturbation
+
+__all__ = ["AttentionPerturbation", "ChangedMap", "ChangedQueries"]
 
 Grid = tuple[int, int] | None
+
+
+class AttentionPerturbation(Perturbation):
+    """Base of what takes the place of attention cores: modules called as core(q, k, v, grid)."""
+
+    kind = "attention"
+
+    def chosen(self, network: Network) -> list[str]:
+        """As `Perturbation.chosen`.
+
+        Raises:
+            ValueError: if a layer is no attention core.
+        """
+        names = super().chosen(network)
+        for name in names:
+            if not _is_core(network.get_submodule(name)):
+                cores = [other for other, module in network.named_modules() if _is_core(module)]
+                raise ValueError(
+                    f"{type(self).__name__} takes the place of attention cores; {name} is none, "
+                    f"those of this {type(network).__name__} are {', '.join(cores) or 'none'}"
+                )
+        return names
+
+
+def _is_core(module: nn.Module) -> bool:
+    """Whether `module` is called with four arguments, as (q, k, v, grid)."""
+    return len(inspect.signature(module.forward).parameters) == 4
 
 
 class ChangedQueries(nn.Module):

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_guide.denoiser import Denoiser, Trajectory
+from lightning_guide.guidance.attention.core import AttentionPerturbation
 from lightning_guide.guidance.combination import Combination
 from lightning_guide.guidance.guided import Guided
-from lightning_guide.guidance.perturbed import Perturbation, Perturbed
+from lightning_guide.guidance.perturbed import Perturbed
 from lightning_guide.guidance.weights import WeightSchedule
 
 __all__ = [
@@ -42,20 +43,16 @@ class _TowardsValues(nn.Module):
         return torch.lerp(self.core(q, k, v, grid), v, self.alpha)
 
 
-class IdentityAttention(Perturbation):
+class IdentityAttention(AttentionPerturbation):
     """Attention map A = I, so that the core returns its values; queries and keys are not used."""
-
-    kind = "attention"
 
     def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
         """The values alone."""
         return _ValuesAlone()
 
 
-class SoftIdentityAttention(Perturbation):
+class SoftIdentityAttention(AttentionPerturbation):
     """Attention map (1 - alpha) A + alpha I; alpha = 0 changes nothing, alpha = 1 is `IdentityAttention`."""
-
-    kind = "attention"
 
     def __init__(self, alpha: float = 0.5, *, layers: Sequence[str] | None = None) -> None:
         """`alpha` in [0, 1]; `layers`: attention cores.

@@ -12,19 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from lightning_guide.denoiser import Trajectory
-from lightning_guide.guidance.attention.core import ChangedMap
-from lightning_guide.guidance.perturbed import Perturbation
+from lightning_guide.guidance.attention.core import AttentionPerturbation, ChangedMap
 
 __all__ = ["OffDiagonalMask", "RandomMask"]
 
 
-class RandomMask(Perturbation):
+class RandomMask(AttentionPerturbation):
     """A_ij m_ij / sum_j A_ij m_ij with m_ij = 0 with `probability`, else 1; a row of gaps alone attends to nothing.
 
     probability = 0 changes nothing.
     """
-
-    kind = "attention"
 
     def __init__(self, probability: float = 0.5, *, layers: Sequence[str] | None = None) -> None:
         """`probability` of a gap, in [0, 1]; `layers`: attention cores.

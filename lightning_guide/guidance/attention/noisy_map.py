@@ -11,19 +11,16 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from lightning_guide.denoiser import Trajectory
-from lightning_guide.guidance.attention.core import ChangedMap
-from lightning_guide.guidance.perturbed import Perturbation
+from lightning_guide.guidance.attention.core import AttentionPerturbation, ChangedMap
 
 __all__ = ["NoisyAttention"]
 
 
-class NoisyAttention(Perturbation):
+class NoisyAttention(AttentionPerturbation):
     """A + scale n, n standard normal for each sample, head, pair of tokens and call; rows keep no sum of 1.
 
     scale = 0 changes nothing.
     """
-
-    kind = "attention"
 
     def __init__(self, scale: float = 0.1, *, layers: Sequence[str] | None = None) -> None:
         """`scale` of the noise, where a row of N entries sums to 1; `layers`: attention cores.

@@ -11,19 +11,17 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from lightning_guide.denoiser import Denoiser, Trajectory
-from lightning_guide.guidance.attention.core import ChangedQueries
+from lightning_guide.guidance.attention.core import AttentionPerturbation, ChangedQueries
 from lightning_guide.guidance.combination import Combination
 from lightning_guide.guidance.guided import Guided
-from lightning_guide.guidance.perturbed import Perturbation, Perturbed
+from lightning_guide.guidance.perturbed import Perturbed
 from lightning_guide.guidance.weights import WeightSchedule
 
 __all__ = ["EntropyRectifyingGuidance", "ScaledQueries"]
 
 
-class ScaledQueries(Perturbation):
+class ScaledQueries(AttentionPerturbation):
     """softmax(tau q k^T / sqrt(d)) v; tau = 1 changes nothing, tau = 0 is uniform attention."""
-
-    kind = "attention"
 
     def __init__(self, tau: float = 0.01, *, layers: Sequence[str] | None = None) -> None:
         """`tau` >= 0; `layers`: attention cores.

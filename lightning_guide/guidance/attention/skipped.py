@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_guide.denoiser import Trajectory
-from lightning_guide.guidance.perturbed import Perturbation
+from lightning_guide.guidance.attention.core import AttentionPerturbation
 
 __all__ = ["SkipAttention"]
 
@@ -22,14 +22,12 @@ class _Nothing(nn.Module):
         return torch.zeros_like(v)
 
 
-class SkipAttention(Perturbation):
+class SkipAttention(AttentionPerturbation):
     """Attention map A = 0: the core returns zeros, and nothing is added to the residual stream but an output bias.
 
     The magnitude-preserving sum of the EDM2 U-Net still shrinks the stream then, by (1 - t) / sqrt((1 - t)^2 + t^2) =
     .92 at its t = .3. `SkipBlocks(layers=["decoder.*_in0.attention"])` hands the stream through as it is.
     """
-
-    kind = "attention"
 
     def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
         """Zeros."""

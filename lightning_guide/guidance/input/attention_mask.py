@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_guide.denoiser import Denoiser, Trajectory
+from lightning_guide.guidance.attention.core import AttentionPerturbation
 from lightning_guide.guidance.input.masks import Mask, MaskAt
-from lightning_guide.guidance.perturbed import Perturbation, Perturbed
+from lightning_guide.guidance.perturbed import Perturbed
 
 __all__ = ["AttentionMask"]
 
@@ -42,10 +43,8 @@ class _Observed(nn.Module):
         return self.core(q, k, v, grid)
 
 
-class _Observation(Perturbation):
+class _Observation(AttentionPerturbation):
     """Attention cores that also compute their map, softmax written out, for one trajectory."""
-
-    kind = "attention"
 
     def __init__(self, *, layers: Sequence[str] | None) -> None:
         super().__init__(layers=layers)
@@ -64,7 +63,15 @@ class AttentionMask(Mask):
     """
 
     def __init__(self, *, layers: Sequence[str] | None = None, psi: float = 1.0) -> None:
-        """`layers`: attention cores by name or pattern, None: the network's default; `psi`: 1 in the paper."""
+        """`layers`: attention cores by name or pattern, None: the network's default; `psi`: 1 in the paper.
+
+        Raises:
+            ValueError: if there is no layer, or `psi` is not a number.
+        """
+        if layers is not None and not layers:
+            raise ValueError("AttentionMask needs one layer or more to look at, got layers: []; null is the default")
+        if math.isnan(psi):
+            raise ValueError("AttentionMask needs a number psi, 1 in the paper, got nan")
         self.layers, self.psi = layers, psi
 
     def check(self, model: Denoiser) -> None:

@@ -11,6 +11,8 @@ D_neg + w (D - D_neg) with D_neg = D(x~) - (x~ - x). The paper's s is w - 1.
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser, Models, Prediction, Trajectory
@@ -47,11 +49,11 @@ class BlurredInput(Reaction):
             positive: the model.
 
         Raises:
-            ValueError: if `blur` or `reach` is not positive.
+            ValueError: if `blur` or `reach` is not positive, or `reach` is not finite.
         """
         super().__init__()
-        if not (blur > 0 and reach > 0):
-            raise ValueError(f"BlurredInput needs blur > 0 and reach > 0, got {blur} and {reach}")
+        if not (blur > 0 and 0 < reach < math.inf):
+            raise ValueError(f"BlurredInput needs blur > 0 and a finite reach > 0, got {blur} and {reach}")
         self.mask = mask or AttentionMask()
         self.blur, self.reach = blur, reach
         self.positive = positive if positive is not None else Main()
