@@ -57,6 +57,20 @@ def test_a_block_that_changes_the_shape_cannot_be_skipped() -> None:
             run(Perturbed([SkipBlocks(layers=["decoder.4x4_in0", name])], positive=model))
 
 
+def test_a_container_that_is_never_called_cannot_be_skipped() -> None:
+    for perturbation in (SkipBlocks(layers=["encoder"]), StochasticSkip(layers=["encoder"], protected=[])):
+        with pytest.raises(ValueError, match="cannot skip encoder: EDM2UNet never calls it, but parts of it"):
+            perturbation.chosen(unet().network)
+
+
+def test_what_lies_inside_the_protected_is_protected() -> None:
+    network = unet(num_blocks=2).network
+    assert StochasticSkip(protected=["encoder"]).chosen(network) == ["decoder.4x4_in0", "decoder.4x4_in1"]
+    names = [f"blocks.{i}" for i in range(11)]
+    protected = StochasticSkip(protected=["blocks.1"]).chosen(transformer(depth=11).network)
+    assert protected == [name for name in names if name != "blocks.1"], "blocks.10 is not inside blocks.1"
+
+
 def test_shapes_are_found_without_a_trace() -> None:
     model = unet(dropout=0.5).train()
     state = {name: value.clone() for name, value in model.state_dict().items()}

@@ -24,12 +24,15 @@ __all__ = ["SkipBlocks", "SkipLayerGuidance", "check_skippable"]
 
 
 def check_skippable(network: Network, names: Sequence[str], who: str) -> None:
-    """Refuses submodules `names` that return another shape than they get.
+    """Refuses submodules `names` that return another shape than they get, or are never called.
 
     Raises:
         ValueError: naming the first of them and its shapes.
     """
-    for name, (inside, outside) in shapes(network, names).items() if names else ():
+    noted = shapes(network, names) if names else {}
+    if idle := [name for name in names if name not in noted]:
+        raise ValueError(f"{who} cannot skip {idle[0]}: {type(network).__name__} never calls it, but parts of it")
+    for name, (inside, outside) in noted.items():
         if inside != outside:
             raise ValueError(f"{who} cannot skip {name}: it turns {inside} into {outside}, which needs the block")
 

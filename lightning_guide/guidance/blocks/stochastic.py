@@ -69,7 +69,7 @@ class StochasticSkip(Perturbation):
     ) -> None:
         """`share` of the blocks, in [0, 1]; `layers`: blocks that may be skipped, but for those `protected`.
 
-        `protected` holds names or patterns, too; None protects the first of `layers`.
+        `protected` holds names or patterns, too, with all that lies inside; None protects the first of `layers`.
 
         Raises:
             ValueError: if `share` is outside.
@@ -94,7 +94,7 @@ class StochasticSkip(Perturbation):
             check_skippable(network, names, type(self).__name__)
         who = type(self).__name__
         protected = names[:1] if self.protected is None else named(network, self.protected, who)
-        free = [name for name in names if name not in protected]
+        free = [name for name in names if not f"{name}.".startswith(tuple(f"{other}." for other in protected))]
         if not free:
             raise ValueError(
                 f"{who} has no block to skip in {type(network).__name__}: {', '.join(names) or 'none'} keep the shape, "
