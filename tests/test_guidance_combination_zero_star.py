@@ -93,3 +93,8 @@ def test_only_zero_steps() -> None:
 def test_steps_are_not_negative() -> None:
     with pytest.raises(ValueError, match="ZeroStar needs zero_steps >= 0, got -1"):
         ZeroStar(zero_steps=-1)
+
+
+def test_alpha_is_finite() -> None:
+    with pytest.raises(ValueError, match="ZeroStar needs a finite alpha, or None for the optimum, got nan"):
+        ZeroStar(alpha=float("nan"))

@@ -65,3 +65,8 @@ def test_other_architectures_are_refused() -> None:
         Neon(models.auxiliary).resolve(models)
     with pytest.raises(ValueError, match="is a reference"):
         Neon(models.auxiliary)(torch.zeros(1, 2), torch.tensor(1.0))
+
+
+def test_the_weight_is_finite() -> None:
+    with pytest.raises(ValueError, match="Neon needs a finite weight, 1 is the base, got nan"):
+        Neon(Main(), float("nan"))

@@ -49,6 +49,14 @@ def test_bad_intervals(low: float, high: float) -> None:
         Interval(2.0, low, high)
 
 
+@pytest.mark.parametrize("weight", [math.nan, math.inf])
+def test_weights_are_finite(weight: float) -> None:
+    with pytest.raises(ValueError, match=f"interval needs a finite weight, got {weight}"):
+        Interval(weight, 0.0, math.inf)
+    with pytest.raises(ValueError, match="CosineWeight needs a finite weight"):
+        CosineWeight(weight)
+
+
 def test_bad_cosine() -> None:
     for arguments in ({"sigma_max": 0.0}, {"power": -1.0}):
         with pytest.raises(ValueError, match="sigma_max > 0 and power > 0"):

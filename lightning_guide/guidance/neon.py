@@ -7,6 +7,7 @@ being the base after some training on its own samples. Any worse model of the sa
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 
@@ -20,8 +21,14 @@ class Neon(Reference):
     """The network with weights theta_aux + w (theta_base - theta_aux). One evaluation; w = 1 is the base."""
 
     def __init__(self, auxiliary: Denoiser, weight: float = 2.0, *, base: Denoiser | None = None) -> None:
-        """`auxiliary` is usually a `Snapshot`; `base` the model under evaluation by default; omega is w - 1."""
+        """`auxiliary` is usually a `Snapshot`; `base` the model under evaluation by default; omega is w - 1.
+
+        Raises:
+            ValueError: if `weight` is not finite.
+        """
         super().__init__()
+        if not math.isfinite(weight):
+            raise ValueError(f"Neon needs a finite weight, 1 is the base, got {weight}")
         self.auxiliary, self.weight = auxiliary, weight
         self.base = base if base is not None else Main()
 

@@ -29,6 +29,8 @@ class Interval(WeightSchedule):
         """`weight` inside the interval (`low`, `high`] of noise levels; a schedule may be cut, too."""
         if not 0 <= low < high:
             raise ValueError(f"a guidance interval needs 0 <= low < high in sigma, got low={low}, high={high}")
+        if isinstance(weight, int | float) and not math.isfinite(weight):
+            raise ValueError(f"a guidance interval needs a finite weight, got {weight}")
         self.weight, self.low, self.high = weight, low, high
 
     def at(self, sigma: float) -> float:
@@ -41,8 +43,9 @@ class CosineWeight(WeightSchedule):
 
     def __init__(self, weight: float, *, sigma_max: float = 80.0, power: float = 1.0) -> None:
         """`weight` reached at sigma = 0; the rise begins at `sigma_max`."""
-        if not (sigma_max > 0 and power > 0):
-            raise ValueError(f"CosineWeight needs sigma_max > 0 and power > 0, got {sigma_max} and {power}")
+        if not (math.isfinite(weight) and sigma_max > 0 and power > 0):
+            expected = "CosineWeight needs a finite weight, sigma_max > 0 and power > 0"
+            raise ValueError(f"{expected}, got {weight}, {sigma_max} and {power}")
         self.weight, self.sigma_max, self.power = weight, sigma_max, power
 
     def at(self, sigma: float) -> float:

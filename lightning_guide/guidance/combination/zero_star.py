@@ -8,6 +8,7 @@ https://arxiv.org/abs/2503.18886. In the velocities v of a rectified flow, for e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -32,6 +33,8 @@ class ZeroStar(PairCombination):
         """`zero_steps` of each trajectory stand still (the paper: about 4 % of them); `alpha` None is the optimum."""
         if zero_steps < 0:
             raise ValueError(f"ZeroStar needs zero_steps >= 0, got {zero_steps}")
+        if alpha is not None and not math.isfinite(alpha):
+            raise ValueError(f"ZeroStar needs a finite alpha, or None for the optimum, got {alpha}")
         self.zero_steps, self.alpha = zero_steps, alpha
 
     def start(self, trajectory: Trajectory) -> Combine:
