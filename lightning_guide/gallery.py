@@ -97,7 +97,7 @@ def _fitting(guidances: dict[str, dict[str, Any]], run: str, settings: dict[str,
     fitting = {}
     for name, guidance in built.items():
         try:
-            guidance.resolve(models)
+            _evaluate(guidance.resolve(models))
         except ValueError as reason:
             print(f"left out: {name} ({reason})")
         else:
@@ -105,3 +105,14 @@ def _fitting(guidances: dict[str, dict[str, Any]], run: str, settings: dict[str,
     if not fitting:
         raise ValueError(f"none of the guidances {', '.join(guidances)} fits the model of {run}")
     return fitting
+
+
+@torch.no_grad()
+def _evaluate(guidance: Denoiser) -> None:
+    """Calls `guidance` once, on one sample of zeros, for what a method finds wrong with the data only then.
+
+    Raises:
+        ValueError: by the method.
+    """
+    condition = torch.zeros(1, dtype=torch.long) if guidance.num_classes else None
+    guidance(torch.zeros(1, *guidance.data_shape), torch.tensor(1.0), condition)
