@@ -353,6 +353,8 @@ def test_what_it_cannot_guide_is_refused_when_the_evaluation_begins() -> None:
     SelfAttentionGuidance(mask=Everywhere()).resolve(Models(pictures))
     with pytest.raises(ValueError, match="no layer of DiffusionTransformer is called 'blocks.7.attention.core'"):
         SelfAttentionGuidance(mask=AttentionMask(layers=["blocks.7.attention.core"])).resolve(Models(transformer()))
+    with pytest.raises(ValueError, match="^ObservedAttention takes the place of attention cores; blocks.1 is none"):
+        SelfAttentionGuidance(mask=AttentionMask(layers=["blocks.1"])).resolve(Models(transformer()))
     with pytest.raises(ValueError, match="blur > 0 and a finite reach > 0, got 0 and 1"):
         BlurredInput(blur=0, reach=1)
     with pytest.raises(ValueError, match="finite reach > 0, got 1 and inf"):

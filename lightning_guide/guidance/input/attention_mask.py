@@ -43,7 +43,7 @@ class _Observed(nn.Module):
         return self.core(q, k, v, grid)
 
 
-class _Observation(AttentionPerturbation):
+class ObservedAttention(AttentionPerturbation):
     """Attention cores that also compute their map, softmax written out, for one trajectory."""
 
     def __init__(self, *, layers: Sequence[str] | None) -> None:
@@ -80,7 +80,7 @@ class AttentionMask(Mask):
         Raises:
             ValueError: if they do not, or `model` is no network under EDM preconditioning.
         """
-        Perturbed([_Observation(layers=self.layers)], positive=model).layers()
+        Perturbed([ObservedAttention(layers=self.layers)], positive=model).layers()
 
     def attach(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, MaskAt]:
         """`model` with observed attention, and the mask of the evaluation before.
@@ -88,7 +88,7 @@ class AttentionMask(Mask):
         Raises:
             ValueError: as `check`.
         """
-        observation = _Observation(layers=self.layers)
+        observation = ObservedAttention(layers=self.layers)
         observed = Perturbed([observation], positive=model).network(trajectory)
 
         def mask(clean: Tensor) -> Tensor:
