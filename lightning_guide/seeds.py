@@ -68,14 +68,14 @@ class SampleSeeds:
 
     def normal(self, purpose: str, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
         """Standard normal draws `(B, *shape)`, float32."""
-        out = torch.empty(len(self), *shape)
+        out = torch.empty(len(self), *shape, dtype=torch.float32)
         for row, generator in zip(out, self.generators(purpose), strict=True):
             row.normal_(generator=generator)
         return out.to(device)
 
     def uniform(self, purpose: str, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
         """Uniform draws on [0, 1), `(B, *shape)`, float32."""
-        out = torch.empty(len(self), *shape)
+        out = torch.empty(len(self), *shape, dtype=torch.float32)
         for row, generator in zip(out, self.generators(purpose), strict=True):
             row.uniform_(generator=generator)
         return out.to(device)

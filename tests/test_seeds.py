@@ -93,3 +93,15 @@ def test_integers() -> None:
     assert k.dtype == torch.int64 and k.shape == (3000,)
     counts = torch.bincount(k, minlength=10)
     assert len(counts) == 10 and float(((counts - 300.0) ** 2 / 300).sum()) < 30  # chi squared, 9 degrees of freedom
+
+
+def test_draws_are_float32_whatever_the_default_dtype() -> None:
+    expected = SampleSeeds(0, range(3)).normal("noise", (4,))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        seeds = SampleSeeds(0, range(3))
+        assert torch.equal(seeds.normal("noise", (4,)), expected)
+        assert seeds.uniform("u", (4,)).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(before)
