@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentError
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import yaml
-from jsonargparse import ArgumentParser
 
 from lightning_guide.denoiser import Denoiser
+from lightning_guide.guidance_files import build_guidances, read_guidances
 from lightning_guide.modules.models import RunModels, finished_model
 
 __all__ = ["gallery_config"]
@@ -47,7 +46,7 @@ def gallery_config(
     if not config.is_file():
         raise ValueError(f"{config} does not exist; expected the folder of a run that `lightning-guide fit` has made")
     settings: dict[str, Any] = yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["init_args"]
-    guidances = _fitting(_read(methods), run, settings)
+    guidances = _fitting(read_guidances(methods), run, settings)
     first, evaluation = next(iter((settings.get("evaluations") or {"unguided": {}}).items()))
     drawn: dict[str, Any] = {"num_samples": count, "batch_size": count, "labels": labels, "seed": seed, "metrics": {}}
     folder = Path(out) if out is not None else Path(run) / "gallery"
@@ -63,39 +62,12 @@ def gallery_config(
     return [config, written]
 
 
-def _read(methods: list[str]) -> dict[str, dict[str, Any]]:
-    """Name -> guidance of all files, as written there."""
-    paths = [Path(path) for path in methods]
-    files = [file for path in paths for file in (sorted(path.glob("*.yaml")) if path.is_dir() else [path])]
-    guidances: dict[str, dict[str, Any]] = {}
-    for file in files:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        try:
-            found = dict(content["model"]["init_args"]["guidances"])
-        except (KeyError, TypeError, ValueError):
-            expected = "expected model.init_args.guidances: name -> guidance"
-            raise ValueError(f"{file} names no guidances; {expected}") from None
-        if twice := guidances.keys() & found.keys():
-            raise ValueError(f"{file} names the guidance {min(twice)!r}, which another file names, too")
-        guidances |= found
-    if not guidances:
-        where = ", ".join(methods) or "nothing"
-        raise ValueError(f"no guidances in {where}; expected files such as configs/guidance/pag.yaml")
-    return guidances
-
-
 def _fitting(guidances: dict[str, dict[str, Any]], run: str, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Those that the finished model of `run` can be guided by."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--guidances", type=dict[str, Denoiser])
-    try:
-        built = parser.instantiate(parser.parse_object({"guidances": guidances})).guidances
-    except ArgumentError as error:
-        raise ValueError(str(error)) from None
     main = finished_model(run, settings.get("images"), settings.get("average") or 0.05)
     models = RunModels(main, run=run, device=torch.device("cpu"))
     fitting = {}
-    for name, guidance in built.items():
+    for name, guidance in build_guidances(guidances).items():
         try:
             _evaluate(guidance.resolve(models))
         except ValueError as reason:

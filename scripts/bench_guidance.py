@@ -9,15 +9,13 @@ Crops (SWG) and vector-Jacobian products (REG) count as calls though they cost l
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from statistics import median
 
 import torch
-import yaml
-from jsonargparse import ArgumentParser, auto_cli
+from jsonargparse import auto_cli
 
-import lightning_guide.guidance  # noqa: F401  # short names of classes
 from lightning_guide.denoiser import Denoiser, Preconditioned
+from lightning_guide.guidance_files import build_guidances, read_guidances
 from lightning_guide.networks import EDM2UNet
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers import Heun
@@ -68,18 +66,12 @@ def bench(
             torch.accelerator.synchronize()
         return time.perf_counter() - begin, calls
 
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--guidances", type=dict[str, Denoiser])
-    paths = [Path(path) for path in methods]
-    files = [file for path in paths for file in (sorted(path.glob("*.yaml")) if path.is_dir() else [path])]
-    for file in files:
-        written = yaml.safe_load(file.read_text())["model"]["init_args"]["guidances"]
-        for name, guidance in parser.instantiate(parser.parse_object({"guidances": written})).guidances.items():
-            guided = guidance.resolve(models).eval()
-            pairs = [(run(models.main), run(guided)) for _ in range(repeats + 1)][1:]
-            ratio = median(g / u for (u, _), (g, _) in pairs)
-            (_, plain), (_, calls) = pairs[0]
-            print(f"{name:24s} calls x{calls / plain:.2f}  time x{ratio:.2f}  time / calls {ratio * plain / calls:.3f}")
+    for name, guidance in build_guidances(read_guidances(methods)).items():
+        guided = guidance.resolve(models).eval()
+        pairs = [(run(models.main), run(guided)) for _ in range(repeats + 1)][1:]
+        ratio = median(g / u for (u, _), (g, _) in pairs)
+        (_, plain), (_, calls) = pairs[0]
+        print(f"{name:24s} calls x{calls / plain:.2f}  time x{ratio:.2f}  time / calls {ratio * plain / calls:.3f}")
 
 
 if __name__ == "__main__":

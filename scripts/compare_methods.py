@@ -12,10 +12,11 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import auto_cli
 from run_evaluations import Solver, evaluate, over_seeds, solver
 from seed_summary import show
+
+from lightning_guide.guidance_files import read_guidances
 
 METRICS = ("fd", "fd_change", "precision", "recall", "class_agreement", "nfe", "seconds")
 SEARCH_SEED = 1000
@@ -53,7 +54,7 @@ def compare(
     folder = Path(out)
     common = {"num_samples": num_samples, "batch_size": batch_size, "sampler": solver(sampler, num_steps)}
     tried: dict[str, list[tuple[float, dict[str, Any]]]] = {}
-    for name, guidance in _read(methods).items():
+    for name, guidance in read_guidances(methods).items():
         own = interpolating_weights if guidance["class_path"].endswith("PP") else weights
         tried[name] = [(weight, _with_weight(guidance, weight)) for weight in own]
     points: dict[str, dict[str, Any]] = {"unguided": {**common, "seed": SEARCH_SEED, "num_samples": search_samples}}
@@ -68,15 +69,6 @@ def compare(
     summary = over_seeds(run_config, best, range(seeds), folder)
     show(summary, METRICS)
     (folder / "table.md").write_text(_table(summary))
-
-
-def _read(methods: list[str]) -> dict[str, dict[str, Any]]:
-    paths = [Path(path) for path in methods]
-    files = [file for path in paths for file in (sorted(path.glob("*.yaml")) if path.is_dir() else [path])]
-    guidances: dict[str, dict[str, Any]] = {}
-    for file in files:
-        guidances |= yaml.safe_load(file.read_text())["model"]["init_args"]["guidances"]
-    return guidances
 
 
 def _with_weight(guidance: dict[str, Any], weight: float) -> dict[str, Any]:

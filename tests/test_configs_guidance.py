@@ -6,17 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from jsonargparse import ArgumentParser
 
-import lightning_guide.guidance
 from lightning_guide.denoiser import Denoiser, Preconditioned
+from lightning_guide.guidance_files import build_guidances, read_guidances
 from lightning_guide.networks import DiffusionTransformer, EDM2UNet
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers import Heun
 from lightning_guide.seeds import SampleSeeds
-
-assert lightning_guide.guidance  # short class names resolve among imported classes
 
 FOLDER = Path(__file__).parent.parent / "configs" / "guidance"
 FILES = sorted(FOLDER.rglob("*.yaml"))
@@ -60,13 +56,10 @@ def models(request: pytest.FixtureRequest) -> Two:
 def test_a_method_guides(file: Path, models: Two) -> None:
     lines = file.read_text().splitlines()
     assert lines[1].startswith("# lightning-guide ") and f"configs/guidance/{file.relative_to(FOLDER)}" in lines[1]
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--guidances", type=dict[str, Denoiser])
-    written = yaml.safe_load(file.read_text())["model"]["init_args"]["guidances"]
     seeds, labels = (0, range(2)), torch.tensor([3, 7])
     plain = Heun(LEVELS).sample(models.main, seeds=SampleSeeds(*seeds), condition=labels)
     before = {name: value.clone() for name, value in models.main.state_dict().items()}
-    for name, guidance in parser.instantiate(parser.parse_object({"guidances": written})).guidances.items():
+    for name, guidance in build_guidances(read_guidances([str(file)])).items():
         guided = Heun(LEVELS).sample(guidance.resolve(models), seeds=SampleSeeds(*seeds), condition=labels)
         assert bool(guided.x.isfinite().all()), name
         assert (guided.x - plain.x).abs().max() > 1e-4, f"{name} does nothing"
