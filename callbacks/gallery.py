@@ -51,7 +51,7 @@ class Gallery(EvaluationSamples):
 def _rows(samples: dict[str, DrawnSamples], labels: dict[str, str]) -> Figure:
     """Pictures, an evaluation a row."""
     columns = max(len(drawn.x) for drawn in samples.values())
-    figure = Figure(figsize=(2.2 + ROW * columns, ROW * len(samples)), dpi=100, layout="constrained")
+    figure = Figure(figsize=(1.8 + 0.91 * ROW * columns, ROW * len(samples)), dpi=100, layout="constrained")
     for axes, (name, drawn) in zip(figure.subplots(len(samples), squeeze=False)[:, 0], samples.items(), strict=True):
         axes.imshow(picture_grid(drawn.x, columns).permute(1, 2, 0).numpy(), interpolation="nearest")
         axes.set_ylabel(labels[name], rotation=0, ha="right", va="center", fontsize=8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 # Before torch and matplotlib are imported, and through the environment, so that child processes inherit it.
 # One thread: steadier and no slower for small networks, and two ranks do not fight over two cores.
@@ -15,6 +16,7 @@ import matplotlib  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from lightning_guide.snapshots import SnapshotStore  # noqa: E402
 from tests.processes import Processes  # noqa: E402
 
 matplotlib.use("Agg")
@@ -31,6 +33,12 @@ def global_seed() -> None:
 def generator() -> torch.Generator:
     """A CPU generator with seed 0."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> SnapshotStore:
+    """An empty snapshot store."""
+    return SnapshotStore(tmp_path / "snapshots")
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 * A `Reaction` of the positive reads its prediction instead of making it again.
 * An `OtherCondition` of the positive runs with it as one batch while both are needed and the batch is small: on a CPU
-  that takes .74 to .93 times as long as two calls at 4 to 16 samples, and is no faster from 64 on
+  that takes .59 to .75 times as long as two calls at 1 to 16 samples, .93 times at 64 and .98 at 256
   (scripts/bench_joint.py).
 """
 
@@ -21,7 +21,7 @@ from lightning_guide.guidance.reaction import React, Reaction
 
 __all__ = ["Branches"]
 
-SMALL = 16  # samples that run with their negatives as one batch
+SMALL = 64  # samples that run with their negatives as one batch
 
 
 class Branches:
