@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import torch
@@ -54,7 +54,9 @@ class Trajectory:
 
     `x` (B, *) is the state. `sigma` and `sigma_next` belong to the current step and stay as they are through its
     corrector, so that an interval or a schedule is decided once for each step, and so does its number `step` of
-    `steps`. `seeds` holds the random streams of the samples; `evaluations` counts the network calls spent.
+    `steps`. `levels` are all noise levels of the sampler, the last one 0, for schedules that share something out over
+    the trajectory; empty if unknown. `seeds` holds the random streams of the samples; `evaluations` counts the network
+    calls spent. `diagnostics` holds what guidances want to tell about their last call, by name, `(B,)` each.
     """
 
     x: Tensor
@@ -65,6 +67,8 @@ class Trajectory:
     evaluations: int = 0
     step: int = 0
     steps: int = 1
+    levels: tuple[float, ...] = ()
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)
 
 
 Predict = Callable[[Tensor, Tensor, Tensor | None], Prediction]

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance import Guided
-from lightning_guide.samplers import DPMSolver2M, Euler, Heun, Sampler
+from lightning_guide.samplers import DDIM, DPMSolver2M, Euler, Heun, Sampler, TimeTravel
 from lightning_guide.seeds import SampleSeeds
 
 
@@ -57,7 +57,9 @@ class Light(Denoiser):
 
 @pytest.mark.parametrize("negatives", [0, 1, 2])
 @pytest.mark.parametrize(
-    "sampler", [Euler(), Heun(), Heun(s_churn=40.0), DPMSolver2M()], ids=lambda s: type(s).__name__
+    "sampler",
+    [Euler(), Heun(), Heun(s_churn=40.0), DPMSolver2M(), DDIM(), TimeTravel(Heun(), 2), TimeTravel(DPMSolver2M(), 2)],
+    ids=lambda s: type(s).__name__,
 )
 def test_memory_of_a_sampler(sampler: Sampler, negatives: int) -> None:
     """At most 3 + negatives copies of x at any time, besides the one that a network has just returned."""

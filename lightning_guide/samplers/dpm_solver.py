@@ -1,0 +1,37 @@
+"""DPM-Solver++(2M). Lu et al. 2022, https://arxiv.org/abs/2211.01095."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lightning_guide.denoiser import Trajectory
+from lightning_guide.samplers.sampler import Memory, PredictAt, Sampler
+
+__all__ = ["DPMSolver2M"]
+
+
+class DPMSolver2M(Sampler):
+    r"""DPM-Solver++(2M): second order multistep in the log-SNR, N evaluations.
+
+    With h = ln(sigma / sigma'), r = h_before / h and D the clean estimate: x' = D + e^-h sigma noise
+    + (1 - e^-h) (D - D_before) / (2 r); the first and the last step are first order. D_before is what the *noise* of
+    the step before implies, x - sigma noise, equal to its clean estimate unless a guidance tells the two apart.
+    """
+
+    def step(
+        self, trajectory: Trajectory, predict: PredictAt, sigma: Tensor, sigma_next: Tensor, memory: Memory
+    ) -> None:
+        """One step from `sigma` to `sigma_next`."""
+        prediction = predict(trajectory.x, sigma)
+        clean, noise = prediction.clean, prediction.noise
+        implied = clean if noise is None else torch.addcmul(trajectory.x, noise, sigma, value=-1)
+        trajectory.x = prediction.step(trajectory.x, sigma, sigma_next)
+        if trajectory.sigma_next > 0:
+            h = math.log(trajectory.sigma / trajectory.sigma_next)
+            if memory:
+                factor = -math.expm1(-h) * h / (2 * float(memory["h"]))
+                trajectory.x.add_(clean - memory["implied"], alpha=factor)
+            memory.update(h=h, implied=implied)
