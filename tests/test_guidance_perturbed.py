@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,21 @@ def test_random_perturbations_compile_with_breaks_in_their_graphs(kind: str) -> 
     for _ in range(2):  # the streams move on alike
         torch.testing.assert_close(run(graphs), run(eager))
     assert torch.equal(run(model), plain)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler of torch needs g++ on a CPU")
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_positive_and_two_negatives_compiled_equal_eager(kind: str) -> None:
+    model = NETWORKS[kind]()
+    ways = [IdentityAttention(), BlurredQueries(1.0)]
+    eager = [model, *(Perturbed([way], positive=model).network(trajectory()) for way in ways)]
+    expected = [run(network) for network in eager]
+    compiled = [torch.compile(network, fullgraph=True) for network in eager]
+    for _ in range(2):  # in turn, so that one would find what another left behind
+        for network, value in zip(compiled, expected, strict=True):
+            torch.testing.assert_close(run(network), value, rtol=1e-5, atol=1e-5)
+    assert all(not torch.allclose(value, expected[0], atol=1e-3) for value in expected[1:])
 
 
 def test_modules_that_appear_twice_stay_one() -> None:
