@@ -1,0 +1,124 @@
+"""Backbones of reward networks: features of pictures by models of timm and open_clip."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["Backbone", "OpenClipBackbone", "TimmBackbone"]
+
+
+class Backbone(nn.Module, ABC):
+    """Features (B, F) of pictures in [0, 1]; its model is built at first use, frozen and in eval mode."""
+
+    def __init__(self) -> None:
+        """Nothing is loaded yet."""
+        super().__init__()
+        self._model: nn.Module | None = None
+        self._size = 224
+        self._mean: tuple[float, ...] = ()
+        self._std: tuple[float, ...] = ()
+
+    @abstractmethod
+    def load(self) -> nn.Module:
+        """The model; sets size, mean and deviation of its input."""
+
+    def features(self, picture: Tensor) -> Tensor:
+        """What the model makes of `picture` (B, 3, size, size), normalised."""
+        assert self._model is not None
+        return self._model(picture)
+
+    def forward(self, picture: Tensor) -> Tensor:
+        """Features (B, F) of `picture` (B, 1 or 3, H, W) in [0, 1].
+
+        Its shorter side is resized to that of the model, with antialiasing, and the middle is cut out.
+        """
+        if self._model is None:
+            self._model = self.load().eval().requires_grad_(False)
+        self._model.to(picture.device)
+        side = min(picture.shape[2:])
+        height, width = (round(length * self._size / side) for length in picture.shape[2:])
+        x = F.interpolate(picture.expand(-1, 3, -1, -1), (height, width), mode="bilinear", antialias=True)
+        top, left = (height - self._size) // 2, (width - self._size) // 2
+        x = x[:, :, top : top + self._size, left : left + self._size]
+        mean, std = (x.new_tensor(values)[:, None, None] for values in (self._mean, self._std))
+        return self.features((x - mean) / std)
+
+
+class TimmBackbone(Backbone):
+    """Features of a model of timm."""
+
+    def __init__(self, name: str = "resnet18", weights: str | None = None) -> None:
+        """`name` as in `timm.list_models()`; `weights` a local file, None for timm's own download."""
+        super().__init__()
+        self.name, self.weights = name, weights
+
+    def load(self) -> nn.Module:
+        """The model without its classifier.
+
+        Raises:
+            ValueError: if timm has no such model, or its weights cannot be had.
+        """
+        import timm  # takes a second, and most runs have no use for it
+        from timm.data import resolve_data_config
+
+        _check_file(self.weights, self.name)
+        overlay = {} if self.weights is None else {"file": self.weights}
+        try:
+            with torch.random.fork_rng(devices=[]):
+                model: Any = timm.create_model(self.name, pretrained=True, pretrained_cfg_overlay=overlay)
+        except Exception as error:  # whatever hub, file system or checkpoint reader have to say
+            raise _no_weights(self.name, self.weights or "timm's download", error) from None
+        model.reset_classifier(0)
+        config = resolve_data_config(model=model)
+        self._size, self._mean, self._std = config["input_size"][1], config["mean"], config["std"]
+        return model
+
+
+class OpenClipBackbone(Backbone):
+    """Image embeddings of a CLIP model of open_clip, normalised to length 1."""
+
+    def __init__(self, name: str = "ViT-L-14", weights: str = "openai") -> None:
+        """`name` as in `open_clip.list_models()`; `weights` a tag of open_clip or a local file."""
+        super().__init__()
+        self.name, self.weights = name, weights
+
+    def load(self) -> nn.Module:
+        """The model.
+
+        Raises:
+            ValueError: if open_clip has no such model, or its weights cannot be had.
+        """
+        import open_clip
+
+        try:
+            with torch.random.fork_rng(devices=[]):
+                model = open_clip.create_model(self.name, pretrained=self.weights)
+        except Exception as error:  # as for timm
+            raise _no_weights(self.name, self.weights, error) from None
+        size = model.visual.image_size
+        self._size = size[0] if isinstance(size, tuple | list) else size
+        self._mean, self._std = model.visual.image_mean, model.visual.image_std
+        return model
+
+    def features(self, picture: Tensor) -> Tensor:
+        """Embeddings (B, F) of length 1."""
+        assert self._model is not None
+        return F.normalize(self._model.encode_image(picture), dim=1)  # type: ignore[operator]
+
+
+def _check_file(weights: str | None, name: str) -> None:
+    """Refuses a file that does not exist."""
+    if weights is not None and not Path(weights).is_file():
+        raise ValueError(f"weights of {name}: there is no file {weights}")
+
+
+def _no_weights(name: str, source: str, error: Exception) -> ValueError:
+    """One sentence for all that loading a model may say."""
+    reason = " ".join(str(error).split())[:200]
+    return ValueError(f"{name} cannot be loaded with weights from {source} ({reason})")

@@ -1,0 +1,82 @@
+"""The base of objectives: f(x), a number for each sample that is to be large, and its gradient."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Objective"]
+
+
+class Objective(nn.Module, ABC):
+    """f(x) (B,) of samples x (B, *), in the form that denoisers see, differentiable in x.
+
+    A sample's value depends on that sample alone.
+    """
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """f (B,) of `x` (B, *), the part that subclasses write."""
+
+    def value(self, x: Tensor) -> Tensor:
+        """f (B,) of `x` (B, *), checked.
+
+        Raises:
+            ValueError: if it is not one finite number for each sample.
+        """
+        value = self(x)
+        name = type(self).__name__
+        if not isinstance(value, Tensor) or value.shape != x.shape[:1]:
+            what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            raise ValueError(
+                f"the objective {name} returned {what} for {len(x)} samples; expected one number each, ({len(x)},)"
+            )
+        bad = ~value.detach().isfinite()
+        if bool(bad.any()):
+            first = int(bad.nonzero()[0])
+            raise ValueError(
+                f"the objective {name} is {float(value[first])} for {int(bad.sum())} of {len(x)} samples, first for "
+                f"number {first}; expected finite numbers"
+            )
+        return value
+
+    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """f (B,) and grad f (B, *) of `x` (B, *), by one backward pass.
+
+        Raises:
+            ValueError: as `value`, or if f does not depend on x differentiably, or the gradient is not finite.
+        """
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_(True)
+            value = self.value(leaf)
+            if not value.requires_grad:
+                raise ValueError(f"the objective {type(self).__name__} has no gradient: its result does not follow x")
+            (gradient,) = torch.autograd.grad(value.sum(), leaf)
+        if not bool(gradient.isfinite().all()):
+            raise ValueError(f"the gradient of the objective {type(self).__name__} is not finite for some samples")
+        return value.detach(), gradient
+
+    def curvature(self, x: Tensor, direction: Tensor) -> Tensor:
+        """H v (1, *): the Hessian of f at one point `x` (1, *) times `direction` v (1, *), 0 where f is linear."""
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(self.value(leaf).sum(), leaf, create_graph=True)
+            if not gradient.requires_grad:
+                return torch.zeros_like(x)
+            (product,) = torch.autograd.grad(gradient, leaf, direction, allow_unused=True)
+        return torch.zeros_like(x) if product is None else product
+
+
+def check_shape(objective: Objective, expected: tuple[int, ...], x: Tensor) -> None:
+    """Refuses samples `x` (B, *) of another shape than `expected`, that of the parameters of `objective`.
+
+    Raises:
+        ValueError: with both shapes.
+    """
+    if tuple(x.shape[1:]) != expected:
+        raise ValueError(
+            f"the objective {type(objective).__name__} is one of x with shape {expected}, the samples have shape "
+            f"{tuple(x.shape[1:])}"
+        )
