@@ -1,5 +1,6 @@
 """Callbacks: averages, snapshots, checkpoints and clean stops of a run; grids, figures, reports and samples."""
 
+from callbacks.budget_snapshots import BudgetSnapshots
 from callbacks.early_snapshots import EarlySnapshots
 from callbacks.fractal_figure import FractalFigure
 from callbacks.gallery import Gallery
@@ -9,8 +10,10 @@ from callbacks.run_checkpoint import RunCheckpoint
 from callbacks.sample_grid import SampleGrid
 from callbacks.sample_writer import SampleWriter
 from callbacks.stop_cleanly import StopCleanly
+from callbacks.weight_curves import WeightCurves
 
 __all__ = [
+    "BudgetSnapshots",
     "EarlySnapshots",
     "FractalFigure",
     "Gallery",
@@ -20,4 +23,5 @@ __all__ = [
     "SampleGrid",
     "SampleWriter",
     "StopCleanly",
+    "WeightCurves",
 ]

@@ -1,8 +1,7 @@
-"""Pictures as PNG: bytes, files written at once, and what is logged of them."""
+"""Pictures as PNG files written at once, and what is logged of them."""
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -11,29 +10,12 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
 
+from lightning_guide.sample_file import encode_png
 from lightning_guide.snapshot_file import atomic
 
-__all__ = ["add_picture", "encode_png", "render", "write_png"]
-
-
-def encode_png(picture: Tensor) -> bytes:
-    """The PNG file of a `picture` (1 or 3, H, W), uint8.
-
-    Raises:
-        ValueError: if it is no such picture.
-    """
-    if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] not in (1, 3):
-        raise ValueError(
-            f"a PNG file holds a picture of shape (1 or 3, H, W) and type torch.uint8, got {tuple(picture.shape)} "
-            f"and {picture.dtype}"
-        )
-    pixels = picture.permute(1, 2, 0).contiguous().cpu().numpy()
-    file = io.BytesIO()
-    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, format="PNG")
-    return file.getvalue()
+__all__ = ["add_picture", "render", "write_png"]
 
 
 def write_png(path: Path, picture: Tensor) -> None:

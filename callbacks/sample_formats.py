@@ -5,7 +5,6 @@ Every process writes the samples that it drew under names that no other process 
 
 from __future__ import annotations
 
-import io
 import os
 import re
 from abc import ABC, abstractmethod
@@ -14,11 +13,11 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from torch import Tensor
 from webdataset import TarWriter
 
-from callbacks.png import encode_png, write_png
+from callbacks.png import write_png
 from lightning_guide.evaluation.loop import DrawnSamples
+from lightning_guide.sample_file import encode_sample
 from lightning_guide.snapshot_file import atomic
 
 __all__ = ["NpzArchive", "PngFolder", "SampleFormat", "TarShards"]
@@ -132,10 +131,9 @@ class TarShards(SampleFormat):
 
     def write(self, samples: DrawnSamples) -> None:
         """One record for each sample."""
-        is_picture = samples.x.ndim == 4 and samples.x.dtype == torch.uint8 and samples.x.shape[1] in (1, 3)
         for index, condition, x in zip(samples.index.tolist(), samples.condition.tolist(), samples.x, strict=True):
-            record: dict[str, str | bytes] = {"__key__": f"{index:06d}"}
-            record |= {"png": encode_png(x)} if is_picture else {"npy": _npy(x)}
+            extension, data = encode_sample(x)
+            record: dict[str, str | bytes] = {"__key__": f"{index:06d}", extension: data}
             if condition >= 0:
                 record["cls"] = str(condition)
             if self._tar is None:
@@ -202,10 +200,3 @@ def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Writes an npz file at once."""
     with atomic(path, durable=False) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
-
-
-def _npy(x: Tensor) -> bytes:
-    """The npy file of one sample: uint8, or float32."""
-    file = io.BytesIO()
-    np.save(file, (x if x.dtype == torch.uint8 else x.float()).contiguous().numpy())
-    return file.getvalue()

@@ -5,6 +5,7 @@ from datamodules.digits import Digits
 from datamodules.examples import Examples, TensorExamples
 from datamodules.images import ImageData
 from datamodules.points import Points
+from datamodules.self_synthesis import SelfSynthesised
 from datamodules.shard_writer import write_shards
 from datamodules.shards import Shards
 
@@ -14,6 +15,7 @@ __all__ = [
     "Examples",
     "ImageData",
     "Points",
+    "SelfSynthesised",
     "Shards",
     "TensorExamples",
     "write_shards",

@@ -1,4 +1,4 @@
-"""Pictures: encoded files to uint8 RGB, and shrinking by the mean over areas."""
+"""Pictures: encoded files to uint8 RGB, and shrinking by the mean over areas; samples as they were written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["UndecodableError", "decode_picture", "from_array", "from_pil", "shrink"]
+__all__ = ["UndecodableError", "decode_picture", "decode_sample", "from_array", "from_pil", "shrink"]
 
 # What PIL raises for files that are no pictures, or no whole ones.
 _REFUSALS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
@@ -32,6 +32,22 @@ def decode_picture(data: bytes) -> Tensor:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
             return from_pil(image)
+    except _REFUSALS as error:
+        raise UndecodableError(f"{type(error).__name__}: {error}") from None
+
+
+def decode_sample(data: bytes) -> Tensor:
+    """The sample in `data` as `lightning_guide.sample_file` wrote it: npy, or a picture, which stays gray if it is.
+
+    Raises:
+        UndecodableError: if `data` is neither.
+    """
+    try:
+        if data.startswith(b"\x93NUMPY"):
+            return torch.from_numpy(np.load(io.BytesIO(data), allow_pickle=False))
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            return torch.from_numpy(np.array(image))[None] if image.mode == "L" else from_pil(image)
     except _REFUSALS as error:
         raise UndecodableError(f"{type(error).__name__}: {error}") from None
 

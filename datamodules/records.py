@@ -1,8 +1,10 @@
-"""The pictures of a set of tar shards as examples: read at random from disk, or decoded once into memory."""
+"""The records of a set of tar shards as examples: read at random from disk, or decoded once into memory."""
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from datamodules.examples import Examples, TensorExamples
 from datamodules.pictures import UndecodableError, decode_picture, shrink
-from datamodules.tar_index import ShardIndex, index_shard
+from datamodules.tar_index import PICTURES, ShardIndex, index_shard
 
 __all__ = ["ShardExamples"]
 
@@ -22,23 +24,35 @@ class ShardExamples(Examples):
     next sound record, with its own label, stands in its place. The count is shared with loader workers.
     """
 
-    def __init__(self, paths: list[Path], *, size: int | None, num_classes: int) -> None:
+    def __init__(
+        self,
+        paths: list[Path],
+        *,
+        size: int | None,
+        num_classes: int,
+        extensions: Sequence[str] = PICTURES,
+        decode: Callable[[bytes], Tensor] = decode_picture,
+    ) -> None:
         """Indexes the shards; pictures are shrunk to `size` x `size` if given, else must all be of one size.
+
+        The file of a record has one of `extensions` and is read by `decode`.
 
         Raises:
             ValueError: what `index_shard` raises; if not one picture of the set is readable.
         """
         self.labelled = num_classes > 0
-        self.size = size
-        self.shards = [index_shard(path, num_classes=num_classes) for path in paths]
+        self.size, self.decode = size, decode
+        self.shards = [index_shard(path, num_classes=num_classes, extensions=extensions) for path in paths]
         self.offsets = torch.cat([shard.offsets for shard in self.shards])
         self.sizes = torch.cat([shard.sizes for shard in self.shards])
         self.labels = torch.cat([shard.labels for shard in self.shards])
         self.ends = torch.tensor([len(shard) for shard in self.shards]).cumsum(0)
         self.unreadable = torch.zeros(len(self.labels), dtype=torch.bool).share_memory_()
         self.shape: tuple[int, ...] | None = None if size is None else (3, size, size)
+        self.dtype = torch.uint8
         if self.shape is None:
-            self.shape = tuple(self[0][0].shape)
+            first = self[0][0]
+            self.shape, self.dtype = tuple(first.shape), first.dtype
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -67,9 +81,9 @@ class ShardExamples(Examples):
         return f"record {shard.key(within)!r} of {shard.path}"
 
     def nbytes(self) -> int:
-        """Memory that the decoded pictures take."""
+        """Memory that the decoded records take."""
         assert self.shape is not None
-        return len(self) * self.shape[0] * self.shape[1] * self.shape[2]
+        return len(self) * math.prod(self.shape) * self.dtype.itemsize
 
     def decoded(self) -> TensorExamples:
         """All pictures in one tensor. Corrupt ones are left out, and reported together in one warning.
@@ -78,7 +92,7 @@ class ShardExamples(Examples):
             ValueError: if a picture has the wrong size, or all are corrupt.
         """
         assert self.shape is not None
-        x = torch.empty(len(self), *self.shape, dtype=torch.uint8)
+        x = torch.empty(len(self), *self.shape, dtype=self.dtype)
         reasons = []
         for record in range(len(self)):
             try:
@@ -109,7 +123,7 @@ class ShardExamples(Examples):
         return f"{self.shards[0].path}{more}"
 
     def _read(self, record: int) -> Tensor:
-        """One picture (3, H, W), decoded and shrunk.
+        """The content of one record (*shape), decoded and shrunk.
 
         Raises:
             UndecodableError: if it is corrupt.
@@ -118,13 +132,15 @@ class ShardExamples(Examples):
         shard, _ = self._locate(record)
         with shard.path.open("rb", buffering=0) as file:
             file.seek(int(self.offsets[record]))
-            x = decode_picture(file.read(int(self.sizes[record])))
+            x = self.decode(file.read(int(self.sizes[record])))
         if self.size is not None:
             try:
                 return shrink(x, self.size)
             except ValueError as error:
                 raise ValueError(f"{self.name(record)}: {error}") from None
         if self.shape is not None and tuple(x.shape) != self.shape:
+            if len(x.shape) != 3 or len(self.shape) != 3:
+                raise ValueError(f"{self.name(record)} has shape {tuple(x.shape)}; expected {self.shape}")
             raise ValueError(
                 f"{self.name(record)} has {x.shape[1]}x{x.shape[2]} pixels; expected {self.shape[1]}x{self.shape[2]} "
                 "like the first picture (set `size` to crop and shrink all pictures to one size)"

@@ -11,7 +11,7 @@ import mmap
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 from webdataset.tariterators import base_plus_ext
 
-__all__ = ["PICTURES", "ShardIndex", "index_shard"]
+__all__ = ["PICTURES", "SAMPLES", "ShardIndex", "index_shard"]
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
+SAMPLES = ("png", "npy")  # what generated data are stored as
 _BLOCK = 512
 _PAX_NAMES = re.compile(rb"\d (path|size|hdrcharset|GNU\.)")  # what changes name, length or meaning of the next file
 
@@ -49,8 +50,8 @@ class ShardIndex:
         return str(base_plus_ext(names[int(self.offsets[record])])[0])
 
 
-def index_shard(path: Path, *, num_classes: int) -> ShardIndex:
-    """Finds the records of a shard: `KEY.jpg` (or png, jpeg, webp) and `KEY.cls`, the class as decimal text.
+def index_shard(path: Path, *, num_classes: int, extensions: Sequence[str] = PICTURES) -> ShardIndex:
+    """Finds the records of a shard: `KEY.jpg` (or another of `extensions`) and `KEY.cls`, the class as decimal text.
 
     Names with a leading `__` are skipped, further files of a record ignored. With `num_classes` 0 labels are not
     asked for.
@@ -62,14 +63,14 @@ def index_shard(path: Path, *, num_classes: int) -> ShardIndex:
     if not path.is_file():
         raise ValueError(f"the shard {path} does not exist; expected a tar file")
     with path.open("rb") as file, _mapped(file, path) as view:
-        records = _records(view, path)
-        places = [_picture(record, key, path) for key, record in records.items()]
+        records = _records(view, path, extensions)
+        places = [_picture(record, key, path, extensions) for key, record in records.items()]
         labels = [_label(view, record, key, path, num_classes) for key, record in records.items()]
     offsets, sizes = torch.tensor(places, dtype=torch.int64).T.contiguous()
     return ShardIndex(path, offsets, sizes, torch.tensor(labels, dtype=torch.int64))
 
 
-def _records(view: mmap.mmap, path: Path) -> dict[str, dict[str, Place]]:
+def _records(view: mmap.mmap, path: Path, extensions: Sequence[str]) -> dict[str, dict[str, Place]]:
     """Files by key and extension."""
     records: dict[str, dict[str, Place]] = {}
     for name, offset, size in _members(view, path):
@@ -81,17 +82,18 @@ def _records(view: mmap.mmap, path: Path) -> dict[str, dict[str, Place]]:
             raise ValueError(f"{path} holds {name!r} twice; expected each file of a record once")
         record[extension.lower()] = offset, size
     if not records:
-        raise ValueError(f"{path} holds no records; expected files KEY.jpg (or {', '.join(PICTURES[1:])}) and KEY.cls")
+        first, *others = extensions
+        raise ValueError(f"{path} holds no records; expected files KEY.{first} (or {', '.join(others)}) and KEY.cls")
     return records
 
 
-def _picture(record: dict[str, Place], key: str, path: Path) -> Place:
+def _picture(record: dict[str, Place], key: str, path: Path, extensions: Sequence[str]) -> Place:
     """Where the one picture of a record lies."""
-    places = [record[extension] for extension in PICTURES if extension in record]
+    places = [record[extension] for extension in extensions if extension in record]
     if len(places) != 1:
         raise ValueError(
             f"record {key!r} of {path} holds {len(places)} pictures; expected exactly one of "
-            f"{', '.join(PICTURES)} beside cls, found {', '.join(sorted(record))}"
+            f"{', '.join(extensions)} beside cls, found {', '.join(sorted(record))}"
         )
     return places[0]
 

@@ -1,7 +1,7 @@
 """The command line: `lightning-guide fit | validate | test | predict` and the commands beside them.
 
-The first four are LightningCLI's, every class reachable by its class_path; `reconstruct` and `convert` are plain
-functions. `fit` continues from the newest checkpoint of the run's folder if there is one.
+The first four are LightningCLI's, every class reachable by its class_path; `reconstruct`, `convert` and `neon` are
+plain functions. `fit` continues from the newest checkpoint of the run's folder if there is one.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from lightning_guide.mistakes import sentence
 from lightning_guide.modules.classifier import ClassifierModule
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.modules.monitor import TrainingDivergedError
+from lightning_guide.neon_run import neon
 from lightning_guide.reconstruct import reconstruct
 
 __all__ = ["COMMANDS", "GuideCLI", "main"]
@@ -41,7 +42,12 @@ def gallery(*args: Any, **kwargs: Any) -> None:
     main(["test", *[word for config in gallery_config(*args, **kwargs) for word in ("-c", str(config))]])
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {"reconstruct": reconstruct, "convert": convert, "gallery": gallery}
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "reconstruct": reconstruct,
+    "convert": convert,
+    "gallery": gallery,
+    "neon": neon,
+}
 
 _DESCRIPTION = "Train diffusion models, keep their younger selves as guiders, sample and evaluate under guidance. " + (
     f"Beside the subcommands below there are: {', '.join(COMMANDS)} (lightning-guide COMMAND --help)."

@@ -10,6 +10,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from lightning_guide.recipe import Recorded
+
 __all__ = ["Grid", "KarrasGrid", "LogNormal", "LogUniform", "LogUniformGrid", "NoiseDistribution"]
 
 
@@ -51,7 +53,7 @@ class LogUniform(NoiseDistribution):
         return self.low * (self.high / self.low) ** u
 
 
-class Grid(ABC):
+class Grid(Recorded, ABC):
     """Descending noise levels sigma_0 > ... > sigma_{N-1} > sigma_N = 0 of a sampler with N steps."""
 
     @abstractmethod

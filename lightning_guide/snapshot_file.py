@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lightning_guide import __version__
 
-__all__ = ["Metadata", "atomic", "read", "read_metadata", "write"]
+__all__ = ["Metadata", "atomic", "checksum", "read", "read_metadata", "write"]
 
 FORMAT = "lightning-guide snapshot 1"
 
@@ -68,7 +68,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Metadata, *, dtyp
         "buffers": json.dumps(metadata.buffers),
         "code_version": metadata.code_version,
     }
-    header["checksum"] = _checksum(stored, header)
+    header["checksum"] = checksum(stored, header)
     with atomic(path) as temporary:
         try:
             save_file(stored, temporary, metadata=header)
@@ -89,7 +89,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], Metadata]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
-    if header.pop("checksum", None) != _checksum(tensors, header):
+    if header.pop("checksum", None) != checksum(tensors, header):
         raise ValueError(f"{path} was altered after it was written: its checksum does not match its contents")
     return tensors, _decode(path, header)
 
@@ -143,7 +143,7 @@ def _storable(tensors: Mapping[str, Tensor], buffers: Collection[str], dtype: to
     return stored
 
 
-def _checksum(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
+def checksum(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
     """SHA-256 over the header and over name, type, shape and bytes of every tensor."""
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(tensors):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lightning_guide.evaluation.agreement import ClassAgreement
+from lightning_guide.evaluation.class_shares import ClassShares
 from lightning_guide.evaluation.density import DensityMetrics
 from lightning_guide.evaluation.features import ClassifierFeatures, FeatureExtractor, RawPixels, TimmFeatures
 from lightning_guide.evaluation.frechet import FrechetDistance, frechet_distance
@@ -11,6 +12,7 @@ from lightning_guide.evaluation.precision_recall import PrecisionRecall
 
 __all__ = [
     "ClassAgreement",
+    "ClassShares",
     "ClassifierFeatures",
     "DensityMetrics",
     "FeatureExtractor",

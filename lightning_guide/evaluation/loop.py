@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from lightning_guide.data import DataView, SampleBatch
 from lightning_guide.denoiser import Denoiser, Models
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.metric import SampleMetric
+from lightning_guide.exploded import exploded
 from lightning_guide.seeds import SampleSeeds
 
 __all__ = ["DrawnSamples", "SamplingLoop", "total_over_processes"]
@@ -71,6 +73,13 @@ class SamplingLoop:
             device=batch.index.device,
             start=lambda noise: self.evaluation.initial(noise, seeds),
         )
+        bad = exploded(trajectory.x, self.denoiser.sigma_data)
+        if bool(bad.any()):
+            warnings.warn(
+                f"evaluation {self.name!r}: {int(bad.sum())} of {len(bad)} samples are not finite or out of bounds, "
+                f"first index {int(batch.index[bad][0])}; the weight of its guidance may be too large",
+                stacklevel=2,
+            )
         stored = data.decode(trajectory.x)
         for metric in self.metrics.values():
             metric.update(stored, batch.condition)

@@ -11,6 +11,16 @@ from lightning_guide.guidance.classifier_free import ClassifierFreeGuidance, Unc
 from lightning_guide.guidance.classifier_free_pp import ClassifierFreeGuidancePP
 from lightning_guide.guidance.condition import ConditionAnnealedGuidance, IndependentConditionGuidance
 from lightning_guide.guidance.degraded import NoisyInput
+from lightning_guide.guidance.gradient import (
+    ConstantStrength,
+    GradientGuidance,
+    LookAhead,
+    LookAheadWithoutJacobian,
+    NaiveGradient,
+    PaperStrength,
+    PosteriorStrength,
+    Tilt,
+)
 from lightning_guide.guidance.guidance import Guidance
 from lightning_guide.guidance.guided import Guided
 from lightning_guide.guidance.input import (
@@ -23,6 +33,7 @@ from lightning_guide.guidance.noise_level import TimeStepGuidance
 from lightning_guide.guidance.perturbed import Perturbed
 from lightning_guide.guidance.references import Main, Snapshot
 from lightning_guide.guidance.score_scaling import ScoreScaling
+from lightning_guide.guidance.sims import SIMS
 from lightning_guide.guidance.tokens import TokenPerturbationGuidance
 from lightning_guide.guidance.weights import CosineWeight, Interval, WeightSchedule
 
@@ -32,18 +43,26 @@ __all__ = [
     "ClassifierFreeGuidance",
     "ClassifierFreeGuidancePP",
     "ConditionAnnealedGuidance",
+    "ConstantStrength",
     "CosineWeight",
     "EntropyRectifyingGuidance",
+    "GradientGuidance",
     "Guidance",
     "Guided",
     "IndependentConditionGuidance",
     "Interval",
+    "LookAhead",
+    "LookAheadWithoutJacobian",
     "Main",
     "MaskedSlidingWindowGuidance",
+    "NaiveGradient",
     "Neon",
     "NoisyInput",
+    "PaperStrength",
     "Perturbed",
     "PerturbedAttentionGuidance",
+    "SIMS",
+    "PosteriorStrength",
     "ScoreScaling",
     "SelfAttentionGuidance",
     "SkipLayerGuidance",
@@ -51,6 +70,7 @@ __all__ = [
     "SmoothedEnergyGuidance",
     "Snapshot",
     "StochasticSelfGuidance",
+    "Tilt",
     "TimeStepGuidance",
     "TokenPerturbationGuidance",
     "Unconditional",

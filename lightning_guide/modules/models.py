@@ -11,7 +11,7 @@ import torch
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.snapshots import SnapshotStore
 
-__all__ = ["LiveAverages", "RunModels", "finished_model", "open_snapshots"]
+__all__ = ["LiveAverages", "RunModels", "finished_model", "newest_images", "open_snapshots", "pretrained"]
 
 
 def open_snapshots(run: str | Path) -> SnapshotStore:
@@ -78,9 +78,27 @@ def finished_model(run: str | Path, images: int | float | str | None, sigma_rel:
         ValueError: if the run has no such snapshot.
     """
     store = open_snapshots(run)
-    if images is None:
-        entries = [entry for entry in store.entries() if entry.sigma_rel > 0]
-        if not entries:
-            raise ValueError(f"run {str(run)!r} has no averaged snapshots yet in {store.folder}")
-        images = entries[-1].images
-    return store.guider(images=images, sigma_rel=sigma_rel)
+    return store.guider(images=newest_images(store) if images is None else images, sigma_rel=sigma_rel)
+
+
+def newest_images(store: SnapshotStore) -> int:
+    """Age of the newest averages of a run, in images.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    entries = [entry for entry in store.entries() if entry.sigma_rel > 0]
+    if not entries:
+        raise ValueError(f"run {str(store.folder.parent)!r} has no averaged snapshots yet in {store.folder}")
+    return entries[-1].images
+
+
+def pretrained(run: str, images: int | float | str | None = None, sigma_rel: float = 0.05) -> Denoiser:
+    """The average `sigma_rel` of a run after `images` (None: at its newest snapshot), to be trained further.
+
+    A copy: what is trained from it leaves the run alone. For configs: `denoiser: {class_path: ...pretrained}`.
+
+    Raises:
+        ValueError: if the run has no such snapshot.
+    """
+    return finished_model(run, images, sigma_rel).requires_grad_(True).train()

@@ -1,0 +1,111 @@
+"""Curves of a metric against the weight of a guidance and against the age of its guider."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from callbacks.png import add_picture, render, write_png
+from lightning_guide.denoiser import Denoiser
+from lightning_guide.guidance import Guided, Main, Neon, Snapshot
+from lightning_guide.modules.diffusion import DiffusionModule
+from lightning_guide.snapshot_names import parse_images
+
+__all__ = ["WeightCurves"]
+
+
+class Point(NamedTuple):
+    """One evaluation: a `method` at `weight`, with the guider after `images`."""
+
+    method: str
+    weight: float
+    images: int
+    value: float
+
+
+class WeightCurves(pl.Callback):
+    """After each validation and test: a metric of all evaluations by one guider, drawn as curves.
+
+    A row for each method (`SIMS`, `Neon`, `Autoguidance`, ...): to the left the metric against w = 1 + omega, a curve
+    for each age of the guider; to the right against the age, a curve for each weight. Evaluations of a plain
+    model, `Main` or `Snapshot`, are horizontal lines. Other evaluations are left out, and so are methods with a single
+    point. Goes to TensorBoard as `curves/<metric>` and to `<folder>/curves_<metric>.png`.
+    """
+
+    def __init__(self, metric: str = "fd", *, folder: str | None = None) -> None:
+        """`metric` as in the results of the evaluations; `folder` is `report` in the folder of the run if None."""
+        super().__init__()
+        self.metric, self.folder = metric, folder
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Draws, on process 0."""
+        self._draw(trainer, pl_module)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Draws, on process 0."""
+        self._draw(trainer, pl_module)
+
+    def _draw(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        found = {n: r[self.metric] for n, r in module.evaluations.results.items() if self.metric in r}
+        guidances = {name: module.evaluations.evaluations[name].guidance for name in found}
+        plain = {name: found[name] for name, guidance in guidances.items() if isinstance(guidance, Main | Snapshot)}
+        points: dict[str, list[Point]] = {}
+        for name, guidance in guidances.items():
+            if point := _point(guidance, found[name], module.planned_images):
+                points.setdefault(point.method, []).append(point)
+        points = {method: several for method, several in points.items() if len(several) > 1}
+        if not points:
+            return
+        picture = render(_figure(points, plain, self.metric))
+        add_picture(trainer, f"curves/{self.metric}", picture)
+        folder = Path(trainer.default_root_dir) / "report" if self.folder is None else Path(self.folder)
+        write_png(folder / f"curves_{self.metric}.png", picture)
+
+
+def _point(guidance: Denoiser, value: float, planned_images: int | None) -> Point | None:
+    """Where an evaluation belongs; None unless it is one guider of a known age at one weight."""
+    if isinstance(guidance, Neon):
+        weight: Any = guidance.weight
+        guider: Any = guidance.auxiliary
+    elif isinstance(guidance, Guided) and len(guidance.negatives) == 1:
+        weight, guider = guidance.weights[0], guidance.negatives[0]
+    else:
+        return None
+    if not isinstance(guider, Snapshot) or not isinstance(weight, int | float):
+        return None
+    images = parse_images(guider.images)
+    if not isinstance(images, int):
+        images = int(images * (planned_images or 1_000_000))  # without a plan: millionths of the run
+    return Point(type(guidance).__name__, float(weight), images, value)
+
+
+def _figure(points: Mapping[str, list[Point]], plain: Mapping[str, float], metric: str) -> Figure:
+    """A row of two panels for each method."""
+    figure = Figure(figsize=(11, 3.6 * len(points)), dpi=90, layout="constrained")
+    rows = figure.subplots(len(points), 2, squeeze=False, sharey="row")
+    for (left, right), (method, several) in zip(rows, points.items(), strict=True):
+        ages, weights = sorted({p.images for p in several}), sorted({p.weight for p in several})
+        for age in ages:
+            _curve(left, {p.weight: p.value for p in several if p.images == age}, f"guider after {age} images")
+        for weight in weights:
+            _curve(right, {p.images: p.value for p in several if p.weight == weight}, f"w = {weight:g}")
+        left.set(title=method, xlabel="weight w = 1 + omega", ylabel=metric)
+        right.set(title=method, xlabel="age of the guider, images")
+        for axes in (left, right):
+            for number, (name, value) in enumerate(plain.items()):
+                axes.axhline(value, color="black", linestyle=(0, (2 + 2 * number, 2)), linewidth=1, label=name)
+            axes.legend(fontsize=7)
+    return figure
+
+
+def _curve(axes: Axes, values: Mapping[float, float] | Mapping[int, float], label: str) -> None:
+    """One curve in order of its abscissae."""
+    x = sorted(values)
+    axes.plot(x, [values[at] for at in x], marker="o", markersize=4, label=label)  # type: ignore[index]
