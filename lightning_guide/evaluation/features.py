@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_guide.networks.classifier import SmallClassifier
-from lightning_guide.recipe import build
-from lightning_guide.snapshots import SnapshotStore
+from lightning_guide.raw_network import raw_network
 
 __all__ = ["ClassifierFeatures", "FeatureExtractor", "RawPixels", "TimmFeatures"]
 
@@ -90,20 +89,7 @@ class ClassifierFeatures(FeatureExtractor):
         return self._classifier.to(device)
 
     def _load(self) -> SmallClassifier:
-        store = SnapshotStore(Path(self.run) / "snapshots")
-        entries = [entry for entry in store.entries() if entry.sigma_rel == 0]
-        if not entries:
-            state = "holds no raw weights" if store.folder.is_dir() else "does not exist"
-            raise ValueError(
-                f"no classifier in the run {self.run!r}: {store.folder} {state}; expected the default_root_dir of a "
-                "finished fit of lightning_guide.modules.classifier.ClassifierModule"
-            )
-        tensors, metadata = store.load(entries[-1])
-        with torch.random.fork_rng(devices=[]):
-            network = build(metadata.recipe)
-        if not isinstance(network, SmallClassifier):
-            raise ValueError(f"{entries[-1].path} holds a {type(network).__name__}; expected a SmallClassifier")
-        network.load_state_dict(tensors)
+        network = raw_network(self.run, kind=SmallClassifier, what="classifier")
         return network.eval().requires_grad_(False)
 
 

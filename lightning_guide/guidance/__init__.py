@@ -11,6 +11,19 @@ from lightning_guide.guidance.classifier_free import ClassifierFreeGuidance, Unc
 from lightning_guide.guidance.classifier_free_pp import ClassifierFreeGuidancePP
 from lightning_guide.guidance.condition import ConditionAnnealedGuidance, IndependentConditionGuidance
 from lightning_guide.guidance.degraded import NoisyInput
+from lightning_guide.guidance.energy import (
+    DPS,
+    MPGD,
+    TFG,
+    AdamDPS,
+    AugmentedPolyak,
+    EnergyGuidance,
+    FreeDoM,
+    FreeDoMCLIP,
+    LossGuidedDiffusion,
+    MPGDLatent,
+    UniversalGuidance,
+)
 from lightning_guide.guidance.gradient import (
     ConstantStrength,
     GradientGuidance,
@@ -38,6 +51,8 @@ from lightning_guide.guidance.tokens import TokenPerturbationGuidance
 from lightning_guide.guidance.weights import CosineWeight, Interval, WeightSchedule
 
 __all__ = [
+    "AdamDPS",
+    "AugmentedPolyak",
     "Autoguidance",
     "AutoguidanceBlend",
     "ClassifierFreeGuidance",
@@ -45,7 +60,11 @@ __all__ = [
     "ConditionAnnealedGuidance",
     "ConstantStrength",
     "CosineWeight",
+    "DPS",
+    "EnergyGuidance",
     "EntropyRectifyingGuidance",
+    "FreeDoM",
+    "FreeDoMCLIP",
     "GradientGuidance",
     "Guidance",
     "Guided",
@@ -53,6 +72,9 @@ __all__ = [
     "Interval",
     "LookAhead",
     "LookAheadWithoutJacobian",
+    "LossGuidedDiffusion",
+    "MPGD",
+    "MPGDLatent",
     "Main",
     "MaskedSlidingWindowGuidance",
     "NaiveGradient",
@@ -61,8 +83,8 @@ __all__ = [
     "PaperStrength",
     "Perturbed",
     "PerturbedAttentionGuidance",
-    "SIMS",
     "PosteriorStrength",
+    "SIMS",
     "ScoreScaling",
     "SelfAttentionGuidance",
     "SkipLayerGuidance",
@@ -70,9 +92,11 @@ __all__ = [
     "SmoothedEnergyGuidance",
     "Snapshot",
     "StochasticSelfGuidance",
+    "TFG",
     "Tilt",
     "TimeStepGuidance",
     "TokenPerturbationGuidance",
     "Unconditional",
+    "UniversalGuidance",
     "WeightSchedule",
 ]

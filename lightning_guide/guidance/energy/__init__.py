@@ -1,0 +1,103 @@
+"""Training-free guidance by a loss of the clean estimate: an algebra, and the methods that are settings of it."""
+
+from lightning_guide.guidance.energy.adam import Adam
+from lightning_guide.guidance.energy.augmentations import (
+    AddedNoise,
+    Colour,
+    Cutout,
+    Rescaled,
+    Resized,
+    Translation,
+)
+from lightning_guide.guidance.energy.augmented import Augmented
+from lightning_guide.guidance.energy.autoencoder import Autoencoder, Reconstructed, Subspace
+from lightning_guide.guidance.energy.capped import Capped
+from lightning_guide.guidance.energy.energy_guidance import EnergyGuidance
+from lightning_guide.guidance.energy.estimator import Estimator, PlugIn
+from lightning_guide.guidance.energy.methods import (
+    DPS,
+    MPGD,
+    TFG,
+    AdamDPS,
+    AugmentedPolyak,
+    FreeDoM,
+    FreeDoMCLIP,
+    LossGuidedDiffusion,
+    MPGDLatent,
+    UniversalGuidance,
+)
+from lightning_guide.guidance.energy.monte_carlo import MonteCarlo
+from lightning_guide.guidance.energy.moves import AtClean, InLatent, Move, ThroughDenoiser
+from lightning_guide.guidance.energy.objectives import (
+    ClassLabel,
+    Disc,
+    Distance,
+    HalfSpace,
+    Measurement,
+    NetworkDistance,
+    Objective,
+    Quadratic,
+    RunNetwork,
+    Style,
+    TimmNetwork,
+    WeightedSum,
+)
+from lightning_guide.guidance.energy.polyak import Polyak, TruePolyak
+from lightning_guide.guidance.energy.schedules import Balanced, PowerLaw, Schedule
+from lightning_guide.guidance.energy.step_rule import Constant, Normalised, RootMeanSquare, StepRule
+from lightning_guide.guidance.energy.window import Window
+
+__all__ = [
+    "DPS",
+    "MPGD",
+    "TFG",
+    "Adam",
+    "AdamDPS",
+    "AddedNoise",
+    "AtClean",
+    "Augmented",
+    "AugmentedPolyak",
+    "Autoencoder",
+    "Balanced",
+    "Capped",
+    "ClassLabel",
+    "Colour",
+    "Constant",
+    "Cutout",
+    "Disc",
+    "Distance",
+    "EnergyGuidance",
+    "Estimator",
+    "FreeDoM",
+    "FreeDoMCLIP",
+    "HalfSpace",
+    "InLatent",
+    "LossGuidedDiffusion",
+    "MPGDLatent",
+    "Measurement",
+    "MonteCarlo",
+    "Move",
+    "NetworkDistance",
+    "Normalised",
+    "Objective",
+    "PlugIn",
+    "Polyak",
+    "PowerLaw",
+    "Quadratic",
+    "Reconstructed",
+    "Rescaled",
+    "Resized",
+    "RootMeanSquare",
+    "RunNetwork",
+    "Schedule",
+    "StepRule",
+    "Style",
+    "Subspace",
+    "ThroughDenoiser",
+    "TimmNetwork",
+    "Translation",
+    "TruePolyak",
+    "UniversalGuidance",
+    "WeightedSum",
+    "Window",
+]

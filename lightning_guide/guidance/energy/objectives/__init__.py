@@ -1,0 +1,29 @@
+"""Losses of the clean estimate: what samples are wanted."""
+
+from lightning_guide.guidance.energy.objectives.class_label import ClassLabel
+from lightning_guide.guidance.energy.objectives.distance import Distance, NetworkDistance, Quadratic, Style
+from lightning_guide.guidance.energy.objectives.measurement import Measurement
+from lightning_guide.guidance.energy.objectives.networks import RunNetwork, TimmNetwork
+from lightning_guide.guidance.energy.objectives.objective import Objective, WeightedSum
+from lightning_guide.guidance.energy.objectives.operators import Blurred, Boxed, Compressed, Downsampled, Masked
+from lightning_guide.guidance.energy.objectives.region import Disc, HalfSpace
+
+__all__ = [
+    "Blurred",
+    "Boxed",
+    "ClassLabel",
+    "Compressed",
+    "Disc",
+    "Distance",
+    "Downsampled",
+    "HalfSpace",
+    "Masked",
+    "Measurement",
+    "NetworkDistance",
+    "Objective",
+    "Quadratic",
+    "RunNetwork",
+    "Style",
+    "TimmNetwork",
+    "WeightedSum",
+]

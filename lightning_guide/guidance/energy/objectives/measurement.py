@@ -1,0 +1,66 @@
+"""Inverse problems: samples that agree with a noisy linear measurement of a hidden picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_guide.denoiser import Trajectory
+from lightning_guide.guidance.energy.objectives.objective import Loss, Objective
+from lightning_guide.guidance.energy.objectives.operators import Operator
+from lightning_guide.guidance.energy.objectives.stored import stored
+
+__all__ = ["Measurement"]
+
+
+class Measurement(Objective):
+    """|y_i - A x|, not squared, with y_i = A t_i + noise n: sample i hides the example t_i, i modulo their number.
+
+    The noise n of sample i depends on (seed, i) alone, as everything about it. With `squared` the loss is
+    |y_i - A x|^2 / (2 noise^2), the negative log-likelihood.
+    """
+
+    def __init__(
+        self,
+        operator: Operator,
+        truth: str | Sequence[float] | Tensor,
+        *,
+        noise: float = 0.05,
+        squared: bool = False,
+    ) -> None:
+        """`truth`: hidden clean examples (N, *) or a .npy file of them; `noise`: standard deviation of n.
+
+        Raises:
+            ValueError: if `noise` is negative, or zero where it divides.
+        """
+        super().__init__()
+        if noise < 0 or (squared and noise == 0):
+            raise ValueError(f"Measurement needs noise >= 0, and > 0 for a squared loss, got {noise}")
+        self.operator, self.truth, self.noise, self.squared = operator, truth, noise, squared
+
+    def observe(self, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
+        """The hidden examples t (B, *) of the samples of `trajectory`, and their measurements y (B, ...)."""
+        examples, seeds = stored(self.truth, trajectory.x), trajectory.seeds
+        hidden = examples[torch.tensor([index % len(examples) for index in seeds.indices], device=examples.device)]
+        exact = self.operator(hidden)
+        n = seeds.normal("measurement", exact.shape[1:], exact.device).to(exact)
+        return hidden, exact + self.noise * n
+
+    def start(self, trajectory: Trajectory) -> Loss:
+        """The loss against the measurements of these samples."""
+        y = self.observe(trajectory)[1]
+        return lambda x, condition, number: self._loss(x, y[number])
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Only a trajectory knows which samples these are.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("Measurement needs a trajectory, which knows the hidden examples; call start(trajectory)")
+
+    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
+        rest = (y - self.operator(x)).flatten(1)
+        return rest.square().sum(1) / (2 * self.noise**2) if self.squared else rest.norm(dim=1)

@@ -1,0 +1,136 @@
+"""Networks that objectives look through: of a finished run, or of timm; loaded at first use, frozen, in eval mode."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_guide.raw_network import raw_network
+from lightning_guide.recipe import Recorded
+
+__all__ = ["GuideNetwork", "RunNetwork", "TimmNetwork"]
+
+
+class GuideNetwork(Recorded, nn.Module, ABC):
+    """Base of the networks. They are no submodules of this object: checkpoints and copies do not hold them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loaded: list[nn.Module] = []
+
+    @abstractmethod
+    def _load(self) -> nn.Module:
+        """The network, from wherever it is."""
+
+    def network(self, device: torch.device | str = "cpu") -> Any:
+        """The network on `device`.
+
+        Raises:
+            ValueError: if it cannot be loaded.
+        """
+        if not self._loaded:
+            with torch.random.fork_rng(devices=[]):
+                self._loaded.append(self._load().eval().requires_grad_(False))
+        return self._loaded[0].to(device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the network says about `x` (B, *), computed in float32, in the dtype of `x`."""
+        return self._apply_to(x.to(torch.float32)).to(x.dtype)
+
+    def _apply_to(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.network(x.device)(x)
+        return answer
+
+
+class RunNetwork(GuideNetwork):
+    """The network that the run in folder `run` has trained, such as one of `ClassifierModule`."""
+
+    def __init__(self, run: str, *, blocks: int | None = None) -> None:
+        """`run` is the folder of the run; `blocks`: instead of the answer, the output of so many layers of `blocks`."""
+        super().__init__()
+        self.run, self.blocks = run, blocks
+
+    @property
+    def num_classes(self) -> int:
+        """K of a classifier."""
+        return int(self.network().num_classes)
+
+    def _load(self) -> nn.Module:
+        return raw_network(self.run, kind=nn.Module)
+
+    def _apply_to(self, x: Tensor) -> Tensor:
+        if self.blocks is None:
+            return super()._apply_to(x)
+        features: Tensor = self.network(x.device).blocks[: self.blocks](x)
+        return features
+
+
+class TimmNetwork(GuideNetwork):
+    """Logits, or a feature map, of a timm model, on pictures in [-1, 1] resized and normalised as in its training.
+
+    One channel is repeated three times. `softplus` replaces every ReLU by Softplus(beta), which makes gradients smooth
+    (EluCD, https://arxiv.org/abs/2310.11311: 3 for DDPM, 5 for EDM).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        weights: str | None = None,
+        pretrained: bool = True,
+        stage: int | None = None,
+        softplus: float | None = None,
+    ) -> None:
+        """`name` as in `timm.list_models()`; `weights` a local file, None for timm's own download.
+
+        `stage`: the feature map of that stage instead of the logits. Without `pretrained` the weights are random.
+        """
+        super().__init__()
+        self.name, self.weights, self.pretrained, self.stage, self.softplus = name, weights, pretrained, stage, softplus
+
+    @property
+    def num_classes(self) -> int:
+        """K of its head."""
+        return int(self.network().num_classes)
+
+    def _load(self) -> nn.Module:
+        import timm  # takes a second, and most runs have no use for it
+
+        if not timm.is_model(self.name):
+            near = get_close_matches(self.name, timm.list_models(), cutoff=0.5)
+            raise ValueError(f"timm has no model {self.name!r}; names like it: {', '.join(near) or 'none'}")
+        if self.weights is not None and not Path(self.weights).is_file():
+            raise ValueError(f"weights of {self.name}: there is no file {self.weights}")
+        options: dict[str, Any] = {} if self.stage is None else {"features_only": True, "out_indices": [self.stage]}
+        if self.weights is not None:
+            options["pretrained_cfg_overlay"] = {"file": self.weights}
+        try:
+            model: nn.Module = timm.create_model(self.name, pretrained=self.pretrained, **options)
+        except Exception as error:  # whatever hub, file system or checkpoint reader have to say
+            source = self.weights or "timm's download"
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"weights of {self.name} cannot be loaded from {source} ({reason})") from None
+        if self.softplus is not None:
+            for name, part in list(model.named_modules()):
+                if isinstance(part, nn.ReLU):
+                    model.set_submodule(name, nn.Softplus(beta=self.softplus))
+        return model
+
+    def _apply_to(self, x: Tensor) -> Tensor:
+        from timm.data import resolve_data_config
+
+        model = self.network(x.device)
+        config = resolve_data_config(model=model)
+        channels, height, width = config["input_size"]
+        mean, std = (x.new_tensor(config[key])[:, None, None] for key in ("mean", "std"))
+        picture = (x + 1).expand(-1, channels, -1, -1) / 2
+        picture = F.interpolate(picture, (height, width), mode="bicubic", align_corners=False, antialias=True)
+        answer = model((picture - mean) / std)
+        found: Tensor = answer if self.stage is None else answer[0]
+        return found

@@ -1,0 +1,114 @@
+"""Linear measurements of pictures, the A of an inverse problem y = A x + noise."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_guide.recipe import Recorded
+from lightning_guide.seeds import mix
+
+__all__ = ["Blurred", "Boxed", "Compressed", "Downsampled", "Masked", "Operator"]
+
+
+class Operator(Recorded, ABC):
+    """Base of the measurements."""
+
+    @abstractmethod
+    def __call__(self, x: Tensor) -> Tensor:
+        """A x (B, *) of pictures `x` (B, C, H, W), linear and the same for every sample."""
+
+
+class Downsampled(Operator):
+    """The means of squares of `factor` x `factor` pixels: super-resolution."""
+
+    def __init__(self, factor: int = 4) -> None:
+        """`factor` divides the sides."""
+        self.factor = factor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, C, H / factor, W / factor).
+
+        Raises:
+            ValueError: if `factor` does not divide the sides.
+        """
+        if x.shape[-2] % self.factor or x.shape[-1] % self.factor:
+            raise ValueError(f"pictures of {x.shape[-2]}x{x.shape[-1]} cannot be averaged in squares of {self.factor}")
+        return F.avg_pool2d(x, self.factor)
+
+
+class Blurred(Operator):
+    """Convolution with a Gaussian of standard deviation `std` pixels, the border pixels repeated: deblurring."""
+
+    def __init__(self, std: float = 1.0) -> None:
+        """`std` in pixels; the kernel reaches out to 3 of them.
+
+        Raises:
+            ValueError: unless `std` is positive.
+        """
+        if not std > 0:
+            raise ValueError(f"Blurred needs std > 0, got {std}")
+        self.std = std
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, C, H, W)."""
+        reach = max(1, round(3 * self.std))
+        grid = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device)
+        kernel = (-0.5 * (grid / self.std) ** 2).exp()
+        kernel = kernel / kernel.sum()
+        flat = x.flatten(0, 1)[:, None]
+        flat = F.pad(flat, (reach, reach, reach, reach), mode="replicate")
+        flat = F.conv2d(F.conv2d(flat, kernel[None, None, :, None]), kernel[None, None, None, :])
+        return flat.reshape(x.shape)
+
+
+class Masked(Operator):
+    """Each pixel is kept with probability `share`, the same ones for all samples: inpainting at random pixels."""
+
+    def __init__(self, share: float = 0.3, *, seed: int = 0) -> None:
+        """`share` of pixels that are kept; `seed` chooses them.
+
+        Raises:
+            ValueError: unless 0 < `share` <= 1.
+        """
+        if not 0 < share <= 1:
+            raise ValueError(f"Masked keeps a share in (0, 1] of the pixels, got {share}")
+        self.share, self.seed = share, seed
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, C, H, W), zero where nothing is known."""
+        generator = torch.Generator().manual_seed(mix(self.seed, "mask"))
+        kept = torch.rand(x.shape[-2:], generator=generator) < self.share
+        return x * kept.to(x)
+
+
+class Boxed(Operator):
+    """A rectangle is missing, [top, top + height) x [left, left + width): inpainting."""
+
+    def __init__(self, top: int, left: int, height: int, width: int) -> None:
+        """The rectangle, in pixels."""
+        self.top, self.left, self.height, self.width = top, left, height, width
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, C, H, W), zero inside the rectangle."""
+        kept = x.new_ones(x.shape[-2:])
+        kept[self.top : self.top + self.height, self.left : self.left + self.width] = 0
+        return x * kept
+
+
+class Compressed(Operator):
+    """`count` random projections P x with P normal of variance 1 / count: compressive sensing."""
+
+    def __init__(self, count: int, *, seed: int = 0) -> None:
+        """`count` of measurements; `seed` draws P."""
+        self.count, self.seed = count, seed
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, count)."""
+        flat = x.flatten(1)
+        generator = torch.Generator().manual_seed(mix(self.seed, "projections"))
+        projections = torch.randn(self.count, flat.shape[1], generator=generator) / self.count**0.5
+        return flat @ projections.to(x).T
