@@ -5,6 +5,7 @@ from datamodules.digits import Digits
 from datamodules.examples import Examples, TensorExamples
 from datamodules.images import ImageData
 from datamodules.points import Points
+from datamodules.samples_only import SamplesOnly
 from datamodules.self_synthesis import SelfSynthesised
 from datamodules.shard_writer import write_shards
 from datamodules.shards import Shards
@@ -15,6 +16,7 @@ __all__ = [
     "Examples",
     "ImageData",
     "Points",
+    "SamplesOnly",
     "SelfSynthesised",
     "Shards",
     "TensorExamples",

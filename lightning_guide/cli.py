@@ -26,6 +26,7 @@ import lightning_guide.guidance
 import lightning_guide.networks
 from callbacks.run_checkpoint import check_checkpoint, checkpoint_step, newest_checkpoint
 from datamodules.convert import convert
+from lightning_guide.edm2_import import import_snapshot
 from lightning_guide.gallery import gallery_config
 from lightning_guide.mistakes import sentence
 from lightning_guide.modules.classifier import ClassifierModule
@@ -47,6 +48,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "convert": convert,
     "gallery": gallery,
     "neon": neon,
+    "import": import_snapshot,
 }
 
 _DESCRIPTION = "Train diffusion models, keep their younger selves as guiders, sample and evaluate under guidance. " + (

@@ -1,0 +1,60 @@
+"""Data of a run that is only sampled from, such as an imported network: shapes and pixels, no examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from datamodules.base import DiffusionData
+from datamodules.examples import Examples
+from lightning_guide.data import Batch
+
+__all__ = ["SamplesOnly"]
+
+
+class _Nothing(Examples):
+    """No examples."""
+
+    labelled, in_memory = False, True
+
+    def __len__(self) -> int:
+        return 0
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        raise IndexError(index)
+
+    def take(self, indices: Tensor) -> Batch:
+        raise IndexError(indices)
+
+
+class SamplesOnly(DiffusionData):
+    """The shape of one x and what samples look like: (1 or 3, H, W) are pictures in bytes, else x stays as it is."""
+
+    def __init__(self, data_shape: Sequence[int], num_classes: int = 0) -> None:
+        """`data_shape` of one x, and the number of labels, 0 for none."""
+        super().__init__(batch_size=1)
+        self.data_shape, self.num_classes = tuple(data_shape), num_classes
+        self._pictures = len(self.data_shape) == 3 and self.data_shape[0] in (1, 3)
+
+    def training(self) -> Examples:
+        """Never possible.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("SamplesOnly has no examples: expected another datamodule to train or compare with")
+
+    def heldout(self) -> Examples:
+        """No examples, so that a validation consists of its sampling loops."""
+        return _Nothing()
+
+    def encode(self, raw: Tensor) -> Tensor:
+        """x = raw / 127.5 - 1 of pictures, float32; anything else as it is."""
+        return raw.float() / 127.5 - 1 if self._pictures else raw.float()
+
+    def decode(self, x: Tensor) -> Tensor:
+        """The inverse: uint8 pictures, or x itself in float32."""
+        x = x.float()
+        return (x * 127.5 + 127.5).round().clip(0, 255).to(torch.uint8) if self._pictures else x
