@@ -9,6 +9,7 @@ from datamodules.samples_only import SamplesOnly
 from datamodules.self_synthesis import SelfSynthesised
 from datamodules.shard_writer import write_shards
 from datamodules.shards import Shards
+from datamodules.subspace import SubspacePoints, UnitBall
 
 __all__ = [
     "DiffusionData",
@@ -19,6 +20,8 @@ __all__ = [
     "SamplesOnly",
     "SelfSynthesised",
     "Shards",
+    "SubspacePoints",
     "TensorExamples",
+    "UnitBall",
     "write_shards",
 ]

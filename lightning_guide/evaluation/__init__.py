@@ -8,6 +8,7 @@ from lightning_guide.evaluation.density import DensityMetrics
 from lightning_guide.evaluation.features import ClassifierFeatures, FeatureExtractor, RawPixels, TimmFeatures
 from lightning_guide.evaluation.frechet import FrechetDistance, frechet_distance
 from lightning_guide.evaluation.metric import SampleMetric
+from lightning_guide.evaluation.off_support import OffSupport
 from lightning_guide.evaluation.precision_recall import PrecisionRecall
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "DensityMetrics",
     "FeatureExtractor",
     "FrechetDistance",
+    "OffSupport",
     "PrecisionRecall",
     "RawPixels",
     "SampleMetric",

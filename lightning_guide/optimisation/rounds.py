@@ -40,6 +40,7 @@ class Rounds:
         gradient: g (1 or n, *) of its guidance, None in the first round.
         target: y (1 or n,).
         samples: x (n, *) of the round that was finished last, all processes together, and `condition` (n,) theirs.
+        evaluations: network calls of all rounds so far, each sample's counted.
         history: one dict of numbers for each finished round.
     """
 
@@ -75,7 +76,7 @@ class Rounds:
             raise ValueError(f"rounds need floor >= 0 and num_samples >= 1, got {floor} and {sampling.num_samples}")
         self.objective, self.sampling, self.rule = objective, sampling, target or Gain()
         self.at, self.floor, self.redraw = at, floor, redraw
-        self.round = 0
+        self.round, self.evaluations = 0, 0
         self.gradient: Tensor | None = None
         self.target: Tensor | None = None
         self.samples: Tensor | None = None
@@ -181,9 +182,9 @@ class Rounds:
         for name, metric in self._metrics.items():
             for key, number in metric.compute().items():
                 record[key if key not in record else f"{name}_{key}"] = float(number)
-        before = self.history[-1]["evaluations"] if self.history else 0.0
         _, calls, seconds = tables.spent.tolist()
-        record |= {"nfe": calls / count, "evaluations": before + calls, "seconds": seconds}
+        self.evaluations += int(calls)
+        record |= {"nfe": calls / count, "evaluations": self.evaluations, "seconds": seconds}
         self.samples, self.condition = tables.x, tables.condition
         self.history.append(record)
         self.round += 1
@@ -244,12 +245,25 @@ class Rounds:
 
     # On disk
 
-    def write_history(self, run: str | Path) -> None:
-        """Writes `rounds/history.json` in the folder of the run; process 0 only."""
-        path = Path(run) / "rounds" / "history.json"
+    def append_history(self, run: str | Path) -> None:
+        """Adds the newest record to `rounds/history.jsonl` in the folder of the run, one line each; process 0 only."""
+        path = _history(run)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(path, durable=False) as temporary:
-            temporary.write_text(json.dumps(self.history, indent=1))
+        with path.open("a" if self.round > 1 else "w", encoding="utf-8") as file:
+            file.write(json.dumps(self.history[-1]) + "\n")
+
+    def read_history(self, run: str | Path) -> None:
+        """Takes up the records of the rounds that are finished; those of rounds to be drawn again are dropped."""
+        path = _history(run)
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        self.history = [json.loads(line) for line in lines[: self.round]]
+
+    def write_history(self, run: str | Path) -> None:
+        """Writes all records at once; process 0 only."""
+        path = _history(run)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(path) as temporary:
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in self.history), encoding="utf-8")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -265,8 +279,8 @@ class Rounds:
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next round depends on, as tensors and plain data."""
-        tensors = {"gradient": self.gradient, "target": self.target, "prior": self._prior}
-        return {"round": self.round, "history": self.history, "settings": self.settings, **tensors}
+        numbers = {"round": self.round, "evaluations": self.evaluations, "settings": self.settings}
+        return numbers | {"gradient": self.gradient, "target": self.target, "prior": self._prior}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from there.
@@ -280,5 +294,10 @@ class Rounds:
                 f"the rounds on disk have {wrong[0]} = {state['settings'].get(wrong[0])}, this config has "
                 f"{self.settings[wrong[0]]}; use the config they began with, or another trainer.default_root_dir"
             )
-        self.round, self.history = state["round"], list(state["history"])
+        self.round, self.evaluations = state["round"], state["evaluations"]
         self.gradient, self.target, self._prior = state["gradient"], state["target"], state["prior"]
+
+
+def _history(run: str | Path) -> Path:
+    """Where the records of a run lie."""
+    return Path(run) / "rounds" / "history.jsonl"

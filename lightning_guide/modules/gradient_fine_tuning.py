@@ -1,0 +1,194 @@
+r"""Adaptive fine-tuning: the model follows the samples that gradient guidance finds, and goes beyond its data.
+
+Guo et al. 2024, "Gradient Guidance for Diffusion Models: An Optimization Perspective",
+https://arxiv.org/abs/2404.14743, algorithm 2. Round k draws samples with the present model under the present guidance,
+takes the gradient of the objective there, and the model learns from pre-training data and from the samples of all
+rounds so far, with weights w_{k,i}. What learns is the business of the denoiser: all weights, a `LowRank` addition, or
+with the loss `MeanRefit` the mean of a `Shifted` one.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from lightning_guide.data import Batch, SampleBatch
+from lightning_guide.denoiser import Denoiser
+from lightning_guide.evaluation.evaluation import Evaluation
+from lightning_guide.guidance.references import Reference
+from lightning_guide.losses import TrainingLoss
+from lightning_guide.modules.diffusion import DiffusionModule
+from lightning_guide.modules.models import RunModels
+from lightning_guide.objectives.objective import Objective
+from lightning_guide.optimisation.replay import GeometricReplay, Replay, mixture
+from lightning_guide.optimisation.rounds import Rounds
+from lightning_guide.optimisation.targets import Target
+from lightning_guide.seeds import mix
+
+__all__ = ["GradientFineTuning"]
+
+_NEGLIGIBLE = 1e-9  # a weight that no batch would ever show
+
+
+class GradientFineTuning(DiffusionModule):
+    """Algorithm 2: before each `steps_per_round` optimizer steps one round of guided samples is drawn and replayed.
+
+    `Trainer(max_steps=...)` is the budget in steps, `max_evaluations` that in network calls. Everything else is as in
+    `DiffusionModule`: clock, learning rate, averages by `callbacks.PostHocEMA`, checkpoints, resuming at any step with
+    the same bits. Rounds draw from the trained weights, or from their average if `average` is set. Their numbers go to
+    the loggers (`rounds/...`) and to `rounds/history.jsonl` in the folder of the run.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        loss: TrainingLoss,
+        *,
+        objective: Objective,
+        sampling: Evaluation,
+        target: Target | None = None,
+        replay: Replay | None = None,
+        at: Literal["mean", "sample"] = "mean",
+        floor: float = 0.0,
+        redraw: bool = True,
+        steps_per_round: int = 1,
+        warm_up: int = 0,
+        max_evaluations: int | None = None,
+        average: float | None = None,
+        **options: Any,
+    ) -> None:
+        """Configures the rounds; the rest goes to `DiffusionModule`.
+
+        Args:
+            denoiser: the pre-trained model, usually a `Snapshot` of another run, or an adaptation around one.
+            loss: its loss.
+            objective: to be maximised.
+            sampling: samples, sampler, metrics and the `GradientGuidance` of each round.
+            target: rule for the label of the next round; default `Gain(0.2)`.
+            replay: the weights w_{k,i}; default `GeometricReplay(0.5)`.
+            at: as in `GradientOptimisation`.
+            floor: as in `GradientOptimisation`.
+            redraw: as in `GradientOptimisation`.
+            steps_per_round: optimizer steps between two rounds.
+            warm_up: rounds drawn before the first step, with the model as it is (algorithm 1); they are not replayed.
+            max_evaluations: training stops before a round once so many network calls were spent: those of samplers, and
+                one for each training example.
+            average: sigma_rel of the average that rounds and evaluations draw from; None: the weights themselves.
+            **options: of `DiffusionModule`.
+
+        Raises:
+            ValueError: if steps_per_round is below 1, a budget makes no sense, the pre-trained model cannot be found,
+                or as `Rounds` and `DiffusionModule`.
+        """
+        if steps_per_round < 1 or warm_up < 0 or (max_evaluations is not None and max_evaluations < 1):
+            raise ValueError(
+                "GradientFineTuning needs steps_per_round >= 1, warm_up >= 0 and max_evaluations >= 1 or null, got "
+                f"{steps_per_round}, {warm_up} and {max_evaluations}"
+            )
+        super().__init__(_pretrained(denoiser), loss, average=average, **options)
+        self.objective = objective.requires_grad_(False)
+        self.rounds = Rounds(objective, sampling, target, at=at, floor=floor, redraw=redraw)
+        self.replay = replay or GeometricReplay()
+        self.steps_per_round, self.warm_up, self.max_evaluations = steps_per_round, warm_up, max_evaluations
+        self._found: list[Tensor] = []  # x (n, *) of each replayed round
+        self._labels: list[Tensor] = []
+
+    def setup(self, stage: str) -> None:
+        """As `DiffusionModule`; a process must have samples to draw.
+
+        Raises:
+            ValueError: if there are fewer samples in a round than processes.
+        """
+        super().setup(stage)
+        count, world = self.rounds.sampling.num_samples, self.trainer.world_size
+        if count < world:
+            raise ValueError(f"sampling.num_samples is {count}; {world} processes need at least one sample each")
+
+    # Rounds
+
+    def on_train_start(self) -> None:
+        """Drops the records of rounds that are to be drawn again."""
+        if self.rounds.round and self.trainer.is_global_zero:
+            self.rounds.write_history(self.trainer.default_root_dir)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        """Draws the rounds that are due; -1 ends training where the budget is spent."""
+        while self.rounds.round * self.steps_per_round <= self.global_step + self.warm_up * self.steps_per_round:
+            if self.max_evaluations is not None and self.evaluations_spent >= self.max_evaluations:
+                spent = f"{self.evaluations_spent} network calls are spent"
+                rank_zero_info(f"{spent}: training ends before round {self.rounds.round}")
+                self.trainer.should_stop = True
+                return -1
+            self._draw_round()
+        return None
+
+    @property
+    def evaluations_spent(self) -> int:
+        """Network calls of all rounds so far, and one for each training example."""
+        return self.rounds.evaluations + self.images_seen
+
+    def _draw_round(self) -> None:
+        """One round on all processes together, with the weights as they stand, in eval mode."""
+        was_training = self.denoiser.training
+        main = self.denoiser.eval() if self.average is None or not self.images_seen else self._main_model()
+        data, sampling = self._data, self.rounds.sampling
+        models = RunModels(main, run=self.trainer.default_root_dir, device=self.device, until=self.images_seen)
+        self.rounds.begin(models, data, self.device)
+        samples = self.rounds.indices(main.num_classes)
+        mine = range(self.global_rank, sampling.num_samples, self.trainer.world_size)
+        for first in range(0, len(mine), sampling.batch_size):
+            chosen = [samples[i] for i in mine[first : first + sampling.batch_size]]
+            index, condition = (torch.stack(column).to(self.device) for column in zip(*chosen, strict=True))
+            self.rounds.draw(SampleBatch(index, condition), data)
+        record = self.rounds.finish()
+        self.denoiser.train(was_training)
+        if self.rounds.round > self.warm_up:
+            assert self.rounds.samples is not None and self.rounds.condition is not None
+            self._found.append(self.rounds.samples)
+            self._labels.append(self.rounds.condition)
+        for logger in self.loggers:
+            numbers = {f"rounds/{name}": value for name, value in record.items() if name != "round"}
+            logger.log_metrics(numbers, step=int(record["round"]))
+        if self.trainer.is_global_zero:
+            self.rounds.append_history(self.trainer.default_root_dir)
+
+    # Training
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Mean objective of one micro-batch in which round i has the share w_{k,i}."""
+        seen = self.images_seen + self._pending_images
+        generator = torch.Generator().manual_seed(mix(self.seed, "replay", seen, self.global_rank))
+        weights = self.replay.weights(len(self._found))
+        used = [i for i, weight in enumerate(weights) if weight > _NEGLIGIBLE]
+        found, labels = (torch.stack([rounds[i] for i in used]) for rounds in (self._found, self._labels))
+        mixed = mixture(batch, found, labels, [weights[i] for i in used], generator)
+        return super().training_step(mixed, batch_idx)
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the rounds and what is replayed."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["rounds"] = self.rounds.state_dict() | {"found": self._found, "labels": self._labels}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restores them."""
+        super().on_load_checkpoint(checkpoint)
+        self.rounds.load_state_dict(checkpoint["rounds"])
+        self.rounds.read_history(self.trainer.default_root_dir)
+        self._found = [x.to(self.device) for x in checkpoint["rounds"]["found"]]
+        self._labels = [labels.to(self.device) for labels in checkpoint["rounds"]["labels"]]
+
+
+def _pretrained(denoiser: Denoiser) -> Denoiser:
+    """`denoiser` with its references replaced; a model that is referred to directly learns with all its weights.
+
+    Raises:
+        ValueError: if the model cannot be found.
+    """
+    here = RunModels(denoiser, run=".", device=torch.device("cpu"))
+    model = denoiser.resolve(here)
+    return model.requires_grad_(True).train() if isinstance(denoiser, Reference) else model

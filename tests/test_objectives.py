@@ -1,0 +1,169 @@
+"""Objectives: values and gradients against formulas, reward networks out of local files, mistakes in a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_guide.networks.classifier import SmallClassifier
+from lightning_guide.objectives import (
+    ClassLogProbability,
+    Decoded,
+    FileHead,
+    Linear,
+    NegativeDistance,
+    Objective,
+    OpenClipBackbone,
+    Quadratic,
+    RandomHead,
+    Reward,
+    TimmBackbone,
+    TorchFunction,
+)
+from lightning_guide.snapshots import SnapshotStore
+
+
+def agrees_with_finite_differences(objective: Objective, x: Tensor) -> None:
+    """The gradient is that of the values, sample by sample."""
+    value, gradient = objective.value_and_gradient(x)
+    torch.testing.assert_close(value, torch.cat([objective.value(x[i : i + 1]) for i in range(len(x))]).detach())
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
+    step = 1e-3
+    with torch.no_grad():
+        slope = (objective.value(x + step * direction) - objective.value(x - step * direction)) / (2 * step)
+    torch.testing.assert_close((gradient * direction).flatten(1).sum(1), slope, rtol=2e-2, atol=2e-3)
+
+
+def test_simple_objectives(generator: torch.Generator) -> None:
+    x = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    theta = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
+    torch.testing.assert_close(Linear(theta).value(x), x @ theta)
+    torch.testing.assert_close(Quadratic(theta).value(x), 10 - (x @ theta - 3) ** 2)
+    b = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    torch.testing.assert_close(NegativeDistance(b).value(x), 5 - 0.5 * (x - b).norm(dim=1))
+    torch.testing.assert_close(NegativeDistance().value(x), 5 - 0.5 * (x - 4).norm(dim=1))
+    own = TorchFunction("torch.linalg.vector_norm", {"dim": 1, "ord": 3})
+    torch.testing.assert_close(own.value(x), x.abs().pow(3).sum(1).pow(1 / 3))
+    for objective in (Linear(theta), Quadratic(theta), NegativeDistance(b), own):
+        agrees_with_finite_differences(objective, x)
+    point, v = x[:1], torch.randn(1, 3, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(Quadratic(theta).curvature(point, v), -2 * (v @ theta)[:, None] * theta)
+    assert not Linear(theta).curvature(point, v).any()
+
+
+def test_gradients_exist_where_they_are_switched_off(generator: torch.Generator) -> None:
+    x = torch.randn(2, 3, generator=generator)
+    with torch.no_grad():
+        _, gradient = Quadratic([1.0, 0.0, 0.0]).value_and_gradient(x)
+    torch.testing.assert_close(gradient[:, 0], -2 * (x[:, 0] - 3))
+    assert not gradient.requires_grad
+
+
+def test_through_a_decoder(generator: torch.Generator) -> None:
+    decoder = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 3))
+    latents = torch.randn(4, 2, generator=generator)
+    objective = Decoded(Quadratic([1.0, 2.0, -1.0]), decoder)
+    torch.testing.assert_close(objective.value(latents), Quadratic([1.0, 2.0, -1.0]).value(decoder(latents)))
+    agrees_with_finite_differences(objective, latents)
+    assert not any(parameter.requires_grad for parameter in decoder.parameters())
+
+
+def test_the_probability_of_a_class(tmp_path: Path, generator: torch.Generator) -> None:
+    network = SmallClassifier([1, 8, 8], num_classes=3, widths=[8, 8])
+    store = SnapshotStore(tmp_path / "snapshots")
+    store.save(network.state_dict(), images=8, sigma_rel=0.0, recipe=network.recipe)
+    x = torch.rand(4, 1, 8, 8, generator=generator) * 2 - 1
+    objective = ClassLogProbability(str(tmp_path), 2)
+    torch.testing.assert_close(objective.value(x), network(x).log_softmax(1)[:, 2].detach())
+    agrees_with_finite_differences(objective, x)
+    with pytest.raises(ValueError, match="label 3 is out of range: the classifier knows 3 classes"):
+        ClassLogProbability(str(tmp_path), 3).value(x)
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A file of random weights for the smallest ResNet of timm."""
+    path = tmp_path_factory.mktemp("weights") / "resnet10t.safetensors"
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_resnet", pretrained=False).state_dict(), path)
+    return str(path)
+
+
+def test_a_reward_network_of_timm_with_a_random_head(resnet: str, generator: torch.Generator) -> None:
+    before = torch.get_rng_state()
+    reward = Reward(TimmBackbone("test_resnet", resnet), RandomHead(seed=3))
+    x = torch.rand(2, 1, 24, 32, generator=generator) * 2.4 - 1.2  # some of it is clamped
+    value, gradient = reward.value_and_gradient(x)
+    assert torch.equal(torch.get_rng_state(), before)
+    model = timm.create_model("test_resnet", pretrained=True, pretrained_cfg_overlay={"file": resnet}, num_classes=0)
+    config = timm.data.resolve_data_config(model=model)
+    side = config["input_size"][1]
+    picture = ((x + 1) / 2).clamp(0, 1).expand(-1, 3, -1, -1)
+    picture = F.interpolate(picture, (side, round(32 * side / 24)), mode="bilinear", antialias=True)
+    left = (picture.shape[3] - side) // 2
+    mean, std = (torch.tensor(config[key])[:, None, None] for key in ("mean", "std"))
+    features = model.eval()((picture[:, :, :, left : left + side] - mean) / std)
+    draws = torch.rand(features.shape[1] + 1, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    expected = (features @ draws[:-1] + draws[-1]) / features.shape[1] ** 0.5
+    torch.testing.assert_close(value, expected.detach(), rtol=1e-3, atol=1e-4)
+    assert gradient.abs().max() > 0 and not gradient[x.abs() > 1.001].any()  # nothing leads back into the range
+    assert not any(parameter.requires_grad for parameter in reward.parameters())
+
+
+def test_heads_out_of_files(tmp_path: Path, generator: torch.Generator) -> None:
+    shapes = {"layers.2": (1, 3), "layers.10": (1, 1), "layers.0": (3, 4)}
+    tensors = {f"{name}.weight": torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    tensors["layers.0.bias"] = torch.randn(3, generator=generator)
+    save_file(tensors, tmp_path / "head.safetensors")
+    features = torch.randn(5, 4, generator=generator)
+    expected = features @ tensors["layers.0.weight"].T + tensors["layers.0.bias"]
+    expected = expected @ tensors["layers.2.weight"].T @ tensors["layers.10.weight"].T
+    head = FileHead(str(tmp_path / "head.safetensors"))
+    torch.testing.assert_close(head(features), expected.squeeze(1))
+    with pytest.raises(ValueError, match="takes 4 features, the backbone gives 6"):
+        head(torch.zeros(2, 6))
+    save_file({"weight": torch.zeros(2, 4)}, tmp_path / "two.safetensors")
+    with pytest.raises(ValueError, match="expected the last to have one output"):
+        FileHead(str(tmp_path / "two.safetensors"))
+    with pytest.raises(ValueError, match="nothing.safetensors cannot be read"):
+        FileHead(str(tmp_path / "nothing.safetensors"))
+
+
+def test_a_backbone_of_open_clip(tmp_path: Path, generator: torch.Generator) -> None:
+    import open_clip
+
+    torch.manual_seed(0)
+    model = open_clip.create_model("ViT-S-32-alt")
+    weights = tmp_path / "clip.safetensors"
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, weights)
+    backbone = OpenClipBackbone("ViT-S-32-alt", str(weights))
+    features = backbone(torch.rand(1, 3, 40, 40, generator=generator))
+    assert features.ndim == 2 and float(features.norm()) == pytest.approx(1, abs=1e-4)
+
+
+def test_mistakes_end_in_a_sentence(resnet: str) -> None:
+    with pytest.raises(ValueError, match=r"Linear is one of x with shape \(2,\), the samples have shape \(3,\)"):
+        Linear([1.0, 2.0]).value(torch.zeros(1, 3))
+    with pytest.raises(ValueError, match="'torch.no_such_thing' cannot be imported"):
+        TorchFunction("torch.no_such_thing")
+    with pytest.raises(ValueError, match="is a float; expected a function"):
+        TorchFunction("torch.pi")
+    with pytest.raises(ValueError, match="there is no file nowhere.safetensors"):
+        TimmBackbone("test_resnet", "nowhere.safetensors")(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ValueError, match="resnet_of_dreams cannot be loaded"):
+        TimmBackbone("resnet_of_dreams")(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ValueError, match="takes pictures"):
+        Reward(TimmBackbone("test_resnet", resnet), RandomHead()).value(torch.zeros(2, 5))
+
+    class Root(Objective):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sum(1).abs().sqrt()
+
+    with pytest.raises(ValueError, match="gradient of the objective Root is not finite"):
+        Root().value_and_gradient(torch.zeros(1, 3))
