@@ -76,5 +76,4 @@ def neon(
     }
     (folder / "neon.json").write_text(json.dumps(made_of, indent=1) + "\n", encoding="utf-8")
     print(f"Neon of {base} and {auxiliary} at w = {weight:g}: {path}")
-    print(f"lightning-guide test -c {base}/config.yaml --trainer.default_root_dir {folder}")
     return str(path)

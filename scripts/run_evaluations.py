@@ -22,7 +22,7 @@ def evaluate(run_config: str, evaluations: Mapping[str, Mapping[str, Any]], fold
     report = {"class_path": "callbacks.MetricsReport", "init_args": {"folder": str(folder)}}
     settings = {
         "trainer": {"callbacks": [report], "logger": False, "enable_progress_bar": False},
-        "model": {"init_args": {"evaluations": {name: dict(each) for name, each in evaluations.items()}}},
+        "model": {"init_args": {"evaluations": {n: dict(each) for n, each in evaluations.items()}, "guidances": None}},
     }
     text = yaml.safe_dump(settings, sort_keys=False)
     written, results = folder / "evaluations.yaml", folder / "metrics.json"

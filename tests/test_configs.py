@@ -13,6 +13,9 @@ import yaml
 from PIL import Image
 
 from lightning_guide.cli import main
+from lightning_guide.denoiser import Preconditioned
+from lightning_guide.networks import EDM2UNet
+from lightning_guide.snapshots import SnapshotStore
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 # Files that only make sense on top of others.
@@ -22,8 +25,8 @@ PARTS = {
     "fractal2d/report.yaml": "fractal2d/main.yaml",
 }
 FILES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
-GUIDANCES = [name for name in FILES if name.startswith("guidance/")]
-FILES = [name for name in FILES if name not in GUIDANCES[1:]]  # the others: test_configs_guidance.py
+GUIDANCES = [name for name in FILES if name.startswith(("guidance/", "energy/"))]
+FILES = [name for name in FILES if name not in GUIDANCES[1:]]  # the others: test_configs_guidance.py, ..._energy.py
 PARTS[GUIDANCES[0]] = "digits/main.yaml"
 
 
@@ -35,7 +38,12 @@ def command(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
 
 @pytest.fixture
 def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A working folder with data/cifar10/train-*.tar and test-*.tar of a few 32x32 pictures."""
+    """A working folder with data/cifar10/train-*.tar and test-*.tar of a few 32x32 pictures, and two finished runs."""
+    for name, channels in (("digits", 1), ("cifar8", 3)):
+        sizes = {"model_channels": 8, "channel_mult": [1], "num_blocks": 1, "attention_resolutions": []}
+        model = Preconditioned(EDM2UNet([channels, 8, 8], num_classes=10, **sizes))  # type: ignore[arg-type]
+        store = SnapshotStore(tmp_path / f"runs/{name}/main/snapshots")
+        store.save(model.state_dict(), images=8, sigma_rel=0.05, recipe=model.recipe, planned_images=8)
     (tmp_path / "data/cifar10").mkdir(parents=True)
     pixels = np.random.default_rng(0)
     for part in ("train", "test"):
@@ -71,6 +79,7 @@ def test_config_runs_two_steps(
 ) -> None:
     run = tmp_path / "run"
     words = ["-c", CONFIGS / name, "-c", CONFIGS / "shrink.yaml", "--data.batch_size", 4]
+    words += ["--data.num_samples", 8] if name.startswith("sims/") else []
     command(monkeypatch, "fit", *words, "--trainer.default_root_dir", run)
     assert (run / "config.yaml").exists()
     assert list((run / "checkpoints").glob("step-000000002.ckpt"))

@@ -1,0 +1,172 @@
+"""SIMS by one command: synthesise, retrain, evaluate; interrupted anywhere, and with mistakes in its config."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from lightning_guide.cli import main
+from lightning_guide.modules.models import finished_model, open_snapshots, pretrained
+from tests.processes import Processes, kill
+from tests.runs import assert_same, snapshots
+from tests.test_cli import TINY, failure, guide
+
+BASE: dict[str, Any] = {"class_path": "Snapshot", "init_args": {"run": "base", "images": "1/1", "sigma_rel": 0.05}}
+AUXILIARY: dict[str, Any] = {"class_path": "Snapshot", "init_args": {"images": 16, "sigma_rel": 0.05}}
+DRAWN: dict[str, Any] = {
+    "num_samples": 5,
+    "sampler": {
+        "class_path": "lightning_guide.samplers.Euler",
+        "init_args": {"grid": {"class_path": "lightning_guide.noise.KarrasGrid", "init_args": {"num_steps": 3}}},
+    },
+}
+
+
+def settings() -> dict[str, Any]:
+    """The base's config with its samples as data, and its average as the model."""
+    sims: dict[str, Any] = copy.deepcopy(TINY)
+    sims["trainer"] |= {"default_root_dir": "sims", "max_steps": 6, "val_check_interval": 6, "limit_val_batches": 1.0}
+    sims["trainer"]["callbacks"] = [
+        {"class_path": "PostHocEMA", "init_args": {"every_images": 48}},
+        {"class_path": "BudgetSnapshots", "init_args": {"budgets": [16, 32]}},
+        {"class_path": "RunCheckpoint", "init_args": {"every_steps": 2}},
+        {"class_path": "MetricsReport"},
+        {"class_path": "WeightCurves", "init_args": {"metric": "nfe"}},
+    ]
+    sims["model"]["init_args"] |= {
+        "denoiser": {"class_path": "lightning_guide.modules.models.pretrained", "init_args": {"run": "base"}},
+        "evaluations": {"base": DRAWN | {"guidance": BASE}},
+        "guidances": {
+            name: {"class_path": kind, "init_args": {"auxiliary": AUXILIARY, "base": BASE, "weight": weight}}
+            for name, kind, weight in (("sims_1.5", "SIMS", 1.5), ("sims_2", "SIMS", 2), ("neon", "Neon", 1.5))
+        },
+    }
+    sims["data"]["init_args"] |= {"heldout_size": 8, "training_size": 8}
+    sims["data"] = {
+        "class_path": "datamodules.SelfSynthesised",
+        "init_args": {
+            "data": sims["data"],
+            "run": "base",
+            "folder": "synthetic",
+            "num_samples": 200,
+            "chunk_size": 20,
+            "sampler": DRAWN["sampler"],
+            "batch_size": 8,
+        },
+    }
+    return sims
+
+
+@pytest.fixture
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`base`, a finished run of 32 points, and `sims.yaml` in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.yaml").write_text(yaml.safe_dump(TINY))
+    Path("sims.yaml").write_text(yaml.safe_dump(settings()))
+    guide(monkeypatch, "fit", "-c", "tiny.yaml", "--trainer.default_root_dir", "base")
+    return tmp_path / "base"
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_one_command_synthesises_retrains_and_evaluates(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = files(base)
+    guide(monkeypatch, "fit", "-c", "sims.yaml")
+    assert files(base) == before, "the base has changed"
+    assert len(list(Path("synthetic").glob("*.tar"))) == 10
+    assert sorted({entry.images for entry in open_snapshots("sims").entries()}) == [16, 32, 48]
+    results = json.loads(Path("sims/report/metrics.json").read_text())
+    assert {name: values["nfe"] for name, values in results.items()} == {
+        "base": 3, "sims_1.5": 6, "sims_2": 6, "neon": 3
+    }
+    assert Path("sims/report/curves_nfe.png").exists()
+    shards = files(Path("synthetic"))
+    guide(monkeypatch, "test", "-c", "sims/config.yaml")
+    guide(monkeypatch, "neon", "base", "sims", "--auxiliary_images", 16, "--weight", 1.5)
+    guide(monkeypatch, "predict", "-c", "base/config.yaml", "--trainer.default_root_dir", "base/neon")
+    assert files(Path("synthetic")) == shards
+
+
+def test_the_auxiliary_begins_as_the_average_of_the_base(base: Path) -> None:
+    """And can be trained, which the models of evaluations cannot; at rate 0 it stays what it is."""
+    begun, average = pretrained(str(base)), finished_model(base, None, 0.05)
+    for one, other in zip(begun.parameters(), average.parameters(), strict=True):
+        assert torch.equal(one, other) and one.requires_grad and not other.requires_grad
+    assert begun.training and not average.training
+    rate = {"class_path": "lightning_guide.modules.learning_rate.ConstantRate", "init_args": {"peak": 1e-30}}
+    sims = settings()
+    sims["model"]["init_args"]["learning_rate"] = rate
+    Path("still.yaml").write_text(yaml.safe_dump(sims))
+    main(["fit", "-c", "still.yaml", "--trainer.limit_val_batches", "0"])
+    for one, other in zip(finished_model("sims", 16, 0.05).parameters(), average.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def command(folder: str) -> None:
+    """The one command, in `folder`."""
+    os.chdir(folder)
+    main(["fit", "-c", "sims.yaml"])
+
+
+def test_killed_in_every_phase_it_reaches_the_same_weights(
+    processes: Processes, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it draws, while it trains, while it evaluates; then the same command to the end."""
+    guide(monkeypatch, "fit", "-c", "sims.yaml")
+    whole = snapshots("sims")
+    samples = {path.name: content for path, content in files(Path("synthetic")).items()}
+    parted = tmp_path / "parted"
+    parted.mkdir()
+    for name in ("base", "sims.yaml"):
+        (parted / name).symlink_to(tmp_path / name)
+    for sign in ("synthetic/synthetic-000003.tar", "sims/checkpoints/step-000000002.ckpt"):
+        pid = processes.start(("tests.test_sims", "command"), parted / "log", folder=str(parted))
+        deadline = time.monotonic() + 60
+        while not (parted / sign).exists() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        kill(pid)
+        assert processes.wait(pid) == -9 and (parted / sign).exists()
+    assert not (parted / "sims/report/metrics.json").exists()
+    processes.call(("tests.test_sims", "command"), parted / "log", folder=str(parted))
+    assert_same(snapshots(parted / "sims"), whole)
+    assert {path.name: content for path, content in files(parted / "synthetic").items()} == samples
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--data.run", "elsewhere"), "run 'elsewhere' has no snapshots"),
+        (("--data.batch_size", "5"), "the budget of 16 images does not end with a step"),
+        (("--data.num_samples", "0"), "num_samples >= 1"),
+        (("--data.classes", "[0.5, 0.5]"), "has no labels"),
+        (("--data.guidance", "{class_path: SIMS, init_args: {weight: .inf, auxiliary: Main}}"), "finite weights"),
+    ],
+)
+def test_mistakes_end_in_a_sentence(
+    words: tuple[str, ...],
+    expected: str,
+    base: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = failure(monkeypatch, capsys, "fit", "-c", "sims.yaml", *words)
+    assert expected in said and "Traceback" not in said
+
+
+def test_other_settings_for_the_same_folder(
+    base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    guide(monkeypatch, "fit", "-c", "sims.yaml")
+    again = ("fit", "-c", "sims.yaml", "--trainer.default_root_dir", "other", "--data.sampling_seed", 3)
+    said = failure(monkeypatch, capsys, *again)
+    assert "synthetic holds samples that were made with other settings: sampling_seed was 0 and is now 3" in said
