@@ -105,8 +105,8 @@ def test_what_cannot_be_computed_is_refused() -> None:
     metric = PrecisionRecall(RawPixels())
     with pytest.raises(ValueError, match="PrecisionRecall has seen no real data yet"):
         metric.update(torch.zeros(2, 2))
-    with pytest.raises(ValueError, match="with k=3 need more than 3 real examples, got 3"):
+    with pytest.raises(ValueError, match="needs at least 4 real examples, got 3"):
         metric.prepare([Batch(torch.zeros(3, 2))])
     metric.prepare([Batch(torch.zeros(4, 2))])
-    with pytest.raises(ValueError, match="with k=3 need more than 3 samples, got 0"):
+    with pytest.raises(ValueError, match="needs at least 4 samples, got 0"):
         metric.compute()

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from lightning_guide.networks.classifier import SmallClassifier
 from lightning_guide.raw_network import raw_network
 
-__all__ = ["ClassifierFeatures", "FeatureExtractor", "RawPixels", "TimmFeatures"]
+__all__ = ["ClassifierFeatures", "FeatureExtractor", "RawPixels", "TimmFeatures", "check_pictures"]
 
 
 class FeatureExtractor(nn.Module, ABC):
@@ -110,7 +110,7 @@ class TimmFeatures(FeatureExtractor):
 
     def extract(self, x: Tensor) -> Tensor:
         """Features of pictures uint8 (B, 1 or 3, H, W) of any size."""
-        _check_pictures(x)
+        check_pictures(x)
         if self._model is None:
             self._load()
         assert self._model is not None
@@ -147,12 +147,13 @@ class TimmFeatures(FeatureExtractor):
         self._model = model.eval().requires_grad_(False)
 
 
-def _check_pictures(x: Tensor) -> None:
+def check_pictures(x: Tensor) -> None:
+    """Raises ValueError unless `x` holds pictures uint8 (B, C, H, W)."""
     if x.dtype != torch.uint8 or x.ndim != 4:
         raise ValueError(f"this extractor takes pictures uint8 (B, C, H, W), got {x.dtype} of shape {tuple(x.shape)}")
 
 
 def _scaled(x: Tensor) -> Tensor:
     """Pictures as a classifier sees them, x / 127.5 - 1."""
-    _check_pictures(x)
+    check_pictures(x)
     return x.to(torch.float32) / 127.5 - 1
