@@ -12,7 +12,7 @@ from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance_files import build_guidances, read_guidances
 from lightning_guide.modules.models import RunModels, finished_model
 
-__all__ = ["gallery_config"]
+__all__ = ["fitting", "gallery_config"]
 
 
 def gallery_config(
@@ -46,7 +46,7 @@ def gallery_config(
     if not config.is_file():
         raise ValueError(f"{config} does not exist; expected the folder of a run that `lightning-guide fit` has made")
     settings: dict[str, Any] = yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["init_args"]
-    guidances = _fitting(read_guidances(methods), run, settings)
+    guidances = fitting(read_guidances(methods), run, settings)
     first, evaluation = next(iter((settings.get("evaluations") or {"unguided": {}}).items()))
     drawn: dict[str, Any] = {"num_samples": count, "batch_size": count, "labels": labels, "seed": seed, "metrics": {}}
     folder = Path(out) if out is not None else Path(run) / "gallery"
@@ -62,8 +62,12 @@ def gallery_config(
     return [config, written]
 
 
-def _fitting(guidances: dict[str, dict[str, Any]], run: str, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Those that the finished model of `run` can be guided by."""
+def fitting(guidances: dict[str, dict[str, Any]], run: str, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Those that the finished model of `run` can be guided by; the others are named with the reason on the terminal.
+
+    Raises:
+        ValueError: if there is none.
+    """
     main = finished_model(run, settings.get("images"), settings.get("average") or 0.05)
     models = RunModels(main, run=run, device=torch.device("cpu"))
     fitting = {}

@@ -12,10 +12,12 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import auto_cli
 from run_evaluations import Solver, evaluate, over_seeds, solver
 from seed_summary import show
 
+from lightning_guide.gallery import fitting
 from lightning_guide.guidance_files import read_guidances
 
 METRICS = ("fd", "fd_change", "precision", "recall", "class_agreement", "nfe", "seconds")
@@ -54,7 +56,9 @@ def compare(
     folder = Path(out)
     common = {"num_samples": num_samples, "batch_size": batch_size, "sampler": solver(sampler, num_steps)}
     tried: dict[str, list[tuple[float, dict[str, Any]]]] = {}
-    for name, guidance in read_guidances(methods).items():
+    config = yaml.safe_load(Path(run_config).read_text())
+    run, settings = config["trainer"]["default_root_dir"], config["model"]["init_args"]
+    for name, guidance in fitting(read_guidances(methods), run, settings).items():
         own = interpolating_weights if guidance["class_path"].endswith("PP") else weights
         tried[name] = [(weight, _with_weight(guidance, weight)) for weight in own]
     points: dict[str, dict[str, Any]] = {"unguided": {**common, "seed": SEARCH_SEED, "num_samples": search_samples}}

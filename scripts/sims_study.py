@@ -69,7 +69,7 @@ def study(
     common = {"batch_size": batch_size, "sampler": solver(sampler, num_steps)}
     settings = yaml.safe_load(Path(run_config).read_text())
     base = settings["model"]["init_args"]["denoiser"]["init_args"]["run"]
-    costs = [_train(run_config, settings, folder, seed, max(budgets), synthetic, common, budgets) for seed in range(seeds)]
+    costs = [_train(run_config, settings, folder, seed, synthetic, common, budgets) for seed in range(seeds)]
     guides = _Guides(base, early)
     points = [(kind, budget, weight) for kind in ("SIMS", "Neon") for budget in budgets for weight in weights]
     points += [("Autoguidance", 0, weight) for weight in weights] if early else []
@@ -141,7 +141,6 @@ def _train(
     settings: dict[str, Any],
     folder: Path,
     seed: int,
-    budget: int,
     synthetic: int,
     common: dict[str, Any],
     budgets: list[int],
@@ -149,6 +148,7 @@ def _train(
     """One auxiliary, unless it is there; its cost."""
     run, note = folder / f"seed-{seed}", folder / f"seed-{seed}" / "cost.json"
     if not note.exists():
+        budget = max(budgets)
         steps = budget // settings["data"]["init_args"]["batch_size"]
         averages = {"sigma_rels": [0.05], "every_images": budget}
         overlay = {
@@ -177,7 +177,7 @@ def _train(
         (run / "overlay.yaml").write_text(yaml.safe_dump(overlay, sort_keys=False))
         begin = time.process_time()
         lightning_guide(["fit", "-c", config, "-c", str(run / "overlay.yaml")])
-        cost = {"cpu_seconds": time.process_time() - begin, "images": budget, "synthetic": synthetic}
+        cost = {"cpu_seconds": time.process_time() - begin, "images": max(budgets), "synthetic": synthetic}
         note.write_text(json.dumps(cost))
     loaded: dict[str, float] = json.loads(note.read_text())
     return loaded
