@@ -44,7 +44,7 @@ from lightning_guide.seeds import SampleSeeds
 Make = Callable[[Objective, float, Denoiser], EnergyGuidance]
 METHODS: dict[str, Make] = {
     "DPS": lambda loss, rate, positive: DPS(loss, 0.1 * rate, positive=positive),
-    "AdamDPS": lambda loss, rate, positive: AdamDPS(loss, 0.1 * rate, positive=positive),
+    "AdamDPS": lambda loss, rate, positive: AdamDPS(loss, 0.5 * rate, positive=positive),
     "MPGD": lambda loss, rate, positive: MPGD(loss, 0.1 * rate, positive=positive),
     "TFG": lambda loss, rate, positive: TFG(loss, 0.1 * rate, 0.03 * rate, 0.1, positive=positive),
     "UG": lambda loss, rate, positive: UniversalGuidance(loss, rate, positive=positive),

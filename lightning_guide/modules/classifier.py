@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from lightning_guide.data import Batch, SampleBatch
-from lightning_guide.networks.classifier import SmallClassifier
+from lightning_guide.networks.classifier import Classifier
 from lightning_guide.seeds import mix
 from lightning_guide.snapshots import SnapshotStore
 
@@ -52,7 +52,7 @@ class ClassifierModule(pl.LightningModule):
 
     def __init__(
         self,
-        network: SmallClassifier,
+        network: Classifier,
         *,
         optimizer: OptimizerCallable | None = None,
         label_smoothing: float = 0.0,
@@ -114,12 +114,12 @@ class ClassifierModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean cross-entropy of one micro-batch."""
         x, labels = self._labelled(batch)
+        images = self.images_seen + self._pending_images
+        generator = torch.Generator(self.device).manual_seed(mix(self.seed, "augment", images, self.global_rank))
         if self.augment:
-            images = self.images_seen + self._pending_images
-            generator = torch.Generator(self.device).manual_seed(mix(self.seed, "augment", images, self.global_rank))
             x = shifted(x, self.augment, generator)
         self._pending_images += len(x) * self.trainer.world_size
-        loss = F.cross_entropy(self.network(x), labels, label_smoothing=self.label_smoothing)
+        loss = F.cross_entropy(self.logits(x, generator), labels, label_smoothing=self.label_smoothing)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(x))
         return loss
 
@@ -129,6 +129,11 @@ class ClassifierModule(pl.LightningModule):
         self.images_seen += self._pending_images
         self._pending_images = 0
 
+    def logits(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """What the network answers (B, K) for pictures `x` (B, C, H, W); `generator` is there for what is random."""
+        answer: Tensor = self.network(x)
+        return answer
+
     def on_validation_epoch_start(self) -> None:
         """Starts the held-out sums anew."""
         self._heldout = torch.zeros(3, dtype=torch.float64, device=self.device)
@@ -136,7 +141,8 @@ class ClassifierModule(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds one held-out batch."""
         x, labels = self._labelled(batch)
-        logits = self.network(x)
+        draw = mix(self.seed, "heldout", batch_idx, self.global_rank)
+        logits = self.logits(x, torch.Generator(self.device).manual_seed(draw))
         loss = F.cross_entropy(logits, labels, reduction="sum")
         self._heldout += torch.stack([loss, (logits.argmax(1) == labels).sum(), loss.new_tensor(len(x))])
 

@@ -8,12 +8,24 @@ from torch import Tensor, nn
 
 from lightning_guide.recipe import Recorded
 
-__all__ = ["SmallClassifier"]
+__all__ = ["Classifier", "SmallClassifier"]
 
 _GROUPS = 8
 
 
-class SmallClassifier(Recorded, nn.Module):
+class Classifier(Recorded, nn.Module):
+    """Base of classifiers of pictures, clean or noisy.
+
+    Attributes:
+        data_shape: (C, H, W) of one picture.
+        num_classes: number of classes.
+    """
+
+    data_shape: tuple[int, ...]
+    num_classes: int
+
+
+class SmallClassifier(Classifier):
     """Convolutions with group normalisation, halving the size between blocks; then a hidden layer and the logits.
 
     Submodules: ``blocks`` (pictures to channels), ``hidden`` (mean over pixels to features), ``head`` (to logits).

@@ -1,5 +1,7 @@
 """The methods of the literature, each a setting of `EnergyGuidance`."""
 
+from lightning_guide.guidance.energy.methods.calibrated import EluCD
+from lightning_guide.guidance.energy.methods.classifier import ClassifierGuidance
 from lightning_guide.guidance.energy.methods.freedom import AugmentedPolyak, FreeDoM, FreeDoMCLIP
 from lightning_guide.guidance.energy.methods.loss_guided import LossGuidedDiffusion
 from lightning_guide.guidance.energy.methods.manifold_preserving import MPGD, MPGDLatent
@@ -12,7 +14,9 @@ __all__ = [
     "TFG",
     "AdamDPS",
     "AugmentedPolyak",
+    "ClassifierGuidance",
     "DPS",
+    "EluCD",
     "FreeDoM",
     "FreeDoMCLIP",
     "LossGuidedDiffusion",

@@ -39,12 +39,15 @@ class GuideNetwork(Recorded, nn.Module, ABC):
                 self._loaded.append(self._load().eval().requires_grad_(False))
         return self._loaded[0].to(device)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """What the network says about `x` (B, *), computed in float32, in the dtype of `x`."""
-        return self._apply_to(x.to(torch.float32)).to(x.dtype)
+    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
+        """What the network says about `x` (B, *), computed in float32, in the dtype of `x`.
 
-    def _apply_to(self, x: Tensor) -> Tensor:
-        answer: Tensor = self.network(x.device)(x)
+        `others` are passed on, such as the noise level to a classifier of noisy pictures.
+        """
+        return self._apply_to(x.to(torch.float32), *(other.to(torch.float32) for other in others)).to(x.dtype)
+
+    def _apply_to(self, x: Tensor, *others: Tensor) -> Tensor:
+        answer: Tensor = self.network(x.device)(x, *others)
         return answer
 
 
@@ -64,9 +67,9 @@ class RunNetwork(GuideNetwork):
     def _load(self) -> nn.Module:
         return raw_network(self.run, kind=nn.Module)
 
-    def _apply_to(self, x: Tensor) -> Tensor:
+    def _apply_to(self, x: Tensor, *others: Tensor) -> Tensor:
         if self.blocks is None:
-            return super()._apply_to(x)
+            return super()._apply_to(x, *others)
         features: Tensor = self.network(x.device).blocks[: self.blocks](x)
         return features
 
@@ -122,7 +125,7 @@ class TimmNetwork(GuideNetwork):
                     model.set_submodule(name, nn.Softplus(beta=self.softplus))
         return model
 
-    def _apply_to(self, x: Tensor) -> Tensor:
+    def _apply_to(self, x: Tensor, *others: Tensor) -> Tensor:
         from timm.data import resolve_data_config
 
         model = self.network(x.device)
