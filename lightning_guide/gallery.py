@@ -70,17 +70,17 @@ def fitting(guidances: dict[str, dict[str, Any]], run: str, settings: dict[str, 
     """
     main = finished_model(run, settings.get("images"), settings.get("average") or 0.05)
     models = RunModels(main, run=run, device=torch.device("cpu"))
-    fitting = {}
+    kept = {}
     for name, guidance in build_guidances(guidances).items():
         try:
             _evaluate(guidance.resolve(models))
         except ValueError as reason:
             print(f"left out: {name} ({reason})")
         else:
-            fitting[name] = guidances[name]
-    if not fitting:
+            kept[name] = guidances[name]
+    if not kept:
         raise ValueError(f"none of the guidances {', '.join(guidances)} fits the model of {run}")
-    return fitting
+    return kept
 
 
 @torch.no_grad()

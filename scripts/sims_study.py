@@ -23,6 +23,7 @@ from scipy.optimize import minimize_scalar
 from seed_summary import show, summarise
 
 from lightning_guide.cli import main as lightning_guide
+from lightning_guide.modules.models import open_snapshots
 
 METRICS = ("fd", "fd_change", "precision", "recall", "class_agreement", "nfe")
 FRESH = 10_000  # sampling seeds of the confirmation
@@ -177,6 +178,8 @@ def _train(
         (run / "overlay.yaml").write_text(yaml.safe_dump(overlay, sort_keys=False))
         begin = time.process_time()
         lightning_guide(["fit", "-c", config, "-c", str(run / "overlay.yaml")])
+        if open_snapshots(run).entries()[-1].images < budget:
+            raise SystemExit(f"{run} was asked to stop; the same command goes on")
         cost = {"cpu_seconds": time.process_time() - begin, "images": max(budgets), "synthetic": synthetic}
         note.write_text(json.dumps(cost))
     loaded: dict[str, float] = json.loads(note.read_text())

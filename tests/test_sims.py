@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,8 @@ def settings() -> dict[str, Any]:
             "data": sims["data"],
             "run": "base",
             "folder": "synthetic",
-            "num_samples": 200,
-            "chunk_size": 20,
+            "num_samples": 100,
+            "chunk_size": 10,
             "sampler": DRAWN["sampler"],
             "batch_size": 8,
         },
@@ -65,13 +66,21 @@ def settings() -> dict[str, Any]:
     return sims
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 32 points."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    main(["fit", "-c", str(folder / "tiny.yaml"), "--trainer.default_root_dir", str(folder / "base")])
+    return folder / "base"
+
+
 @pytest.fixture
-def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """`base`, a finished run of 32 points, and `sims.yaml` in the working folder."""
+def base(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`base`, that run, and `sims.yaml` in the working folder."""
     monkeypatch.chdir(tmp_path)
-    Path("tiny.yaml").write_text(yaml.safe_dump(TINY))
+    shutil.copytree(finished, tmp_path / "base")
     Path("sims.yaml").write_text(yaml.safe_dump(settings()))
-    guide(monkeypatch, "fit", "-c", "tiny.yaml", "--trainer.default_root_dir", "base")
     return tmp_path / "base"
 
 
@@ -161,12 +170,3 @@ def test_mistakes_end_in_a_sentence(
 ) -> None:
     said = failure(monkeypatch, capsys, "fit", "-c", "sims.yaml", *words)
     assert expected in said and "Traceback" not in said
-
-
-def test_other_settings_for_the_same_folder(
-    base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    guide(monkeypatch, "fit", "-c", "sims.yaml")
-    again = ("fit", "-c", "sims.yaml", "--trainer.default_root_dir", "other", "--data.sampling_seed", 3)
-    said = failure(monkeypatch, capsys, *again)
-    assert "synthetic holds samples that were made with other settings: sampling_seed was 0 and is now 3" in said
