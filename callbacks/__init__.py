@@ -6,6 +6,7 @@ from callbacks.fractal_figure import FractalFigure
 from callbacks.gallery import Gallery
 from callbacks.metrics_report import MetricsReport
 from callbacks.post_hoc_ema import PostHocEMA
+from callbacks.round_strips import RoundStrips
 from callbacks.run_checkpoint import RunCheckpoint
 from callbacks.sample_grid import SampleGrid
 from callbacks.sample_writer import SampleWriter
@@ -19,6 +20,7 @@ __all__ = [
     "Gallery",
     "MetricsReport",
     "PostHocEMA",
+    "RoundStrips",
     "RunCheckpoint",
     "SampleGrid",
     "SampleWriter",

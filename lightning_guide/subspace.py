@@ -78,20 +78,20 @@ class Sphere(nn.Module):
 
 
 class Direction(Recorded):
-    """A unit vector theta (D,) with |theta off the subspace| = `off` |theta on it|.
+    """A unit vector theta (D,) with |theta off the subspace| = `off_ratio` |theta on it|.
 
-    The theta_1 of the paper has off = 0, its theta_2 off = 9, so that |A^T theta| = 1 / sqrt(82) = .1104.
+    The theta_1 of the paper has off_ratio = 0, its theta_2 off_ratio = 9, so that |A^T theta| = 1 / sqrt(82) = .1104.
     """
 
-    def __init__(self, dimension: int = 64, subspace: int = 16, *, off: float = 9.0, seed: int = 0) -> None:
+    def __init__(self, dimension: int = 64, subspace: int = 16, *, off_ratio: float = 9.0, seed: int = 0) -> None:
         """`dimension`, `subspace` and `seed` are those of the `SubspaceGaussian`.
 
         Raises:
-            ValueError: if `off` is negative, or there is nothing off the subspace.
+            ValueError: if `off_ratio` is negative, or there is nothing off the subspace.
         """
-        if off < 0 or (off > 0 and dimension == subspace):
-            raise ValueError(f"a direction needs off >= 0, and 0 where the subspace is the space, got {off}")
-        self.dimension, self.subspace, self.off, self.seed = dimension, subspace, off, seed
+        if off_ratio < 0 or (off_ratio > 0 and dimension == subspace):
+            raise ValueError(f"a direction needs off_ratio >= 0, and 0 where nothing is off, got {off_ratio}")
+        self.dimension, self.subspace, self.off_ratio, self.seed = dimension, subspace, off_ratio, seed
 
     @property
     def vector(self) -> Tensor:
@@ -101,7 +101,7 @@ class Direction(Recorded):
         z = torch.randn(2, self.dimension, generator=generator, dtype=torch.float64)
         on = a @ (a.T @ z[0])
         theta = on / on.norm()
-        if self.off:
+        if self.off_ratio:
             away = z[1] - a @ (a.T @ z[1])
-            theta = (theta + self.off * away / away.norm()) / (1 + self.off**2) ** 0.5
+            theta = (theta + self.off_ratio * away / away.norm()) / (1 + self.off_ratio**2) ** 0.5
         return theta

@@ -26,7 +26,8 @@ PARTS = {
 }
 FILES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
 GUIDANCES = [name for name in FILES if name.startswith(("guidance/", "energy/"))]
-FILES = [name for name in FILES if name not in GUIDANCES[1:]]  # the others: test_configs_guidance.py, ..._energy.py
+# the others: test_configs_guidance.py, ..._energy.py, ..._gradient.py
+FILES = [name for name in FILES if name not in GUIDANCES[1:] and not name.startswith("gradient/")]
 PARTS[GUIDANCES[0]] = "digits/main.yaml"
 
 

@@ -168,6 +168,15 @@ def test_cost_and_independence_of_samples(
     assert torch.equal(guidance(x, sigma), x**2 / 4)  # no gradient, no guidance
 
 
+def test_where_a_network_has_an_impossible_jacobian_the_posterior_strength_stays_bounded() -> None:
+    # g^T J = g^2 x / 2 is negative for x < 0; a real posterior mean has g^T J >= |J|^2
+    x, g = torch.full((1, 2, 3), -0.5), torch.ones(1, 2, 3)
+    guidance = LookAhead(PosteriorStrength(noise=0.1), positive=Curved()).towards(g, torch.tensor([2.0]))
+    jacobian = g * x / 2
+    strength = (2.0 - float((x**2 / 4).sum())) / (0.01 + 9.0 * float(jacobian.square().sum()))
+    torch.testing.assert_close(guidance(x, torch.tensor(3.0)), x**2 / 4 + 9.0 * strength * jacobian)
+
+
 def test_a_vanished_gradient_changes_nothing(generator: torch.Generator) -> None:
     x = torch.randn(4, 2, 3, generator=generator)
     for strength in (PaperStrength(), PosteriorStrength(), ConstantStrength(1.0), Tilt(1.0)):
@@ -235,7 +244,7 @@ def test_a_noise_of_its_own_moves_along() -> None:
 
 def test_works_in_a_second_order_sampler_and_from_a_config() -> None:
     exact = SubspaceGaussian(6, 2)
-    theta = Direction(6, 2, off=1.0).vector
+    theta = Direction(6, 2, off_ratio=1.0).vector
     sampler = Heun(KarrasGrid(40, sigma_min=0.02, sigma_max=500.0))
     seeds = range(256)
     fixed = LookAhead(gradient=theta.tolist(), target=2.0, positive=exact)

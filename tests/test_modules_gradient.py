@@ -142,7 +142,7 @@ def test_a_gradient_that_vanishes_is_reported_and_the_guidance_stays(tmp_path: P
     class Plateau(Objective):
         """u up to 1, flat from there on."""
 
-        theta = Direction(off=0.0).vector.float()
+        theta = Direction(off_ratio=0.0).vector.float()
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return (x @ self.theta).clamp(max=1.0)

@@ -130,10 +130,10 @@ def test_simulated_worlds(generator: torch.Generator) -> None:
     on = a @ (a.T @ theta)
     assert float(theta.norm()) == pytest.approx(1) and float((theta - on).norm() / on.norm()) == pytest.approx(9)
     assert float(on.norm()) == pytest.approx(0.1104, abs=1e-4)
-    inside = Direction(64, 16, off=0.0, seed=3).vector
+    inside = Direction(64, 16, off_ratio=0.0, seed=3).vector
     torch.testing.assert_close(a @ (a.T @ inside), inside)
     ball = Sphere(7).sample(30, generator)[0]
     torch.testing.assert_close(ball.norm(dim=1), torch.ones(30))
-    for wrong in (lambda: SubspaceGaussian(4, 5), lambda: Direction(4, 4, off=1.0), lambda: Sphere(0)):
+    for wrong in (lambda: SubspaceGaussian(4, 5), lambda: Direction(4, 4, off_ratio=1.0), lambda: Sphere(0)):
         with pytest.raises(ValueError, match="needs"):
             wrong()

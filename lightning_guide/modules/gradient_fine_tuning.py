@@ -93,7 +93,7 @@ class GradientFineTuning(DiffusionModule):
         self.rounds = Rounds(objective, sampling, target, at=at, floor=floor, redraw=redraw)
         self.replay = replay or GeometricReplay()
         self.steps_per_round, self.warm_up, self.max_evaluations = steps_per_round, warm_up, max_evaluations
-        self._found: list[Tensor] = []  # x (n, *) of each replayed round
+        self._found: list[Tensor] = []  # x (n, *) of each replayed round, on the CPU
         self._labels: list[Tensor] = []
 
     def setup(self, stage: str) -> None:
@@ -179,8 +179,7 @@ class GradientFineTuning(DiffusionModule):
         super().on_load_checkpoint(checkpoint)
         self.rounds.load_state_dict(checkpoint["rounds"])
         self.rounds.read_history(self.trainer.default_root_dir)
-        self._found = [x.to(self.device) for x in checkpoint["rounds"]["found"]]
-        self._labels = [labels.to(self.device) for labels in checkpoint["rounds"]["labels"]]
+        self._found, self._labels = list(checkpoint["rounds"]["found"]), list(checkpoint["rounds"]["labels"])
 
 
 def _pretrained(denoiser: Denoiser) -> Denoiser:

@@ -15,6 +15,7 @@ from lightning_guide.networks.magnitude_preserving import (
     normalize_weights_,
     pixel_norm,
 )
+from lightning_guide.networks.point_mlp import PointMLP
 from lightning_guide.networks.transformer import DiffusionTransformer
 from lightning_guide.networks.transformer_block import TransformerBlock
 from lightning_guide.networks.unet import Block, EDM2UNet, NoiseEmbedding
@@ -29,6 +30,7 @@ __all__ = [
     "MPFourier",
     "MPLinear",
     "NoiseEmbedding",
+    "PointMLP",
     "SelfAttention",
     "TransformerBlock",
     "mp_cat",

@@ -86,9 +86,10 @@ def mixture(
     offset = torch.rand((), generator=generator, device=generator.device).double().cpu()
     places = (torch.arange(len(batch.x)) + offset) / len(batch.x)
     chosen = torch.searchsorted(heads, places, right=True).clamp(max=rounds * size)  # 0: stays, j: sample j - 1
-    mine = (chosen > 0).to(batch.x.device)
-    rows = (chosen - 1).clamp(min=0).to(batch.x.device)
-    x = torch.where(mine.reshape(-1, *[1] * (batch.x.ndim - 1)), replay.flatten(0, 1)[rows].to(batch.x), batch.x)
+    device, rows = batch.x.device, (chosen - 1).clamp(min=0)
+    mine = (chosen > 0).to(device)
+    found = replay.flatten(0, 1)[rows].to(batch.x)
+    x = torch.where(mine.reshape(-1, *[1] * (batch.x.ndim - 1)), found, batch.x)
     if batch.condition is None or labels is None:
         return Batch(x, batch.condition)
-    return Batch(x, torch.where(mine, labels.flatten()[rows], batch.condition))
+    return Batch(x, torch.where(mine, labels.flatten()[rows].to(device), batch.condition))

@@ -185,7 +185,7 @@ class Rounds:
         _, calls, seconds = tables.spent.tolist()
         self.evaluations += int(calls)
         record |= {"nfe": calls / count, "evaluations": self.evaluations, "seconds": seconds}
-        self.samples, self.condition = tables.x, tables.condition
+        self.samples, self.condition = tables.x.cpu(), tables.condition.cpu()
         self.history.append(record)
         self.round += 1
         return record
@@ -278,9 +278,10 @@ class Rounds:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next round depends on, as tensors and plain data."""
+        """All that the next round depends on, and samples before and after, as tensors and plain data."""
         numbers = {"round": self.round, "evaluations": self.evaluations, "settings": self.settings}
-        return numbers | {"gradient": self.gradient, "target": self.target, "prior": self._prior}
+        guidance = {"gradient": self.gradient, "target": self.target}
+        return numbers | guidance | {"prior": self._prior, "samples": self.samples}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from there.
@@ -295,7 +296,8 @@ class Rounds:
                 f"{self.settings[wrong[0]]}; use the config they began with, or another trainer.default_root_dir"
             )
         self.round, self.evaluations = state["round"], state["evaluations"]
-        self.gradient, self.target, self._prior = state["gradient"], state["target"], state["prior"]
+        self.gradient, self.target = state["gradient"], state["target"]
+        self._prior, self.samples = state["prior"], state["samples"]
 
 
 def _history(run: str | Path) -> Path:

@@ -22,6 +22,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from lightning_guide.recipe import Recorded
@@ -81,7 +82,8 @@ class PaperStrength(Strength):
 class PosteriorStrength(Strength):
     """c = scale (y - v) / (s^2 + sigma^2 g^T J): the exact score of y for every Gaussian distribution of the data.
 
-    Tweedie's second formula, Cov(x_0 | x) = sigma^2 dD/dx. A network's g^T J may be negative; it counts as 0 then.
+    Tweedie's second formula, Cov(x_0 | x) = sigma^2 dD/dx. The exact dD/dx has eigenvalues between 0 and 1, so that
+    g^T J >= |J|^2; where a network's own says less, |J|^2 takes its place.
     """
 
     def __init__(self, *, noise: float = 0.1, scale: float = 1.0) -> None:
@@ -96,7 +98,7 @@ class PosteriorStrength(Strength):
 
     def at(self, point: Linearised) -> Tensor:
         """c (B,)."""
-        return self.scale * point.error / (self.noise**2 + point.sigma**2 * point.along.clamp(min=0))
+        return self.scale * point.error / (self.noise**2 + point.sigma**2 * torch.maximum(point.along, point.square))
 
 
 class ConstantStrength(Strength):

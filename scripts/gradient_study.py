@@ -1,0 +1,193 @@
+"""Gradient guidance up an objective: naive against look-ahead, frozen against fine-tuned; figures and numbers.
+
+    lightning-guide fit -c configs/gradient/score.yaml
+    python scripts/gradient_study.py subspace --out runs/gradient/study
+    lightning-guide fit -c configs/gradient/digits_judge.yaml   # and configs/digits/main.yaml
+    python scripts/gradient_study.py digits --out runs/gradient/study_digits
+
+Each method runs with each seed through the command line; a run that is in its folder already is not drawn again.
+Guo et al. 2024, https://arxiv.org/abs/2404.14743, sections 6.1 and 6.2.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import auto_cli
+from matplotlib.figure import Figure
+from seed_summary import show, summarise
+
+from callbacks.png import render, write_png
+from lightning_guide.cli import main as lightning_guide
+from lightning_guide.subspace import Direction, basis
+
+Record = dict[str, float]
+Method = tuple[str, str, dict[str, Any]]  # command, config, what differs from it under model.init_args
+
+CONFIGS = Path(__file__).parent.parent / "configs" / "gradient"
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def subspace(*, out: str, seeds: int = 5, rounds: int = 60, goal: float = 3.0) -> None:
+    """f1 with theta_2 under the score of configs/gradient/score.yaml.
+
+    Args:
+        out: folder for runs, figure and numbers.
+        seeds: how many.
+        rounds: of algorithm 1; algorithm 2 has as many as its config says.
+        goal: reward at which methods are compared.
+    """
+    naive: dict[str, Any] = {"class_path": "NaiveGradient"}
+    stopped = {"class_path": "LookAheadWithoutJacobian"}
+    length = {"num_rounds": rounds}
+    methods: dict[str, Method] = {
+        "G": ("test", "optimise.yaml", length | {"sampling": {"guidance": naive}}),
+        "G_loss": ("test", "optimise.yaml", length),
+        "stop-gradient": ("test", "optimise.yaml", length | {"sampling": {"guidance": stopped}}),
+        "fine-tuned": ("fit", "fine_tune.yaml", {}),
+        "low-rank": ("fit", "low_rank.yaml", {}),
+        "last round only": ("fit", "fine_tune.yaml", {"replay": _class("optimisation.LatestOnly")}),
+    }
+    folder = Path(out)
+    runs = {
+        name: [_run(method, seed, folder / name.replace(" ", "_")) for seed in range(seeds)]
+        for name, method in methods.items()
+    }
+    start = {key: _mean([run[0][key] for run in runs["G_loss"]]) for key in ("off_ratio", "off_norm", "objective")}
+    summary = {}
+    for name, each in runs.items():
+        rows = []
+        for run in each:
+            near = min(run, key=lambda record: abs(record["objective"] - goal))
+            best = max(run, key=lambda record: record["objective"])
+            near_support = [r for r in run if all(r[key] < 2 * start[key] for key in ("off_ratio", "off_norm"))]
+            rows.append(
+                {
+                    "f_near": near["objective"],
+                    "excess": near["off_ratio"] - start["off_ratio"],
+                    "f_best": best["objective"],
+                    "ratio_there": best["off_ratio"] / start["off_ratio"],
+                    "norm_there": best["off_norm"] / start["off_norm"],
+                    "f_on_support": max((record["objective"] for record in near_support), default=float("nan")),
+                    "spread_end": run[-1]["spread"],
+                    "seconds_over_plain": _mean([r["seconds"] for r in run[1:]]) / run[0]["seconds"],
+                }
+            )
+        summary[name] = summarise(rows)
+    (folder / "summary.json").write_text(json.dumps({"start": start, "methods": summary}, indent=1))
+    print("pre-trained:", start)
+    show(summary, ("f_near", "excess", "f_best", "ratio_there", "norm_there", "f_on_support"))
+    figure = Figure(figsize=(13, 7), dpi=100, layout="constrained")
+    _curves(figure.add_subplot(231), runs, "objective")
+    _curves(figure.add_subplot(232), runs, "off_ratio", log=True)
+    _curves(figure.add_subplot(233), runs, "off_norm", log=True)
+    _curves(figure.add_subplot(234), runs, "spread")
+    _pareto(figure.add_subplot(235), runs, "off_ratio", start["off_ratio"])
+    _before_and_after(figure.add_subplot(236), folder)
+    write_png(folder / "study.png", render(figure))
+
+
+def digits(*, out: str, seeds: int = 5, rounds: int = 8, judge: str = "runs/gradient/digits_judge") -> None:
+    """More ink on handwritten digits, under the network of configs/digits/main.yaml.
+
+    Args:
+        out: folder for runs, figure and numbers.
+        seeds: how many.
+        rounds: of every method.
+        judge: run of configs/gradient/digits_judge.yaml.
+    """
+    strength = _class("guidance.PosteriorStrength", noise=0.05)
+    naive = _class("guidance.NaiveGradient", data_std=0.7, strength=strength)
+    stopped = _class("guidance.LookAheadWithoutJacobian", strength=strength)
+    length = {"num_rounds": rounds}
+    methods: dict[str, Method] = {
+        "G": ("test", "digits.yaml", length | {"sampling": {"guidance": naive}}),
+        "G_loss": ("test", "digits.yaml", length),
+        "stop-gradient": ("test", "digits.yaml", length | {"sampling": {"guidance": stopped}}),
+        "fine-tuned": ("fit", "digits_fine_tune.yaml", {}),
+    }
+    folder = Path(out)
+    runs = {name: [_run(method, seed, folder / name) for seed in range(seeds)] for name, method in methods.items()}
+    keys = ("objective", "fd", "class_agreement", "spread")
+    last = {name: summarise([{key: run[-1][key] for key in keys} for run in each]) for name, each in runs.items()}
+    last["unguided"] = summarise([{key: run[0][key] for key in keys} for run in runs["G_loss"]])
+    (folder / "summary.json").write_text(json.dumps(last, indent=1))
+    show(last, keys)
+    figure = Figure(figsize=(13, 4), dpi=100, layout="constrained")
+    _curves(figure.add_subplot(131), runs, "objective")
+    _pareto(figure.add_subplot(132), runs, "fd", None)
+    _pareto(figure.add_subplot(133), runs, "class_agreement", None)
+    write_png(folder / "study.png", render(figure))
+
+
+def _class(path: str, **arguments: Any) -> dict[str, Any]:
+    return {"class_path": f"lightning_guide.{path}", "init_args": arguments}
+
+
+def _run(method: Method, seed: int, folder: Path) -> list[Record]:
+    """The records of one run, drawn unless they are there."""
+    command, config, changes = method
+    run = folder / str(seed)
+    done, path = run / "done", run / "rounds" / "history.jsonl"
+    if not done.exists():
+        run.mkdir(parents=True, exist_ok=True)
+        arguments = copy.deepcopy(changes)
+        arguments["sampling"] = arguments.get("sampling", {}) | {"seed": seed}
+        if command == "fit":
+            arguments["seed"] = seed
+        trainer = {"default_root_dir": str(run), "enable_progress_bar": False, "enable_model_summary": False}
+        written = run / "changes.yaml"
+        written.write_text(yaml.safe_dump({"trainer": trainer, "model": {"init_args": arguments}}))
+        lightning_guide([command, "-c", str(CONFIGS / config), "-c", str(written)])
+        done.touch()
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _curves(axes: Any, runs: Mapping[str, list[list[Record]]], key: str, *, log: bool = False) -> None:
+    """The mean over seeds and the range of them, over rounds."""
+    for colour, (name, each) in zip(COLOURS, runs.items(), strict=False):
+        table = torch.tensor([[record[key] for record in run] for run in each])
+        axes.plot(table.mean(0), color=colour, label=name)
+        axes.fill_between(range(table.shape[1]), table.amin(0), table.amax(0), color=colour, alpha=0.15, linewidth=0)
+    axes.set(xlabel="round", title=key, yscale="log" if log else "linear")
+    axes.legend(fontsize=7)
+
+
+def _pareto(axes: Any, runs: Mapping[str, list[list[Record]]], key: str, level: float | None) -> None:
+    """`key` against the objective, one dot for each round of each seed."""
+    for colour, (name, each) in zip(COLOURS, runs.items(), strict=False):
+        dots = [(record["objective"], record[key]) for run in each for record in run]
+        axes.scatter(*zip(*dots, strict=True), s=5, color=colour, label=name, linewidths=0)
+    if level is not None:
+        axes.axhline(2 * level, color="black", linewidth=0.5)
+        axes.set(yscale="log")
+    axes.set(xlabel="objective", title=key)
+
+
+def _before_and_after(axes: Any, folder: Path) -> None:
+    """Samples of seed 0, first round and last, along theta on the support and away from the support."""
+    a = basis(64, 16)
+    theta = Direction().vector
+    state = torch.load(folder / "G_loss" / "0" / "rounds" / "state.ckpt", weights_only=True)
+    naive = torch.load(folder / "G" / "0" / "rounds" / "state.ckpt", weights_only=True)
+    clouds = {"unguided": state["prior"], "G": naive["samples"], "G_loss": state["samples"]}
+    for colour, (name, x) in zip(("grey", *COLOURS), clouds.items(), strict=False):
+        inside = x.double() @ a
+        off = (x.double() - inside @ a.T).norm(dim=1)
+        axes.scatter(inside @ (a.T @ theta) / (a.T @ theta).norm(), off, s=8, color=colour, label=name, linewidths=0)
+    axes.set(xlabel="along theta on the support", title="distance to the support, first and last round", yscale="log")
+    axes.legend(fontsize=7)
+
+
+if __name__ == "__main__":
+    auto_cli([subspace, digits])
