@@ -63,6 +63,7 @@ class SelfAttention(nn.Module):
         """`(B, C, H, W)` of `x` (B, C, H, W)."""
         B, C, H, W = x.shape
         qkv = self.qkv(x).reshape(B, self.heads, C // self.heads, 3, H * W)  # (B, heads, d, 3, N)
-        q, k, v = normalize(qkv, dim=2).permute(3, 0, 1, 4, 2)  # each (B, heads, N, d)
+        # each (B, heads, N, d); in this order in memory, too, the core is about twice as fast on a CPU
+        q, k, v = normalize(qkv.permute(3, 0, 1, 4, 2).contiguous(), dim=-1)
         y = self.core(q, k, v, (H, W))  # (B, heads, N, d)
         return mp_sum(x, self.output(y.transpose(2, 3).reshape(B, C, H, W)), self.balance)
