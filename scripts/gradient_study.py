@@ -34,7 +34,9 @@ CONFIGS = Path(__file__).parent.parent / "configs" / "gradient"
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
-def subspace(*, out: str, seeds: int = 5, rounds: int = 60, goal: float = 3.0) -> None:
+def subspace(
+    *, out: str, seeds: int = 5, rounds: int = 30, goal: float = 3.0, score: str = "runs/gradient/score"
+) -> None:
     """f1 with theta_2 under the score of configs/gradient/score.yaml.
 
     Args:
@@ -42,17 +44,23 @@ def subspace(*, out: str, seeds: int = 5, rounds: int = 60, goal: float = 3.0) -
         seeds: how many.
         rounds: of algorithm 1; algorithm 2 has as many as its config says.
         goal: reward at which methods are compared.
+        score: run of the score network.
     """
-    naive: dict[str, Any] = {"class_path": "NaiveGradient"}
-    stopped = {"class_path": "LookAheadWithoutJacobian"}
-    length = {"num_rounds": rounds}
+    model = {"class_path": "Snapshot", "init_args": {"run": score, "images": "1/1", "sigma_rel": 0.1}}
+    frozen = {"num_rounds": rounds, "denoiser": model}
+    large = {"target": _class("optimisation.Gain", delta=2.0)}  # the naive guidance never gets to 3 with less
     methods: dict[str, Method] = {
-        "G": ("test", "optimise.yaml", length | {"sampling": {"guidance": naive}}),
-        "G_loss": ("test", "optimise.yaml", length),
-        "stop-gradient": ("test", "optimise.yaml", length | {"sampling": {"guidance": stopped}}),
-        "fine-tuned": ("fit", "fine_tune.yaml", {}),
-        "low-rank": ("fit", "low_rank.yaml", {}),
-        "last round only": ("fit", "fine_tune.yaml", {"replay": _class("optimisation.LatestOnly")}),
+        "G": ("test", "optimise.yaml", frozen | large | {"sampling": {"guidance": {"class_path": "NaiveGradient"}}}),
+        "G_loss": ("test", "optimise.yaml", frozen),
+        "no Jacobian": (
+            "test",
+            "optimise.yaml",
+            frozen | large | {"sampling": {"guidance": {"class_path": "LookAheadWithoutJacobian"}}},
+        ),
+        "mean refit": ("fit", "mean_refit_trained.yaml", {"denoiser": _class("adaptation.Shifted", denoiser=model)}),
+        "all weights": ("fit", "fine_tune.yaml", {"denoiser": model}),
+        "low rank": ("fit", "low_rank.yaml", {"denoiser": _class("adaptation.LowRank", denoiser=model, rank=4)}),
+        "last round only": ("fit", "fine_tune.yaml", {"denoiser": model, "replay": _class("optimisation.LatestOnly")}),
     }
     folder = Path(out)
     runs = {
@@ -71,6 +79,7 @@ def subspace(*, out: str, seeds: int = 5, rounds: int = 60, goal: float = 3.0) -
                 {
                     "f_near": near["objective"],
                     "excess": near["off_ratio"] - start["off_ratio"],
+                    "excess_norm": near["off_norm"] - start["off_norm"],
                     "f_best": best["objective"],
                     "ratio_there": best["off_ratio"] / start["off_ratio"],
                     "norm_there": best["off_norm"] / start["off_norm"],
@@ -82,7 +91,7 @@ def subspace(*, out: str, seeds: int = 5, rounds: int = 60, goal: float = 3.0) -
         summary[name] = summarise(rows)
     (folder / "summary.json").write_text(json.dumps({"start": start, "methods": summary}, indent=1))
     print("pre-trained:", start)
-    show(summary, ("f_near", "excess", "f_best", "ratio_there", "norm_there", "f_on_support"))
+    show(summary, ("f_near", "excess", "excess_norm", "f_best", "ratio_there", "norm_there", "f_on_support"))
     figure = Figure(figsize=(13, 7), dpi=100, layout="constrained")
     _curves(figure.add_subplot(231), runs, "objective")
     _curves(figure.add_subplot(232), runs, "off_ratio", log=True)
