@@ -24,6 +24,8 @@ from matplotlib.figure import Figure
 from seed_summary import show, summarise
 
 from callbacks.png import render, write_png
+from callbacks.run_checkpoint import newest_checkpoint
+from callbacks.sample_pictures import picture_grid
 from lightning_guide.cli import main as lightning_guide
 from lightning_guide.subspace import Direction, basis
 
@@ -102,14 +104,13 @@ def subspace(
     write_png(folder / "study.png", render(figure))
 
 
-def digits(*, out: str, seeds: int = 5, rounds: int = 8, judge: str = "runs/gradient/digits_judge") -> None:
+def digits(*, out: str, seeds: int = 5, rounds: int = 8) -> None:
     """More ink on handwritten digits, under the network of configs/digits/main.yaml.
 
     Args:
         out: folder for runs, figure and numbers.
         seeds: how many.
-        rounds: of every method.
-        judge: run of configs/gradient/digits_judge.yaml.
+        rounds: of algorithm 1; algorithm 2 has as many as its config says.
     """
     strength = _class("guidance.PosteriorStrength", noise=0.05)
     naive = _class("guidance.NaiveGradient", data_std=0.7, strength=strength)
@@ -119,10 +120,12 @@ def digits(*, out: str, seeds: int = 5, rounds: int = 8, judge: str = "runs/grad
         "G": ("test", "digits.yaml", length | {"sampling": {"guidance": naive}}),
         "G_loss": ("test", "digits.yaml", length),
         "stop-gradient": ("test", "digits.yaml", length | {"sampling": {"guidance": stopped}}),
+        "G_loss, twice delta": ("test", "digits.yaml", length | {"target": _class("optimisation.Gain", delta=0.1)}),
         "fine-tuned": ("fit", "digits_fine_tune.yaml", {}),
     }
     folder = Path(out)
-    runs = {name: [_run(method, seed, folder / name) for seed in range(seeds)] for name, method in methods.items()}
+    folders = {name: folder / name.replace(" ", "_").replace(",", "") for name in methods}
+    runs = {name: [_run(method, seed, folders[name]) for seed in range(seeds)] for name, method in methods.items()}
     keys = ("objective", "fd", "class_agreement", "spread")
     last = {name: summarise([{key: run[-1][key] for key in keys} for run in each]) for name, each in runs.items()}
     last["unguided"] = summarise([{key: run[0][key] for key in keys} for run in runs["G_loss"]])
@@ -133,6 +136,11 @@ def digits(*, out: str, seeds: int = 5, rounds: int = 8, judge: str = "runs/grad
     _pareto(figure.add_subplot(132), runs, "fd", None)
     _pareto(figure.add_subplot(133), runs, "class_agreement", None)
     write_png(folder / "study.png", render(figure))
+    states = {name: _state(path / "0") for name, path in folders.items()}
+    rows = [states["G_loss"]["prior"], *[state["samples"] for state in states.values()]]
+    x = torch.cat([row[:10] for row in rows])
+    write_png(folder / "samples.png", picture_grid((127.5 * x + 127.5).round().clip(0, 255).to(torch.uint8), 10))
+    print("rows of samples.png: unguided,", ", ".join(states))
 
 
 def _class(path: str, **arguments: Any) -> dict[str, Any]:
@@ -156,6 +164,14 @@ def _run(method: Method, seed: int, folder: Path) -> list[Record]:
         lightning_guide([command, "-c", str(CONFIGS / config), "-c", str(written)])
         done.touch()
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _state(run: Path) -> dict[str, Any]:
+    """Samples and guidance that a run has ended with."""
+    file = newest_checkpoint(run)
+    loaded = torch.load(file or run / "rounds" / "state.ckpt", weights_only=True)
+    state: dict[str, Any] = loaded["rounds"] if file else loaded
+    return state
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -187,9 +203,8 @@ def _before_and_after(axes: Any, folder: Path) -> None:
     """Samples of seed 0, first round and last, along theta on the support and away from the support."""
     a = basis(64, 16)
     theta = Direction().vector
-    state = torch.load(folder / "G_loss" / "0" / "rounds" / "state.ckpt", weights_only=True)
-    naive = torch.load(folder / "G" / "0" / "rounds" / "state.ckpt", weights_only=True)
-    clouds = {"unguided": state["prior"], "G": naive["samples"], "G_loss": state["samples"]}
+    states = {name: _state(folder / name / "0") for name in ("G", "G_loss", "mean_refit")}
+    clouds = {"unguided": states["G"]["prior"]} | {name: state["samples"] for name, state in states.items()}
     for colour, (name, x) in zip(("grey", *COLOURS), clouds.items(), strict=False):
         inside = x.double() @ a
         off = (x.double() - inside @ a.T).norm(dim=1)
