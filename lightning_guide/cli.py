@@ -1,7 +1,7 @@
 """The command line: `lightning-guide fit | validate | test | predict` and the commands beside them.
 
-The first four are LightningCLI's, every class reachable by its class_path; `reconstruct`, `convert` and `neon` are
-plain functions. `fit` continues from the newest checkpoint of the run's folder if there is one.
+The first four are LightningCLI's, every class reachable by its class_path; the others (`COMMANDS`) are plain
+functions. `fit` continues from the newest checkpoint of the run's folder if there is one.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import lightning_guide.networks
 from callbacks.run_checkpoint import check_checkpoint, checkpoint_step, newest_checkpoint
 from datamodules.convert import convert
 from lightning_guide.edm2_import import import_snapshot
+from lightning_guide.exchange import export, pull, push
 from lightning_guide.gallery import gallery_config
 from lightning_guide.mistakes import sentence
 from lightning_guide.modules.classifier import ClassifierModule
@@ -49,6 +50,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "gallery": gallery,
     "neon": neon,
     "import": import_snapshot,
+    "export": export,
+    "push": push,
+    "pull": pull,
 }
 
 _DESCRIPTION = "Train diffusion models, keep their younger selves as guiders, sample and evaluate under guidance. " + (

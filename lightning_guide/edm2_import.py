@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from torch import Tensor
 
 from lightning_guide.denoiser import Preconditioned
 from lightning_guide.edm2_pickle import Stored, read_edm2_pickle, tensors_of
 from lightning_guide.networks.unet import EDM2UNet
-from lightning_guide.snapshots import SnapshotStore
+from lightning_guide.sampling_run import check_new, write_run
 
 __all__ = ["import_snapshot"]
 
@@ -76,9 +74,7 @@ def import_snapshot(
         ValueError: if the file is no such snapshot, asks for anything else, its network is none of ours, its age or
             width is not known, or the run exists.
     """
-    folder = Path(run)
-    if (folder / "snapshots").exists():
-        raise ValueError(f"{folder} already holds a run; expected the folder of a new one")
+    check_new(run)
     age, width = _age(file)
     images, sigma_rel = images if images is not None else age, sigma_rel if sigma_rel is not None else width
     if images is None or sigma_rel is None:
@@ -91,17 +87,7 @@ def import_snapshot(
     denoiser = _denoiser(stored, file)
     tensors = _renamed(stored, file)
     _check_fits(denoiser, tensors, file)
-    dtype = next(tensor.dtype for tensor in tensors.values())
-    path = SnapshotStore(folder / "snapshots", dtype=dtype).save(
-        tensors,
-        images=images,
-        sigma_rel=sigma_rel,
-        recipe=denoiser.recipe,
-        planned_images=images,
-        buffers=[name for name, _ in denoiser.named_buffers()],
-    )
-    config = _config(denoiser, folder, sigma_rel)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    path = write_run(run, denoiser, tensors, images=images, sigma_rel=sigma_rel, planned_images=images)
     encoder = content.get("encoder")
     print(f"sigma_rel {sigma_rel:g} after {images} images: {path}")
     print(f"data encoded by {encoder.class_name if isinstance(encoder, Stored) else 'an unnamed encoder'}")
@@ -163,30 +149,3 @@ def _check_fits(denoiser: Preconditioned, tensors: dict[str, Tensor], file: str)
         if expected.get(name) != found.get(name):
             here, there = found.get(name, "missing"), expected.get(name, "no such tensor")
             raise ValueError(f"{file}: {name} is {here}; expected {there} by the settings of its network")
-
-
-def _config(denoiser: Preconditioned, run: Path, sigma_rel: float) -> dict[str, Any]:
-    """A config of the run by which it can be sampled and evaluated."""
-    heun = {
-        "class_path": "lightning_guide.samplers.Heun",
-        "init_args": {"grid": {"class_path": "lightning_guide.noise.KarrasGrid", "init_args": {"num_steps": 32}}},
-    }
-    evaluation = {"num_samples": 64, "batch_size": 16, "sampler": heun}
-    shape = {"data_shape": list(denoiser.data_shape), "num_classes": denoiser.num_classes}
-    return {
-        "trainer": {"default_root_dir": str(run)},
-        "model": {
-            "class_path": "DiffusionModule",
-            "init_args": {
-                "denoiser": denoiser.recipe,
-                "loss": {
-                    "class_path": "EDMLoss",
-                    "init_args": {"noise": {"class_path": "lightning_guide.noise.LogNormal"}},
-                },
-                "average": sigma_rel,
-                "evaluations": {"unguided": evaluation},
-                "prediction": evaluation,
-            },
-        },
-        "data": {"class_path": "datamodules.SamplesOnly", "init_args": shape},
-    }
