@@ -41,6 +41,7 @@ from lightning_guide.guidance.energy.objectives import (
     Quadratic,
     RunNetwork,
     Style,
+    TextMatch,
     TimmNetwork,
     WeightedSum,
 )
@@ -97,6 +98,7 @@ __all__ = [
     "StepRule",
     "Style",
     "Subspace",
+    "TextMatch",
     "ThroughDenoiser",
     "TimmNetwork",
     "Translation",

@@ -7,6 +7,7 @@ from lightning_guide.guidance.energy.objectives.networks import RunNetwork, Timm
 from lightning_guide.guidance.energy.objectives.objective import Objective, WeightedSum
 from lightning_guide.guidance.energy.objectives.operators import Blurred, Boxed, Compressed, Downsampled, Masked
 from lightning_guide.guidance.energy.objectives.region import Disc, HalfSpace
+from lightning_guide.guidance.energy.objectives.text import TextMatch
 
 __all__ = [
     "Blurred",
@@ -24,6 +25,7 @@ __all__ = [
     "Quadratic",
     "RunNetwork",
     "Style",
+    "TextMatch",
     "TimmNetwork",
     "WeightedSum",
 ]
