@@ -4,6 +4,7 @@ from datamodules.base import DiffusionData
 from datamodules.digits import Digits
 from datamodules.examples import Examples, TensorExamples
 from datamodules.images import ImageData
+from datamodules.picture_data import Pictures
 from datamodules.points import Points
 from datamodules.samples_only import SamplesOnly
 from datamodules.self_synthesis import SelfSynthesised
@@ -16,6 +17,7 @@ __all__ = [
     "Digits",
     "Examples",
     "ImageData",
+    "Pictures",
     "Points",
     "SamplesOnly",
     "SelfSynthesised",

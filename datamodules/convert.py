@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.shard_writer import write_shards
-from datamodules.sources import ClassFolder, torchvision_dataset
+from datamodules.sources import ClassFolder, PictureArchive, torchvision_dataset
 
 __all__ = ["convert"]
 
@@ -22,10 +22,11 @@ def convert(
     quality: int | None = None,
     download: bool = False,
 ) -> None:
-    """Turns a folder of pictures or a torchvision dataset into WebDataset shards; run again, it goes on where it was.
+    """Turns a folder, an archive or a torchvision dataset into WebDataset shards; run again, it goes on where it was.
 
     Args:
-        source: a folder with one folder of pictures for each class, or `torchvision:CIFAR10:ROOT`.
+        source: a folder with one folder of pictures for each class, a zip archive of such folders or of pictures with a
+            `dataset.json`, or `torchvision:CIFAR10:ROOT`.
         folder: where the shards go.
         name: what the shards are called; for torchvision also the split that is read (train, test, ...).
         size: crop to the central square and shrink to `size` x `size`; None keeps the pictures as they are.
@@ -44,7 +45,7 @@ def convert(
             raise ValueError(f"the source is {source!r}; expected torchvision:NAME:ROOT, as torchvision:CIFAR10:data")
         pictures: Any = torchvision_dataset(dataset, root, split=name, download=download)
     else:
-        pictures = ClassFolder(source)
+        pictures = PictureArchive(source) if Path(source).is_file() else ClassFolder(source)
     inventory = write_shards(
         pictures,
         folder,

@@ -12,7 +12,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["UndecodableError", "decode_picture", "decode_sample", "from_array", "from_pil", "shrink"]
+__all__ = ["SUFFIXES", "UndecodableError", "decode_picture", "decode_sample", "from_array", "from_pil", "shrink"]
+
+# The names of files that are taken for pictures.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
 # What PIL raises for files that are no pictures, or no whole ones.
 _REFUSALS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)

@@ -1,58 +1,59 @@
-"""The records of a set of tar shards as examples: read at random from disk, or decoded once into memory."""
+"""Encoded records as examples: read at random from disk, or decoded once into memory."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from abc import abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from datamodules.examples import Examples, TensorExamples
 from datamodules.pictures import UndecodableError, decode_picture, shrink
-from datamodules.tar_index import PICTURES, ShardIndex, index_shard
 
-__all__ = ["ShardExamples"]
+__all__ = ["RecordExamples"]
 
 
-class ShardExamples(Examples):
-    """Pictures in shards, decoded at each visit.
+class RecordExamples(Examples):
+    """Pictures in files of any kind, decoded at each visit.
 
     A corrupt picture is found when it is first read: it is counted, reported in a warning, and from then on the
     next sound record, with its own label, stands in its place. The count is shared with loader workers.
     """
 
     def __init__(
-        self,
-        paths: list[Path],
-        *,
-        size: int | None,
-        num_classes: int,
-        extensions: Sequence[str] = PICTURES,
-        decode: Callable[[bytes], Tensor] = decode_picture,
+        self, labels: Tensor, *, labelled: bool, size: int | None, decode: Callable[[bytes], Tensor] = decode_picture
     ) -> None:
-        """Indexes the shards; pictures are shrunk to `size` x `size` if given, else must all be of one size.
+        """Records with `labels` (n,); pictures are shrunk to `size` x `size` if given, else must all be of one size.
 
-        The file of a record has one of `extensions` and is read by `decode`.
+        The content of a record is read by `decode`. A subclass calls this when it can read.
 
         Raises:
-            ValueError: what `index_shard` raises; if not one picture of the set is readable.
+            ValueError: if not one picture of the set is readable.
         """
-        self.labelled = num_classes > 0
+        self.labels, self.labelled = labels, labelled
         self.size, self.decode = size, decode
-        self.shards = [index_shard(path, num_classes=num_classes, extensions=extensions) for path in paths]
-        self.offsets = torch.cat([shard.offsets for shard in self.shards])
-        self.sizes = torch.cat([shard.sizes for shard in self.shards])
-        self.labels = torch.cat([shard.labels for shard in self.shards])
-        self.ends = torch.tensor([len(shard) for shard in self.shards]).cumsum(0)
         self.unreadable = torch.zeros(len(self.labels), dtype=torch.bool).share_memory_()
         self.shape: tuple[int, ...] | None = None if size is None else (3, size, size)
         self.dtype = torch.uint8
         if self.shape is None:
             first = self[0][0]
             self.shape, self.dtype = tuple(first.shape), first.dtype
+
+    @property
+    @abstractmethod
+    def place(self) -> str:
+        """Where the records are, as shown to the user."""
+
+    @abstractmethod
+    def name(self, record: int) -> str:
+        """A record, as shown to the user."""
+
+    @abstractmethod
+    def content(self, record: int) -> bytes:
+        """The encoded record."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -68,17 +69,12 @@ class ShardExamples(Examples):
                         f"{self.name(record)} is corrupt ({error}); the next sound record is read in its place",
                         stacklevel=2,
                     )
-        raise ValueError(f"none of the {len(self)} pictures in {self._place()} can be decoded")
+        raise ValueError(f"none of the {len(self)} pictures in {self.place} can be decoded")
 
     @property
     def corrupt(self) -> list[str]:
         """Names of the records found corrupt so far."""
         return [self.name(int(record)) for record in self.unreadable.nonzero()]
-
-    def name(self, record: int) -> str:
-        """Key and shard of a record, as shown to the user."""
-        shard, within = self._locate(record)
-        return f"record {shard.key(within)!r} of {shard.path}"
 
     def nbytes(self) -> int:
         """Memory that the decoded records take."""
@@ -101,7 +97,7 @@ class ShardExamples(Examples):
                 self.unreadable[record] = True
                 reasons.append(f"{self.name(record)} ({error})")
         if len(reasons) == len(self):
-            raise ValueError(f"none of the {len(self)} pictures in {self._place()} can be decoded; first: {reasons[0]}")
+            raise ValueError(f"none of the {len(self)} pictures in {self.place} can be decoded; first: {reasons[0]}")
         sound = ~self.unreadable
         if reasons:
             more = f" and {len(reasons) - 10} more" if len(reasons) > 10 else ""
@@ -112,16 +108,6 @@ class ShardExamples(Examples):
             x = x[sound]
         return TensorExamples(x, self.labels[sound] if self.labelled else None)
 
-    def _locate(self, record: int) -> tuple[ShardIndex, int]:
-        """The shard of a record, and its number there."""
-        shard = int(torch.searchsorted(self.ends, record, right=True))
-        return self.shards[shard], record - (int(self.ends[shard - 1]) if shard else 0)
-
-    def _place(self) -> str:
-        """The shards, as shown to the user."""
-        more = f" and {len(self.shards) - 1} more shards" if len(self.shards) > 1 else ""
-        return f"{self.shards[0].path}{more}"
-
     def _read(self, record: int) -> Tensor:
         """The content of one record (*shape), decoded and shrunk.
 
@@ -129,10 +115,7 @@ class ShardExamples(Examples):
             UndecodableError: if it is corrupt.
             ValueError: if it has the wrong size.
         """
-        shard, _ = self._locate(record)
-        with shard.path.open("rb", buffering=0) as file:
-            file.seek(int(self.offsets[record]))
-            x = self.decode(file.read(int(self.sizes[record])))
+        x = self.decode(self.content(record))
         if self.size is not None:
             try:
                 return shrink(x, self.size)

@@ -21,7 +21,7 @@ from datamodules.base import DiffusionData
 from datamodules.class_mix import ClassMix, class_labels, class_shares
 from datamodules.examples import Examples
 from datamodules.pictures import decode_sample
-from datamodules.records import ShardExamples
+from datamodules.shard_examples import ShardExamples
 from datamodules.synthesis import Synthesis, check_settings
 from datamodules.tar_index import SAMPLES
 from lightning_guide.data import Batch

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import re
-from functools import cached_property
 from glob import glob
 from pathlib import Path
 
 from webdataset.shardlists import expand_urls
 
-from datamodules.examples import Examples
-from datamodules.images import ImageData
-from datamodules.records import ShardExamples
+from datamodules.record_images import RecordImages, Split
+from datamodules.records import RecordExamples
+from datamodules.shard_examples import ShardExamples
 
 __all__ = ["Shards", "shard_paths"]
 
-_CACHE_BELOW = 2**30  # bytes
-
-
-class Shards(ImageData):
+class Shards(RecordImages):
     """Pictures (jpg, jpeg, png, webp) and class labels (cls) in tar shards, as RGB.
 
     Shards are indexed once, at the first use of their data. Corrupt pictures are counted and reported; their names are
@@ -57,67 +53,24 @@ class Shards(ImageData):
         Raises:
             ValueError: if a pattern matches nothing or a shard is missing or listed twice; for URLs.
         """
-        super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed, flip=flip)
-        if num_classes < 0:
-            raise ValueError(f"num_classes is {num_classes}; expected 0 (no labels) or more")
-        if size is not None and size < 1:
-            raise ValueError(f"size is {size}; expected at least 1 pixel")
-        self.num_classes = num_classes
-        self.size = size
-        self.cache = cache
         self._paths = {"train": shard_paths(train), "heldout": shard_paths(heldout)}
-        if size is None:
-            first = ShardExamples(self._paths["train"][:1], size=None, num_classes=num_classes)
-            assert first.shape is not None
-            self.data_shape = first.shape
-        else:
-            self.data_shape = (3, size, size)
+        super().__init__(
+            num_classes=num_classes,
+            size=size,
+            cache=cache,
+            flip=flip,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            seed=seed,
+        )
 
-    def training(self) -> Examples:
-        """The training set.
+    def first(self) -> RecordExamples:
+        """The first training shard."""
+        return ShardExamples(self._paths["train"][:1], size=None, num_classes=self.num_classes)
 
-        Raises:
-            ValueError: for a damaged shard, a missing or wrong label, or a picture of the wrong size.
-        """
-        return self._train
-
-    def heldout(self) -> Examples:
-        """The held-out set.
-
-        Raises:
-            ValueError: for a damaged shard, a missing or wrong label, or a picture of the wrong size.
-        """
-        return self._heldout
-
-    @property
-    def corrupt(self) -> list[str]:
-        """Names of all records found corrupt so far by this process and its workers."""
-        return [name for records in self._records.values() for name in records.corrupt]
-
-    @cached_property
-    def _train(self) -> Examples:
-        return self._examples("train")
-
-    @cached_property
-    def _heldout(self) -> Examples:
-        return self._examples("heldout")
-
-    @cached_property
-    def _records(self) -> dict[str, ShardExamples]:
-        """The sets indexed so far."""
-        return {}
-
-    def _examples(self, split: str) -> Examples:
-        """Indexes a set, and decodes it if it is to be cached."""
-        records = ShardExamples(self._paths[split], size=self.size, num_classes=self.num_classes)
-        self._records[split] = records
-        if records.shape != self.data_shape:
-            raise ValueError(
-                f"the {split} shards hold pictures of shape {records.shape}; expected {self.data_shape} as in training "
-                "(set `size` to crop and shrink all pictures to one size)"
-            )
-        cache = records.nbytes() < _CACHE_BELOW if self.cache is None else self.cache
-        return records.decoded() if cache else records
+    def records(self, split: Split) -> RecordExamples:
+        """The shards of a split, indexed."""
+        return ShardExamples(self._paths[split], size=self.size, num_classes=self.num_classes)
 
 
 def shard_paths(patterns: str | list[str]) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Where labelled pictures come from before they are in shards: class folders and torchvision datasets."""
+"""Where labelled pictures come from before they are in shards: class folders, archives and torchvision datasets."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import Any
 import torchvision
 from torch import Tensor
 
-from datamodules.pictures import UndecodableError, decode_picture
+from datamodules.picture_files import labels_of, picture_files
+from datamodules.pictures import SUFFIXES, UndecodableError, decode_picture
 
-__all__ = ["ClassFolder", "torchvision_dataset"]
-
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+__all__ = ["ClassFolder", "PictureArchive", "torchvision_dataset"]
 
 
 class ClassFolder(Sequence[tuple[Tensor, int]]):
@@ -34,9 +33,9 @@ class ClassFolder(Sequence[tuple[Tensor, int]]):
             raise ValueError(f"{root} has no folders inside; expected one for each class, {root}/CLASS/*.png")
         self.files: list[tuple[Path, int]] = []
         for label, name in enumerate(self.classes):
-            found = sorted(path for path in (root / name).rglob("*") if path.suffix.lower() in _SUFFIXES)
+            found = sorted(path for path in (root / name).rglob("*") if path.suffix.lower() in SUFFIXES)
             if not found:
-                raise ValueError(f"the class folder {root / name} holds no pictures; expected {', '.join(_SUFFIXES)}")
+                raise ValueError(f"the class folder {root / name} holds no pictures; expected {', '.join(SUFFIXES)}")
             self.files += [(path, label) for path in found]
 
     def __len__(self) -> int:
@@ -48,6 +47,36 @@ class ClassFolder(Sequence[tuple[Tensor, int]]):
             return decode_picture(path.read_bytes()), label
         except UndecodableError as error:
             raise UndecodableError(f"{path} ({error})") from None
+
+
+class PictureArchive(Sequence[tuple[Tensor, int]]):
+    """The pictures in a zip archive as (uint8 (3, H, W), label), with labels as in `picture_files.labels_of`."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Lists the archive.
+
+        Raises:
+            ValueError: if there is none, or a picture in it has no label.
+        """
+        self.files = picture_files(path)
+        self.names, self.labels = labels_of(self.files)
+        for name in self.names:
+            if name not in self.labels:
+                raise ValueError(f"{name} in {path} has no label; expected a class folder, or a row of dataset.json")
+        folders = {self.labels[name]: name.split("/")[0] for name in self.names}
+        listed = len(set(folders.values())) < len(folders)  # several classes in one folder: by dataset.json
+        count = max(folders, default=-1) + 1
+        self.classes = [str(label) if listed else folders.get(label, str(label)) for label in range(count)]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: Any) -> Any:
+        name = self.names[index]
+        try:
+            return decode_picture(self.files.read(name)), self.labels[name]
+        except UndecodableError as error:
+            raise UndecodableError(f"{name} in {self.files.place} ({error})") from None
 
 
 def torchvision_dataset(name: str, root: str, *, split: str, download: bool = False) -> Any:

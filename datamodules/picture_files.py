@@ -1,0 +1,151 @@
+"""Pictures in a folder or a zip archive, with labels from `dataset.json` or from class folders."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import torch
+
+from datamodules.pictures import SUFFIXES, UndecodableError
+from datamodules.records import RecordExamples
+
+__all__ = ["FileExamples", "PictureFiles", "labels_of", "picture_files"]
+
+
+class PictureFiles(ABC):
+    """The files of a folder or archive, by their names with slashes, relative to it."""
+
+    place: Path
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """Names of all files, sorted."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """Content of a file.
+
+        Raises:
+            UndecodableError: if an archive is damaged there.
+        """
+
+
+class _Folder(PictureFiles):
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def names(self) -> list[str]:
+        walk = (Path(folder) / file for folder, _, files in os.walk(self.place, followlinks=True) for file in files)
+        return sorted(path.relative_to(self.place).as_posix() for path in walk)
+
+    def read(self, name: str) -> bytes:
+        return (self.place / name).read_bytes()
+
+
+class _Zip(PictureFiles):
+    """Opened anew in each process: loader workers must not share a file position."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self._opened: tuple[int, zipfile.ZipFile] | None = None
+
+    def names(self) -> list[str]:
+        return sorted(info.filename for info in self._archive().infolist() if not info.is_dir())
+
+    def read(self, name: str) -> bytes:
+        try:
+            return self._archive().read(name)
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise UndecodableError(f"{type(error).__name__}: {error}") from None
+
+    def _archive(self) -> zipfile.ZipFile:
+        if self._opened is None or self._opened[0] != os.getpid():
+            try:
+                self._opened = os.getpid(), zipfile.ZipFile(self.place)
+            except zipfile.BadZipFile as error:
+                raise ValueError(f"{self.place} is damaged, or no zip archive: {error}") from None
+        return self._opened[1]
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"place": self.place, "_opened": None}
+
+
+def picture_files(place: str | Path) -> PictureFiles:
+    """The files of a folder, or of a zip archive.
+
+    Raises:
+        ValueError: if there is neither.
+    """
+    path = Path(place)
+    if path.is_dir():
+        return _Folder(path)
+    if path.is_file():
+        return _Zip(path)
+    raise ValueError(f"{path} does not exist; expected a folder of pictures or a zip archive of them")
+
+
+class FileExamples(RecordExamples):
+    """The pictures among some files.
+
+    Labels come from `dataset.json` beside them, {"labels": [[name, label], ...]}, if there is one, else from the first
+    folder in each name, classes in alphabetical order.
+    """
+
+    def __init__(
+        self, files: PictureFiles, names: Sequence[str], *, size: int | None, num_classes: int, classes: dict[str, int]
+    ) -> None:
+        """The pictures `names`, with labels `classes` (name -> label) if `num_classes` is not 0.
+
+        Raises:
+            ValueError: if a picture has no label, or one out of range; if not one picture is readable.
+        """
+        self.files, self.names = files, list(names)
+        if not self.names:
+            raise ValueError(f"{files.place} holds no pictures here; expected files ending in {', '.join(SUFFIXES)}")
+        if num_classes:
+            wrong = next((name for name in self.names if not 0 <= classes.get(name, -1) < num_classes), None)
+            if wrong is not None:
+                found = f"the label {classes[wrong]}" if wrong in classes else "no label"
+                raise ValueError(f"{wrong} in {files.place} has {found}; expected 0 to {num_classes - 1}")
+        labels = torch.tensor([classes[name] if num_classes else -1 for name in self.names])
+        super().__init__(labels, labelled=num_classes > 0, size=size)
+
+    @property
+    def place(self) -> str:
+        """The folder or archive."""
+        return str(self.files.place)
+
+    def name(self, record: int) -> str:
+        """A picture, as shown to the user."""
+        return f"{self.names[record]} in {self.files.place}"
+
+    def content(self, record: int) -> bytes:
+        """The file of a picture."""
+        return self.files.read(self.names[record])
+
+
+def labels_of(files: PictureFiles) -> tuple[list[str], dict[str, int]]:
+    """Names of all pictures, sorted, and their labels.
+
+    Raises:
+        ValueError: if `dataset.json` is there and holds something else.
+    """
+    names = files.names()
+    pictures = [name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES]
+    if "dataset.json" in names:
+        try:
+            rows = json.loads(files.read("dataset.json"))["labels"]
+            return pictures, {str(name): int(label) for name, label in rows or []}
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f'dataset.json in {files.place} is damaged ({error}); expected {{"labels": [["NAME", 0], ...]}} with '
+                "whole numbers, or null"
+            ) from None
+    folders = sorted({name.split("/")[0] for name in pictures if "/" in name})
+    return pictures, {name: folders.index(name.split("/")[0]) for name in pictures if "/" in name}
