@@ -233,8 +233,11 @@ def _draw(summary: Summary, points: list[Point], path: Path, title: str) -> None
         axes[0, column].set(title=kind, xlabel="weight w = 1 + omega")
         axes[1, column].set(xlabel="budget B in images")
         for axis in axes[:, column]:
+            if not axis.lines:
+                axis.set_axis_off()
+                continue
             axis.axhline(0, color="black", linewidth=1)
-            axis.legend(fontsize=7) if axis.get_legend_handles_labels()[0] else axis.set_axis_off()
+            axis.legend(fontsize=7)
     for axis in axes[:, 0]:
         axis.set_ylabel("change of FD against the base")
     figure.suptitle(title)
