@@ -50,7 +50,7 @@ def subspace(
     """
     model = {"class_path": "Snapshot", "init_args": {"run": score, "images": "1/1", "sigma_rel": 0.1}}
     frozen = {"num_rounds": rounds, "denoiser": model}
-    large = {"target": _class("optimisation.Gain", delta=2.0)}  # the naive guidance never gets to 3 with less
+    large = _gain(2.0)  # the naive guidance never gets to 3 with less
     methods: dict[str, Method] = {
         "G": ("test", "optimise.yaml", frozen | large | {"sampling": {"guidance": {"class_path": "NaiveGradient"}}}),
         "G_loss": ("test", "optimise.yaml", frozen),
@@ -104,28 +104,39 @@ def subspace(
     write_png(folder / "study.png", render(figure))
 
 
-def digits(*, out: str, seeds: int = 5, rounds: int = 8) -> None:
+def digits(*, out: str, seeds: int = 5, rounds: int = 5, num_samples: int = 100, num_steps: int = 14) -> None:
     """More ink on handwritten digits, under the network of configs/digits/main.yaml.
 
     Args:
         out: folder for runs, figure and numbers.
         seeds: how many.
-        rounds: of algorithm 1; algorithm 2 has as many as its config says.
+        rounds: of every method.
+        num_samples: in each round.
+        num_steps: of the sampler.
     """
     strength = _class("guidance.PosteriorStrength", noise=0.05)
     naive = _class("guidance.NaiveGradient", data_std=0.7, strength=strength)
-    stopped = _class("guidance.LookAheadWithoutJacobian", strength=strength)
-    length = {"num_rounds": rounds}
+    grid = {"class_path": "lightning_guide.noise.KarrasGrid", "init_args": {"num_steps": num_steps}}
+    drawn = {
+        "num_samples": num_samples,
+        "batch_size": num_samples,
+        "sampler": _class("samplers.DPMSolver2M", grid=grid),
+    }
+    length = {"num_rounds": rounds, "sampling": drawn}
+    by_g = {"sampling": drawn | {"guidance": naive}}
     methods: dict[str, Method] = {
-        "G": ("test", "digits.yaml", length | {"sampling": {"guidance": naive}}),
+        "G": ("test", "digits.yaml", length | by_g),
+        "G, 4 delta": ("test", "digits.yaml", length | _gain(0.2) | by_g),
         "G_loss": ("test", "digits.yaml", length),
-        "stop-gradient": ("test", "digits.yaml", length | {"sampling": {"guidance": stopped}}),
-        "G_loss, twice delta": ("test", "digits.yaml", length | {"target": _class("optimisation.Gain", delta=0.1)}),
-        "fine-tuned": ("fit", "digits_fine_tune.yaml", {}),
+        "G_loss, 2 delta": ("test", "digits.yaml", length | _gain(0.1)),
+        "fine-tuned": ("fit", "digits_fine_tune.yaml", {"sampling": drawn}),
     }
     folder = Path(out)
-    folders = {name: folder / name.replace(" ", "_").replace(",", "") for name in methods}
-    runs = {name: [_run(method, seed, folders[name]) for seed in range(seeds)] for name, method in methods.items()}
+    folders = {name: folder / name.replace(", ", "_").replace(" ", "_") for name in methods}
+    runs = {
+        name: [_run(method, seed, folders[name], steps=20 * rounds) for seed in range(seeds)]
+        for name, method in methods.items()
+    }
     keys = ("objective", "fd", "class_agreement", "spread")
     last = {name: summarise([{key: run[-1][key] for key in keys} for run in each]) for name, each in runs.items()}
     last["unguided"] = summarise([{key: run[0][key] for key in keys} for run in runs["G_loss"]])
@@ -147,8 +158,12 @@ def _class(path: str, **arguments: Any) -> dict[str, Any]:
     return {"class_path": f"lightning_guide.{path}", "init_args": arguments}
 
 
-def _run(method: Method, seed: int, folder: Path) -> list[Record]:
-    """The records of one run, drawn unless they are there."""
+def _gain(delta: float) -> dict[str, Any]:
+    return {"target": _class("optimisation.Gain", delta=delta)}
+
+
+def _run(method: Method, seed: int, folder: Path, *, steps: int | None = None) -> list[Record]:
+    """The records of one run, drawn unless they are there; `steps` of training, by default those of the config."""
     command, config, changes = method
     run = folder / str(seed)
     done, path = run / "done", run / "rounds" / "history.jsonl"
@@ -158,9 +173,12 @@ def _run(method: Method, seed: int, folder: Path) -> list[Record]:
         arguments["sampling"] = arguments.get("sampling", {}) | {"seed": seed}
         if command == "fit":
             arguments["seed"] = seed
+            limit = {} if steps is None else {"max_steps": steps}
+        else:
+            limit = {}
         trainer = {"default_root_dir": str(run), "enable_progress_bar": False, "enable_model_summary": False}
         written = run / "changes.yaml"
-        written.write_text(yaml.safe_dump({"trainer": trainer, "model": {"init_args": arguments}}))
+        written.write_text(yaml.safe_dump({"trainer": trainer | limit, "model": {"init_args": arguments}}))
         lightning_guide([command, "-c", str(CONFIGS / config), "-c", str(written)])
         done.touch()
     return [json.loads(line) for line in path.read_text().splitlines()]
