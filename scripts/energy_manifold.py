@@ -117,6 +117,8 @@ def figure(results: dict[str, Any]) -> plt.Figure:
                 axis.errorbar(RATES, means, halves, marker="o", capsize=2, label=name)
             axis.axhline(found["unguided"][key]["mean"], color="grey", linestyle=":", label="unguided")
             axis.set(xscale="log")
+            axis.set_xticks(RATES, [f"{rate:g}" for rate in RATES])
+            axis.minorticks_off()
         column[0].set_title("target in the subspace" if offset == "offset 0" else "target off the subspace")
         column[1].set_xlabel("rate")
     axes[0, 0].set_ylabel("mean |D off the subspace|")

@@ -46,7 +46,7 @@ METHODS: dict[str, Make] = {
     "DPS": lambda loss, rate, positive: DPS(loss, 0.1 * rate, positive=positive),
     "AdamDPS": lambda loss, rate, positive: AdamDPS(loss, 0.5 * rate, positive=positive),
     "MPGD": lambda loss, rate, positive: MPGD(loss, 0.1 * rate, positive=positive),
-    "TFG": lambda loss, rate, positive: TFG(loss, 0.1 * rate, 0.03 * rate, 0.1, positive=positive),
+    "TFG": lambda loss, rate, positive: TFG(loss, 0.5 * rate, 0.15 * rate, 0.1, positive=positive),
     "UG": lambda loss, rate, positive: UniversalGuidance(loss, rate, positive=positive),
     "LGD": lambda loss, rate, positive: LossGuidedDiffusion(loss, rate, draws=10, positive=positive),
 }
@@ -84,8 +84,8 @@ def scores(problem: Problem, x: Tensor, seed: int) -> dict[str, float]:
 def study(
     out: str = "runs/energy/recurrence",
     seeds: int = 10,
-    tuning: int = 3,
-    count: int = 300,
+    tuning: int = 2,
+    count: int = 200,
     steps: int = 16,
     dim: int = 2,
 ) -> None:
@@ -179,7 +179,7 @@ def cosines(problem: Problem, count: int, seed: int) -> Iterator[tuple[str, floa
 def figure(methods: dict[str, Any]) -> plt.Figure:
     """Both scores over the cost, with repetitions and with more steps instead."""
     names = [name for name in methods if name != "unguided"]
-    fig, axes = plt.subplots(2, len(names), figsize=(2.6 * len(names), 5), sharey="row", layout="constuned_on")
+    fig, axes = plt.subplots(2, len(names), figsize=(2.6 * len(names), 5), sharey="row", layout="constrained")
     for column, name in zip(axes.T, names, strict=True):
         for axis, key in zip(column, ("kl", "w2"), strict=True):
             for label, plans in CURVES.items():

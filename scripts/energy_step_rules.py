@@ -138,6 +138,7 @@ def figure(results: dict[str, Any]) -> plt.Figure:
                 axis.errorbar(STEPS, means, halves, marker="o", capsize=2, label=name.replace(", capped", ""))
         axis.set(xscale="log", yscale="log", xlabel="steps", title="with a cap" if capped else "without a cap")
         axis.set_xticks(STEPS, [str(steps) for steps in STEPS])
+        axis.set_yticks([0.5, 1, 2], ["0.5", "1", "2"])
         axis.minorticks_off()
         axis.legend(fontsize=8)
     axes[0].set_ylabel("final loss at equal log-density")

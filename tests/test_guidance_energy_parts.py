@@ -291,6 +291,9 @@ def test_the_network_of_a_run(tmp_path: Path) -> None:
     torch.testing.assert_close(guide(x), network(x))
     assert guide(x.double()).dtype == torch.float64
     torch.testing.assert_close(RunNetwork(run, blocks=3)(x), network.blocks[:3](x))
+    single = guide(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(guide(x), single), "bfloat16 around a guide is none of its business"
     loss = ClassLabel(guide)
     assert loss.num_classes == 4
     torch.testing.assert_close(

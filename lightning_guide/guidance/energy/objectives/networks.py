@@ -40,11 +40,13 @@ class GuideNetwork(Recorded, nn.Module, ABC):
         return self._loaded[0].to(device)
 
     def forward(self, x: Tensor, *others: Tensor) -> Tensor:
-        """What the network says about `x` (B, *), computed in float32, in the dtype of `x`.
+        """What the network says about `x` (B, *), computed in float32 whatever the precision around it, as `x.dtype`.
 
         `others` are passed on, such as the noise level to a classifier of noisy pictures.
         """
-        return self._apply_to(x.to(torch.float32), *(other.to(torch.float32) for other in others)).to(x.dtype)
+        single = [each.to(torch.float32) for each in (x, *others)]
+        with torch.autocast(x.device.type, enabled=False):
+            return self._apply_to(*single).to(x.dtype)
 
     def _apply_to(self, x: Tensor, *others: Tensor) -> Tensor:
         answer: Tensor = self.network(x.device)(x, *others)

@@ -48,16 +48,21 @@ class TextMatch(Objective):
         Raises:
             ValueError: if the model or its weights cannot be found.
         """
+        with torch.autocast(x.device.type, enabled=False):
+            return self._loss(x.to(torch.float32)).to(x.dtype)
+
+    def _loss(self, x: Tensor) -> Tensor:
         network, text = self._network(x.device)
         size, mean, std = (network.visual.image_size, network.visual.image_mean, network.visual.image_std)
         shape = (size, size) if isinstance(size, int) else tuple(size)
-        picture = (x.to(torch.float32) + 1).expand(-1, 3, -1, -1) / 2
+        picture = (x + 1).expand(-1, 3, -1, -1) / 2
         picture = F.interpolate(picture, shape, mode="bicubic", align_corners=False, antialias=True)
         scale = [picture.new_tensor(each)[:, None, None] for each in (mean, std)]
         image = network.encode_image((picture - scale[0]) / scale[1])
         if self.kind == "distance":
-            return (image - text).norm(dim=1).to(x.dtype)
-        return (1 - torch.cosine_similarity(image, text, dim=1)).to(x.dtype)
+            distance: Tensor = (image - text).norm(dim=1)
+            return distance
+        return 1 - torch.cosine_similarity(image, text, dim=1)
 
     def _network(self, device: torch.device) -> tuple[Any, Tensor]:
         if not self._loaded:
