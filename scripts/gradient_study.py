@@ -173,12 +173,10 @@ def _run(method: Method, seed: int, folder: Path, *, steps: int | None = None) -
         arguments["sampling"] = arguments.get("sampling", {}) | {"seed": seed}
         if command == "fit":
             arguments["seed"] = seed
-            limit = {} if steps is None else {"max_steps": steps}
-        else:
-            limit = {}
         trainer = {"default_root_dir": str(run), "enable_progress_bar": False, "enable_model_summary": False}
+        trainer |= {"max_steps": steps} if command == "fit" and steps is not None else {}
         written = run / "changes.yaml"
-        written.write_text(yaml.safe_dump({"trainer": trainer | limit, "model": {"init_args": arguments}}))
+        written.write_text(yaml.safe_dump({"trainer": trainer, "model": {"init_args": arguments}}))
         lightning_guide([command, "-c", str(CONFIGS / config), "-c", str(written)])
         done.touch()
     return [json.loads(line) for line in path.read_text().splitlines()]
