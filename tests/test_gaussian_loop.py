@@ -58,11 +58,11 @@ def test_drift_and_diffusion_of_the_synthetic_loop(generator: torch.Generator, o
 
 
 def test_medians_that_were_found_elsewhere(generator: torch.Generator) -> None:
-    """Median standard deviations after 10, 50 and 100 generations of 100 points; medians of 500 are known to 4 %."""
+    """Median standard deviations after 10, 50 and 100 generations of 100 points, known to 3 to 8 %."""
     at = [10, 50, 100]
 
     def medians(**options: Any) -> list[float]:
-        _, variance = self_consuming(100, 500, generator, **options)
+        _, variance = self_consuming(100, 1000, generator, **options)
         return variance[at].sqrt().median(1).values.tolist()
 
     assert medians() == pytest.approx([0.900, 0.595, 0.366], rel=0.1)
