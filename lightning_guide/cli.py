@@ -32,7 +32,10 @@ from lightning_guide.gallery import gallery_config
 from lightning_guide.mistakes import sentence
 from lightning_guide.modules.classifier import ClassifierModule
 from lightning_guide.modules.diffusion import DiffusionModule
+from lightning_guide.modules.gradient_fine_tuning import GradientFineTuning
+from lightning_guide.modules.gradient_optimisation import GradientOptimisation
 from lightning_guide.modules.monitor import TrainingDivergedError
+from lightning_guide.modules.noisy_classifier import NoisyClassifierModule
 from lightning_guide.neon_run import neon
 from lightning_guide.reconstruct import reconstruct
 
@@ -61,7 +64,7 @@ _DESCRIPTION = "Train diffusion models, keep their younger selves as guiders, sa
 
 # Classes that configs may name without their module.
 _SHORT_NAMES = (callbacks, datamodules, lightning_guide.evaluation, lightning_guide.guidance, lightning_guide.networks)
-_MODULES = (ClassifierModule, DiffusionModule)
+_MODULES = (ClassifierModule, DiffusionModule, GradientFineTuning, GradientOptimisation, NoisyClassifierModule)
 
 
 def _one_sentence(message: str) -> str:

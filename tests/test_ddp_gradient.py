@@ -35,7 +35,7 @@ def optimise(folder: str, world: int, *, at: Any, rounds: int) -> None:
     trainer.test(module, datamodule=data(), verbose=False)
 
 
-def fine_tune(folder: str, world: int, *, steps: int) -> None:
+def fine_tune(folder: str, world: int, *, steps: int, every: int = 1000) -> None:
     """Algorithm 2 on `world` ranks."""
     import torch
 
@@ -49,7 +49,7 @@ def fine_tune(folder: str, world: int, *, steps: int) -> None:
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1.0),
         learning_rate=InverseSqrtRate(1.0),
     )
-    trainer = tiny_trainer(folder, RunCheckpoint(1000), steps=steps, **options(world))
+    trainer = tiny_trainer(folder, RunCheckpoint(every), steps=steps, **options(world))
     latest = newest_checkpoint(folder)
     trainer.fit(module, datamodule=data(batch_size=64 // world), ckpt_path=latest, weights_only=True)
 
