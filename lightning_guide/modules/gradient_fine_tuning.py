@@ -23,6 +23,7 @@ from lightning_guide.losses import TrainingLoss
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.modules.models import RunModels
 from lightning_guide.objectives.objective import Objective
+from lightning_guide.optimisation.history import write_records
 from lightning_guide.optimisation.replay import GeometricReplay, Replay, mixture
 from lightning_guide.optimisation.rounds import Rounds
 from lightning_guide.optimisation.targets import Target
@@ -112,7 +113,7 @@ class GradientFineTuning(DiffusionModule):
     def on_train_start(self) -> None:
         """Drops the records of rounds that are to be drawn again."""
         if self.rounds.round and self.trainer.is_global_zero:
-            self.rounds.write_history(self.trainer.default_root_dir)
+            write_records(self.trainer.default_root_dir, self.rounds.history)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         """Draws the rounds that are due; -1 ends training where the budget is spent."""

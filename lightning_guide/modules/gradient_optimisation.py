@@ -23,6 +23,7 @@ from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.loop import DrawnSamples
 from lightning_guide.modules.models import RunModels
 from lightning_guide.objectives.objective import Objective
+from lightning_guide.optimisation.history import write_records
 from lightning_guide.optimisation.rounds import Rounds
 from lightning_guide.optimisation.targets import Target
 from lightning_guide.snapshot_file import atomic
@@ -90,7 +91,7 @@ class GradientOptimisation(pl.LightningModule):
             rank_zero_info(f"continuing after {self.rounds.round} rounds from {self._state}")
             self.trainer.strategy.barrier()  # all have read before one writes
             if self.trainer.is_global_zero:
-                self.rounds.write_history(self.trainer.default_root_dir)
+                write_records(self.trainer.default_root_dir, self.rounds.history)
         self._first = self.rounds.round
         here = RunModels(self.denoiser, run=self.trainer.default_root_dir, device=self.device)
         model = self.denoiser.resolve(here).requires_grad_(False).eval()

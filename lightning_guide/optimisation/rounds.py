@@ -7,7 +7,6 @@ sample i of round k depends on (seed, k, i) and what the rounds before have left
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -24,10 +23,10 @@ from lightning_guide.evaluation.metric import SampleMetric
 from lightning_guide.guidance.gradient import GradientGuidance, Tilt
 from lightning_guide.objectives.objective import Objective
 from lightning_guide.optimisation.contraction import overshoot
+from lightning_guide.optimisation.history import append_record, read_records
 from lightning_guide.optimisation.tables import Tables
 from lightning_guide.optimisation.targets import Gain, Target
 from lightning_guide.seeds import SampleSeeds, mix
-from lightning_guide.snapshot_file import atomic
 
 __all__ = ["Rounds"]
 
@@ -246,24 +245,12 @@ class Rounds:
     # On disk
 
     def append_history(self, run: str | Path) -> None:
-        """Adds the newest record to `rounds/history.jsonl` in the folder of the run, one line each; process 0 only."""
-        path = _history(run)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a" if self.round > 1 else "w", encoding="utf-8") as file:
-            file.write(json.dumps(self.history[-1]) + "\n")
+        """Adds the newest record to the history in the folder of the run; process 0 only."""
+        append_record(run, self.history[-1], first=self.round == 1)
 
     def read_history(self, run: str | Path) -> None:
-        """Takes up the records of the rounds that are finished; those of rounds to be drawn again are dropped."""
-        path = _history(run)
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        self.history = [json.loads(line) for line in lines[: self.round]]
-
-    def write_history(self, run: str | Path) -> None:
-        """Writes all records at once; process 0 only."""
-        path = _history(run)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(path) as temporary:
-            temporary.write_text("".join(json.dumps(record) + "\n" for record in self.history), encoding="utf-8")
+        """Takes up the records of the rounds that are finished."""
+        self.history = read_records(run, self.round)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -298,8 +285,3 @@ class Rounds:
         self.round, self.evaluations = state["round"], state["evaluations"]
         self.gradient, self.target = state["gradient"], state["target"]
         self._prior, self.samples = state["prior"], state["samples"]
-
-
-def _history(run: str | Path) -> Path:
-    """Where the records of a run lie."""
-    return Path(run) / "rounds" / "history.jsonl"
