@@ -14,6 +14,7 @@ from callbacks.png import add_picture, render, write_png
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance import Guided, Main, Neon, Snapshot
 from lightning_guide.modules.diffusion import DiffusionModule
+from lightning_guide.modules.models import open_snapshots
 from lightning_guide.snapshot_names import parse_images
 
 __all__ = ["WeightCurves"]
@@ -81,6 +82,11 @@ def _point(guidance: Denoiser, value: float, planned_images: int | None) -> Poin
     if not isinstance(guider, Snapshot) or not isinstance(weight, int | float):
         return None
     images = parse_images(guider.images)
+    if not isinstance(images, int):
+        try:
+            images = open_snapshots(guider.run).resolve_images(guider.images) if guider.run else images
+        except ValueError:  # gone since it was evaluated
+            return None
     if not isinstance(images, int):
         images = int(images * (planned_images or 1_000_000))  # without a plan: millionths of the run
     return Point(type(guidance).__name__, float(weight), images, value)

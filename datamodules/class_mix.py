@@ -34,7 +34,10 @@ def class_shares(classes: ClassMix, num_classes: int, data: Iterable[Batch]) -> 
         for batch in data:
             if batch.condition is None:
                 raise ValueError("classes: data needs data with labels; expected equal or one share for each class")
-            counts += torch.bincount(batch.condition.cpu().clamp(min=0), minlength=num_classes)
+            labels = batch.condition.cpu()
+            counts += torch.bincount(labels[labels >= 0], minlength=num_classes)
+        if not counts.sum():
+            raise ValueError("classes: data needs data with labels; expected equal or one share for each class")
         return counts / counts.sum()
     shares = torch.tensor(classes, dtype=torch.float64)
     if len(shares) != num_classes or not bool((shares >= 0).all() & shares.isfinite().all()) or not shares.sum() > 0:

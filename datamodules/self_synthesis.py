@@ -22,7 +22,7 @@ from datamodules.class_mix import ClassMix, class_labels, class_shares
 from datamodules.examples import Examples
 from datamodules.pictures import decode_sample
 from datamodules.shard_examples import ShardExamples
-from datamodules.synthesis import Synthesis, check_settings
+from datamodules.synthesis import Synthesis, check_settings, first_difference
 from datamodules.tar_index import SAMPLES
 from lightning_guide.data import Batch
 from lightning_guide.denoiser import Denoiser
@@ -93,6 +93,7 @@ class SelfSynthesised(DiffusionData):
         self.guidance, self.sampler = guidance or Main(), sampler or Heun()
         self.sampling_seed, self.chunk_size = sampling_seed, chunk_size
         self.data_shape, self.num_classes = tuple(data.data_shape), data.num_classes
+        self._made_of: dict[str, Any] = {}
 
     def setup(self, stage: str) -> None:
         """Draws what is missing; all ranks leave together, also if one of them fails.
@@ -109,17 +110,34 @@ class SelfSynthesised(DiffusionData):
         self._check_fits(base)
         denoiser = self.guidance.resolve(RunModels(base, run=self.run, device=device)).eval()
         labels, settings = self._labels(base), self._settings(base, denoiser)
+        counts = torch.bincount(labels, minlength=self.num_classes).tolist() if base.num_classes else []
         description = self.folder / "synthetic.json"
-        _together(lambda: check_settings(description, settings))
-        self.folder.mkdir(parents=True, exist_ok=True)
+        _together(lambda: check_settings(description, settings, counts))
         if rank == 0:
-            counts = torch.bincount(labels, minlength=self.num_classes).tolist() if base.num_classes else []
-            with atomic(description) as temporary:
-                told = {"run": self.run, "counts": counts, "settings": settings}
-                temporary.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+            _together(lambda: self._describe(description, {"run": self.run, "counts": counts, "settings": settings}))
+        else:
+            _together(lambda: None)
+        self._made_of = json.loads(json.dumps({**settings, "counts": counts}))
         set_ = Synthesis(denoiser, self.sampler, labels, self.sampling_seed, self.chunk_size, self.folder)
         _together(lambda: set_.write(self.data, device, rank=rank, world=world))
         self.__dict__.pop("_examples", None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For checkpoints: what the set was made of."""
+        return dict(self._made_of)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuses to continue on another set than the one that training began with.
+
+        Raises:
+            ValueError: naming the first setting that differs.
+        """
+        difference = first_difference(state_dict, self._made_of) if self._made_of else None
+        if difference:
+            raise ValueError(
+                f"the checkpoint comes from training on another synthetic set than the one in {self.folder}: "
+                f"{difference}; expected the same set, or another trainer.default_root_dir"
+            )
 
     def training(self) -> Examples:
         """The synthetic set.
@@ -186,6 +204,12 @@ class SelfSynthesised(DiffusionData):
         shares = class_shares(self.classes, base.num_classes, self.data.reference(torch.device("cpu")))
         return class_labels(shares, self.num_samples, seed=self.sampling_seed)
 
+    def _describe(self, path: Path, told: dict[str, Any]) -> None:
+        """Writes the description of the set."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with atomic(path) as temporary:
+            temporary.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+
     def _settings(self, base: Denoiser, denoiser: Denoiser) -> dict[str, Any]:
         """All that the samples depend on, as plain data."""
         weights = {name: tensor.cpu() for name, tensor in denoiser.state_dict().items()}
@@ -202,20 +226,25 @@ class SelfSynthesised(DiffusionData):
 
 
 def _together(act: Callable[[], None]) -> None:
-    """`act` on all ranks; a ValueError of one of them is raised on all, so that none waits for ever.
+    """`act` on all ranks; an error of one of them ends all, so that none waits for ever.
 
     Raises:
-        ValueError: the first of them.
+        ValueError: the first error, on ranks that had none of another type themselves.
     """
-    error = None
+    error: str | None = None
+    other: Exception | None = None
     try:
         act()
     except ValueError as mistake:
         error = str(mistake)
+    except Exception as failure:  # a full disk, no memory on the device
+        error, other = f"{type(failure).__name__}: {failure}", failure
     errors: list[str | None] = [error]
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         errors = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(errors, error)
+    if other is not None:
+        raise other
     for message in errors:
         if message is not None:
             raise ValueError(message)

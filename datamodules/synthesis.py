@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 from webdataset import TarWriter
 
+from datamodules.pictures import decode_sample
 from datamodules.tar_index import SAMPLES, index_shard
 from lightning_guide.data import DataView
 from lightning_guide.denoiser import Denoiser
@@ -26,7 +27,7 @@ from lightning_guide.samplers import Sampler
 from lightning_guide.seeds import SampleSeeds, mix
 from lightning_guide.snapshot_file import atomic
 
-__all__ = ["Synthesis", "check_settings"]
+__all__ = ["Synthesis", "check_settings", "first_difference"]
 
 
 @dataclass(frozen=True)
@@ -94,22 +95,23 @@ class Synthesis:
                 tar.write(record)
 
 
-def check_settings(path: Path, settings: dict[str, Any]) -> None:
-    """Refuses a folder whose set was made with other `settings` than these, plain data.
+def check_settings(path: Path, settings: dict[str, Any], counts: list[int]) -> None:
+    """Refuses a folder whose set was made with other `settings`, plain data, or has other `counts` of the classes.
 
     Raises:
         ValueError: naming the first of them; also if there are shards but no description.
     """
-    if not path.exists():
-        foreign = sorted(path.parent.glob("*.tar"))
-        if foreign:
-            raise ValueError(f"{foreign[0]} is there without {path.name}; expected a folder without shards")
+    shards = sorted(path.parent.glob("*.tar"))
+    if not shards:  # a description alone binds nobody: its samples may have been refused
         return
+    if not path.exists():
+        raise ValueError(f"{shards[0]} is there without {path.name}; expected a folder without shards")
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        told = json.loads(path.read_text(encoding="utf-8"))
+        known = {**told["settings"], "counts": told["counts"]}
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} does not describe a synthetic set; expected another folder") from None
-    difference = _difference(known, json.loads(json.dumps(settings)))
+    difference = first_difference(known, json.loads(json.dumps({**settings, "counts": counts})))
     if difference:
         raise ValueError(
             f"{path.parent} holds samples that were made with other settings: {difference}; expected the same ones, or "
@@ -117,19 +119,23 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def _difference(known: Any, wanted: Any, where: str = "") -> str | None:
+def first_difference(known: Any, wanted: Any, where: str = "") -> str | None:
     """Where two trees of plain data first differ, in words."""
     if isinstance(known, dict) and isinstance(wanted, dict):
         keys = [*known, *(key for key in wanted if key not in known)]
         pairs = [(key, known.get(key, "nothing"), wanted.get(key, "nothing")) for key in keys]
-        found = (_difference(a, b, f"{where}.{key}" if where else key) for key, a, b in pairs)
+        found = (first_difference(a, b, f"{where}.{key}" if where else key) for key, a, b in pairs)
         return next((difference for difference in found if difference), None)
     return None if known == wanted else f"{where} was {known!r} and is now {wanted!r}"
 
 
 def _whole(path: Path, records: int) -> bool:
-    """Whether a shard is there with all its records."""
+    """Whether a shard is there with all its records, and each can be decoded."""
     try:
-        return len(index_shard(path, num_classes=0, extensions=SAMPLES)) == records
+        index = index_shard(path, num_classes=0, extensions=SAMPLES)
+        content = path.read_bytes()
+        for offset, size in zip(index.offsets.tolist(), index.sizes.tolist(), strict=True):
+            decode_sample(content[offset : offset + size])
+        return len(index) == records
     except ValueError:
         return False

@@ -17,9 +17,11 @@ import yaml
 from jsonargparse import auto_cli
 from matplotlib import pyplot as plt
 from run_evaluations import Solver, evaluate, solver
+from sims_study import written
 
 from datamodules.class_mix import mix_against
 from lightning_guide.cli import main as lightning_guide
+from lightning_guide.modules.models import open_snapshots
 
 
 def study(
@@ -112,10 +114,11 @@ def _fit(
         "model": {"init_args": {"seed": seed, "label_dropout": 0.9}},
         "data": {"init_args": data | {"sampling_seed": seed, "seed": seed}},
     }
+    written(run / "overlay.yaml", overlay, done=run / "done")
     if not (run / "done").exists():
-        run.mkdir(parents=True, exist_ok=True)
-        (run / "overlay.yaml").write_text(yaml.safe_dump(overlay, sort_keys=False))
         lightning_guide(["fit", "-c", run_config, "-c", str(run / "overlay.yaml")])
+        if open_snapshots(run).entries()[-1].images < steps * settings["data"]["init_args"]["batch_size"]:
+            raise SystemExit(f"{run} was asked to stop; the same command goes on")
         (run / "done").touch()
 
 

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from jsonargparse import auto_cli
 from matplotlib import pyplot as plt
+from sims_study import written
 from torch import Tensor
 
 from lightning_guide.cli import main as lightning_guide
 from lightning_guide.gaussian_loop import self_consuming
+from lightning_guide.modules.models import open_snapshots
 
 WIDTH = 0.05  # sigma_rel of every network here
 METRICS = ("outliers", "total_variation", "lost_mass")
@@ -168,8 +169,11 @@ def _fit(run: Path, data: dict[str, Any], steps: int, seed: int, *, model: Path 
         "model": _object("DiffusionModule", **arguments),
         "data": data,
     }
+    written(run / "fit.yaml", settings, done=run / "done")
     if not (run / "done").exists():
-        lightning_guide(["fit", "-c", _written(run / "fit.yaml", settings)])
+        lightning_guide(["fit", "-c", str(run / "fit.yaml")])
+        if open_snapshots(run).entries()[-1].images < images:
+            raise SystemExit(f"{run} was asked to stop; the same command goes on")
         (run / "done").touch()
 
 
@@ -183,8 +187,9 @@ def _score(run: Path, guidance: Any, seed: int) -> dict[str, float]:
         "data": POINTS,
     }
     metrics = run / "report/metrics.json"
+    written(run / "score.yaml", settings, done=metrics)
     if not metrics.exists():
-        lightning_guide(["test", "-c", str(run / "fit.yaml"), "-c", _written(run / "score.yaml", settings)])
+        lightning_guide(["test", "-c", str(run / "fit.yaml"), "-c", str(run / "score.yaml")])
     values: dict[str, float] = json.loads(metrics.read_text())["unguided"]
     return values
 
@@ -204,12 +209,6 @@ def _trainer(run: Path, callbacks: list[dict[str, Any]]) -> dict[str, Any]:
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
-
-
-def _written(path: Path, settings: dict[str, Any]) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(settings, sort_keys=False))
-    return str(path)
 
 
 def _draw_networks(results: dict[str, list[dict[str, float]]], path: Path, title: str) -> None:

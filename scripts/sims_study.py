@@ -148,34 +148,33 @@ def _train(
 ) -> dict[str, float]:
     """One auxiliary, unless it is there; its cost."""
     run, note = folder / f"seed-{seed}", folder / f"seed-{seed}" / "cost.json"
+    budget = max(budgets)
+    steps = budget // settings["data"]["init_args"]["batch_size"]
+    averages = {"sigma_rels": [0.05], "every_images": budget}
+    overlay = {
+        "trainer": {
+            "default_root_dir": str(run),
+            "max_steps": steps,
+            "limit_val_batches": 0,
+            "enable_progress_bar": False,
+            "callbacks": [
+                _object("callbacks.PostHocEMA", **averages),
+                _object("callbacks.BudgetSnapshots", budgets=budgets),
+            ],
+        },
+        "model": {"init_args": {"seed": seed}},
+        "data": {
+            "init_args": {
+                "folder": str(run / "synthetic"),
+                "num_samples": synthetic,
+                "sampling_seed": seed,
+                "seed": seed,
+                "sampler": common["sampler"],
+            }
+        },
+    }
+    written(run / "overlay.yaml", overlay, done=note)
     if not note.exists():
-        budget = max(budgets)
-        steps = budget // settings["data"]["init_args"]["batch_size"]
-        averages = {"sigma_rels": [0.05], "every_images": budget}
-        overlay = {
-            "trainer": {
-                "default_root_dir": str(run),
-                "max_steps": steps,
-                "limit_val_batches": 0,
-                "enable_progress_bar": False,
-                "callbacks": [
-                    _object("callbacks.PostHocEMA", **averages),
-                    _object("callbacks.BudgetSnapshots", budgets=budgets),
-                ],
-            },
-            "model": {"init_args": {"seed": seed}},
-            "data": {
-                "init_args": {
-                    "folder": str(run / "synthetic"),
-                    "num_samples": synthetic,
-                    "sampling_seed": seed,
-                    "seed": seed,
-                    "sampler": common["sampler"],
-                }
-            },
-        }
-        run.mkdir(parents=True, exist_ok=True)
-        (run / "overlay.yaml").write_text(yaml.safe_dump(overlay, sort_keys=False))
         begin = time.process_time()
         lightning_guide(["fit", "-c", config, "-c", str(run / "overlay.yaml")])
         if open_snapshots(run).entries()[-1].images < budget:
@@ -184,6 +183,23 @@ def _train(
         note.write_text(json.dumps(cost))
     loaded: dict[str, float] = json.loads(note.read_text())
     return loaded
+
+
+def written(path: Path, settings: dict[str, Any], *, done: Path) -> None:
+    """Writes the config of a step, unless `done` tells that the step is finished: then it must have been the same.
+
+    Raises:
+        SystemExit: if it was not, so that results of other settings are never taken for these.
+    """
+    text = yaml.safe_dump(settings, sort_keys=False)
+    if not done.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    elif not path.exists() or path.read_text(encoding="utf-8") != text:
+        raise SystemExit(
+            f"{path.parent} was made with other settings than these ({path.name}); expected the same ones, or another "
+            "--out"
+        )
 
 
 def _drawn(guidances: dict[str, Any], common: dict[str, Any], count: int, seed: int) -> dict[str, dict[str, Any]]:

@@ -11,9 +11,11 @@ from PIL import Image
 
 import callbacks.weight_curves
 from callbacks import PostHocEMA, WeightCurves
+from callbacks.weight_curves import _point
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.evaluation import FrechetDistance, RawPixels
 from lightning_guide.guidance import SIMS, Autoguidance, ClassifierFreeGuidance, Interval, Neon, Snapshot
+from lightning_guide.modules.models import open_snapshots
 from tests.runs import TinyPictures, evaluation, tiny_module, tiny_trainer
 
 BASE = Snapshot("1/1", 0.05)
@@ -70,6 +72,14 @@ def test_curves(tmp_path: Path, figures: list[Figure]) -> None:
     assert lines[3]["w = 1.5"] == ([8, 16], [fd["neon_8"], fd["neon_16"]])
     assert all(line["base"][1] == [fd["base"]] * 2 for line in lines)
     assert Image.open(tmp_path / "report/curves_fd.png").width > 600
+
+
+def test_the_age_of_a_guider_of_another_run_is_a_part_of_that_run(tmp_path: Path) -> None:
+    tiny_trainer(tmp_path, PostHocEMA(8), steps=4).fit(tiny_module(average=None), datamodule=TinyPictures())
+    (last,) = {entry.images for entry in open_snapshots(tmp_path).entries()[-1:]}
+    point = _point(SIMS(Snapshot("1/1", 0.05, run=str(tmp_path)), 1.5), 1.0, 4000)
+    assert point is not None and point.images == last != 4000
+    assert _point(SIMS(Snapshot("1/1", 0.05, run=str(tmp_path / "gone")), 1.5), 1.0, 4000) is None
 
 
 def test_nothing_is_drawn_without_curves(tmp_path: Path, figures: list[Figure]) -> None:

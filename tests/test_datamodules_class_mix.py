@@ -33,6 +33,12 @@ def test_shares_that_are_none(classes: list[float]) -> None:
 def test_data_without_labels_have_no_mix() -> None:
     with pytest.raises(ValueError, match="classes: data needs data with labels"):
         class_shares("data", 3, [Batch(torch.zeros(2, 1))])
+    with pytest.raises(ValueError, match="classes: data needs data with labels"):
+        class_shares("data", 3, [Batch(torch.zeros(2, 1), torch.tensor([-1, -1]))])
+
+
+def test_examples_without_a_label_count_for_no_class() -> None:
+    assert class_shares("data", 3, [Batch(torch.zeros(3, 1), torch.tensor([-1, 2, 1]))]).tolist() == [0, 0.5, 0.5]
 
 
 @pytest.mark.parametrize("count", [1, 7, 10, 1000])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from callbacks import PostHocEMA
 from datamodules import Points, SelfSynthesised, Shards
+from datamodules.self_synthesis import _together
 from lightning_guide.analytic import gaussian
 from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory
 from lightning_guide.guidance import Autoguidance, Guidance, Main, Snapshot
@@ -140,12 +141,17 @@ def test_what_is_there_is_kept_and_what_is_missing_or_damaged_is_drawn_again(bas
     times = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.tar")}
     (tmp_path / "synthetic-000000.tar").unlink()
     (tmp_path / "synthetic-000002.tar").write_bytes(whole["synthetic-000002.tar"][:700])
+    flipped = bytearray(kept_bytes := whole["synthetic-000001.tar"])
+    flipped[kept_bytes.find(b"IDAT") + 8] ^= 0xFF
     with pytest.raises(ValueError, match="truncated or damaged"):
         synthetic(base, tmp_path).training()
     synthetic(base, tmp_path).setup("fit")
     assert files(tmp_path) == whole
     kept = tmp_path / "synthetic-000001.tar"
     assert kept.stat().st_mtime_ns == times[kept.name]
+    kept.write_bytes(flipped)  # all records are there, one picture is not sound
+    synthetic(base, tmp_path).setup("fit")
+    assert files(tmp_path) == whole
 
 
 @pytest.mark.parametrize("stage", ["validate", "test", "predict"])
@@ -206,6 +212,58 @@ def test_samples_out_of_bounds_are_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="of the samples 0 to 3 of seed 0 are not finite .* may be too large"):
         data.setup("fit")
     assert list(files(tmp_path)) == ["synthetic.json"]
+    synthetic(base, tmp_path, guidance=Autoguidance(Snapshot(16, 0.1), 1.5)).setup("fit")  # the same folder serves
+
+
+def test_a_set_begun_with_other_labels_is_refused(base: Path, tmp_path: Path) -> None:
+    """`classes: data` stays what it was, but the data have changed."""
+    synthetic(base, tmp_path).setup("fit")
+    (tmp_path / "synthetic-000001.tar").unlink()
+    before = files(tmp_path)
+    changed = synthetic(base, tmp_path)
+    examples = changed.data.training()
+    examples.labels.fill_(1)  # type: ignore[attr-defined]
+    changed.data.training = lambda: examples  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"counts was \[.*\] and is now \[0, 11, 0\]"):
+        changed.setup("fit")
+    assert files(tmp_path) == before
+
+
+def test_training_does_not_continue_on_another_set(base: Path, tmp_path: Path) -> None:
+    def trained(seed: int, steps: int, checkpoint: Path | None) -> Any:
+        data = synthetic(base, tmp_path / f"set-{seed}", sampling_seed=seed)
+        trainer = tiny_trainer(tmp_path / "run", steps=steps)
+        module = DiffusionModule(pretrained(str(base)), EDMLoss(), average=None)
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        return trainer
+
+    saved = tmp_path / "two.ckpt"
+    trained(0, 2, None).save_checkpoint(saved)
+    with pytest.raises(ValueError, match="another synthetic set than the one in .*: sampling_seed was 0 and is now 1"):
+        trained(1, 4, saved)
+    assert trained(0, 4, saved).global_step == 4
+
+
+@pytest.mark.parametrize("failure", [OSError("no space left"), RuntimeError("out of memory"), ValueError("bad")])
+def test_any_error_of_one_process_keeps_its_type_and_is_told_to_the_others(
+    failure: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    def gather(errors: list[str | None], error: str | None) -> None:
+        told.append(str(error))
+        errors[:] = [None, error]
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+
+    def act() -> None:
+        raise failure
+
+    with pytest.raises(type(failure), match=str(failure)):
+        _together(act)
+    assert len(told) == 1 and str(failure) in told[0]
 
 
 # Several processes, and processes that die

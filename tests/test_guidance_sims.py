@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_guide.analytic import GaussianMixture, gaussian
 from lightning_guide.denoiser import Denoiser
-from lightning_guide.guidance import SIMS, Main, Neon
+from lightning_guide.guidance import SIMS, Interval, Main, Neon
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers import DPMSolver2M, Euler, Heun
 from lightning_guide.seeds import SampleSeeds
@@ -118,6 +118,12 @@ def test_unstable_weights_are_refused(
     models = Pair(base, auxiliary)
     with pytest.raises(ValueError, match=f"SIMS at weight {weight:g} is unstable .* expected {bound}"):
         SIMS(auxiliary, weight).resolve(models)
+
+
+def test_a_schedule_of_weights_is_no_single_weight_to_refuse() -> None:
+    base, auxiliary = spread(2.0, 0.5), spread(1.6, 0.6)
+    weight = Interval(9.0, 0.1, 1.0)
+    assert isinstance(SIMS(auxiliary, weight).resolve(Pair(base, auxiliary)), SIMS)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("turn", [0.5, 1.2])

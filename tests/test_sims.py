@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import os
 import shutil
@@ -127,10 +128,10 @@ def command(folder: str) -> None:
     main(["fit", "-c", "sims.yaml"])
 
 
-def test_killed_in_every_phase_it_reaches_the_same_weights(
+def test_killed_while_it_draws_and_trains_it_reaches_the_same_weights(
     processes: Processes, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While it draws, while it trains, while it evaluates; then the same command to the end."""
+    """While it draws, and while it trains; then the same command to the end."""
     guide(monkeypatch, "fit", "-c", "sims.yaml")
     whole = snapshots("sims")
     samples = {path.name: content for path, content in files(Path("synthetic")).items()}
@@ -149,6 +150,19 @@ def test_killed_in_every_phase_it_reaches_the_same_weights(
     processes.call(("tests.test_sims", "command"), parted / "log", folder=str(parted))
     assert_same(snapshots(parted / "sims"), whole)
     assert {path.name: content for path, content in files(parted / "synthetic").items()} == samples
+
+
+def test_scripts_refuse_what_was_made_with_other_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
+    written = importlib.import_module("sims_study").written
+    config, done = tmp_path / "run/overlay.yaml", tmp_path / "run/done"
+    written(config, {"steps": 1}, done=done)
+    written(config, {"steps": 2}, done=done)  # nothing is finished yet
+    done.touch()
+    written(config, {"steps": 2}, done=done)
+    with pytest.raises(SystemExit, match="was made with other settings than these"):
+        written(config, {"steps": 3}, done=done)
+    assert yaml.safe_load(config.read_text()) == {"steps": 2}
 
 
 @pytest.mark.parametrize(
