@@ -162,6 +162,20 @@ def test_guiders_of_other_networks(
             evaluate(run, guided)
 
 
+def test_a_missing_snapshot_of_another_run_ends_a_fit_before_it_begins(run: Path, tmp_path: Path) -> None:
+    def fit(guider: Snapshot) -> None:
+        module = tiny_module(evaluations={"auto": evaluation(Autoguidance(guider))}, average=None)
+        tiny_trainer(tmp_path, steps=1).fit(module, datamodule=TinyPictures())
+
+    with pytest.raises(SnapshotMissing, match=r"evaluation 'auto': .*images=64.*available: images 8, 16, 24, 32"):
+        fit(Snapshot(64, 0.1, run=str(run)))
+    with pytest.raises(ValueError, match="evaluation 'auto': .*typo.* has no snapshots"):
+        fit(Snapshot(run=str(run.parent / "typo")))
+    assert not list(tmp_path.rglob("*.ckpt"))
+    fit(Snapshot(32, 0.1, run=str(run)))
+    fit(Snapshot(64, 0.1, run=str(tmp_path)))  # its own future may still come
+
+
 # --- data, models and labels that do not fit -----------------------------------------------------------
 
 

@@ -24,7 +24,7 @@ from lightning_guide.losses import TrainingLoss
 from lightning_guide.modules.evaluations import GuidedEvaluations
 from lightning_guide.modules.heldout import HeldoutLoss
 from lightning_guide.modules.learning_rate import InverseSqrtRate, LearningRate
-from lightning_guide.modules.models import LiveAverages, RunModels, finished_model
+from lightning_guide.modules.models import LiveAverages, OtherRuns, RunModels, finished_model
 from lightning_guide.modules.monitor import GradientGuard, NoiseLevelMeans
 from lightning_guide.seeds import mix
 
@@ -106,9 +106,11 @@ class DiffusionModule(pl.LightningModule):
         """Checks that data and network fit, sets the clock to 0 and fixes the planned length of the run.
 
         Raises:
-            ValueError: if data and network do not fit.
+            ValueError: if data and network do not fit, or an evaluation needs a snapshot that another run lacks.
         """
         self._check_fits_data(self.denoiser)
+        if stage == "fit":
+            self.evaluations.check(OtherRuns(self.denoiser, self.trainer.default_root_dir))
         if stage == "fit" and self.global_step == 0:  # a checkpoint, if there is one, is restored later
             self.images_seen = self._pending_images = 0
             steps = self.trainer.max_steps

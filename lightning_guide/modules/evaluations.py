@@ -47,6 +47,19 @@ class GuidedEvaluations:
         """Guidances of the evaluations under way, with models for references; empty once they have finished."""
         return {loop.name: loop.denoiser for loop in self._loops if loop is not None}
 
+    def check(self, models: Models) -> None:
+        """Resolves every guidance once and keeps nothing: what is missing for good is said before training.
+
+        Raises:
+            ValueError: naming the evaluation.
+        """
+        for name, evaluation in self.evaluations.items():
+            try:
+                evaluation.guidance.resolve(models)
+            except ValueError as error:
+                error.args = (f"evaluation {name!r}: {error}",)
+                raise
+
     def begin(self, models: Models, data: DataView, device: torch.device, *, training: bool) -> None:
         """Resolves every guidance. While `training`, one whose guider is still to come is skipped, and said so.
 

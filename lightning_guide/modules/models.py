@@ -11,7 +11,7 @@ import torch
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.snapshots import SnapshotStore
 
-__all__ = ["LiveAverages", "RunModels", "finished_model", "newest_images", "open_snapshots", "pretrained"]
+__all__ = ["LiveAverages", "OtherRuns", "RunModels", "finished_model", "newest_images", "open_snapshots", "pretrained"]
 
 
 def open_snapshots(run: str | Path) -> SnapshotStore:
@@ -69,6 +69,29 @@ class RunModels:
                 store, until = open_snapshots(run), None
             self._loaded[key] = store.guider(images=images, sigma_rel=sigma_rel, until=until).to(self.device)
         return self._loaded[key]
+
+
+class OtherRuns:
+    """Models for a look ahead, before training: snapshots of other runs must be there, those of this run need not."""
+
+    def __init__(self, main: Denoiser, run: str | Path) -> None:
+        """`main` stands in for all snapshots of `run`."""
+        self._main, self.run = main, Path(run)
+
+    @property
+    def main(self) -> Denoiser:
+        """The model that will be trained."""
+        return self._main
+
+    def snapshot(self, *, run: str | None, images: int | float | str, sigma_rel: float) -> Denoiser:
+        """The average of another run; of this one the model itself.
+
+        Raises:
+            ValueError: if the other run does not exist, or has no such snapshot.
+        """
+        if run is None or Path(run).resolve() == self.run.resolve():
+            return self._main
+        return open_snapshots(run).guider(images=images, sigma_rel=sigma_rel)
 
 
 def finished_model(run: str | Path, images: int | float | str | None, sigma_rel: float) -> Denoiser:
