@@ -17,7 +17,7 @@ from lightning_guide.adaptation import MeanRefit, Shifted
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.off_support import OffSupport
-from lightning_guide.guidance.gradient import LookAhead, Strength, Tilt
+from lightning_guide.guidance.gradient import LookAhead, NaiveGradient, Strength, Tilt
 from lightning_guide.modules.gradient_fine_tuning import GradientFineTuning
 from lightning_guide.modules.gradient_optimisation import GradientOptimisation
 from lightning_guide.modules.learning_rate import InverseSqrtRate
@@ -136,6 +136,37 @@ def test_killed_anywhere_it_goes_on_with_the_same_samples(tmp_path: Path) -> Non
     assert done.rounds.round == 6
     with pytest.raises(ValueError, match="rounds on disk have num_samples = 32, this config has 8"):
         optimise(tmp_path / "parted", Quadratic(Direction()), rounds=6, sampling=sampling(samples=8))
+
+
+@pytest.mark.parametrize(
+    ("message", "options"),
+    [
+        (r"target\.delta = 0\.2, this config has 0\.9", {"target": Gain(0.9)}),
+        (
+            r"objective\.theta\.off_ratio = 9\.0, this config has 0\.0",
+            {"objective": Quadratic(Direction(off_ratio=0.0))},
+        ),
+        (r"objective\.peak = 3\.0, this config has 4\.0", {"objective": Quadratic(Direction(), peak=4.0)}),
+        ("guidance = LookAhead, this config has NaiveGradient", {"sampling": sampling(guidance=NaiveGradient())}),
+        (r"guidance\.strength = None, this config has Tilt", {"strength": Tilt(5.0)}),
+        (r"sampler\.grid\.num_steps = 5", {"sampling": sampling(sampler=Euler(KarrasGrid(6)))}),
+        (r"floor = 0\.0, this config has 0\.1", {"floor": 0.1}),
+        ("redraw = True, this config has False", {"redraw": False}),
+    ],
+)
+def test_rounds_of_another_config_are_not_continued(message: str, options: dict[str, Any], tmp_path: Path) -> None:
+    optimise(tmp_path, Quadratic(Direction()), rounds=1)
+    before = (tmp_path / "rounds/history.jsonl").read_text()
+    with pytest.raises(ValueError, match="rounds on disk have " + message):
+        optimise(tmp_path, **{"objective": Quadratic(Direction()), "rounds": 2} | options)
+    assert (tmp_path / "rounds/history.jsonl").read_text() == before
+    # what the samples do not depend on may change
+    module = optimise(tmp_path, Quadratic(Direction()), rounds=2, sampling=sampling(batch_size=7, metrics={}))
+    assert module.rounds.round == 2
+    with pytest.warns(UserWarning, match="2 rounds are drawn already, more than num_rounds = 1"):
+        optimise(tmp_path, Quadratic(Direction()), rounds=1)
+    with pytest.raises(ValueError, match="holds rounds of GradientOptimisation; expected another"):
+        fine_tune(tmp_path, Shifted(SubspaceGaussian()), steps=1)
 
 
 def test_a_gradient_that_vanishes_is_reported_and_the_guidance_stays(tmp_path: Path) -> None:

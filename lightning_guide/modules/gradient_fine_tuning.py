@@ -9,6 +9,7 @@ with the loss `MeanRefit` the mean of a `Shifted` one.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -101,12 +102,17 @@ class GradientFineTuning(DiffusionModule):
         """As `DiffusionModule`; a process must have samples to draw.
 
         Raises:
-            ValueError: if there are fewer samples in a round than processes.
+            ValueError: if there are fewer samples in a round than processes, or the folder holds rounds of algorithm 1.
         """
         super().setup(stage)
         count, world = self.rounds.sampling.num_samples, self.trainer.world_size
         if count < world:
             raise ValueError(f"sampling.num_samples is {count}; {world} processes need at least one sample each")
+        if (Path(self.trainer.default_root_dir) / "rounds" / "state.ckpt").exists():
+            folder = self.trainer.default_root_dir
+            raise ValueError(
+                f"{folder} holds rounds of GradientOptimisation; expected another trainer.default_root_dir"
+            )
 
     # Rounds
 

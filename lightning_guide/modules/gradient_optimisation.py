@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import Dataset
 
 from lightning_guide.data import SampleBatch
@@ -73,7 +73,7 @@ class GradientOptimisation(pl.LightningModule):
         if num_rounds < 1:
             raise ValueError(f"GradientOptimisation needs num_rounds >= 1, got {num_rounds}")
         self.denoiser, self.objective, self.num_rounds = denoiser, objective.requires_grad_(False), num_rounds
-        self.rounds = Rounds(objective, sampling, target, at=at, floor=floor, redraw=redraw)
+        self.rounds = Rounds(objective, sampling, target, at=at, floor=floor, redraw=redraw, model=denoiser)
         self.images_seen = 0
         self._first = 0
         self._saved = -math.inf
@@ -89,6 +89,11 @@ class GradientOptimisation(pl.LightningModule):
             self.rounds.load_state_dict(torch.load(self._state, map_location="cpu", weights_only=True))
             self.rounds.read_history(self.trainer.default_root_dir)
             rank_zero_info(f"continuing after {self.rounds.round} rounds from {self._state}")
+            if self.rounds.round > self.num_rounds:
+                rank_zero_warn(
+                    f"{self.rounds.round} rounds are drawn already, more than num_rounds = {self.num_rounds}; nothing "
+                    "is drawn, and the numbers shown are those of the last"
+                )
             self.trainer.strategy.barrier()  # all have read before one writes
             if self.trainer.is_global_zero:
                 write_records(self.trainer.default_root_dir, self.rounds.history)

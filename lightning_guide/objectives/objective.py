@@ -7,10 +7,12 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from lightning_guide.recipe import Recorded
+
 __all__ = ["Objective"]
 
 
-class Objective(nn.Module, ABC):
+class Objective(Recorded, nn.Module, ABC):
     """f(x) (B,) of samples x (B, *), in the form that denoisers see, differentiable in x.
 
     A sample's value depends on that sample alone.

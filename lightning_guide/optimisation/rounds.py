@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_guide.data import DataView, SampleBatch
-from lightning_guide.denoiser import Models
+from lightning_guide.denoiser import Denoiser, Models
 from lightning_guide.evaluation.evaluation import Evaluation, SampleIndices
 from lightning_guide.evaluation.loop import DrawnSamples
 from lightning_guide.evaluation.metric import SampleMetric
@@ -24,6 +24,7 @@ from lightning_guide.guidance.gradient import GradientGuidance, Tilt
 from lightning_guide.objectives.objective import Objective
 from lightning_guide.optimisation.contraction import overshoot
 from lightning_guide.optimisation.history import append_record, read_records
+from lightning_guide.optimisation.settings import check_same, described
 from lightning_guide.optimisation.tables import Tables
 from lightning_guide.optimisation.targets import Gain, Target
 from lightning_guide.seeds import SampleSeeds, mix
@@ -41,6 +42,7 @@ class Rounds:
         samples: x (n, *) of the round that was finished last, all processes together, and `condition` (n,) theirs.
         evaluations: network calls of all rounds so far, each sample's counted.
         history: one dict of numbers for each finished round.
+        settings: what two rounds must share for one to continue the other, as plain data.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Rounds:
         at: Literal["mean", "sample"] = "mean",
         floor: float = 0.0,
         redraw: bool = True,
+        model: Denoiser | None = None,
     ) -> None:
         """Configures the rounds.
 
@@ -62,6 +65,7 @@ class Rounds:
             at: where gradients are taken: at the "mean" of a round, or at each "sample".
             floor: a gradient of norm `floor` or less says nothing; where it occurs the guidance before stays.
             redraw: fresh noise in each round; otherwise sample i begins with the same noise in all of them.
+            model: the frozen model that is guided, to be the same wherever rounds are continued.
 
         Raises:
             ValueError: if the guidance of `sampling` is none by gradients, or `floor` is negative.
@@ -81,6 +85,7 @@ class Rounds:
         self.samples: Tensor | None = None
         self.condition: Tensor | None = None
         self.history: list[dict[str, float]] = []
+        self.settings = self._settings(model)
         self._prior: Tensor | None = None
         self._warned: set[str] = set()
         self._guidance: GradientGuidance | None = None
@@ -244,6 +249,25 @@ class Rounds:
 
     # On disk
 
+    def _settings(self, model: Denoiser | None) -> dict[str, Any]:
+        """What two rounds must share for one to continue the other."""
+        chosen = self.sampling
+        numbers: dict[str, Any] = {
+            "at": self.at,
+            "floor": self.floor,
+            "redraw": self.redraw,
+            "num_samples": chosen.num_samples,
+        }
+        numbers |= {"seed": chosen.seed, "first_index": chosen.first_index, "labels": chosen.labels}
+        named: dict[str, Any] = {
+            "objective": self.objective,
+            "target": self.rule,
+            "guidance": chosen.guidance,
+            "start": chosen.start,
+        }
+        named |= {"sampler": chosen.sampler} | ({} if model is None else {"denoiser": model})
+        return numbers | {key: value for name in named for key, value in described(name, named[name]).items()}
+
     def append_history(self, run: str | Path) -> None:
         """Adds the newest record to the history in the folder of the run; process 0 only."""
         append_record(run, self.history[-1], first=self.round == 1)
@@ -251,18 +275,6 @@ class Rounds:
     def read_history(self, run: str | Path) -> None:
         """Takes up the records of the rounds that are finished."""
         self.history = read_records(run, self.round)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What two rounds must share for one to continue the other."""
-        chosen = self.sampling
-        return {
-            "objective": type(self.objective).__name__,
-            "at": self.at,
-            "num_samples": chosen.num_samples,
-            "seed": chosen.seed,
-            "first_index": chosen.first_index,
-        }
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next round depends on, and samples before and after, as tensors and plain data."""
@@ -276,12 +288,7 @@ class Rounds:
         Raises:
             ValueError: if it belongs to rounds of another kind.
         """
-        wrong = [name for name, value in self.settings.items() if state["settings"].get(name) != value]
-        if wrong:
-            raise ValueError(
-                f"the rounds on disk have {wrong[0]} = {state['settings'].get(wrong[0])}, this config has "
-                f"{self.settings[wrong[0]]}; use the config they began with, or another trainer.default_root_dir"
-            )
+        check_same(state["settings"], self.settings)
         self.round, self.evaluations = state["round"], state["evaluations"]
         self.gradient, self.target = state["gradient"], state["target"]
         self._prior, self.samples = state["prior"], state["samples"]

@@ -12,10 +12,12 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
+from lightning_guide.recipe import Recorded
+
 __all__ = ["Gain", "Goal", "Target"]
 
 
-class Target(ABC):
+class Target(Recorded, ABC):
     """A rule for y."""
 
     @abstractmethod
