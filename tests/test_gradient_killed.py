@@ -21,20 +21,34 @@ def _history(folder: Path) -> list[dict[str, float]]:
 
 
 def _until_done(processes: Processes, folder: Path, name: str, seed: int, **arguments: object) -> int:
-    """Starts the function again and again until it ends by itself; how often it was killed."""
+    """Starts the function again and again until it ends by itself; how often it was killed.
+
+    Each kill waits for some more rounds and then for a random moment, so that it meets fast and slow machines alike.
+    """
     folder.mkdir()
-    draw, killed = random.Random(seed), 0
+    draw, killed, wanted = random.Random(seed), 0, 0
     while True:
-        call = ("tests.test_ddp_gradient", name)
-        pid = processes.start(call, folder / "log", folder=str(folder), world=1, **arguments)
-        if killed < 4:
-            time.sleep(draw.uniform(0.3, 2.0))
+        pid = processes.start(
+            ("tests.test_ddp_gradient", name), folder / "log", folder=str(folder), world=1, **arguments
+        )
+        if killed < 3:
+            wanted += draw.randint(1, 3)
+            deadline = time.monotonic() + 60
+            while _rounds(folder) < wanted and time.monotonic() < deadline:
+                time.sleep(0.001)
+            time.sleep(draw.uniform(0, 0.02))
             kill(pid)
         status = processes.wait(pid)
         if status == 0:
             return killed
         assert status == -9, (folder / "log").read_text()[-2000:]
         killed += 1
+
+
+def _rounds(folder: Path) -> int:
+    """Lines of the history so far."""
+    path = folder / "rounds/history.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
 
 
 def test_algorithm_1_killed_at_random_instants_ends_with_the_same_rounds(processes: Processes, tmp_path: Path) -> None:
