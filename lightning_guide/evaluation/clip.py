@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 from lightning_guide.data import Batch
 from lightning_guide.evaluation.features import FeatureExtractor, check_pictures
 from lightning_guide.evaluation.metric import SampleMetric
+from lightning_guide.library_models import clip_model
 
 __all__ = ["ClipFeatures", "ClipScore"]
 
@@ -62,31 +62,8 @@ class ClipFeatures(FeatureExtractor):
             ValueError: if open_clip does not know it, or its weights cannot be loaded.
         """
         if self._model is None:
-            self._model = self._load()
+            self._model = clip_model(self.name, weights=self.weights)
         return self._model.to(device)
-
-    def _load(self) -> Any:
-        import open_clip  # takes seconds, and most runs have no use for it
-
-        if self.name not in open_clip.list_models():
-            raise ValueError(
-                f"open_clip has no model {self.name!r}; expected one of open_clip.list_models(), such as ViT-B-16"
-            )
-        tags = open_clip.list_pretrained_tags_by_model(self.name)
-        if self.weights not in tags and not Path(self.weights).is_file():
-            raise ValueError(
-                f"weights of {self.name}: {self.weights!r} is neither a file nor one of open_clip's "
-                f"({', '.join(tags) or 'none for this model'})"
-            )
-        try:
-            with torch.random.fork_rng(devices=[]):
-                model = open_clip.create_model(self.name, pretrained=self.weights)
-        except Exception as error:  # whatever hub, file system or checkpoint reader have to say
-            raise ValueError(
-                f"weights of {self.name} cannot be loaded from {self.weights} ({' '.join(str(error).split())[:200]}); "
-                "expected a checkpoint of this model: save its state dict where there is a network, and name the file"
-            ) from None
-        return model.eval().requires_grad_(False)
 
 
 class ClipScore(SampleMetric):

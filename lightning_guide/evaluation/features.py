@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_guide.library_models import timm_model
 from lightning_guide.networks.classifier import SmallClassifier
 from lightning_guide.raw_network import raw_network
 
@@ -122,29 +121,12 @@ class TimmFeatures(FeatureExtractor):
         return self._model.to(x.device)((picture - mean) / std)
 
     def _load(self) -> None:
-        import timm  # takes a second, and most runs have no use for it
-        from timm.data import resolve_data_config
+        from timm.data import resolve_data_config  # takes a second, and most runs have no use for it
 
-        if not timm.is_model(self.name):
-            near = get_close_matches(self.name, timm.list_models(), cutoff=0.5)
-            raise ValueError(f"timm has no model {self.name!r}; names like it: {', '.join(near) or 'none'}")
-        if self.weights is not None and not Path(self.weights).is_file():
-            raise ValueError(f"weights of {self.name}: there is no file {self.weights}")
-        overlay = {} if self.weights is None else {"file": self.weights}
-        try:
-            with torch.random.fork_rng(devices=[]):
-                # with its head: timm tolerates weights of another model as soon as it is to drop the head itself
-                model: Any = timm.create_model(self.name, pretrained=True, pretrained_cfg_overlay=overlay)
-        except Exception as error:  # whatever hub, file system or checkpoint reader have to say
-            source = self.weights or "timm's download"
-            raise ValueError(
-                f"weights of {self.name} cannot be loaded from {source} ({' '.join(str(error).split())[:200]}); "
-                f"expected a checkpoint of this model: save one where there is a network, "
-                "`timm.create_model(name, pretrained=True).state_dict()`, and name the file in `weights`"
-            ) from None
+        model = timm_model(self.name, weights=self.weights)
         model.reset_classifier(0)
         self._config = resolve_data_config(model=model)
-        self._model = model.eval().requires_grad_(False)
+        self._model = model
 
 
 def check_pictures(x: Tensor) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from lightning_guide.library_models import clip_model, timm_model
 
 __all__ = ["Backbone", "OpenClipBackbone", "TimmBackbone"]
 
@@ -64,16 +63,9 @@ class TimmBackbone(Backbone):
         Raises:
             ValueError: if timm has no such model, or its weights cannot be had.
         """
-        import timm  # takes a second, and most runs have no use for it
-        from timm.data import resolve_data_config
+        from timm.data import resolve_data_config  # takes a second, and most runs have no use for it
 
-        _check_file(self.weights, self.name)
-        overlay = {} if self.weights is None else {"file": self.weights}
-        try:
-            with torch.random.fork_rng(devices=[]):
-                model: Any = timm.create_model(self.name, pretrained=True, pretrained_cfg_overlay=overlay)
-        except Exception as error:  # whatever hub, file system or checkpoint reader have to say
-            raise _no_weights(self.name, self.weights or "timm's download", error) from None
+        model = timm_model(self.name, weights=self.weights)
         model.reset_classifier(0)
         config = resolve_data_config(model=model)
         self._size, self._mean, self._std = config["input_size"][1], config["mean"], config["std"]
@@ -94,13 +86,7 @@ class OpenClipBackbone(Backbone):
         Raises:
             ValueError: if open_clip has no such model, or its weights cannot be had.
         """
-        import open_clip
-
-        try:
-            with torch.random.fork_rng(devices=[]):
-                model = open_clip.create_model(self.name, pretrained=self.weights)
-        except Exception as error:  # as for timm
-            raise _no_weights(self.name, self.weights, error) from None
+        model = clip_model(self.name, weights=self.weights)
         size = model.visual.image_size
         self._size = size[0] if isinstance(size, tuple | list) else size
         self._mean, self._std = model.visual.image_mean, model.visual.image_std
@@ -110,15 +96,3 @@ class OpenClipBackbone(Backbone):
         """Embeddings (B, F) of length 1."""
         assert self._model is not None
         return F.normalize(self._model.encode_image(picture), dim=1)  # type: ignore[operator]
-
-
-def _check_file(weights: str | None, name: str) -> None:
-    """Refuses a file that does not exist."""
-    if weights is not None and not Path(weights).is_file():
-        raise ValueError(f"weights of {name}: there is no file {weights}")
-
-
-def _no_weights(name: str, source: str, error: Exception) -> ValueError:
-    """One sentence for all that loading a model may say."""
-    reason = " ".join(str(error).split())[:200]
-    return ValueError(f"{name} cannot be loaded with weights from {source} ({reason})")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch.nn import functional as F
 from lightning_guide.denoiser import Denoiser, Trajectory
 from lightning_guide.guidance.input.masks import Mask, MaskAt
 from lightning_guide.guidance.perturbed import replaced
+from lightning_guide.library_models import timm_model
 
 __all__ = ["SaliencyMask"]
 
@@ -95,21 +95,7 @@ class SaliencyMask(Mask):
     @cached_property
     def _transformer(self) -> nn.Module:
         """The model with its last attention layer observed, frozen."""
-        import timm  # takes a second, and no other mask has a use for it
-
-        if not timm.is_model(self.name):
-            raise ValueError(f"SaliencyMask: timm has no model {self.name!r}; a DINO is vit_small_patch16_224.dino")
-        if self.weights is not None and not Path(self.weights).is_file():
-            raise ValueError(f"SaliencyMask: weights of {self.name}: there is no file {self.weights}")
-        overlay = {} if self.weights is None else {"file": self.weights}
-        try:
-            with torch.random.fork_rng(devices=[]):
-                model: Any = timm.create_model(self.name, pretrained=True, pretrained_cfg_overlay=overlay)
-        except Exception as error:  # whatever hub, file system or checkpoint reader have to say
-            raise ValueError(
-                f"SaliencyMask: weights of {self.name} cannot be loaded from {self.weights or 'timm'} "
-                f"({' '.join(str(error).split())[:200]}); name a local checkpoint of this model in weights"
-            ) from None
+        model = timm_model(self.name, weights=self.weights)
         last = getattr(model, "blocks", [None])[-1]
         if not hasattr(getattr(last, "attn", None), "qkv") or getattr(model, "cls_token", None) is None:
             raise ValueError(f"SaliencyMask needs a vision transformer with a class token; {self.name} is none")

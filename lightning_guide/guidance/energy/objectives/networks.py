@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_guide.library_models import timm_model
 from lightning_guide.raw_network import raw_network
 from lightning_guide.recipe import Recorded
 
@@ -105,22 +104,8 @@ class TimmNetwork(GuideNetwork):
         return int(self.network().num_classes)
 
     def _load(self) -> nn.Module:
-        import timm  # takes a second, and most runs have no use for it
-
-        if not timm.is_model(self.name):
-            near = get_close_matches(self.name, timm.list_models(), cutoff=0.5)
-            raise ValueError(f"timm has no model {self.name!r}; names like it: {', '.join(near) or 'none'}")
-        if self.weights is not None and not Path(self.weights).is_file():
-            raise ValueError(f"weights of {self.name}: there is no file {self.weights}")
         options: dict[str, Any] = {} if self.stage is None else {"features_only": True, "out_indices": [self.stage]}
-        if self.weights is not None:
-            options["pretrained_cfg_overlay"] = {"file": self.weights}
-        try:
-            model: nn.Module = timm.create_model(self.name, pretrained=self.pretrained, **options)
-        except Exception as error:  # whatever hub, file system or checkpoint reader have to say
-            source = self.weights or "timm's download"
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"weights of {self.name} cannot be loaded from {source} ({reason})") from None
+        model: nn.Module = timm_model(self.name, weights=self.weights, pretrained=self.pretrained, **options)
         if self.softplus is not None:
             for name, part in list(model.named_modules()):
                 if isinstance(part, nn.ReLU):

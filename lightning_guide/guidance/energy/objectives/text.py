@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -11,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_guide.guidance.energy.objectives.objective import Objective
+from lightning_guide.library_models import clip_model
 
 __all__ = ["TextMatch"]
 
@@ -66,7 +65,7 @@ class TextMatch(Objective):
 
     def _network(self, device: torch.device) -> tuple[Any, Tensor]:
         if not self._loaded:
-            self._loaded.append(self._load())
+            self._loaded.append(clip_model(self.model, weights=self.weights))
         network = self._loaded[0].to(device)
         if len(self._loaded) == 1:
             import open_clip
@@ -75,23 +74,3 @@ class TextMatch(Objective):
                 tokens = open_clip.get_tokenizer(self.model)([self.prompt]).to(device)
                 self._loaded.append(network.encode_text(tokens))
         return network, self._loaded[1].to(device)
-
-    def _load(self) -> Any:
-        import open_clip  # takes seconds, and most runs have no use for it
-
-        if self.model not in open_clip.list_models():
-            near = get_close_matches(self.model, open_clip.list_models(), cutoff=0.5)
-            raise ValueError(f"open_clip has no model {self.model!r}; names like it: {', '.join(near) or 'none'}")
-        known = open_clip.list_pretrained_tags_by_model(self.model)
-        if self.weights is not None and self.weights not in known and not Path(self.weights).is_file():
-            raise ValueError(
-                f"weights of {self.model}: there is no file {self.weights}, nor is it one of open_clip's names: "
-                f"{', '.join(known) or 'none'}"
-            )
-        try:
-            with torch.random.fork_rng(devices=[]):
-                network = open_clip.create_model(self.model, pretrained=self.weights)
-        except Exception as error:  # whatever hub, file system or checkpoint reader have to say
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"weights of {self.model} cannot be loaded from {self.weights!r} ({reason})") from None
-        return network.eval().requires_grad_(False)
