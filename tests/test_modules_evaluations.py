@@ -202,7 +202,7 @@ def test_data_of_another_shape_or_class_count_are_refused(run: Path, tmp_path: P
 
 @pytest.mark.parametrize("label", [3, -2])
 def test_labels_out_of_range_are_refused(run: Path, label: int) -> None:
-    with pytest.raises(ValueError, match=f"label {label} is out of range: the model knows 3 classes"):
+    with pytest.raises(ValueError, match=f"label {label} is out of range: there are 3 classes"):
         evaluate(run, {"plain": evaluation(labels=label)})
 
 
@@ -410,3 +410,50 @@ def test_guidances_replace_all_but_the_first_evaluation() -> None:
     assert list(under_guidances({}, {"scaled": scaled})) == ["unguided", "scaled"]
     with pytest.raises(ValueError, match="called 'plain'"):
         under_guidances({"plain": plain}, {"plain": scaled})
+
+
+class Wish(Guidance):
+    """Moves the clean estimate of an unconditional model by the label; without labels it refuses."""
+
+    num_classes = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positive = Main()
+
+    def start(self, trajectory: Trajectory) -> Predict:
+        positive = self.positive.start(trajectory)
+
+        def predict(x: Tensor, sigma: Tensor, condition: Tensor | None) -> Prediction:
+            assert condition is not None
+            return Prediction(positive(x, sigma, None).clean + condition.to(x)[:, None, None, None])
+
+        return predict
+
+
+def test_a_model_without_labels_is_asked_for_those_of_its_guidance(tmp_path: Path) -> None:
+    data = TinyPictures(classes=0)
+    network = TinyNetwork(num_classes=0)
+
+    def drawn(**options: Any) -> Log:
+        log = Log()
+        evaluations = {"wish": evaluation(Wish(), **options), "plain": evaluation(num_classes=4)}
+        tiny_trainer(tmp_path, log).test(
+            tiny_module(network, average=None, evaluations=evaluations), data, verbose=False
+        )
+        return log
+
+    log = drawn(num_classes=4)
+    labels = [torch.cat([out.condition for number, out in log.outputs if number == loop]).tolist() for loop in (0, 1)]
+    assert labels == [[0, 1, 2, 3, 0]] * 2  # the unguided baseline is given them for its metrics
+    means = [torch.cat([out.x for number, out in log.outputs if number == loop]).float().mean() for loop in (0, 1)]
+    assert means[0] > means[1] + 50  # 1.2 on average, at 127.5 a unit and clipped at 255
+    assert all(out.condition.eq(2).all() for number, out in drawn(num_classes=4, labels=2).outputs if number == 0)
+    with pytest.raises(ValueError, match="'wish': its guidance knows 4 classes, .* none to draw .* num_classes: 4, or"):
+        drawn()
+    with pytest.raises(ValueError, match="'wish': its labels are drawn from 5 classes, but its guidance knows 4"):
+        drawn(num_classes=5)
+    with pytest.raises(ValueError, match="label 4 is out of range: there are 4 classes"):
+        drawn(num_classes=4, labels=4)
+    with pytest.raises(ValueError, match="num_classes >= 0, got -1"):
+        drawn(num_classes=-1)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from lightning_guide.data import SampleBatch
-from lightning_guide.denoiser import Denoiser
+from lightning_guide.denoiser import Denoiser, Models
 from lightning_guide.evaluation.metric import SampleMetric
 from lightning_guide.guidance import Main
 from lightning_guide.samplers import Heun, Sampler
@@ -40,7 +40,7 @@ class SampleIndices(Dataset[SampleBatch]):
         if num_samples < 1:
             raise ValueError(f"an evaluation needs num_samples >= 1, got {num_samples}")
         if isinstance(labels, int) and not -1 <= labels < max(num_classes, 0):
-            raise ValueError(f"label {labels} is out of range: the model knows {num_classes} classes (-1 is no label)")
+            raise ValueError(f"label {labels} is out of range: there are {num_classes} classes (-1 is no label)")
         self.num_samples, self.num_classes, self.labels = num_samples, num_classes, labels
         self.seed, self.first_index = seed, first_index
 
@@ -73,6 +73,9 @@ class Evaluation:
         seed: sample i depends on (seed, i) alone; equal seeds pair the samples of two evaluations.
         first_index: index of the first sample, so that fresh samples need no new seed.
         labels: "balanced", "random", or one class index.
+        num_classes: number of classes that labels are drawn from; default: those of the model under evaluation. A model
+            without labels under a guidance that has a classifier needs it, and so does its unguided baseline if
+            metrics are to know the labels.
         start: a distribution with `sample_each(generators) -> (x, ...)`; trajectories begin at its noised draws.
             Default: pure noise, the same where sigma_max is far above the size of the data.
     """
@@ -85,18 +88,45 @@ class Evaluation:
     seed: int = 0
     first_index: int = 0
     labels: Literal["balanced", "random"] | int = "balanced"
+    num_classes: int | None = None
     start: nn.Module | None = None
 
     def __post_init__(self) -> None:
-        """Fills in the default guidance and sampler."""
+        """Fills in the default guidance and sampler.
+
+        Raises:
+            ValueError: if num_classes is negative.
+        """
+        if self.num_classes is not None and self.num_classes < 0:
+            raise ValueError(f"an evaluation needs num_classes >= 0, got {self.num_classes}")
         object.__setattr__(self, "guidance", self.guidance if self.guidance is not None else Main())
         object.__setattr__(self, "sampler", self.sampler if self.sampler is not None else Heun())
 
     def dataset(self, num_classes: int) -> SampleIndices:
-        """The samples to draw from a model of `num_classes` classes."""
+        """The samples to draw from a model of `num_classes` classes, unless the evaluation says how many there are."""
+        classes = num_classes if self.num_classes is None else self.num_classes
         return SampleIndices(
-            self.num_samples, num_classes, labels=self.labels, seed=self.seed, first_index=self.first_index
+            self.num_samples, classes, labels=self.labels, seed=self.seed, first_index=self.first_index
         )
+
+    def resolve(self, models: Models) -> Denoiser:
+        """The guidance with models of `models` for its references.
+
+        Raises:
+            SnapshotMissing: if a guider does not exist (yet).
+            ValueError: if a guider does not fit, or the labels of the samples are not those that the guidance knows.
+        """
+        denoiser = self.guidance.resolve(models)
+        drawn = models.main.num_classes if self.num_classes is None else self.num_classes
+        known = denoiser.num_classes
+        if known and not drawn and self.labels != -1:
+            raise ValueError(
+                f"its guidance knows {known} classes, but the model under evaluation none to draw labels from; "
+                f"set num_classes: {known}, or labels: -1 for samples without a label"
+            )
+        if known and drawn > known:
+            raise ValueError(f"its labels are drawn from {drawn} classes, but its guidance knows {known}")
+        return denoiser
 
     def initial(self, noise: Tensor, seeds: SampleSeeds) -> Tensor:
         """States at the first noise level, `(B, *data_shape)`: `noise`, added to draws of `start` if there is one."""

@@ -56,10 +56,11 @@ class SamplingLoop:
 
         Raises:
             SnapshotMissing: if a guider does not exist (yet).
+            ValueError: as `Evaluation.resolve`.
         """
         for metric in metrics.values():
             metric.reset()
-        return cls(name, evaluation, evaluation.guidance.resolve(models).eval(), metrics)
+        return cls(name, evaluation, evaluation.resolve(models).eval(), metrics)
 
     def draw(self, batch: SampleBatch, data: DataView) -> DrawnSamples:
         """Draws the samples of `batch` and adds them to the metrics."""

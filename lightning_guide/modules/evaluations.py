@@ -55,7 +55,7 @@ class GuidedEvaluations:
         """
         for name, evaluation in self.evaluations.items():
             try:
-                evaluation.guidance.resolve(models)
+                evaluation.resolve(models)
             except ValueError as error:
                 error.args = (f"evaluation {name!r}: {error}",)
                 raise
