@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 from jsonargparse import ArgumentParser, auto_cli
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
@@ -201,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser_kwargs={"prog": "lightning-guide", "description": _DESCRIPTION},
             args=arguments,  # type: ignore[arg-type]
         )
-    except (ValueError, OSError, TrainingDivergedError) as error:
+    except (ValueError, OSError, MisconfigurationException, TrainingDivergedError) as error:
         if os.environ.get("LIGHTNING_GUIDE_TRACEBACK"):
             raise
         sys.exit(f"lightning-guide: error: {_one_sentence(str(error))}")

@@ -127,6 +127,7 @@ def test_reconstruct(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         (("--model.denoiser.width", "0"), "width"),
         (("--data.batch_size", "0"), "batch_size is 0"),
         (("-c", "missing.yaml"), "missing.yaml"),
+        (("--trainer.limit_val_batches", "1.5"), "invalid value 1.5 for limit_val_batches"),
     ],
 )
 def test_mistakes_name_what_is_wrong(

@@ -29,6 +29,11 @@ from lightning_guide.objectives import (
 from lightning_guide.snapshots import SnapshotStore
 
 
+def nearness(x: Tensor, scale: float) -> Tensor:
+    """A user's reward."""
+    return -x.flatten(1).norm(dim=1) / scale
+
+
 def agrees_with_finite_differences(objective: Objective, x: Tensor) -> None:
     """The gradient is that of the values, sample by sample."""
     value, gradient = objective.value_and_gradient(x)
@@ -154,6 +159,12 @@ def test_mistakes_end_in_a_sentence(resnet: str) -> None:
         TorchFunction("torch.no_such_thing")
     with pytest.raises(ValueError, match="is a float; expected a function"):
         TorchFunction("torch.pi")
+    with pytest.raises(ValueError, match=r"functional.softplus' does not .* \(x and, by name: dims\): .*dims"):
+        TorchFunction("torch.nn.functional.softplus", {"dims": 1}).value(torch.zeros(2))
+    with pytest.raises(ValueError, match=r"nearness' does not take .*: missing .* 'scale'"):
+        TorchFunction("tests.test_objectives.nearness")
+    with pytest.raises(ValueError, match=r"nearness' does not take .* \(x and, by name: scale\)"):
+        TorchFunction("tests.test_objectives.nearness", {"scale": "wide"}).value(torch.zeros(2, 1))
     with pytest.raises(ValueError, match="there is no file nowhere.safetensors"):
         TimmBackbone("test_resnet", "nowhere.safetensors")(torch.zeros(1, 3, 8, 8))
     with pytest.raises(ValueError, match="resnet_of_dreams cannot be loaded"):

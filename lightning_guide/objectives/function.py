@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from typing import Any
 
 from torch import Tensor
@@ -19,7 +20,7 @@ class TorchFunction(Objective):
         """`function` is "package.module.name"; `arguments` are handed to it by name.
 
         Raises:
-            ValueError: if it cannot be imported or called.
+            ValueError: if it cannot be imported or called, or takes no such arguments.
         """
         super().__init__()
         module, _, name = function.rpartition(".")
@@ -31,9 +32,31 @@ class TorchFunction(Objective):
             ) from None
         if not callable(self.function):
             raise ValueError(f"the objective {function!r} is a {type(self.function).__name__}; expected a function")
-        self.arguments = arguments or {}
+        self.name, self.arguments = function, arguments or {}
+        try:
+            signature = inspect.signature(self.function)
+        except ValueError:  # some functions of torch do not tell
+            return
+        try:
+            signature.bind(None, **self.arguments)
+        except TypeError as error:
+            raise self._refused(error) from None
 
     def forward(self, x: Tensor) -> Tensor:
-        """f (B,) of `x` (B, *)."""
-        value: Tensor = self.function(x, **self.arguments)
+        """f (B,) of `x` (B, *).
+
+        Raises:
+            ValueError: if the function refuses its arguments.
+        """
+        try:
+            value: Tensor = self.function(x, **self.arguments)
+        except TypeError as error:
+            raise self._refused(error) from error
         return value
+
+    def _refused(self, error: TypeError) -> ValueError:
+        named = ", ".join(self.arguments) or "none"
+        return ValueError(
+            f"the objective {self.name!r} does not take these arguments (x and, by name: {named}): "
+            + " ".join(str(error).split())
+        )
