@@ -1,6 +1,7 @@
 """Lightning datamodules: where training data, reference data and sample indices come from."""
 
 from datamodules.base import DiffusionData
+from datamodules.digit_words import DigitWords
 from datamodules.digits import Digits
 from datamodules.examples import Examples, TensorExamples
 from datamodules.images import ImageData
@@ -11,9 +12,11 @@ from datamodules.self_synthesis import SelfSynthesised
 from datamodules.shard_writer import write_shards
 from datamodules.shards import Shards
 from datamodules.subspace import SubspacePoints, UnitBall
+from datamodules.trajectories import Trajectories
 
 __all__ = [
     "DiffusionData",
+    "DigitWords",
     "Digits",
     "Examples",
     "ImageData",
@@ -24,6 +27,7 @@ __all__ = [
     "Shards",
     "SubspacePoints",
     "TensorExamples",
+    "Trajectories",
     "UnitBall",
     "write_shards",
 ]

@@ -3,6 +3,7 @@
 from lightning_guide.guidance.energy.objectives.class_label import ClassLabel
 from lightning_guide.guidance.energy.objectives.distance import Distance, NetworkDistance, Quadratic, Style
 from lightning_guide.guidance.energy.objectives.measurement import Measurement
+from lightning_guide.guidance.energy.objectives.motion import Goal, Obstacle
 from lightning_guide.guidance.energy.objectives.networks import RunNetwork, TimmNetwork
 from lightning_guide.guidance.energy.objectives.objective import Objective, WeightedSum
 from lightning_guide.guidance.energy.objectives.operators import Blurred, Boxed, Compressed, Downsampled, Masked
@@ -17,11 +18,13 @@ __all__ = [
     "Disc",
     "Distance",
     "Downsampled",
+    "Goal",
     "HalfSpace",
     "Masked",
     "Measurement",
     "NetworkDistance",
     "Objective",
+    "Obstacle",
     "Quadratic",
     "RunNetwork",
     "Style",
