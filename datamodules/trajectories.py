@@ -48,7 +48,7 @@ GAITS = (
 
 
 def walks(labels: Tensor, generator: torch.Generator, *, frames: int = 64, seconds: float = 0.1) -> Tensor:
-    """Paths (n, 2, frames) in metres, float32, of the gaits `labels` (n,); frame i is (i + 1) `seconds` after the start."""
+    """Paths (n, 2, frames) in metres of the gaits `labels` (n,); frame i is (i + 1) `seconds` after the start."""
     speed, turning, sway, steps = (
         torch.tensor([getattr(gait, key) for gait in GAITS], dtype=torch.float64)[labels, None]
         for key in ("speed", "turning", "sway", "steps")
