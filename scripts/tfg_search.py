@@ -1,6 +1,6 @@
 """The three numbers of TFG for a finished run, by the search of its paper: a beam of doublings.
 
-    python scripts/tfg_search.py runs/digits/main configs/energy/tfg.yaml --metric agreement --out runs/energy/tfg_search
+    python scripts/tfg_search.py runs/digits/main configs/energy/tfg.yaml --metric agreement
 
 Every round evaluates its new points side by side by `lightning-guide test`, with a few samples each, and scores them by
 any metric that the run reports; the judge should be another network than the guide. Stopped and started again, it
