@@ -17,14 +17,16 @@ from lightning_guide.snapshot_file import atomic
 __all__ = ["MetricsReport"]
 
 Results = Mapping[str, Mapping[str, float]]
+Extractors = Mapping[str, Mapping[str, list[str]]]
 
 
 class MetricsReport(pl.Callback):
     """At the end of each validation and test: `metrics.json`, a table on the terminal and one in TensorBoard.
 
     The file maps evaluation -> metric -> value and holds the newest results; a value that is no finite number is null.
-    Evaluations that were skipped are listed below the tables, with the reason. In TensorBoard the table is the text
-    `report/metrics`.
+    `extractors` of an evaluation maps the names of its metrics to the networks that they saw the samples through, each
+    with a hash of its weights. Evaluations that were skipped are listed below the tables, with the reason. In
+    TensorBoard the table is the text `report/metrics`.
     """
 
     def __init__(self, folder: str | None = None) -> None:
@@ -47,11 +49,12 @@ class MetricsReport(pl.Callback):
         folder = Path(trainer.default_root_dir) / "report" if self.folder is None else Path(self.folder)
         folder.mkdir(parents=True, exist_ok=True)
         with atomic(folder / "metrics.json") as temporary:
-            temporary.write_text(_json(results), encoding="utf-8")
+            temporary.write_text(_json(results, module.evaluations.extractors), encoding="utf-8")
         if not results and not skipped:
             return
         rows = _rows(results)
-        notes = [f"skipped: {name} ({reason})" for name, reason in skipped.items()]
+        notes = _judges(module.evaluations.extractors)
+        notes += [f"skipped: {name} ({reason})" for name, reason in skipped.items()]
         print("\n" + "\n".join(_plain(rows) + notes), flush=True)
         text = "\n".join(_markdown(rows)) + "".join(f"\n\n{note}" for note in notes)
         for logger in trainer.loggers:
@@ -59,13 +62,26 @@ class MetricsReport(pl.Callback):
                 logger.experiment.add_text("report/metrics", text, trainer.global_step)
 
 
-def _json(results: Results) -> str:
+def _json(results: Results, extractors: Extractors) -> str:
     """Strict JSON, which knows neither NaN nor infinity."""
-    values = {
+    values: dict[str, dict[str, Any]] = {
         name: {metric: float(value) if math.isfinite(value) else None for metric, value in metrics.items()}
         for name, metrics in results.items()
     }
+    for name, metrics in extractors.items():
+        if named := {metric: identities for metric, identities in metrics.items() if identities}:
+            values[name]["extractors"] = named
     return json.dumps(values, indent=2, allow_nan=False) + "\n"
+
+
+def _judges(extractors: Extractors) -> list[str]:
+    """One line for each extractor: the metrics that saw the samples through it."""
+    users: dict[str, dict[str, None]] = {}
+    for metrics in extractors.values():
+        for metric, identities in metrics.items():
+            for identity in identities:
+                users.setdefault(identity, {})[metric] = None
+    return [f"{', '.join(metrics)}: {identity}" for identity, metrics in users.items()]
 
 
 def _rows(results: Results) -> list[list[str]]:

@@ -30,8 +30,8 @@ def evaluate(run_config: str, evaluations: Mapping[str, Mapping[str, Any]], fold
         results.unlink(missing_ok=True)
         written.write_text(text)
         lightning_guide(["test", "-c", run_config, "-c", str(written)])
-    found: Results = json.loads(results.read_text())
-    return found
+    found: dict[str, dict[str, Any]] = json.loads(results.read_text())
+    return {name: {key: v for key, v in metrics.items() if key != "extractors"} for name, metrics in found.items()}
 
 
 def over_seeds(

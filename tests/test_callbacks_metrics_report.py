@@ -18,6 +18,7 @@ from callbacks.metrics_report import MetricsReport
 from datamodules.points import Points
 from lightning_guide.analytic import GaussianMixture
 from lightning_guide.data import Batch
+from lightning_guide.evaluation import FrechetDistance, KernelDistance, ModuleFeatures, RawPixels
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.metric import SampleMetric
 from lightning_guide.guidance import Autoguidance, ScoreScaling, Snapshot
@@ -122,6 +123,25 @@ def test_a_fit_reports_each_validation_and_says_what_was_skipped(tmp_path: Path,
     assert head.count("|") == rule.count("|") == rows[0].count("|")
     assert rows[0].startswith("| plain | 2 | 4 |") and rows[0].endswith("| 2.5 |")
     assert any(row.startswith("skipped: guided (") for row in rows)
+
+
+def test_extractors_stand_in_the_file_and_below_the_table(tmp_path: Path, capsys: Any) -> None:
+    torch.manual_seed(0)
+    net = ModuleFeatures(torch.nn.Linear(2, 2))
+    fd, kid = FrechetDistance(RawPixels()), KernelDistance(net)
+    judges: dict[str, SampleMetric] = {"fd": fd, "kid": kid, "n": Numbers(n=1)}
+    judged = Evaluation(sampler=SAMPLER, num_samples=4, metrics=judges)
+    evaluations = {"plain": evaluation(fd=2.5), "one": judged, "two": judged}
+    data = Points(MIXTURE, batch_size=8, training_size=16)
+    trainer(tmp_path, MetricsReport()).test(module(evaluations), data, verbose=False)
+    written = metrics(tmp_path / "report")
+    assert "extractors" not in written["plain"]
+    assert written["one"]["extractors"] == written["two"]["extractors"] == {
+        "fd": ["RawPixels, no weights"],
+        "kid": [str(net.identity)],
+    }
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2:] == ["fd: RawPixels, no weights", f"kid: {net.title()}, weights {net.identity.weights[:16]}"]
 
 
 def test_without_evaluations_nothing_is_printed(tmp_path: Path, capsys: Any) -> None:

@@ -7,6 +7,7 @@ from lightning_guide.evaluation.class_shares import ClassShares
 from lightning_guide.evaluation.clip import ClipFeatures, ClipScore
 from lightning_guide.evaluation.density import DensityMetrics
 from lightning_guide.evaluation.density_coverage import DensityCoverage
+from lightning_guide.evaluation.dinov2 import DINOv2Features
 from lightning_guide.evaluation.features import ClassifierFeatures, FeatureExtractor, RawPixels, TimmFeatures
 from lightning_guide.evaluation.frechet import FrechetDistance, frechet_distance
 from lightning_guide.evaluation.frechet_interval import FrechetInterval
@@ -15,6 +16,7 @@ from lightning_guide.evaluation.inception_score import InceptionScore
 from lightning_guide.evaluation.kernel_distance import CMMD, KernelDistance
 from lightning_guide.evaluation.memorisation import Memorisation
 from lightning_guide.evaluation.metric import SampleMetric
+from lightning_guide.evaluation.module_features import ModuleFeatures
 from lightning_guide.evaluation.off_support import OffSupport
 from lightning_guide.evaluation.precision_recall import PrecisionRecall
 
@@ -25,6 +27,7 @@ __all__ = [
     "ClassifierFeatures",
     "ClipFeatures",
     "ClipScore",
+    "DINOv2Features",
     "DensityCoverage",
     "DensityMetrics",
     "FeatureExtractor",
@@ -34,6 +37,7 @@ __all__ = [
     "InceptionScore",
     "KernelDistance",
     "Memorisation",
+    "ModuleFeatures",
     "OffSupport",
     "PrecisionRecall",
     "RawPixels",

@@ -61,9 +61,21 @@ class ClipFeatures(FeatureExtractor):
         Raises:
             ValueError: if open_clip does not know it, or its weights cannot be loaded.
         """
+        self.load()
+        return self._model.to(device)
+
+    def load(self) -> None:
+        """Reads the model.
+
+        Raises:
+            ValueError: as `model`.
+        """
         if self._model is None:
             self._model = clip_model(self.name, weights=self.weights)
-        return self._model.to(device)
+
+    def title(self) -> str:
+        """With the name of the model."""
+        return f"{type(self).__name__}({self.name})"
 
 
 class ClipScore(SampleMetric):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_guide.evaluation.identity import Identity, weights_hash
 from lightning_guide.library_models import timm_model
 from lightning_guide.networks.classifier import SmallClassifier
 from lightning_guide.raw_network import raw_network
@@ -20,7 +22,12 @@ class FeatureExtractor(nn.Module, ABC):
     """Base of extractors: data in stored form (B, *) -> features (B, F), float32.
 
     Always in eval mode, without gradients and autocast. A copy is the same object: clones of a metric share it.
+
+    Attributes:
+        published: under which name published files hold statistics of these features, such as "fid"; None for no name.
     """
+
+    published: ClassVar[str | None] = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (B, F) of `x`; `extract` says of what kind it must be.
@@ -34,6 +41,27 @@ class FeatureExtractor(nn.Module, ABC):
     @abstractmethod
     def extract(self, x: Tensor) -> Tensor:
         """Features (B, *) of `x`, the part that subclasses write; call the extractor itself instead."""
+
+    def load(self) -> None:
+        """Reads the weights, into a submodule, unless that was done; nothing where they are there from the start.
+
+        Raises:
+            ValueError: if they cannot be found.
+        """
+
+    def title(self) -> str:
+        """The class and the settings that change the features."""
+        return type(self).__name__
+
+    @cached_property
+    def identity(self) -> Identity:
+        """Name and hash of the weights, which are read for it.
+
+        Raises:
+            ValueError: if they cannot be found.
+        """
+        self.load()
+        return Identity(self.title(), weights_hash(self))
 
     def train(self, mode: bool = True) -> FeatureExtractor:
         """Stays in eval mode."""
@@ -83,13 +111,19 @@ class ClassifierFeatures(FeatureExtractor):
         Raises:
             ValueError: if the run has none, or its newest snapshot is damaged or holds something else.
         """
-        if self._classifier is None:
-            self._classifier = self._load()
+        self.load()
+        assert self._classifier is not None
         return self._classifier.to(device)
 
-    def _load(self) -> SmallClassifier:
-        network = raw_network(self.run, kind=SmallClassifier, what="classifier")
-        return network.eval().requires_grad_(False)
+    def load(self) -> None:
+        """Reads the classifier.
+
+        Raises:
+            ValueError: if the run has none, or its newest snapshot is damaged or holds something else.
+        """
+        if self._classifier is None:
+            network = raw_network(self.run, kind=SmallClassifier, what="classifier")
+            self._classifier = network.eval().requires_grad_(False)
 
 
 class TimmFeatures(FeatureExtractor):
@@ -99,34 +133,64 @@ class TimmFeatures(FeatureExtractor):
     is read at first use.
     """
 
-    def __init__(self, name: str, weights: str | None = None) -> None:
-        """`name` as in `timm.list_models()`; `weights` a local file, None for timm's own download."""
+    def __init__(self, name: str, weights: str | None = None, *, size: int | None = None) -> None:
+        """`name` as in `timm.list_models()`; `weights` a local file, None for timm's own download.
+
+        `size`: pictures are resized to `size` x `size` instead of the model's own size; transformers with learned
+        positions then interpolate them (bicubic, antialiased).
+
+        Raises:
+            ValueError: if size is below 1.
+        """
         super().__init__()
-        self.name = name
-        self.weights = weights
+        if size is not None and size < 1:
+            raise ValueError(f"{type(self).__name__} needs size >= 1, got {size}")
+        self.name, self.weights, self.size = name, weights, size
         self._model: nn.Module | None = None
         self._config: dict[str, Any] = {}
 
     def extract(self, x: Tensor) -> Tensor:
         """Features of pictures uint8 (B, 1 or 3, H, W) of any size."""
         check_pictures(x)
-        if self._model is None:
-            self._load()
+        self.load()
         assert self._model is not None
         channels, height, width = self._config["input_size"]
+        size = (height, width) if self.size is None else (self.size, self.size)
         mode = "bilinear" if self._config["interpolation"] == "bilinear" else "bicubic"
         picture = x.to(torch.float32).expand(-1, channels, -1, -1) / 255
-        picture = F.interpolate(picture, (height, width), mode=mode, align_corners=False, antialias=True)
+        picture = F.interpolate(picture, size, mode=mode, align_corners=False, antialias=True)
         mean, std = (x.new_tensor(self._config[key], dtype=torch.float32)[:, None, None] for key in ("mean", "std"))
         return self._model.to(x.device)((picture - mean) / std)
 
-    def _load(self) -> None:
+    def title(self) -> str:
+        """With the name of the model, and the size of pictures if it is not the model's own."""
+        return f"{type(self).__name__}({self.name}{'' if self.size is None else f', size {self.size}'})"
+
+    def load(self) -> None:
+        """Reads the model.
+
+        Raises:
+            ValueError: if timm has no such model, or its weights cannot be had.
+        """
+        if self._model is not None:
+            return
         from timm.data import resolve_data_config  # takes a second, and most runs have no use for it
 
-        model = timm_model(self.name, weights=self.weights)
+        model = self.model()
         model.reset_classifier(0)
         self._config = resolve_data_config(model=model)
         self._model = model
+
+    def plain_model(self) -> Any:
+        """The model with its head, for pictures of its own size."""
+        return timm_model(self.name, weights=self.weights)
+
+    def model(self) -> Any:
+        """The same for pictures of `size`."""
+        model = self.plain_model()
+        if self.size is not None and hasattr(model, "set_input_size"):
+            model.set_input_size(img_size=self.size)
+        return model
 
 
 def check_pictures(x: Tensor) -> None:

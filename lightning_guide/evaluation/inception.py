@@ -20,6 +20,8 @@ class InceptionFeatures(FeatureExtractor):
     2017, https://arxiv.org/abs/1706.08500.
     """
 
+    published = "fid"
+
     def __init__(self, weights: str | None = None) -> None:
         """`weights`: a local copy of its weights file (a state dict); None for the package's own download."""
         super().__init__()
@@ -41,10 +43,18 @@ class InceptionFeatures(FeatureExtractor):
 
     def _both(self, x: Tensor) -> tuple[Tensor, Tensor]:
         check_pictures(x)
-        if self._network is None:
-            self._network = self._load()
+        self.load()
         features, logits = self._network.to(x.device)(x.expand(-1, 3, -1, -1))
         return features, logits
+
+    def load(self) -> None:
+        """Reads the network.
+
+        Raises:
+            ValueError: if the package or its weights cannot be had, or the file holds more than tensors.
+        """
+        if self._network is None:
+            self._network = self._load()
 
     def _load(self) -> Any:
         try:

@@ -11,6 +11,8 @@ import torchmetrics
 from torch import Tensor
 
 from lightning_guide.data import Batch
+from lightning_guide.evaluation.features import FeatureExtractor
+from lightning_guide.evaluation.identity import Identity
 
 __all__ = ["SampleMetric"]
 
@@ -56,6 +58,15 @@ class SampleMetric(torchmetrics.Metric, ABC):
         Raises:
             ValueError: if there are too few samples.
         """
+
+    @property
+    def extractors(self) -> list[Identity]:
+        """Which networks it sees the samples through: results under others do not compare.
+
+        Raises:
+            ValueError: if the weights of one cannot be found.
+        """
+        return [module.identity for module in self.children() if isinstance(module, FeatureExtractor)]
 
     def add_sum(self, name: str, *shape: int) -> None:
         """Declares the state `name`: float64 zeros of `shape`, summed over processes."""

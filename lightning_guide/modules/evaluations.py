@@ -47,6 +47,18 @@ class GuidedEvaluations:
         """Guidances of the evaluations under way, with models for references; empty once they have finished."""
         return {loop.name: loop.denoiser for loop in self._loops if loop is not None}
 
+    @property
+    def extractors(self) -> dict[str, dict[str, list[str]]]:
+        """Evaluation -> metric -> identities of the networks it saw the samples through; of the newest results."""
+        chosen = {name: self._metrics_of(self.evaluations[name]) for name in self.results}
+        return {
+            name: {key: [str(each) for each in metric.extractors] for key, metric in metrics.items()}
+            for name, metrics in chosen.items()
+        }
+
+    def _metrics_of(self, evaluation: Evaluation) -> dict[str, SampleMetric]:
+        return self.metrics if evaluation.metrics is None else evaluation.metrics
+
     def check(self, models: Models) -> None:
         """Resolves every guidance once and keeps nothing: what is missing for good is said before training.
 
@@ -69,8 +81,8 @@ class GuidedEvaluations:
         """
         self.results, self.skipped, self._loops = {}, {}, []
         for name, evaluation in self.evaluations.items():
-            metrics = self.metrics if evaluation.metrics is None else evaluation.metrics
             try:
+                metrics = self._metrics_of(evaluation)
                 ready = {key: self._prepare(metric, data, device) for key, metric in metrics.items()}
                 self._loops.append(SamplingLoop.begin(name, evaluation, models, ready))
             except SnapshotMissing as missing:
