@@ -47,10 +47,12 @@ class DiffusionData(pl.LightningDataModule, ABC):
     Attributes:
         data_shape: shape of one x, without the batch.
         num_classes: number of labels, 0 for data without labels.
+        token_channels: C of the embeddings (L, C) of its elements, 0 for data without embeddings.
     """
 
     data_shape: tuple[int, ...]
     num_classes: int
+    token_channels: int = 0
 
     def __init__(self, *, batch_size: int, num_workers: int = 0, seed: int = 0) -> None:
         """`batch_size` counts per process and micro-step; `seed` sets the order of the training data.
@@ -84,6 +86,14 @@ class DiffusionData(pl.LightningDataModule, ABC):
     @abstractmethod
     def decode(self, x: Tensor) -> Tensor:
         """The inverse of `encode`, rounded and clipped to what can be stored."""
+
+    def prompts(self) -> Tensor:
+        """Embeddings (P, L, C) that samples are drawn under.
+
+        Raises:
+            ValueError: if the data has none.
+        """
+        raise ValueError(f"{type(self).__name__} has no embeddings; expected data with token_channels above 0")
 
     def visits(self) -> Dataset[Batch]:
         """The endless training stream: a dataset that maps a range of stream positions to a batch."""

@@ -19,11 +19,13 @@ from lightning_guide.seeds import mix
 __all__ = ["Examples", "Slices", "TensorExamples", "Visits"]
 
 
-class Examples(Dataset[tuple[Tensor, int]], ABC):
-    """A finite map-style dataset of (x, label), x in stored form, label -1 where there is none.
+class Examples(Dataset[tuple[Tensor, int | Tensor]], ABC):
+    """A finite map-style dataset of (x, condition), x in stored form.
+
+    The condition is a label, -1 where there is none, or an embedding (L, C), of the same L for all elements.
 
     Attributes:
-        labelled: whether the elements carry labels.
+        labelled: whether the elements carry labels or embeddings.
         in_memory: whether reading an element costs nothing, so that loader workers would only be in the way.
     """
 
@@ -35,13 +37,13 @@ class Examples(Dataset[tuple[Tensor, int]], ABC):
         """Number of elements."""
 
     @abstractmethod
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Element `index`: x (*data_shape) and its label."""
+    def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
+        """Element `index`: x (*data_shape) and its condition."""
 
     def take(self, indices: Tensor) -> Batch:
-        """The elements `indices` (B,) as one batch: x (B, *data_shape), condition (B,) or None."""
+        """The elements `indices` (B,) as one batch: x (B, *data_shape), condition (B,), (B, L, C) or None."""
         items = [self[int(index)] for index in indices]
-        condition = torch.tensor([label for _, label in items]) if self.labelled else None
+        condition = torch.stack([torch.as_tensor(each) for _, each in items]) if self.labelled else None
         return Batch(torch.stack([x for x, _ in items]), condition)
 
 
@@ -51,14 +53,14 @@ class TensorExamples(Examples):
     in_memory = True
 
     def __init__(self, x: Tensor, labels: Tensor | None = None) -> None:
-        """`x` (n, *data_shape) and `labels` (n,) int64, or None for data without labels.
+        """`x` (n, *data_shape) and `labels`: (n,) int64, embeddings (n, L, C), or None for data without conditions.
 
         Raises:
             ValueError: if there are no elements, or not as many labels as elements.
         """
         if not len(x):
             raise ValueError("the dataset is empty; expected at least one element")
-        if labels is not None and labels.shape != x.shape[:1]:
+        if labels is not None and (labels.ndim not in (1, 3) or len(labels) != len(x)):
             raise ValueError(f"labels have shape {tuple(labels.shape)}; expected ({len(x)},), one for each element")
         self.x = x
         self.labels = labels
@@ -67,8 +69,9 @@ class TensorExamples(Examples):
     def __len__(self) -> int:
         return len(self.x)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.x[index], -1 if self.labels is None else int(self.labels[index])
+    def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
+        condition = -1 if self.labels is None else self.labels[index]
+        return self.x[index], int(condition) if isinstance(condition, int) or condition.ndim == 0 else condition
 
     def take(self, indices: Tensor) -> Batch:
         """One gather, see `Examples.take`."""

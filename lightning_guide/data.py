@@ -12,14 +12,20 @@ __all__ = ["Batch", "DataView", "SampleBatch"]
 
 
 class Batch(NamedTuple):
-    """Training or held-out examples: `x` (B, *data_shape), `condition` None or int64 (B,), -1 = no condition."""
+    """Training or held-out examples: `x` (B, *data_shape), `condition` None, labels (B,) or embeddings (B, L, C).
+
+    See `conditions` for what stands for no condition.
+    """
 
     x: Tensor
     condition: Tensor | None = None
 
 
 class SampleBatch(NamedTuple):
-    """Samples to be drawn: `index` int64 (B,) names each one, `condition` int64 (B,), -1 = no condition."""
+    """Samples to be drawn: `index` int64 (B,) names each one, `condition` int64 (B,) its label or its prompt's number.
+
+    -1 is no condition.
+    """
 
     index: Tensor  # type: ignore[assignment]  # hides tuple.index
     condition: Tensor
@@ -30,6 +36,10 @@ class DataView(Protocol):
 
     data_shape: tuple[int, ...]
     num_classes: int
+    token_channels: int
+
+    def prompts(self) -> Tensor:
+        """Embeddings (P, L, C) that samples are drawn under, the same on every rank."""
 
     def encode(self, raw: Tensor) -> Tensor:
         """Stored data (uint8 images, float points) -> what the denoiser sees, float32 in units of sigma_data."""

@@ -90,13 +90,20 @@ class Denoiser(Recorded, nn.Module, ABC):
 
     Attributes:
         data_shape: shape of one x, without the batch.
-        num_classes: number of labels, 0 for an unconditional denoiser.
+        num_classes: number of labels, 0 for a denoiser that knows none.
+        token_channels: C of embeddings (B, L, C) that are its condition, 0 for a denoiser that reads none.
         sigma_data: standard deviation of the data.
     """
 
     data_shape: tuple[int, ...]
     num_classes: int
+    token_channels: int = 0
     sigma_data: float
+
+    @property
+    def conditional(self) -> bool:
+        """Whether it is told a condition, labels or embeddings."""
+        return bool(self.num_classes or self.token_channels)
 
     @abstractmethod
     def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -124,7 +131,8 @@ class Network(Recorded, nn.Module, ABC):
 
     Attributes:
         data_shape: shape of one x, without the batch.
-        num_classes: number of labels, 0 for an unconditional network.
+        num_classes: number of labels, 0 for a network that knows none.
+        token_channels: C of the tokens of embeddings (B, L, C), 0 for a network that reads none.
         resizable: x may have other axes than those of `data_shape` after the first (crops, say).
         parts: names of the submodules, as patterns, that a method acts on by default, by kind of part: "attention"
             (replaceable attention cores), "block", "dropout", "noise_embedding", "label_embedding".
@@ -132,12 +140,13 @@ class Network(Recorded, nn.Module, ABC):
 
     data_shape: tuple[int, ...]
     num_classes: int
+    token_channels: int = 0
     resizable: bool = False
     parts: Mapping[str, Sequence[str]] = {}
 
     @abstractmethod
     def embed(self, condition: Tensor | None, batch: int) -> Tensor | None:
-        """Embedding of the labels (B,), where -1 or None stands for no condition."""
+        """Embedding of labels (B,) or tokens (B, L, C), where -1, tokens of zeros or None stand for no condition."""
 
     @abstractmethod
     def forward(self, x: Tensor, c_noise: Tensor, embedding: Tensor | None) -> Tensor:
@@ -161,7 +170,7 @@ class Preconditioned(Denoiser):
             raise ValueError(f"sigma_data must be positive, got {sigma_data}")
         self.network = network
         self.data_shape = tuple(network.data_shape)
-        self.num_classes = network.num_classes
+        self.num_classes, self.token_channels = network.num_classes, network.token_channels
         self.sigma_data = sigma_data
 
     def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:

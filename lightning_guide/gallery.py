@@ -91,4 +91,5 @@ def _evaluate(guidance: Denoiser) -> None:
         ValueError: by the method.
     """
     condition = torch.zeros(1, dtype=torch.long) if guidance.num_classes else None
+    condition = torch.ones(1, 1, guidance.token_channels) if guidance.token_channels else condition
     guidance(torch.zeros(1, *guidance.data_shape), torch.tensor(1.0), condition)

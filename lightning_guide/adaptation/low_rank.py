@@ -70,7 +70,7 @@ class LowRank(Denoiser):
             return
         self.denoiser = copy.deepcopy(denoiser).requires_grad_(False)
         self.data_shape, self.num_classes = tuple(denoiser.data_shape), denoiser.num_classes
-        self.sigma_data = denoiser.sigma_data
+        self.token_channels, self.sigma_data = denoiser.token_channels, denoiser.sigma_data
         adapted = [name for name, layer in self._chosen() if self._adapt(name, layer)]
         if not adapted:
             raise ValueError(f"LowRank finds no layer of rank {rank} or more to adapt in a {type(denoiser).__name__}")

@@ -28,7 +28,7 @@ class Shifted(Denoiser):
             return
         self.denoiser = denoiser.requires_grad_(False)
         self.data_shape, self.num_classes = tuple(denoiser.data_shape), denoiser.num_classes
-        self.sigma_data = denoiser.sigma_data
+        self.token_channels, self.sigma_data = denoiser.token_channels, denoiser.sigma_data
         self.offset = nn.Parameter(torch.zeros(self.data_shape))
 
     def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lightning_guide.evaluation.agreement import ClassAgreement
+from lightning_guide.evaluation.agreement_by_class import AgreementByClass
 from lightning_guide.evaluation.class_shares import ClassShares
 from lightning_guide.evaluation.clip import ClipFeatures, ClipScore
 from lightning_guide.evaluation.density import DensityMetrics
@@ -21,6 +22,7 @@ from lightning_guide.evaluation.off_support import OffSupport
 from lightning_guide.evaluation.precision_recall import PrecisionRecall
 
 __all__ = [
+    "AgreementByClass",
     "CMMD",
     "ClassAgreement",
     "ClassShares",

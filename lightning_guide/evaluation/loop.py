@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from lightning_guide.conditions import told
 from lightning_guide.data import DataView, SampleBatch
 from lightning_guide.denoiser import Denoiser, Models
 from lightning_guide.evaluation.evaluation import Evaluation
@@ -18,7 +20,7 @@ from lightning_guide.evaluation.metric import SampleMetric
 from lightning_guide.exploded import exploded
 from lightning_guide.seeds import SampleSeeds
 
-__all__ = ["DrawnSamples", "SamplingLoop", "total_over_processes"]
+__all__ = ["DrawnSamples", "SamplingLoop", "add_results", "total_over_processes"]
 
 
 class DrawnSamples(NamedTuple):
@@ -65,7 +67,7 @@ class SamplingLoop:
     def draw(self, batch: SampleBatch, data: DataView) -> DrawnSamples:
         """Draws the samples of `batch` and adds them to the metrics."""
         begin = time.perf_counter()
-        condition = batch.condition if self.denoiser.num_classes else None
+        condition = told(self.denoiser, batch.condition, data)
         seeds = SampleSeeds(self.evaluation.seed, batch.index.tolist())
         trajectory = self.evaluation.sampler.sample(
             self.denoiser,
@@ -91,11 +93,20 @@ class SamplingLoop:
 
     def finish(self, device: torch.device) -> dict[str, float]:
         """All metrics over all processes, with `nfe` (network calls a sample), `samples` and `seconds`."""
-        totals = torch.tensor([self.calls, self.samples, self.seconds], dtype=torch.float64, device=device)
-        calls, samples, seconds = total_over_processes(totals).tolist()
+        calls, samples, seconds = self.cost(device).tolist()
         report = {"nfe": calls / max(samples, 1), "samples": samples, "seconds": seconds}
         for name, metric in self.metrics.items():
-            values = metric.compute()
-            for key, value in values.items():
-                report[key if key not in report else f"{name}_{key}"] = float(value)
+            add_results(report, name, metric.compute())
         return report
+
+    def cost(self, device: torch.device) -> Tensor:
+        """Network calls, samples and seconds (3,) over all processes, float64."""
+        return total_over_processes(
+            torch.tensor([self.calls, self.samples, self.seconds], dtype=torch.float64, device=device)
+        )
+
+
+def add_results(report: dict[str, float], metric: str, values: Mapping[str, Tensor]) -> None:
+    """Adds the results of a metric to `report`; a key that is taken gets the name of the metric before it."""
+    for key, value in values.items():
+        report[key if key not in report else f"{metric}_{key}"] = float(value)

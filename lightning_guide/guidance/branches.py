@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_guide.conditions import joined
 from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory
 from lightning_guide.guidance.combination import Branch
 from lightning_guide.guidance.guidance import Guidance
@@ -82,11 +83,10 @@ class Branches:
         return once, [negative(i) for i in range(len(weights))]
 
     def _together(self, conditions: Sequence[Tensor | None], x: Tensor, sigma: Tensor) -> list[Prediction]:
-        """Predictions at `x` (B, *) under each of the label conditions, in one call that counts for as many."""
-        none = torch.full((len(x),), -1, device=x.device)
-        labels = torch.cat([none if condition is None else condition for condition in conditions])
+        """Predictions at `x` (B, *) under each of the conditions, in one call that counts for as many."""
+        condition = joined(conditions, len(x), x.device)
         sigmas = sigma if sigma.ndim == 0 else sigma.repeat(len(conditions))
-        prediction = self.positive(torch.cat([x] * len(conditions)), sigmas, labels)
+        prediction = self.positive(torch.cat([x] * len(conditions)), sigmas, condition)
         self.trajectory.evaluations += len(conditions) - 1
         return [Prediction(clean) for clean in prediction.clean.chunk(len(conditions))]
 

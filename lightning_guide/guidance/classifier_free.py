@@ -20,17 +20,22 @@ class Unconditional(OtherCondition):
         """0: labels are ignored."""
         return 0
 
+    @property
+    def token_channels(self) -> int:  # type: ignore[override]
+        """0: embeddings are ignored."""
+        return 0
+
     def resolve(self, models: Models) -> Denoiser:
         """As `Guidance.resolve`.
 
         Raises:
-            ValueError: if the model has no labels to drop.
+            ValueError: if the model has no condition to drop.
         """
         resolved = super().resolve(models)
         assert isinstance(resolved, Unconditional)
-        if resolved.positive.num_classes == 0:
+        if not resolved.positive.conditional:
             raise ValueError(
-                "classifier-free guidance needs a model with labels (this one has num_classes=0), "
+                "classifier-free guidance needs a model with labels or embeddings (this one has num_classes=0), "
                 "or an unconditional network of its own (unconditional: ...)"
             )
         return resolved

@@ -28,6 +28,11 @@ class Guidance(Denoiser):
         return self.positive.num_classes
 
     @property
+    def token_channels(self) -> int:  # type: ignore[override]
+        """C of embeddings."""
+        return self.positive.token_channels
+
+    @property
     def sigma_data(self) -> float:  # type: ignore[override]
         """Standard deviation of the data."""
         return self.positive.sigma_data

@@ -80,7 +80,7 @@ class Guided(Guidance):
 
 
 def _check_fits(positive: Denoiser, negative: nn.Module) -> None:
-    """Refuses a guider of another data shape or class count; the shape () fits any data."""
+    """Refuses a guider of another data shape, class count or condition; the shape () fits any data."""
     assert isinstance(negative, Denoiser)
     if isinstance(positive, Reference) or isinstance(negative, Reference):
         return
@@ -90,3 +90,8 @@ def _check_fits(positive: Denoiser, negative: nn.Module) -> None:
         )
     if negative.num_classes not in (0, positive.num_classes):
         raise ValueError(f"the guider knows {negative.num_classes} classes, the main model {positive.num_classes}")
+    if negative.token_channels not in (0, positive.token_channels):
+        raise ValueError(
+            f"the guider reads embeddings of {negative.token_channels} channels, the main model of "
+            f"{positive.token_channels} (0 is none)"
+        )

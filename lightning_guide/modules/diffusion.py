@@ -15,6 +15,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lightning_guide.conditions import without
 from lightning_guide.data import Batch, SampleBatch
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.evaluation.evaluation import Evaluation, under_guidances
@@ -65,7 +66,7 @@ class DiffusionModule(pl.LightningModule):
             loss: its loss.
             learning_rate: rate as a function of images seen; default InverseSqrtRate(0.01).
             optimizer: default Adam(betas=(0.9, 0.99)); its own rate is overwritten.
-            label_dropout: probability that an example's label is dropped (for classifier-free guidance).
+            label_dropout: probability that an example's condition is dropped (for classifier-free guidance).
             seed: of training draws.
             evaluations: name -> sampling loop of validation and test.
             guidances: name -> guidance, each in place of that of the first evaluation; replace the other evaluations.
@@ -78,13 +79,15 @@ class DiffusionModule(pl.LightningModule):
             max_bad_steps: training stops after so many steps without a finite gradient.
 
         Raises:
-            ValueError: if label_dropout is no probability, or is asked of a model without labels.
+            ValueError: if label_dropout is no probability, or is asked of a model without condition.
         """
         super().__init__()
         if not 0 <= label_dropout < 1:
             raise ValueError(f"label_dropout must be in [0, 1), got {label_dropout}")
-        if label_dropout and not denoiser.num_classes:
-            raise ValueError(f"label_dropout={label_dropout} needs a model with labels, this one has num_classes=0")
+        if label_dropout and not denoiser.conditional:
+            raise ValueError(
+                f"label_dropout={label_dropout} needs a model with labels or embeddings, this one has num_classes=0"
+            )
         self.denoiser, self.loss = denoiser, loss
         self.learning_rate = learning_rate or InverseSqrtRate()
         self.optimizer: Callable[[Any], torch.optim.Optimizer] = optimizer or _adam
@@ -117,13 +120,18 @@ class DiffusionModule(pl.LightningModule):
             self.planned_images = steps * self.images_per_step if steps > 0 else None
 
     def _check_fits_data(self, denoiser: Denoiser) -> None:
-        """Refuses a model of another data shape or class count."""
+        """Refuses a model of another data shape, class count or kind of embedding."""
         data = self._data
         if tuple(data.data_shape) != tuple(denoiser.data_shape):
             shapes = f"{tuple(data.data_shape)}, the network expects {tuple(denoiser.data_shape)}"
             raise ValueError(f"the data has shape {shapes}")
         if denoiser.num_classes and data.num_classes != denoiser.num_classes:
             raise ValueError(f"the data has {data.num_classes} classes, the network {denoiser.num_classes}")
+        if denoiser.token_channels and data.token_channels != denoiser.token_channels:
+            raise ValueError(
+                f"the data has embeddings of {data.token_channels} channels (0 is none), the network reads "
+                f"{denoiser.token_channels} (token_channels)"
+            )
 
     @property
     def images_per_step(self) -> int:
@@ -147,7 +155,8 @@ class DiffusionModule(pl.LightningModule):
         world = 1 if self._trainer is None else self.trainer.world_size
         if stage in ("test", "predict") and 0 < most < world:
             raise ValueError(f"{stage}: num_samples is at most {most}; {world} processes need at least one sample each")
-        return [(e.dataset(self.denoiser.num_classes), e.batch_size) for e in chosen.values()]
+        count = len(self._data.prompts()) if chosen and self.denoiser.token_channels else self.denoiser.num_classes
+        return [(e.dataset(count), e.batch_size) for e in chosen.values()]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimizer alone: the rate follows the images, see `optimizer_step`."""
@@ -162,8 +171,8 @@ class DiffusionModule(pl.LightningModule):
         generator = torch.Generator(self.device).manual_seed(draw)
         condition = batch.condition
         if condition is not None and self.label_dropout:
-            keep = torch.rand(len(condition), generator=generator, device=self.device) >= self.label_dropout
-            condition = torch.where(keep, condition, -1)
+            dropped = torch.rand(len(condition), generator=generator, device=self.device) < self.label_dropout
+            condition = without(condition, dropped)
         terms = self.loss(self.denoiser, batch.x, condition, generator)
         self._pending_images += len(batch.x) * self.trainer.world_size
         self._means.update(terms)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from lightning_guide.denoiser import Network
 from lightning_guide.networks.labels import one_hot
 from lightning_guide.networks.magnitude_preserving import MPFourier
+from lightning_guide.networks.tokens import ReadTokens, check_tokens
 from lightning_guide.networks.transformer_block import Modulation, TransformerBlock, token_norm
 
 __all__ = ["DiffusionTransformer", "NoiseMLP", "PatchOutput"]
@@ -33,6 +34,8 @@ def _initialize(module: nn.Module) -> None:
             nn.init.normal_(layer.weight, std=0.02)
     elif isinstance(module, Modulation | PatchOutput):
         nn.init.zeros_(module.linear.weight)
+    elif isinstance(module, ReadTokens):
+        nn.init.zeros_(module.output.weight)
     elif isinstance(module, DiffusionTransformer) and module.embedding_label is not None:
         nn.init.normal_(module.embedding_label.weight, std=0.02)
 
@@ -72,7 +75,7 @@ class DiffusionTransformer(Network):
     `patch_size`, which must divide the sides; x may have other sides than `data_shape`. Positions are sines and cosines
     of row and column, computed for the tokens that are there. Blocks and attention cores are told the token grid of
     pictures, and None for other data. Submodules: ``patches``, ``blocks.{i}``, its ``attention`` with the replaceable
-    ``attention.core``, its ``mlp``, ``output``, ``embedding_noise``, ``embedding_label``.
+    ``attention.core``, its ``mlp``, before it ``reading.{i}`` of embeddings, ``output``, ``embedding_noise``, ``embedding_label``.
 
     The sizes of the paper, with the parameters of this network for latents (4, 32, 32), 1000 labels, patch size 2:
 
@@ -93,6 +96,7 @@ class DiffusionTransformer(Network):
         data_shape: Sequence[int],
         *,
         num_classes: int = 0,
+        token_channels: int = 0,
         patch_size: int = 2,
         channels: int = 384,
         depth: int = 12,
@@ -106,6 +110,7 @@ class DiffusionTransformer(Network):
         Args:
             data_shape: (C, H, W), (C, L) or (d,).
             num_classes: labels; 0 for an unconditional network.
+            token_channels: C of embeddings (B, L, C), which every block's tokens attend to (`ReadTokens`); 0: none.
             patch_size: side of a patch.
             channels: width of the tokens and of the embedding.
             depth: number of blocks.
@@ -115,11 +120,15 @@ class DiffusionTransformer(Network):
             dropout: probability, at the hidden layer of the MLPs.
 
         Raises:
-            ValueError: if the patches do not fit the data, or the heads the channels.
+            ValueError: if the patches do not fit the data, or the heads the channels; for both labels and embeddings.
         """
         super().__init__()
+        if num_classes and token_channels:
+            raise ValueError(
+                f"DiffusionTransformer reads labels or embeddings; got {num_classes=} and {token_channels=}"
+            )
         self.data_shape = tuple(data_shape)
-        self.num_classes = num_classes
+        self.num_classes, self.token_channels = num_classes, token_channels
         self.patch_size = patch_size
         if not 1 <= len(self.data_shape) <= 3:
             raise ValueError(
@@ -134,7 +143,9 @@ class DiffusionTransformer(Network):
 
         self.patches = PatchEmbed(None, self.patch, C, channels, flatten=False)  # type: ignore[arg-type]
         self.embedding_noise = NoiseMLP(channels)
-        self.embedding_label = nn.Linear(num_classes, channels, bias=False) if num_classes else None
+        known = num_classes or token_channels
+        self.embedding_label = nn.Linear(known, channels, bias=False) if known else None
+        self.reading = nn.ModuleList(ReadTokens(channels, heads) for _ in range(depth if token_channels else 0))
         self.blocks = nn.ModuleList(
             TransformerBlock(channels, heads, mlp_ratio=mlp_ratio, qk_norm=qk_norm, dropout=dropout)
             for _ in range(depth)
@@ -149,7 +160,7 @@ class DiffusionTransformer(Network):
             "dropout": ("blocks.*.mlp.drop1",),
             "noise_embedding": ("embedding_noise",),
         }
-        if num_classes:
+        if known:
             self.parts["label_embedding"] = ("embedding_label",)
 
     @staticmethod
@@ -173,17 +184,22 @@ class DiffusionTransformer(Network):
         return height // rows, width // columns
 
     def embed(self, condition: Tensor | None, batch: int) -> Tensor | None:
-        """Embedding `(B, channels)` of the labels (B,), zeros for -1 or None; None if the network knows no labels.
+        """Embedding `(B, channels)` of labels (B,), `(B, L, channels)` of tokens (B, L, C); None if it knows neither.
+
+        Zeros stand for no label and for no token.
 
         Raises:
-            ValueError: if a label is out of range, or the labels are not B integers.
+            ValueError: if a label is out of range, or the condition has another shape or type.
         """
         if self.embedding_label is None:
             return None
-        return self.embedding_label(one_hot(condition, self.num_classes, batch=batch, like=self.embedding_label.weight))
+        like = next(self.embedding_label.parameters())
+        if self.token_channels:
+            return self.embedding_label(check_tokens(condition, self.token_channels, batch=batch, like=like))
+        return self.embedding_label(one_hot(condition, self.num_classes, batch=batch, like=like))
 
     def forward(self, x: Tensor, c_noise: Tensor, embedding: Tensor | None) -> Tensor:
-        """F `(B, *data_shape)` of the scaled input `x`, `c_noise` (B,) and the labels' `embedding` (B, channels).
+        """F `(B, *data_shape)` of the scaled input `x`, `c_noise` (B,) and the `embedding` that `embed` makes.
 
         Raises:
             ValueError: if the patches do not fit the sides of `x`.
@@ -193,13 +209,15 @@ class DiffusionTransformer(Network):
         h, w = self._token_grid((H, W))
         grid = (h, w) if x.ndim == 4 else None
         e = self.embedding_noise(c_noise)
-        if embedding is not None:
+        if embedding is not None and not self.reading:
             e = e + embedding
 
         x = x.reshape(B, C, H, W).to(self.patches.proj.weight.dtype)
         tokens = self.patches(x).flatten(2).mT  # (B, h w, channels)
         tokens = tokens + build_sincos2d_pos_embed([h, w], tokens.shape[-1], device=x.device).to(tokens.dtype)
-        for block in self.blocks:
+        for i, block in enumerate(self.blocks):
+            if self.reading:
+                tokens = self.reading[i](tokens, embedding)
             tokens = block(tokens, e, grid)
         values = self.output(tokens, e).reshape(B, h, w, *self.patch, C)
         return values.permute(0, 5, 1, 3, 2, 4).reshape(shape)

@@ -27,6 +27,7 @@ from lightning_guide.networks.magnitude_preserving import (
     normalize_weights_,
     pixel_norm,
 )
+from lightning_guide.networks.tokens import TokenMean, check_tokens
 
 __all__ = ["Block", "EDM2UNet", "NoiseEmbedding"]
 
@@ -124,6 +125,7 @@ class EDM2UNet(Network):
         data_shape: Sequence[int],
         *,
         num_classes: int = 0,
+        token_channels: int = 0,
         model_channels: int = 192,
         channel_mult: Sequence[int] = (1, 2, 3, 4),
         num_blocks: int = 3,
@@ -140,6 +142,7 @@ class EDM2UNet(Network):
         Args:
             data_shape: (C, H, W) of one x.
             num_classes: number of labels, 0 for an unconditional network, which ignores labels.
+            token_channels: C of embeddings (B, L, C), which are read as their mean (`TokenMean`); 0: none.
             model_channels: channels of the first level; 64 (XXS) to 448 (XXL) in the published presets.
             channel_mult: multiplier of each level.
             num_blocks: encoder blocks of a level; the decoder has one more.
@@ -153,13 +156,16 @@ class EDM2UNet(Network):
             clip_act: activations are clamped to +- this at the end of each block.
 
         Raises:
-            ValueError: if the sizes cannot be halved that often, or attention is asked for at a size that no level has.
+            ValueError: if the sizes cannot be halved that often, or attention is asked for at a size that no level has;
+                if both labels and embeddings are asked for.
         """
         super().__init__()
         if len(data_shape) != 3:
             raise ValueError(f"EDM2UNet: data_shape is {tuple(data_shape)}; expected (channels, height, width)")
+        if num_classes and token_channels:
+            raise ValueError(f"EDM2UNet reads labels or embeddings; got {num_classes=} and {token_channels=}")
         self.data_shape = tuple(data_shape)
-        self.num_classes = num_classes
+        self.num_classes, self.token_channels = num_classes, token_channels
         self.label_balance = label_balance
         self.concat_balance = concat_balance
         self.stride = 2 ** (len(channel_mult) - 1)
@@ -186,7 +192,11 @@ class EDM2UNet(Network):
         )
 
         self.embedding_noise = NoiseEmbedding(channels[0], max(channels))
-        self.embedding_label = MPLinear(num_classes, max(channels)) if num_classes else None
+        self.embedding_label: nn.Module | None = None
+        if num_classes:
+            self.embedding_label = MPLinear(num_classes, max(channels))
+        elif token_channels:
+            self.embedding_label = TokenMean(token_channels, max(channels))
 
         self.input = MPConv(C + 1, channels[0], kernel=3)
         current, skips = channels[0], [channels[0]]
@@ -227,14 +237,17 @@ class EDM2UNet(Network):
             )
 
     def embed(self, condition: Tensor | None, batch: int) -> Tensor | None:
-        """Embedding `(B, E)` of the labels (B,), zeros for -1 or None; None if the network knows no labels.
+        """Embedding `(B, E)` of labels (B,) or tokens (B, L, C), zeros where there is none; None if it knows neither.
 
         Raises:
-            ValueError: if a label is out of range, or the labels are not B integers.
+            ValueError: if a label is out of range, or the condition has another shape or type.
         """
         if self.embedding_label is None:
             return None
-        rows = one_hot(condition, self.num_classes, batch=batch, like=self.embedding_label.weight)
+        like = next(self.embedding_label.parameters())
+        if self.token_channels:
+            return self.embedding_label(check_tokens(condition, self.token_channels, batch=batch, like=like))
+        rows = one_hot(condition, self.num_classes, batch=batch, like=like)
         return self.embedding_label(rows * math.sqrt(self.num_classes))
 
     def forward(self, x: Tensor, c_noise: Tensor, embedding: Tensor | None) -> Tensor:

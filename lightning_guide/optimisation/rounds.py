@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from lightning_guide.conditions import told
 from lightning_guide.data import DataView, SampleBatch
 from lightning_guide.denoiser import Denoiser, Models
 from lightning_guide.evaluation.evaluation import Evaluation, SampleIndices
@@ -124,7 +125,7 @@ class Rounds:
         trajectory = self.sampling.sampler.sample(
             guidance,
             seeds=seeds,
-            condition=batch.condition if guidance.num_classes else None,
+            condition=told(guidance, batch.condition, data),
             device=device,
             start=lambda noise: self.sampling.initial(noise, seeds),
         )

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lightning_guide.conditions import present
 from lightning_guide.denoiser import Denoiser, Network, Trajectory
 from lightning_guide.guidance.classifier_free import Unconditional
 from lightning_guide.guidance.combination import Combination
@@ -24,13 +25,14 @@ __all__ = ["AnnealedCondition", "ConditionAnnealedGuidance"]
 
 
 class AnnealedCondition(Perturbation):
-    """Label embeddings y (B, E) with annealed noise, fresh at each call:
+    """Embeddings y (B, E) of labels, or (B, L, E) of tokens, with annealed noise, fresh at each call:
 
         y^ = sqrt(gamma) y + s sqrt(1 - gamma) n,    y^_r = (y^ - mean y^) / std y^ * std y + mean y,
         psi y^_r + (1 - psi) y^,
 
     gamma = 1 for t <= tau_1, (tau_2 - t) / (tau_2 - tau_1) between, 0 for t >= tau_2, with t = 1 - step / steps. Mean
-    and std are those of each sample's E numbers. gamma = 1 changes nothing.
+    and std are those of the E numbers of each label or token; zeros, which stand for no label or token, stay. gamma = 1
+    changes nothing.
     """
 
     kind = "label_embedding"
@@ -46,7 +48,7 @@ class AnnealedCondition(Perturbation):
         """`scale` s of the noise, `tau` = (tau_1, tau_2), `mixing` psi in [0, 1].
 
         The defaults are for DiT with labels; Stable Diffusion has s = .25, tau = (.6, .9). `layers`: modules whose
-        output (B, E) is the embedding.
+        output (B, E) or (B, L, E) is the embedding.
 
         Raises:
             ValueError: unless s >= 0, 0 <= tau_1 < tau_2 and 0 <= psi <= 1.
@@ -64,10 +66,10 @@ class AnnealedCondition(Perturbation):
         """As `Perturbation.chosen`.
 
         Raises:
-            ValueError: if the network has no labels.
+            ValueError: if the network has neither labels nor embeddings.
         """
-        if network.num_classes == 0:
-            raise ValueError("CADS acts on the embedding of labels; this network has none (num_classes=0)")
+        if not (network.num_classes or network.token_channels):
+            raise ValueError("CADS acts on the embedding of labels or texts; this network has none (num_classes=0)")
         return super().chosen(network)
 
     def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
@@ -82,7 +84,8 @@ class AnnealedCondition(Perturbation):
             deviation, mean = torch.std_mean(y, dim=-1, keepdim=True, correction=0)
             noisy_deviation, noisy_mean = torch.std_mean(noisy, dim=-1, keepdim=True, correction=0)
             ratio = deviation / noisy_deviation.clamp(min=torch.finfo(y.dtype).tiny)
-            return torch.lerp(noisy, (noisy - noisy_mean) * ratio + mean, self.mixing)
+            mixed = torch.lerp(noisy, (noisy - noisy_mean) * ratio + mean, self.mixing)
+            return mixed * present(y)[..., None]
 
         return ChangedEmbedding(module, annealed)
 

@@ -16,7 +16,9 @@ __all__ = ["GaussianCondition"]
 
 
 class GaussianCondition(Perturbation):
-    """std(y) n in the place of the label embedding y (B, E), n fresh at each call; std over each sample's E numbers.
+    """std(y) n in the place of the embedding y, n fresh at each call; std over the E numbers of each label or token.
+
+    y is (B, E) of labels or (B, L, E) of tokens; where there is none, zeros stay zeros.
 
     The paper's variant for conditions that cannot be drawn: a negative `Perturbed([GaussianCondition()])`.
     """
@@ -27,10 +29,12 @@ class GaussianCondition(Perturbation):
         """As `Perturbation.chosen`.
 
         Raises:
-            ValueError: if the network has no labels.
+            ValueError: if the network has neither labels nor embeddings.
         """
-        if network.num_classes == 0:
-            raise ValueError("GaussianCondition acts on the embedding of labels; this network has none (num_classes=0)")
+        if not (network.num_classes or network.token_channels):
+            raise ValueError(
+                "GaussianCondition acts on the embedding of labels or texts; this network has none (num_classes=0)"
+            )
         return super().chosen(network)
 
     def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
