@@ -113,7 +113,7 @@ def test_misfits_are_refused_in_one_sentence(tmp_path: Path) -> None:
         trainer(tmp_path, max_steps=max_steps).fit(ClassifierModule(network), data)
 
     right = SmallClassifier([1, 8, 8], num_classes=10, widths=[8])
-    with pytest.raises(ValueError, match=r"the data has shape \(1, 8, 8\), the classifier expects \(3, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"the data has shape \(1, 8, 8\), the SmallClassifier expects \(3, 8, 8\)"):
         fit(SmallClassifier([3, 8, 8], num_classes=10), Digits())
     with pytest.raises(ValueError, match="the data has 10 classes, the classifier 9"):
         fit(SmallClassifier([1, 8, 8], num_classes=9), Digits())

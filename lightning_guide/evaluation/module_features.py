@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_guide.evaluation.features import FeatureExtractor
+from lightning_guide.weight_file import read_weights
 
 __all__ = ["ModuleFeatures"]
 
@@ -48,7 +47,7 @@ class ModuleFeatures(FeatureExtractor):
         self.module, self.weights = module, weights
         self.size, self.channels, self.mean, self.std = size, channels, tuple(mean), tuple(std)
         if weights is not None:
-            _read(module, weights)
+            read_weights(module, weights)
         self.eval().requires_grad_(False)
 
     def extract(self, x: Tensor) -> Tensor:
@@ -74,24 +73,3 @@ class ModuleFeatures(FeatureExtractor):
             )
         mean, std = (picture.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
         return (picture - mean) / std
-
-
-def _read(module: nn.Module, path: str) -> None:
-    """Puts the weights in the file `path` into `module`.
-
-    Raises:
-        ValueError: naming the file, if it holds anything but the tensors of this module.
-    """
-    name = type(module).__name__
-    if not Path(path).is_file():
-        raise ValueError(f"weights of {name}: there is no file {path}")
-    try:
-        state = (
-            load_file(path)
-            if path.endswith(".safetensors")
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-        module.load_state_dict(state)
-    except Exception as error:  # whatever readers have to say of a file that is none of theirs
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"weights of {name} cannot be read from {path} ({reason}); expected its state dict") from None

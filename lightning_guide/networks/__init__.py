@@ -15,6 +15,7 @@ from lightning_guide.networks.magnitude_preserving import (
     normalize_weights_,
     pixel_norm,
 )
+from lightning_guide.networks.picture_networks import PictureAutoencoder, PictureNetwork
 from lightning_guide.networks.point_mlp import PointMLP
 from lightning_guide.networks.transformer import DiffusionTransformer
 from lightning_guide.networks.transformer_block import TransformerBlock
@@ -30,6 +31,8 @@ __all__ = [
     "MPFourier",
     "MPLinear",
     "NoiseEmbedding",
+    "PictureAutoencoder",
+    "PictureNetwork",
     "PointMLP",
     "SelfAttention",
     "TransformerBlock",

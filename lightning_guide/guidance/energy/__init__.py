@@ -10,7 +10,7 @@ from lightning_guide.guidance.energy.augmentations import (
     Translation,
 )
 from lightning_guide.guidance.energy.augmented import Augmented
-from lightning_guide.guidance.energy.autoencoder import Autoencoder, Reconstructed, Subspace
+from lightning_guide.guidance.energy.autoencoder import Autoencoder, Reconstructed, RunAutoencoder, Subspace
 from lightning_guide.guidance.energy.capped import Capped
 from lightning_guide.guidance.energy.energy_guidance import EnergyGuidance
 from lightning_guide.guidance.energy.estimator import Estimator, PlugIn
@@ -31,12 +31,14 @@ from lightning_guide.guidance.energy.methods import (
 from lightning_guide.guidance.energy.monte_carlo import MonteCarlo
 from lightning_guide.guidance.energy.moves import AtClean, InLatent, Move, ThroughDenoiser
 from lightning_guide.guidance.energy.objectives import (
+    AtLevel,
     ClassLabel,
     Disc,
     Distance,
     Goal,
     HalfSpace,
     Measurement,
+    NamedNetwork,
     NetworkDistance,
     Objective,
     Obstacle,
@@ -60,6 +62,7 @@ __all__ = [
     "AdamDPS",
     "AddedNoise",
     "AtClean",
+    "AtLevel",
     "Augmented",
     "AugmentedPolyak",
     "Autoencoder",
@@ -85,6 +88,7 @@ __all__ = [
     "Measurement",
     "MonteCarlo",
     "Move",
+    "NamedNetwork",
     "NetworkDistance",
     "Normalised",
     "Objective",
@@ -97,6 +101,7 @@ __all__ = [
     "Rescaled",
     "Resized",
     "RootMeanSquare",
+    "RunAutoencoder",
     "RunNetwork",
     "Schedule",
     "StepRule",

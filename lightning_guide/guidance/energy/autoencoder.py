@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_guide.denoiser import Trajectory
+from lightning_guide.guidance.energy.objectives.networks import RunNetwork
 from lightning_guide.guidance.energy.objectives.objective import Loss, Objective
 from lightning_guide.recipe import Recorded
 
-__all__ = ["Autoencoder", "Reconstructed", "Subspace"]
+__all__ = ["Autoencoder", "Reconstructed", "RunAutoencoder", "Subspace"]
 
 
 class Autoencoder(Recorded, nn.Module, ABC):
@@ -65,6 +66,23 @@ class Subspace(Autoencoder):
     def decode(self, z: Tensor) -> Tensor:
         """centre + U z, (B, *data_shape)."""
         return (self.centre.to(z) + z @ self.basis.to(z).T).reshape(-1, *self.data_shape)
+
+
+class RunAutoencoder(Autoencoder):
+    """The autoencoder that the run in folder `run` has trained (`PictureTaskModule` with `Reconstruction`)."""
+
+    def __init__(self, run: str) -> None:
+        """`run`: its folder; the network is loaded at first use, frozen."""
+        super().__init__()
+        self.network = RunNetwork(run)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Its latent, in the dtype of `x`."""
+        return self.network.part("encode", x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Its picture, in the dtype of `z`."""
+        return self.network.part("decode", z)
 
 
 class Reconstructed(Objective):

@@ -16,6 +16,11 @@ from lightning_guide.recipe import Recorded
 __all__ = ["GuideNetwork", "RunNetwork", "TimmNetwork"]
 
 
+def _single(x: Tensor) -> torch.autocast:
+    """Without autocast on the device of `x`."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
 class GuideNetwork(Recorded, nn.Module, ABC):
     """Base of the networks. They are no submodules of this object: checkpoints and copies do not hold them."""
 
@@ -43,9 +48,21 @@ class GuideNetwork(Recorded, nn.Module, ABC):
 
         `others` are passed on, such as the noise level to a classifier of noisy pictures.
         """
-        single = [each.to(torch.float32) for each in (x, *others)]
-        with torch.autocast(x.device.type, enabled=False):
-            return self._apply_to(*single).to(x.dtype)
+        with _single(x):
+            return self._apply_to(*[each.to(torch.float32) for each in (x, *others)]).to(x.dtype)
+
+    def part(self, name: str, x: Tensor) -> Tensor:
+        """The same for the method `name` of the network, such as `encode` of an autoencoder.
+
+        Raises:
+            ValueError: if the network has no such method.
+        """
+        method = getattr(self.network(x.device), name, None)
+        if method is None:
+            raise ValueError(f"the {type(self.network()).__name__} of {self!r} cannot {name}")
+        with _single(x):
+            answer: Tensor = method(x.to(torch.float32))
+        return answer.to(x.dtype)
 
     def _apply_to(self, x: Tensor, *others: Tensor) -> Tensor:
         answer: Tensor = self.network(x.device)(x, *others)

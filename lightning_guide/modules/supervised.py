@@ -1,0 +1,142 @@
+"""Training of networks that judge or steer: classifiers, and whatever else looks at clean or noisy pictures."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from lightning_guide.data import Batch, SampleBatch
+from lightning_guide.seeds import mix
+from lightning_guide.snapshots import SnapshotStore
+
+__all__ = ["SupervisedModule"]
+
+_RAMP = 0.05
+
+
+def _adamw(parameters: Any) -> torch.optim.Optimizer:
+    """The optimizer unless told otherwise."""
+    return torch.optim.AdamW(parameters, lr=2e-3)
+
+
+class SupervisedModule(pl.LightningModule, ABC):
+    """Training on `Batch`es of encoded pictures for exactly `Trainer(max_steps=...)` steps; the base.
+
+    The learning rate of `optimizer` ramps up over 5 % of the steps, then falls linearly to zero. Every draw is a
+    function of (seed, images seen, rank). When all steps are done, rank 0 writes the weights into the folder
+    `snapshots` of the run as those of sigma_rel 0, where `raw_network` finds them.
+
+    Attributes:
+        measured: names of the held-out measures.
+        images_seen: images over all processes and accumulated micro-steps, exact between optimizer steps.
+    """
+
+    measured: tuple[str, ...] = ("loss",)
+
+    def __init__(self, network: nn.Module, *, optimizer: OptimizerCallable | None = None, seed: int = 0) -> None:
+        """`network` says its `data_shape`, and its `recipe`; default optimizer: AdamW with learning rate .002."""
+        super().__init__()
+        self.network: Any = network
+        self.optimizer: Callable[[Any], torch.optim.Optimizer] = optimizer or _adamw
+        self.seed = seed
+        self.images_seen = 0
+        self._pending_images = 0
+        self._heldout = torch.zeros(0)
+
+    @abstractmethod
+    def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Mean training loss () of a batch; draws come from `generator`."""
+
+    @abstractmethod
+    def measures(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """The held-out measures `measured`, each (B,); draws come from `generator`."""
+
+    def setup(self, stage: str) -> None:
+        """Checks that data and network fit.
+
+        Raises:
+            ValueError: if they do not, or training has no planned end.
+        """
+        shape, expected = tuple(self._data.data_shape), tuple(self.network.data_shape)
+        if shape != expected:
+            raise ValueError(f"the data has shape {shape}, the {type(self.network).__name__} expects {expected}")
+        if stage == "fit" and self.trainer.max_steps < 1:
+            raise ValueError(f"{type(self).__name__} trains for a fixed number of steps: set trainer.max_steps")
+
+    def sample_sets(self, stage: str) -> list[tuple[Dataset[SampleBatch], int]]:
+        """None: such a network draws no samples."""
+        return []
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer with its ramp up and down."""
+        optimizer = self.optimizer(self.parameters())
+        steps = self.trainer.max_steps
+        ramp = max(1, round(_RAMP * steps))
+        factor = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: min((k + 1) / ramp, max(0.0, 1 - k / steps)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": factor, "interval": "step"}}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Mean loss of one micro-batch."""
+        images = self.images_seen + self._pending_images
+        generator = torch.Generator(self.device).manual_seed(mix(self.seed, "augment", images, self.global_rank))
+        self._pending_images += len(batch.x) * self.trainer.world_size
+        loss = self.loss(batch, generator)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.x))
+        return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """One step; then its images count."""
+        super().optimizer_step(*args, **kwargs)
+        self.images_seen += self._pending_images
+        self._pending_images = 0
+
+    def on_validation_epoch_start(self) -> None:
+        """Starts the held-out sums anew."""
+        self._heldout = torch.zeros(len(self.measured) + 1, dtype=torch.float64, device=self.device)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Adds one held-out batch."""
+        draw = mix(self.seed, "heldout", batch_idx, self.global_rank)
+        found = self.measures(batch, torch.Generator(self.device).manual_seed(draw))
+        sums = [found[name].sum(dtype=torch.float64) for name in self.measured]
+        self._heldout += torch.stack([*sums, sums[0].new_tensor(len(batch.x))])
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the means of the held-out measures over all processes."""
+        *sums, count = self.trainer.strategy.reduce(self._heldout, reduce_op="sum").tolist()
+        means = {f"heldout/{name}": value / max(count, 1) for name, value in zip(self.measured, sums, strict=True)}
+        self.log_dict(means, prog_bar=True, batch_size=1)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the clock."""
+        checkpoint["images_seen"] = self.images_seen
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restores the clock."""
+        self.images_seen = checkpoint["images_seen"]
+
+    def on_fit_end(self) -> None:
+        """Keeps the weights, unless the fit was a trial or was stopped before its last step."""
+        trainer = self.trainer
+        finished = trainer.global_step >= trainer.max_steps and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        if finished and trainer.is_global_zero:
+            SnapshotStore(Path(trainer.default_root_dir) / "snapshots").save(
+                self.network.state_dict(),
+                images=self.images_seen,
+                sigma_rel=0.0,
+                recipe=self.network.recipe,
+                planned_images=self.images_seen,
+            )
+
+    @property
+    def _data(self) -> Any:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
