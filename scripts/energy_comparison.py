@@ -1,0 +1,148 @@
+"""Training-free guidance on trained models: all methods, tuned at the same cost, judged by a network that never guides.
+
+    lightning-guide fit -c configs/digits/unconditional.yaml     (and main.yaml, classifier.yaml)
+    lightning-guide fit -c configs/digits/classifier.yaml --data.part first --trainer.default_root_dir runs/digits/guide
+    lightning-guide fit -c configs/digits/noisy_classifier.yaml --trainer.max_steps 5000
+    lightning-guide fit -c configs/digits/judge.yaml
+    python scripts/energy_comparison.py --data digits --out runs/energy/comparison
+
+Problems: "label" (sample i is to be of class i modulo 10), and measurements of held-out pictures with noise of .05.
+Three networks look at labels. The guide has learnt on the first half of the training pictures; the judge, another
+architecture, on the second half, and takes no part in tuning; a third one, trained on all, gives the features. Each
+method has one rate and `trials` of them on one tuning seed: three a decade apart, then always a neighbour of the best,
+half a decade away. The lowest cost wins: the kernel distance to the real pictures of each class, in the third network's
+features, mean over classes; for measurements the mean squared error of the pictures, which are other ones than those of
+the results. Every number is appended to `OUT/DATA.jsonl` as it comes; a second call goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from energy_comparison_report import draw_samples, over_seeds, write_table
+from energy_methods import Make, methods_for
+from energy_problems import OPERATORS, SETTINGS, TUNING_SEED, Problem, Scores
+from jsonargparse import auto_cli
+
+from lightning_guide.denoiser import Denoiser
+
+
+class Log:
+    """Results on disk, one line each; what is there is not computed again."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.known: dict[str, Scores] = {key: scores for key, scores in map(json.loads, lines)}
+
+    def get(self, key: list[Any], compute: Callable[[], Scores]) -> Scores:
+        """The scores under `key`."""
+        name = json.dumps(key)
+        if name not in self.known:
+            self.known[name] = compute()
+            with self.path.open("a") as file:
+                file.write(json.dumps([name, self.known[name]]) + "\n")
+            print(name, {k: round(v, 3) for k, v in self.known[name].items()}, flush=True)
+        return self.known[name]
+
+
+def searched(cost: Callable[[float], float], trials: int) -> float:
+    """The best rate 10^(k / 2) of so many: k = 0, -2, 2, then always a neighbour of the best, the smaller one first."""
+    found = {k: cost(10 ** (k / 2)) for k in (0, -2, 2)[:trials]}
+    while len(found) < trials:
+        best = min(found, key=lambda k: found[k])
+        near = [k for k in (best - 1, best + 1) if k not in found]
+        if not near:
+            break
+        found[near[0]] = cost(10 ** (near[0] / 2))
+    return float(10 ** (min(found, key=lambda k: found[k]) / 2))
+
+
+@dataclass
+class Study:
+    """One problem, all methods."""
+
+    problem: Problem
+    log: Log
+    steps: int
+
+    def run(self, methods: Sequence[str], seeds: int, trials: int, path: Path) -> None:
+        """Tunes, samples, judges; table and figure go to `path` with a suffix."""
+        problem, setting = self.problem, self.problem.setting
+        guides: dict[str, tuple[float, Denoiser]] = {"unguided": (0.0, setting.positive)}
+        rows = {"real": (0.0, [self.real(seed) for seed in range(seeds)])}
+        if problem.operator is None:
+            guides["trained with labels"] = 0.0, setting.model(setting.labelled)
+        for name, make in methods_for(problem.wish).items():
+            if not methods or name in methods:
+                rate = searched(partial(self.cost, name, make), trials)
+                guides[name] = rate, make(problem.wish, rate)
+        for name, (rate, guide) in guides.items():
+            rows[name] = rate, [self.scores(name, rate, guide, seed) for seed in range(seeds)]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        print(write_table(over_seeds(rows), path.with_suffix(".md")), flush=True)
+        few = Problem(problem.name, setting, 10)
+        shown = {"real": few.real(0)} | {name: few.draw(guide, 0, self.steps) for name, (_, guide) in guides.items()}
+        draw_samples({name: setting.data.decode(x) for name, x in shown.items()}, path.with_suffix(".png"))
+
+    def scores(self, name: str, rate: float, guide: Denoiser, seed: int) -> Scores:
+        """Of the samples of one seed."""
+        return self.log.get(
+            self.key(name, rate, seed), lambda: self.problem.score(self.problem.draw(guide, seed, self.steps), seed)
+        )
+
+    def cost(self, name: str, make: Make, rate: float) -> float:
+        """Of one trial; infinite if samples are lost."""
+        found = self.scores(name, rate, make(self.problem.wish, rate), TUNING_SEED)
+        return float("inf") if found["lost"] else self.problem.cost(found)
+
+    def real(self, seed: int) -> Scores:
+        """Of real pictures."""
+        return self.log.get(self.key("real", 0.0, seed), lambda: self.problem.score(self.problem.real(seed), seed))
+
+    def key(self, name: str, rate: float, seed: int) -> list[Any]:
+        """Where scores are noted."""
+        return [self.problem.name, name, float(f"{rate:.4g}"), self.steps, self.problem.count, seed]
+
+
+def study(
+    data: Literal["digits", "cifar8"] = "digits",
+    *,
+    out: str = "runs/energy/comparison",
+    runs: str = "",
+    problems: list[str] = ["label", *OPERATORS],  # noqa: B006
+    methods: list[str] = [],  # noqa: B006
+    seeds: int = 5,
+    count: int = 100,
+    steps: int = 20,
+    trials: int = 6,
+) -> None:
+    """Tunes, samples, judges; then draws figures and prints tables.
+
+    Args:
+        data: the handwritten digits, or CIFAR-10 at 8x8 (shards in data/cifar10).
+        out: folder for numbers and figures.
+        runs: folder of the finished runs; default: runs/DATA.
+        problems: "label" or names of measurements.
+        methods: default: all that the problem allows.
+        seeds: of the results.
+        count: samples for each seed, tuning included.
+        steps: Euler steps from sigma = 20 to .02.
+        trials: rates for each method.
+    """
+    torch.set_num_threads(1)
+    setting = SETTINGS[data](Path(runs or f"runs/{data}"))
+    log = Log(Path(out) / f"{data}.jsonl")
+    for name in problems:
+        Study(Problem(name, setting, count), log, steps).run(methods, seeds, trials, Path(out) / f"{data}_{name}")
+
+
+if __name__ == "__main__":
+    auto_cli(study)

@@ -1,0 +1,214 @@
+"""Problems for training-free guidance on trained models: classes and measurements, and what samples are scored by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from energy_methods import Wish
+from torch import Tensor
+from torch.nn import functional as F
+
+from datamodules import Digits, Shards
+from datamodules.images import ImageData
+from lightning_guide.data import Batch
+from lightning_guide.denoiser import Denoiser, Trajectory
+from lightning_guide.evaluation import ClassifierFeatures, FrechetDistance, KernelDistance
+from lightning_guide.exploded import exploded
+from lightning_guide.guidance import Unconditional
+from lightning_guide.guidance.energy import ClassLabel, Measurement, RunNetwork, Subspace
+from lightning_guide.guidance.energy.objectives import Blurred, Compressed, Downsampled, Masked
+from lightning_guide.guidance.energy.objectives.operators import Operator
+from lightning_guide.modules.models import finished_model
+from lightning_guide.noise import KarrasGrid
+from lightning_guide.samplers import Euler
+from lightning_guide.seeds import SampleSeeds
+
+OPERATORS: dict[str, Operator] = {
+    "super-resolution": Downsampled(2),
+    "deblurring": Blurred(1.0),
+    "inpainting": Masked(0.3),
+    "compressive": Compressed(16),
+}
+NOISE = 0.05
+TUNING_SEED = 1000
+Scores = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One data set with its finished runs.
+
+    `unlabelled` is the model that is guided and `labelled`, if another, one that knows the labels.
+    """
+
+    data: ImageData
+    runs: Path
+    unlabelled: str
+    labelled: str
+
+    def model(self, name: str) -> Denoiser:
+        """The newest average of a run."""
+        return finished_model(self.runs / name, None, 0.05).eval()
+
+    @cached_property
+    def positive(self) -> Denoiser:
+        """What is guided."""
+        model = self.model(self.unlabelled)
+        return Unconditional(model) if model.num_classes else model
+
+    @cached_property
+    def real(self) -> Batch:
+        """The training pictures, in stored form."""
+        return self.data.training().take(torch.arange(len(self.data.training())))
+
+    @cached_property
+    def hidden(self) -> Batch:
+        """The held-out pictures, in stored form."""
+        return self.data.heldout().take(torch.arange(len(self.data.heldout())))
+
+    @cached_property
+    def guide(self) -> RunNetwork:
+        """Has learnt on the first half of the training pictures."""
+        return RunNetwork(str(self.runs / "guide"))
+
+    @cached_property
+    def judge(self) -> RunNetwork:
+        """Another architecture, which has learnt on the second half."""
+        return RunNetwork(str(self.runs / "judge"))
+
+    @cached_property
+    def features(self) -> ClassifierFeatures:
+        """The third network."""
+        return ClassifierFeatures(str(self.runs / "classifier"))
+
+    @cached_property
+    def fd(self) -> FrechetDistance:
+        """To the training pictures."""
+        metric = FrechetDistance(self.features)
+        metric.prepare([Batch(x) for x in self.real.x.split(1000)])
+        return metric
+
+    @cached_property
+    def class_distances(self) -> list[KernelDistance]:
+        """To the training pictures of each class, at most 1000."""
+        found = []
+        for label in range(self.data.num_classes):
+            found.append(KernelDistance(self.features, max_reference=1000))
+            found[-1].prepare([Batch(x) for x in self.real.x[self.real.condition == label].split(1000)])
+        return found
+
+    @cached_property
+    def autoencoder(self) -> Subspace:
+        """The first principal components of the training pictures, a third of all."""
+        flat = self.data.encode(self.real.x[:5000]).flatten(1).double()
+        directions = torch.linalg.svd(flat - flat.mean(0), full_matrices=False).Vh
+        return Subspace(directions[: flat.shape[1] // 3].T, centre=flat.mean(0), data_shape=self.data.data_shape)
+
+
+@dataclass
+class Problem:
+    """What is wanted, and how samples are scored; `seeds(seed)` are those of the samples of one seed."""
+
+    name: str
+    setting: Setting
+    count: int
+
+    @cached_property
+    def operator(self) -> Operator | None:
+        """Of the measurement; None if labels are wanted."""
+        return OPERATORS.get(self.name)
+
+    @cached_property
+    def wish(self) -> Wish:
+        """For the methods."""
+        s = self.setting
+        if self.operator is None:
+            noisy = RunNetwork(str(s.runs / "noisy_classifier"))
+            return Wish(ClassLabel(s.guide), s.positive, s.autoencoder, s.guide, noisy)
+        objective = Measurement(self.operator, s.data.encode(s.hidden.x), noise=NOISE)
+        return Wish(objective, s.positive, s.autoencoder)
+
+    def seeds(self, seed: int) -> SampleSeeds:
+        """Labels: the first `count` samples of `seed`. Measurements: each seed sees pictures of its own."""
+        block = 0 if self.operator is None or seed == TUNING_SEED else seed + 1
+        return SampleSeeds(seed, range(block * self.count, (block + 1) * self.count))
+
+    def labels(self, seeds: SampleSeeds) -> Tensor:
+        """Those that are wanted, or those of the hidden pictures."""
+        if self.operator is None:
+            return torch.tensor(seeds.indices) % self.setting.data.num_classes
+        assert self.setting.hidden.condition is not None
+        return self.setting.hidden.condition[torch.tensor(seeds.indices) % len(self.setting.hidden.x)]
+
+    def real(self, seed: int) -> Tensor:
+        """Held-out pictures (count, C, H, W): those that are hidden, or as many of the wanted classes."""
+        pictures, classes = self.setting.hidden.x, self.setting.hidden.condition
+        seeds = self.seeds(seed)
+        if self.operator is None:
+            assert classes is not None
+            scored = torch.rand(len(seeds), len(classes), generator=torch.Generator().manual_seed(seed))
+            chosen = (scored + (classes == self.labels(seeds)[:, None])).argmax(1)
+        else:
+            chosen = torch.tensor(seeds.indices) % len(pictures)
+        return self.setting.data.encode(pictures[chosen])
+
+    def draw(self, guide: Denoiser, seed: int, steps: int) -> Tensor:
+        """Samples (count, C, H, W)."""
+        seeds = self.seeds(seed)
+        sampler = Euler(KarrasGrid(steps, sigma_min=0.02, sigma_max=20.0))
+        labels = self.labels(seeds) if self.operator is None else None
+        return sampler.sample(guide, seeds=seeds, condition=labels).x
+
+    def score(self, x: Tensor, seed: int) -> Scores:
+        """Everything but the cost."""
+        s, seeds = self.setting, self.seeds(seed)
+        labels, lost = self.labels(seeds), exploded(x, s.positive.sigma_data)
+        stored = s.data.decode(x.nan_to_num(nan=0.0, posinf=1.0, neginf=-1.0))
+        seen = s.data.encode(stored)
+        found = {"lost": float(lost.double().mean()), "fd": distance(s.fd, stored)}
+        for name, network in {"judge": s.judge, "guide": s.guide}.items():
+            with torch.no_grad():
+                logits = network(seen)
+            found[f"{name} accuracy"] = float((logits.argmax(1) == labels).double().mean())
+            found[f"{name} loss"] = float(F.cross_entropy(logits, labels))
+        if self.operator is None:
+            found["gap"] = found["judge loss"] - found["guide loss"]
+            kids = [distance(each, stored[labels == label]) for label, each in enumerate(s.class_distances)]
+            found["class distance"] = sum(kids) / len(kids)
+        else:
+            assert isinstance(self.wish.objective, Measurement)
+            truth, y = self.wish.objective.observe(Trajectory(x=seen, seeds=seeds, sigma=0.0))
+            rest = (y - self.operator(seen)).flatten(1).square().mean(1).sqrt() / NOISE
+            error = (seen - truth).flatten(1).square().mean(1)
+            found |= {"misfit": float(rest.mean()), "psnr": float((10 * (4 / error).log10()).mean())}
+            found["error"] = float(error.mean())
+        return found
+
+    def cost(self, scores: Scores) -> float:
+        """What tuning makes small."""
+        return scores["class distance" if self.operator is None else "error"]
+
+
+def distance(metric: FrechetDistance | KernelDistance, stored: Tensor) -> float:
+    """Of stored pictures to those that `metric` is prepared for."""
+    metric.reset()
+    metric.update(stored)
+    (value,) = metric.compute().values()
+    return float(value)
+
+
+def digits(runs: Path) -> Setting:
+    """The handwritten digits."""
+    return Setting(Digits(), runs, unlabelled="unconditional", labelled="main")
+
+
+def cifar8(runs: Path) -> Setting:
+    """CIFAR-10 at 8x8; guided is the labelled model without a label, as in a tenth of its training."""
+    shards = Shards("data/cifar10/train-*.tar", "data/cifar10/test-*.tar", num_classes=10, size=8)
+    return Setting(shards, runs, unlabelled="main", labelled="main")
+
+
+SETTINGS = {"digits": digits, "cifar8": cifar8}
