@@ -11,7 +11,7 @@ import torch
 
 from lightning_guide.denoiser import Denoiser, Preconditioned
 from lightning_guide.guidance_files import build_guidances, read_guidances
-from lightning_guide.networks import EDM2UNet
+from lightning_guide.networks import EDM2UNet, PictureAutoencoder, PictureNetwork
 from lightning_guide.networks.classifier import SmallClassifier
 from lightning_guide.networks.noisy_classifier import NoisyClassifier
 from lightning_guide.noise import KarrasGrid
@@ -20,7 +20,7 @@ from lightning_guide.seeds import SampleSeeds
 from lightning_guide.snapshots import SnapshotStore
 
 FOLDER = Path(__file__).parent.parent / "configs" / "energy"
-FILES = sorted(FOLDER.rglob("*.yaml"))
+FILES = sorted(FOLDER.glob("*.yaml"))  # those in pictures/: test_configs_energy_pictures.py
 LEVELS = KarrasGrid(4, sigma_min=0.1, sigma_max=5.0)
 
 
@@ -44,10 +44,17 @@ class One:
 def guides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A working folder with guides and hidden pictures where the files look for them."""
     monkeypatch.chdir(tmp_path)
-    for name, kind in (("guide", SmallClassifier), ("noisy_classifier", NoisyClassifier)):
-        network: Any = kind([1, 8, 8], num_classes=10, widths=[8, 16])
+    networks: dict[str, Any] = {
+        "guide": SmallClassifier([1, 8, 8], num_classes=10, widths=[8, 16]),
+        "noisy_classifier": NoisyClassifier([1, 8, 8], num_classes=10, widths=[8, 16]),
+        "parts": PictureNetwork([1, 8, 8], 3, widths=[8]),
+        "sketch": PictureNetwork([1, 8, 8], 1, widths=[8]),
+        "autoencoder": PictureAutoencoder([1, 8, 8], widths=[8, 16]),
+    }
+    for name, network in networks.items():
         with torch.no_grad():
-            network.head.weight.mul_(20)
+            if hasattr(network, "head"):
+                network.head.weight.mul_(20)
         store = SnapshotStore(Path(f"runs/digits/{name}/snapshots"))
         store.save(network.state_dict(), images=8, sigma_rel=0.0, recipe=network.recipe, planned_images=8)
     Path("data").mkdir()

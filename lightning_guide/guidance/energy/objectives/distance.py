@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_guide.guidance.energy.objectives.objective import Objective
-from lightning_guide.guidance.energy.objectives.stored import stored
+from lightning_guide.denoiser import Trajectory
+from lightning_guide.guidance.energy.objectives.objective import Loss, Objective
+from lightning_guide.guidance.energy.objectives.stored import stored, stored_for
 
 __all__ = ["Distance", "NetworkDistance", "Quadratic", "Style"]
 
@@ -51,17 +52,27 @@ class Distance(Objective):
 
 
 class NetworkDistance(Objective):
-    """|phi(x) - phi(reference)|, not squared: segmentation maps, sketches, identities, in the eyes of a network phi."""
+    """|phi(x) - phi(reference)|, not squared: segmentation maps, sketches, identities, in the eyes of a network phi.
+
+    Of several references sample i has reference i, modulo their number.
+    """
 
     def __init__(self, network: nn.Module, reference: str | Sequence[float] | Tensor) -> None:
-        """`reference`: one clean x in the form that the denoiser sees, or a file of one, see `stored`."""
+        """`reference`: clean x in the form that the denoiser sees, one or several, or a file of them, see `stored`."""
         super().__init__()
         self.network, self.reference = network, reference
 
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The loss (B,)."""
+    def start(self, trajectory: Trajectory) -> Loss:
+        """The loss along `trajectory`, which knows the samples."""
         with torch.no_grad():
-            wanted = self._describe(stored(self.reference, x)[:1])
+            wanted = self._describe(stored_for(self.reference, trajectory))
+        return lambda x, condition, number: (self._describe(x) - wanted[number]).flatten(1).norm(dim=1)
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The loss (B,) of samples 0 ... B - 1."""
+        references = stored(self.reference, x)
+        with torch.no_grad():
+            wanted = self._describe(references[torch.arange(len(x), device=x.device) % len(references)])
         return (self._describe(x) - wanted).flatten(1).norm(dim=1)
 
     def _describe(self, x: Tensor) -> Tensor:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from lightning_guide.denoiser import Trajectory
 from lightning_guide.guidance.energy.objectives.objective import Loss, Objective
 from lightning_guide.guidance.energy.objectives.operators import Operator
-from lightning_guide.guidance.energy.objectives.stored import stored
+from lightning_guide.guidance.energy.objectives.stored import stored_for
 
 __all__ = ["Measurement"]
 
@@ -42,10 +41,9 @@ class Measurement(Objective):
 
     def observe(self, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
         """The hidden examples t (B, *) of the samples of `trajectory`, and their measurements y (B, ...)."""
-        examples, seeds = stored(self.truth, trajectory.x), trajectory.seeds
-        hidden = examples[torch.tensor([index % len(examples) for index in seeds.indices], device=examples.device)]
+        hidden = stored_for(self.truth, trajectory)
         exact = self.operator(hidden)
-        n = seeds.normal("measurement", exact.shape[1:], exact.device).to(exact)
+        n = trajectory.seeds.normal("measurement", exact.shape[1:], exact.device).to(exact)
         return hidden, exact + self.noise * n
 
     def start(self, trajectory: Trajectory) -> Loss:

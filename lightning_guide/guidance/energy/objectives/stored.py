@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["stored"]
+from lightning_guide.denoiser import Trajectory
+
+__all__ = ["stored", "stored_for"]
 
 
 def stored(data: str | Sequence[float] | Tensor, like: Tensor) -> Tensor:
@@ -29,6 +31,17 @@ def stored(data: str | Sequence[float] | Tensor, like: Tensor) -> Tensor:
         where = f" in {data}" if isinstance(data, str) else ""
         raise ValueError(f"reference examples{where} have shape {tuple(examples.shape)}; expected (N, {shape})")
     return examples.to(like)
+
+
+def stored_for(data: str | Sequence[float] | Tensor, trajectory: Trajectory) -> Tensor:
+    """One example for each sample of `trajectory` (B, *): example i for sample i, modulo their number.
+
+    Raises:
+        ValueError: as `stored`.
+    """
+    examples = stored(data, trajectory.x)
+    numbers = [index % len(examples) for index in trajectory.seeds.indices]
+    return examples[torch.tensor(numbers, device=examples.device)]
 
 
 @lru_cache(maxsize=8)
