@@ -5,6 +5,7 @@ from datamodules.digit_words import DigitWords
 from datamodules.digits import Digits
 from datamodules.examples import Examples, TensorExamples
 from datamodules.images import ImageData
+from datamodules.latents import Latents
 from datamodules.picture_data import Pictures
 from datamodules.points import Points
 from datamodules.samples_only import SamplesOnly
@@ -20,6 +21,7 @@ __all__ = [
     "Digits",
     "Examples",
     "ImageData",
+    "Latents",
     "Pictures",
     "Points",
     "SamplesOnly",

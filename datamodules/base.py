@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, Protocol, cast
 
 import lightning.pytorch as pl
@@ -48,11 +49,13 @@ class DiffusionData(pl.LightningDataModule, ABC):
         data_shape: shape of one x, without the batch.
         num_classes: number of labels, 0 for data without labels.
         token_channels: C of the embeddings (L, C) of its elements, 0 for data without embeddings.
+        num_prompts: held-out embeddings that samples are drawn under, in turn.
     """
 
     data_shape: tuple[int, ...]
     num_classes: int
     token_channels: int = 0
+    num_prompts: int = 1000
 
     def __init__(self, *, batch_size: int, num_workers: int = 0, seed: int = 0) -> None:
         """`batch_size` counts per process and micro-step; `seed` sets the order of the training data.
@@ -88,12 +91,25 @@ class DiffusionData(pl.LightningDataModule, ABC):
         """The inverse of `encode`, rounded and clipped to what can be stored."""
 
     def prompts(self) -> Tensor:
-        """Embeddings (P, L, C) that samples are drawn under.
+        """Embeddings (P, L, C) that samples are drawn under: those of the first `num_prompts` held-out elements.
 
         Raises:
             ValueError: if the data has none.
         """
-        raise ValueError(f"{type(self).__name__} has no embeddings; expected data with token_channels above 0")
+        return self._prompts
+
+    @cached_property
+    def _prompts(self) -> Tensor:
+        if not self.token_channels:
+            raise ValueError(f"{type(self).__name__} has no embeddings; expected data with token_channels above 0")
+        examples = self.heldout()
+        embeddings = examples.take(torch.arange(min(len(examples), self.num_prompts))).condition
+        assert embeddings is not None
+        return embeddings
+
+    def in_order(self, examples: Examples) -> Dataset[Batch]:
+        """Batches of a finite set in its own order: a dataset that maps a range of elements to a batch."""
+        return Slices(examples)
 
     def visits(self) -> Dataset[Batch]:
         """The endless training stream: a dataset that maps a range of stream positions to a batch."""
@@ -102,7 +118,8 @@ class DiffusionData(pl.LightningDataModule, ABC):
     def reference(self, device: torch.device) -> Iterable[Batch]:
         """The training set on `device` in stored form and order, batch by batch, whole on every process."""
         examples = self.training()
-        return _Moved(self._loader(Slices(examples), shares(len(examples), 512), self._workers(examples)), device)
+        split = shares(len(examples), 512)
+        return _Moved(self._loader(self.in_order(examples), split, self._workers(examples)), device)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Endless batches of the training stream, from the images seen by the module onwards."""
@@ -116,7 +133,7 @@ class DiffusionData(pl.LightningDataModule, ABC):
         rank, world = self._place()
         split = shares(len(examples), self.batch_size, rank=rank, world=world)
         stage = "validate" if self.trainer is not None and self.trainer.state.fn == "validate" else "fit"
-        return [self._loader(Slices(examples), split, self._workers(examples)), *self._sample_loaders(stage)]
+        return [self._loader(self.in_order(examples), split, self._workers(examples)), *self._sample_loaders(stage)]
 
     def test_dataloader(self) -> list[DataLoader[SampleBatch]]:
         """The sample sets of `test`."""

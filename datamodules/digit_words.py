@@ -27,11 +27,11 @@ class DigitWords(Digits):
         """`token_channels`: numbers that a letter is told by."""
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
         self.token_channels = token_channels
-        self._prompts = spelled(NAMES, channels=token_channels)
+        self._names = spelled(NAMES, channels=token_channels)
 
     def prompts(self) -> Tensor:
         """The ten names (10, 5, token_channels)."""
-        return self._prompts
+        return self._names
 
     def training(self) -> TensorExamples:
         """The training set, labels spelled out."""
@@ -43,4 +43,4 @@ class DigitWords(Digits):
 
     def _named(self, digits: TensorExamples) -> TensorExamples:
         assert digits.labels is not None
-        return TensorExamples(digits.x, self._prompts[digits.labels])
+        return TensorExamples(digits.x, self._names[digits.labels])

@@ -20,7 +20,7 @@ class RecordExamples(Examples):
     """Pictures in files of any kind, decoded at each visit.
 
     A corrupt picture is found when it is first read: it is counted, reported in a warning, and from then on the
-    next sound record, with its own label, stands in its place. The count is shared with loader workers.
+    next sound record, with its own condition, stands in its place. The count is shared with loader workers.
     """
 
     def __init__(
@@ -58,11 +58,15 @@ class RecordExamples(Examples):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def condition(self, record: int) -> int | Tensor:
+        """The label of a record, or its embedding (L, C)."""
+        return int(self.labels[record])
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
         for record in ((index + ahead) % len(self) for ahead in range(len(self))):
             if not self.unreadable[record]:
                 try:
-                    return self._read(record), int(self.labels[record])
+                    return self._read(record), self.condition(record)
                 except UndecodableError as error:
                     self.unreadable[record] = True
                     warnings.warn(
@@ -106,7 +110,10 @@ class RecordExamples(Examples):
                 stacklevel=2,
             )
             x = x[sound]
-        return TensorExamples(x, self.labels[sound] if self.labelled else None)
+        if not self.labelled:
+            return TensorExamples(x)
+        conditions = [torch.as_tensor(self.condition(int(record))) for record in sound.nonzero()]
+        return TensorExamples(x, torch.stack(conditions))
 
     def _read(self, record: int) -> Tensor:
         """The content of one record (*shape), decoded and shrunk.

@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from datamodules.pictures import decode_picture
 from datamodules.records import RecordExamples
 from datamodules.tar_index import PICTURES, ShardIndex, index_shard
+from lightning_guide.conditions import masked, padded
 
-__all__ = ["ShardExamples"]
+__all__ = ["MASK", "TOKENS", "ShardExamples", "token_shape"]
+
+
+TOKENS, MASK = "tokens.npy", "mask.npy"
+
+
+def token_shape(num_classes: int, token_channels: int, token_length: int) -> tuple[int, int] | None:
+    """(L, C) of embeddings, None where conditions are labels or nothing.
+
+    Raises:
+        ValueError: if both are asked for, or L is below 1.
+    """
+    if num_classes and token_channels:
+        raise ValueError(f"conditions are labels or embeddings; got {num_classes=} and {token_channels=}")
+    if token_channels < 0 or token_length < 1:
+        raise ValueError(f"expected token_channels >= 0 and token_length >= 1; got {token_channels} and {token_length}")
+    return (token_length, token_channels) if token_channels else None
 
 
 class ShardExamples(RecordExamples):
-    """Pictures in shards, found by an index of their offsets."""
+    """Pictures in shards, found by an index of their offsets, with labels or with embeddings.
+
+    An embedding is `KEY.tokens.npy`, floats (L, C), and perhaps `KEY.mask.npy` (L,), 0 where there is only padding.
+    """
 
     def __init__(
         self,
@@ -24,20 +46,28 @@ class ShardExamples(RecordExamples):
         *,
         size: int | None,
         num_classes: int,
+        token_shape: tuple[int, int] | None = None,
         extensions: Sequence[str] = PICTURES,
         decode: Callable[[bytes], Tensor] = decode_picture,
     ) -> None:
         """Indexes the shards; the file of a record has one of `extensions`. Otherwise as `RecordExamples`.
 
+        With `token_shape` (L, C) conditions are embeddings, padded to L tokens.
+
         Raises:
             ValueError: what `index_shard` raises; if not one picture of the set is readable.
         """
-        self.shards = [index_shard(path, num_classes=num_classes, extensions=extensions) for path in paths]
+        beside = () if token_shape is None else (TOKENS, MASK)
+        self.token_shape = token_shape
+        self.shards = [
+            index_shard(path, num_classes=num_classes, extensions=extensions, beside=beside) for path in paths
+        ]
+        self.beside = {name: torch.cat([shard.beside[name] for shard in self.shards]) for name in beside}
         self.offsets = torch.cat([shard.offsets for shard in self.shards])
         self.sizes = torch.cat([shard.sizes for shard in self.shards])
         self.ends = torch.tensor([len(shard) for shard in self.shards]).cumsum(0)
         labels = torch.cat([shard.labels for shard in self.shards])
-        super().__init__(labels, labelled=num_classes > 0, size=size, decode=decode)
+        super().__init__(labels, labelled=num_classes > 0 or token_shape is not None, size=size, decode=decode)
 
     @property
     def place(self) -> str:
@@ -52,10 +82,47 @@ class ShardExamples(RecordExamples):
 
     def content(self, record: int) -> bytes:
         """The encoded record."""
+        return self._bytes(record, int(self.offsets[record]), int(self.sizes[record]))
+
+    def condition(self, record: int) -> int | Tensor:
+        """As `RecordExamples.condition`; embeddings in float32, padded.
+
+        Raises:
+            ValueError: if the record has no embedding, or one of another size, or one that `masked` refuses.
+        """
+        if self.token_shape is None:
+            return super().condition(record)
+        length, channels = self.token_shape
+        tokens, mask = self._array(record, TOKENS), self._array(record, MASK)
+        if tokens is None or tokens.ndim != 2 or tokens.shape[1] != channels:
+            found = "none" if tokens is None else f"one of shape {tuple(tokens.shape)}"
+            raise ValueError(
+                f"{self.name(record)} has no embedding (L, {channels}) in its {TOKENS}: found {found} "
+                "(token_length and token_channels of the data)"
+            )
+        try:
+            kept = masked(tokens.to(torch.float32), torch.ones(len(tokens)) if mask is None else mask)
+            return padded(kept, length)
+        except ValueError as error:
+            raise ValueError(f"{self.name(record)}: {error}") from None
+
+    def _array(self, record: int, name: str) -> Tensor | None:
+        """The array `KEY.name` of a record, None if there is none."""
+        offset, size = self.beside[name][record].tolist()
+        if size < 0:
+            return None
+        try:
+            array = np.load(io.BytesIO(self._bytes(record, offset, size)), allow_pickle=False)
+            return torch.from_numpy(np.ascontiguousarray(array))
+        except (ValueError, TypeError, EOFError) as error:
+            raise ValueError(f"the {name} of {self.name(record)} is no array of numbers: {error}") from None
+
+    def _bytes(self, record: int, offset: int, size: int) -> bytes:
+        """A file inside the shard of a record."""
         shard, _ = self._locate(record)
         with shard.path.open("rb", buffering=0) as file:
-            file.seek(int(self.offsets[record]))
-            return file.read(int(self.sizes[record]))
+            file.seek(offset)
+            return file.read(size)
 
     def _locate(self, record: int) -> tuple[ShardIndex, int]:
         """The shard of a record, and its number there."""

@@ -18,9 +18,9 @@ from webdataset import TarWriter
 
 from datamodules.pictures import UndecodableError, from_array, from_pil, shrink
 from datamodules.positions import order
-from datamodules.tar_index import index_shard
+from datamodules.tar_index import PICTURES, index_shard
 
-__all__ = ["write_shards"]
+__all__ = ["is_whole", "write_json", "write_shards"]
 
 
 def write_shards(
@@ -65,18 +65,18 @@ def write_shards(
     path = Path(folder) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     shards = _earlier(path, settings)
-    _write_json(path, {"settings": settings, "shards": shards})
+    write_json(path, {"settings": settings, "shards": shards})
     indices = list(range(len(items))) if shuffle_seed is None else order(shuffle_seed, 0, len(items)).tolist()
     with tqdm(total=len(items), unit="picture", desc=name, disable=None) as bar:
         for number, first in enumerate(range(0, len(items), records_per_shard)):
             chosen = indices[first : first + records_per_shard]
             shard = path.with_name(f"{name}-{number:05d}.tar")
-            if not _whole(shard, shards.get(shard.name)):
+            if not is_whole(shard, shards.get(shard.name)):
                 shards[shard.name] = _write_shard(shard, items, chosen, size=size, quality=quality, bar=bar)
-                _write_json(path, {"settings": settings, "shards": shards})
+                write_json(path, {"settings": settings, "shards": shards})
             bar.update(first + len(chosen) - bar.n)
     inventory = {"settings": settings, **_totals(shards, classes), "shards": shards}
-    _write_json(path, inventory)
+    write_json(path, inventory)
     return inventory
 
 
@@ -170,10 +170,10 @@ def _earlier(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return dict(shards)
 
 
-def _whole(path: Path, entry: dict[str, Any] | None) -> bool:
+def is_whole(path: Path, entry: dict[str, Any] | None, *, extensions: Sequence[str] = PICTURES) -> bool:
     """Whether a shard is there with all the records that the inventory gives it."""
     try:
-        return entry is not None and len(index_shard(path, num_classes=0)) == entry["records"]
+        return entry is not None and len(index_shard(path, num_classes=0, extensions=extensions)) == entry["records"]
     except ValueError:
         return False
 
@@ -195,7 +195,7 @@ def _totals(shards: dict[str, Any], classes: Any) -> dict[str, Any]:
     }
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
     """Replaces a JSON file in one step."""
     temporary = path.with_name(f".{path.name}.part")
     temporary.write_text(json.dumps(content, indent=1) + "\n")

@@ -10,13 +10,15 @@ from webdataset.shardlists import expand_urls
 
 from datamodules.record_images import RecordImages, Split
 from datamodules.records import RecordExamples
-from datamodules.shard_examples import ShardExamples
+from datamodules.shard_examples import ShardExamples, token_shape
 
 __all__ = ["Shards", "shard_paths"]
+
 
 class Shards(RecordImages):
     """Pictures (jpg, jpeg, png, webp) and class labels (cls) in tar shards, as RGB.
 
+    In place of labels there may be embeddings of texts, `KEY.tokens.npy` and `KEY.mask.npy`, see `ShardExamples`.
     Shards are indexed once, at the first use of their data. Corrupt pictures are counted and reported; their names are
     in `corrupt`. Each process decodes and keeps its own copy when `cache` is on.
 
@@ -29,6 +31,8 @@ class Shards(RecordImages):
         heldout: str | list[str],
         *,
         num_classes: int = 0,
+        token_channels: int = 0,
+        token_length: int = 77,
         size: int | None = None,
         cache: bool | None = None,
         flip: bool = False,
@@ -42,6 +46,8 @@ class Shards(RecordImages):
             train: shards to train on.
             heldout: shards of the held-out set.
             num_classes: number of classes; 0 ignores the labels.
+            token_channels: C of the embeddings that are the conditions; 0 ignores embeddings.
+            token_length: L, the most tokens of an embedding; shorter ones are padded.
             size: crop pictures to their central square and shrink them to `size` x `size` by the mean over areas;
                 None leaves them as they are.
             cache: decode everything once into memory; None does so below 1 GiB.
@@ -51,8 +57,11 @@ class Shards(RecordImages):
             seed: order of the training data.
 
         Raises:
-            ValueError: if a pattern matches nothing or a shard is missing or listed twice; for URLs.
+            ValueError: if a pattern matches nothing or a shard is missing or listed twice; for URLs; if both labels and
+                embeddings are asked for.
         """
+        self.token_channels, self.token_length = token_channels, token_length
+        self._token_shape = token_shape(num_classes, token_channels, token_length)
         self._paths = {"train": shard_paths(train), "heldout": shard_paths(heldout)}
         super().__init__(
             num_classes=num_classes,
@@ -70,7 +79,9 @@ class Shards(RecordImages):
 
     def records(self, split: Split) -> RecordExamples:
         """The shards of a split, indexed."""
-        return ShardExamples(self._paths[split], size=self.size, num_classes=self.num_classes)
+        return ShardExamples(
+            self._paths[split], size=self.size, num_classes=self.num_classes, token_shape=self._token_shape
+        )
 
 
 def shard_paths(patterns: str | list[str]) -> list[Path]:

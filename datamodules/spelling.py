@@ -14,7 +14,7 @@ __all__ = ["spelled"]
 
 
 def spelled(words: Sequence[str], *, channels: int, length: int | None = None) -> Tensor:
-    """Embeddings (P, L, channels) of words of up to L letters, default the longest; shorter ones end in tokens of zeros.
+    """Embeddings (P, L, channels) of words of up to L letters, default the longest; shorter ones end in zeros.
 
     Token i of a word is (a + b) / sqrt(2), with a standard normal vector a of its letter and b of the place i. The same
     on every machine; upper and lower case are one.

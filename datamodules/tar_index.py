@@ -13,7 +13,7 @@ import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,28 +33,38 @@ Place = tuple[int, int]  # offset and size of a file's content, in bytes
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """The n records of one shard: `offsets` and `sizes` of the pictures in bytes, `labels` (-1: unread), each (n,)."""
+    """The n records of one shard: `offsets` and `sizes` of the pictures in bytes, `labels` (-1: unread), each (n,).
+
+    `beside` gives the places (n, 2) of further files by extension, size -1 where a record has none.
+    """
 
     path: Path
     offsets: Tensor
     sizes: Tensor
     labels: Tensor
+    beside: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.offsets)
 
     def key(self, record: int) -> str:
-        """The key of one record; reads the shard again, so that a million keys need not be kept."""
+        """The key of one record."""
+        return self.keys()[record]
+
+    def keys(self) -> list[str]:
+        """The keys of all records; reads the shard again, so that a million keys need not be kept."""
         with self.path.open("rb") as file, _mapped(file, self.path) as view:
             names = {offset: name for name, offset, _ in _members(view, self.path)}
-        return str(base_plus_ext(names[int(self.offsets[record])])[0])
+        return [str(base_plus_ext(names[offset])[0]) for offset in self.offsets.tolist()]
 
 
-def index_shard(path: Path, *, num_classes: int, extensions: Sequence[str] = PICTURES) -> ShardIndex:
+def index_shard(
+    path: Path, *, num_classes: int, extensions: Sequence[str] = PICTURES, beside: Sequence[str] = ()
+) -> ShardIndex:
     """Finds the records of a shard: `KEY.jpg` (or another of `extensions`) and `KEY.cls`, the class as decimal text.
 
-    Names with a leading `__` are skipped, further files of a record ignored. With `num_classes` 0 labels are not
-    asked for.
+    Names with a leading `__` are skipped, further files of a record ignored unless `beside` names their extensions.
+    With `num_classes` 0 labels are not asked for.
 
     Raises:
         ValueError: naming shard and record, if the shard is missing, no whole tar, or empty; if a record has no
@@ -66,8 +76,15 @@ def index_shard(path: Path, *, num_classes: int, extensions: Sequence[str] = PIC
         records = _records(view, path, extensions)
         places = [_picture(record, key, path, extensions) for key, record in records.items()]
         labels = [_label(view, record, key, path, num_classes) for key, record in records.items()]
+        further = {name: [record.get(name, (-1, -1)) for record in records.values()] for name in beside}
     offsets, sizes = torch.tensor(places, dtype=torch.int64).T.contiguous()
-    return ShardIndex(path, offsets, sizes, torch.tensor(labels, dtype=torch.int64))
+    return ShardIndex(
+        path,
+        offsets,
+        sizes,
+        torch.tensor(labels, dtype=torch.int64),
+        {name: torch.tensor(found, dtype=torch.int64) for name, found in further.items()},
+    )
 
 
 def _records(view: mmap.mmap, path: Path, extensions: Sequence[str]) -> dict[str, dict[str, Place]]:

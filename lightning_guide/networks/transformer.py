@@ -75,7 +75,8 @@ class DiffusionTransformer(Network):
     `patch_size`, which must divide the sides; x may have other sides than `data_shape`. Positions are sines and cosines
     of row and column, computed for the tokens that are there. Blocks and attention cores are told the token grid of
     pictures, and None for other data. Submodules: ``patches``, ``blocks.{i}``, its ``attention`` with the replaceable
-    ``attention.core``, its ``mlp``, before it ``reading.{i}`` of embeddings, ``output``, ``embedding_noise``, ``embedding_label``.
+    ``attention.core``, its ``mlp``, before it ``reading.{i}`` of embeddings, ``output``, ``embedding_noise``,
+    ``embedding_label``.
 
     The sizes of the paper, with the parameters of this network for latents (4, 32, 32), 1000 labels, patch size 2:
 

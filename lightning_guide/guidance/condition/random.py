@@ -41,8 +41,8 @@ class RandomCondition(OtherCondition):
     def _check_labels(self) -> None:
         if self.token_channels:
             raise ValueError(
-                "ICG draws random labels; this model reads embeddings, which cannot be drawn: take GaussianCondition, as "
-                "configs/guidance/icg_gaussian.yaml does"
+                "ICG draws random labels; this model reads embeddings, which cannot be drawn: take GaussianCondition, "
+                "as configs/guidance/icg_gaussian.yaml does"
             )
         if self.num_classes == 0:
             raise ValueError("ICG draws random labels; this model has none (num_classes=0)")

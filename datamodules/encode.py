@@ -1,0 +1,178 @@
+"""The command `encode`: shards of pictures become shards of latents."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from webdataset import TarWriter
+
+from datamodules.pictures import UndecodableError, decode_picture, shrink
+from datamodules.shard_examples import MASK, TOKENS
+from datamodules.shard_writer import is_whole, write_json
+from datamodules.shards import shard_paths
+from datamodules.tar_index import ShardIndex, index_shard
+from lightning_guide.latent_autoencoder import VariationalAutoencoder
+
+__all__ = ["encode"]
+
+INVENTORY = "latents.json"
+
+
+def encode(
+    shards: str | list[str],
+    folder: str,
+    *,
+    vae: VariationalAutoencoder,
+    size: int | None = None,
+    batch_size: int = 16,
+    device: str | None = None,
+) -> None:
+    """Encodes picture shards, one file each under the same name; run again, it goes on where it was.
+
+    A record keeps its key, label and embedding; in place of the picture stands KEY.npy, float32 (2 C, h, w): mean and
+    standard deviation of its latents. Mean and deviation of all latents, which `datamodules.Latents` needs, are printed
+    and kept in `latents.json`.
+
+    Args:
+        shards: tar files of pictures, as "data/train-*.tar".
+        folder: where the shards of latents go.
+        vae: the autoencoder, as --vae DiffusersVAE --vae.path stabilityai/sd-vae-ft-mse.
+        size: crop to the central square and shrink to `size` x `size` first; None keeps the pictures as they are.
+        batch_size: pictures in one call of the autoencoder.
+        device: default: a GPU if there is one.
+
+    Raises:
+        ValueError: for missing or damaged shards, pictures of different sizes, or a folder encoded with other settings.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; expected at least 1 picture in one call of the autoencoder")
+    paths, path = shard_paths(shards), Path(folder) / INVENTORY
+    if len({each.name for each in paths}) < len(paths):
+        raise ValueError(f"two of the shards {shards!r} have one name; expected different ones for their latents")
+    if path.parent.resolve() in {each.parent.resolve() for each in paths}:
+        raise ValueError(f"{folder} holds the pictures themselves; expected another folder for their latents")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    settings = {"vae": vae.recipe, "size": size}
+    done = _earlier(path, settings)
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    vae = vae.to(where).eval()
+    for source in tqdm(paths, unit="shard", disable=None):
+        target = path.with_name(source.name)
+        if not is_whole(target, done.get(source.name), extensions=("npy",)):
+            done[source.name] = _encode_shard(source, target, vae, size=size, batch_size=batch_size, device=where)
+            write_json(path, {"settings": settings, "shards": done})
+    rows = [torch.tensor([entry["sum"], entry["squares"]], dtype=torch.float64) for entry in done.values()]
+    mean, square = torch.stack(rows).sum(0) / sum(entry["values"] for entry in done.values())
+    std = (square - mean**2).sqrt()
+    moments = {"mean": [round(m, 4) for m in mean.tolist()], "std": [round(s, 4) for s in std.tolist()]}
+    write_json(path, {"settings": settings, **moments, "shards": done})
+    records, corrupt = (sum(entry[key] for entry in done.values()) for key in ("records", "corrupt"))
+    print(
+        f"latents of {records} pictures in {len(done)} shards: {folder}/*.tar ({corrupt} corrupt pictures left out); "
+        f"for datamodules.Latents: mean: {moments['mean']}, std: {moments['std']}"
+    )
+
+
+def _encode_shard(
+    source: Path, target: Path, vae: VariationalAutoencoder, *, size: int | None, batch_size: int, device: torch.device
+) -> dict[str, Any]:
+    """Writes one shard beside its place and renames it; returns its entry in the inventory."""
+    index = index_shard(source, num_classes=0, beside=("cls", TOKENS, MASK))
+    keys, corrupt, sums, written = index.keys(), 0, [], 0
+    temporary = target.with_name(f".{target.name}.part")
+    try:
+        with temporary.open("wb") as file:
+            with TarWriter(file, mtime=0) as tar:
+                for first in range(0, len(index), batch_size):
+                    sound, pictures = _pictures(index, range(first, min(first + batch_size, len(index))), size)
+                    corrupt += min(batch_size, len(index) - first) - len(sound)
+                    if not sound:
+                        continue
+                    with torch.no_grad():
+                        mean, std = vae.posterior(pictures.to(device).to(torch.float32) / 255)
+                    latents = torch.cat([mean, std], dim=1).to("cpu", torch.float32)
+                    for record, latent in zip(sound, latents, strict=True):
+                        tar.write({"__key__": keys[record], "npy": _npy(latent), **_beside(index, record)})
+                    mean, std = mean.double().cpu(), std.double().cpu()
+                    sums.append(torch.stack([mean.sum((0, 2, 3)), (mean**2 + std**2).sum((0, 2, 3))]))
+                    written += mean.numel() // mean.shape[1]
+            file.flush()
+            os.fsync(file.fileno())
+        if not sums:
+            raise ValueError(f"all {len(index)} pictures in {source} are corrupt; expected at least one sound one")
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    total, squares = torch.stack(sums).sum(0).tolist()
+    return {
+        "records": len(index) - corrupt, "corrupt": corrupt, "values": written, "sum": total, "squares": squares
+    }  # fmt: skip
+
+
+def _pictures(index: ShardIndex, records: range, size: int | None) -> tuple[list[int], Tensor]:
+    """Those of `records` that can be read, and their pictures (B, 3, H, W) uint8."""
+    sound: list[int] = []
+    pictures: list[Tensor] = []
+    with index.path.open("rb") as file:
+        for record in records:
+            file.seek(int(index.offsets[record]))
+            try:
+                picture = decode_picture(file.read(int(index.sizes[record])))
+            except UndecodableError:
+                continue
+            picture = picture if size is None else shrink(picture, size)
+            if pictures and picture.shape != pictures[0].shape:
+                raise ValueError(
+                    f"record {index.key(record)!r} of {index.path} has {picture.shape[1]}x{picture.shape[2]} pixels, "
+                    f"others {pictures[0].shape[1]}x{pictures[0].shape[2]}; set size to crop and shrink them to one"
+                )
+            sound.append(record)
+            pictures.append(picture)
+    return sound, torch.stack(pictures) if pictures else torch.empty(0)
+
+
+def _beside(index: ShardIndex, record: int) -> dict[str, bytes]:
+    """Label and embedding of a record, as they are."""
+    found = {}
+    with index.path.open("rb") as file:
+        for name, places in index.beside.items():
+            offset, length = places[record].tolist()
+            if length >= 0:
+                file.seek(offset)
+                found[name] = file.read(length)
+    return found
+
+
+def _npy(x: Tensor) -> bytes:
+    """An array file."""
+    buffer = io.BytesIO()
+    np.save(buffer, x.numpy())
+    return buffer.getvalue()
+
+
+def _earlier(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The shards that an earlier call with the same settings has completed.
+
+    Raises:
+        ValueError: if the folder was encoded with other settings, or holds shards of another origin.
+    """
+    if not path.exists():
+        foreign = sorted(path.parent.glob("*.tar"))
+        if foreign:
+            raise ValueError(f"{foreign[0]} is there without the inventory {path.name}; expected an empty folder")
+        return {}
+    inventory = json.loads(path.read_text())
+    if inventory["settings"] != settings:
+        raise ValueError(
+            f"{path} belongs to latents made with {inventory['settings']}, not {settings}; "
+            "expected the same settings or another folder"
+        )
+    return dict(inventory["shards"])

@@ -1,0 +1,169 @@
+"""Latents of pictures in shards: mean and standard deviation are stored, a fresh sample is drawn at each visit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.base import DiffusionData
+from datamodules.examples import Examples
+from datamodules.pictures import decode_sample
+from datamodules.shard_examples import ShardExamples, token_shape
+from datamodules.shards import shard_paths
+from lightning_guide.data import Batch
+from lightning_guide.latent_autoencoder import VariationalAutoencoder
+from lightning_guide.seeds import SampleSeeds
+
+__all__ = ["DrawnLatents", "Latents"]
+
+
+class DrawnLatents(Dataset[Batch]):
+    """z = mean + std n of batches that hold both, n a function of (seed, purpose, position)."""
+
+    def __init__(self, batches: Dataset[Batch], *, seed: int, purpose: str) -> None:
+        """`batches` maps a range of positions to x (B, 2 C, h, w)."""
+        self.batches, self.seed, self.purpose = batches, seed, purpose
+
+    def __getitem__(self, positions: range) -> Batch:
+        batch = self.batches[positions]
+        mean, std = batch.x.to(torch.float32).chunk(2, dim=1)
+        n = SampleSeeds(self.seed, positions).normal(self.purpose, mean.shape[1:])
+        return batch._replace(x=mean + std * n)
+
+
+class Latents(DiffusionData):
+    """Latents that `lightning-guide encode` has written: `KEY.npy`, float32 (2 C, h, w), mean above std, and labels.
+
+    The denoiser sees x = (z - mean) / (2 std), channel by channel, with a fresh z of the stored Gaussian at each visit:
+    sigma_data = 0.5. Samples are decoded to pictures by `vae`, so that grids and metrics see pixels; without one they
+    stay latents.
+    """
+
+    def __init__(
+        self,
+        train: str | list[str],
+        heldout: str | list[str],
+        *,
+        vae: VariationalAutoencoder | None = None,
+        mean: Sequence[float] = (5.81, 3.25, 0.12, -2.15),
+        std: Sequence[float] = (4.17, 4.62, 3.71, 3.28),
+        num_classes: int = 0,
+        token_channels: int = 0,
+        token_length: int = 77,
+        pictures: DiffusionData | None = None,
+        decode_batch: int = 16,
+        cache: bool | None = None,
+        batch_size: int = 128,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        """Looks the shards up.
+
+        Args:
+            train: shards to train on, as for `Shards`.
+            heldout: shards of the held-out set.
+            vae: decodes samples for grids and metrics.
+            mean: of the latents, one number for each channel; default: EDM2's, of ImageNet under sd-vae-ft-mse.
+            std: likewise. `lightning-guide encode` prints those of new data.
+            num_classes: number of classes; 0 ignores the labels.
+            token_channels: C of the embeddings that are the conditions; 0 ignores embeddings.
+            token_length: L, the most tokens of an embedding.
+            pictures: the real pictures that metrics compare with; None: the decoded latents, which lack what the
+                autoencoder loses.
+            decode_batch: latents that are decoded in one call.
+            cache: keep all latents in memory; None does so below 1 GiB.
+            batch_size: latents per process and micro-step.
+            num_workers: loader processes.
+            seed: of order and fresh samples.
+
+        Raises:
+            ValueError: if shards are missing, do not hold means and deviations, or do not fit `mean` and `std`.
+        """
+        super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
+        self._paths = {"train": shard_paths(train), "heldout": shard_paths(heldout)}
+        self.num_classes, self.token_channels, self.token_length = num_classes, token_channels, token_length
+        self._token_shape = token_shape(num_classes, token_channels, token_length)
+        self.vae, self.pictures = vae, pictures
+        self.decode_batch, self.cache = decode_batch, cache
+        stored = self._records("train", first=True).shape
+        assert stored is not None
+        self.data_shape = (stored[0] // 2, *stored[1:])
+        if len(stored) != 3 or stored[0] % 2 or not len(mean) == len(std) == stored[0] // 2:
+            raise ValueError(
+                f"the latents in {self._paths['train'][0]} have shape {tuple(stored)}; expected (2 C, h, w), C means "
+                f"above C deviations, and as many numbers in mean ({len(mean)}) and std ({len(std)})"
+            )
+        if min(std) <= 0 or decode_batch < 1:
+            raise ValueError(f"Latents needs std > 0 and decode_batch >= 1, got {list(std)} and {decode_batch}")
+        self.mean, self.std = (torch.tensor(values).reshape(-1, 1, 1) for values in (mean, std))
+
+    def encode(self, raw: Tensor) -> Tensor:
+        """x = (z - mean) / (2 std), float32, for latents `raw` z (B, C, h, w)."""
+        return (raw.to(torch.float32) - self.mean.to(raw.device)) / (2 * self.std.to(raw.device))
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Pictures uint8 (B, 3, H, W), clipped; without an autoencoder the latents z = 2 std x + mean, float32."""
+        z = x.to(torch.float32) * (2 * self.std.to(x.device)) + self.mean.to(x.device)
+        if self.vae is None:
+            return z
+        vae = self.vae.to(x.device)
+        with torch.no_grad():
+            pictures = torch.cat([vae.decode(part) for part in z.split(self.decode_batch)])
+        return (pictures.to(torch.float32).clip(0, 1) * 255).round().to(torch.uint8)
+
+    def visits(self) -> Dataset[Batch]:
+        """The training stream, each visit with its own sample."""
+        return DrawnLatents(super().visits(), seed=self.seed, purpose="latent")
+
+    def in_order(self, examples: Examples) -> Dataset[Batch]:
+        """A finite set in order, each element with one sample that is always the same."""
+        return DrawnLatents(super().in_order(examples), seed=self.seed, purpose="one latent")
+
+    def reference(self, device: torch.device) -> Iterable[Batch]:
+        """The real pictures, or the training latents decoded, batch by batch, whole on every process."""
+        if self.pictures is not None:
+            yield from self.pictures.reference(device)
+        else:
+            for batch in super().reference(device):
+                yield batch._replace(x=self.decode(self.encode(batch.x)))
+
+    def training(self) -> Examples:
+        """The training set, means and deviations."""
+        return self._train
+
+    def heldout(self) -> Examples:
+        """The held-out set, means and deviations."""
+        return self._heldout
+
+    @cached_property
+    def _train(self) -> Examples:
+        return self._examples("train")
+
+    @cached_property
+    def _heldout(self) -> Examples:
+        return self._examples("heldout")
+
+    def _examples(self, split: str) -> Examples:
+        """Opens a set, and reads it if it is to be kept in memory."""
+        records = self._records(split)
+        expected = (2 * self.data_shape[0], *self.data_shape[1:])
+        if records.shape != expected:
+            raise ValueError(f"the {split} latents in {records.place} have shape {records.shape}; expected {expected}")
+        cache = records.nbytes() < 2**30 if self.cache is None else self.cache
+        return records.decoded() if cache else records
+
+    def _records(self, split: str, first: bool = False) -> ShardExamples:
+        """The shards of a split, or the first of them without conditions."""
+        paths = self._paths[split]
+        return ShardExamples(
+            paths[:1] if first else paths,
+            size=None,
+            num_classes=0 if first else self.num_classes,
+            token_shape=None if first else self._token_shape,
+            extensions=("npy",),
+            decode=decode_sample,
+        )
