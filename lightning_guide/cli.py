@@ -27,6 +27,7 @@ import lightning_guide.guidance
 import lightning_guide.networks
 from callbacks.run_checkpoint import check_checkpoint, checkpoint_step, newest_checkpoint
 from datamodules.convert import convert
+from datamodules.encode import encode
 from lightning_guide.edm2_import import import_snapshot
 from lightning_guide.exchange import export, pull, push
 from lightning_guide.gallery import gallery_config
@@ -51,6 +52,7 @@ def gallery(*args: Any, **kwargs: Any) -> None:
 COMMANDS: dict[str, Callable[..., Any]] = {
     "reconstruct": reconstruct,
     "convert": convert,
+    "encode": encode,
     "gallery": gallery,
     "neon": neon,
     "import": import_snapshot,
