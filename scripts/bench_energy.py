@@ -1,0 +1,113 @@
+"""Time and memory of a step of training-free guidance over those of an unguided step.
+
+    python scripts/bench_energy.py [--side 16 --batch 8]
+
+Guided and unguided sampling of the same seeds alternate, and the median of the ratios counts. On a CPU it is the time
+that this process had a processor, so that others who want it as well do not matter. Memory is the peak of what torch's
+allocator has handed out since the beginning of the sampling, so the weights are not in it; on a CPU it is summed up
+over the profiler's record of every allocation and release, on a GPU it is `torch.cuda.max_memory_allocated`. With
+kept noise Heun's corrector is free, so the sampler is Euler's, which treats all methods alike.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import accumulate
+from statistics import median
+
+import torch
+from energy_methods import Wish, methods_for
+from jsonargparse import auto_cli
+from torch.profiler import ProfilerActivity, profile
+
+from lightning_guide.denoiser import Denoiser, Preconditioned
+from lightning_guide.guidance.energy import ClassLabel, Subspace
+from lightning_guide.networks import EDM2UNet
+from lightning_guide.networks.classifier import SmallClassifier
+from lightning_guide.networks.noisy_classifier import NoisyClassifier
+from lightning_guide.noise import KarrasGrid
+from lightning_guide.samplers import Euler
+from lightning_guide.seeds import SampleSeeds
+
+
+def bench(*, device: str = "cpu", side: int = 16, batch: int = 8, steps: int = 2, repeats: int = 7) -> None:
+    """Prints one line of a table for each method.
+
+    Args:
+        device: where the networks run.
+        side: height and width of the pictures.
+        batch: samples.
+        steps: of Euler's sampler.
+        repeats: of each measurement of time.
+    """
+    torch.set_num_threads(1)
+    shape = (3, side, side)
+    network = EDM2UNet(shape, model_channels=64, channel_mult=(1, 2), num_blocks=1, attention_resolutions=(side // 2,))
+    model = Preconditioned(network).eval().requires_grad_(False).to(device)
+    guide = SmallClassifier(shape, num_classes=10).eval().requires_grad_(False).to(device)
+    noisy = NoisyClassifier(shape, num_classes=10).eval().requires_grad_(False).to(device)
+    basis = torch.linalg.qr(torch.randn(3 * side**2, side**2, dtype=torch.float64)).Q
+    wish = Wish(ClassLabel(guide), model, Subspace(basis, data_shape=shape).to(device), guide, noisy)
+    labels, sampler = torch.arange(batch, device=device) % 10, Euler(KarrasGrid(steps, sigma_min=0.1, sigma_max=10.0))
+
+    def run(denoiser: Denoiser) -> None:
+        seeds = SampleSeeds(0, range(batch))
+        sampler.sample(denoiser, seeds=seeds, condition=labels if denoiser.num_classes else None, device=device)
+
+    time_of, peak_of = measures(device)
+    plain = partial(run, model)
+    plain_peak = peak_of(plain)
+    print("| method | time | memory |\n|---|--:|--:|")
+    print(f"| unguided | 1 ({time_of(plain) / steps * 1e3:.0f} ms) | 1 ({plain_peak / 2**20:.1f} MiB) |")
+    for name, make in methods_for(wish).items():
+        guided = partial(run, make(wish, 1.0))
+        pairs = [(time_of(plain), time_of(guided)) for _ in range(repeats + 1)][1:]
+        ratio, memory = median(g / u for u, g in pairs), peak_of(guided) / plain_peak
+        print(f"| {name} | {ratio:.2f} | {memory:.2f} |", flush=True)
+
+
+Work = Callable[[], None]
+
+
+def measures(device: str) -> tuple[Callable[[Work], float], Callable[[Work], int]]:
+    """Seconds of some work, and its peak of memory in bytes."""
+    return (processor_time, recorded_peak) if device == "cpu" else (device_time, device_peak)
+
+
+def processor_time(work: Work) -> float:
+    """Seconds of this process on a processor."""
+    begin = time.process_time()
+    work()
+    return time.process_time() - begin
+
+
+def device_time(work: Work) -> float:
+    """Seconds until a GPU has done it."""
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    work()
+    torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
+def recorded_peak(work: Work) -> int:
+    """The largest sum of allocations not yet released."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        work()
+    assert record.profiler is not None
+    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+
+
+def device_peak(work: Work) -> int:
+    """As the allocator of the GPU counts."""
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    return torch.cuda.max_memory_allocated() - before
+
+
+if __name__ == "__main__":
+    auto_cli(bench)

@@ -1,0 +1,152 @@
+"""How many steps does a guide trained on noise save? The trained comparator of experiment E2.
+
+    python scripts/energy_trained.py --out runs/energy/trained
+
+The digits as a mixture with an exact denoiser, so that the class of a sample is known by Bayes' rule, which also knows
+the perfect guide. A convolutional classifier of clean pictures guides by FreeDoM's rules and by Polyak's; another one,
+which has seen noise and knows its level, by classifier guidance. 20, 50 and 100 steps of `FixedShare` with eta = .5, as
+in energy_step_rules.py. Each guide is tuned for each number of steps on another seed with 6 rates: the smallest exact
+cross-entropy of the class among the rates that cost at most `slack` nats of log-density.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+from energy_augmentation import Exact, Unlabelled, trained
+from energy_digits import DigitPrior
+from energy_mixtures import write
+from energy_step_rules import FACTORS, STEPS
+from jsonargparse import auto_cli
+from seed_summary import summarise
+from torch import nn
+
+from lightning_guide.denoiser import Denoiser
+from lightning_guide.guidance.energy import (
+    AugmentedPolyak,
+    ClassifierGuidance,
+    ClassLabel,
+    FreeDoM,
+    FreeDoMCLIP,
+)
+from lightning_guide.noise import KarrasGrid
+from lightning_guide.samplers import FixedShare
+from lightning_guide.seeds import SampleSeeds
+
+Make = Callable[[float], Denoiser]
+
+
+def study(
+    out: str = "runs/energy/trained",
+    seeds: int = 5,
+    count: int = 50,
+    slack: float = 5.0,
+    examples: int = 1500,
+    training: int = 5000,
+    steps: list[int] = STEPS,  # noqa: B006
+) -> None:
+    """Trains, tunes, samples, draws the figure and prints the table.
+
+    Args:
+        out: folder for figure and numbers.
+        seeds: of the samples; the classifiers are the same for all.
+        count: samples for each seed.
+        slack: nats of log-density that guidance may cost on the tuning seed.
+        examples: that both classifiers learn on.
+        training: steps of the classifier of noisy pictures; the other one has 300.
+        steps: of the sampler.
+    """
+    torch.set_num_threads(1)
+    prior = DigitPrior()
+    clean = trained("clean", prior, 0, examples=examples, steps=300)
+    noisy = trained("noisy", prior, 1, examples=examples, steps=training)
+    results: dict[str, Any] = {"accuracy on noise": accuracies(prior, noisy), "unguided": {}, "guides": {}}
+    print(results["accuracy on noise"], flush=True)
+    for number in steps:
+        plain = summarise([draw(prior, Unlabelled(prior), number, count, seed) for seed in range(seeds)])
+        results["unguided"][number] = plain
+        print(f"{number:4} steps  unguided {plain}", flush=True)
+        for name, (make, base) in guides(prior, clean, noisy).items():
+            trials = {base * f: draw(prior, make(base * f), number, count, 1000) for f in FACTORS}
+            fair = {r: each for r, each in trials.items() if each["logp"] >= plain["logp"]["mean"] - slack}
+            rate = min(fair, key=lambda each: fair[each]["loss"]) if fair else min(trials)
+            found = summarise([draw(prior, make(rate), number, count, seed) for seed in range(seeds)])
+            results["guides"].setdefault(name, {})[number] = {"rate": rate, "trials": trials, **found}
+            cells = [f"{key} {value['mean']:.3f} +- {value['half_width']:.3f}" for key, value in found.items()]
+            print(f"{number:4} steps  {name:22} rate {rate:7.3g}  {'  '.join(cells)}", flush=True)
+            path = write(out, "trained", results)
+    figure(results, steps).savefig(path.with_suffix(".png"), dpi=130)
+
+
+def guides(prior: DigitPrior, clean: nn.Module, noisy: nn.Module) -> dict[str, tuple[Make, float]]:
+    """Guide -> how to make it of a rate, and the unit of its rates."""
+    loss, positive = ClassLabel(clean), Unlabelled(prior)
+    return {
+        "exact": (lambda rate: ClassifierGuidance(Exact(prior), rate, positive=positive), 1.0),
+        "trained on noise": (lambda rate: ClassifierGuidance(noisy, rate, positive=positive), 1.0),
+        "FreeDoM": (lambda rate: FreeDoM(loss, rate, positive=positive), 0.3),
+        "FreeDoM, rms": (lambda rate: FreeDoMCLIP(loss, rate, positive=positive), 0.3),
+        "Polyak": (lambda rate: AugmentedPolyak(loss, rate, augmentations=[], positive=positive), 0.01),
+        "Polyak, capped": (
+            lambda rate: AugmentedPolyak(loss, rate, augmentations=[], cap=0.3, positive=positive),
+            0.03,
+        ),
+    }
+
+
+def accuracies(prior: DigitPrior, noisy: nn.Module) -> dict[str, dict[str, float]]:
+    """Share of right answers of the classifier of noisy pictures, and of Bayes' rule, on fresh draws, by the level."""
+    generator, found = torch.Generator().manual_seed(7), {}
+    x, labels = prior.sample(1000, generator)
+    for sigma in (0.1, 0.5, 1.0, 2.0, 5.0):
+        noised = x + sigma * torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        level = torch.full((len(x),), sigma, dtype=x.dtype)
+        answers = {"trained": noisy(noised, level), "Bayes": prior.log_labels(noised, level)}
+        found[f"{sigma:g}"] = {key: float((each.argmax(1) == labels).double().mean()) for key, each in answers.items()}
+    return found
+
+
+def draw(prior: DigitPrior, guide: Denoiser, steps: int, count: int, seed: int) -> dict[str, float]:
+    """Exact cross-entropy of the wanted class, its share, and log-density; a diverged sample counts with 1e6 less."""
+    seeds, labels = SampleSeeds(seed, range(count)), torch.arange(count) % 10
+    sampler = FixedShare(KarrasGrid(steps, sigma_min=0.05, sigma_max=20.0), eta=0.5)
+    *_, end = sampler.steps(guide, sampler.initial(prior, seeds).double(), seeds=seeds, condition=labels)
+    x = end.x.nan_to_num(nan=1e3, posinf=1e3, neginf=-1e3).clamp(-1e3, 1e3)
+    exact = prior.log_labels(x, 0.05)
+    loss = -exact.gather(1, labels[:, None])[:, 0].clamp(min=-20)
+    logp = prior.log_density(x, 0.05).clamp(min=-1e6)
+    return {
+        "loss": float(loss.mean()),
+        "class": float((exact.argmax(1) == labels).double().mean()),
+        "logp": float(logp.mean()),
+    }
+
+
+def figure(results: dict[str, Any], steps: list[int]) -> plt.Figure:
+    """Cross-entropy and log-density over the number of steps."""
+    fig, axes = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
+    for axis, key, title in zip(axes, ("class", "logp"), ("share of the wanted class", "log-density"), strict=True):
+        for i, (name, found) in enumerate({"unguided": results["unguided"], **results["guides"]}.items()):
+            values = [found[number][key] for number in steps]
+            axis.errorbar(
+                [number * 1.02**i for number in steps],
+                [v["mean"] for v in values],
+                [v["half_width"] for v in values],
+                marker="o",
+                capsize=2,
+                label=name,
+                color="0.6" if name == "unguided" else f"C{i}",
+            )
+        axis.set(xscale="log", xlabel="steps", ylabel=title)
+        axis.set_xticks(steps, [str(number) for number in steps])
+        axis.minorticks_off()
+    axes[1].set_ylim(bottom=max(axes[1].get_ylim()[0], -20))
+    axes[0].legend(fontsize=8)
+    return fig
+
+
+if __name__ == "__main__":
+    auto_cli(study)
