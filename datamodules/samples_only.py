@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -45,6 +45,14 @@ class SamplesOnly(DiffusionData):
             ValueError: always.
         """
         raise ValueError("SamplesOnly has no examples: expected another datamodule to train or compare with")
+
+    def reference(self, device: torch.device) -> Iterator[Batch]:
+        """Nothing to read: metrics that look at no data, those with stored `statistics`, need nothing else.
+
+        Raises:
+            ValueError: as soon as an example is asked for.
+        """
+        yield from super().reference(device)
 
     def heldout(self) -> Examples:
         """No examples, so that a validation consists of its sampling loops."""

@@ -40,6 +40,7 @@ from lightning_guide.modules.monitor import TrainingDivergedError
 from lightning_guide.modules.noisy_classifier import NoisyClassifierModule
 from lightning_guide.neon_run import neon
 from lightning_guide.reconstruct import reconstruct
+from lightning_guide.reference_statistics import reference_statistics
 
 __all__ = ["COMMANDS", "GuideCLI", "main"]
 
@@ -53,6 +54,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "reconstruct": reconstruct,
     "convert": convert,
     "encode": encode,
+    "statistics": reference_statistics,
     "gallery": gallery,
     "neon": neon,
     "import": import_snapshot,

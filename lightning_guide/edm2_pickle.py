@@ -1,7 +1,6 @@
 """Published EDM2 snapshots are pickles that carry source code. Here one is read and nothing in it is run.
 
-A pickle names the functions and classes it wants called. This reader knows the few names that such a snapshot needs
-and gives an inert stand-in for each; a file that asks for any other is refused. Source text in the file is ignored.
+The names that such a snapshot needs have inert stand-ins, see `inert_pickle`. Source text in the file is ignored.
 """
 
 from __future__ import annotations
@@ -10,13 +9,15 @@ import collections
 import io
 import pickle
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from lightning_guide.inert_pickle import Function, Items, read_inert
 
 __all__ = ["Stored", "read_edm2_pickle", "tensors_of"]
 
@@ -35,31 +36,11 @@ class Stored:
         self.state = state
 
 
-class _Items(dict[str, Any]):
-    """A dict with attributes, as data."""
-
-    def __setstate__(self, state: Any) -> None:
-        self.update(state)
-
-
 class _Container(Stored):
     """A container of torch; pickle makes it without arguments."""
 
     def __init__(self) -> None:
         super().__init__("container")
-
-
-class _Function:
-    """A function of the file's choice, which may be called and not altered."""
-
-    def __init__(self, call: Callable[..., Any]) -> None:
-        self._call = call
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._call(*arguments)
-
-    def __setstate__(self, state: Any) -> NoReturn:
-        raise pickle.UnpicklingError("it alters a function")
 
 
 def _persistent(meta: Any) -> Stored:
@@ -93,38 +74,14 @@ def _parameter(data: Tensor, *_: Any) -> Tensor:
 
 _KNOWN = {
     ("collections", "OrderedDict"): collections.OrderedDict,
-    ("dnnlib.util", "EasyDict"): _Items,
-    ("torch._utils", "_rebuild_parameter"): _Function(_parameter),
-    ("torch._utils", "_rebuild_tensor_v2"): _Function(_tensor),
-    ("torch.storage", "_load_from_bytes"): _Function(_storage),
+    ("dnnlib.util", "EasyDict"): Items,
+    ("torch._utils", "_rebuild_parameter"): Function(_parameter),
+    ("torch._utils", "_rebuild_tensor_v2"): Function(_tensor),
+    ("torch.storage", "_load_from_bytes"): Function(_storage),
     ("torch.nn.modules.container", "ModuleDict"): _Container,
     ("torch.nn.modules.container", "ModuleList"): _Container,
-    ("torch_utils.persistence", "_reconstruct_persistent_obj"): _Function(_persistent),
+    ("torch_utils.persistence", "_reconstruct_persistent_obj"): Function(_persistent),
 }
-
-
-class _Reader(pickle.Unpickler):
-    """Finds stand-ins and nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """The stand-in of a name.
-
-        Raises:
-            UnpicklingError: if there is none.
-        """
-        if (module, name) not in _KNOWN:
-            raise pickle.UnpicklingError(
-                f"it asks for {module}.{name}, which no EDM2 snapshot needs; nothing in the file was run"
-            )
-        return _KNOWN[module, name]
-
-    def persistent_load(self, pid: Any) -> NoReturn:
-        """Never possible.
-
-        Raises:
-            UnpicklingError: always.
-        """
-        raise pickle.UnpicklingError("it refers to objects outside the file")
 
 
 def read_edm2_pickle(path: str | Path) -> dict[str, Any]:
@@ -134,14 +91,7 @@ def read_edm2_pickle(path: str | Path) -> dict[str, Any]:
         ValueError: naming the file and what it asks for, if that is more than an EDM2 snapshot needs, if it is cut
             off, or if it holds no network.
     """
-    try:
-        with Path(path).open("rb") as file:
-            content = _Reader(file).load()
-    except OSError:
-        raise
-    except Exception as error:  # a damaged or hostile pickle can raise anything, here in inert stand-ins only
-        reason = str(error) if isinstance(error, pickle.UnpicklingError) else f"{type(error).__name__}: {error}"
-        raise ValueError(f"{path} cannot be read as an EDM2 snapshot: {reason}") from None
+    content = read_inert(path, _KNOWN, kind="EDM2 snapshot")
     if not isinstance(content, dict) or not isinstance(content.get("ema"), Stored):
         found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"{path} holds no EDM2 snapshot: expected a dict with the network under 'ema', found {found}")

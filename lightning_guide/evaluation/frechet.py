@@ -14,6 +14,8 @@ from torch import Tensor
 from lightning_guide.data import Batch
 from lightning_guide.evaluation.features import FeatureExtractor
 from lightning_guide.evaluation.metric import SampleMetric
+from lightning_guide.evaluation.statistics import Statistics, read_statistics
+from lightning_guide.evaluation.statistics_cache import StatisticsCache
 
 __all__ = ["FrechetDistance", "frechet_distance", "mean_and_covariance"]
 
@@ -66,39 +68,53 @@ class FrechetDistance(SampleMetric):
     reference_mean: Tensor
     reference_covariance: Tensor
 
-    def __init__(self, extractor: FeatureExtractor, *, name: str = "fd") -> None:
-        """Compares features of `extractor`; the result is called `name`."""
+    def __init__(
+        self, extractor: FeatureExtractor, *, name: str = "fd", statistics: str | None = None, cache: str | None = None
+    ) -> None:
+        """Compares features of `extractor`; the result is called `name`.
+
+        `statistics`: a file with mean and covariance of real features (`read_statistics`), instead of the real data.
+        `cache`: a folder that keeps those of the real data (`StatisticsCache`); None computes them in every run.
+
+        Raises:
+            ValueError: if both are given.
+        """
         super().__init__()
+        if statistics is not None and cache is not None:
+            raise ValueError(f"{name}: statistics of a file are not cached; expected statistics or cache, got both")
         self.extractor = extractor
-        self.name = name
+        self.name, self.statistics, self.cache = name, statistics, cache
+        self._data_shape: tuple[int, ...] | None = None
         self._declare(0)
         self.register_buffer("reference_mean", torch.empty(0, dtype=torch.float64), persistent=False)
         self.register_buffer("reference_covariance", torch.empty(0, 0, dtype=torch.float64), persistent=False)
 
     def prepare(self, reference: Iterable[Batch]) -> None:
-        """Mean and covariance of the features of the real data.
+        """Mean and covariance of the features of the real data; with `statistics` the data are not looked at.
 
         Raises:
-            ValueError: if there are fewer than two examples.
+            ValueError: if there are fewer than two examples, or the file does not hold statistics of these features.
         """
-        self._declare(0)
-        for batch in reference:
-            features = self._features(batch.x)
-            if self.count == 0:
-                self._declare(features.shape[1])
-            self._add(features)
-        self._check_count("real examples")
-        self.reference_mean, self.reference_covariance = mean_and_covariance(self.count, self.total, self.outer)
-        self.reset()
+        if self.statistics is not None:
+            known = read_statistics(self.statistics, self.extractor)
+        elif self.cache is not None:
+            known = StatisticsCache(self.cache).get(self.extractor, reference, lambda: self.fit(reference))
+        else:
+            known = self.fit(reference)
+        self.reference_mean, self.reference_covariance = (
+            part.to(self.device) for part in (known.mean, known.covariance)
+        )
+        self._data_shape = known.data_shape
+        self._declare(len(known.mean))
 
     def update(self, x: Tensor, condition: Tensor | None = None) -> None:
         """Adds the features of `x` (B, *); labels do not matter.
 
         Raises:
-            ValueError: if `prepare` is still to be called.
+            ValueError: if `prepare` is still to be called, or the samples or their features have another shape than
+                those of the reference.
         """
-        self._check_prepared(self.reference_mean.numel() > 0)
-        self._add(self._features(x))
+        self._add(self._sample_features(x))
 
     def compute(self) -> dict[str, Tensor]:
         """The distance, under `name`.
@@ -110,6 +126,42 @@ class FrechetDistance(SampleMetric):
         self._check_count("samples")
         mean, covariance = mean_and_covariance(self.count, self.total, self.outer)
         return {self.name: frechet_distance(self.reference_mean, self.reference_covariance, mean, covariance)}
+
+    def fit(self, reference: Iterable[Batch]) -> Statistics:
+        """Statistics of the features of `reference`; adds nothing to the samples, but forgets those seen so far.
+
+        Raises:
+            ValueError: if there are fewer than two examples.
+        """
+        self._declare(0)
+        shape: tuple[int, ...] | None = None
+        for batch in reference:
+            features = self._features(batch.x)
+            if self.count == 0:
+                self._declare(features.shape[1])
+            self._add(features)
+            shape = tuple(batch.x.shape[1:])
+        self._check_count("real examples")
+        mean, covariance = mean_and_covariance(self.count, self.total, self.outer)
+        count = int(self.count)
+        self.reset()
+        return Statistics(mean, covariance, num_images=count, data_shape=shape)
+
+    def _sample_features(self, x: Tensor) -> Tensor:
+        """Features (B, F) of samples, float64, that can be compared with the reference."""
+        self._check_prepared(self.reference_mean.numel() > 0)
+        if self._data_shape not in (None, tuple(x.shape[1:])):
+            raise ValueError(
+                f"{self.name}: the reference statistics are those of data of shape {self._data_shape}, "
+                f"the samples have shape {tuple(x.shape[1:])}"
+            )
+        features = self._features(x)
+        if features.shape[1] != len(self.reference_mean):
+            raise ValueError(
+                f"{self.name}: the reference statistics are those of {len(self.reference_mean)} features, "
+                f"{self.extractor.title()} gives {features.shape[1]}"
+            )
+        return features
 
     def _declare(self, width: int) -> None:
         """States for features of `width`."""

@@ -33,16 +33,20 @@ class FrechetInterval(FrechetDistance):
         extractor: FeatureExtractor,
         *,
         name: str = "fd",
+        statistics: str | None = None,
+        cache: str | None = None,
         resamples: int = 100,
         confidence: float = 0.95,
         subsets: int = 15,
     ) -> None:
-        """`resamples` of the bootstrap for an interval of `confidence`; `subsets` from N / 10 to N samples.
+        """`name`, `statistics` and `cache` as of `FrechetDistance`.
+
+        `resamples` of the bootstrap for an interval of `confidence`; `subsets` from N / 10 to N samples.
 
         Raises:
             ValueError: unless resamples >= 10, 0 < confidence < 1 and subsets >= 2.
         """
-        super().__init__(extractor, name=name)
+        super().__init__(extractor, name=name, statistics=statistics, cache=cache)
         if not (resamples >= 10 and 0 < confidence < 1 and subsets >= 2):
             raise ValueError(
                 "FrechetInterval needs resamples >= 10, 0 < confidence < 1 and subsets >= 2, "
@@ -51,11 +55,7 @@ class FrechetInterval(FrechetDistance):
         self.resamples, self.confidence, self.subsets = resamples, confidence, subsets
 
     def prepare(self, reference: Iterable[Batch]) -> None:
-        """Mean and covariance of the features of the real data.
-
-        Raises:
-            ValueError: if there are fewer than two examples.
-        """
+        """As of `FrechetDistance`."""
         super().prepare(reference)
         self.add_rows("features", len(self.reference_mean))
 
@@ -63,10 +63,9 @@ class FrechetInterval(FrechetDistance):
         """Adds the features of `x` (B, *); labels do not matter.
 
         Raises:
-            ValueError: if `prepare` is still to be called.
+            ValueError: as of `FrechetDistance`.
         """
-        self._check_prepared(self.reference_mean.numel() > 0)
-        features = self._features(x)
+        features = self._sample_features(x)
         self._add(features)
         self.features.append(features.to(torch.float32))
 

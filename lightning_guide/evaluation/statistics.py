@@ -1,0 +1,150 @@
+"""Mean and covariance of features on disk: our own files, and those in which reference statistics are published.
+
+Ours are npz archives with `mu` and `sigma`, which other programs read as well, and beside them what the numbers belong
+to: `num_images`, the `extractor` and the hash of its `weights`, the `data_shape` of the examples, a hash of the `data`.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_guide.evaluation.features import FeatureExtractor
+from lightning_guide.evaluation.identity import Identity
+from lightning_guide.inert_arrays import read_arrays
+from lightning_guide.snapshot_file import atomic
+
+__all__ = ["Statistics", "read_statistics", "write_statistics"]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """A Gaussian fitted to features, and what of.
+
+    Attributes:
+        mean: (F,), float64.
+        covariance: (F, F), float64, unbiased.
+        num_images: how many examples; None if the file does not say.
+        extractor: of the features; None if the file does not say.
+        data_shape: shape of one example in stored form; None if the file does not say.
+        data: `fingerprint` of the examples; "" if it was not taken.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    num_images: int | None = None
+    extractor: Identity | None = None
+    data_shape: tuple[int, ...] | None = None
+    data: str = ""
+
+
+def write_statistics(path: str | Path, statistics: Statistics) -> Path:
+    """Writes `statistics` to `path` (an npz archive) at once; makes the folder.
+
+    Raises:
+        OSError: if the disk refuses.
+    """
+    told: dict[str, Any] = {"num_images": statistics.num_images, "data": statistics.data or None}
+    if statistics.extractor is not None:
+        told |= {"extractor": statistics.extractor.name, "weights": statistics.extractor.weights}
+    if statistics.data_shape is not None:
+        told["data_shape"] = statistics.data_shape
+    told |= {"mu": statistics.mean.cpu().numpy(), "sigma": statistics.covariance.cpu().numpy()}
+    content = io.BytesIO()
+    arrays: Any = {key: np.asarray(value) for key, value in told.items() if value is not None}
+    np.savez(content, **arrays)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as temporary:
+        temporary.write_bytes(content.getvalue())
+    return path
+
+
+def read_statistics(path: str | Path, extractor: FeatureExtractor) -> Statistics:
+    """Statistics of the features of `extractor` from a file; nothing in it is run.
+
+    Known are npz archives with `mu` and `sigma`, ours or others', and pickles of a dict with `num_images` and, under
+    the published name of each extractor ("fid", "fd_dinov2"), a dict with `mu` and `sigma`. Neither a published name
+    nor an archive without `extractor` tells the weights: the width of the features is all that can be compared then.
+    The archive does not even tell the kind of features, and a warning says so.
+
+    Raises:
+        ValueError: naming the file, if it is none of these, was made by another extractor, or holds no Gaussian.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"reference statistics: there is no file {path}")
+    with Path(path).open("rb") as file:
+        archive = file.read(2) == b"PK"
+    if not archive:
+        return _read_pickle(path, extractor)
+    found = _read_archive(path)
+    if found.extractor is None:
+        warnings.warn(
+            f"{path} does not say which extractor made it; it is compared with {extractor.title()} all the same",
+            stacklevel=2,
+        )
+    elif found.extractor != extractor.identity:
+        raise ValueError(
+            f"the statistics in {path} are those of another extractor: {found.extractor}; "
+            f"expected {extractor.identity}"
+        )
+    return found
+
+
+def _read_archive(path: str | Path) -> Statistics:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            content: dict[str, Any] = {name: archive[name] for name in archive.files}
+    except Exception as error:  # whatever zip and numpy have to say of a damaged file
+        raise ValueError(f"{path} cannot be read as statistics: {type(error).__name__}: {error}") from None
+    mean, covariance = _gaussian(path, content)
+    known = "extractor" in content
+    return Statistics(
+        mean,
+        covariance,
+        num_images=int(content["num_images"]) if "num_images" in content else None,
+        extractor=Identity(str(content["extractor"]), str(content["weights"])) if known else None,
+        data_shape=tuple(int(n) for n in content["data_shape"]) if "data_shape" in content else None,
+        data=str(content.get("data", "")),
+    )
+
+
+def _read_pickle(path: str | Path, extractor: FeatureExtractor) -> Statistics:
+    content = read_arrays(path, kind="file of reference statistics")
+    held = sorted(str(key) for key in content if isinstance(content[key], dict)) if isinstance(content, dict) else []
+    if extractor.published not in held:
+        name = "no published name" if extractor.published is None else f"the published name {extractor.published!r}"
+        raise ValueError(
+            f"{path} holds statistics named {', '.join(held) or 'nothing'}, and {extractor.title()} has {name}"
+        )
+    mean, covariance = _gaussian(path, content[extractor.published])
+    count = content.get("num_images")
+    return Statistics(mean, covariance, num_images=count if isinstance(count, int) else None)
+
+
+def _gaussian(path: str | Path, content: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Mean (F,) and covariance (F, F), float64.
+
+    Raises:
+        ValueError: naming the file, if that is not what `mu` and `sigma` are.
+    """
+    missing = [name for name in ("mu", "sigma") if name not in content]
+    if missing:
+        raise ValueError(f"{path} has no {' and no '.join(missing)}; expected mu and sigma, found {sorted(content)}")
+    mu, sigma = (np.asarray(content[name]) for name in ("mu", "sigma"))
+    if mu.dtype.kind != "f" or sigma.dtype.kind != "f" or mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+        shapes = f"mu {mu.dtype} {mu.shape} and sigma {sigma.dtype} {sigma.shape}"
+        raise ValueError(f"{path} holds {shapes}; expected floats of shape (F,) and (F, F)")
+    mean, covariance = (torch.from_numpy(each.astype(np.float64)) for each in (mu, sigma))
+    scale = covariance.diagonal().abs().max() if len(mean) else covariance.new_tensor(torch.nan)
+    lopsided = (covariance - covariance.T).abs().max() if len(mean) else scale
+    if not (mean.isfinite().all() and lopsided <= 1e-5 * scale and bool((covariance.diagonal() >= 0).all())):
+        raise ValueError(f"the sigma in {path} is no covariance: expected finite numbers, symmetric")
+    return mean, (covariance + covariance.T) / 2

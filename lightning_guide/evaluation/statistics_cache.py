@@ -1,0 +1,79 @@
+"""A folder of reference statistics, each computed once for its data and its extractor, found again by their content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from lightning_guide.data import Batch
+from lightning_guide.evaluation.features import FeatureExtractor
+from lightning_guide.evaluation.statistics import Statistics, read_statistics, write_statistics
+
+__all__ = ["StatisticsCache", "fingerprint"]
+
+
+def fingerprint(reference: Iterable[Batch]) -> tuple[str, int]:
+    """(SHA-256 over type, shape and bytes of all examples in their order, how many there are).
+
+    Labels do not count, nor how the examples are parted into batches.
+
+    Raises:
+        ValueError: if examples differ in type or shape.
+    """
+    digest, count, kind = hashlib.sha256(), 0, ""
+    for batch in reference:
+        x = batch.x.detach().cpu().contiguous()
+        if not kind:
+            kind = json.dumps([str(x.dtype), list(x.shape[1:])])
+            digest.update(kind.encode())
+        elif kind != json.dumps([str(x.dtype), list(x.shape[1:])]):
+            raise ValueError(f"the real data change within the set: {kind}, then {x.dtype} {list(x.shape[1:])}")
+        digest.update(x.numpy().data)
+        count += len(x)
+    return digest.hexdigest(), count
+
+
+class StatisticsCache:
+    """Statistics in `folder`, one file for each content of the data, extractor and number of examples.
+
+    To find out which file is wanted the data are read once and hashed, without the extractor's network. Several
+    processes may use one folder at once. A file that cannot be read is computed again.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        """`folder` is made when the first file is written."""
+        self.folder = Path(folder)
+
+    def get(
+        self, extractor: FeatureExtractor, reference: Iterable[Batch], compute: Callable[[], Statistics]
+    ) -> Statistics:
+        """The statistics of the features of `extractor` on `reference`, by `compute` if they are not there yet.
+
+        Raises:
+            ValueError: if the weights of the extractor cannot be found, or what `compute` raises.
+            OSError: if the folder cannot be written.
+        """
+        data, count = fingerprint(reference)
+        path = self.path(extractor, data, count)
+        if path.is_file():
+            try:
+                found = read_statistics(path, extractor)
+            except ValueError as error:
+                warnings.warn(f"reference statistics are computed again: {error}", stacklevel=2)
+            else:
+                if (found.data, found.num_images) == (data, count):
+                    return found
+        computed = replace(compute(), extractor=extractor.identity, data=data)
+        write_statistics(path, computed)
+        return computed
+
+    def path(self, extractor: FeatureExtractor, data: str, count: int) -> Path:
+        """The file for features of `extractor` on `count` examples with the fingerprint `data`."""
+        identity = extractor.identity
+        key = hashlib.sha256(json.dumps([identity.name, identity.weights, data, count]).encode()).hexdigest()
+        return self.folder / f"{re.sub(r'[^A-Za-z0-9]+', '-', identity.name)[:40].strip('-')}-{key[:24]}.npz"
