@@ -75,10 +75,12 @@ def _wandering(n: int, frames: int, seconds: float, generator: torch.Generator) 
 
 
 class Trajectories(DiffusionData):
-    """Paths (2, frames) of the four `GAITS`, which are the labels; stored in metres, seen in units of `metres`.
+    """Paths (2, frames) of four `GAITS`, which are the labels; stored in metres, seen as steps in units of `metres`.
 
-    With the default the standard deviation of what the denoiser sees is 1. Paths are the same for every seed; that
-    is of their order in training.
+    A step leads from one frame to the next, the first one from the origin: of two neighbouring steps a network sees
+    at once how alike they are, of two positions far away hardly. With the default the standard deviation of what the
+    denoiser sees is 1. Objectives of paths act on it through `guidance.energy.Integrated`, whose `metres` must be
+    these. Paths are the same for every seed; that is of their order in training.
     """
 
     num_classes = len(GAITS)
@@ -88,7 +90,7 @@ class Trajectories(DiffusionData):
         *,
         frames: int = 64,
         seconds: float = 0.1,
-        metres: float = 3.4,
+        metres: float = 0.0955,
         training_size: int = 16384,
         heldout_size: int = 1024,
         batch_size: int = 256,
@@ -110,12 +112,13 @@ class Trajectories(DiffusionData):
         self.sizes = {"training": training_size, "heldout": heldout_size}
 
     def encode(self, raw: Tensor) -> Tensor:
-        """Paths in units of `metres`, float32."""
-        return raw.to(torch.float32) / self.metres
+        """The steps of paths in units of `metres`, float32."""
+        path = raw.to(torch.float32)
+        return torch.cat([path[..., :1], path.diff(dim=-1)], -1) / self.metres
 
     def decode(self, x: Tensor) -> Tensor:
         """Paths in metres, float32."""
-        return x.to(torch.float32) * self.metres
+        return (x.to(torch.float32) * self.metres).cumsum(-1)
 
     def training(self) -> TensorExamples:
         """As many paths of each gait."""

@@ -6,7 +6,7 @@ A model of walking-like paths (configs/motion/train.yaml) under the losses of Sh
 https://arxiv.org/abs/2403.12404, table 3: |goal - x(T)|^2 + 100 mean sigmoid(-50 (|x - centre| - radius)), the obstacle
 halfway to the goal. Four gaits, three directions each. Guidance keeps .2 m away from the obstacle, as in the published
 code; the judgement is without that margin. Cells of the comparison: FreeDoM; with random augmentation of the path (10
-copies with noise of .2 m); with Polyak's step; with both; beside them LGD-MC and the normalised step of the published
+copies that stray by .2 m until they reach the obstacle); with Polyak's step; with both; beside them LGD-MC and the normalised step of the published
 motion code. Each rate is tuned by the same six trials in a fourth direction: the smallest total loss of the rates
 that make no more than `slack` more unnatural paths than no guidance. A path is unnatural if it jerks, that is if its
 largest second difference is above the 99.9 % quantile of all held-out paths of its gait.
@@ -36,6 +36,7 @@ from lightning_guide.guidance.energy import (
     EnergyGuidance,
     FreeDoM,
     Goal,
+    Integrated,
     LossGuidedDiffusion,
     Normalised,
     Objective,
@@ -52,7 +53,7 @@ DISTANCES = {"walking": 6 * math.sqrt(2), "backwards": 3.6, "balance beam": 2.6,
 RADII = {"walking": 1.0, "backwards": 0.5, "balance beam": 0.4, "jogging": 1.0}
 DIRECTIONS = {"45": math.pi / 4, "165": 11 * math.pi / 12, "285": 19 * math.pi / 12}
 TUNING = math.pi / 2
-NOISE = 0.2  # metres
+NOISE = 0.2 / math.sqrt(32)  # metres, of each step: a walk that strays .2 m by the middle, where the obstacle is
 METRICS = ["target", "obstacle", "total", "hits", "unnatural"]
 
 Make = Callable[[Objective, float, Denoiser], Denoiser]
@@ -83,23 +84,22 @@ class Walkers:
     def __init__(self, run: str, *, steps: int) -> None:
         self.data = Trajectories()
         self.model = finished_model(run, None, 0.1).eval().requires_grad_(False)
-        self.sampler = Euler(KarrasGrid(steps, sigma_min=0.003, sigma_max=80.0))
+        self.sampler = Euler(KarrasGrid(steps, sigma_min=0.02, sigma_max=80.0))
         real = self.data.heldout()
         assert real.labels is not None
         self.real = real.x
         self.jerks = [jerk(real.x[real.labels == i]).quantile(0.999) for i in range(len(GAITS))]
 
     def scene(self, gait: int, angle: float) -> tuple[Goal, Obstacle]:
-        """What is wanted, and the obstacle halfway, in the units of the model."""
+        """What is wanted, and the obstacle halfway, with the margin."""
         name = GAITS[gait].name
         goal = DISTANCES[name] * torch.tensor([math.cos(angle), math.sin(angle)], dtype=torch.float64)
-        metres = self.data.metres
-        obstacle = Obstacle(goal / 2, RADII[name], margin=0.2, metres=metres)
-        return Goal(goal, metres=metres), obstacle
+        return Goal(goal), Obstacle(goal / 2, RADII[name], margin=0.2)
 
     def draw(self, gait: int, angle: float, make: Make | None, rate: float, count: int, seed: int) -> Tensor:
         """Paths (count, 2, frames) in metres."""
-        guide = self.model if make is None else make(WeightedSum(self.scene(gait, angle)), rate, self.model)
+        loss = Integrated(WeightedSum(self.scene(gait, angle)), self.data.metres)
+        guide = self.model if make is None else make(loss, rate, self.model)
         condition = torch.full((count,), gait)
         drawn = self.sampler.sample(guide, seeds=SampleSeeds(seed, range(count)), condition=condition)
         return self.data.decode(drawn.x)
@@ -107,7 +107,7 @@ class Walkers:
     def judge(self, paths: Tensor, gait: int, angle: float) -> dict[str, Tensor]:
         """Metric -> values (count,); a path that is not finite counts with a loss of 1000."""
         goal, obstacle = self.scene(gait, angle)
-        goal, obstacle = Goal(goal.goal), Obstacle(obstacle.centre, obstacle.radius)
+        obstacle = Obstacle(obstacle.centre, obstacle.radius)
         bad = ~paths.flatten(1).isfinite().all(1)
         paths = paths.where(~bad[:, None, None], 0)
         target, hit = (each.masked_fill(bad, 1e3) for each in (goal(paths), obstacle(paths)))

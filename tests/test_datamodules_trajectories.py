@@ -60,6 +60,10 @@ def test_data() -> None:
     x = data.encode(data.training().x)
     assert 0.97 < float(x.std()) < 1.03  # unit variance, which the conversions of the papers' step sizes assume
     torch.testing.assert_close(data.decode(x), data.training().x)
+    path, steps = data.training().x[5], x[5]
+    for frame in (0, 1, 63):  # encoded are steps, the first one from the origin
+        before = path[:, frame - 1] if frame else torch.zeros(2)
+        torch.testing.assert_close(steps[:, frame], (path[:, frame] - before) / data.metres)
     other = Trajectories(batch_size=32, training_size=4096, heldout_size=64, seed=1)
     assert torch.equal(other.training().x, data.training().x)
     assert not torch.equal(data.heldout().x, data.training().x[:64])

@@ -4,7 +4,7 @@ from lightning_guide.guidance.energy.objectives.at_level import AtLevel
 from lightning_guide.guidance.energy.objectives.class_label import ClassLabel
 from lightning_guide.guidance.energy.objectives.distance import Distance, NetworkDistance, Quadratic, Style
 from lightning_guide.guidance.energy.objectives.measurement import Measurement
-from lightning_guide.guidance.energy.objectives.motion import Goal, Obstacle
+from lightning_guide.guidance.energy.objectives.motion import Goal, Integrated, Obstacle
 from lightning_guide.guidance.energy.objectives.named_network import NamedNetwork
 from lightning_guide.guidance.energy.objectives.networks import RunNetwork, TimmNetwork
 from lightning_guide.guidance.energy.objectives.objective import Objective, WeightedSum
@@ -23,6 +23,7 @@ __all__ = [
     "Downsampled",
     "Goal",
     "HalfSpace",
+    "Integrated",
     "Masked",
     "Measurement",
     "NamedNetwork",

@@ -27,27 +27,47 @@ def ground_path(x: Tensor) -> Tensor:
     return x.unflatten(1, (-1, 2)).mean(1)
 
 
+class Integrated(Objective):
+    """The loss of the path metres (x_1 + ... + x_t), for a denoiser that sees the steps x of a path."""
+
+    def __init__(self, objective: Objective, metres: float = 1.0) -> None:
+        """`objective` of paths in metres; `metres` is the unit of the steps.
+
+        Raises:
+            ValueError: unless `metres` is positive.
+        """
+        super().__init__()
+        if not metres > 0:
+            raise ValueError(f"Integrated needs metres > 0, got {metres}")
+        self.objective, self.metres = objective, metres
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The loss (B,) of steps `x` (B, 2 joints, frames)."""
+        loss: Tensor = self.objective((self.metres * x).cumsum(-1), condition)
+        return loss
+
+
 class Goal(Objective):
     """|goal - x(frame)|^2, in square metres."""
 
     goal: Tensor
 
-    def __init__(self, goal: Sequence[float] | Tensor, *, metres: float = 1.0, frame: int = -1) -> None:
-        """`goal` (2,) in metres, the unit of x in `metres`, and the `frame` at which to be there; default: the last.
+    def __init__(self, goal: Sequence[float] | Tensor, *, frame: int = -1) -> None:
+        """`goal` (2,) in metres, and the `frame` at which to be there; default: the last.
 
         Raises:
-            ValueError: if the goal is no point of the plane, or the unit not positive.
+            ValueError: if the goal is no point of the plane.
         """
         super().__init__()
         point = torch.as_tensor(goal, dtype=torch.float64)
-        if point.shape != (2,) or not metres > 0:
-            raise ValueError(f"Goal needs a goal of two coordinates and metres > 0, got {goal} and {metres}")
-        self.metres, self.frame = metres, frame
+        if point.shape != (2,):
+            raise ValueError(f"Goal needs two coordinates, got {goal}")
+        self.frame = frame
         self.register_buffer("goal", point)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The loss (B,) of `x` (B, 2 joints, frames)."""
-        return (self.metres * ground_path(x)[..., self.frame] - self.goal.to(x)).square().sum(1)
+        """The loss (B,) of paths `x` (B, 2 joints, frames) in metres."""
+        return (ground_path(x)[..., self.frame] - self.goal.to(x)).square().sum(1)
 
 
 class Obstacle(Objective):
@@ -67,32 +87,31 @@ class Obstacle(Objective):
         margin: float = 0.0,
         sharpness: float = 50.0,
         height: float = 100.0,
-        metres: float = 1.0,
     ) -> None:
-        """Lengths in metres, `sharpness` per metre; the unit of x in `metres`.
+        """Lengths in metres, `sharpness` per metre.
 
         Raises:
-            ValueError: if the centre is no point of the plane, or radius, sharpness or unit are not positive.
+            ValueError: if the centre is no point of the plane, or radius or sharpness are not positive.
         """
         super().__init__()
         point = torch.as_tensor(centre, dtype=torch.float64)
-        if point.shape != (2,) or not min(radius, sharpness, metres) > 0:
+        if point.shape != (2,) or not min(radius, sharpness) > 0:
             raise ValueError(
-                "Obstacle needs a centre of two coordinates and positive radius, sharpness and metres, got "
-                f"{centre}, {radius}, {sharpness} and {metres}"
+                f"Obstacle needs a centre of two coordinates and positive radius and sharpness, got {centre}, {radius} "
+                f"and {sharpness}"
             )
-        self.radius, self.margin, self.sharpness, self.height, self.metres = radius, margin, sharpness, height, metres
+        self.radius, self.margin, self.sharpness, self.height = radius, margin, sharpness, height
         self.register_buffer("centre", point)
 
     def distance(self, x: Tensor) -> Tensor:
         """Metres from the centre at each frame, (B, frames)."""
-        return (self.metres * ground_path(x) - self.centre.to(x)[:, None]).norm(dim=1)
+        return (ground_path(x) - self.centre.to(x)[:, None]).norm(dim=1)
 
     def hit(self, x: Tensor) -> Tensor:
         """Whether the path (B,) enters the obstacle at any frame."""
         return (self.distance(x) < self.radius).any(1)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The loss (B,) of `x` (B, 2 joints, frames)."""
+        """The loss (B,) of paths `x` (B, 2 joints, frames) in metres."""
         deep = self.radius + self.margin - self.distance(x)
         return self.height * (self.sharpness * deep).sigmoid().mean(1)
