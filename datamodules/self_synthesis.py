@@ -26,6 +26,7 @@ from datamodules.synthesis import Synthesis, check_settings, first_difference
 from datamodules.tar_index import SAMPLES
 from lightning_guide.data import Batch
 from lightning_guide.denoiser import Denoiser
+from lightning_guide.fixed import fixed
 from lightning_guide.guidance import Main
 from lightning_guide.modules.models import RunModels, finished_model
 from lightning_guide.samplers import Heun, Sampler
@@ -118,7 +119,7 @@ class SelfSynthesised(DiffusionData):
         else:
             _together(lambda: None)
         self._made_of = json.loads(json.dumps({**settings, "counts": counts}))
-        set_ = Synthesis(denoiser, self.sampler, labels, self.sampling_seed, self.chunk_size, self.folder)
+        set_ = Synthesis(fixed(denoiser), self.sampler, labels, self.sampling_seed, self.chunk_size, self.folder)
         _together(lambda: set_.write(self.data, device, rank=rank, world=world))
         self.__dict__.pop("_examples", None)
 

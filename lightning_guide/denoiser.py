@@ -155,6 +155,13 @@ class Network(Recorded, nn.Module, ABC):
     def constrain(self) -> None:
         """Projects the parameters after an optimizer step; nothing by default."""
 
+    def fixed(self) -> Network:
+        """A network that gives the same with the parameters as they are now, at less cost; by default itself.
+
+        It has submodules of the same names, does not follow these parameters when they change, and is not to learn.
+        """
+        return self
+
 
 class Preconditioned(Denoiser):
     r"""EDM preconditioning of a network, D = c_skip x + c_out F(c_in x, c_noise).

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, cast
 
 import torch
 import torch.distributed
@@ -18,6 +18,7 @@ from lightning_guide.denoiser import Denoiser, Models
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.metric import SampleMetric
 from lightning_guide.exploded import exploded
+from lightning_guide.fixed import fixed
 from lightning_guide.seeds import SampleSeeds
 
 __all__ = ["DrawnSamples", "SamplingLoop", "add_results", "total_over_processes"]
@@ -46,6 +47,7 @@ class SamplingLoop:
     evaluation: Evaluation
     denoiser: Denoiser
     metrics: dict[str, SampleMetric]
+    further: list[dict[str, SampleMetric]] = field(default_factory=list)
     seconds: float = 0.0
     samples: int = 0
     calls: int = 0
@@ -56,13 +58,19 @@ class SamplingLoop:
     ) -> SamplingLoop:
         """Resolves the references of `evaluation` in `models`; `metrics` are prepared ones of its own.
 
+        Every further repetition gets copies of them.
+
         Raises:
             SnapshotMissing: if a guider does not exist (yet).
             ValueError: as `Evaluation.resolve`.
         """
         for metric in metrics.values():
             metric.reset()
-        return cls(name, evaluation, evaluation.resolve(models).eval(), metrics)
+        further = [
+            {key: cast(SampleMetric, metric.clone()) for key, metric in metrics.items()}
+            for _ in range(evaluation.repetitions - 1)
+        ]
+        return cls(name, evaluation, fixed(evaluation.resolve(models).eval()), metrics, further)
 
     def draw(self, batch: SampleBatch, data: DataView) -> DrawnSamples:
         """Draws the samples of `batch` and adds them to the metrics."""
@@ -84,19 +92,26 @@ class SamplingLoop:
                 stacklevel=2,
             )
         stored = data.decode(trajectory.x)
-        for metric in self.metrics.values():
-            metric.update(stored, batch.condition)
+        number = (batch.index - self.evaluation.first_index) // self.evaluation.num_samples
+        for repetition, metrics in enumerate([self.metrics, *self.further]):
+            rows = number == repetition
+            for metric in metrics.values() if bool(rows.any()) else ():
+                metric.update(stored[rows], batch.condition[rows])
         self.calls += trajectory.evaluations * len(stored)
         self.samples += len(stored)
         self.seconds += time.perf_counter() - begin
         return DrawnSamples(batch.index, batch.condition, stored)
 
     def finish(self, device: torch.device) -> dict[str, float]:
-        """All metrics over all processes, with `nfe` (network calls a sample), `samples` and `seconds`."""
+        """All metrics over all processes, with `nfe` (network calls a sample), `samples` and `seconds`.
+
+        With repetitions KEY is the mean over them, and KEY_min and KEY_max are beside it.
+        """
         calls, samples, seconds = self.cost(device).tolist()
         report = {"nfe": calls / max(samples, 1), "samples": samples, "seconds": seconds}
-        for name, metric in self.metrics.items():
-            add_results(report, name, metric.compute())
+        for name in self.metrics:
+            values = [each[name].compute() for each in [self.metrics, *self.further]]
+            add_results(report, name, _over_repetitions(values) if self.further else values[0])
         return report
 
     def cost(self, device: torch.device) -> Tensor:
@@ -104,6 +119,15 @@ class SamplingLoop:
         return total_over_processes(
             torch.tensor([self.calls, self.samples, self.seconds], dtype=torch.float64, device=device)
         )
+
+
+def _over_repetitions(values: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Mean, smallest and largest value of each key."""
+    found: dict[str, Tensor] = {}
+    for key in values[0]:
+        column = torch.stack([each[key] for each in values])
+        found |= {key: column.mean(), f"{key}_min": column.min(), f"{key}_max": column.max()}
+    return found
 
 
 def add_results(report: dict[str, float], metric: str, values: Mapping[str, Tensor]) -> None:

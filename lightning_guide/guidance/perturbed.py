@@ -17,6 +17,7 @@ from torch import nn
 from lightning_guide.denoiser import Denoiser, Models, Network, Preconditioned, Predict, Trajectory
 from lightning_guide.guidance.guidance import Guidance
 from lightning_guide.guidance.references import Main
+from lightning_guide.module_tree import apart
 from lightning_guide.recipe import Recorded
 
 __all__ = ["Perturbation", "Perturbed", "StandIn", "apart", "matching", "named", "rebuilt", "replaced"]
@@ -98,28 +99,6 @@ def matching(network: nn.Module, pattern: str, who: str) -> list[str]:
 def named(network: nn.Module, patterns: Sequence[str], who: str) -> list[str]:
     """Names of the submodules that `patterns` match (see `matching`), each once."""
     return list(dict.fromkeys(name for pattern in patterns for name in matching(network, pattern, who)))
-
-
-def apart(root: Module) -> Module:
-    """A module tree of its own around the parameters of `root`: modules, their containers and buffers are copies.
-
-    A module that was compiled in place is not compiled in the copy, whose compiled call would reach the original.
-    """
-    copies: dict[nn.Module, nn.Module] = {}
-
-    def copied(module: nn.Module) -> nn.Module:
-        if module not in copies:
-            copies[module] = shell = object.__new__(type(module))
-            for name, value in vars(module).items():
-                if name != "_compiled_call_impl":
-                    shell.__dict__[name] = value.copy() if isinstance(value, dict | list | set) else value
-            shell._buffers.update((name, None if b is None else b.clone()) for name, b in module._buffers.items())
-            shell._modules.update((name, None if m is None else copied(m)) for name, m in module._modules.items())
-        return copies[module]
-
-    tree = copied(root)
-    assert isinstance(tree, type(root))
-    return tree
 
 
 def rebuilt(root: Module, stand_ins: Sequence[tuple[str, StandIn]]) -> Module:

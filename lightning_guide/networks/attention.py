@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_guide.networks.magnitude_preserving import MPConv, mp_sum, normalize
+from lightning_guide.networks.magnitude_preserving import MPConv, mp_sum_weights, normalize
 
 __all__ = ["CosineAttention", "SelfAttention", "attention_heads"]
 
@@ -48,16 +48,17 @@ class CosineAttention(nn.Module):
 class SelfAttention(nn.Module):
     """x -> mp_sum(x, output(core(q, k, v)), balance) for feature maps (B, C, H, W).
 
-    The rows of `qkv` factorise as (head, channel, {q, k, v}), the last fastest, as in the published networks.
+    The rows of `qkv` factorise as (head, channel, {q, k, v}), the last fastest, as in the published networks. The
+    weight of the sum's second term stands in `output`.
     """
 
     def __init__(self, channels: int, *, balance: float = 0.3) -> None:
         super().__init__()
         self.heads = attention_heads(channels)
-        self.balance = balance
+        self.own, other = mp_sum_weights(balance)
         self.qkv = MPConv(channels, 3 * channels, kernel=1)
         self.core: nn.Module = CosineAttention()
-        self.output = MPConv(channels, channels, kernel=1)
+        self.output = MPConv(channels, channels, kernel=1, scale=other)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, C, H, W)` of `x` (B, C, H, W)."""
@@ -65,5 +66,5 @@ class SelfAttention(nn.Module):
         qkv = self.qkv(x).reshape(B, self.heads, C // self.heads, 3, H * W)  # (B, heads, d, 3, N)
         # each (B, heads, N, d); in this order in memory, too, the core is about twice as fast on a CPU
         q, k, v = normalize(qkv.permute(3, 0, 1, 4, 2).contiguous(), dim=-1)
-        y = self.core(q, k, v, (H, W))  # (B, heads, N, d)
-        return mp_sum(x, self.output(y.transpose(2, 3).reshape(B, C, H, W)), self.balance)
+        y = self.core(q, k, v, (H, W)).transpose(1, 2)  # (B, N, heads, d)
+        return self.output(y.reshape(B, H, W, C).movedim(-1, 1)).add_(x, alpha=self.own)

@@ -16,10 +16,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from lightning_guide.module_tree import apart
 
 __all__ = [
     "EPSILON",
@@ -29,13 +32,16 @@ __all__ = [
     "mp_cat",
     "mp_silu",
     "mp_sum",
+    "mp_sum_weights",
     "normalize",
     "normalize_weights_",
     "pixel_norm",
+    "with_fixed_weights",
 ]
 
+Module = TypeVar("Module", bound=nn.Module)
+
 EPSILON = 1e-4
-TINY = 1e-24  # keeps the gradient of the square root finite (and zero) where x is zero
 SILU_RMS = 0.596  # sqrt(E[silu(z)^2]) of z ~ N(0, 1), rounded as in the paper
 
 
@@ -44,10 +50,9 @@ def normalize(x: Tensor, dim: int | tuple[int, ...] | None = None) -> Tensor:
 
     `dim` defaults to all axes but the first: one norm for each sample of a batch, or each row of a weight.
     """
-    dims = tuple(range(1, x.ndim)) if dim is None else dim
-    square = x.to(torch.promote_types(x.dtype, torch.float32)).square().mean(dim=dims, keepdim=True)
-    rms = (square + TINY).sqrt()
-    return x / (rms + EPSILON).to(x.dtype)
+    length = _norm(x, tuple(range(1, x.ndim)) if dim is None else dim)
+    root = math.sqrt(x.numel() / length.numel())
+    return x / (length / root + EPSILON).to(x.dtype)
 
 
 def pixel_norm(x: Tensor) -> Tensor:
@@ -62,8 +67,14 @@ def mp_silu(x: Tensor) -> Tensor:
 
 def mp_sum(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
     """((1 - t) a + t b) / sqrt((1 - t)^2 + t^2), for `a` and `b` of one shape."""
+    weight_a, weight_b = mp_sum_weights(t)
+    return torch.add(a * weight_a, b, alpha=weight_b)
+
+
+def mp_sum_weights(t: float) -> tuple[float, float]:
+    """The weights of a and b in `mp_sum`, (1 - t, t) / sqrt((1 - t)^2 + t^2)."""
     root = math.hypot(1 - t, t)
-    return torch.add(a * ((1 - t) / root), b, alpha=t / root)
+    return (1 - t) / root, t / root
 
 
 def mp_cat(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
@@ -73,7 +84,8 @@ def mp_cat(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
     """
     Na, Nb = a.shape[1], b.shape[1]
     C = math.sqrt(Na + Nb) / math.hypot(1 - t, t)
-    return torch.cat([a * (C * (1 - t) / math.sqrt(Na)), b * (C * t / math.sqrt(Nb))], dim=1)
+    scaled = ((a, C * (1 - t) / math.sqrt(Na)), (b, C * t / math.sqrt(Nb)))
+    return torch.cat([x if math.isclose(factor, 1) else x * factor for x, factor in scaled], dim=1)
 
 
 class MPFourier(nn.Module):
@@ -102,62 +114,111 @@ class MPFourier(nn.Module):
         return angles.cos() * math.sqrt(2)
 
 
+def _norm(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
+    """Euclidean norm of `x` over `dim`, which stays with size 1, accumulated in at least float32."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=dtype)
+
+
 def _row_norm(weight: Tensor) -> Tensor:
-    """Euclidean norm of each row of `weight` (out, *), `(out, 1, ...)`, accumulated in at least float32."""
-    dtype = torch.promote_types(weight.dtype, torch.float32)
-    return torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.ndim)), keepdim=True, dtype=dtype)
+    """Euclidean norm of each row of `weight` (out, *), `(out, 1, ...)`."""
+    return _norm(weight, tuple(range(1, weight.ndim)))
 
 
 class _MPWeight(nn.Module):
-    """A weight (out, *) without bias, each row of which acts as a point of a sphere, and perhaps a learned gain."""
+    """A weight (out, *) without bias, each row of which acts as a point of a sphere, and perhaps a learned gain.
+
+    `scale` is a constant factor of the result. In the weight it costs nothing; elsewhere it would cost a pass over all
+    activations.
+    """
 
     weight: nn.Parameter
     gain: nn.Parameter | None
 
-    def __init__(self, shape: Sequence[int], learned_gain: bool) -> None:
+    def __init__(self, shape: Sequence[int], learned_gain: bool, scale: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(*shape))
         self.gain = nn.Parameter(torch.zeros(())) if learned_gain else None
+        self.scale = scale
 
     def effective_weight(self) -> Tensor:
-        """gain * normalize(weight) / sqrt(fan_in), the matrix that multiplies; rows of norm `gain`.
+        """scale * gain * normalize(weight) / sqrt(fan_in), the matrix that multiplies; rows of norm scale * gain.
 
         Its gradient with respect to `weight` is tangent to the sphere of each row.
         """
         root = math.sqrt(self.weight[0].numel())
-        scale = (_row_norm(self.weight) + EPSILON * root).reciprocal()
+        factor = (_row_norm(self.weight) + EPSILON * root).reciprocal() * self.scale
         if self.gain is not None:
-            scale = scale * self.gain
-        return self.weight * scale.to(self.weight.dtype)
+            factor = factor * self.gain
+        return self.weight * factor.to(self.weight.dtype)
+
+    @staticmethod
+    def multiply(x: Tensor, weight: Tensor) -> Tensor:
+        """What the layer does with its matrix."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's result, in the dtype of `x`."""
+        return self.multiply(x, self.effective_weight().to(x.dtype))
 
 
 class MPLinear(_MPWeight):
     """x W^T with normalised rows and no bias, (*, in) -> (*, out).
 
-    With `learned_gain` the result is multiplied by a learned scalar that starts at 0.
+    With `learned_gain` the result is multiplied by a learned scalar that starts at 0, with `scale` by a constant.
     """
 
-    def __init__(self, in_features: int, out_features: int, *, learned_gain: bool = False) -> None:
-        super().__init__((out_features, in_features), learned_gain)
+    def __init__(self, in_features: int, out_features: int, *, learned_gain: bool = False, scale: float = 1.0) -> None:
+        super().__init__((out_features, in_features), learned_gain, scale)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(*, out)` of `x` (*, in), in the dtype of `x`."""
-        return F.linear(x, self.effective_weight().to(x.dtype))
+    @staticmethod
+    def multiply(x: Tensor, weight: Tensor) -> Tensor:
+        """`(*, out)` of `x` (*, in)."""
+        return F.linear(x, weight)
 
 
 class MPConv(_MPWeight):
     """2D convolution with normalised filters, zero padding and no bias, (B, in, H, W) -> (B, out, H, W).
 
-    `kernel` is odd. With `learned_gain` the result is multiplied by a learned scalar that starts at 0.
+    `kernel` is odd. With `learned_gain` the result is multiplied by a learned scalar that starts at 0, with `scale` by
+    a constant.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, kernel: int, learned_gain: bool = False) -> None:
-        super().__init__((out_channels, in_channels, kernel, kernel), learned_gain)
-        self.padding = kernel // 2
+    def __init__(
+        self, in_channels: int, out_channels: int, *, kernel: int, learned_gain: bool = False, scale: float = 1.0
+    ) -> None:
+        super().__init__((out_channels, in_channels, kernel, kernel), learned_gain, scale)
+
+    @staticmethod
+    def multiply(x: Tensor, weight: Tensor) -> Tensor:
+        """`(B, out, H, W)` of `x` (B, in, H, W)."""
+        return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+
+
+class _Fixed(nn.Module):
+    """A layer whose matrix has been computed once and for all."""
+
+    def __init__(self, layer: _MPWeight) -> None:
+        super().__init__()
+        weight = layer.effective_weight().detach()
+        layout = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
+        self.weight = nn.Parameter(weight.contiguous(memory_format=layout), requires_grad=False)
+        self.multiply = layer.multiply
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(B, out, H, W)` of `x` (B, in, H, W), in the dtype of `x`."""
-        return F.conv2d(x, self.effective_weight().to(x.dtype), padding=self.padding)
+        return self.multiply(x, self.weight.to(x.dtype))
+
+
+def with_fixed_weights(root: Module) -> Module:
+    """A tree apart in which every MP layer multiplies by the matrix that it has now; whatever else it holds is shared.
+
+    It gives what `root` gives, does not follow it when it learns, and cannot learn itself.
+    """
+    tree = apart(root)
+    layers = [(name, layer) for name, layer in tree.named_modules() if isinstance(layer, _MPWeight)]
+    for name, layer in layers:
+        tree.set_submodule(name, _Fixed(layer).train(layer.training))
+    return tree
 
 
 @torch.no_grad()

@@ -18,14 +18,17 @@ from lightning_guide.denoiser import Network
 from lightning_guide.networks.attention import SelfAttention
 from lightning_guide.networks.labels import one_hot
 from lightning_guide.networks.magnitude_preserving import (
+    SILU_RMS,
     MPConv,
     MPFourier,
     MPLinear,
     mp_cat,
     mp_silu,
     mp_sum,
+    mp_sum_weights,
     normalize_weights_,
     pixel_norm,
+    with_fixed_weights,
 )
 from lightning_guide.networks.tokens import TokenMean, check_tokens
 
@@ -51,6 +54,9 @@ class Block(nn.Module):
     The flavours differ in the main path. The encoder projects it to the new number of channels first (where the
     number changes) and normalises each pixel; the decoder projects it only just before the sum, and its residual
     branch reads all the incoming channels. The last `skip_channels` of the incoming ones come from the encoder.
+
+    What the description multiplies activations by stands in the weights beside it: 1 / 0.596 of an `mp_silu` in the
+    convolution that reads it, the weights of the `mp_sum` in the convolutions that end in it.
     """
 
     def __init__(
@@ -73,13 +79,16 @@ class Block(nn.Module):
         self.resample = resample
         self.skip_channels = skip_channels
         self.out_channels = out_channels
-        self.res_balance = res_balance
         self.clip_act = clip_act
-        self.projection = MPConv(in_channels, out_channels, kernel=1) if in_channels != out_channels else None
-        self.residual_in = MPConv(out_channels if flavour == "encoder" else in_channels, out_channels, kernel=3)
+        self.own, other = mp_sum_weights(res_balance)
+        self.projection: MPConv | None = None
+        if in_channels != out_channels:
+            self.projection = MPConv(in_channels, out_channels, kernel=1, scale=1 if flavour == "encoder" else self.own)
+        inside = out_channels if flavour == "encoder" else in_channels
+        self.residual_in = MPConv(inside, out_channels, kernel=3, scale=1 / SILU_RMS)
         self.modulation = MPLinear(embedding_channels, out_channels, learned_gain=True)
         self.dropout = nn.Dropout(dropout)
-        self.residual_out = MPConv(out_channels, out_channels, kernel=3)
+        self.residual_out = MPConv(out_channels, out_channels, kernel=3, scale=other / SILU_RMS)
         self.attention = SelfAttention(out_channels, balance=attn_balance) if attention else None
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -90,15 +99,18 @@ class Block(nn.Module):
             x = F.interpolate(x, scale_factor=2, mode="nearest")
         if self.flavour == "encoder":
             x = pixel_norm(self.projection(x) if self.projection is not None else x)
-        y = self.residual_in(mp_silu(x))
-        y = mp_silu(y * (1 + self.modulation(embedding)).to(y.dtype)[:, :, None, None])
+        in_place = not torch.is_grad_enabled()  # what is this block's own need not be kept for a backward pass
+        gain = (1 + self.modulation(embedding))[:, :, None, None]
+        y = self.residual_in(F.silu(x))
+        y = F.silu(y.mul_(gain) if in_place else y * gain.to(y.dtype), inplace=in_place)
         y = self.residual_out(self.dropout(y))
         if self.flavour == "decoder" and self.projection is not None:
-            x = self.projection(x)
-        x = mp_sum(x, y, self.res_balance)
+            x = y.add_(self.projection(x))
+        else:
+            x = y.add_(x, alpha=self.own)
         if self.attention is not None:
             x = self.attention(x)
-        return x.clamp(-self.clip_act, self.clip_act)
+        return F.hardtanh(x, -self.clip_act, self.clip_act, inplace=in_place)
 
 
 class EDM2UNet(Network):
@@ -262,7 +274,8 @@ class EDM2UNet(Network):
             e = mp_sum(e, embedding, self.label_balance)
         e = mp_silu(e)
 
-        x = self.input(torch.cat([x, torch.ones_like(x[:, :1])], dim=1))
+        x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+        x = self.input(x.contiguous(memory_format=torch.channels_last))  # as are all activations from here on
         skips = [x]
         for block in self.encoder.values():
             x = block(x, e)
@@ -276,3 +289,7 @@ class EDM2UNet(Network):
     def constrain(self) -> None:
         """Forced weight normalisation of all layers (`normalize_weights_`)."""
         normalize_weights_(self)
+
+    def fixed(self) -> EDM2UNet:
+        """The network with all weights normalised for good (`with_fixed_weights`)."""
+        return with_fixed_weights(self)
