@@ -457,3 +457,20 @@ def test_a_model_without_labels_is_asked_for_those_of_its_guidance(tmp_path: Pat
         drawn(num_classes=4, labels=4)
     with pytest.raises(ValueError, match="num_classes >= 0, got -1"):
         drawn(num_classes=-1)
+
+
+def test_repetitions_are_evaluations_of_the_next_samples(run: Path) -> None:
+    metrics: dict[str, SampleMetric] = {"mean": Mean(), "fd": FrechetDistance(RawPixels())}
+    one: dict[str, Any] = {"num_samples": 7, "batch_size": 5, "metrics": metrics}
+    three = evaluation(first_index=2, repetitions=3, **one)
+    apart = {str(i): evaluation(first_index=2 + 7 * i, **one) for i in range(3)}
+    (found,) = evaluate(run, {"three": three, **apart}).results
+    for key in ("mean", "fd"):
+        values = [found[str(i)][key] for i in range(3)]
+        assert len(set(values)) == 3
+        assert found["three"][key] == pytest.approx(sum(values) / 3, rel=1e-6)
+        expected = pytest.approx([min(values), max(values)], rel=1e-6)
+        assert [found["three"][f"{key}_min"], found["three"][f"{key}_max"]] == expected
+    assert found["three"]["samples"] == 21 and found["three"]["nfe"] == found["0"]["nfe"]
+    with pytest.raises(ValueError, match="repetitions >= 1, got 0"):
+        evaluation(repetitions=0)
