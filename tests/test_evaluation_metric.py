@@ -12,7 +12,21 @@ import torch.multiprocessing
 from torch import Tensor
 
 from lightning_guide.data import Batch
-from lightning_guide.evaluation import ClassAgreement, ClassifierFeatures, FrechetDistance, PrecisionRecall, RawPixels
+from lightning_guide.evaluation import (
+    CMMD,
+    ClassAgreement,
+    ClassifierFeatures,
+    ClassShares,
+    DensityCoverage,
+    FrechetDistance,
+    FrechetInterval,
+    InceptionScore,
+    KernelDistance,
+    Memorisation,
+    OffSupport,
+    PrecisionRecall,
+    RawPixels,
+)
 from lightning_guide.evaluation.metric import SampleMetric
 from lightning_guide.networks.classifier import SmallClassifier
 from lightning_guide.snapshots import SnapshotStore
@@ -133,3 +147,39 @@ def test_results_are_float64_scalars_that_no_graph_hangs_on(tmp_path: Path) -> N
         metric.update(pictures(8, 4), torch.zeros(8, dtype=torch.int64))
         for value in metric.compute().values():
             assert value.shape == () and value.dtype == torch.float64 and not value.requires_grad
+
+
+def held(metric: SampleMetric) -> int:
+    """Bytes in the states of a metric."""
+    states = [getattr(metric, name) for name in metric._defaults]
+    tensors = [tensor for state in states for tensor in (state if isinstance(state, list) else [state])]
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+class Judge(RawPixels):
+    """Pixels, and logits of four classes."""
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self(x)[:, :4]
+
+
+def test_memory_grows_with_the_samples_only_where_all_features_are_needed(tmp_path: Path) -> None:
+    constant: list[SampleMetric] = [
+        FrechetDistance(RawPixels()),
+        InceptionScore(Judge()),
+        ClassAgreement(ClassifierFeatures(save_classifier(tmp_path))),
+        ClassShares(ClassifierFeatures(str(tmp_path))),
+        OffSupport(3),
+    ]
+    growing: list[SampleMetric] = [
+        kind(RawPixels())
+        for kind in (KernelDistance, CMMD, PrecisionRecall, DensityCoverage, Memorisation, FrechetInterval)
+    ]
+    for number, metric in enumerate([*constant, *growing]):
+        metric.prepare([Batch(pictures(20, 0))])
+        bytes_of = []
+        for size in (10, 500):
+            metric.update(pictures(size, 1), torch.zeros(size, dtype=torch.int64))
+            bytes_of.append(held(metric))
+        grown = bytes_of[1] - bytes_of[0]
+        assert grown == (0 if number < len(constant) else 500 * 16 * 4), type(metric).__name__
