@@ -27,14 +27,10 @@ from lightning_guide.modules.heldout import HeldoutLoss
 from lightning_guide.modules.learning_rate import InverseSqrtRate, LearningRate
 from lightning_guide.modules.models import LiveAverages, OtherRuns, RunModels, finished_model
 from lightning_guide.modules.monitor import GradientGuard, NoiseLevelMeans
+from lightning_guide.modules.optimizer import adam
 from lightning_guide.seeds import mix
 
 __all__ = ["DiffusionModule"]
-
-
-def _adam(parameters: Any) -> torch.optim.Optimizer:
-    """EDM2's optimizer; the learning rate is set before each step."""
-    return torch.optim.Adam(parameters, lr=1e-3, betas=(0.9, 0.99))
 
 
 class DiffusionModule(pl.LightningModule):
@@ -90,7 +86,7 @@ class DiffusionModule(pl.LightningModule):
             )
         self.denoiser, self.loss = denoiser, loss
         self.learning_rate = learning_rate or InverseSqrtRate()
-        self.optimizer: Callable[[Any], torch.optim.Optimizer] = optimizer or _adam
+        self.optimizer: Callable[[Any], torch.optim.Optimizer] | None = optimizer
         self.label_dropout, self.seed = label_dropout, seed
         self.evaluations = GuidedEvaluations(under_guidances(evaluations or {}, guidances or {}), metrics or {})
         self._prediction = GuidedEvaluations({"prediction": prediction or Evaluation()}, {})
@@ -160,7 +156,8 @@ class DiffusionModule(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimizer alone: the rate follows the images, see `optimizer_step`."""
-        return self.optimizer(self.parameters())
+        scaled = self._trainer is not None and self.trainer.precision == "16-mixed"
+        return (self.optimizer or adam(scaled=scaled))(self.parameters())
 
     # Training
 
@@ -240,17 +237,14 @@ class DiffusionModule(pl.LightningModule):
             return self.denoiser
         if not self._fitting:
             return finished_model(self.trainer.default_root_dir, self.images, self.average).to(self.device)
-        live = [callback for callback in self._callbacks if isinstance(callback, LiveAverages)]
+        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        live = [callback for callback in callbacks if isinstance(callback, LiveAverages)]
         if not live:
             raise ValueError(
                 f"average={self.average} is to be evaluated, but no callback keeps averages: "
                 "add callbacks.PostHocEMA or set average to null"
             )
         return next((each for each in live if self.average in each.sigma_rels), live[0]).live(self.average)
-
-    @property
-    def _callbacks(self) -> list[pl.Callback]:
-        return self.trainer.callbacks  # type: ignore[attr-defined]
 
     def on_validation_epoch_start(self) -> None:
         """Resolves guidances and starts the sums anew."""

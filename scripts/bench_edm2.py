@@ -1,0 +1,159 @@
+"""Speed of the EDM2 network over the direct formulation, in ratios: 1.5 means two thirds of its time.
+
+    python scripts/bench_edm2.py [--device cuda] [--threads 2] [--measure '[training,sampling]']
+
+The baseline is `direct_edm2.DirectEDM2` in plain eager PyTorch, its weights normalised in every forward pass. What is
+compared takes turns in one process; printed are the medians of the ratios of neighbouring times, so that other load on
+the machine, if it is steady, cancels.
+
+training: loss, backward pass and optimizer step (the baseline with PyTorch's default Adam), eager.
+compiled: the same with `torch.compile` of the network.
+evaluation: one call of the network without gradients, as in training and with fixed weights (`lightning_guide.fixed`).
+sampling: Heun with autoguidance, fixed weights; and its time over that of its network calls timed alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Literal
+
+import torch
+from direct_edm2 import DirectEDM2
+from jsonargparse import auto_cli
+from torch import Tensor, nn
+
+from lightning_guide.denoiser import Denoiser, Preconditioned
+from lightning_guide.fixed import fixed
+from lightning_guide.guidance import Autoguidance
+from lightning_guide.modules.optimizer import adam
+from lightning_guide.networks import EDM2UNet
+from lightning_guide.noise import KarrasGrid
+from lightning_guide.samplers import Heun
+from lightning_guide.seeds import SampleSeeds
+
+Measure = Literal["training", "compiled", "evaluation", "sampling"]
+
+
+class Baseline(Denoiser):
+    """The direct formulation, which takes labels as rows."""
+
+    def __init__(self, net: DirectEDM2, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.net, self.data_shape, self.num_classes, self.sigma_data = net, tuple(shape), net.num_classes, 0.5
+
+    def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
+        """D `(B, C, H, W)`."""
+        rows = None if condition is None else nn.functional.one_hot(condition, self.num_classes).to(x)
+        return self.net(x, sigma.expand(len(x)), rows)
+
+
+def seconds(call: Callable[[], object], device: str) -> float:
+    """Time of one call."""
+    begin = time.perf_counter()
+    call()
+    if device != "cpu":
+        torch.accelerator.synchronize()
+    return time.perf_counter() - begin
+
+
+def compare(
+    name: str, base: Callable[[], object], calls: dict[str, Callable[[], object]], *, rounds: int, device: str
+) -> None:
+    """Prints how much faster than `base` each of `calls` is."""
+    times: list[list[float]] = []
+    for _ in range(rounds + 1):  # the first one warms up
+        times.append([seconds(call, device) for call in (base, *calls.values())])
+    for i, what in enumerate(calls, 1):
+        ratios = sorted(row[0] / row[i] for row in times[1:])
+        alone = median(row[i] for row in times[1:])
+        print(f"{name:12s} {what:28s} x{median(ratios):.2f}  ({ratios[0]:.2f} to {ratios[-1]:.2f}; {alone:.3f} s)")
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, sigma: Tensor, labels: Tensor) -> None:
+    """One training step without its noise, which costs nothing here."""
+    optimizer.zero_grad()
+    model(x, sigma, labels).square().mean().backward()
+    optimizer.step()
+    if isinstance(model, Preconditioned):
+        model.constrain()
+
+
+def bench(
+    *,
+    measure: list[Measure] = ["training", "evaluation", "sampling"],  # noqa: B006
+    device: str = "cpu",
+    threads: int = 2,
+    side: int = 32,
+    channels: int = 64,
+    batch: int = 16,
+    steps: int = 3,
+    rounds: int = 5,
+) -> None:
+    """Prints one line for each comparison.
+
+    Args:
+        measure: what is compared.
+        device: where.
+        threads: of PyTorch on the CPU.
+        side: height and width of the pictures.
+        channels: of the network's first level.
+        batch: pictures in a training step, and samples.
+        steps: of Heun's sampler; the ratio does not depend on them.
+        rounds: of all calls in turn, after one to warm up.
+    """
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    shape = (3, side, side)
+    attention = [size for size in (16, 8) if size <= side]
+    x, sigma = torch.randn(batch, *shape, device=device), (torch.rand(batch) + 0.1).to(device)
+    labels = torch.arange(batch, device=device) % 10
+
+    def direct() -> Baseline:
+        net = DirectEDM2(3, side, num_classes=10, model_channels=channels, attn_resolutions=attention)
+        return Baseline(net, shape).to(device)
+
+    def ours() -> Preconditioned:
+        net = EDM2UNet(shape, num_classes=10, model_channels=channels, attention_resolutions=attention)
+        return Preconditioned(net).to(device)
+
+    def trained(model: Denoiser) -> Callable[[], None]:
+        make = adam() if isinstance(model, Preconditioned) else torch.optim.Adam
+        optimizer = make(model.parameters())
+        return lambda: step(model, optimizer, x, sigma, labels)
+
+    if "training" in measure:
+        compare("training", trained(direct()), {"eager": trained(ours())}, rounds=rounds, device=device)
+    if "compiled" in measure:
+        model = ours()
+        model.network.compile()
+        compare("training", trained(direct()), {"compiled": trained(model)}, rounds=rounds, device=device)
+    with torch.no_grad():
+        base, main, guider = direct().eval(), ours().eval(), ours().eval()
+        if "evaluation" in measure:
+            ready = fixed(main)
+            calls = {"as in training": lambda: main(x, sigma, labels), "fixed": lambda: ready(x, sigma, labels)}
+            compare("evaluation", lambda: base(x, sigma, labels), calls, rounds=rounds, device=device)
+        if "sampling" in measure:
+            other, sampler = direct().eval(), Heun(KarrasGrid(steps))
+
+            def drawn(denoiser: Denoiser) -> Callable[[], object]:
+                seeds = SampleSeeds(0, range(batch))
+                return lambda: sampler.sample(denoiser, seeds=seeds, condition=labels, device=device)
+
+            guided = drawn(fixed(Autoguidance(guider, 2.0, positive=main)))
+            plainly = drawn(Autoguidance(other, 2.0, positive=base))
+            compare("sampling", plainly, {"Heun, autoguidance": guided}, rounds=rounds, device=device)
+            both, level = [fixed(main), fixed(guider)], torch.tensor(1.0, device=device)
+
+            def alone() -> None:
+                for _ in range(2 * steps - 1):
+                    for model in both:
+                        model(x, level, labels)
+
+            compare("guided cost", guided, {"its network calls alone": alone}, rounds=rounds, device=device)
+
+
+if __name__ == "__main__":
+    auto_cli(bench)
