@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from datamodules import Digits, Shards
+from datamodules.examples import Examples
 from datamodules.images import ImageData
 from lightning_guide.data import Batch
 from lightning_guide.denoiser import Denoiser, Trajectory
@@ -61,13 +62,13 @@ class Setting:
 
     @cached_property
     def real(self) -> Batch:
-        """The training pictures, in stored form."""
-        return self.data.training().take(torch.arange(len(self.data.training())))
+        """The first 10,000 training pictures, in stored form."""
+        return first(self.data.training(), 10_000)
 
     @cached_property
     def hidden(self) -> Batch:
-        """The held-out pictures, in stored form."""
-        return self.data.heldout().take(torch.arange(len(self.data.heldout())))
+        """The first 2,000 held-out pictures, in stored form."""
+        return first(self.data.heldout(), 2000)
 
     @cached_property
     def guide(self) -> RunNetwork:
@@ -192,6 +193,11 @@ class Problem:
         return scores["class distance" if self.operator is None else "error"]
 
 
+def first(examples: Examples, count: int) -> Batch:
+    """So many of them, or all if they are fewer."""
+    return examples.take(torch.arange(min(count, len(examples))))
+
+
 def distance(metric: FrechetDistance | KernelDistance, stored: Tensor) -> float:
     """Of stored pictures to those that `metric` is prepared for."""
     metric.reset()
@@ -207,7 +213,7 @@ def digits(runs: Path) -> Setting:
 
 def cifar8(runs: Path) -> Setting:
     """CIFAR-10 at 8x8; guided is the labelled model without a label, as in a tenth of its training."""
-    shards = Shards("data/cifar10/train-*.tar", "data/cifar10/test-*.tar", num_classes=10, size=8)
+    shards = Shards("data/cifar10/train-*.tar", "data/cifar10/test-*.tar", num_classes=10, size=8, cache=False)
     return Setting(shards, runs, unlabelled="main", labelled="main")
 
 
