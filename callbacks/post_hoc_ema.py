@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -28,6 +29,8 @@ class PostHocEMA(pl.Callback):
     After an update that moves the clock from t' to t images, average <- average + (1 - (t'/t)^(gamma+1)) (weights -
     average), exact for any number of steps between updates.
     """
+
+    folder = "."  # of the snapshots, in that of the run
 
     def __init__(
         self,
@@ -55,7 +58,7 @@ class PostHocEMA(pl.Callback):
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.images = 0
         self._extra_times: set[int] = set()
-        self._averages: dict[float, Denoiser] = {}
+        self._averages: dict[float | str, Denoiser] = {}
         self._restored: dict[str, dict[str, torch.Tensor]] = {}
         self._source: Denoiser | None = None
         self._step = 0
@@ -63,20 +66,28 @@ class PostHocEMA(pl.Callback):
     # What others ask for
 
     @property
-    def sigma_rels(self) -> list[float]:
+    def sigma_rels(self) -> list[float | str]:
         """The widths that are tracked."""
-        return sorted(self.gammas)
+        return [*sorted(self.gammas)]
 
-    def live(self, sigma_rel: float) -> Denoiser:
+    def retained(self, average: float | str, before: int, now: int) -> float:
+        """Share of an average that survives an update at `now` images, the last one having been at `before`."""
+        return retention(self.gammas[float(average)], before, now)
+
+    def width(self, average: float | str) -> float:
+        """The sigma_rel by which an average is stored."""
+        return float(average)
+
+    def live(self, sigma_rel: float | str) -> Denoiser:
         """The average of that width as it stands; it goes on changing with training.
 
         Raises:
             ValueError: if that width is not tracked, or nothing has been averaged yet.
         """
-        if sigma_rel not in self.gammas:
-            raise ValueError(f"no average with sigma_rel={sigma_rel:g} is tracked; tracked: {sorted(self.gammas)}")
+        if sigma_rel not in self.sigma_rels:
+            raise ValueError(f"no average with sigma_rel={sigma_rel} is tracked; tracked: {self.sigma_rels}")
         if not self.images:
-            raise ValueError(f"the average with sigma_rel={sigma_rel:g} holds nothing before the first training step")
+            raise ValueError(f"the average with sigma_rel={sigma_rel} holds nothing before the first training step")
         self._copy_buffers()
         return self._averages[sigma_rel]
 
@@ -89,7 +100,7 @@ class PostHocEMA(pl.Callback):
     @property
     def state_key(self) -> str:
         """One for each set of averages."""
-        return self._generate_state_key(sigma_rels=sorted(self.gammas))
+        return self._generate_state_key(sigma_rels=self.sigma_rels)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Makes the averages, on the device of the model, or takes up those of a checkpoint.
@@ -103,7 +114,7 @@ class PostHocEMA(pl.Callback):
         self._source = pl_module.denoiser
         if pl_module.images_seen == 0:  # a new run
             self.images, self._averages = 0, {}
-        for width in self.gammas:
+        for width in self.sigma_rels:
             if width not in self._averages or self._restored:
                 self._averages[width] = copy.deepcopy(self._source).float().eval().requires_grad_(False)
             if self._restored:
@@ -112,7 +123,7 @@ class PostHocEMA(pl.Callback):
 
     def _check_folder(self, trainer: pl.Trainer, denoiser: Denoiser) -> None:
         """Refuses to add to the snapshots of another network."""
-        for entry in reversed(SnapshotStore(f"{trainer.default_root_dir}/snapshots").entries()):
+        for entry in reversed(self._store(trainer).entries()):
             try:
                 recipe = read_metadata(entry.path).recipe
             except ValueError:  # damaged: who asks for it will be told
@@ -140,7 +151,7 @@ class PostHocEMA(pl.Callback):
         before, now = self.images, pl_module.images_seen
         weights = [parameter.detach() for parameter in self._source.parameters()]
         for width, average in self._averages.items():
-            update_(list(average.parameters()), weights, retention(self.gammas[width], before, now))
+            update_(list(average.parameters()), weights, self.retained(width, before, now))
         self.images = now
         due = now // self.every_images > before // self.every_images
         if due or last or any(before < time <= now for time in self._extra_times):
@@ -151,16 +162,20 @@ class PostHocEMA(pl.Callback):
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         self._copy_buffers()
-        store = SnapshotStore(f"{trainer.default_root_dir}/snapshots", dtype=self.dtype)
+        store = self._store(trainer)
         for width, average in self._averages.items():
             store.save(
                 average.state_dict(),
                 images=self.images,
-                sigma_rel=width,
+                sigma_rel=self.width(width),
                 recipe=module.denoiser.recipe,
                 planned_images=module.planned_images,
                 buffers=[name for name, _ in average.named_buffers()],
             )
+
+    def _store(self, trainer: pl.Trainer) -> SnapshotStore:
+        """Where the snapshots lie."""
+        return SnapshotStore(Path(trainer.default_root_dir) / self.folder / "snapshots", dtype=self.dtype)
 
     def _copy_buffers(self) -> None:
         """Buffers are no averages: they are those of the trained network."""
@@ -186,7 +201,7 @@ class PostHocEMA(pl.Callback):
         """
         if self.state_key not in checkpoint:
             raise ValueError(
-                f"the checkpoint holds no averages with sigma_rels {sorted(self.gammas)}; "
+                f"the checkpoint holds no averages with sigma_rels {self.sigma_rels}; "
                 "resume with the sigma_rels the run began with"
             )
         self.images = checkpoint[self.state_key]["images"]

@@ -152,6 +152,14 @@ class Network(Recorded, nn.Module, ABC):
     def forward(self, x: Tensor, c_noise: Tensor, embedding: Tensor | None) -> Tensor:
         """F `(B, *data_shape)` for the scaled input `x` and `c_noise` (B,)."""
 
+    def augmented(self, embedding: Tensor | None, vector: Tensor) -> Tensor:
+        """`embedding` (of `embed`) that tells of an augmentation as well, `vector` (B, A); zeros change nothing.
+
+        Raises:
+            ValueError: if the network cannot be told.
+        """
+        raise ValueError(f"{type(self).__name__} cannot be told how pictures are augmented; DDPMpp can")
+
     def constrain(self) -> None:
         """Projects the parameters after an optimizer step; nothing by default."""
 
@@ -180,8 +188,10 @@ class Preconditioned(Denoiser):
         self.num_classes, self.token_channels = network.num_classes, network.token_channels
         self.sigma_data = sigma_data
 
-    def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
-        """D `(B, *data_shape)`.
+    def forward(
+        self, x: Tensor, sigma: Tensor, condition: Tensor | None = None, *, augmentation: Tensor | None = None
+    ) -> Tensor:
+        """D `(B, *data_shape)`; `augmentation` (B, A) tells how `x` was augmented, None not at all.
 
         Raises:
             ValueError: if `x` does not have the shape of the network, or its channels if the network is resizable.
@@ -199,6 +209,8 @@ class Preconditioned(Denoiser):
         c_skip, c_out = (s_d * c_in) ** 2, s * s_d * c_in
         c_noise = (sigma.log() / 4).expand(len(x))
         embedding = self.network.embed(condition, len(x))
+        if augmentation is not None:
+            embedding = self.network.augmented(embedding, augmentation)
         return c_skip * x + c_out * self.network(c_in * x, c_noise, embedding).to(torch.float32)
 
     def constrain(self) -> None:

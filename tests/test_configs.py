@@ -26,8 +26,9 @@ PARTS = {
 }
 FILES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
 GUIDANCES = [name for name in FILES if name.startswith(("guidance/", "energy/"))]
-# the others: test_configs_guidance.py, ..._energy.py, ..._gradient.py
-FILES = [name for name in FILES if name not in GUIDANCES[1:] and not name.startswith("gradient/")]
+# the others: test_configs_guidance.py, ..._energy.py, ..._gradient.py, ..._edm2.py
+ELSEWHERE = ("gradient/", "edm2/", "cifar32/edm1")
+FILES = [name for name in FILES if name not in GUIDANCES[1:] and not name.startswith(ELSEWHERE)]
 PARTS[GUIDANCES[0]] = "digits/main.yaml"
 
 

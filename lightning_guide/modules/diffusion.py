@@ -7,7 +7,7 @@ function of (seed, images seen, rank), so a run that is killed and started again
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -49,7 +49,7 @@ class DiffusionModule(pl.LightningModule):
         guidances: dict[str, Denoiser] | None = None,
         prediction: Evaluation | None = None,
         metrics: dict[str, SampleMetric] | None = None,
-        average: float | None = 0.05,
+        average: float | Literal["half_life"] | None = 0.05,
         images: int | float | str | None = None,
         heldout_sigmas: Sequence[float] = (0.02, 0.1, 0.3, 1.0, 3.0),
         bin_edges: Sequence[float] = (0.03, 0.1, 0.3, 1.0, 3.0),
@@ -68,7 +68,8 @@ class DiffusionModule(pl.LightningModule):
             guidances: name -> guidance, each in place of that of the first evaluation; replace the other evaluations.
             prediction: the samples that `predict` draws.
             metrics: of the evaluations that name none of their own.
-            average: sigma_rel of the average that is evaluated; None evaluates the raw weights.
+            average: sigma_rel of the average that is evaluated, or "half_life" (`callbacks.HalfLifeEMA`); None evaluates
+                the raw weights.
             images: age of the evaluated model after training; default the newest snapshot.
             heldout_sigmas: noise levels of the held-out loss.
             bin_edges: noise levels that part the logged training loss.

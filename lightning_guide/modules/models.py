@@ -33,10 +33,10 @@ class LiveAverages(Protocol):
     """A callback that holds averages of the model while it trains."""
 
     @property
-    def sigma_rels(self) -> Collection[float]:
-        """The lengths of its averages."""
+    def sigma_rels(self) -> Collection[float | str]:
+        """The lengths of its averages, or the name of another kind."""
 
-    def live(self, sigma_rel: float) -> Denoiser:
+    def live(self, sigma_rel: float | str) -> Denoiser:
         """The average of that length as it stands now."""
 
 
@@ -94,12 +94,19 @@ class OtherRuns:
         return open_snapshots(run).guider(images=images, sigma_rel=sigma_rel)
 
 
-def finished_model(run: str | Path, images: int | float | str | None, sigma_rel: float) -> Denoiser:
+def finished_model(run: str | Path, images: int | float | str | None, sigma_rel: float | str) -> Denoiser:
     """The average `sigma_rel` of a run after `images`; None: at its newest snapshot.
+
+    A name in the place of `sigma_rel`, "half_life", is the folder of one average that is stored apart.
 
     Raises:
         ValueError: if the run has no such snapshot.
     """
+    if isinstance(sigma_rel, str):
+        apart = open_snapshots(Path(run) / sigma_rel)
+        count = newest_images(apart) if images is None else apart.resolve_images(images)
+        widths = [entry.sigma_rel for entry in apart.entries() if entry.images == count]
+        return apart.guider(images=count, sigma_rel=widths[0] if widths else 0.05)
     store = open_snapshots(run)
     return store.guider(images=newest_images(store) if images is None else images, sigma_rel=sigma_rel)
 

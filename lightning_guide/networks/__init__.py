@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lightning_guide.networks.attention import CosineAttention, SelfAttention
+from lightning_guide.networks.ddpmpp import DDPMpp
 from lightning_guide.networks.log_density_mlp import LogDensityMLP
 from lightning_guide.networks.magnitude_preserving import (
     MPConv,
@@ -24,6 +25,7 @@ from lightning_guide.networks.unet import Block, EDM2UNet, NoiseEmbedding
 __all__ = [
     "Block",
     "CosineAttention",
+    "DDPMpp",
     "DiffusionTransformer",
     "EDM2UNet",
     "LogDensityMLP",
