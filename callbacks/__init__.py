@@ -4,6 +4,7 @@ from callbacks.budget_snapshots import BudgetSnapshots
 from callbacks.early_snapshots import EarlySnapshots
 from callbacks.fractal_figure import FractalFigure
 from callbacks.gallery import Gallery
+from callbacks.half_life_ema import HalfLifeEMA
 from callbacks.metrics_report import MetricsReport
 from callbacks.post_hoc_ema import PostHocEMA
 from callbacks.round_strips import RoundStrips
@@ -18,6 +19,7 @@ __all__ = [
     "EarlySnapshots",
     "FractalFigure",
     "Gallery",
+    "HalfLifeEMA",
     "MetricsReport",
     "PostHocEMA",
     "RoundStrips",
