@@ -39,6 +39,7 @@ from lightning_guide.guidance.energy import (
     ThroughDenoiser,
     Translation,
 )
+from lightning_guide.modules.robust_classifier import attacked
 from lightning_guide.networks.classifier import SmallClassifier
 from lightning_guide.networks.noisy_classifier import NoisyClassifier
 from lightning_guide.noise import KarrasGrid
@@ -108,18 +109,6 @@ def trained(kind: str, prior: DigitPrior, seed: int, *, examples: int, steps: in
         optimizer.step()
         schedule.step()
     return InDouble(network)
-
-
-def attacked(network: nn.Module, x: Tensor, labels: Tensor, *, radius: float = 2.0, times: int = 3) -> Tensor:
-    """Projected gradient ascent in an L2 ball."""
-    shift = torch.zeros_like(x)
-    for _ in range(times):
-        shift.requires_grad_()
-        (g,) = torch.autograd.grad(F.cross_entropy(network(x + shift), labels), shift)
-        shift = shift.detach() + radius / 2 * F.normalize(g.flatten(1), dim=1).reshape(x.shape)
-        norm = shift.flatten(1).norm(dim=1).clamp(min=radius)[:, None, None, None]
-        shift = shift * (radius / norm)
-    return x + shift
 
 
 def guides(prior: DigitPrior, nets: dict[str, InDouble], weight: float) -> dict[str, Denoiser]:

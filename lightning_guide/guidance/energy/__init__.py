@@ -1,5 +1,6 @@
 """Training-free guidance by a loss of the clean estimate: an algebra, and the methods that are settings of it."""
 
+from lightning_guide.guidance.energy.accumulation import Probe
 from lightning_guide.guidance.energy.adam import Adam
 from lightning_guide.guidance.energy.augmentations import (
     AddedNoise,
@@ -98,6 +99,7 @@ __all__ = [
     "PlugIn",
     "Polyak",
     "PowerLaw",
+    "Probe",
     "Quadratic",
     "Reconstructed",
     "Rescaled",
