@@ -12,12 +12,12 @@ import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_guide.modules.diffusion import DiffusionModule
+from lightning_guide.report.tables import Extractors, judges, rows
 from lightning_guide.snapshot_file import atomic
 
 __all__ = ["MetricsReport"]
 
 Results = Mapping[str, Mapping[str, float]]
-Extractors = Mapping[str, Mapping[str, list[str]]]
 
 
 class MetricsReport(pl.Callback):
@@ -52,11 +52,11 @@ class MetricsReport(pl.Callback):
             temporary.write_text(_json(results, module.evaluations.extractors), encoding="utf-8")
         if not results and not skipped:
             return
-        rows = _rows(results)
-        notes = _judges(module.evaluations.extractors)
+        table = rows(results)
+        notes = judges(module.evaluations.extractors)
         notes += [f"skipped: {name} ({reason})" for name, reason in skipped.items()]
-        print("\n" + "\n".join(_plain(rows) + notes), flush=True)
-        text = "\n".join(_markdown(rows)) + "".join(f"\n\n{note}" for note in notes)
+        print("\n" + "\n".join(_plain(table) + notes), flush=True)
+        text = "\n".join(_markdown(table)) + "".join(f"\n\n{note}" for note in notes)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("report/metrics", text, trainer.global_step)
@@ -72,32 +72,6 @@ def _json(results: Results, extractors: Extractors) -> str:
         if named := {metric: identities for metric, identities in metrics.items() if identities}:
             values[name]["extractors"] = named
     return json.dumps(values, indent=2, allow_nan=False) + "\n"
-
-
-def _judges(extractors: Extractors) -> list[str]:
-    """One line for each extractor: the metrics that saw the samples through it."""
-    users: dict[str, dict[str, None]] = {}
-    for metrics in extractors.values():
-        for metric, identities in metrics.items():
-            for identity in identities:
-                users.setdefault(identity, {})[metric] = None
-    return [f"{', '.join(metrics)}: {identity}" for identity, metrics in users.items()]
-
-
-def _rows(results: Results) -> list[list[str]]:
-    """A head and one row for each evaluation; a metric that an evaluation lacks is a dash. Empty without results."""
-    metrics = list(dict.fromkeys(metric for values in results.values() for metric in values))
-    if not metrics:
-        return []
-    body = [[name, *[_number(values.get(metric)) for metric in metrics]] for name, values in results.items()]
-    return [["evaluation", *metrics], *body]
-
-
-def _number(value: float | None) -> str:
-    """Four significant digits, counts in full."""
-    if value is None:
-        return "-"
-    return f"{value:.0f}" if math.isfinite(value) and value == round(value) and abs(value) < 1e9 else f"{value:.4g}"
 
 
 def _plain(rows: list[list[str]]) -> list[str]:

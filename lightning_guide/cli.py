@@ -41,6 +41,7 @@ from lightning_guide.modules.noisy_classifier import NoisyClassifierModule
 from lightning_guide.neon_run import neon
 from lightning_guide.reconstruct import reconstruct
 from lightning_guide.reference_statistics import reference_statistics
+from lightning_guide.report.run_page import report
 
 __all__ = ["COMMANDS", "GuideCLI", "main"]
 
@@ -55,6 +56,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "convert": convert,
     "encode": encode,
     "statistics": reference_statistics,
+    "report": report,
     "gallery": gallery,
     "neon": neon,
     "import": import_snapshot,

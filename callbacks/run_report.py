@@ -1,0 +1,107 @@
+"""The page of a run, written while it runs, and the same facts in TensorBoard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import yaml
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lightning_guide.report.environment import environment
+from lightning_guide.report.run_page import ENVIRONMENT, leaves, read_facts, write_page
+from lightning_guide.snapshot_file import atomic
+
+__all__ = ["RunReport"]
+
+
+class RunReport(pl.Callback):
+    """Writes RUN/report.html after each validation and at the end of fit, validate and test (`lightning-guide report`).
+
+    RUN/report/environment.json keeps what each of these ran on. TensorBoard has the curves, tables and grids already;
+    the settings and the environment are added as the texts `report/settings` and `report/environment`, and at the end
+    the settings of model and data with the newest results as hparams.
+
+    The page shows what callbacks such as `MetricsReport` and `SampleGrid` have written; list it after them.
+    """
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Notes where training runs."""
+        self._begin(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Notes where validation runs, unless it is part of a fit."""
+        if trainer.state.fn == "validate":
+            self._begin(trainer)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Notes where the test runs."""
+        self._begin(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes the page, on process 0."""
+        if not trainer.sanity_checking:
+            self._write(trainer)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes the page and the hparams, on process 0."""
+        self._write(trainer)
+        self._hparams(trainer, pl_module)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes the page and the hparams, on process 0."""
+        self._write(trainer)
+        self._hparams(trainer, pl_module)
+
+    def _begin(self, trainer: pl.Trainer) -> None:
+        if not trainer.is_global_zero:
+            return
+        assert trainer.state.fn is not None
+        facts = environment() | {"processes": str(trainer.world_size), "precision": str(trainer.precision)}
+        path = Path(trainer.default_root_dir) / ENVIRONMENT
+        path.parent.mkdir(parents=True, exist_ok=True)
+        known = read_facts(path)
+        with atomic(path) as temporary:
+            temporary.write_text(json.dumps(known | {trainer.state.fn.value: facts}, indent=1) + "\n", encoding="utf-8")
+        table = "\n".join(["| | |", "| :-- | :-- |", *[f"| {name} | {fact} |" for name, fact in facts.items()]])
+        for logger in _boards(trainer):
+            logger.experiment.add_text("report/environment", table, trainer.global_step)
+            for config in _configs(trainer):
+                text = config.read_text(encoding="utf-8")
+                quoted = "\n".join(f"    {line}" for line in text.splitlines())  # a block of code in markdown
+                logger.experiment.add_text(f"report/settings/{config.stem}", quoted, trainer.global_step)
+
+    def _write(self, trainer: pl.Trainer) -> None:
+        if not trainer.is_global_zero:
+            return
+        for logger in _boards(trainer):
+            logger.experiment.flush()  # the page reads the files
+        write_page(trainer.default_root_dir)
+
+    def _hparams(self, trainer: pl.Trainer, module: Any) -> None:
+        if not trainer.is_global_zero:
+            return
+        results: Mapping[str, Mapping[str, float]] = getattr(getattr(module, "evaluations", None), "results", {})
+        metrics = {f"final/{name}/{key}": value for name, values in results.items() for key, value in values.items()}
+        settings: dict[str, Any] = {}
+        for config in _configs(trainer)[:1]:
+            loaded = yaml.safe_load(config.read_text(encoding="utf-8"))
+            for part in ("seed_everything", "model", "data"):
+                settings |= {key: value for key, value in leaves(loaded.get(part), part) if value is not None}
+        for logger in _boards(trainer):
+            logger.log_hyperparams(settings, metrics, trainer.global_step)
+
+
+def _boards(trainer: pl.Trainer) -> list[TensorBoardLogger]:
+    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+
+def _configs(trainer: pl.Trainer) -> list[Path]:
+    """The config of the command that runs, as the command line has saved it; none without a command line."""
+    assert trainer.state.fn is not None
+    command = trainer.state.fn.value
+    path = Path(trainer.default_root_dir) / ("config.yaml" if command == "fit" else f"config.{command}.yaml")
+    return [path] if path.is_file() else []

@@ -1,0 +1,182 @@
+"""The page of one run, from the files it has left: results, samples, curves, seeds, settings, environment."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_guide.report.charts import line_chart
+from lightning_guide.report.environment import environment
+from lightning_guide.report.history import History, read_history
+from lightning_guide.report.page import Page
+from lightning_guide.report.tables import judges, rows
+from lightning_guide.snapshot_file import atomic
+from lightning_guide.snapshots import SnapshotStore
+
+__all__ = ["ENVIRONMENT", "METRICS", "leaves", "read_facts", "report", "run_page", "write_page"]
+
+METRICS, ENVIRONMENT = "report/metrics.json", "report/environment.json"
+_GRID = re.compile(r"(?P<stage>[a-z]+)-(?P<images>\d+)-(?P<name>.+)\.png")
+
+
+def report(run: str, out: str | None = None) -> None:
+    """Writes one HTML page about a run, which needs nothing beside itself; it can be made at any time.
+
+    Args:
+        run: folder of the run.
+        out: the page; default: RUN/report.html.
+
+    Raises:
+        ValueError: if the folder holds no run, or a file in it is damaged.
+    """
+    print(write_page(run, out))
+
+
+def write_page(run: str | Path, out: str | Path | None = None) -> Path:
+    """Writes `run_page` at once, to RUN/report.html unless `out` is given, and returns where.
+
+    Raises:
+        ValueError: as `run_page`.
+    """
+    page = run_page(run)
+    path = Path(run) / "report.html" if out is None else Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path
+
+
+def run_page(run: str | Path) -> str:
+    """The page about the run in the folder `run`.
+
+    Raises:
+        ValueError: if the folder holds no run, or a file in it is damaged.
+    """
+    run = Path(run)
+    configs = sorted(run.glob("config*.yaml"), key=lambda path: (path.name != "config.yaml", path.name))
+    events = run / "tensorboard"
+    if not (configs or events.is_dir() or (run / METRICS).is_file()):
+        raise ValueError(f"{run} holds no run: expected config.yaml, tensorboard or {METRICS} in it")
+    settings = {path.name: path.read_text(encoding="utf-8") for path in configs}
+    history = read_history(events)
+    page = Page(f"Run {run.resolve().name}")
+    page.paragraph(_summary(run, history))
+    _results(page, run)
+    _samples(page, run)
+    _figures(page, run)
+    charts = [line_chart(lines, title=title, x_label=history.x_label) for title, lines in history.charts().items()]
+    if any(charts):
+        page.heading("Curves")
+        for chart in charts:
+            page.chart(chart)
+    _seeds(page, settings)
+    if settings:
+        page.heading("Settings")
+        for name, text in settings.items():
+            page.folded(name, text)
+    _environment(page, run)
+    return page.html
+
+
+def _summary(run: Path, history: History) -> str:
+    """Length of training and what is kept of it, in words."""
+    said = []
+    entries = SnapshotStore(run / "snapshots").entries() if (run / "snapshots").is_dir() else []
+    if entries:
+        newest = entries[-1].images
+        lengths = ", ".join(f"{each:g}" for each in sorted({entry.sigma_rel for entry in entries}))
+        said.append(f"{len(entries)} snapshots up to {newest:,} images seen, of sigma_rel {lengths}.")
+    if history.seconds:
+        span = timedelta(seconds=round(history.seconds))
+        said.append(f"From the first to the last logged step of training: {span} h, pauses included.")
+    return " ".join(said) or "Nothing was trained here."
+
+
+def _results(page: Page, run: Path) -> None:
+    results = read_facts(run / METRICS)
+    if not results:
+        return
+    page.heading("Results")
+    page.table(rows(results))
+    page.paragraph("nfe: network calls a sample; seconds: of all processes together.")
+    for line in judges({name: metrics.get("extractors", {}) for name, metrics in results.items()}):
+        page.paragraph(line)
+
+
+def _samples(page: Page, run: Path) -> None:
+    """Of each evaluation the grid that was drawn last."""
+    newest: dict[str, tuple[float, str, Path]] = {}
+    for path in run.glob("grids/*.png"):
+        if told := _GRID.fullmatch(path.name):
+            after = f" after {int(told['images']):,} images" if told["stage"] == "fit" else ""
+            entry = (path.stat().st_mtime, f"{told['name']} ({told['stage']}{after})", path)
+            newest[told["name"]] = max(entry, newest.get(told["name"], entry))
+    if newest:
+        page.heading("Samples")
+        for _, (_, caption, path) in sorted(newest.items()):
+            page.picture(path.read_bytes(), caption)
+
+
+def _figures(page: Page, run: Path) -> None:
+    """Whatever figures stand in the folders of reports."""
+    paths = [path for folder in ("report", "gallery", "strips") for path in sorted((run / folder).glob("*.png"))]
+    if paths:
+        page.heading("Figures")
+        for path in paths:
+            page.picture(path.read_bytes(), path.stem)
+
+
+def _seeds(page: Page, settings: Mapping[str, str]) -> None:
+    found = [["seed", "value", "in"]]
+    for name, text in settings.items():
+        try:
+            loaded = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{name} is no YAML: {' '.join(str(error).split())}") from None
+        found += [[key, str(value), name] for key, value in leaves(loaded) if "seed" in key.rpartition(".")[2]]
+    if len(found) > 1:
+        page.heading("Seeds")
+        page.table(found)
+
+
+def _environment(page: Page, run: Path) -> None:
+    told = read_facts(run / ENVIRONMENT)
+    page.heading("Environment")
+    if not told:
+        page.paragraph("The run did not write its environment down; this is where the page was made.")
+        told = {"report": environment()}
+    names = list(dict.fromkeys(name for facts in told.values() for name in facts))
+    page.table([["", *told], *[[name, *[str(facts.get(name, "-")) for facts in told.values()]] for name in names]])
+
+
+def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in nested dicts and lists that is neither."""
+    pairs: Any = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if pairs is None:
+        yield prefix, value
+        return
+    for key, each in pairs:
+        yield from leaves(each, f"{prefix}.{key}" if prefix else str(key))
+
+
+def read_facts(path: Path) -> dict[str, dict[str, Any]]:
+    """A dict of dicts; empty if there is no such file.
+
+    Raises:
+        ValueError: if the file holds something else.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    if not isinstance(content, dict) or not all(isinstance(each, dict) for each in content.values()):
+        raise ValueError(f"{path} is damaged: expected a dict of dicts")
+    return content
