@@ -17,6 +17,7 @@ import torch
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.ema import gamma, retention, update_
 from lightning_guide.modules.diffusion import DiffusionModule
+from lightning_guide.recipe import equivalent
 from lightning_guide.snapshot_file import read_metadata
 from lightning_guide.snapshots import SnapshotStore
 
@@ -128,7 +129,7 @@ class PostHocEMA(pl.Callback):
                 recipe = read_metadata(entry.path).recipe
             except ValueError:  # damaged: who asks for it will be told
                 continue
-            if recipe != denoiser.recipe:
+            if not equivalent(recipe, denoiser.recipe):
                 raise ValueError(
                     f"{entry.path} belongs to another network than this one; expected a folder without snapshots, or "
                     "with those of this very run (trainer.default_root_dir)"

@@ -185,6 +185,8 @@ class SelfSynthesised(DiffusionData):
             raise ValueError(
                 f"the model in {self.run} draws x of shape {tuple(base.data_shape)}, the data have {self.data_shape}"
             )
+        if base.token_channels:
+            raise ValueError(f"the model in {self.run} is told embeddings; expected one with labels, or without either")
         if base.num_classes not in (0, self.num_classes):
             raise ValueError(
                 f"the model in {self.run} knows {base.num_classes} classes, the data have {self.num_classes}"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_guide.ema import profile_error, reconstruction_weights
+from lightning_guide.recipe import equivalent
 from lightning_guide.snapshot_file import Metadata
 from lightning_guide.snapshot_names import Entry, SnapshotMissing, available
 
@@ -79,7 +80,7 @@ def accumulate(load: Callable[[Entry], Rebuilt], targets: Sequence[Mapping[Entry
 def _check_same_network(entry: Entry, previous: Rebuilt, current: Rebuilt) -> None:
     """Raises ValueError if two inputs of one sum differ in recipe, names or shapes."""
     shapes = [{name: tensor.shape for name, tensor in tensors.items()} for tensors, _ in (previous, current)]
-    if previous[1].recipe != current[1].recipe or shapes[0] != shapes[1]:
+    if shapes[0] != shapes[1] or not equivalent(previous[1].recipe, current[1].recipe):
         raise ValueError(
             f"{entry.path} and the snapshot of images={previous[1].images} before it belong to different networks "
             "and cannot be averaged; keep one run in one folder"

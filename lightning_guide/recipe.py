@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Recorded", "build"]
+__all__ = ["Recorded", "build", "equivalent"]
 
 Recipe = dict[str, Any]
 
@@ -72,6 +72,30 @@ def _plain(value: Any, where: str) -> Any:
         f"{where} is a {type(value).__name__}, which a recipe cannot hold; "
         "expected numbers, strings, lists, dicts with string keys or objects that record their own recipe"
     )
+
+
+def equivalent(one: Recipe, other: Recipe) -> bool:
+    """Whether two recipes build the same, what an older version did not know yet standing at its default."""
+    return bool(_completed(one) == _completed(other))
+
+
+def _completed(value: Any) -> Any:
+    """A recipe, or one argument of it, with all defaults; what cannot be imported stays as it is."""
+    if isinstance(value, list):
+        return [_completed(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "class_path" not in value:
+        return {key: _completed(item) for key, item in value.items()}
+    arguments = {name: _completed(item) for name, item in value.get("init_args", {}).items()}
+    module_name, _, class_name = str(value["class_path"]).rpartition(".")
+    try:
+        parameters = inspect.signature(getattr(importlib.import_module(module_name), class_name)).parameters
+    except (ImportError, AttributeError, TypeError, ValueError):
+        parameters = {}  # type: ignore[assignment]
+    known = {name: each.default for name, each in parameters.items() if each.default is not inspect.Parameter.empty}
+    defaults = {name: _plain(default, name) for name, default in known.items()}
+    return {"class_path": value["class_path"], "init_args": defaults | arguments}
 
 
 def build(recipe: Recipe) -> Any:

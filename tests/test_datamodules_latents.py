@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from datamodules import Latents, Shards
 from datamodules.encode import encode
 from datamodules.positions import Stream
+from lightning_guide.cli import main
 from lightning_guide.latent_autoencoder import DiffusersVAE, Posterior, VariationalAutoencoder
 
 
@@ -205,7 +206,7 @@ def test_corrupt_pictures_are_counted_and_left_out(tmp_path: Path, capsys: pytes
         Latents(*[str(tmp_path / "out/a.tar")] * 2)
 
 
-def test_diffusers_interface(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_diffusers_interface(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The interface of AutoencoderKL, by a stand-in; the real class is tried where diffusers is installed."""
 
     class AutoencoderKL(nn.Module):
@@ -236,6 +237,12 @@ def test_diffusers_interface(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(mean, lowest + (1 - lowest) * x[:, :, ::2, ::2])
         assert float(std[0, 0, 0, 0]) == pytest.approx(0.2)
         torch.testing.assert_close(vae.decode(mean)[:, :, ::2, ::2], x[:, :, ::2, ::2])  # black is 0 on the way out too
+    shard(tmp_path / "pixels/a.tar", range(3))
+    main(["encode", str(tmp_path / "pixels/a.tar"), str(tmp_path / "z"), "--vae", "DiffusersVAE", "--vae.path", "here",
+          "--vae.subfolder", "vae", "--device", "cpu"])  # fmt: skip
+    data = Latents(*[str(tmp_path / "z/a.tar")] * 2, mean=[0] * 3, std=[1] * 3)
+    z = torch.from_numpy(PIXELS[:3]).permute(0, 3, 1, 2)[:, :, ::2, ::2] / 255
+    torch.testing.assert_close(torch.stack([data.training()[i][0][:3] for i in range(3)]), z)  # type: ignore[misc]
     assert not list(vae.parameters()) and "_loaded" not in vae.recipe["init_args"]
     with pytest.raises(ValueError, match="no AutoencoderKL can be loaded from 'elsewhere': not there"):
         DiffusersVAE("elsewhere").decode(x)

@@ -22,7 +22,8 @@ from lightning_guide.guidance import (
     ScoreScaling,
     Snapshot,
 )
-from lightning_guide.recipe import Recorded, build
+from lightning_guide.networks import EDM2UNet
+from lightning_guide.recipe import Recorded, build, equivalent
 
 
 class Scale(Network):
@@ -151,3 +152,16 @@ def test_foreign_classes_inside_a_recipe_are_refused_before_anything_is_built() 
     inner = {"class_path": "subprocess.Popen", "init_args": {"args": "false"}}
     with pytest.raises(ValueError, match="subprocess.Popen"):
         build({"class_path": "lightning_guide.guidance.Autoguidance", "init_args": {"guider": [inner]}})
+
+
+def test_recipes_of_an_older_version_are_equivalent_at_defaults() -> None:
+    with torch.device("meta"):
+        now = Preconditioned(EDM2UNet((1, 8, 8), model_channels=8, attention_resolutions=[])).recipe
+        other = Preconditioned(EDM2UNet((1, 8, 8), model_channels=8, attention_resolutions=[], token_channels=4)).recipe
+    before = copy.deepcopy(now)
+    del before["init_args"]["network"]["init_args"]["token_channels"]  # an argument that came later
+    assert before != now and equivalent(before, now) and equivalent(now, before)
+    assert not equivalent(before, other)
+    gone = {"class_path": "nowhere.Network", "init_args": {"a": [before]}}
+    assert equivalent(gone, {"class_path": "nowhere.Network", "init_args": {"a": [now]}})
+    assert not equivalent(gone, {"class_path": "nowhere.Other", "init_args": {"a": [now]}})

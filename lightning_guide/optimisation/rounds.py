@@ -15,7 +15,6 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from lightning_guide.conditions import told
 from lightning_guide.data import DataView, SampleBatch
 from lightning_guide.denoiser import Denoiser, Models
 from lightning_guide.evaluation.evaluation import Evaluation, SampleIndices
@@ -101,6 +100,8 @@ class Rounds:
         """Resolves the guidance in `models` and, once, shows the metrics the real data."""
         guidance = self.sampling.guidance.resolve(models).eval()
         assert isinstance(guidance, GradientGuidance)
+        if guidance.token_channels:
+            raise ValueError("rounds of gradient guidance draw labels; this model is told embeddings (token_channels)")
         self._guidance = guidance
         if self._metrics is None:
             self._metrics = {name: metric.to(device) for name, metric in (self.sampling.metrics or {}).items()}
@@ -125,7 +126,7 @@ class Rounds:
         trajectory = self.sampling.sampler.sample(
             guidance,
             seeds=seeds,
-            condition=told(guidance, batch.condition, data),
+            condition=batch.condition if guidance.num_classes else None,
             device=device,
             start=lambda noise: self.sampling.initial(noise, seeds),
         )
