@@ -110,7 +110,8 @@ def test_a_finished_run_has_a_whole_and_harmless_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = finished(tmp_path / "first & <b>")
-    main(["report", str(run)])
+    write_png(tmp_path / "sweep" / "curves.png", torch.full((1, 2, 2), 50, dtype=torch.uint8))
+    main(["report", str(run), "--figures", json.dumps([str(tmp_path / "sweep")])])
     assert capsys.readouterr().out.strip() == str(run / "report.html")
     page = (run / "report.html").read_text()
     parsed = checked(page)
@@ -122,8 +123,8 @@ def test_a_finished_run_has_a_whole_and_harmless_page(
     assert cells[at + 5 : at + 10] == [NASTY, "126", "100", "nan", "0.5"]
     assert "fd: RawPixels, no weights" in parsed.text["p"]
     # the newest grid of each evaluation, then the figure
-    assert [int(picture.flat[0]) for picture in parsed.pictures()] == [30, 20, 40]
-    assert parsed.text["figcaption"] == ["cfg (test)", "unguided (fit after 200 images)", "figure"]
+    assert [int(picture.flat[0]) for picture in parsed.pictures()] == [30, 20, 40, 50]
+    assert parsed.text["figcaption"] == ["cfg (test)", "unguided (fit after 200 images)", "figure", "curves"]
     at = cells.index("seed_everything")
     assert cells[at : at + 9] == [
         *("seed_everything", "3", "config.yaml", "model.seed", "7", "config.yaml"),
@@ -169,6 +170,9 @@ def test_what_is_no_run_or_damaged_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("a: 1\n")
     parsed = checked(run_page(tmp_path))
     assert parsed.text["h2"] == ["Settings", "Environment"]  # a run that has not begun
+    for place in (tmp_path / "config.yaml", tmp_path / "nowhere"):
+        with pytest.raises(ValueError, match="is no figure: expected a PNG file, or a folder of them"):
+            run_page(tmp_path, figures=[place])
     (tmp_path / "report").mkdir()
     for content in ("{", "[1]", '{"a": 1}'):
         (tmp_path / "report" / "metrics.json").write_text(content)

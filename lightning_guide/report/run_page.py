@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,29 +22,31 @@ from lightning_guide.snapshots import SnapshotStore
 __all__ = ["ENVIRONMENT", "METRICS", "leaves", "read_facts", "report", "run_page", "write_page"]
 
 METRICS, ENVIRONMENT = "report/metrics.json", "report/environment.json"
+_FIGURES = ("report", "gallery", "strips")  # folders of a run
 _GRID = re.compile(r"(?P<stage>[a-z]+)-(?P<images>\d+)-(?P<name>.+)\.png")
 
 
-def report(run: str, out: str | None = None) -> None:
+def report(run: str, out: str | None = None, *, figures: list[str] | None = None) -> None:
     """Writes one HTML page about a run, which needs nothing beside itself; it can be made at any time.
 
     Args:
         run: folder of the run.
         out: the page; default: RUN/report.html.
+        figures: more PNG files to show, or folders of them, such as those of a sweep.
 
     Raises:
-        ValueError: if the folder holds no run, or a file in it is damaged.
+        ValueError: if the folder holds no run, or a file in it is damaged or missing.
     """
-    print(write_page(run, out))
+    print(write_page(run, out, figures=figures or []))
 
 
-def write_page(run: str | Path, out: str | Path | None = None) -> Path:
+def write_page(run: str | Path, out: str | Path | None = None, *, figures: Sequence[str | Path] = ()) -> Path:
     """Writes `run_page` at once, to RUN/report.html unless `out` is given, and returns where.
 
     Raises:
         ValueError: as `run_page`.
     """
-    page = run_page(run)
+    page = run_page(run, figures=figures)
     path = Path(run) / "report.html" if out is None else Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary:
@@ -52,11 +54,11 @@ def write_page(run: str | Path, out: str | Path | None = None) -> Path:
     return path
 
 
-def run_page(run: str | Path) -> str:
-    """The page about the run in the folder `run`.
+def run_page(run: str | Path, *, figures: Sequence[str | Path] = ()) -> str:
+    """The page about the run in the folder `run`, with more `figures`: PNG files, or folders of them.
 
     Raises:
-        ValueError: if the folder holds no run, or a file in it is damaged.
+        ValueError: if the folder holds no run, or a file in it is damaged or missing.
     """
     run = Path(run)
     configs = sorted(run.glob("config*.yaml"), key=lambda path: (path.name != "config.yaml", path.name))
@@ -69,7 +71,7 @@ def run_page(run: str | Path) -> str:
     page.paragraph(_summary(run, history))
     _results(page, run)
     _samples(page, run)
-    _figures(page, run)
+    _figures(page, [*(run / folder for folder in _FIGURES if (run / folder).is_dir()), *map(Path, figures)])
     charts = [line_chart(lines, title=title, x_label=history.x_label) for title, lines in history.charts().items()]
     if any(charts):
         page.heading("Curves")
@@ -123,9 +125,12 @@ def _samples(page: Page, run: Path) -> None:
             page.picture(path.read_bytes(), caption)
 
 
-def _figures(page: Page, run: Path) -> None:
-    """Whatever figures stand in the folders of reports."""
-    paths = [path for folder in ("report", "gallery", "strips") for path in sorted((run / folder).glob("*.png"))]
+def _figures(page: Page, places: Sequence[Path]) -> None:
+    """The PNG files in or at `places`."""
+    paths = [path for place in places for path in (sorted(place.glob("*.png")) if place.is_dir() else [place])]
+    for path in paths:
+        if not path.is_file() or path.read_bytes()[:8] != b"\x89PNG\r\n\x1a\n":
+            raise ValueError(f"{path} is no figure: expected a PNG file, or a folder of them")
     if paths:
         page.heading("Figures")
         for path in paths:
