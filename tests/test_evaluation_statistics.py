@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from datamodules import SamplesOnly
 from lightning_guide.data import Batch
-from lightning_guide.evaluation import FeatureExtractor, FrechetDistance, FrechetInterval, ModuleFeatures, RawPixels
+from lightning_guide.evaluation import (
+    FeatureExtractor,
+    FrechetDistance,
+    FrechetInterval,
+    InceptionFeatures,
+    ModuleFeatures,
+    RawPixels,
+)
 from lightning_guide.evaluation.statistics import read_statistics
 from lightning_guide.evaluation.statistics_cache import fingerprint
 
@@ -140,6 +147,9 @@ def test_mismatches_are_refused_in_one_sentence(tmp_path: Path) -> None:
         wide.update(points(2))
     with pytest.raises(ValueError, match="expected statistics or cache, got both"):
         FrechetDistance(Counted(), statistics="a", cache="b")
+    (tmp_path / "fid.pkl").write_bytes(pickle.dumps({"fid": published(torch.randn(20, 6))}))
+    with pytest.raises(ValueError, match="weights of Inception-v3: there is no file nowhere.pth"):
+        FrechetDistance(InceptionFeatures("nowhere.pth"), statistics=str(tmp_path / "fid.pkl")).prepare([])
     with pytest.raises(ValueError, match="reference statistics: there is no file nowhere.npz"):
         FrechetDistance(Counted(), statistics="nowhere.npz").prepare([])
 

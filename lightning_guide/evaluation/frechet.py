@@ -96,6 +96,7 @@ class FrechetDistance(SampleMetric):
             ValueError: if there are fewer than two examples, or the file does not hold statistics of these features.
         """
         if self.statistics is not None:
+            self.extractor.load()  # what is missing is said before samples are drawn
             known = read_statistics(self.statistics, self.extractor)
         elif self.cache is not None:
             known = StatisticsCache(self.cache).get(self.extractor, reference, lambda: self.fit(reference))

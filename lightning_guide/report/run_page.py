@@ -22,7 +22,7 @@ from lightning_guide.snapshots import SnapshotStore
 __all__ = ["ENVIRONMENT", "METRICS", "leaves", "read_facts", "report", "run_page", "write_page"]
 
 METRICS, ENVIRONMENT = "report/metrics.json", "report/environment.json"
-_FIGURES = ("report", "gallery", "strips")  # folders of a run
+_FIGURES = ("report", "gallery")  # folders of a run
 _GRID = re.compile(r"(?P<stage>[a-z]+)-(?P<images>\d+)-(?P<name>.+)\.png")
 
 
