@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.examples import Examples, Slices, Visits
 from datamodules.positions import Stream, shares
+from datamodules.prompts import read_prompts
 from lightning_guide.data import Batch, SampleBatch
 
 __all__ = ["DiffusionData"]
@@ -49,12 +50,14 @@ class DiffusionData(pl.LightningDataModule, ABC):
         data_shape: shape of one x, without the batch.
         num_classes: number of labels, 0 for data without labels.
         token_channels: C of the embeddings (L, C) of its elements, 0 for data without embeddings.
-        num_prompts: held-out embeddings that samples are drawn under, in turn.
+        prompt_file: npy or npz of the embeddings that samples are drawn under (`read_prompts`).
+        num_prompts: without it, how many held-out embeddings samples are drawn under.
     """
 
     data_shape: tuple[int, ...]
     num_classes: int
     token_channels: int = 0
+    prompt_file: str | None = None
     num_prompts: int = 1000
 
     def __init__(self, *, batch_size: int, num_workers: int = 0, seed: int = 0) -> None:
@@ -91,10 +94,10 @@ class DiffusionData(pl.LightningDataModule, ABC):
         """The inverse of `encode`, rounded and clipped to what can be stored."""
 
     def prompts(self) -> Tensor:
-        """Embeddings (P, L, C) that samples are drawn under: those of the first `num_prompts` held-out elements.
+        """Embeddings (P, L, C) that samples are drawn under: those of `prompt_file`, or of held-out elements.
 
         Raises:
-            ValueError: if the data has none.
+            ValueError: if the data has none, or the file does not hold embeddings.
         """
         return self._prompts
 
@@ -102,7 +105,11 @@ class DiffusionData(pl.LightningDataModule, ABC):
     def _prompts(self) -> Tensor:
         if not self.token_channels:
             raise ValueError(f"{type(self).__name__} has no embeddings; expected data with token_channels above 0")
+        if self.prompt_file is not None:
+            return read_prompts(self.prompt_file, self.token_channels)
         examples = self.heldout()
+        if not len(examples):
+            raise ValueError(f"{type(self).__name__} holds no embeddings to draw samples under; set prompt_file")
         embeddings = examples.take(torch.arange(min(len(examples), self.num_prompts))).condition
         assert embeddings is not None
         return embeddings

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from datamodules.base import DiffusionData
 from datamodules.examples import Examples
+from datamodules.latent_space import IMAGENET_MEAN, IMAGENET_STD, LatentSpace
 from datamodules.pictures import decode_sample
 from datamodules.shard_examples import ShardExamples, token_shape
 from datamodules.shards import shard_paths
@@ -49,11 +50,12 @@ class Latents(DiffusionData):
         heldout: str | list[str],
         *,
         vae: VariationalAutoencoder | None = None,
-        mean: Sequence[float] = (5.81, 3.25, 0.12, -2.15),
-        std: Sequence[float] = (4.17, 4.62, 3.71, 3.28),
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
         num_classes: int = 0,
         token_channels: int = 0,
         token_length: int = 77,
+        prompt_file: str | None = None,
         pictures: DiffusionData | None = None,
         decode_batch: int = 16,
         cache: bool | None = None,
@@ -72,6 +74,7 @@ class Latents(DiffusionData):
             num_classes: number of classes; 0 ignores the labels.
             token_channels: C of the embeddings that are the conditions; 0 ignores embeddings.
             token_length: L, the most tokens of an embedding.
+            prompt_file: embeddings that samples are drawn under, npy or npz; default: those of held-out latents.
             pictures: the real pictures that metrics compare with; None: the decoded latents, which lack what the
                 autoencoder loses.
             decode_batch: latents that are decoded in one call.
@@ -87,33 +90,24 @@ class Latents(DiffusionData):
         self._paths = {"train": shard_paths(train), "heldout": shard_paths(heldout)}
         self.num_classes, self.token_channels, self.token_length = num_classes, token_channels, token_length
         self._token_shape = token_shape(num_classes, token_channels, token_length)
-        self.vae, self.pictures = vae, pictures
-        self.decode_batch, self.cache = decode_batch, cache
+        self.prompt_file, self.pictures, self.cache = prompt_file, pictures, cache
+        self.space = LatentSpace(vae, mean, std, decode_batch=decode_batch)
         stored = self._records("train", first=True).shape
         assert stored is not None
         self.data_shape = (stored[0] // 2, *stored[1:])
-        if len(stored) != 3 or stored[0] % 2 or not len(mean) == len(std) == stored[0] // 2:
+        if len(stored) != 3 or stored[0] % 2 or len(mean) != stored[0] // 2:
             raise ValueError(
                 f"the latents in {self._paths['train'][0]} have shape {tuple(stored)}; expected (2 C, h, w), C means "
                 f"above C deviations, and as many numbers in mean ({len(mean)}) and std ({len(std)})"
             )
-        if min(std) <= 0 or decode_batch < 1:
-            raise ValueError(f"Latents needs std > 0 and decode_batch >= 1, got {list(std)} and {decode_batch}")
-        self.mean, self.std = (torch.tensor(values).reshape(-1, 1, 1) for values in (mean, std))
 
     def encode(self, raw: Tensor) -> Tensor:
         """x = (z - mean) / (2 std), float32, for latents `raw` z (B, C, h, w)."""
-        return (raw.to(torch.float32) - self.mean.to(raw.device)) / (2 * self.std.to(raw.device))
+        return self.space.encode(raw)
 
     def decode(self, x: Tensor) -> Tensor:
         """Pictures uint8 (B, 3, H, W), clipped; without an autoencoder the latents z = 2 std x + mean, float32."""
-        z = x.to(torch.float32) * (2 * self.std.to(x.device)) + self.mean.to(x.device)
-        if self.vae is None:
-            return z
-        vae = self.vae.to(x.device)
-        with torch.no_grad():
-            pictures = torch.cat([vae.decode(part) for part in z.split(self.decode_batch)])
-        return (pictures.to(torch.float32).clip(0, 1) * 255).round().to(torch.uint8)
+        return self.space.decode(x)
 
     def visits(self) -> Dataset[Batch]:
         """The training stream, each visit with its own sample."""

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from datamodules.base import DiffusionData
 from datamodules.examples import Examples
+from datamodules.latent_space import IMAGENET_MEAN, IMAGENET_STD, LatentSpace
 from lightning_guide.data import Batch
+from lightning_guide.latent_autoencoder import VariationalAutoencoder
 
 __all__ = ["SamplesOnly"]
 
@@ -30,12 +32,42 @@ class _Nothing(Examples):
 
 
 class SamplesOnly(DiffusionData):
-    """The shape of one x and what samples look like: (1 or 3, H, W) are pictures in bytes, else x stays as it is."""
+    """The shape of one x and what samples look like: (1 or 3, H, W) are pictures in bytes, else x stays as it is.
 
-    def __init__(self, data_shape: Sequence[int], num_classes: int = 0) -> None:
-        """`data_shape` of one x, and the number of labels, 0 for none."""
+    Latents become pictures by `vae`. A model that reads embeddings is told those of `prompt_file`.
+    """
+
+    def __init__(
+        self,
+        data_shape: Sequence[int],
+        num_classes: int = 0,
+        *,
+        token_channels: int = 0,
+        prompt_file: str | None = None,
+        vae: VariationalAutoencoder | None = None,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        """Says what there is.
+
+        Args:
+            data_shape: of one x.
+            num_classes: number of labels, 0 for none.
+            token_channels: C of the embeddings that the model reads, 0 for none.
+            prompt_file: npy or npz of embeddings, see `read_prompts`.
+            vae: makes pictures of latents.
+            mean: of these latents, for each channel; default: EDM2's.
+            std: likewise.
+
+        Raises:
+            ValueError: if mean and std do not fit the latents of `vae`.
+        """
         super().__init__(batch_size=1)
         self.data_shape, self.num_classes = tuple(data_shape), num_classes
+        self.token_channels, self.prompt_file = token_channels, prompt_file
+        self.space = None if vae is None else LatentSpace(vae, mean, std)
+        if vae is not None and len(mean) != self.data_shape[0]:
+            raise ValueError(f"the latents have {self.data_shape[0]} channels; mean and std have {len(mean)}")
         self._pictures = len(self.data_shape) == 3 and self.data_shape[0] in (1, 3)
 
     def training(self) -> Examples:
@@ -63,6 +95,8 @@ class SamplesOnly(DiffusionData):
         return raw.float() / 127.5 - 1 if self._pictures else raw.float()
 
     def decode(self, x: Tensor) -> Tensor:
-        """The inverse: uint8 pictures, or x itself in float32."""
+        """The inverse: uint8 pictures, those of latents too, or x itself in float32."""
+        if self.space is not None:
+            return self.space.decode(x)
         x = x.float()
         return (x * 127.5 + 127.5).round().clip(0, 255).to(torch.uint8) if self._pictures else x

@@ -33,6 +33,7 @@ class Shards(RecordImages):
         num_classes: int = 0,
         token_channels: int = 0,
         token_length: int = 77,
+        prompt_file: str | None = None,
         size: int | None = None,
         cache: bool | None = None,
         flip: bool = False,
@@ -48,6 +49,7 @@ class Shards(RecordImages):
             num_classes: number of classes; 0 ignores the labels.
             token_channels: C of the embeddings that are the conditions; 0 ignores embeddings.
             token_length: L, the most tokens of an embedding; shorter ones are padded.
+            prompt_file: embeddings that samples are drawn under, npy or npz; default: those of held-out pictures.
             size: crop pictures to their central square and shrink them to `size` x `size` by the mean over areas;
                 None leaves them as they are.
             cache: decode everything once into memory; None does so below 1 GiB.
@@ -60,7 +62,7 @@ class Shards(RecordImages):
             ValueError: if a pattern matches nothing or a shard is missing or listed twice; for URLs; if both labels and
                 embeddings are asked for.
         """
-        self.token_channels, self.token_length = token_channels, token_length
+        self.token_channels, self.token_length, self.prompt_file = token_channels, token_length, prompt_file
         self._token_shape = token_shape(num_classes, token_channels, token_length)
         self._paths = {"train": shard_paths(train), "heldout": shard_paths(heldout)}
         super().__init__(

@@ -60,6 +60,7 @@ def _config(denoiser: Denoiser, run: Path, sigma_rel: float) -> dict[str, Any]:
     }
     evaluation = {"num_samples": 64, "batch_size": 16, "sampler": heun}
     shape = {"data_shape": list(denoiser.data_shape), "num_classes": denoiser.num_classes}
+    shape |= {"token_channels": denoiser.token_channels} if denoiser.token_channels else {}
     loss = {"class_path": "EDMLoss", "init_args": {"noise": {"class_path": "lightning_guide.noise.LogNormal"}}}
     arguments = {
         "denoiser": denoiser.recipe,

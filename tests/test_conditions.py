@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -109,7 +110,7 @@ def test_a_transformer_without_training_ignores_the_text_and_learns_to_read_it()
     assert all(not reading.output.weight.any() for reading in net.reading)
     model = Preconditioned(net)
     with torch.no_grad():  # the way out of blocks and network, closed at first
-        for name, parameter in net.named_parameters():
+        for parameter in net.parameters():
             if not parameter.any():
                 parameter.normal_(std=0.3)
     model(pictures(), SIGMA, WORDS).square().sum().backward()
@@ -181,6 +182,29 @@ def test_digits_by_their_names() -> None:
     assert isinstance(one, Tensor) and one.shape == (5, 16) and x.dtype == torch.uint8
     with pytest.raises(ValueError, match="SamplesOnly has no embeddings"):
         SamplesOnly((1, 8, 8)).prompts()
+
+
+def test_prompts_of_a_file(tmp_path: Path) -> None:
+    tokens = np.arange(1, 25, dtype=np.float16).reshape(2, 3, 4)
+    tokens[1, 2] = 0
+    np.save(tmp_path / "a.npy", tokens)
+    np.savez(tmp_path / "b.npz", tokens=tokens, mask=np.array([[1, 1, 0], [1, 0, 0]]))
+    options = {"data_shape": (1, 8, 8), "token_channels": 4}
+    plain = SamplesOnly(**options, prompt_file=str(tmp_path / "a.npy")).prompts()  # type: ignore[arg-type]
+    assert plain.dtype == torch.float32 and torch.equal(plain, torch.from_numpy(tokens).float())
+    hidden = SamplesOnly(**options, prompt_file=str(tmp_path / "b.npz")).prompts()  # type: ignore[arg-type]
+    assert present(hidden).int().tolist() == [[1, 1, 0], [1, 0, 0]] and torch.equal(hidden[0, :2], plain[0, :2])
+    np.save(tmp_path / "wrong.npy", tokens[0])
+    (tmp_path / "text.npy").write_text("a cat")
+    for name, message in (
+        ("wrong.npy", r"wrong.npy have shape \(3, 4\); expected \(P, L, 4\)"),
+        ("text.npy", "text.npy cannot be read"),
+        ("none.npy", "none.npy does not exist"),
+        (None, "SamplesOnly holds no embeddings to draw samples under; set prompt_file"),
+    ):
+        file = None if name is None else str(tmp_path / name)
+        with pytest.raises(ValueError, match=message):
+            SamplesOnly(**options, prompt_file=file).prompts()  # type: ignore[arg-type]
 
 
 def module(**options: Any) -> DiffusionModule:

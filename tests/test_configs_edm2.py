@@ -110,8 +110,8 @@ def shards(folder: Path, kind: str) -> None:
                     np.save(content, random.random((8, 64, 64), dtype=np.float32))
                 else:
                     Image.fromarray(random.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(content, "PNG")
-                suffix = "npy" if kind == "img512" else "png"
-                for name, data in ((suffix, content.getvalue()), ("cls", str((9 if kind == "cifar" else 999) - i).encode())):
+                suffix, last = "npy" if kind == "img512" else "png", 9 if kind == "cifar" else 999
+                for name, data in ((suffix, content.getvalue()), ("cls", str(last - i).encode())):
                     member = tarfile.TarInfo(f"{i:06d}.{name}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))

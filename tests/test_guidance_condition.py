@@ -105,7 +105,7 @@ def test_models_without_labels_are_refused(kind: str) -> None:
         run(IndependentConditionGuidance(positive=Models.main), None)
     with pytest.raises(ValueError, match="CADS acts on the embedding of labels or texts; this network has none"):
         Perturbed([AnnealedCondition()]).resolve(Models())
-    with pytest.raises(ValueError, match="GaussianCondition acts on the embedding of labels or texts; this network has none"):
+    with pytest.raises(ValueError, match="GaussianCondition acts on the embedding of labels or texts; this network"):
         Perturbed([GaussianCondition()]).resolve(Models())
 
 

@@ -10,97 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_guide.denoiser import Network
-from lightning_guide.networks.attention import CosineAttention
+from lightning_guide.networks.ddpm_block import NEARLY_NOTHING, DDPMBlock, group_norm, initialised
 from lightning_guide.networks.labels import one_hot
 
-__all__ = ["DDPMBlock", "DDPMpp", "NoiseWaves", "PictureAttention"]
-
-NEARLY_NOTHING = 1e-5  # times the usual size, at first: the weights at the exit of every branch
-
-
-def _norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation in 32 groups, or in groups of four channels where that would be fewer."""
-    return nn.GroupNorm(max(min(32, channels // 4), 1), channels, eps=1e-6)
-
-
-def _initialised(layer: nn.Conv2d | nn.Linear, scale: float = 1.0) -> nn.Conv2d | nn.Linear:
-    """Xavier's uniform weights times `scale`, and no bias at first."""
-    nn.init.xavier_uniform_(layer.weight)
-    with torch.no_grad():
-        layer.weight.mul_(scale)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-    return layer
-
-
-class PictureAttention(nn.Module):
-    """(x + output(core(q, k, v))) / sqrt(2) with one head for all channels; the core is replaceable."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = _norm(channels)
-        self.qkv = _initialised(nn.Conv2d(channels, 3 * channels, 1), math.sqrt(0.2))
-        self.core: nn.Module = CosineAttention()
-        self.output = _initialised(nn.Conv2d(channels, channels, 1), NEARLY_NOTHING)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`(B, C, H, W)` of `x` (B, C, H, W)."""
-        B, C, H, W = x.shape
-        q, k, v = self.qkv(self.norm(x)).reshape(B, 3, 1, C, H * W).transpose(-1, -2).unbind(1)  # each (B, 1, N, C)
-        y = self.core(q, k, v, (H, W)).squeeze(1).mT.reshape(B, C, H, W)
-        return (x + self.output(y)) / math.sqrt(2)
-
-
-class DDPMBlock(nn.Module):
-    """(skip(x) + conv(silu(norm(conv(silu(norm(x))) + linear(embedding))))) / sqrt(2), then perhaps attention.
-
-    The first convolution and the skip resample. The skip is a 1x1 convolution where channels or size change.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        embedding_channels: int,
-        resample: Literal["keep", "down", "up"] = "keep",
-        skip_channels: int = 0,
-        attention: bool = False,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.resample, self.skip_channels = resample, skip_channels
-        self.norm_in = _norm(in_channels)
-        self.residual_in = _initialised(nn.Conv2d(in_channels, out_channels, 3, padding=1))
-        self.modulation = _initialised(nn.Linear(embedding_channels, out_channels))
-        self.norm_out = _norm(out_channels)
-        self.dropout = nn.Dropout(dropout)
-        self.residual_out = _initialised(nn.Conv2d(out_channels, out_channels, 3, padding=1), NEARLY_NOTHING)
-        same = in_channels == out_channels and resample == "keep"
-        self.projection = None if same else _initialised(nn.Conv2d(in_channels, out_channels, 1))
-        self.attention = PictureAttention(out_channels) if attention else None
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """`(B, out, H', W')` of `x` (B, in, H, W) and `embedding` (B, E)."""
-        y = self.residual_in(self._resampled(F.silu(self.norm_in(x))))
-        y = F.silu(self.norm_out(y + self.modulation(embedding)[:, :, None, None]))
-        y = self.residual_out(self.dropout(y))
-        x = self._resampled(x)
-        x = ((x if self.projection is None else self.projection(x)) + y) / math.sqrt(2)
-        return x if self.attention is None else self.attention(x)
-
-    def _resampled(self, x: Tensor) -> Tensor:
-        """Half or twice the size, by the mean of 2x2 or by repetition."""
-        if self.resample == "down":
-            return F.avg_pool2d(x, 2)
-        return F.interpolate(x, scale_factor=2, mode="nearest") if self.resample == "up" else x
+__all__ = ["DDPMpp", "NoiseWaves"]
 
 
 class NoiseWaves(nn.Module):
@@ -109,8 +28,8 @@ class NoiseWaves(nn.Module):
     def __init__(self, channels: int, embedding_channels: int) -> None:
         super().__init__()
         self.channels = channels
-        self.first = _initialised(nn.Linear(channels, embedding_channels))
-        self.second = _initialised(nn.Linear(embedding_channels, embedding_channels))
+        self.first = initialised(nn.Linear(channels, embedding_channels))
+        self.second = initialised(nn.Linear(embedding_channels, embedding_channels))
 
     def forward(self, c_noise: Tensor, told: Tensor | None) -> Tensor:
         """`(B, embedding_channels)`; the waves are cos and sin of c_noise times 1 ... 1/10,000."""
@@ -173,10 +92,10 @@ class DDPMpp(Network):
             raise ValueError(f"DDPMpp: model_channels is {model_channels}; expected an even number")
         width = 4 * model_channels
         self.embedding_noise = NoiseWaves(model_channels, width)
-        self.embedding_label = _initialised(nn.Linear(num_classes, model_channels)) if num_classes else None
+        self.embedding_label = initialised(nn.Linear(num_classes, model_channels)) if num_classes else None
         self.embedding_augmentation: nn.Module | None = None
         if augmentation_channels:
-            self.embedding_augmentation = _initialised(nn.Linear(augmentation_channels, model_channels, bias=False))
+            self.embedding_augmentation = initialised(nn.Linear(augmentation_channels, model_channels, bias=False))
 
         def block(inputs: int, outputs: int, **options: object) -> DDPMBlock:
             return DDPMBlock(inputs, outputs, embedding_channels=width, dropout=dropout, **options)  # type: ignore[arg-type]
@@ -184,7 +103,7 @@ class DDPMpp(Network):
         channels = [model_channels * multiplier for multiplier in channel_mult]
         names = [f"{H >> level}x{W >> level}" for level in range(len(channels))]
         attention = [min(H >> level, W >> level) in attention_resolutions for level in range(len(channels))]
-        self.input = _initialised(nn.Conv2d(C, model_channels, 3, padding=1))
+        self.input = initialised(nn.Conv2d(C, model_channels, 3, padding=1))
         current, skips = model_channels, [model_channels]
         encoder: dict[str, nn.Module] = {}
         for level, name in enumerate(names):
@@ -213,8 +132,8 @@ class DDPMpp(Network):
                 )
                 current = channels[level]
         self.decoder = nn.ModuleDict(decoder)
-        self.norm = _norm(current)
-        self.output = _initialised(nn.Conv2d(current, C, 3, padding=1), NEARLY_NOTHING)
+        self.norm = group_norm(current)
+        self.output = initialised(nn.Conv2d(current, C, 3, padding=1), NEARLY_NOTHING)
 
     def _check_size(self, height: int, width: int) -> None:
         """Refuses sizes that the levels cannot halve."""
