@@ -37,7 +37,8 @@ def over_seeds(rows: dict[str, tuple[float, list[dict[str, float]]]]) -> Found:
 def draw_samples(rows: dict[str, Tensor], path: Path) -> None:
     """A row of pictures (N, C, H, W) uint8 for each name."""
     side, count = next(iter(rows.values())).shape[-1], len(next(iter(rows.values())))
-    fig, axes = plt.subplots(len(rows), 1, figsize=(0.55 * count + 1.8, 0.57 * len(rows)), layout="constrained")
+    fig, axes = plt.subplots(len(rows), 1, figsize=(0.45 * count + 1.6, 0.48 * len(rows)))
+    fig.subplots_adjust(left=1.5 / (0.45 * count + 1.6), right=0.995, top=0.995, bottom=0.005, hspace=0.08)
     for axis, (name, x) in zip(axes, rows.items(), strict=True):
         padded = torch.nn.functional.pad(x, (0, 1, 0, 1), value=255)  # (N, C, side + 1, side + 1)
         strip = padded.permute(2, 0, 3, 1).reshape(side + 1, -1, x.shape[1])
