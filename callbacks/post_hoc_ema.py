@@ -6,7 +6,6 @@ calls it directly, nothing is swapped in or out of the trained one.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +16,7 @@ import torch
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.ema import gamma, retention, update_
 from lightning_guide.modules.diffusion import DiffusionModule
+from lightning_guide.modules.sharding import load_whole_, local, twin, whole, whole_state
 from lightning_guide.recipe import equivalent
 from lightning_guide.snapshot_file import read_metadata
 from lightning_guide.snapshots import SnapshotStore
@@ -90,7 +90,7 @@ class PostHocEMA(pl.Callback):
         if not self.images:
             raise ValueError(f"the average with sigma_rel={sigma_rel} holds nothing before the first training step")
         self._copy_buffers()
-        return self._averages[sigma_rel]
+        return whole(self._averages[sigma_rel])
 
     def also_at(self, times: Sequence[int]) -> None:
         """Asks for snapshots at further `times` in images: each at the first update that reaches it."""
@@ -117,9 +117,9 @@ class PostHocEMA(pl.Callback):
             self.images, self._averages = 0, {}
         for width in self.sigma_rels:
             if width not in self._averages or self._restored:
-                self._averages[width] = copy.deepcopy(self._source).float().eval().requires_grad_(False)
+                self._averages[width] = twin(self._source)
             if self._restored:
-                self._averages[width].load_state_dict(self._restored[str(width)])
+                load_whole_(self._averages[width], self._restored[str(width)])
         self._restored = {}
 
     def _check_folder(self, trainer: pl.Trainer, denoiser: Denoiser) -> None:
@@ -150,23 +150,26 @@ class PostHocEMA(pl.Callback):
         self._step = trainer.global_step
         assert isinstance(pl_module, DiffusionModule) and self._source is not None
         before, now = self.images, pl_module.images_seen
-        weights = [parameter.detach() for parameter in self._source.parameters()]
+        weights = local(parameter.detach() for parameter in self._source.parameters())
         for width, average in self._averages.items():
-            update_(list(average.parameters()), weights, self.retained(width, before, now))
+            update_(local(average.parameters()), weights, self.retained(width, before, now))
         self.images = now
         due = now // self.every_images > before // self.every_images
         if due or last or any(before < time <= now for time in self._extra_times):
             self._save(trainer, pl_module)
 
     def _save(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
-        """Writes every average; rank 0 only, no collective; nothing in a trial (`fast_dev_run`)."""
-        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        """Writes every average on rank 0, gathered if it is sharded; nothing in a trial (`fast_dev_run`)."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         self._copy_buffers()
         store = self._store(trainer)
         for width, average in self._averages.items():
+            tensors = whole_state(average)
+            if not trainer.is_global_zero:
+                continue
             store.save(
-                average.state_dict(),
+                tensors,
                 images=self.images,
                 sigma_rel=self.width(width),
                 recipe=module.denoiser.recipe,
@@ -189,7 +192,7 @@ class PostHocEMA(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Adds the averages, equal on all ranks."""
-        averages = {str(width): average.state_dict() for width, average in self._averages.items()}
+        averages = {str(width): whole_state(average) for width, average in self._averages.items()}
         checkpoint[self.state_key] = {"images": self.images, "averages": averages}
 
     def on_load_checkpoint(

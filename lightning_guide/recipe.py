@@ -26,6 +26,7 @@ class Recorded:
     """
 
     _arguments: dict[str, Any]
+    _class: type
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Creates the object and notes the arguments."""
@@ -42,6 +43,7 @@ class Recorded:
         # nn.Module.__setattr__ is not usable before nn.Module.__init__; a module among the arguments must
         # not be registered as a child here anyway.
         object.__setattr__(self, "_arguments", arguments)
+        object.__setattr__(self, "_class", cls)  # PyTorch's sharding changes the class of a module
         return self
 
     @property
@@ -51,7 +53,7 @@ class Recorded:
         Raises:
             ValueError: if an argument cannot be written as plain data.
         """
-        cls = type(self)
+        cls = self._class
         arguments = {name: _plain(value, f"{cls.__name__}({name}=...)") for name, value in self._arguments.items()}
         return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": arguments}
 

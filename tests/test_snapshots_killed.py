@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors import SafetensorError
 
 from lightning_guide import snapshot_file
@@ -185,3 +187,22 @@ def test_a_failed_write_leaves_no_trace(store: SnapshotStore, monkeypatch: pytes
     with pytest.raises(OSError, match="cannot write .*64-sigma_rel-0.0500.safetensors: I/O error: No space left"):
         save(store, 64)
     assert content(store.folder) == before
+
+
+def test_a_disk_that_takes_no_more_bytes(store: SnapshotStore) -> None:
+    """The system itself refuses to write on, in the middle of a file."""
+    save(store, 64)
+    before = content(store.folder)
+    large = {"weight": torch.zeros(100_000)}
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*images-0*128-sigma_rel-0.0500.safetensors.*(large|space)"):
+            store.save(large, images=128, sigma_rel=0.05, recipe={})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert content(store.folder) == before
+    assert [entry.images for entry in store.entries()] == [64]
+    store.load(store.entries()[0])  # whole
+    store.save(large, images=128, sigma_rel=0.05, recipe={})
+    assert [entry.images for entry in store.entries()] == [64, 128]

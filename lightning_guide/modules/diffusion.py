@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
@@ -28,12 +27,13 @@ from lightning_guide.modules.learning_rate import InverseSqrtRate, LearningRate
 from lightning_guide.modules.models import LiveAverages, OtherRuns, RunModels, finished_model
 from lightning_guide.modules.monitor import GradientGuard, NoiseLevelMeans
 from lightning_guide.modules.optimizer import adam
+from lightning_guide.modules.sharding import ShardedTraining, average_gradients_, whole
 from lightning_guide.seeds import mix
 
 __all__ = ["DiffusionModule"]
 
 
-class DiffusionModule(pl.LightningModule):
+class DiffusionModule(ShardedTraining):
     """Trains `denoiser` and evaluates it, or its averages, under any number of named guidances."""
 
     def __init__(
@@ -68,8 +68,8 @@ class DiffusionModule(pl.LightningModule):
             guidances: name -> guidance, each in place of that of the first evaluation; replace the other evaluations.
             prediction: the samples that `predict` draws.
             metrics: of the evaluations that name none of their own.
-            average: sigma_rel of the average that is evaluated, or "half_life" (`callbacks.HalfLifeEMA`); None evaluates
-                the raw weights.
+            average: sigma_rel of the average that is evaluated, or "half_life" (`callbacks.HalfLifeEMA`); None: the raw
+                weights.
             images: age of the evaluated model after training; default the newest snapshot.
             heldout_sigmas: noise levels of the held-out loss.
             bin_edges: noise levels that part the logged training loss.
@@ -180,6 +180,7 @@ class DiffusionModule(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Zeroes and counts gradient elements that are not finite."""
+        average_gradients_(self)
         self._guard.sanitise(self, self.global_step)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
@@ -208,10 +209,9 @@ class DiffusionModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores both."""
-        self.images_seen = checkpoint["clock"]["images_seen"]
-        self.planned_images = checkpoint["clock"]["planned_images"]
-        self._guard.zeroed = checkpoint["gradient_guard"]["zeroed"]
-        self._guard.bad_steps = checkpoint["gradient_guard"]["bad_steps"]
+        clock, guard = checkpoint["clock"], checkpoint["gradient_guard"]
+        self.images_seen, self.planned_images = clock["images_seen"], clock["planned_images"]
+        self._guard.zeroed, self._guard.bad_steps = guard["zeroed"], guard["bad_steps"]
 
     # Evaluation
 
@@ -235,11 +235,10 @@ class DiffusionModule(pl.LightningModule):
     def _main_model(self) -> Denoiser:
         """The average under evaluation: alive in a callback while training, from the snapshots afterwards."""
         if self.average is None or self.trainer.sanity_checking:  # nothing is averaged before the first step
-            return self.denoiser
+            return whole(self.denoiser)
         if not self._fitting:
             return finished_model(self.trainer.default_root_dir, self.images, self.average).to(self.device)
-        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        live = [callback for callback in callbacks if isinstance(callback, LiveAverages)]
+        live = [each for each in self.trainer.callbacks if isinstance(each, LiveAverages)]  # type: ignore[attr-defined]
         if not live:
             raise ValueError(
                 f"average={self.average} is to be evaluated, but no callback keeps averages: "

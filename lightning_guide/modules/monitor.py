@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_guide.losses import LossTerms
+from lightning_guide.modules.sharding import agreed, local
 
 __all__ = ["GradientGuard", "NoiseLevelMeans", "TrainingDivergedError"]
 
@@ -56,7 +57,8 @@ class GradientGuard:
     """Sets gradient elements that are not finite to zero, counts them, and stops a run that has nothing else left.
 
     An element whose square overflows counts as not finite: Adam's second moment would never recover from it. Under DDP
-    gradients are equal on all ranks when this runs, so all ranks decide alike.
+    gradients are equal on all ranks when this runs, and of sharded ones they hear of each other, so all decide alike;
+    what is counted is in this process's share.
     """
 
     def __init__(self, patience: int) -> None:
@@ -81,10 +83,10 @@ class GradientGuard:
         Raises:
             TrainingDivergedError: after `patience` steps in a row without one finite gradient tensor.
         """
-        gradients = [p.grad for p in module.parameters() if p.grad is not None]
+        gradients = local(p.grad for p in module.parameters() if p.grad is not None)
         if not gradients:
             return
-        finite = torch.stack(torch._foreach_norm(gradients)).isfinite()
+        finite = agreed(torch.stack(torch._foreach_norm(gradients)).isfinite(), module)
         if bool(finite.all()):
             self.bad_steps = 0
             return

@@ -20,6 +20,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from lightning_guide.module_tree import apart
@@ -228,10 +229,11 @@ def normalize_weights_(module: nn.Module) -> None:
     weight <- weight / (1e-4 + RMS of the row), that is a norm of sqrt(fan_in) (1 - O(1e-4)). Gains and other
     parameters are left alone. Reads each weight once and writes it once.
     """
-    weights: list[Tensor] = [part.weight for part in module.modules() if isinstance(part, _MPWeight)]
-    if not weights:
+    given = [part.weight for part in module.modules() if isinstance(part, _MPWeight)]
+    if not given:
         return
+    weights = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in given]  # shards of whole rows
     divisors = [_row_norm(weight) for weight in weights]
-    torch._foreach_div_(divisors, [math.sqrt(weight[0].numel()) for weight in weights])
+    torch._foreach_div_(divisors, [math.sqrt(weight.shape[1:].numel()) for weight in weights])
     torch._foreach_add_(divisors, EPSILON)
     torch._foreach_div_(weights, divisors)
