@@ -21,6 +21,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 # Files that only make sense on top of others.
 PARTS = {
     "ddp.yaml": "digits/main.yaml",
+    "fsdp.yaml": "digits/main.yaml",
     "shrink.yaml": "digits/main.yaml",
     "fractal2d/report.yaml": "fractal2d/main.yaml",
 }
