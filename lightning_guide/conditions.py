@@ -87,10 +87,15 @@ def told(denoiser: Denoiser, numbers: Tensor, data: DataView) -> Tensor | None:
     Number -1 is no condition; None for a denoiser that knows none.
 
     Raises:
-        ValueError: if a number has no prompt.
+        ValueError: if a number has no prompt, or a part of `denoiser` wants labels while another reads embeddings.
     """
     if not denoiser.token_channels:
         return numbers if denoiser.num_classes else None
+    if denoiser.num_classes:
+        raise ValueError(
+            f"a {type(denoiser).__name__} wants labels ({denoiser.num_classes} classes) beside a model that reads "
+            "embeddings; expected an objective with a label of its own (label: ...)"
+        )
     prompts, rows = data.prompts(), numbers.cpu()
     if bool((rows >= len(prompts)).any()):
         raise ValueError(f"prompt {int(rows.max())} is asked for; the data has prompts 0 to {len(prompts) - 1}")

@@ -247,6 +247,17 @@ def test_training_and_evaluation_under_prompts(tmp_path: Path) -> None:
         told(Here.main, torch.tensor([10]), data)
 
 
+def test_labels_for_an_objective_beside_embeddings_for_the_model() -> None:
+    class Both(Denoiser):
+        data_shape, num_classes, token_channels, sigma_data = (1, 8, 8), 3, 6, 0.5
+
+        def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
+            return x
+
+    with pytest.raises(ValueError, match=r"a Both wants labels \(3 classes\) beside a model that reads embeddings"):
+        told(Both(), torch.tensor([0]), DigitWords())
+
+
 def test_agreement_class_by_class() -> None:
     class Reads:
         """Sees in a picture the class that its first pixel names."""

@@ -16,11 +16,17 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from callbacks import SampleGrid
 from datamodules import Latents, SamplesOnly, Shards
 from datamodules.encode import encode
 from datamodules.positions import Stream
 from lightning_guide.cli import main
+from lightning_guide.denoiser import Preconditioned
+from lightning_guide.evaluation import FrechetDistance, RawPixels
 from lightning_guide.latent_autoencoder import DiffusersVAE, Posterior, VariationalAutoencoder
+from lightning_guide.losses import EDMLoss
+from lightning_guide.modules.diffusion import DiffusionModule
+from tests.runs import TinyNetwork, evaluation, tiny_trainer
 
 
 class Halves(VariationalAutoencoder):
@@ -276,3 +282,22 @@ def test_stream_reads_latents_like_anything_else(encoded: Path) -> None:
     data = latents(encoded)
     first = next(iter(data.train_dataloader()))
     assert torch.equal(first.x, data.visits()[next(iter(Stream(4)))].x)
+
+
+def test_a_latent_model_is_evaluated_on_pictures(encoded: Path) -> None:
+    pixels = str(encoded / "pixels/train-*.tar")
+    data = latents(encoded, vae=Halves(), pictures=Shards(pixels, pixels, num_classes=3))
+    torch.manual_seed(0)
+    module = DiffusionModule(
+        Preconditioned(TinyNetwork((3, 2, 2))),
+        EDMLoss(),
+        average=None,
+        heldout_sigmas=(0.3,),
+        evaluations={"plain": evaluation(num_samples=6, metrics={"fd": FrechetDistance(RawPixels())})},
+    )
+    trainer = tiny_trainer(encoded / "run", SampleGrid(4), steps=2, limit_val_batches=1.0, val_check_interval=2)
+    trainer.fit(module, datamodule=data)
+    report = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    assert report["plain/samples"] == 6 and report["plain/fd"] > 0 and report["heldout/sigma_0.3"] > 0
+    grid = Image.open(encoded / "run/grids/fit-8-plain.png")
+    assert grid.mode == "RGB" and grid.size == (4 * 66 + 2, 68)  # four pictures of 4x4 pixels, enlarged to 64x64
