@@ -21,7 +21,9 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 # Files that only make sense on top of others.
 PARTS = {
     "ddp.yaml": "digits/main.yaml",
+    "diagnostics.yaml": "digits/main.yaml",
     "fsdp.yaml": "digits/main.yaml",
+    "motion/guidance.yaml": "motion/train.yaml",
     "shrink.yaml": "digits/main.yaml",
     "fractal2d/report.yaml": "fractal2d/main.yaml",
 }

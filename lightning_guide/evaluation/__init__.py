@@ -19,6 +19,7 @@ from lightning_guide.evaluation.memorisation import Memorisation
 from lightning_guide.evaluation.metric import SampleMetric
 from lightning_guide.evaluation.module_features import ModuleFeatures
 from lightning_guide.evaluation.off_support import OffSupport
+from lightning_guide.evaluation.path_metrics import PathMetrics
 from lightning_guide.evaluation.precision_recall import PrecisionRecall
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "Memorisation",
     "ModuleFeatures",
     "OffSupport",
+    "PathMetrics",
     "PrecisionRecall",
     "RawPixels",
     "SampleMetric",
