@@ -52,8 +52,8 @@ def agrees(name: str, width: int, folder: Path) -> None:
     model = timm.create_model(name, pretrained=False).eval()
     with torch.no_grad():
         model.pos_embed.normal_()
-    file = folder / "weights.safetensors"
-    save_file(model.state_dict(), file)
+    file = folder / "weights.pth"
+    torch.save(model.state_dict() | {"mask_token": torch.zeros(1, width)}, file)  # DINOv2's own files have one
     extractor = DINOv2Features(str(file), name=name)
     x = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
