@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_guide.report.environment import environment
 from lightning_guide.report.run_page import ENVIRONMENT, leaves, read_facts, write_page
@@ -79,7 +80,10 @@ class RunReport(pl.Callback):
             return
         for logger in _boards(trainer):
             logger.experiment.flush()  # the page reads the files
-        write_page(trainer.default_root_dir)
+        try:
+            write_page(trainer.default_root_dir)
+        except ValueError as error:  # a damaged file is no reason to end a run
+            rank_zero_warn(f"the page of this run was not written: {error}")
 
     def _hparams(self, trainer: pl.Trainer, module: Any) -> None:
         if not trainer.is_global_zero:

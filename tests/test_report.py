@@ -215,3 +215,12 @@ def test_the_callback_writes_page_environment_and_hparams(tmp_path: Path) -> Non
     for name in (b"seed_everything", b"model.width", b"data.names.0"):
         assert name in hparams
     assert b"model.none" not in hparams
+
+
+def test_a_damaged_file_does_not_end_a_run(tmp_path: Path) -> None:
+    evaluations = {"plain": evaluation(metrics={})}
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "metrics.json").write_text("{")
+    with pytest.warns(UserWarning, match="the page of this run was not written: .*metrics.json is damaged"):
+        tiny_trainer(tmp_path, RunReport()).test(tiny_module(average=None, evaluations=evaluations), TinyPictures())
+    assert not (tmp_path / "report.html").exists()
