@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from lightning_guide.denoiser import Network
 from lightning_guide.networks.attention import SelfAttention
@@ -183,6 +184,7 @@ class EDM2UNet(Network):
         self.stride = 2 ** (len(channel_mult) - 1)
         C, H, W = self.data_shape
         self._check_size(H, W)
+        self.recompute = False  # the insides of blocks in the backward pass, to save memory
 
         channels = [model_channels * multiplier for multiplier in channel_mult]
         sizes = [(H >> level, W >> level) for level in range(len(channels))]
@@ -277,13 +279,14 @@ class EDM2UNet(Network):
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
         x = self.input(x.contiguous(memory_format=torch.channels_last))  # as are all activations from here on
         skips = [x]
+        lean = self.recompute and torch.is_grad_enabled()
         for block in self.encoder.values():
-            x = block(x, e)
+            x = checkpoint(block, x, e, use_reentrant=False) if lean else block(x, e)
             skips.append(x)
         for block in self.decoder.values():
             if block.skip_channels:
                 x = mp_cat(x, skips.pop(), self.concat_balance)
-            x = block(x, e)
+            x = checkpoint(block, x, e, use_reentrant=False) if lean else block(x, e)
         return self.output(x)
 
     def constrain(self) -> None:

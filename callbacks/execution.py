@@ -1,0 +1,51 @@
+"""How the network in training is executed: compiled, or with less memory. What it computes stays the same."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import lightning.pytorch as pl
+
+from lightning_guide.denoiser import Preconditioned
+from lightning_guide.modules.diffusion import DiffusionModule
+
+__all__ = ["Execution"]
+
+
+class Execution(pl.Callback):
+    """Switches for the network in training. Averages, snapshots and checkpoints know nothing of them."""
+
+    def __init__(
+        self,
+        *,
+        compile: bool = False,
+        mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default",
+        recompute: bool = False,
+    ) -> None:
+        """Keeps the settings.
+
+        Args:
+            compile: compile the network with `torch.compile`; minutes at the start, and a C++ or GPU compiler.
+            mode: of `torch.compile`.
+            recompute: keep only what blocks hand to each other and compute their insides again in the backward pass
+                (Chen et al. 2016, https://arxiv.org/abs/1604.06174): less memory for a third more time.
+        """
+        self.compile, self.mode, self.recompute = compile, mode, recompute
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Applies them.
+
+        Raises:
+            ValueError: if the module trains no network under EDM preconditioning, or recomputing is not known to it.
+        """
+        denoiser = pl_module.denoiser if isinstance(pl_module, DiffusionModule) else None
+        if not isinstance(denoiser, Preconditioned):
+            trained = type(pl_module if denoiser is None else denoiser).__name__
+            raise ValueError(f"Execution is for the network of a Preconditioned denoiser in training, got a {trained}")
+        network = denoiser.network
+        if self.recompute:
+            if not hasattr(network, "recompute"):
+                raise ValueError(f"a {type(network).__name__} cannot recompute its blocks; set recompute to false")
+            network.recompute = True
+        if self.compile:
+            network.compile(mode=self.mode)  # in place: no other module, no other names

@@ -1,0 +1,73 @@
+"""Compiled or recomputed, training gives the same weights; averages and snapshots are none the wiser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from callbacks import Execution, PostHocEMA
+from lightning_guide.denoiser import Preconditioned
+from lightning_guide.networks import EDM2UNet
+from lightning_guide.networks.transformer import DiffusionTransformer
+from tests.runs import TinyPictures, assert_same, evaluation, snapshots, tiny_module, tiny_trainer
+
+SHAPE = (1, 8, 8)
+
+
+def trained(folder: Path, **options: Any) -> dict[str, Tensor]:
+    """Weights after 3 steps, with dropout, averages and an evaluation."""
+    torch.manual_seed(0)
+    network = EDM2UNet(SHAPE, num_classes=3, model_channels=8, channel_mult=[1, 2], num_blocks=1,
+                       attention_resolutions=[4], dropout=0.2)  # fmt: skip
+    module = tiny_module(network, evaluations={"plain": evaluation()}, average=0.05)
+    callbacks = [PostHocEMA(8), *([Execution(**options)] if options else [])]
+    trainer = tiny_trainer(folder, *callbacks, steps=3, limit_val_batches=1.0, val_check_interval=3)
+    trainer.fit(module, datamodule=TinyPictures(shape=SHAPE))
+    return dict(module.denoiser.state_dict())
+
+
+def test_recomputing_changes_no_bit(tmp_path: Path) -> None:
+    """Dropout is drawn again as it was."""
+    plain, recomputed = trained(tmp_path / "a"), trained(tmp_path / "b", recompute=True)
+    assert_same(recomputed, plain)
+    assert_same(snapshots(tmp_path / "b"), snapshots(tmp_path / "a"))
+
+
+def test_recomputing_keeps_less(generator: torch.Generator) -> None:
+    network = EDM2UNet(SHAPE, model_channels=8, channel_mult=[1, 2], num_blocks=1, attention_resolutions=[4])
+    x = torch.randn(2, *SHAPE, generator=generator)
+    kept = []
+    for recompute in (False, True):
+        network.recompute = recompute
+        sizes: list[int] = []
+
+        def pack(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            network(x, torch.zeros(2), None)
+        kept.append(sum(sizes))
+    assert kept[1] < kept[0] / 3
+
+
+@pytest.mark.slow
+def test_compiled_training_is_eager_training(tmp_path: Path) -> None:
+    plain, compiled = trained(tmp_path / "a"), trained(tmp_path / "b", compile=True)
+    assert plain.keys() == compiled.keys()
+    for name, weight in plain.items():
+        torch.testing.assert_close(compiled[name], weight, rtol=1e-4, atol=2e-4)
+
+
+def test_a_switch_that_does_not_fit_is_said(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, Execution(recompute=True), steps=1)
+    with pytest.raises(ValueError, match="a TinyNetwork cannot recompute its blocks"):
+        trainer.fit(tiny_module(average=None), datamodule=TinyPictures())
+    network = DiffusionTransformer(SHAPE, num_classes=3, channels=16, depth=1, heads=2)
+    with pytest.raises(ValueError, match="a DiffusionTransformer cannot recompute its blocks"):
+        trainer.fit(tiny_module(network, average=None), datamodule=TinyPictures(shape=SHAPE))
+    assert isinstance(tiny_module().denoiser, Preconditioned)
