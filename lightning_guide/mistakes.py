@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from difflib import get_close_matches
 
-__all__ = ["sentence"]
+__all__ = ["lost_process", "sentence"]
 
 # Lines that say nothing about the mistake itself; what follows them up to the next statement belongs to them.
 _AROUND = (
@@ -22,6 +22,19 @@ _AROUND = (
 )
 _STATEMENT = re.compile(r"- |Parser key|Problem with")
 _UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\w+)$|module '[\w.]+' has no attribute '(\w+)'")
+
+
+_TALK = re.compile(r"gloo|nccl|ProcessGroup|Connection (closed|reset)", re.IGNORECASE)
+
+
+def lost_process(message: str) -> str | None:
+    """What it means for the user that processes cannot talk to each other; None if `message` is none of that."""
+    if not _TALK.search(message):
+        return None
+    return (
+        f"another process of this run died or hangs ({message.strip().splitlines()[0][:200]}); see what it said, then "
+        "start the same command again: the run goes on from its newest checkpoint"
+    )
 
 
 def sentence(message: str, classes: Collection[str] = ()) -> str:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ from lightning_guide.evaluation import FrechetDistance, RawPixels
 from lightning_guide.evaluation.loop import DrawnSamples
 from lightning_guide.guidance import Autoguidance, Snapshot
 from lightning_guide.losses import EDMLoss, LossTerms
+from lightning_guide.mistakes import lost_process
 from lightning_guide.modules.monitor import TrainingDivergedError
 from lightning_guide.snapshots import SnapshotStore
 from tests import runs
@@ -50,8 +55,8 @@ def rank() -> int:
 class Notes(pl.Callback):
     """What this rank sees in training."""
 
-    def __init__(self, signal_at: int | None = None) -> None:
-        self.signal_at = signal_at
+    def __init__(self, signal_at: int | None = None, number: int = signal.SIGTERM) -> None:
+        self.signal_at, self.number = signal_at, number
         self.data: list[Tensor] = []
         self.images: list[int] = []
         self.micro_steps = 0
@@ -60,7 +65,7 @@ class Notes(pl.Callback):
         self.data.append(batch.x)
         self.micro_steps += 1
         if self.micro_steps == self.signal_at:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.number)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *args: Any) -> None:
         self.images.append(module.images_seen)
@@ -78,8 +83,10 @@ class Draws(EDMLoss):
         return terms
 
 
-def train(folder: str, world: int, *, steps: int = STEPS, signal_rank: int = -1, batch: int = 4) -> None:
-    """A full run on `world` ranks; rank `signal_rank` gets a SIGTERM in the middle of its second step."""
+def train(
+    folder: str, world: int, *, steps: int = STEPS, signal_rank: int = -1, dies: bool = False, batch: int = 4
+) -> None:
+    """A full run on `world` ranks; rank `signal_rank` gets a SIGTERM in its second step, or dies in its fifth."""
     runs.EDMLoss = Draws  # type: ignore[misc]
     runs.TinyPictures.__init__.__kwdefaults__["batch_size"] = batch  # type: ignore[index]
     saved: list[str] = []
@@ -90,7 +97,8 @@ def train(folder: str, world: int, *, steps: int = STEPS, signal_rank: int = -1,
         return save(store, *args, **kwargs)
 
     SnapshotStore.save = noting  # type: ignore[method-assign]
-    notes = Notes(3 if rank() == signal_rank else None)
+    hit = rank() == signal_rank
+    notes = Notes(9, signal.SIGKILL) if hit and dies else Notes(3 if hit else None)
     module = runs.full_run(folder, steps=steps, callbacks=[notes], **options(world))
     callbacks: list[pl.Callback] = module.trainer.callbacks  # type: ignore[attr-defined]
     (averages,) = (callback for callback in callbacks if isinstance(callback, PostHocEMA))
@@ -243,6 +251,68 @@ def test_continued_on_another_number_of_ranks(processes: Processes, pair: Path, 
 def test_bad_data_on_one_rank_end_both(processes: Processes, tmp_path: Path) -> None:
     processes.call_ranks(2, ("tests.test_ddp", "poisoned"), tmp_path / "log", folder=str(tmp_path), world=2)
     assert_same(*seen(tmp_path))
+
+
+def test_a_rank_that_dies_ends_the_others_and_the_run_goes_on(
+    processes: Processes, pair: Path, tmp_path: Path
+) -> None:
+    arguments: dict[str, Any] = {"folder": str(tmp_path), "world": 2}
+    begin = time.monotonic()
+    pids = processes.start_ranks(2, TRAIN, tmp_path / "log", **arguments, signal_rank=1, dies=True)
+    assert [processes.wait(pid, seconds=90) for pid in pids] == [1, -signal.SIGKILL]
+    assert time.monotonic() - begin < 60
+    said = (tmp_path / "log.0").read_text().strip().rpartition("RuntimeError: ")[2]
+    sentence = lost_process(said)
+    assert sentence is not None and sentence.startswith("another process of this run died or hangs (")
+    assert lost_process("mat1 and mat2 shapes cannot be multiplied") is None
+    assert runs.checkpoint(tmp_path)["global_step"] == 3
+    processes.call_ranks(2, TRAIN, tmp_path / "log", **arguments)
+    assert_same(runs.checkpoint(tmp_path), runs.checkpoint(pair))
+    assert_same(runs.snapshots(tmp_path), runs.snapshots(pair))
+
+
+def on_node(folder: str) -> None:
+    """A full run on two nodes of one process each, of which this is one."""
+    strategy = options(2)["strategy"]
+    runs.full_run(folder, steps=STEPS, num_nodes=2, devices=1, strategy=strategy)
+
+
+def test_two_nodes_of_one_process_are_one_node_of_two(processes: Processes, pair: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "LOCAL_RANK": "0"}
+    logs = [tmp_path / f"log.{node}" for node in range(2)]
+    nodes = [common | {"NODE_RANK": str(node)} for node in range(2)]
+    start = partial(processes.start, ("tests.test_ddp", "on_node"), folder=str(tmp_path))
+    pids = [start(log, environment=node) for log, node in zip(logs, nodes, strict=True)]
+    assert [processes.wait(pid) for pid in pids] == [0, 0], "\n".join(log.read_text()[-2000:] for log in logs)
+    assert_same(runs.checkpoint(tmp_path), runs.checkpoint(pair))
+    assert_same(runs.snapshots(tmp_path), runs.snapshots(pair))
+
+
+TORCHRUN = """
+from tests.test_ddp import on_node
+import sys
+on_node(sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_two_agents_of_torchrun(pair: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(TORCHRUN)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    command += ["--master-addr", "127.0.0.1", "--master-port", str(port)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    agents = [
+        subprocess.Popen([*command, "--node-rank", node, str(script), str(tmp_path)], env=environment) for node in "01"
+    ]
+    assert [agent.wait(300) for agent in agents] == [0, 0]
+    assert_same(runs.checkpoint(tmp_path), runs.checkpoint(pair))
+    assert_same(runs.snapshots(tmp_path), runs.snapshots(pair))
 
 
 # --- evaluation ----------------------------------------------------------------------------------------
