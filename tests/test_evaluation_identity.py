@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +121,23 @@ def test_a_metric_tells_its_extractors(tmp_path: Path) -> None:
     assert FrechetDistance(judge).extractors == [judge.identity]
     assert InceptionScore(judge).extractors == [judge.identity]
     assert FrechetDistance(RawPixels()).clone().extractors == [Identity("RawPixels")]
+
+
+def test_the_last_batch_is_known_again_unless_it_was_changed() -> None:
+    class Counted(RawPixels):
+        calls = 0
+
+        def extract(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return super().extract(x) * 1.0
+
+    extractor = Counted()
+    x = torch.ones(2, 3)
+    assert extractor(x) is extractor(x) and extractor.calls == 1
+    x[0, 0] = 5.0
+    assert extractor(x)[0, 0] == 5 and extractor.calls == 2
+    assert torch.equal(extractor(x.clone()), x) and extractor.calls == 3
+    assert "_last" not in pickle.loads(pickle.dumps(RawPixels())).__dict__
+    plain = RawPixels()
+    plain(x)
+    assert pickle.loads(pickle.dumps(plain))(x) is not None

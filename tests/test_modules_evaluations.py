@@ -15,7 +15,7 @@ from callbacks import EarlySnapshots, PostHocEMA
 from datamodules.examples import TensorExamples
 from lightning_guide.data import Batch, SampleBatch
 from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory
-from lightning_guide.evaluation import FrechetDistance, RawPixels, SampleMetric
+from lightning_guide.evaluation import FrechetDistance, KernelDistance, Memorisation, RawPixels, SampleMetric
 from lightning_guide.evaluation.evaluation import Evaluation, under_guidances
 from lightning_guide.evaluation.loop import DrawnSamples
 from lightning_guide.guidance import Autoguidance, ClassifierFreeGuidance, Guidance, Main, ScoreScaling, Snapshot
@@ -474,3 +474,34 @@ def test_repetitions_are_evaluations_of_the_next_samples(run: Path) -> None:
     assert found["three"]["samples"] == 21 and found["three"]["nfe"] == found["0"]["nfe"]
     with pytest.raises(ValueError, match="repetitions >= 1, got 0"):
         evaluation(repetitions=0)
+
+
+def test_metrics_that_are_configured_alike_share_one_network_and_its_calls(run: Path) -> None:
+    class Counted(RawPixels):
+        calls: list[tuple[int, int]] = []
+
+        def __init__(self, scale: float = 1.0) -> None:
+            super().__init__()
+            self.register_buffer("scale", torch.tensor(scale))
+
+        def extract(self, x: Tensor) -> Tensor:
+            Counted.calls.append((id(self), len(x)))
+            return super().extract(x) * self.scale
+
+    def judged(**metrics: SampleMetric) -> dict[str, float]:
+        Counted.calls = []
+        evaluations = {"plain": evaluation(num_samples=9, batch_size=3, metrics=metrics)}
+        return evaluate(run, evaluations).results[0]["plain"]
+
+    def kinds() -> dict[str, SampleMetric]:
+        return {"fd": FrechetDistance(Counted()), "kid": KernelDistance(Counted()), "m": Memorisation(Counted())}
+
+    alone = {}
+    for name, metric in kinds().items():
+        alone |= judged(**{name: metric})
+    together = judged(**kinds())
+    assert {k: v for k, v in together.items() if k != "seconds"} == {k: v for k, v in alone.items() if k != "seconds"}
+    assert len({who for who, _ in Counted.calls}) == 1
+    assert [size for _, size in Counted.calls if size == 3] == [3, 3, 3]  # once a batch
+    judged(fd=FrechetDistance(Counted()), kid=KernelDistance(Counted(2.0)))
+    assert len({who for who, _ in Counted.calls}) == 2

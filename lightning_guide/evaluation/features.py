@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
 from functools import cached_property
 from typing import Any, ClassVar
@@ -21,13 +22,15 @@ __all__ = ["ClassifierFeatures", "FeatureExtractor", "RawPixels", "TimmFeatures"
 class FeatureExtractor(nn.Module, ABC):
     """Base of extractors: data in stored form (B, *) -> features (B, F), float32.
 
-    Always in eval mode, without gradients and autocast. A copy is the same object: clones of a metric share it.
+    Always in eval mode, without gradients and autocast. A copy is the same object: clones of a metric share it. The
+    features of the last batch are remembered, so that several metrics pay for the network once.
 
     Attributes:
         published: under which name published files hold statistics of these features, such as "fid"; None for no name.
     """
 
     published: ClassVar[str | None] = None
+    _last: tuple[weakref.ref[Tensor], int, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (B, F) of `x`; `extract` says of what kind it must be.
@@ -35,8 +38,16 @@ class FeatureExtractor(nn.Module, ABC):
         Raises:
             ValueError: if `x` is not what the extractor was made for, or its weights cannot be found.
         """
+        if self._last is not None and self._last[0]() is x and self._last[1] == x._version:
+            return self._last[2]
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            return self.extract(x).flatten(1).to(torch.float32)
+            features = self.extract(x).flatten(1).to(torch.float32)
+        self._last = weakref.ref(x), x._version, features
+        return features
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the last batch."""
+        return {name: value for name, value in self.__dict__.items() if name != "_last"}
 
     @abstractmethod
     def extract(self, x: Tensor) -> Tensor:

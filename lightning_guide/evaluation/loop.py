@@ -95,8 +95,9 @@ class SamplingLoop:
         number = (batch.index - self.evaluation.first_index) // self.evaluation.num_samples
         for repetition, metrics in enumerate([self.metrics, *self.further]):
             rows = number == repetition
-            for metric in metrics.values() if bool(rows.any()) else ():
-                metric.update(stored[rows], batch.condition[rows])
+            x, labels = stored[rows], batch.condition[rows]  # one object for all metrics: extractors know it again
+            for metric in metrics.values() if len(x) else ():
+                metric.update(x, labels)
         self.calls += trajectory.evaluations * len(stored)
         self.samples += len(stored)
         self.seconds += time.perf_counter() - begin

@@ -11,6 +11,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_guide.data import DataView, SampleBatch
 from lightning_guide.denoiser import Denoiser, Models
 from lightning_guide.evaluation.evaluation import Evaluation
+from lightning_guide.evaluation.features import FeatureExtractor
+from lightning_guide.evaluation.identity import Identity
 from lightning_guide.evaluation.loop import DrawnSamples, SamplingLoop
 from lightning_guide.evaluation.metric import SampleMetric
 from lightning_guide.snapshots import SnapshotMissing
@@ -36,6 +38,7 @@ class GuidedEvaluations:
         self.skipped: dict[str, str] = {}
         self._loops: list[SamplingLoop | None] = []
         self._prepared: dict[int, SampleMetric] = {}
+        self._extractors: dict[Identity, FeatureExtractor] = {}
 
     @property
     def names(self) -> list[str]:
@@ -99,6 +102,9 @@ class GuidedEvaluations:
     def _prepare(self, metric: SampleMetric, data: DataView, device: torch.device) -> SampleMetric:
         """A copy of `metric` that knows the real data; the data are read once for each configured metric."""
         if id(metric) not in self._prepared:
+            for key, part in list(metric.named_children()):
+                if isinstance(part, FeatureExtractor):  # one network for all that were configured alike
+                    setattr(metric, key, self._extractors.setdefault(part.identity, part))
             prepared = metric.to(device)
             prepared.prepare(data.reference(device))
             self._prepared[id(metric)] = prepared

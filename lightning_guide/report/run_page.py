@@ -96,7 +96,7 @@ def _summary(run: Path, history: History) -> str:
         said.append(f"{len(entries)} snapshots up to {newest:,} images seen, of sigma_rel {lengths}.")
     if history.seconds:
         span = timedelta(seconds=round(history.seconds))
-        said.append(f"From the first to the last logged step of training: {span} h, pauses included.")
+        said.append(f"From the first to the last logged step of training: {span} (h:mm:ss), pauses included.")
     return " ".join(said) or "Nothing was trained here."
 
 
