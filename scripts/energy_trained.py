@@ -131,6 +131,8 @@ def figure(results: dict[str, Any], steps: list[int]) -> plt.Figure:
     for axis, key, title in zip(axes, ("class", "logp"), ("share of the wanted class", "log-density"), strict=True):
         for i, (name, found) in enumerate({"unguided": results["unguided"], **results["guides"]}.items()):
             values = [found[number][key] for number in steps]
+            if key == "logp" and min(value["mean"] for value in values) < -100:
+                continue  # far off any scale
             axis.errorbar(
                 [number * 1.02**i for number in steps],
                 [v["mean"] for v in values],
@@ -143,7 +145,6 @@ def figure(results: dict[str, Any], steps: list[int]) -> plt.Figure:
         axis.set(xscale="log", xlabel="steps", ylabel=title)
         axis.set_xticks(steps, [str(number) for number in steps])
         axis.minorticks_off()
-    axes[1].set_ylim(bottom=max(axes[1].get_ylim()[0], -20))
     axes[0].legend(fontsize=8)
     return fig
 
