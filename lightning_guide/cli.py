@@ -11,6 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
@@ -42,6 +43,7 @@ from lightning_guide.neon_run import neon
 from lightning_guide.reconstruct import reconstruct
 from lightning_guide.reference_statistics import reference_statistics
 from lightning_guide.report.run_page import report
+from lightning_guide.search import Search, Sweep, Tune
 
 __all__ = ["COMMANDS", "GuideCLI", "main"]
 
@@ -49,6 +51,37 @@ __all__ = ["COMMANDS", "GuideCLI", "main"]
 def gallery(*args: Any, **kwargs: Any) -> None:
     """Writes the configs and runs them."""
     main(["test", *[word for config in gallery_config(*args, **kwargs) for word in ("-c", str(config))]])
+
+
+def sweep(
+    run_config: str, search: str, *, out: str, configs: list[str] | None = None, devices: int | None = None
+) -> None:
+    """Scores every point of a grid over the same samples: tables, curves and maps. Begun again, it goes on.
+
+    Args:
+        run_config: config of the finished run.
+        search: file that says what varies, such as configs/search/autoguidance.yaml.
+        out: folder of the results.
+        configs: files laid over the run's config.
+        devices: number of processes; default: as in the config.
+    """
+    _search(Sweep(search, Path(out)), run_config, configs or [], devices)
+
+
+def tune(
+    run_config: str, search: str, *, budget: int, out: str, configs: list[str] | None = None, devices: int | None = None
+) -> None:
+    """Finds a good point of a grid with few samples, and writes it as a guidance to be used with -c.
+
+    Args:
+        run_config: config of the finished run.
+        search: file that says what varies and what is to be low or high, such as configs/search/autoguidance.yaml.
+        budget: how many images may be generated.
+        out: folder of the results.
+        configs: files laid over the run's config.
+        devices: number of processes; default: as in the config.
+    """
+    _search(Tune(search, Path(out), budget), run_config, configs or [], devices)
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -59,6 +92,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "report": report,
     "gallery": gallery,
     "neon": neon,
+    "sweep": sweep,
+    "tune": tune,
     "import": import_snapshot,
     "export": export,
     "push": push,
@@ -184,6 +219,35 @@ TRAINER_DEFAULTS = {
 }
 
 
+def _lightning(kind: type[GuideCLI], arguments: Sequence[str] | None, *, save: type[SaveConfig] | None) -> None:
+    """Runs a subcommand of Lightning's."""
+    kind(
+        pl.LightningModule,
+        pl.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=save,
+        seed_everything_default=0,
+        trainer_defaults=TRAINER_DEFAULTS,
+        auto_configure_optimizers=False,
+        parser_class=_GuideParser,
+        parser_kwargs={"prog": "lightning-guide", "description": _DESCRIPTION},
+        args=arguments,  # type: ignore[arg-type]
+    )
+
+
+def _search(search: Search, run_config: str, configs: Sequence[str], devices: int | None) -> None:
+    """Runs a search in place of the evaluations of `test`."""
+
+    class SearchCLI(GuideCLI):
+        def test(self, **_: Any) -> None:
+            search.run(self.trainer, self.model, self.datamodule, self.config.test.model.init_args)
+
+    words = [word for config in [run_config, *configs] for word in ("-c", config)]
+    words += search.words + ([] if devices is None else [f"--trainer.devices={devices}"])
+    _lightning(SearchCLI, ["test", *words], save=None)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `lightning-guide`; mistakes of the user end in one sentence and exit status 1.
 
@@ -195,19 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if words and words[0] in COMMANDS:
             auto_cli(COMMANDS[words[0]], args=words[1:], prog=f"lightning-guide {words[0]}", parser_class=_OneSentence)
             return
-        GuideCLI(
-            pl.LightningModule,
-            pl.LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_callback=SaveConfig,
-            seed_everything_default=0,
-            trainer_defaults=TRAINER_DEFAULTS,
-            auto_configure_optimizers=False,
-            parser_class=_GuideParser,
-            parser_kwargs={"prog": "lightning-guide", "description": _DESCRIPTION},
-            args=arguments,  # type: ignore[arg-type]
-        )
+        _lightning(GuideCLI, arguments, save=SaveConfig)
     except (ValueError, OSError, MisconfigurationException, TrainingDivergedError) as error:
         if os.environ.get("LIGHTNING_GUIDE_TRACEBACK"):
             raise

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_guide.modules.models import open_snapshots
 from lightning_guide.snapshots import SnapshotStore
 
-__all__ = ["reconstruct"]
+__all__ = ["rebuild", "reconstruct"]
 
 
 def reconstruct(
@@ -41,18 +42,29 @@ def reconstruct(
         raise ValueError(f"run {run!r} has no averaged snapshots in {source.folder}")
     ages = [source.resolve_images(age) for age in images] if images else [entries[-1].images]
     targets = [(age, width) for age in ages for width in sigma_rels]
-    recipe = source.load(entries[-1])[1]
-    target_store = SnapshotStore(Path(out or f"{run}/reconstructed") / "snapshots")
+    return [str(path) for path in rebuild(source, targets, out or f"{run}/reconstructed", max_error=max_error)]
+
+
+def rebuild(
+    source: SnapshotStore, targets: Sequence[tuple[int, float]], run: str | Path, *, max_error: float
+) -> list[Path]:
+    """Writes the averages `targets`, (images, sigma_rel), of `source` to the folder `run`; reads each file once.
+
+    Raises:
+        ValueError: if there are not enough snapshots for one of them.
+    """
+    recipe = source.load([entry for entry in source.entries() if entry.sigma_rel > 0][-1])[1]
+    store = SnapshotStore(Path(run) / "snapshots")
     files = []
-    for (age, width), tensors in zip(targets, source.reconstruct(targets, max_error=max_error), strict=True):
-        path = target_store.save(
+    for (images, sigma_rel), tensors in zip(targets, source.reconstruct(targets, max_error=max_error), strict=True):
+        path = store.save(
             tensors,
-            images=age,
-            sigma_rel=width,
+            images=images,
+            sigma_rel=sigma_rel,
             recipe=recipe.recipe,
             planned_images=recipe.planned_images,
             buffers=recipe.buffers,
         )
-        print(f"sigma_rel {width:g} after {age} images: {path}")
-        files.append(str(path))
+        print(f"sigma_rel {sigma_rel:g} after {images} images: {path}")
+        files.append(path)
     return files

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -82,6 +82,29 @@ class SampleMetric(torchmetrics.Metric, ABC):
         state = getattr(self, name)
         parts = [state] if isinstance(state, Tensor) else state
         return torch.cat([self._no_rows(name), *parts])
+
+    def totals(self) -> dict[str, Tensor]:
+        """What `update` has added up since the last `reset`, over all processes: sums and rows (N, width) by state.
+
+        Every process has to call this.
+        """
+        with self.sync_context():
+            sums = {name: getattr(self, name) + 0 for name in self._defaults if name not in self._widths}
+            return sums | {name: self.rows(name) for name in self._widths}
+
+    def compute_over(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """`compute` of the union of `parts`, each the `totals` of some samples; on this process alone.
+
+        Raises:
+            ValueError: if there are too few samples.
+        """
+        union = cast(SampleMetric, self.clone())
+        union.reset()
+        union._to_sync, union._update_count = False, 1
+        for name in self._defaults:
+            several = [part[name].to(self.device) for part in parts]
+            setattr(union, name, several if name in self._widths else torch.stack(several).sum(0))
+        return cast(dict[str, Tensor], union.compute())
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Combines the states of all processes.

@@ -1,0 +1,207 @@
+"""The searches as commands: prepared from two files, run on a trainer that the command line has made."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from argparse import ArgumentError
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from jsonargparse import ArgumentParser, Namespace
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+
+import lightning_guide.evaluation  # noqa: F401  # short class names are found among classes that are imported
+import lightning_guide.guidance  # noqa: F401
+from lightning_guide.evaluation.evaluation import Evaluation
+from lightning_guide.mistakes import sentence
+from lightning_guide.modules.diffusion import DiffusionModule
+from lightning_guide.search.drawing import DrawnBlocks
+from lightning_guide.search.figures import draw_heat_maps, draw_sensitivity
+from lightning_guide.search.guiders import Rebuilt
+from lightning_guide.search.halving import Halving
+from lightning_guide.search.ledger import Ledger, run_identity
+from lightning_guide.search.objective import Objective, check_objectives
+from lightning_guide.search.search_file import SearchFile, read_search
+from lightning_guide.search.space import Space, laid_over
+from lightning_guide.search.sweep import Swept, run_sweep, swept
+from lightning_guide.search.tables import COST, write_csv, write_hparams
+from lightning_guide.search.tuned import everything, write_guidances
+
+__all__ = ["Search", "Sweep", "Tune"]
+
+
+@dataclass
+class Search(ABC):
+    """A search of the file `path` with results in the folder `out`."""
+
+    path: str
+    out: Path
+
+    def __post_init__(self) -> None:
+        """Reads the file.
+
+        Raises:
+            ValueError: naming what is wrong in it.
+        """
+        self.file: SearchFile = read_search(self.path)
+
+    @property
+    def words(self) -> list[str]:
+        """What `lightning-guide test` has to be told: nothing of the run's folder is touched."""
+        quiet = ["--trainer.callbacks=[]", "--trainer.logger=false", "--trainer.enable_progress_bar=false"]
+        metrics = None if self.file.metrics is None else json.dumps(self.file.metrics)
+        said = {"metrics": metrics, "images": self.file.images, "average": self.file.average}
+        model = [f"--model.{key}={value}" for key, value in said.items() if value is not None]
+        return [*quiet, "--trainer.enable_model_summary=false", *model]
+
+    @abstractmethod
+    def run(self, trainer: pl.Trainer, module: pl.LightningModule, data: Any, settings: Namespace) -> None:
+        """Searches, or goes on with it; `settings` are those of the model in its config."""
+
+    def begin(self, trainer: pl.Trainer, module: pl.LightningModule, data: Any, settings: Namespace) -> DrawnBlocks:
+        """The scorer of the run; `settings` are those of the model in its config.
+
+        Raises:
+            ValueError: if the run cannot be searched, or an axis leads nowhere.
+        """
+        if not isinstance(module, DiffusionModule):
+            raise ValueError(f"a search needs a run of DiffusionModule, this is one of {type(module).__name__}")
+        if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+            raise ValueError("a search needs the strategy ddp; ddp_spawn takes the sums with it")
+        evaluations = _plain(settings.get("evaluations")) or {"unguided": {}}
+        name, first = next(iter(evaluations.items()))
+        own = module.evaluations.evaluations[name].metrics if evaluations and name in module.evaluations.names else None
+        metrics = module.evaluations.metrics if own is None or self.file.metrics is not None else own
+        space = Space(_written_out(laid_over(first, self.file.evaluation) | {"metrics": None}), self.file.axes)
+        every = [space.evaluation(place) for place in space.places]
+        rebuilt = Rebuilt(trainer.default_root_dir, self.out / "rebuilt", every)
+        return DrawnBlocks(
+            trainer,
+            module,
+            data,
+            space,
+            folder=self.out / "blocks",
+            size=self.file.block,
+            build=lambda place: _evaluation(rebuilt.instead(space.evaluation(place))),
+            metrics=metrics,
+            rebuilt=rebuilt,
+        )
+
+    def identity(self, scorer: DrawnBlocks, settings: Namespace) -> dict[str, Any]:
+        """What the results depend on."""
+        axes = {axis.name: {"path": axis.path, "values": list(axis.values)} for axis in scorer.space.axes}
+        return {
+            "run": run_identity(scorer.trainer.default_root_dir),
+            "average": [scorer.module.average, scorer.module.images],
+            "evaluation": scorer.space.base,
+            "axes": axes,
+            "metrics": _plain(settings.get("metrics")),
+            "block": self.file.block,
+            "seed": self.file.seed,
+        }
+
+
+@dataclass
+class Sweep(Search):
+    """Every point of the grid."""
+
+    def run(self, trainer: pl.Trainer, module: pl.LightningModule, data: Any, settings: Namespace) -> None:
+        """Sweeps, or goes on with it; then tables and figures."""
+        scorer = self.begin(trainer, module, data, settings)
+        space = scorer.space
+        ledger = Ledger(self.out / "results.json", self.identity(scorer, settings) | {"blocks": self.file.blocks})
+        run_sweep(space, scorer, ledger, blocks=self.file.blocks, seed=self.file.seed)
+        if not trainer.is_global_zero:
+            return
+        found = swept(space, ledger)
+        objectives = self.file.objectives or _first_metric(found)
+        for scores in found.values():
+            check_objectives(objectives, scores)
+        failed = {n: point["failed"] for n, point in ledger.content["points"].items() if "failed" in point}
+        write_csv(space, found, failed, self.out / "results.csv")
+        write_hparams(space, found, self.out / "tensorboard")
+        draw_sensitivity(space, found, objectives, self.out / "sensitivity.png")
+        draw_heat_maps(space, found, objectives, self.out / "averages.png")
+        print(f"{len(found)} points scored, {len(failed)} failed: {self.out / 'results.csv'}")
+
+
+@dataclass
+class Tune(Search):
+    """A good point within a budget of generated samples."""
+
+    budget: int
+
+    def run(self, trainer: pl.Trainer, module: pl.LightningModule, data: Any, settings: Namespace) -> None:
+        """Tunes, or goes on with it; then the guidances and all that was tried.
+
+        Raises:
+            ValueError: if the file names nothing to look for, or the budget is too small.
+        """
+        if not self.file.objectives:
+            raise ValueError(f"{self.path} has no objectives; expected metric: lowest or highest")
+        scorer = self.begin(trainer, module, data, settings)
+        space, objectives, size = scorer.space, self.file.objectives, self.file.block
+        halving = Halving(space, scorer, objectives, budget=self.budget, seed=self.file.seed)
+        aims = {each.metric: each.lowest for each in objectives}
+        ledger = Ledger(self.out / "tune.json", self.identity(scorer, settings) | {"budget": self.budget, "aims": aims})
+        if trainer.is_global_zero:
+            ledger.write()
+        found = halving.run()
+        if not trainer.is_global_zero:
+            return
+        ledger.content = everything(space, found, objectives, size=size)
+        ledger.write()
+        write_guidances(space, found, objectives, self.out, size=size)
+        print("\n".join([*ledger.content["statements"], f"{found.samples} samples drawn: {self.out / 'tune.json'}"]))
+
+
+def _first_metric(found: Swept) -> tuple[Objective, ...]:
+    metrics = [key for scores in found.values() for key in scores.values if key not in COST]
+    return (Objective(metrics[0]),) if metrics else ()
+
+
+def _plain(node: Any) -> Any:
+    """Plain data of a parsed config."""
+    if isinstance(node, Namespace):
+        return {key: _plain(value) for key, value in vars(node).items()}
+    if isinstance(node, dict):
+        return {key: _plain(value) for key, value in node.items()}
+    return [_plain(value) for value in node] if isinstance(node, list | tuple) else node
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--evaluation", type=dict[str, Evaluation])
+    return parser
+
+
+def _written_out(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """`evaluation` with all defaults.
+
+    Raises:
+        ValueError: naming what is wrong in it.
+    """
+    try:
+        parsed = _parser().parse_object({"evaluation": {"": evaluation}})
+    except (ArgumentError, ValueError) as error:
+        raise ValueError(f"the evaluation of the search: {sentence(str(error))}") from None
+    found: dict[str, Any] = _plain(parsed)["evaluation"][""]
+    return found
+
+
+def _evaluation(written: dict[str, Any]) -> Evaluation:
+    """The evaluation that plain data describe, references to models not yet resolved.
+
+    Raises:
+        ValueError: if a class or an argument is unknown or refuses its value.
+    """
+    parser = _parser()
+    try:
+        parsed = parser.parse_object({"evaluation": {"": written}})
+        built: dict[str, Evaluation] = parser.instantiate(parsed).evaluation
+    except (ArgumentError, ValueError) as error:
+        raise ValueError(sentence(str(error))) from None
+    return built[""]

@@ -1,0 +1,108 @@
+"""Figures of a sweep: a metric against the weight, and over the two lengths of averages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lightning_guide.search.objective import Objective
+from lightning_guide.search.scores import Scores
+from lightning_guide.search.space import UNGUIDED, Axis, Place, Space
+
+__all__ = ["draw_heat_maps", "draw_sensitivity"]
+
+
+def draw_sensitivity(space: Space, swept: Mapping[Place, Scores], objectives: Sequence[Objective], path: Path) -> bool:
+    """A column for each metric, a row for each axis beside the weight: metric against weight, a curve for each value.
+
+    The axes that a panel does not show stand at the best point. Bands are 95 % (`estimate.jackknife`), dashed is no
+    guidance. False if the space has no axis of numbers.
+    """
+    guided = {place: scores for place, scores in swept.items() if place != UNGUIDED}
+    along = [i for i, axis in enumerate(space.axes) if axis.ordered and len(axis.values) > 1]
+    if not (along and guided):
+        return False
+    x = next((i for i in along if space.axes[i].path.rpartition(".")[2] == "weight"), along[-1])
+    rows = [i for i, axis in enumerate(space.axes) if i != x and len(axis.values) > 1] or [x]
+    figure = Figure(figsize=(5.2 * len(objectives), 3.6 * len(rows)), dpi=100, layout="constrained")
+    panels = figure.subplots(len(rows), len(objectives), squeeze=False)
+    for column, objective in enumerate(objectives):
+        best = min(guided, key=lambda place: objective.loss(guided[place]))
+        for row, varied in enumerate(rows):
+            panel: Axes = panels[row][column]
+            for number, value in enumerate(space.axes[varied].values if varied != x else [None]):
+                curve = [p for p in guided if all(p[i] == best[i] for i in range(len(best)) if i not in (x, varied))]
+                curve = sorted(place for place in curve if varied == x or place[varied] == number)
+                label = None if varied == x else f"{space.axes[varied].name} {value}"
+                _curve(panel, space.axes[x], [(place[x], guided[place]) for place in curve], objective.metric, label)
+            if UNGUIDED in swept:
+                plain = swept[UNGUIDED].estimate(objective.metric)
+                panel.axhline(plain.value, color="black", linestyle="--", linewidth=1, label="no guidance")
+                if math.isfinite(plain.half_width):
+                    panel.axhspan(
+                        plain.value - plain.half_width, plain.value + plain.half_width, color="black", alpha=0.08
+                    )
+            fixed = [f"{axis.name} {axis.values[best[i]]}" for i, axis in enumerate(space.axes) if i not in (x, varied)]
+            panel.set(xlabel=space.axes[x].name, ylabel=objective.metric)
+            panel.set_title(", ".join(fixed), fontsize=8)
+            panel.legend(fontsize=7)
+    figure.savefig(path)
+    return True
+
+
+def draw_heat_maps(space: Space, swept: Mapping[Place, Scores], objectives: Sequence[Objective], path: Path) -> bool:
+    """Each metric over the two axes that are lengths of averages (`sigma_rel`), the others as is best for each cell.
+
+    False if there are not two such axes.
+    """
+    lengths = [i for i, axis in enumerate(space.axes) if axis.path.endswith("sigma_rel") and len(axis.values) > 1]
+    guided = {place: scores for place, scores in swept.items() if place != UNGUIDED}
+    if len(lengths) < 2 or not guided:
+        return False
+    down, across = lengths[0], lengths[1]
+    figure = Figure(figsize=(4.6 * len(objectives), 4), dpi=100, layout="constrained")
+    for panel, objective in zip(figure.subplots(1, len(objectives), squeeze=False)[0], objectives, strict=True):
+        cells = [
+            [_best(guided, objective, {down: i, across: j}) for j in range(len(space.axes[across].values))]
+            for i in range(len(space.axes[down].values))
+        ]
+        image = panel.imshow(cells, cmap="viridis_r" if objective.lowest else "viridis", aspect="auto")
+        for i, line in enumerate(cells):
+            for j, value in enumerate(line):
+                panel.text(j, i, f"{value:.3g}", ha="center", va="center", fontsize=8, color="red")
+        for axis, set_ticks, set_label in (
+            (space.axes[across], panel.set_xticks, panel.set_xlabel),
+            (space.axes[down], panel.set_yticks, panel.set_ylabel),
+        ):
+            set_ticks(range(len(axis.values)), [f"{value:g}" for value in axis.values])
+            set_label(axis.name)
+        panel.set_title(f"{objective.metric}, best of the other settings", fontsize=9)
+        figure.colorbar(image, ax=panel)
+    figure.savefig(path)
+    return True
+
+
+def _best(guided: Mapping[Place, Scores], objective: Objective, fixed: Mapping[int, int]) -> float:
+    """The best value of a metric where some axes are fixed; NaN where nothing was scored."""
+    cell = [scores for place, scores in guided.items() if all(place[axis] == value for axis, value in fixed.items())]
+    return min(cell, key=objective.loss).values[objective.metric] if cell else math.nan
+
+
+def _curve(
+    panel: Axes, axis: Axis, points: Sequence[tuple[int, Scores]], metric: str, label: str | None
+) -> None:
+    """A curve with its band; numbers stand where they are on the axis, fractions evenly in their order."""
+    plain = all(isinstance(value, int | float) for value in axis.values)
+    x = [axis.values[i] if plain else i for i, _ in points]
+    estimates = [scores.estimate(metric) for _, scores in points]
+    values = [each.value for each in estimates]
+    (line,) = panel.plot(x, values, marker="o", markersize=3, label=label)
+    halves = [0.0 if math.isnan(each.half_width) else each.half_width for each in estimates]
+    low, high = ([v + s * h for v, h in zip(values, halves, strict=True)] for s in (-1, 1))
+    panel.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    if not plain:
+        panel.set_xticks(range(len(axis.values)), [str(value) for value in axis.values])

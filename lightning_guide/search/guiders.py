@@ -1,0 +1,89 @@
+"""Averages that a search needs and the run has not stored: rebuilt once, in one pass over the snapshots of each run."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lightning_guide.modules.models import open_snapshots
+from lightning_guide.post_hoc import shares
+from lightning_guide.reconstruct import rebuild
+from lightning_guide.snapshots import SnapshotStore
+
+__all__ = ["Rebuilt"]
+
+Wanted = tuple[str | None, int | float | str, float]  # run, images, sigma_rel
+MAX_ERROR = 0.05
+
+
+class Rebuilt:
+    """References to averages that are not stored, and the runs in `folder` that hold them instead."""
+
+    def __init__(self, run: str | Path, folder: str | Path, evaluations: Iterable[dict[str, Any]]) -> None:
+        """Looks through `evaluations` of `run`. What cannot be rebuilt is left alone: its points fail, and say why."""
+        self._targets: dict[str, tuple[SnapshotStore, set[tuple[int, float]]]] = {}
+        self._instead: dict[Wanted, tuple[str, int]] = {}
+        for reference in sorted({_wanted(node) for each in evaluations for node in _references(each)}, key=str):
+            source = reference[0] or str(run)
+            try:
+                store = open_snapshots(source)
+                target = _to_rebuild(store, reference[1], reference[2])
+            except ValueError:
+                continue
+            if target is not None:
+                place = str(Path(folder) / hashlib.sha256(source.encode()).hexdigest()[:8])
+                self._targets.setdefault(place, (store, set()))[1].add(target)
+                self._instead[reference] = place, target[0]
+
+    def write(self) -> None:
+        """Rebuilds what is not there yet; on one process alone.
+
+        Raises:
+            ValueError: if a snapshot is damaged.
+        """
+        for place, (store, targets) in self._targets.items():
+            held = {(entry.images, entry.sigma_rel) for entry in SnapshotStore(f"{place}/snapshots").entries()}
+            if missing := sorted(targets - held):
+                rebuild(store, missing, place, max_error=MAX_ERROR)
+
+    def instead(self, evaluation: dict[str, Any]) -> dict[str, Any]:
+        """`evaluation` with references to what was rebuilt."""
+        changed = copy.deepcopy(evaluation)
+        for node in _references(changed):
+            if found := self._instead.get(_wanted(node)):
+                node["init_args"] |= {"run": found[0], "images": found[1]}
+        return changed
+
+
+def _to_rebuild(store: SnapshotStore, images: int | float | str, sigma_rel: float) -> tuple[int, float] | None:
+    """(images, sigma_rel) of an average that has to be rebuilt; None if it is stored.
+
+    Raises:
+        ValueError: if it cannot be rebuilt.
+    """
+    count, entries = store.resolve_images(images), store.entries()
+    if any(e.images == count and math.isclose(e.sigma_rel, sigma_rel, rel_tol=1e-9) for e in entries):
+        return None
+    shares([entry for entry in entries if entry.sigma_rel > 0], count, sigma_rel, MAX_ERROR)
+    return count, round(float(sigma_rel), 4)
+
+
+def _references(node: Any) -> Iterator[dict[str, Any]]:
+    """All snapshots that plain data refer to."""
+    if isinstance(node, dict):
+        if str(node.get("class_path")).rpartition(".")[2] == "Snapshot":
+            yield node
+        for value in node.values():
+            yield from _references(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _references(value)
+
+
+def _wanted(node: dict[str, Any]) -> Wanted:
+    arguments = node["init_args"]
+    return arguments.get("run"), arguments["images"], arguments["sigma_rel"]

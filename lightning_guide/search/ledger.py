@@ -1,0 +1,82 @@
+"""What a search has found so far, in a file that survives a kill and knows whose it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from lightning_guide.modules.models import newest_images, open_snapshots
+from lightning_guide.snapshot_file import atomic
+
+__all__ = ["Ledger", "run_identity"]
+
+
+class Ledger:
+    """A JSON file `{"search": what is searched, ...}`."""
+
+    def __init__(self, path: str | Path, search: dict[str, Any]) -> None:
+        """Reads the file if there is one; `search` says everything that its contents depend on.
+
+        Raises:
+            ValueError: if the file belongs to another search, naming what differs, or cannot be read.
+        """
+        self.path, self.search = Path(path), json.loads(_strict(search))
+        self.content: dict[str, Any] = {}
+        if not self.path.exists():
+            return
+        try:
+            self.content = json.loads(self.path.read_text(encoding="utf-8"))
+            written = self.content.pop("search")
+        except (ValueError, KeyError, AttributeError, TypeError):
+            raise ValueError(f"{self.path} holds no search; move it away, or choose another folder") from None
+        differ = [key for key in self.search | written if self.search.get(key) != written.get(key)]
+        if differ:
+            raise ValueError(
+                f"{self.path} belongs to another search: {differ[0]} was {_short(written.get(differ[0]))}, now it is "
+                f"{_short(self.search.get(differ[0]))}; choose another folder with --out"
+            )
+
+    def write(self) -> None:
+        """Writes the file at once."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(self.path) as temporary:
+            temporary.write_text(_strict({"search": self.search} | self.content, indent=1) + "\n", encoding="utf-8")
+
+
+def run_identity(run: str | Path) -> dict[str, Any]:
+    """What tells a run from another one in the same folder: its newest averages.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    store = open_snapshots(run)
+    images = newest_images(store)
+    newest = [entry.path for entry in store.entries() if entry.images == images]
+    digests = []
+    for path in newest:
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest()[:16])
+    return {"folder": str(Path(run).resolve()), "images": images, "weights": digests}
+
+
+def _strict(content: Any, indent: int | None = None) -> str:
+    """JSON, in which what is no finite number is null."""
+    return json.dumps(_finite(content), indent=indent, allow_nan=False, default=str)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    if isinstance(content, dict):
+        return {str(key): _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return content
+
+
+def _short(value: Any) -> str:
+    written = json.dumps(value)
+    return written if len(written) <= 100 else written[:97] + "..."

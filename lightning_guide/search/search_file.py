@@ -1,0 +1,87 @@
+"""The YAML file of a search: which evaluation, what varies, how it is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_guide.search.objective import Objective
+from lightning_guide.search.space import Axis
+
+__all__ = ["SearchFile", "read_search"]
+
+_LOWEST = {"lowest": True, "highest": False}
+
+
+@dataclass(frozen=True)
+class SearchFile:
+    """What a file says.
+
+    Attributes:
+        evaluation: laid over the first evaluation of the run.
+        axes: what varies.
+        metrics: name -> metric, as in a config; None: those of the run.
+        block: samples in a block.
+        blocks: how many of them a sweep draws at each point.
+        seed: of the samples.
+        objectives: what a tuner looks for.
+        images: age of the model under evaluation; None: as the run's config says.
+        average: width of its average; None: likewise.
+    """
+
+    evaluation: dict[str, Any]
+    axes: tuple[Axis, ...]
+    metrics: dict[str, Any] | None = None
+    block: int = 100
+    blocks: int = 10
+    seed: int = 0
+    objectives: tuple[Objective, ...] = ()
+    images: int | float | str | None = None
+    average: float | None = None
+
+
+def read_search(path: str | Path) -> SearchFile:
+    """Reads a file such as configs/search/autoguidance.yaml.
+
+    Raises:
+        ValueError: naming the file and what is wrong in it.
+    """
+    content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    known = tuple(SearchFile.__dataclass_fields__)
+    if not isinstance(content, Mapping) or not content.keys() <= set(known):
+        odd = sorted(content.keys() - set(known)) if isinstance(content, Mapping) else content
+        raise ValueError(f"{path}: a search does not know {odd}; expected {', '.join(known)}")
+    try:
+        axes = tuple(_axis(str(name), each) for name, each in (content.get("axes") or {}).items())
+        objectives = tuple(_objective(str(name), aim) for name, aim in (content.get("objectives") or {}).items())
+        counts = {key: _count(key, content[key]) for key in ("block", "blocks", "seed") if key in content}
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    evaluation = dict(content.get("evaluation") or {})
+    model = {key: content[key] for key in ("images", "average") if key in content}
+    return SearchFile(evaluation, axes, content.get("metrics"), objectives=objectives, **counts, **model)
+
+
+def _axis(name: str, written: Any) -> Axis:
+    if not isinstance(written, Mapping) or not {"path", "values"} <= written.keys() <= {"path", "values", "prior"}:
+        raise ValueError(f"axis {name!r} is {written!r}; expected path, values and maybe prior")
+    if isinstance(written["values"], str) or not isinstance(written["values"], Sequence):
+        raise ValueError(f"axis {name!r} has values {written['values']!r}; expected a list")
+    return Axis(name, str(written["path"]), tuple(written["values"]), written.get("prior"))
+
+
+def _objective(metric: str, aim: Any) -> Objective:
+    if aim not in _LOWEST:
+        raise ValueError(f"objective {metric!r} is {aim!r}; expected lowest or highest")
+    return Objective(metric, _LOWEST[aim])
+
+
+def _count(key: str, value: Any) -> int:
+    least = 0 if key == "seed" else 1
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{key} is {value!r}; expected a whole number from {least} on")
+    return value

@@ -1,0 +1,153 @@
+"""A space of evaluations: what is the same everywhere, and named axes along which something varies."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_guide.snapshot_names import parse_images
+
+__all__ = ["Axis", "Place", "Space", "UNGUIDED", "laid_over"]
+
+Place = tuple[int, ...]
+"""A point of a space: the number of its value on each axis."""
+
+UNGUIDED: Place = ()
+"""The place of no guidance at all, which every search compares with."""
+
+# what a search decides itself, so that all points are drawn from the same seeds and judged in the same way
+_OWN = ("metrics", "num_samples", "repetitions", "seed", "first_index")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One thing that varies.
+
+    Attributes:
+        name: as in tables and figures.
+        path: dotted path into an evaluation, such as guidance.init_args.weight.
+        values: what stands there, point by point; a mapping is laid over what is there.
+        prior: the value that a rule of thumb would begin with; default: the middle one.
+    """
+
+    name: str
+    path: str
+    values: tuple[Any, ...]
+    prior: Any = None
+
+    @property
+    def begin(self) -> int:
+        """Number of the value to begin with."""
+        return len(self.values) // 2 if self.prior is None else self.values.index(self.prior)
+
+    @property
+    def ordered(self) -> bool:
+        """Whether its values are numbers or fractions, so that neighbours are alike."""
+        return all(_is_number(value) for value in self.values)
+
+
+class Space:
+    """The grid of all combinations of the values on `axes`, of one `evaluation` otherwise."""
+
+    def __init__(self, evaluation: Mapping[str, Any], axes: Sequence[Axis]) -> None:
+        """`evaluation` as plain data, every default written out.
+
+        Raises:
+            ValueError: naming the axis, if there is none, its path leads nowhere, or it has no values or one twice.
+        """
+        self.base, self.axes = dict(evaluation), tuple(axes)
+        if not self.axes:
+            raise ValueError("the search has no axes; expected axes: name -> {path, values}")
+        for axis in self.axes:
+            self._check(axis)
+
+    @property
+    def places(self) -> list[Place]:
+        """All points of the grid, the last axis running fastest."""
+        return list(itertools.product(*(range(len(axis.values)) for axis in self.axes)))
+
+    def values(self, place: Place) -> dict[str, Any]:
+        """Axis -> value; empty for UNGUIDED."""
+        return {axis.name: axis.values[i] for axis, i in zip(self.axes, place, strict=False)}
+
+    def name(self, place: Place) -> str:
+        """Words for a point, such as `age=1/8 weight=2`."""
+        words = [f"{axis}={_word(value)}" for axis, value in self.values(place).items()]
+        return " ".join(words) or "unguided"
+
+    def evaluation(self, place: Place) -> dict[str, Any]:
+        """The evaluation at a point, as plain data."""
+        found = copy.deepcopy(self.base)
+        if place == UNGUIDED:
+            return found | {"guidance": None}
+        for axis, i in zip(self.axes, place, strict=True):
+            *way, last = axis.path.split(".")
+            node = found
+            for key in way:
+                node = node[key]
+            node[last] = laid_over(node[last], axis.values[i])
+        return found
+
+    def position(self, place: Place) -> list[float]:
+        """Where a point lies for a smooth model: [0, 1] along an ordered axis, a corner of its own for other values."""
+        found: list[float] = []
+        for axis, i in zip(self.axes, place, strict=True):
+            if axis.ordered:
+                found.append(i / max(len(axis.values) - 1, 1))
+            else:
+                found += [float(i == j) for j in range(len(axis.values))]
+        return found
+
+    def _check(self, axis: Axis) -> None:
+        if not axis.values:
+            raise ValueError(f"axis {axis.name!r} has no values")
+        written = [json.dumps(value, sort_keys=True, default=str) for value in axis.values]
+        if len(set(written)) < len(written):
+            raise ValueError(f"axis {axis.name!r} has one value twice: {list(axis.values)}")
+        if axis.prior is not None and axis.prior not in axis.values:
+            raise ValueError(f"axis {axis.name!r}: its prior {axis.prior!r} is none of its values {list(axis.values)}")
+        parts = axis.path.split(".")
+        if parts[0] in _OWN:
+            raise ValueError(f"axis {axis.name!r} varies {parts[0]}, which the search sets for all points alike")
+        node: Any = self.base
+        for depth, key in enumerate(parts):
+            if not isinstance(node, Mapping) or key not in node:
+                where = ".".join(parts[:depth]) or "the evaluation"
+                holds = f"holds {', '.join(map(str, node))}" if isinstance(node, Mapping) else f"is {node!r}"
+                raise ValueError(f"axis {axis.name!r}: there is no {axis.path!r}; {where} {holds}")
+            node = node[key]
+
+
+def laid_over(base: Any, changes: Any) -> Any:
+    """`changes`, laid over `base` key by key where both are mappings; another class_path replaces everything."""
+    if not (isinstance(base, Mapping) and isinstance(changes, Mapping)):
+        return copy.deepcopy(changes)
+    if "class_path" in changes and _class(base) != _class(changes):
+        return copy.deepcopy(dict(changes))
+    merged = {key: laid_over(base.get(key), value) for key, value in changes.items() if key != "class_path"}
+    return copy.deepcopy(dict(base)) | merged
+
+
+def _class(node: Mapping[str, Any]) -> str:
+    """The name of a class without its module: configs may leave that out."""
+    return str(node.get("class_path")).rpartition(".")[2]
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return False
+    try:
+        return isinstance(value, int | float) or parse_images(value) is not None
+    except ValueError:
+        return False
+
+
+def _word(value: Any) -> str:
+    """A value in a name."""
+    if isinstance(value, Mapping):
+        return "{" + " ".join(f"{key}:{_word(each)}" for key, each in value.items()) + "}"
+    return f"{value:g}" if isinstance(value, float) else str(value)

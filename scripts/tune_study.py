@@ -1,0 +1,173 @@
+"""Does tuning with a twentieth of the samples find what the full grid finds? The 2D fractal, ten repetitions.
+
+    python scripts/tune_study.py --run runs/fractal2d/main --out runs/fractal2d/tune_study
+
+Each repetition draws the whole grid of configs/search/fractal.yaml from a seed of its own, and lets the tuner loose on
+the same samples with 5 % of their number (and fresh ones for its finalists). Its choice and the best point of the grid,
+or no guidance where that is better, are scored again on 200,000 fresh samples, the same for all. Writes `study.json`
+after every step; begun again, it goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import auto_cli
+from torch import Tensor
+
+from lightning_guide.denoiser import Denoiser
+from lightning_guide.evaluation.density import QUANTILES, TRUE_SAMPLES, sliced_quantiles, sliced_wasserstein
+from lightning_guide.evaluation.evaluation import Evaluation
+from lightning_guide.fractal import FractalTree
+from lightning_guide.guidance import Autoguidance
+from lightning_guide.modules.models import open_snapshots
+from lightning_guide.noise import KarrasGrid
+from lightning_guide.samplers import DPMSolver2M
+from lightning_guide.search.estimate import Estimate
+from lightning_guide.search.halving import Halving
+from lightning_guide.search.scores import Block, Scorer, Scores, difference
+from lightning_guide.search.search_file import read_search
+from lightning_guide.search.space import UNGUIDED, Place, Space
+from lightning_guide.seeds import SampleSeeds
+
+METRIC = "sliced_wasserstein"
+GRID_PART, TUNE_PART, FRESH_PART = 2048, 576, 10_000  # points in one call
+FRESH_SEED = 10**6
+
+
+class Points(Scorer):
+    """Points of the fractal's model at any place of the space, drawn part by part and kept in memory."""
+
+    def __init__(self, run: str, space: Space, size: int, *, part: int) -> None:
+        """`part` points at a time, a multiple of the `size` of a block."""
+        self.space, self.size, self.at_once = space, size, part
+        self.store = open_snapshots(run)
+        self.sampler = DPMSolver2M(KarrasGrid(16, sigma_min=0.002, sigma_max=5.0))
+        truth = FractalTree("A")
+        self.start = Evaluation(start=truth)
+        self.quantiles = sliced_quantiles(truth.sample(TRUE_SAMPLES, torch.Generator().manual_seed(0))[0], QUANTILES)
+        self.parts: dict[tuple[Place, int, int], Tensor] = {}
+        self.models: dict[tuple[int, float], Denoiser] = {}
+
+    def model(self, images: int, sigma_rel: float) -> Denoiser:
+        """An average of the run."""
+        if (images, sigma_rel) not in self.models:
+            self.models[images, sigma_rel] = self.store.guider(images=images, sigma_rel=sigma_rel)
+        return self.models[images, sigma_rel]
+
+    def denoiser(self, place: Place) -> Denoiser:
+        """The model at a place; no guidance is that of the widths 0.05 alone."""
+        if place == UNGUIDED:
+            return self.model(2097152, 0.05)
+        values = self.space.values(place)
+        guider, main = (values["age"], values["sigma_rel"]), (2097152, values["main_sigma_rel"])
+        return Autoguidance(self.model(*guider), values["weight"], positive=self.model(*main))
+
+    def part(self, place: Place, seed: int, number: int) -> Tensor:
+        """Points number * part ... of a seed."""
+        if (place, seed, number) not in self.parts:
+            seeds = SampleSeeds(seed, range(number * self.at_once, (number + 1) * self.at_once))
+            drawn = self.sampler.sample(
+                self.denoiser(place), seeds=seeds, start=lambda noise: self.start.initial(noise, seeds)
+            )
+            self.parts[place, seed, number] = drawn.x
+        return self.parts[place, seed, number]
+
+    def drawn(self, place: Place) -> set[Block]:
+        """Never asked for here."""
+        return set()
+
+    def draw(self, place: Place, blocks: Sequence[Block]) -> None:
+        """Nothing: `part` draws what is needed."""
+
+    def scores(self, place: Place, blocks: Sequence[Block], *, interval: bool = True) -> Scores:
+        """The sliced Wasserstein distance."""
+        per_part = self.at_once // self.size
+        rows = [
+            self.part(place, seed, number // per_part)[number % per_part * self.size :][: self.size]
+            for seed, number in blocks
+        ]
+        several = len(rows) * (interval and len(rows) > 1)
+        without = [self._score([*rows[:i], *rows[i + 1 :]]) for i in range(several)]
+        return Scores(self._score(rows), without)
+
+    def _score(self, rows: Sequence[Tensor]) -> dict[str, float]:
+        return {METRIC: float(sliced_wasserstein(torch.cat(list(rows)), self.quantiles))}
+
+
+def study(
+    *,
+    run: str = "runs/fractal2d/main",
+    out: str = "runs/fractal2d/tune_study",
+    search: str = "configs/search/fractal.yaml",
+    repetitions: int = 10,
+    fresh: int = 200_000,
+) -> None:
+    """Runs the study.
+
+    Args:
+        run: the finished run of configs/fractal2d/main.yaml.
+        out: folder of `study.json`.
+        search: the space.
+        repetitions: how often.
+        fresh: samples of the last scores.
+    """
+    torch.set_num_threads(1)
+    file = read_search(search)
+    evaluation: dict[str, Any] = dict(file.evaluation)
+    space = Space(evaluation, file.axes)
+    path = Path(out) / "study.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"repetitions": [], "fresh": {}}
+    by_name = {space.name(place): place for place in [UNGUIDED, *space.places]}
+    grid_samples = len(space.places) * file.block * file.blocks
+    for repetition in range(repetitions):
+        seed = 10 * repetition
+        if repetition == len(content["repetitions"]):
+            blocks = [Block(seed, number) for number in range(file.blocks)]
+            scorer, places = Points(run, space, file.block, part=GRID_PART), by_name.items()
+            grid = {name: scorer.scores(place, blocks, interval=False).values[METRIC] for name, place in places}
+            best = min(grid, key=lambda name: grid[name])
+            content["repetitions"].append({"grid": grid, "grid_best": best, "grid_samples": grid_samples})
+            path.write_text(json.dumps(content, indent=1))
+        found_here = content["repetitions"][repetition]
+        if "tuned" not in found_here:
+            scorer = Points(run, space, file.block, part=TUNE_PART)
+            found = Halving(space, scorer, file.objectives, budget=grid_samples // 20, seed=seed).run()
+            finalists = {space.name(place): each.values[METRIC] for place, each in found.fresh.items()}
+            tuned = {"tuned": space.name(found.winners[METRIC]), "tune_samples": found.samples, "finalists": finalists}
+            found_here |= tuned
+            path.write_text(json.dumps(content, indent=1))
+            print(repetition, {key: found_here[key] for key in ("grid_best", "tuned")}, flush=True)
+    chosen = [repetition[key] for repetition in content["repetitions"] for key in ("grid_best", "tuned")]
+    for name in dict.fromkeys(["unguided", *chosen]):
+        if name not in content["fresh"]:
+            scorer = Points(run, space, FRESH_PART, part=FRESH_PART)
+            blocks = [Block(FRESH_SEED, number) for number in range(-(-fresh // FRESH_PART))]
+            scores = scorer.scores(by_name[name], blocks)
+            content["fresh"][name] = {"value": dict(scores.values), "without": [dict(each) for each in scores.without]}
+            path.write_text(json.dumps(content, indent=1))
+    _report(content)
+
+
+def _report(content: dict[str, Any]) -> None:
+    """Prints one line for each repetition."""
+    fresh = {name: Scores(each["value"], each["without"]) for name, each in content["fresh"].items()}
+    for repetition in content["repetitions"]:
+        tuned, best = fresh[repetition["tuned"]], fresh[repetition["grid_best"]]
+        apart: Estimate = difference(tuned, best, METRIC)
+        relative = apart.value / best.values[METRIC]
+        held = relative <= 0.05 or apart.value <= apart.half_width
+        print(
+            f"{'held' if held else 'MISSED'}: tuned {repetition['tuned']}: {tuned.estimate(METRIC)}; grid "
+            f"{repetition['grid_best']}: {best.estimate(METRIC)}; apart {apart} ({relative:+.1%}), "
+            f"{repetition['tune_samples'] / repetition['grid_samples']:.1%} of the samples"
+        )
+
+
+if __name__ == "__main__":
+    auto_cli(study)

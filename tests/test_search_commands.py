@@ -1,0 +1,236 @@
+"""Sweeps and the tuner as commands on a tiny run: the numbers of `test`, nothing drawn twice, failures."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lightning_guide.cli import main
+from lightning_guide.search.drawing import DrawnBlocks
+from lightning_guide.search.ledger import Ledger, run_identity
+from lightning_guide.search.search_file import read_search
+from lightning_guide.snapshots import SnapshotStore
+from tests.test_cli import TINY
+
+PIXELS = {"extractor": {"class_path": "RawPixels"}}
+METRICS = {
+    "fd": {"class_path": "FrechetDistance", "init_args": PIXELS},
+    "pr": {"class_path": "PrecisionRecall", "init_args": PIXELS | {"max_reference": 50}},
+}
+SEARCH = {
+    "images": "1/1",
+    "average": 0.05,
+    "evaluation": {
+        "batch_size": 7,
+        "sampler": {
+            "class_path": "lightning_guide.samplers.Euler",
+            "init_args": {"grid": {"class_path": "lightning_guide.noise.KarrasGrid", "init_args": {"num_steps": 4}}},
+        },
+        "guidance": {
+            "class_path": "Autoguidance",
+            "init_args": {"guider": {"class_path": "Snapshot", "init_args": {"images": "1/2", "sigma_rel": 0.1}}},
+        },
+    },
+    "axes": {
+        "weight": {"path": "guidance.init_args.weight", "values": [3, float("nan")], "prior": 3},
+        "sigma_rel": {"path": "guidance.init_args.guider.init_args.sigma_rel", "values": [0.08, 0.28]},
+    },
+    "metrics": METRICS,
+    "block": 6,
+    "blocks": 5,
+    "objectives": {"fd": "lowest", "recall": "highest"},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run: averages of two widths at 20 times."""
+    folder = tmp_path_factory.mktemp("search")
+    dense = {"class_path": "PostHocEMA", "init_args": {"every_images": 8}}
+    settings = TINY | {"trainer": TINY["trainer"] | {"max_steps": 20, "callbacks": [dense]}}  # type: ignore[operator]
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    main(["fit", "-c", str(folder / "tiny.yaml"), "--trainer.default_root_dir", str(folder / "run")])
+    (folder / "search.yaml").write_text(yaml.safe_dump(SEARCH, sort_keys=False))
+    return folder
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """(point, blocks missing) of every call that draws something."""
+    calls: list[tuple[str, int]] = []
+    before = DrawnBlocks.draw
+
+    def draw(self: DrawnBlocks, place: Any, blocks: Any) -> None:
+        if missing := len(set(blocks) - self.drawn(place)):
+            calls.append((self.space.name(place), missing))
+        before(self, place, blocks)
+
+    monkeypatch.setattr(DrawnBlocks, "draw", draw)
+    return calls
+
+
+def search(folder: Path, kind: str, out: str, *words: str, changes: dict[str, Any] | None = None) -> Path:
+    """Runs a search with some of SEARCH changed; returns its folder."""
+    path = folder / f"{out}.yaml"
+    path.write_text(yaml.safe_dump(SEARCH | (changes or {}), sort_keys=False))
+    main([kind, str(folder / "run/config.yaml"), str(path), "--out", str(folder / out), *words])
+    return folder / out
+
+
+def test_a_sweep_scores_every_point_as_test_does_and_goes_on_where_it_stood(
+    folder: Path, drawn: list[tuple[str, int]]
+) -> None:
+    untouched = sorted(path.name for path in (folder / "run").iterdir())
+    out = search(folder, "sweep", "sweep")
+    assert sorted(path.name for path in (folder / "run").iterdir()) == untouched
+    content = json.loads((out / "results.json").read_text())
+    points = content["points"]
+    assert list(points)[:2] == ["unguided", "weight=3 sigma_rel=0.08"] and len(points) == 5
+    failed = {name: point["failed"] for name, point in points.items() if "failed" in point}
+    assert set(failed) == {n for n in points if "nan" in n or "0.28" in n}
+    assert failed["weight=nan sigma_rel=0.08"] == "Autoguidance needs finite weights, got [nan]"
+    assert "sigma_rel=0.28 cannot be rebuilt well enough" in failed["weight=3 sigma_rel=0.28"]
+
+    # the width in between was rebuilt once, beside the results
+    (rebuilt,) = (out / "rebuilt").iterdir()
+    assert [(e.images, e.sigma_rel) for e in SnapshotStore(rebuilt / "snapshots").entries()] == [(80, 0.08)]
+    # what the blocks add up to is what one evaluation of all 30 samples says
+    guider = {"class_path": "Snapshot", "init_args": {"images": "1/2", "sigma_rel": 0.08}}
+    guidance = {"class_path": "Autoguidance", "init_args": {"weight": 3, "guider": guider}}
+    template: dict[str, Any] = SEARCH["evaluation"]  # type: ignore[assignment]
+    whole = {"batch_size": 7, "sampler": template["sampler"], "num_samples": 30}
+    evaluations = {"unguided": whole, "guided": whole | {"guidance": guidance}}
+    report = {"class_path": "MetricsReport", "init_args": {"folder": str(folder / "whole")}}
+    settings = {
+        "trainer": {"callbacks": [report], "logger": False},
+        "model": {"init_args": {"evaluations": evaluations, "metrics": METRICS}},
+    }
+    (folder / "whole.yaml").write_text(yaml.safe_dump(settings))
+    main(["test", "-c", str(folder / "run/config.yaml"), "-c", str(folder / "whole.yaml")])
+    expected = json.loads((folder / "whole/metrics.json").read_text())
+    for name, point in (("unguided", "unguided"), ("guided", "weight=3 sigma_rel=0.08")):
+        found = points[point]["values"]
+        assert found["samples"] == 30 and len(points[point]["without"]) == 5
+        for key in ("fd", "precision", "recall", "nfe"):
+            assert found[key] == pytest.approx(expected[name][key], rel=1e-4), (name, key)
+
+    with (out / "results.csv").open() as file:
+        table = {row["point"]: row for row in csv.DictReader(file)}
+    row = table["weight=3 sigma_rel=0.08"]
+    assert float(row["fd_change"]) == pytest.approx(expected["guided"]["fd"] - expected["unguided"]["fd"], rel=1e-3)
+    assert float(row["weight"]) == 3 and float(row["fd_change_half_width"]) > 0
+    assert table["weight=nan sigma_rel=0.08"]["failed"].startswith("Autoguidance needs")
+    assert (out / "sensitivity.png").stat().st_size > 5000
+    assert len(list((out / "tensorboard").rglob("events.out.*"))) >= 1
+
+    # begun again, it draws nothing but what failed; and what was interrupted is drawn
+    assert len(drawn) == 5
+    before = (out / "results.csv").read_text()
+    del content["points"]["weight=3 sigma_rel=0.08"]
+    (out / "results.json").write_text(json.dumps(content))
+    drawn.clear()
+    search(folder, "sweep", "sweep")
+    assert {name for name, _ in drawn} == set(failed) | {"weight=3 sigma_rel=0.08"}
+    assert _without_seconds(out / "results.csv") == _without_seconds_of(before)
+
+
+def test_a_tuner_hands_over_guidances_that_can_be_used(
+    folder: Path, drawn: list[tuple[str, int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"axes": {"weight": SEARCH["axes"]["weight"]}}  # type: ignore[index]
+    out = search(folder, "tune", "tune", "--budget", "320", changes=changes)
+    content = json.loads((out / "tune.json").read_text())
+    assert sum(blocks for name, blocks in drawn if "nan" not in name) * 6 == content["samples"] <= 320
+    assert set(content["winners"]) == {"fd", "recall"} and list(content["failed"]) in ([], ["weight=nan"])
+    assert content["fresh_samples"] >= 24 and len(content["fresh"]) >= 2
+    assert content["pareto"] and content["statements"][0].startswith("fd: ")
+    assert "fresh samples" in capsys.readouterr().out
+    written = (out / "fd.yaml").read_text()
+    assert written.startswith("# fd: ")
+    report = folder / "report.yaml"
+    callback = {"class_path": "MetricsReport", "init_args": {"folder": str(folder / "used")}}
+    report.write_text(yaml.safe_dump({"trainer": {"callbacks": [callback], "logger": False}}))
+    main(["test", "-c", str(folder / "run/config.yaml"), "-c", str(report), "-c", str(out / "fd.yaml")])
+    assert list(json.loads((folder / "used/metrics.json").read_text())) == ["unguided", "tuned_fd"]
+
+    drawn.clear()
+    search(folder, "tune", "tune", "--budget", "320", changes=changes)
+    assert {name for name, _ in drawn} <= {"weight=nan"}
+    again = json.loads((out / "tune.json").read_text())
+    assert again["winners"] == content["winners"] and again["rounds"] == content["rounds"]
+
+
+def test_results_know_whose_they_are(folder: Path, tmp_path: Path) -> None:
+    search = {"run": run_identity(folder / "run"), "axes": {"w": {"values": [1.5, float("nan")]}}, "block": 10}
+    ledger = Ledger(tmp_path / "results.json", search)
+    ledger.content["points"] = {"a": {"values": {"fd": float("inf")}}}
+    ledger.write()
+    assert Ledger(tmp_path / "results.json", search).content == {"points": {"a": {"values": {"fd": None}}}}
+    with pytest.raises(ValueError, match="results.json belongs to another search: block was 10, now it is 11; choose"):
+        Ledger(tmp_path / "results.json", search | {"block": 11})
+    store = SnapshotStore(folder / "run/snapshots")
+    newest = store.entries()[-1]
+    before, (tensors, metadata) = newest.path.read_bytes(), store.load(newest)
+    changed = {name: 2 * tensor for name, tensor in tensors.items()}
+    store.save(changed, images=160, sigma_rel=newest.sigma_rel, recipe=metadata.recipe)
+    with pytest.raises(ValueError, match="belongs to another search: run was "):
+        Ledger(tmp_path / "results.json", search | {"run": run_identity(folder / "run")})
+    newest.path.write_bytes(before)
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(ValueError, match="results.json holds no search"):
+        Ledger(tmp_path / "results.json", search)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"axes": {"w": {"path": "guidance.init_args.weight"}}}, "expected path, values and maybe prior"),
+        ({"axes": {"w": {"path": "guidance.init_args.weight", "values": 3}}}, "expected a list"),
+        ({"axis": {}}, r"a search does not know \['axis'\]; expected evaluation, axes"),
+        ({"objectives": {"fd": "low"}}, "objective 'fd' is 'low'; expected lowest or highest"),
+        ({"blocks": 0}, "blocks is 0; expected a whole number from 1 on"),
+    ],
+)
+def test_what_a_file_gets_wrong_is_said(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(SEARCH | changes))
+    with pytest.raises(ValueError, match=rf"search.yaml: .*{said}"):
+        read_search(tmp_path / "search.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"axes": {"w": {"path": "guidance.init_args.wight", "values": [1]}}}, "init_args holds guider, weight"),
+        ({"objectives": {}}, "has no objectives"),
+        ({"objectives": {"fid": "lowest"}}, "the metric 'fid' is not reported; there are: nfe, samples"),
+        ({"evaluation": {"sampler": {"class_path": "Eulr"}}}, "the evaluation of the search"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(
+    folder: Path, changes: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        search(folder, "tune", "mistake", "--budget", "320", changes=changes)
+    found = str(left.value.code)
+    assert said in found and "\n" not in found.strip()
+
+
+def test_every_search_in_configs_can_be_read() -> None:
+    for path in sorted((Path(__file__).parent.parent / "configs/search").glob("*.yaml")):
+        assert read_search(path).axes, path
+        assert path.read_text().startswith("# "), path
+
+
+def _without_seconds(path: Path) -> list[str]:
+    return _without_seconds_of(path.read_text())
+
+
+def _without_seconds_of(table: str) -> list[str]:
+    """The lines in the order of the points, without times."""
+    rows = list(csv.DictReader(table.splitlines()))
+    return sorted(str({key: value for key, value in row.items() if key != "seconds"}) for row in rows)

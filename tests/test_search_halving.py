@@ -1,0 +1,164 @@
+"""The tuner on scores with a known optimum: it finds it, keeps to its budget, and says what failed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from lightning_guide.search.halving import Halving
+from lightning_guide.search.objective import Objective
+from lightning_guide.search.scores import Block, Scorer, Scores
+from lightning_guide.search.space import UNGUIDED, Axis, Place, Space
+from lightning_guide.search.tuned import pareto, statement
+from lightning_guide.seeds import mix
+
+AXES = [Axis(name, name, tuple(range(6))) for name in ("a", "b")] + [Axis("c", "c", ("x", "y", "z"))]
+SPACE = Space({"a": 0, "b": 0, "c": 0}, AXES)
+BEST = (4, 1, 2)
+
+
+class Synthetic(Scorer):
+    """Means of (value at the place + noise of the seed, the same everywhere, + noise of its own) over the samples."""
+
+    size = 10
+
+    def __init__(
+        self, *, common: float = 1.0, own: float = 0.5, unguided: float = 3.0, bad: Sequence[Place] = ()
+    ) -> None:
+        self.common, self.own, self.unguided, self.bad = common, own, unguided, bad
+        self.samples = 0
+        self.seen: dict[Place, set[Block]] = {}
+
+    def truth(self, place: Place) -> float:
+        """1 at BEST, higher elsewhere."""
+        if place == UNGUIDED:
+            return self.unguided
+        a, b, c = (x - y for x, y in zip(place, BEST, strict=True))
+        return 1 + 0.1 * (a * a + b * b) + 0.3 * (c != 0)
+
+    def drawn(self, place: Place) -> set[Block]:
+        return self.seen.get(place, set())
+
+    def draw(self, place: Place, blocks: Sequence[Block]) -> None:
+        if place in self.bad:
+            raise ValueError("no such guider")
+        self.samples += self.size * len(set(blocks) - self.drawn(place))
+        self.seen.setdefault(place, set()).update(blocks)
+
+    def scores(self, place: Place, blocks: Sequence[Block], *, interval: bool = True) -> Scores:
+        assert set(blocks) <= self.drawn(place)
+        low = [self.truth(place) + self._noise(place, block) for block in blocks]
+        without = [(sum(low) - each) / (len(low) - 1) for each in low] if interval and len(low) > 1 else []
+        mean = sum(low) / len(low)
+        values = {"low": mean, "high": -mean, "first": float(sum(place[:1]))}
+        return Scores(values, [{"low": x, "high": -x, "first": values["first"]} for x in without])
+
+    def _noise(self, place: Place, block: Block) -> float:
+        def normal(*parts: int | str) -> float:
+            return float(torch.randn((), generator=torch.Generator().manual_seed(mix(*parts)), dtype=torch.float64))
+
+        common = self.common * normal(*block, "common")
+        return common + self.own * normal(*block, *place) / math.sqrt(self.size)
+
+
+LOW = Objective("low")
+
+
+def test_the_optimum_is_found_within_the_budget() -> None:
+    losses = []
+    for seed in range(10):
+        scorer = Synthetic()
+        halving = Halving(SPACE, scorer, [LOW], budget=2000, seed=seed)
+        found = halving.run()
+        assert scorer.samples == found.samples <= 2000
+        assert all(a.blocks < b.blocks for a, b in zip(found.rounds, found.rounds[1:], strict=False))
+        fresh = {block for place in found.fresh for block in scorer.drawn(place) if block.seed == seed + 1}
+        assert len(fresh) == found.fresh_blocks >= 4 and len(found.fresh) == 3
+        searched = [block for p in found.rounds[0].changes if p not in found.fresh for block in scorer.drawn(p)]
+        assert {block.seed for block in searched} == {seed}
+        losses.append(scorer.truth(found.winners["low"]))
+    # the grid at these samples each would cost 108 * 200; a point drawn at random is 1.9 on average
+    assert sum(losses) / 10 < 1.06 and max(losses) <= 1.2
+
+
+def test_noise_that_all_points_share_does_no_harm_and_neighbours_help() -> None:
+    """Noise a hundred times the range of the truth, that a comparison between different seeds could not see through."""
+    for seed in range(3):
+        found = [Halving(SPACE, Synthetic(common=c), [LOW], budget=1500, seed=seed).run() for c in (0.0, 100.0)]
+        assert found[0].winners == found[1].winners
+        assert Synthetic().truth(found[1].winners["low"]) <= 1.4
+
+
+class Aligned(Synthetic):
+    """Each block deviates in a direction, and points score by how they deviate from the truth in this direction, too.
+
+    The score is |bias(place) + noise(block)|^2, as of a distance to a distribution: paired differences keep the product
+    2 bias noise, which is alike for neighbours, so that only other blocks can tell.
+    """
+
+    def scores(self, place: Place, blocks: Sequence[Block], *, interval: bool = True) -> Scores:
+        assert set(blocks) <= self.drawn(place)
+        bias = torch.tensor([0.05 * (x - y) for x, y in zip(place or (0, 5, 0), BEST, strict=True)])
+        noise = [0.15 * torch.randn(3, generator=torch.Generator().manual_seed(mix(*block))) for block in blocks]
+        return Scores({"low": float((bias + torch.stack(noise).mean(0)).square().sum())})
+
+
+def test_points_on_different_blocks_tell_each_other_about_noise_they_would_share() -> None:
+    losses = []
+    for seed in range(10):
+        place = Halving(SPACE, Aligned(), [LOW], budget=3000, seed=seed).run().winners["low"] or (0, 5, 0)
+        losses.append(sum((0.05 * (x - y)) ** 2 for x, y in zip(place, BEST, strict=True)))
+    everywhere = [sum((0.05 * (x - y)) ** 2 for x, y in zip(p, BEST, strict=True)) for p in SPACE.places]
+    # 0.15 of it; 0.42 if all points of a round share their blocks
+    assert sum(losses) / 10 < 0.25 * sum(everywhere) / len(everywhere)
+
+
+def test_it_is_the_same_when_it_is_begun_again() -> None:
+    scorer = Synthetic()
+    first = Halving(SPACE, scorer, [LOW], budget=2000).run()
+    drawn = scorer.samples
+    again = Halving(SPACE, scorer, [LOW], budget=2000).run()
+    assert scorer.samples == drawn and again == first
+
+
+def test_no_guidance_wins_where_it_is_better() -> None:
+    scorer = Synthetic(unguided=0.5)
+    found = Halving(SPACE, scorer, [LOW], budget=1500).run()
+    assert found.winners["low"] == UNGUIDED
+    assert "unguided, 0." in statement(SPACE, found, LOW, size=10) and "(sure at 95 %)" in statement(
+        SPACE, found, LOW, size=10
+    )
+
+
+def test_each_metric_has_its_winner() -> None:
+    objectives = [LOW, Objective("first", lowest=False)]
+    found = Halving(SPACE, Synthetic(unguided=9.0), objectives, budget=4000).run()
+    assert Synthetic().truth(found.winners["low"]) <= 1.2 and found.winners["first"][0] == 5
+    high = Halving(SPACE, Synthetic(), [Objective("high", lowest=False)], budget=2000).run()
+    assert Synthetic().truth(high.winners["high"]) <= 1.2
+
+
+def test_points_that_fail_are_noted_and_the_rest_goes_on() -> None:
+    scorer = Synthetic(bad=[place for place in SPACE.places if place[2] == 2])
+    found = Halving(SPACE, scorer, [LOW], budget=2000).run()
+    assert found.winners["low"][2] != 2 and scorer.truth(found.winners["low"]) <= 1.6
+    assert found.failed and all(place[2] == 2 and why == "no such guider" for place, why in found.failed.items())
+    with pytest.raises(ValueError, match="none of the points could be scored; .*: no such guider"):
+        Halving(SPACE, Synthetic(bad=SPACE.places), [LOW], budget=2000).run()
+
+
+def test_what_cannot_be_searched_is_said() -> None:
+    with pytest.raises(ValueError, match="a budget of 100 images is too small: .* need at least 300"):
+        Halving(SPACE, Synthetic(), [LOW], budget=100)
+    Halving(SPACE, Synthetic(), [LOW], budget=300)
+    with pytest.raises(ValueError, match="the metric 'fd' is not reported; there are: low, high, first"):
+        Halving(SPACE, Synthetic(), [Objective("fd")], budget=2000).run()
+
+
+def test_the_pareto_set_holds_what_nothing_beats() -> None:
+    values = [(1, 0.5), (2, 0.7), (2, 0.6), (3, 0.7)]
+    points = {(i,): Scores({"fd": fd, "recall": recall}) for i, (fd, recall) in enumerate(values)}
+    assert pareto(points, [Objective("fd"), Objective("recall", lowest=False)]) == [(0,), (1,)]

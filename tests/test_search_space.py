@@ -1,0 +1,69 @@
+"""Spaces of evaluations: what stands where, what lies next to what, and axes that lead nowhere."""
+
+from __future__ import annotations
+
+import pytest
+
+from lightning_guide.search.space import UNGUIDED, Axis, Space, laid_over
+
+BASE = {
+    "seed": 0,
+    "guidance": {
+        "class_path": "Autoguidance",
+        "init_args": {"weight": 2, "guider": {"class_path": "Snapshot", "init_args": {"images": "1/8", "run": None}}},
+    },
+}
+AGE = Axis("age", "guidance.init_args.guider.init_args.images", ("1/16", "1/8", "1/2"), prior="1/8")
+WEIGHT = Axis("weight", "guidance.init_args.weight", (1.5, 2))
+GUIDER = Axis("guider", "guidance.init_args.guider.init_args", ({"run": None}, {"run": "small", "images": "1/1"}))
+
+
+def test_every_combination_stands_where_the_paths_say() -> None:
+    space = Space(BASE, [AGE, WEIGHT])
+    assert space.places == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
+    found = space.evaluation((2, 0))
+    assert found["guidance"]["init_args"]["guider"]["init_args"] == {"images": "1/2", "run": None}
+    assert found["guidance"]["init_args"]["weight"] == 1.5
+    assert BASE["guidance"]["init_args"]["weight"] == 2  # type: ignore[index]
+    assert space.name((2, 0)) == "age=1/2 weight=1.5" and space.values((2, 0)) == {"age": "1/2", "weight": 1.5}
+    assert space.evaluation(UNGUIDED) == BASE | {"guidance": None} and space.name(UNGUIDED) == "unguided"
+
+
+def test_a_mapping_is_laid_over_and_a_class_replaces() -> None:
+    space = Space(BASE, [GUIDER])
+    guiders = [space.evaluation(place)["guidance"]["init_args"]["guider"]["init_args"] for place in space.places]
+    assert guiders == [{"images": "1/8", "run": None}, {"images": "1/1", "run": "small"}]
+    a = {"class_path": "x.A", "init_args": {"n": 1, "m": 2}}
+    assert laid_over(a, {"class_path": "A", "init_args": {"n": 3}}) == {
+        "class_path": "x.A",
+        "init_args": {"n": 3, "m": 2},
+    }
+    assert laid_over(a, {"class_path": "B"}) == {"class_path": "B"}
+
+
+def test_fractions_and_numbers_have_neighbours_other_values_have_not() -> None:
+    space = Space(BASE, [AGE, GUIDER])
+    assert AGE.ordered and WEIGHT.ordered and not GUIDER.ordered
+    assert not Axis("flag", "seed", (True, False)).ordered and not Axis("word", "seed", ("a", "b")).ordered
+    assert space.position((1, 0)) == [0.5, 1.0, 0.0] and space.position((2, 1)) == [1.0, 0.0, 1.0]
+    assert [axis.begin for axis in (AGE, WEIGHT)] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("axis", "said"),
+    [
+        (Axis("w", "guidance.init_args.wight", (1,)), "'w': there is no .*; guidance.init_args holds weight, guider"),
+        (Axis("w", "guidence", (1,)), "the evaluation holds seed, guidance"),
+        (Axis("w", "seed.first", (1,)), "seed"),
+        (Axis("w", "guidance.init_args.weight.low", (1,)), "guidance.init_args.weight is 2"),
+        (Axis("w", "guidance.init_args.weight", ()), "axis 'w' has no values"),
+        (Axis("w", "guidance.init_args.weight", (1, 2, 1)), "one value twice"),
+        (Axis("w", "guidance.init_args.weight", (1, 2), prior=3), "its prior 3 is none of its values"),
+        (Axis("w", "num_samples", (1, 2)), "which the search sets for all points alike"),
+    ],
+)
+def test_axes_that_lead_nowhere(axis: Axis, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Space(BASE, [axis])
+    with pytest.raises(ValueError, match="no axes"):
+        Space(BASE, [])
