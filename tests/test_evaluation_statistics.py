@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +24,7 @@ from lightning_guide.evaluation import (
     ModuleFeatures,
     RawPixels,
 )
-from lightning_guide.evaluation.statistics import read_statistics
+from lightning_guide.evaluation.statistics import Statistics, read_statistics, write_statistics
 from lightning_guide.evaluation.statistics_cache import fingerprint
 
 
@@ -51,7 +53,7 @@ def batches(x: Tensor, size: int = 7) -> list[Batch]:
 
 def distance(metric: FrechetDistance, real: Tensor, samples: Tensor) -> float:
     metric.prepare(batches(real))
-    metric.update(samples)
+    metric.update(samples.clone())  # extractors remember a batch that they have seen
     return float(metric.compute()["fd"])
 
 
@@ -86,6 +88,23 @@ def test_a_damaged_file_is_computed_again(tmp_path: Path) -> None:
     assert again.seen == 70
     last = Counted()
     assert distance(FrechetDistance(last, cache=str(tmp_path)), real, samples) == plain and last.seen == 40
+
+
+def test_several_writers_leave_one_whole_file(tmp_path: Path) -> None:
+    extractor, path = Counted(), tmp_path / "s.npz"
+    mean, covariance = torch.randn(300).double(), torch.eye(300).double()
+    held = Statistics(mean, covariance, num_images=9, extractor=extractor.identity, data_shape=(3,), data="ab")
+    write_statistics(path, held)
+
+    def work(number: int) -> bool:
+        if number % 2:
+            write_statistics(path, held)
+        found = read_statistics(path, extractor)
+        return torch.equal(found.covariance, covariance) and replace(found, mean=mean, covariance=covariance) == held
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(40)))
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_the_fingerprint_is_that_of_the_examples_in_order() -> None:

@@ -7,10 +7,12 @@ to: `num_images`, the `extractor` and the hash of its `weights`, the `data_shape
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -19,7 +21,6 @@ from torch import Tensor
 from lightning_guide.evaluation.features import FeatureExtractor
 from lightning_guide.evaluation.identity import Identity
 from lightning_guide.inert_arrays import read_arrays
-from lightning_guide.snapshot_file import atomic
 
 __all__ = ["Statistics", "read_statistics", "write_statistics"]
 
@@ -46,7 +47,7 @@ class Statistics:
 
 
 def write_statistics(path: str | Path, statistics: Statistics) -> Path:
-    """Writes `statistics` to `path` (an npz archive) at once; makes the folder.
+    """Writes `statistics` to `path` (an npz archive) at once; makes the folder. Several processes may write one file.
 
     Raises:
         OSError: if the disk refuses.
@@ -62,8 +63,12 @@ def write_statistics(path: str | Path, statistics: Statistics) -> Path:
     np.savez(content, **arrays)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as temporary:
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")  # each writer has its own
+    try:
         temporary.write_bytes(content.getvalue())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return path
 
 
