@@ -184,7 +184,7 @@ class Problem:
             truth, y = self.wish.objective.observe(Trajectory(x=seen, seeds=seeds, sigma=0.0))
             rest = (y - self.operator(seen)).flatten(1).square().mean(1).sqrt() / NOISE
             error = (seen - truth).flatten(1).square().mean(1)
-            found |= {"misfit": float(rest.mean()), "psnr": float((10 * (4 / error).log10()).mean())}
+            found |= {"misfit": float(rest.mean()), "psnr": float((10 * (4 / error.clamp(min=1e-9)).log10()).mean())}
             found["error"] = float(error.mean())
         return found
 
