@@ -88,12 +88,23 @@ def test_radii_and_coverage_by_hand() -> None:
 
 
 def test_a_large_reference_is_thinned_to_the_same_random_subset_whatever_the_batches() -> None:
+    class Counted(RawPixels):
+        seen = 0
+
+        def extract(self, x: Tensor) -> Tensor:
+            self.seen += len(x)
+            return super().extract(x)
+
     real = torch.arange(1000.0)[:, None]
-    chosen = []
-    for size in (1, 37, 1000):
-        metric = PrecisionRecall(RawPixels(), max_reference=100)
+    keys = torch.rand(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    chosen = [keys.argsort()[:100].sort().values.tolist()]
+    for size, most in ((1, 450), (37, 450), (1000, 100)):  # 100 (1 + ln 10) = 330 on average
+        extractor = Counted()
+        metric = PrecisionRecall(extractor, max_reference=100)
         metric.prepare([Batch(part) for part in real.split(size)])
         chosen.append(metric.reference.flatten().tolist())
+        assert 100 <= extractor.seen <= most
+    assert chosen[0] == chosen[3]
     assert chosen[0] == chosen[1] == chosen[2]
     assert chosen[0] == sorted(set(chosen[0])) and len(chosen[0]) == 100
     assert 350 < sum(chosen[0]) / 100 < 650 and chosen[0][-1] > 900  # from all over the data, not from its head

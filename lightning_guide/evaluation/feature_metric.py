@@ -38,18 +38,22 @@ class FeatureMetric(SampleMetric):
     def prepare(self, reference: Iterable[Batch]) -> None:
         """Features of (a subset of) the real data.
 
+        The subset are the examples with the smallest of random keys. The extractor sees only those that belong to it so
+        far: of N examples about max_reference (1 + ln(N / max_reference)).
+
         Raises:
             ValueError: if there are too few examples.
         """
         generator = torch.Generator().manual_seed(0)
-        kept, keys = torch.empty(0), torch.empty(0, dtype=torch.float64)
+        kept, keys = torch.empty(0, 0, device=self.device), torch.empty(0, dtype=torch.float64)
         for batch in reference:
-            features = self.extractor(batch.x.to(self.device))
-            kept = torch.cat([kept.to(features.device), features]) if len(keys) else features
-            keys = torch.cat([keys, torch.rand(len(features), generator=generator, dtype=torch.float64)])
-            if len(keys) > self.max_reference:  # the examples with the smallest keys, in their order
-                chosen = keys.topk(self.max_reference, largest=False).indices.sort().values
-                kept, keys = kept[chosen.to(kept.device)], keys[chosen]
+            new = torch.cat([keys, torch.rand(len(batch.x), generator=generator, dtype=torch.float64)])
+            chosen = new.topk(min(self.max_reference, len(new)), largest=False).indices.sort().values
+            old, fresh = chosen[chosen < len(keys)], chosen[chosen >= len(keys)] - len(keys)
+            if len(fresh):
+                features = self.extractor(batch.x[fresh.to(batch.x.device)].to(self.device))
+                kept = torch.cat([kept[old.to(kept.device)], features]) if len(old) else features
+            keys = new[chosen]
         self._check_count(len(keys), "real examples")
         self.reference = kept
         self.add_rows("features", kept.shape[1])
