@@ -20,6 +20,8 @@ __all__ = ["PathMetrics"]
 class PathMetrics(SampleMetric):
     """`target` and `obstacle`, the mean losses of paths in metres, and `hits`, the share that enter the obstacle."""
 
+    sums: Tensor
+
     def __init__(self, goal: Goal, obstacle: Obstacle) -> None:
         """The published judgement has an obstacle without a margin."""
         super().__init__()
@@ -32,7 +34,7 @@ class PathMetrics(SampleMetric):
     def update(self, x: Tensor, condition: Tensor | None = None) -> None:
         """Adds paths `x` (B, 2 joints, frames)."""
         values = [self.goal(x), self.obstacle(x), self.obstacle.hit(x), torch.ones(len(x), device=x.device)]
-        self.sums += torch.stack([each.to(torch.float64).sum() for each in values]).to(self.sums)  # type: ignore[has-type]
+        self.sums += torch.stack([each.to(torch.float64).sum() for each in values]).to(self.sums)
 
     def compute(self) -> dict[str, Tensor]:
         """The three means.

@@ -67,7 +67,9 @@ class PictureAutoencoder(Recorded, nn.Module):
             sides = tuple(data_shape[1:])
             raise ValueError(f"{len(widths)} widths of PictureAutoencoder divide the sides by {factor}, not {sides}")
         self.data_shape, self.latent_channels = tuple(data_shape), latent_channels
-        down, up, channels = [], [], data_shape[0]
+        down: list[nn.Module] = []
+        up: list[nn.Module] = []
+        channels = data_shape[0]
         for i, width in enumerate(widths):
             down += [nn.AvgPool2d(2)] if i else []
             down += _block(channels, width)
