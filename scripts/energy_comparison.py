@@ -29,6 +29,7 @@ from energy_comparison_report import draw_samples, over_seeds, write_table
 from energy_methods import Make, methods_for
 from energy_problems import OPERATORS, SETTINGS, TUNING_SEED, Problem, Scores
 from jsonargparse import auto_cli
+from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser
 
@@ -77,7 +78,8 @@ class Study:
         """Tunes, samples, judges; table and figure go to `path` with a suffix."""
         problem, setting = self.problem, self.problem.setting
         guides: dict[str, tuple[float, Denoiser]] = {"unguided": (0.0, setting.positive)}
-        rows = {"real": (0.0, [self.real(seed) for seed in range(seeds)])}
+        given = {"real": problem.real} | ({} if problem.operator is None else {"linear estimate": problem.linear})
+        rows = {name: (0.0, [self.given(name, make, seed) for seed in range(seeds)]) for name, make in given.items()}
         if problem.operator is None:
             guides["trained with labels"] = 0.0, setting.model(setting.labelled)
         for name, make in methods_for(problem.wish).items():
@@ -88,9 +90,9 @@ class Study:
             rows[name] = rate, [self.scores(name, rate, guide, seed) for seed in range(seeds)]
         path.parent.mkdir(parents=True, exist_ok=True)
         print(write_table(over_seeds(rows), path.with_suffix(".md")), flush=True)
-        few = Problem(problem.name, setting, 10)
-        shown = {"real": few.real(0)} | {name: few.draw(guide, 0, self.steps) for name, (_, guide) in guides.items()}
-        draw_samples({name: setting.data.decode(x) for name, x in shown.items()}, path.with_suffix(".png"))
+        shown = {name: make(0) for name, make in given.items()}
+        shown |= {name: problem.draw(guide, 0, self.steps) for name, (_, guide) in guides.items()}
+        draw_samples({name: setting.data.decode(x[:10]) for name, x in shown.items()}, path.with_suffix(".png"))
 
     def scores(self, name: str, rate: float, guide: Denoiser, seed: int) -> Scores:
         """Of the samples of one seed."""
@@ -103,9 +105,9 @@ class Study:
         found = self.scores(name, rate, make(self.problem.wish, rate), TUNING_SEED)
         return float("inf") if found["lost"] else self.problem.cost(found)
 
-    def real(self, seed: int) -> Scores:
-        """Of real pictures."""
-        return self.log.get(self.key("real", 0.0, seed), lambda: self.problem.score(self.problem.real(seed), seed))
+    def given(self, name: str, make: Callable[[int], Tensor], seed: int) -> Scores:
+        """Of pictures that no model has drawn."""
+        return self.log.get(self.key(name, 0.0, seed), lambda: self.problem.score(make(seed), seed))
 
     def key(self, name: str, rate: float, seed: int) -> list[Any]:
         """Where scores are noted."""

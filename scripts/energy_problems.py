@@ -156,6 +156,21 @@ class Problem:
             chosen = torch.tensor(seeds.indices) % len(pictures)
         return self.setting.data.encode(pictures[chosen])
 
+    def linear(self, seed: int) -> Tensor:
+        """The best linear estimate m + C A^T (A C A^T + noise^2)^-1 (y - A m) of the hidden pictures.
+
+        m and C are mean and covariance of the training pictures. Its error is what a network has to beat.
+        """
+        assert self.operator is not None and isinstance(self.wish.objective, Measurement)
+        flat = self.setting.data.encode(self.setting.real.x).flatten(1).double()
+        m, C = flat.mean(0), flat.T.cov()
+        shape = (-1, *self.setting.data.data_shape)
+        A = self.operator(torch.eye(len(m), dtype=m.dtype).reshape(shape)).flatten(1).T  # (measured, pixels)
+        x = self.real(seed)
+        y = self.wish.objective.observe(Trajectory(x=x, seeds=self.seeds(seed), sigma=0.0))[1].flatten(1).double()
+        inverse = torch.linalg.pinv(A @ C @ A.T + NOISE**2 * torch.eye(len(A), dtype=m.dtype))
+        return (m + (y - A @ m) @ (C @ A.T @ inverse).T).reshape(shape).to(x)
+
     def draw(self, guide: Denoiser, seed: int, steps: int) -> Tensor:
         """Samples (count, C, H, W)."""
         seeds = self.seeds(seed)
