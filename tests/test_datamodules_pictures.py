@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.pictures import UndecodableError, decode_picture, from_array, from_pil, shrink
+from datamodules.pictures import UndecodableError, _decoded_directly, decode_picture, from_array, from_pil, shrink
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
 
@@ -88,3 +88,32 @@ def test_unusable_arrays(pixels: object) -> None:
     """One sentence with what was found."""
     with pytest.raises(ValueError, match="expected a PIL image, a uint8 array"):
         from_array(pixels)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_the_quick_way_is_taken_and_refuses_what_is_cut_off(kind: str) -> None:
+    """Wherever a file is cut, the two ways agree that it is no picture."""
+    whole = encoded(Image.fromarray(PIXELS), kind)
+    quick = _decoded_directly(whole)
+    assert quick is not None
+    with Image.open(io.BytesIO(whole)) as image:
+        assert torch.equal(quick, from_pil(image))
+    for length in range(len(whole) - 2):
+        try:
+            with Image.open(io.BytesIO(whole[:length])) as image:
+                image.load()
+        except (OSError, SyntaxError):
+            assert _decoded_directly(whole[:length]) is None
+            with pytest.raises(UndecodableError):
+                decode_picture(whole[:length])
+
+
+def test_what_is_rare_is_left_to_pil() -> None:
+    """Gray, palettes, transparency, 16 bits."""
+    picture = Image.fromarray(PIXELS)
+    for rare in (picture.convert("L"), picture.convert("P"), picture.convert("RGBA")):
+        assert _decoded_directly(encoded(rare, "PNG")) is None
+    assert _decoded_directly(encoded(picture.convert("CMYK"), "JPEG")) is None
+    transparent = io.BytesIO()
+    picture.save(transparent, "PNG", transparency=(1, 2, 3))
+    assert torch.equal(decode_picture(transparent.getvalue()), torch.from_numpy(PIXELS.copy()).permute(2, 0, 1))
