@@ -54,6 +54,8 @@ class StatisticsCache:
     ) -> Statistics:
         """The statistics of the features of `extractor` on `reference`, by `compute` if they are not there yet.
 
+        `reference` may be gone through more than once.
+
         Raises:
             ValueError: if the weights of the extractor cannot be found, or what `compute` raises.
             OSError: if the folder cannot be written.
