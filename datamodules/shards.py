@@ -1,4 +1,4 @@
-"""WebDataset shards of labelled pictures on local disks, read at random so that a run resumes exactly."""
+"""WebDataset shards of labelled pictures, local or fetched to a local disk: read at random, runs resume exactly."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from webdataset.shardlists import expand_urls
 
+from datamodules.downloads import Downloads, is_url
 from datamodules.record_images import RecordImages, Split
 from datamodules.records import RecordExamples
 from datamodules.shard_examples import ShardExamples, token_shape
@@ -40,6 +41,7 @@ class Shards(RecordImages):
         batch_size: int = 128,
         num_workers: int = 0,
         seed: int = 0,
+        downloads: str | None = None,
     ) -> None:
         """Looks the shards up.
 
@@ -57,14 +59,17 @@ class Shards(RecordImages):
             batch_size: pictures per process and micro-step.
             num_workers: loader processes; of no use when the pictures are in memory.
             seed: order of the training data.
+            downloads: folder for copies of shards that are given by URL (http:, s3:, gs:, pipe:, ...: what webdataset
+                opens); each is fetched once, when its data are first used.
 
         Raises:
-            ValueError: if a pattern matches nothing or a shard is missing or listed twice; for URLs; if both labels and
-                embeddings are asked for.
+            ValueError: if a pattern matches nothing or a shard is missing or listed twice; for URLs without
+                `downloads`; if both labels and embeddings are asked for.
         """
         self.token_channels, self.token_length, self.prompt_file = token_channels, token_length, prompt_file
         self._token_shape = token_shape(num_classes, token_channels, token_length)
-        self._paths = {"train": shard_paths(train), "heldout": shard_paths(heldout)}
+        self._downloads = None if downloads is None else Downloads(downloads)
+        self._paths = {"train": shard_paths(train, self._downloads), "heldout": shard_paths(heldout, self._downloads)}
         super().__init__(
             num_classes=num_classes,
             size=size,
@@ -77,34 +82,47 @@ class Shards(RecordImages):
 
     def first(self) -> RecordExamples:
         """The first training shard."""
-        return ShardExamples(self._paths["train"][:1], size=None, num_classes=self.num_classes)
+        return ShardExamples(self._here(self._paths["train"][:1]), size=None, num_classes=self.num_classes)
 
     def records(self, split: Split) -> RecordExamples:
         """The shards of a split, indexed."""
-        return ShardExamples(
-            self._paths[split], size=self.size, num_classes=self.num_classes, token_shape=self._token_shape
-        )
+        paths = self._here(self._paths[split])
+        return ShardExamples(paths, size=self.size, num_classes=self.num_classes, token_shape=self._token_shape)
+
+    def _here(self, paths: list[Path]) -> list[Path]:
+        """`paths`, all of which exist."""
+        if self._downloads is not None:
+            self._downloads.fetch(paths)
+        return paths
 
 
-def shard_paths(patterns: str | list[str]) -> list[Path]:
+def shard_paths(patterns: str | list[str], downloads: Downloads | None = None) -> list[Path]:
     """The local files that patterns name: braces are expanded in order, wildcards matched and sorted.
 
+    For URLs these are the copies in `downloads`, whether they are fetched already or not.
+
     Raises:
-        ValueError: if nothing is named or matched, files are missing or named twice, or a pattern is a URL.
+        ValueError: if nothing is named or matched, files are missing or named twice, or for a URL without `downloads`.
     """
     given = [patterns] if isinstance(patterns, str) else patterns
     names = [name for pattern in given for name in expand_urls(pattern)]
     paths: list[Path] = []
     for name in names:
-        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", name):
-            raise ValueError(f"the shard {name!r} is a URL; expected local tar files, so download it first")
+        if is_url(name):
+            if downloads is None:
+                raise ValueError(
+                    f"the shard {name!r} is a URL; expected local tar files, or `downloads`, a folder to fetch it to"
+                )
+            paths.append(downloads.path(name))
+            continue
         matches = [Path(match) for match in sorted(glob(name))] if re.search(r"[*?\[]", name) else [Path(name)]
         if not matches:
             raise ValueError(f"no file matches {name!r}; expected tar shards (the folder {_folder(Path(name))})")
         paths += matches
     if not paths:
         raise ValueError(f"no shards are named by {patterns!r}; expected at least one tar file or pattern")
-    missing = [path for path in paths if not path.is_file()]
+    remote = {} if downloads is None else downloads.urls
+    missing = [path for path in paths if path not in remote and not path.is_file()]
     if missing:
         raise ValueError(
             f"{len(missing)} of {len(paths)} shards are missing, first {missing[0]}; the folder {_folder(missing[0])}"
