@@ -29,6 +29,8 @@ PARTS = {
 }
 FILES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
 GUIDANCES = [name for name in FILES if name.startswith(("guidance/", "energy/"))]
+# as digits/parts.yaml and digits/classifier.yaml
+SLOW = ("digits/autoencoder.yaml", "digits/robust_classifier.yaml", "digits/sketch.yaml")
 # the others: test_configs_guidance.py, ..._energy.py, ..._gradient.py, ..._edm2.py, test_search_commands.py
 ELSEWHERE = ("gradient/", "edm2/", "cifar32/edm1", "search/")
 FILES = [name for name in FILES if name not in GUIDANCES[1:] and not name.startswith(ELSEWHERE)]
@@ -78,7 +80,9 @@ def test_config_is_parsed(
     assert first.startswith("# "), f"{name} does not begin with a comment that says what it is for"
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name not in PARTS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in FILES if n not in PARTS]
+)
 def test_config_runs_two_steps(
     name: str, shards: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
