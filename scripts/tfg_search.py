@@ -1,6 +1,6 @@
 """The three numbers of TFG for a finished run, by the search of its paper: a beam of doublings.
 
-    python scripts/tfg_search.py runs/digits/main configs/energy/tfg.yaml --metric agreement
+    python scripts/tfg_search.py runs/digits/main configs/energy/tfg.yaml --metric class_agreement
 
 Every round evaluates its new points side by side by `lightning-guide test`, with a few samples each, and scores them by
 any metric that the run reports; the judge should be another network than the guide. Stopped and started again, it
@@ -26,7 +26,7 @@ def study(
     run: str,
     guidance: str = "configs/energy/tfg.yaml",
     out: str = "runs/energy/tfg_search",
-    metric: str = "agreement",
+    metric: str = "class_agreement",
     better: Literal["high", "low"] = "high",
     start: dict[str, float] | None = None,
     beam: int = 3,
