@@ -35,7 +35,7 @@ from lightning_guide.search.space import UNGUIDED, Place, Space
 from lightning_guide.seeds import SampleSeeds
 
 METRIC = "sliced_wasserstein"
-GRID_PART, TUNE_PART, FRESH_PART = 2048, 576, 10_000  # points in one call
+GRID_PART, TUNE_PART, FRESH_PART = 2048, 192, 10_000  # points in one call
 FRESH_SEED = 10**6
 
 

@@ -139,6 +139,7 @@ def test_a_sweep_scores_every_point_as_test_does_and_goes_on_where_it_stood(
     assert _without_seconds(out / "results.csv") == _without_seconds_of(before)
 
 
+@pytest.mark.slow
 def test_a_tuner_hands_over_guidances_that_can_be_used(
     folder: Path, drawn: list[tuple[str, int]], capsys: pytest.CaptureFixture[str]
 ) -> None:

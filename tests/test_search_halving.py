@@ -69,7 +69,7 @@ LOW = Objective("low")
 
 def test_the_optimum_is_found_within_the_budget() -> None:
     losses = []
-    for seed in range(10):
+    for seed in range(6):
         scorer = Synthetic()
         halving = Halving(SPACE, scorer, [LOW], budget=2000, seed=seed)
         found = halving.run()
@@ -81,12 +81,12 @@ def test_the_optimum_is_found_within_the_budget() -> None:
         assert {block.seed for block in searched} == {seed}
         losses.append(scorer.truth(found.winners["low"]))
     # the grid at these samples each would cost 108 * 200; a point drawn at random is 1.9 on average
-    assert sum(losses) / 10 < 1.06 and max(losses) <= 1.2
+    assert sum(losses) / 6 < 1.06 and max(losses) <= 1.2
 
 
 def test_noise_that_all_points_share_does_no_harm_and_neighbours_help() -> None:
     """Noise a hundred times the range of the truth, that a comparison between different seeds could not see through."""
-    for seed in range(3):
+    for seed in range(2):
         found = [Halving(SPACE, Synthetic(common=c), [LOW], budget=1500, seed=seed).run() for c in (0.0, 100.0)]
         assert found[0].winners == found[1].winners
         assert Synthetic().truth(found[1].winners["low"]) <= 1.4
@@ -108,12 +108,12 @@ class Aligned(Synthetic):
 
 def test_points_on_different_blocks_tell_each_other_about_noise_they_would_share() -> None:
     losses = []
-    for seed in range(10):
+    for seed in range(6):
         place = Halving(SPACE, Aligned(), [LOW], budget=3000, seed=seed).run().winners["low"] or (0, 5, 0)
         losses.append(sum((0.05 * (x - y)) ** 2 for x, y in zip(place, BEST, strict=True)))
     everywhere = [sum((0.05 * (x - y)) ** 2 for x, y in zip(p, BEST, strict=True)) for p in SPACE.places]
     # 0.15 of it; 0.42 if all points of a round share their blocks
-    assert sum(losses) / 10 < 0.25 * sum(everywhere) / len(everywhere)
+    assert sum(losses) / 6 < 0.25 * sum(everywhere) / len(everywhere)
 
 
 def test_it_is_the_same_when_it_is_begun_again() -> None:
