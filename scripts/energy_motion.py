@@ -6,11 +6,11 @@ A model of walking-like paths (configs/motion/train.yaml) under the losses of Sh
 https://arxiv.org/abs/2403.12404, table 3: |goal - x(T)|^2 + 100 mean sigmoid(-50 (|x - centre| - radius)), the obstacle
 halfway to the goal. Four gaits, three directions each. Guidance keeps .2 m away from the obstacle, as in the published
 code; the judgement is without that margin. Cells of the comparison: FreeDoM; with random augmentation of the path (10
-copies that stray by .2 m until they reach the obstacle); with Polyak's step; with both; beside them LGD-MC and the
-normalised step of the published motion code. Each rate is tuned by the same five trials in a fourth direction: the
-smallest total loss of the rates that make no more than `slack` more unnatural paths than no guidance. A path is
-unnatural if it jerks, that is if its largest second difference is above the 99 % quantile of the held-out paths of its
-gait. Samples are independent of each other: groups of them serve as seeds, and are drawn in one batch.
+copies that stray by .2 m until they reach the obstacle); with Polyak's step; with both; these two again with a cap;
+beside them LGD-MC and the normalised step of the published motion code. Each rate is tuned by the same five trials in a
+fourth direction: the smallest total loss of the rates that make no more than `slack` more unnatural paths than no
+guidance. A path is unnatural if it jerks, that is if its largest second difference is above the 99 % quantile of the
+held-out paths of its gait. Samples are independent of each other: groups of them serve as seeds, drawn in one batch.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ from lightning_guide.guidance.energy import (
     ThroughDenoiser,
     WeightedSum,
 )
+from lightning_guide.guidance.energy.augmentations import Augmentation
 from lightning_guide.modules.models import finished_model
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers import Euler
@@ -62,20 +63,23 @@ Make = Callable[[Objective, float, Denoiser], Denoiser]
 
 def methods(metres: float) -> dict[str, tuple[Make, float]]:
     """Name -> how to make it, and the middle of the rates that are tried."""
-    noise, policy = Augmented([AddedNoise(NOISE / metres)], 10), [AddedNoise(NOISE / metres)]
+    copies, drawn = Augmented([AddedNoise(NOISE / metres)], 10), [AddedNoise(NOISE / metres)]
+
+    def polyak(drawn: list[Augmentation], cap: float | None) -> Make:
+        return lambda loss, rate, m: AugmentedPolyak(loss, rate, augmentations=drawn, cap=cap, positive=m)
+
+    def normalised(loss: Objective, rate: float, model: Denoiser) -> Denoiser:
+        return EnergyGuidance(loss, [ThroughDenoiser(Normalised(rate))], positive=model)
+
     return {
-        "FreeDoM": (lambda loss, rate, model: FreeDoM(loss, rate, positive=model), 0.03),
-        "augmentation": (lambda loss, rate, model: FreeDoM(loss, rate, estimator=noise, positive=model), 0.03),
-        "Polyak": (lambda loss, rate, model: AugmentedPolyak(loss, rate, augmentations=[], positive=model), 0.1),
-        "augmentation, Polyak": (
-            lambda loss, rate, model: AugmentedPolyak(loss, rate, augmentations=policy, positive=model),
-            0.1,
-        ),
-        "LGD-MC": (lambda loss, rate, model: LossGuidedDiffusion(loss, rate, positive=model), 0.1),
-        "normalised": (
-            lambda loss, rate, model: EnergyGuidance(loss, [ThroughDenoiser(Normalised(rate))], positive=model),
-            0.3,
-        ),
+        "FreeDoM": (lambda loss, rate, m: FreeDoM(loss, rate, positive=m), 0.03),
+        "augmentation": (lambda loss, rate, m: FreeDoM(loss, rate, estimator=copies, positive=m), 0.03),
+        "Polyak": (polyak([], None), 0.1),
+        "augmentation, Polyak": (polyak(drawn, None), 0.1),
+        "Polyak, capped": (polyak([], 0.3), 1.0),
+        "augmentation, Polyak, capped": (polyak(drawn, 0.3), 1.0),
+        "LGD-MC": (lambda loss, rate, m: LossGuidedDiffusion(loss, rate, positive=m), 0.1),
+        "normalised": (normalised, 0.3),
     }
 
 
