@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 
 from lightning_guide.denoiser import Preconditioned
 from lightning_guide.modules.diffusion import DiffusionModule
+from lightning_guide.networks import EDM2UNet
 
 __all__ = ["Execution"]
 
@@ -36,7 +37,7 @@ class Execution(pl.Callback):
         """Applies them.
 
         Raises:
-            ValueError: if the module trains no network under EDM preconditioning, or recomputing is not known to it.
+            ValueError: if the module trains no network under EDM preconditioning, or one that cannot recompute.
         """
         denoiser = pl_module.denoiser if isinstance(pl_module, DiffusionModule) else None
         if not isinstance(denoiser, Preconditioned):
@@ -44,7 +45,7 @@ class Execution(pl.Callback):
             raise ValueError(f"Execution is for the network of a Preconditioned denoiser in training, got a {trained}")
         network = denoiser.network
         if self.recompute:
-            if not hasattr(network, "recompute"):
+            if not isinstance(network, EDM2UNet):
                 raise ValueError(f"a {type(network).__name__} cannot recompute its blocks; set recompute to false")
             network.recompute = True
         if self.compile:

@@ -23,6 +23,7 @@ PARTS = {
     "ddp.yaml": "digits/main.yaml",
     "diagnostics.yaml": "digits/main.yaml",
     "fsdp.yaml": "digits/main.yaml",
+    "nodes.yaml": "digits/main.yaml",
     "motion/guidance.yaml": "motion/train.yaml",
     "shrink.yaml": "digits/main.yaml",
     "fractal2d/report.yaml": "fractal2d/main.yaml",
