@@ -47,6 +47,8 @@ def test_fractions_and_numbers_have_neighbours_other_values_have_not() -> None:
     assert not Axis("flag", "seed", (True, False)).ordered and not Axis("word", "seed", ("a", "b")).ordered
     assert space.position((1, 0)) == [0.5, 1.0, 0.0] and space.position((2, 1)) == [1.0, 0.0, 1.0]
     assert [axis.begin for axis in (AGE, WEIGHT)] == [1, 1]
+    close = Space(BASE, [Axis("w", "guidance.init_args.weight", (1.00000001, 1.00000002))])
+    assert len({close.name(place) for place in close.places}) == 2
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,8 @@ class Search(ABC):
         """
         if not isinstance(module, DiffusionModule):
             raise ValueError(f"a search needs a run of DiffusionModule, this is one of {type(module).__name__}")
+        if module.average is None:
+            raise ValueError(f"a search draws from averages, the run has average null; expected average in {self.path}")
         if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
             raise ValueError("a search needs the strategy ddp; ddp_spawn takes the sums with it")
         evaluations = _plain(settings.get("evaluations")) or {"unguided": {}}

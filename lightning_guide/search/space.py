@@ -150,4 +150,4 @@ def _word(value: Any) -> str:
     """A value in a name."""
     if isinstance(value, Mapping):
         return "{" + " ".join(f"{key}:{_word(each)}" for key, each in value.items()) + "}"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return str(value)
