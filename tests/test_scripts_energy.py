@@ -14,7 +14,9 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
 
 
-@pytest.mark.parametrize(("best", "found"), [(0.9, 1.0), (4.0, 10**0.5), (25.0, 10**1.5), (400.0, 100.0), (1e-9, 10**-2.5)])
+@pytest.mark.parametrize(
+    ("best", "found"), [(0.9, 1.0), (4.0, 10**0.5), (25.0, 10**1.5), (400.0, 100.0), (1e-9, 10**-2.5)]
+)
 def test_the_search_goes_where_costs_fall_and_stays_in_its_budget(best: float, found: float) -> None:
     from energy_comparison import searched
 
