@@ -12,6 +12,7 @@ import yaml
 
 from lightning_guide.cli import main
 from lightning_guide.search.drawing import DrawnBlocks
+from lightning_guide.search.guiders import Rebuilt
 from lightning_guide.search.ledger import Ledger, run_identity
 from lightning_guide.search.search_file import read_search
 from lightning_guide.snapshots import SnapshotStore
@@ -195,12 +196,53 @@ def test_results_know_whose_they_are(folder: Path, tmp_path: Path) -> None:
         ({"axis": {}}, r"a search does not know \['axis'\]; expected evaluation, axes"),
         ({"objectives": {"fd": "low"}}, "objective 'fd' is 'low'; expected lowest or highest"),
         ({"blocks": 0}, "blocks is 0; expected a whole number from 1 on"),
+        ({"axes": [1]}, r"axes is \[1\]; expected names with what they stand for"),
+        ({"objectives": "fd"}, "objectives is 'fd'; expected names"),
+        ({"evaluation": "unguided"}, "evaluation is 'unguided'; expected names"),
     ],
 )
 def test_what_a_file_gets_wrong_is_said(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(SEARCH | changes))
     with pytest.raises(ValueError, match=rf"search.yaml: .*{said}"):
         read_search(tmp_path / "search.yaml")
+    (tmp_path / "search.yaml").write_text("axes: {w: [\n")
+    with pytest.raises(ValueError, match="search.yaml is no YAML: while parsing"):
+        read_search(tmp_path / "search.yaml")
+
+
+def test_the_folder_of_the_run_is_no_folder_for_results(
+    folder: Path, drawn: list[tuple[str, int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["sweep", str(folder / "run/config.yaml"), str(folder / "search.yaml"), "--out", str(folder / "run")])
+    assert "is the folder of the run itself" in str(left.value.code) and not drawn
+
+
+def test_an_objective_that_is_not_reported_is_said_after_the_first_point(
+    folder: Path, drawn: list[tuple[str, int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        search(folder, "sweep", "unknown", changes={"objectives": {"fid": "lowest"}})
+    assert "the metric 'fid' is not reported" in str(left.value.code) and drawn == [("unguided", 5)]
+
+
+def test_blocks_of_another_search_in_the_folder_are_left_alone(
+    folder: Path, drawn: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DrawnBlocks, "forget", lambda *_: None)  # as if killed before
+    axes = {"weight": {"path": "guidance.init_args.weight", "values": [3]}}
+    for block in (6, 8):
+        search(folder, "sweep", "moved", changes={"axes": axes, "block": block, "blocks": 2})
+        (folder / "moved/results.json").unlink()
+    assert [blocks for _, blocks in drawn] == [2, 2, 2, 2]
+
+
+def test_a_snapshot_on_an_axis_may_leave_out_what_is_the_default(folder: Path, tmp_path: Path) -> None:
+    bare: dict[str, Any] = {"guidance": {"class_path": "Snapshot"}}
+    told = {"guidance": {"class_path": "Snapshot", "init_args": {"images": 40, "sigma_rel": 0.08}}}
+    rebuilt = Rebuilt(folder / "run", tmp_path, [bare, told])
+    assert rebuilt.instead(bare) == bare  # a stored one
+    assert rebuilt.instead(told)["guidance"]["init_args"]["run"].startswith(str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,20 @@ def test_a_mapping_is_laid_over_and_a_class_replaces() -> None:
     assert laid_over(a, {"class_path": "B"}) == {"class_path": "B"}
 
 
+def test_no_axis_overwrites_another() -> None:
+    classes = Axis("class", "guidance", ({"class_path": "A"}, {"class_path": "B", "init_args": {"weight": 9}}))
+    for axes in ([WEIGHT, classes], [classes, WEIGHT]):  # the class first, whatever the order
+        space = Space(BASE, axes)
+        found = [space.evaluation(place)["guidance"] for place in space.places]
+        assert [(each["class_path"], each["init_args"]) for each in sorted(found, key=str)] == [
+            (name, {"weight": weight}) for name in ("A", "B") for weight in (1.5, 2)
+        ]
+    with pytest.raises(ValueError, match="the points weight=1.5 again=3 and weight=2 again=3 are the same evaluation"):
+        Space(BASE, [WEIGHT, Axis("again", "guidance.init_args.weight", (3, 4))])
+    with pytest.raises(ValueError, match="axis 'weight': guidance.init_args.weight leads nowhere at class=none"):
+        Space(BASE, [Axis("class", "guidance", ("none", None)), WEIGHT])
+
+
 def test_fractions_and_numbers_have_neighbours_other_values_have_not() -> None:
     space = Space(BASE, [AGE, GUIDER])
     assert AGE.ordered and WEIGHT.ordered and not GUIDER.ordered
@@ -60,6 +74,7 @@ def test_fractions_and_numbers_have_neighbours_other_values_have_not() -> None:
         (Axis("w", "guidance.init_args.weight.low", (1,)), "guidance.init_args.weight is 2"),
         (Axis("w", "guidance.init_args.weight", ()), "axis 'w' has no values"),
         (Axis("w", "guidance.init_args.weight", (1, 2, 1)), "one value twice"),
+        (Axis("w", "guidance.init_args.weight", (1, "1")), "one value twice"),
         (Axis("w", "guidance.init_args.weight", (1, 2), prior=3), "its prior 3 is none of its values"),
         (Axis("w", "num_samples", (1, 2)), "which the search sets for all points alike"),
     ],

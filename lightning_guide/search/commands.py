@@ -73,6 +73,8 @@ class Search(ABC):
             raise ValueError(f"a search draws from averages, the run has average null; expected average in {self.path}")
         if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
             raise ValueError("a search needs the strategy ddp; ddp_spawn takes the sums with it")
+        if self.out.resolve() == Path(trainer.default_root_dir).resolve():
+            raise ValueError(f"{self.out} is the folder of the run itself; expected one for the results, as --out")
         evaluations = _plain(settings.get("evaluations")) or {"unguided": {}}
         name, first = next(iter(evaluations.items()))
         own = module.evaluations.evaluations[name].metrics if evaluations and name in module.evaluations.names else None
@@ -90,20 +92,18 @@ class Search(ABC):
             build=lambda place: _evaluation(rebuilt.instead(space.evaluation(place))),
             metrics=metrics,
             rebuilt=rebuilt,
+            about={
+                "run": run_identity(trainer.default_root_dir),
+                "average": [module.average, module.images],
+                "metrics": _plain(settings.get("metrics")),
+                "block": self.file.block,
+            },
         )
 
-    def identity(self, scorer: DrawnBlocks, settings: Namespace) -> dict[str, Any]:
+    def identity(self, scorer: DrawnBlocks) -> dict[str, Any]:
         """What the results depend on."""
         axes = {axis.name: {"path": axis.path, "values": list(axis.values)} for axis in scorer.space.axes}
-        return {
-            "run": run_identity(scorer.trainer.default_root_dir),
-            "average": [scorer.module.average, scorer.module.images],
-            "evaluation": scorer.space.base,
-            "axes": axes,
-            "metrics": _plain(settings.get("metrics")),
-            "block": self.file.block,
-            "seed": self.file.seed,
-        }
+        return {**scorer.about, "evaluation": scorer.space.base, "axes": axes, "seed": self.file.seed}
 
 
 @dataclass
@@ -114,8 +114,8 @@ class Sweep(Search):
         """Sweeps, or goes on with it; then tables and figures."""
         scorer = self.begin(trainer, module, data, settings)
         space = scorer.space
-        ledger = Ledger(self.out / "results.json", self.identity(scorer, settings) | {"blocks": self.file.blocks})
-        run_sweep(space, scorer, ledger, blocks=self.file.blocks, seed=self.file.seed)
+        ledger = Ledger(self.out / "results.json", self.identity(scorer) | {"blocks": self.file.blocks})
+        run_sweep(space, scorer, ledger, self.file.objectives, blocks=self.file.blocks, seed=self.file.seed)
         if not trainer.is_global_zero:
             return
         found = swept(space, ledger)
@@ -148,7 +148,7 @@ class Tune(Search):
         space, objectives, size = scorer.space, self.file.objectives, self.file.block
         halving = Halving(space, scorer, objectives, budget=self.budget, seed=self.file.seed)
         aims = {each.metric: each.lowest for each in objectives}
-        ledger = Ledger(self.out / "tune.json", self.identity(scorer, settings) | {"budget": self.budget, "aims": aims})
+        ledger = Ledger(self.out / "tune.json", self.identity(scorer) | {"budget": self.budget, "aims": aims})
         if trainer.is_global_zero:
             ledger.write()
         found = halving.run()

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -96,11 +96,15 @@ class DrawnBlocks(Scorer):
         build: Callable[[Place], Evaluation],
         metrics: Mapping[str, SampleMetric],
         rebuilt: Rebuilt,
+        about: Mapping[str, Any],
     ) -> None:
-        """Blocks of `size` samples, written to `folder`; `build` makes the evaluation at a place."""
+        """Blocks of `size` samples, written to `folder`; `build` makes the evaluation at a place.
+
+        `about` is what a block depends on beside its evaluation: those of others in the folder are not touched.
+        """
         self.trainer, self.module, self.data, self.space = trainer, module, data, space
         self.folder, self.size, self.build = Path(folder), size, build
-        self.rebuilt: Rebuilt | None = rebuilt
+        self.about, self.rebuilt = dict(about), cast(Rebuilt | None, rebuilt)
         self.evaluations = module.evaluations = BlockEvaluations(metrics, before=self._rebuild)
         self._totals: dict[tuple[Place, Block], Totals] = {}
         self._keys = {self._key(place): place for place in [(), *space.places]}
@@ -186,7 +190,7 @@ class DrawnBlocks(Scorer):
 
     def _key(self, place: Place) -> str:
         """A name for the evaluation at a point: its own settings alone, so that axes may grow."""
-        written = json.dumps(self.space.evaluation(place), sort_keys=True, default=str)
+        written = json.dumps([self.about, self.space.evaluation(place)], sort_keys=True, default=str)
         return hashlib.sha256(written.encode()).hexdigest()[:16]
 
     def _path(self, place: Place, block: Block) -> Path:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from lightning_guide.guidance.references import Snapshot
 from lightning_guide.modules.models import open_snapshots
 from lightning_guide.post_hoc import shares
 from lightning_guide.reconstruct import rebuild
@@ -55,7 +56,7 @@ class Rebuilt:
         changed = copy.deepcopy(evaluation)
         for node in _references(changed):
             if found := self._instead.get(_wanted(node)):
-                node["init_args"] |= {"run": found[0], "images": found[1]}
+                node["init_args"] = (node.get("init_args") or {}) | {"run": found[0], "images": found[1]}
         return changed
 
 
@@ -85,5 +86,5 @@ def _references(node: Any) -> Iterator[dict[str, Any]]:
 
 
 def _wanted(node: dict[str, Any]) -> Wanted:
-    arguments = node["init_args"]
-    return arguments.get("run"), arguments["images"], arguments["sigma_rel"]
+    snapshot = Snapshot(**(node.get("init_args") or {}))  # a value on an axis need not say what is the default
+    return snapshot.run, snapshot.images, snapshot.sigma_rel

@@ -50,20 +50,30 @@ def read_search(path: str | Path) -> SearchFile:
     Raises:
         ValueError: naming the file and what is wrong in it.
     """
-    content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     known = tuple(SearchFile.__dataclass_fields__)
     if not isinstance(content, Mapping) or not content.keys() <= set(known):
         odd = sorted(content.keys() - set(known)) if isinstance(content, Mapping) else content
         raise ValueError(f"{path}: a search does not know {odd}; expected {', '.join(known)}")
     try:
-        axes = tuple(_axis(str(name), each) for name, each in (content.get("axes") or {}).items())
-        objectives = tuple(_objective(str(name), aim) for name, aim in (content.get("objectives") or {}).items())
+        axes = tuple(_axis(str(name), each) for name, each in _named(content, "axes").items())
+        objectives = tuple(_objective(str(name), aim) for name, aim in _named(content, "objectives").items())
+        evaluation = _named(content, "evaluation")
         counts = {key: _count(key, content[key]) for key in ("block", "blocks", "seed") if key in content}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    evaluation = dict(content.get("evaluation") or {})
     model = {key: content[key] for key in ("images", "average") if key in content}
     return SearchFile(evaluation, axes, content.get("metrics"), objectives=objectives, **counts, **model)
+
+
+def _named(content: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = content.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{key} is {value!r}; expected names with what they stand for")
+    return dict(value)
 
 
 def _axis(name: str, written: Any) -> Axis:

@@ -57,13 +57,22 @@ class Space:
         """`evaluation` as plain data, every default written out.
 
         Raises:
-            ValueError: naming the axis, if there is none, its path leads nowhere, or it has no values or one twice.
+            ValueError: naming the axis, if there is none, its path leads nowhere, or it has no values or one twice; if
+                two points come out as one evaluation.
         """
         self.base, self.axes = dict(evaluation), tuple(axes)
         if not self.axes:
             raise ValueError("the search has no axes; expected axes: name -> {path, values}")
         for axis in self.axes:
             self._check(axis)
+        seen: dict[str, Place] = {}
+        for place in self.places:
+            other = seen.setdefault(json.dumps(self.evaluation(place), sort_keys=True, default=str), place)
+            if other != place:
+                raise ValueError(
+                    f"the points {self.name(other)} and {self.name(place)} are the same evaluation; "
+                    "expected axes of which none overwrites another"
+                )
 
     @property
     def places(self) -> list[Place]:
@@ -80,16 +89,23 @@ class Space:
         return " ".join(words) or "unguided"
 
     def evaluation(self, place: Place) -> dict[str, Any]:
-        """The evaluation at a point, as plain data."""
+        """The evaluation at a point, as plain data; long paths are followed within what stands at shorter ones.
+
+        Raises:
+            ValueError: if a path leads nowhere in what another axis has put there.
+        """
         found = copy.deepcopy(self.base)
         if place == UNGUIDED:
             return found | {"guidance": None}
-        for axis, i in zip(self.axes, place, strict=True):
+        at = zip(self.axes, place, strict=True)
+        for axis, i in sorted(at, key=lambda each: each[0].path.count(".")):
             *way, last = axis.path.split(".")
-            node = found
+            node: Any = found
             for key in way:
-                node = node[key]
-            node[last] = laid_over(node[last], axis.values[i])
+                node = node.setdefault(key, {})
+                if not isinstance(node, dict):
+                    raise ValueError(f"axis {axis.name!r}: {axis.path} leads nowhere at {self.name(place)}")
+            node[last] = laid_over(node.get(last), axis.values[i])
         return found
 
     def position(self, place: Place) -> list[float]:
@@ -105,8 +121,7 @@ class Space:
     def _check(self, axis: Axis) -> None:
         if not axis.values:
             raise ValueError(f"axis {axis.name!r} has no values")
-        written = [json.dumps(value, sort_keys=True, default=str) for value in axis.values]
-        if len(set(written)) < len(written):
+        if len({_word(value) for value in axis.values}) < len(axis.values):
             raise ValueError(f"axis {axis.name!r} has one value twice: {list(axis.values)}")
         if axis.prior is not None and axis.prior not in axis.values:
             raise ValueError(f"axis {axis.name!r}: its prior {axis.prior!r} is none of its values {list(axis.values)}")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_guide.search.drawing import DrawnBlocks
 from lightning_guide.search.ledger import Ledger
+from lightning_guide.search.objective import Objective, check_objectives
 from lightning_guide.search.scores import Block, Scores
 from lightning_guide.search.space import UNGUIDED, Place, Space
 from lightning_guide.search.tables import COST
@@ -18,13 +20,15 @@ __all__ = ["Swept", "run_sweep", "swept"]
 Swept = dict[Place, Scores]
 
 
-def run_sweep(space: Space, scorer: DrawnBlocks, ledger: Ledger, *, blocks: int, seed: int) -> None:
+def run_sweep(
+    space: Space, scorer: DrawnBlocks, ledger: Ledger, objectives: Sequence[Objective], *, blocks: int, seed: int
+) -> None:
     """Scores no guidance and all points of `space` into `ledger`, which is written after each; what it holds is kept.
 
     A point that fails is noted with the reason; another run of the sweep tries it again.
 
     Raises:
-        ValueError: with the reason of the last, if every point fails.
+        ValueError: with the reason of the last, if every point fails; if an objective is not reported.
     """
     chosen = [Block(seed, number) for number in range(blocks)]
     points: dict[str, Any] = ledger.content.setdefault("points", {})
@@ -47,6 +51,8 @@ def run_sweep(space: Space, scorer: DrawnBlocks, ledger: Ledger, *, blocks: int,
         if scorer.trainer.is_global_zero:
             ledger.write()
         scorer.forget(place)
+        if "values" in points[name]:
+            check_objectives(objectives, Scores(points[name]["values"]))
     failed = [each["failed"] for name, each in points.items() if "failed" in each and name != space.name(UNGUIDED)]
     if len(failed) == len(places) - 1:
         raise ValueError(f"every point of the sweep failed, the last one: {failed[-1]}")
