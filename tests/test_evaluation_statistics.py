@@ -90,6 +90,30 @@ def test_a_damaged_file_is_computed_again(tmp_path: Path) -> None:
     assert distance(FrechetDistance(last, cache=str(tmp_path)), real, samples) == plain and last.seen == 40
 
 
+def test_a_folder_that_cannot_be_written_costs_no_evaluation(tmp_path: Path) -> None:
+    real, samples = points(30), points(40, 1)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.warns(UserWarning, match="reference statistics are not kept: .*file"):
+        found = distance(FrechetDistance(Counted(), cache=str(tmp_path / "file")), real, samples)
+    assert found == distance(FrechetDistance(Counted()), real, samples)
+
+
+def test_a_flipped_bit_is_never_believed(tmp_path: Path) -> None:
+    real = batches(points(30))
+    metric = FrechetDistance(Counted(), cache=str(tmp_path))
+    metric.prepare(real)
+    expected, (file,) = metric.reference_covariance, tmp_path.iterdir()
+    whole = file.read_bytes()
+    for at in range(0, len(whole), 97):
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << at % 8
+        file.write_bytes(damaged)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            metric.prepare(real)
+        assert torch.equal(metric.reference_covariance, expected), at
+
+
 def test_several_writers_leave_one_whole_file(tmp_path: Path) -> None:
     extractor, path = Counted(), tmp_path / "s.npz"
     mean, covariance = torch.randn(300).double(), torch.eye(300).double()
@@ -186,6 +210,10 @@ def test_files_that_hold_no_gaussian_are_refused(tmp_path: Path) -> None:
         ({"mu": good["mu"] * np.nan, "sigma": good["sigma"]}, "is no covariance"),
         ({"mu": np.zeros(0), "sigma": np.zeros((0, 0))}, "is no covariance"),
         ({"mu": np.array(["x"] * 4), "sigma": good["sigma"]}, "expected floats"),
+        ({"mu": good["mu"], "sigma": np.eye(4) + 5 * np.eye(4)[::-1]}, "no correlation above 1"),
+        (good | {"num_images": [1, 2]}, "f.npz does not say in our way what it was made of: TypeError"),
+        (good | {"num_images": "many"}, "does not say in our way what it was made of: ValueError"),
+        (good | {"extractor": "Counted"}, "does not say in our way what it was made of: KeyError: 'weights'"),
     ):
         np.savez(tmp_path / "f.npz", **content)
         with pytest.raises(ValueError, match=sentence):

@@ -110,15 +110,18 @@ def _read_archive(path: str | Path) -> Statistics:
     except Exception as error:  # whatever zip and numpy have to say of a damaged file
         raise ValueError(f"{path} cannot be read as statistics: {type(error).__name__}: {error}") from None
     mean, covariance = _gaussian(path, content)
-    known = "extractor" in content
-    return Statistics(
-        mean,
-        covariance,
-        num_images=int(content["num_images"]) if "num_images" in content else None,
-        extractor=Identity(str(content["extractor"]), str(content["weights"])) if known else None,
-        data_shape=tuple(int(n) for n in content["data_shape"]) if "data_shape" in content else None,
-        data=str(content.get("data", "")),
-    )
+    try:
+        return Statistics(
+            mean,
+            covariance,
+            num_images=int(content["num_images"]) if "num_images" in content else None,
+            extractor=Identity(str(content["extractor"]), str(content["weights"])) if "extractor" in content else None,
+            data_shape=tuple(int(n) for n in content["data_shape"]) if "data_shape" in content else None,
+            data=str(content.get("data", "")),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} does not say in our way what it was made of: {reason}") from None
 
 
 def _read_pickle(path: str | Path, extractor: FeatureExtractor) -> Statistics:
@@ -150,6 +153,10 @@ def _gaussian(path: str | Path, content: dict[str, Any]) -> tuple[Tensor, Tensor
     mean, covariance = (torch.from_numpy(each.astype(np.float64)) for each in (mu, sigma))
     scale = covariance.diagonal().abs().max() if len(mean) else covariance.new_tensor(torch.nan)
     lopsided = (covariance - covariance.T).abs().max() if len(mean) else scale
-    if not (mean.isfinite().all() and lopsided <= 1e-5 * scale and bool((covariance.diagonal() >= 0).all())):
-        raise ValueError(f"the sigma in {path} is no covariance: expected finite numbers, symmetric")
+    size = covariance.diagonal().clamp(min=0).sqrt()  # no entry is above the product of two standard deviations
+    bounded = bool((covariance.abs() <= torch.outer(size, size) + 1e-5 * scale).all())
+    if not (mean.isfinite().all() and lopsided <= 1e-5 * scale and bounded):
+        raise ValueError(
+            f"the sigma in {path} is no covariance: expected finite numbers, symmetric, no correlation above 1"
+        )
     return mean, (covariance + covariance.T) / 2

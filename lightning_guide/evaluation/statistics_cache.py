@@ -42,7 +42,8 @@ class StatisticsCache:
     """Statistics in `folder`, one file for each content of the data, extractor and number of examples.
 
     To find out which file is wanted the data are read once and hashed, without the extractor's network. Several
-    processes may use one folder at once. A file that cannot be read is computed again.
+    processes may use one folder at once. A file that cannot be read is computed again, and where none can be written a
+    warning says so.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -58,7 +59,6 @@ class StatisticsCache:
 
         Raises:
             ValueError: if the weights of the extractor cannot be found, or what `compute` raises.
-            OSError: if the folder cannot be written.
         """
         data, count = fingerprint(reference)
         path = self.path(extractor, data, count)
@@ -71,7 +71,10 @@ class StatisticsCache:
                 if (found.data, found.num_images) == (data, count):
                     return found
         computed = replace(compute(), extractor=extractor.identity, data=data)
-        write_statistics(path, computed)
+        try:
+            write_statistics(path, computed)
+        except OSError as error:  # a folder that is full or not ours costs time, not the evaluation
+            warnings.warn(f"reference statistics are not kept: {error}", stacklevel=2)
         return computed
 
     def path(self, extractor: FeatureExtractor, data: str, count: int) -> Path:
