@@ -237,3 +237,5 @@ def test_noise_is_left_implied_where_nobody_tells_it() -> None:
 def test_weights_are_finite() -> None:
     with pytest.raises(ValueError, match="Guided needs finite weights"):
         Guided([Main()], [float("nan")])
+    with pytest.raises(ValueError, match=r"Guided needs finite weights, got \[None\]"):
+        Guided([Main()], [None])  # type: ignore[list-item]  # null in a config

@@ -42,7 +42,8 @@ class Guided(Guidance):
         super().__init__()
         if len(negatives) != len(weights) or not negatives:
             raise ValueError(f"guidance needs one weight for each negative, got {len(negatives)} and {len(weights)}")
-        if not all(math.isfinite(weight) for weight in weights if isinstance(weight, int | float)):
+        plain = [weight for weight in weights if weight is None or isinstance(weight, int | float)]
+        if not all(weight is not None and math.isfinite(weight) for weight in plain):  # configs may say null
             raise ValueError(f"{type(self).__name__} needs finite weights, got {list(weights)}")
         self.positive = positive if positive is not None else Main()
         self.negatives = nn.ModuleList(negatives)
