@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 from webdataset import TarWriter
 
+from datamodules.latent_inventory import INVENTORY, begun, origin
 from datamodules.pictures import UndecodableError, decode_picture, shrink
 from datamodules.shard_examples import MASK, TOKENS
 from datamodules.shard_writer import is_whole, write_json
@@ -22,8 +22,6 @@ from datamodules.tar_index import ShardIndex, index_shard
 from lightning_guide.latent_autoencoder import VariationalAutoencoder
 
 __all__ = ["encode"]
-
-INVENTORY = "latents.json"
 
 
 def encode(
@@ -50,25 +48,35 @@ def encode(
         device: default: a GPU if there is one.
 
     Raises:
-        ValueError: for missing or damaged shards, pictures of different sizes, or a folder encoded with other settings.
+        ValueError: for missing or damaged shards, pictures of different sizes, latents that are not finite, a device
+            that is not there, or a folder encoded with other settings or of other pictures.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; expected at least 1 picture in one call of the autoencoder")
+    if size is not None and size < 1:
+        raise ValueError(f"size is {size}; expected at least 1 pixel, or none to keep the pictures as they are")
     paths, path = shard_paths(shards), Path(folder) / INVENTORY
     if len({each.name for each in paths}) < len(paths):
         raise ValueError(f"two of the shards {shards!r} have one name; expected different ones for their latents")
     if path.parent.resolve() in {each.parent.resolve() for each in paths}:
         raise ValueError(f"{folder} holds the pictures themselves; expected another folder for their latents")
+    where = _device(device)
+    vae = vae.to(where).eval()
     path.parent.mkdir(parents=True, exist_ok=True)
     settings = {"vae": vae.recipe, "size": size}
-    done = _earlier(path, settings)
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    vae = vae.to(where).eval()
+    done = begun(path, settings)
     for source in tqdm(paths, unit="shard", disable=None):
-        target = path.with_name(source.name)
-        if not is_whole(target, done.get(source.name), extensions=("npy",)):
-            done[source.name] = _encode_shard(source, target, vae, size=size, batch_size=batch_size, device=where)
+        target, entry = path.with_name(source.name), done.get(source.name, {})
+        pictures = {"origin": origin(source)}
+        if not is_whole(target, entry or None, extensions=("npy",)):
+            entry = _encode_shard(source, target, vae, size=size, batch_size=batch_size, device=where)
+            done[source.name] = entry | pictures
             write_json(path, {"settings": settings, "shards": done})
+        elif entry.get("origin") not in (None, pictures["origin"]):
+            raise ValueError(
+                f"{target} holds latents of other pictures than {source}, which has the same name; expected another "
+                "folder, or other names"
+            )
     rows = [torch.tensor([entry["sum"], entry["squares"]], dtype=torch.float64) for entry in done.values()]
     mean, square = torch.stack(rows).sum(0) / sum(entry["values"] for entry in done.values())
     std = (square - mean**2).sqrt()
@@ -99,6 +107,9 @@ def _encode_shard(
                     with torch.no_grad():
                         mean, std = vae.posterior(pictures.to(device).to(torch.float32) / 255)
                     latents = torch.cat([mean, std], dim=1).to("cpu", torch.float32)
+                    for record, latent in zip(sound, latents, strict=True):
+                        if not bool(latent.isfinite().all()):
+                            raise ValueError(f"the latents of record {keys[record]!r} of {source} are not finite")
                     for record, latent in zip(sound, latents, strict=True):
                         tar.write({"__key__": keys[record], "npy": _npy(latent), **_beside(index, record)})
                     mean, std = mean.double().cpu(), std.double().cpu()
@@ -158,21 +169,14 @@ def _npy(x: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def _earlier(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The shards that an earlier call with the same settings has completed.
+def _device(name: str | None) -> torch.device:
+    """The device of that name, by default a GPU if there is one.
 
     Raises:
-        ValueError: if the folder was encoded with other settings, or holds shards of another origin.
+        ValueError: if there is no such device.
     """
-    if not path.exists():
-        foreign = sorted(path.parent.glob("*.tar"))
-        if foreign:
-            raise ValueError(f"{foreign[0]} is there without the inventory {path.name}; expected an empty folder")
-        return {}
-    inventory = json.loads(path.read_text())
-    if inventory["settings"] != settings:
-        raise ValueError(
-            f"{path} belongs to latents made with {inventory['settings']}, not {settings}; "
-            "expected the same settings or another folder"
-        )
-    return dict(inventory["shards"])
+    chosen = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=chosen).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device is {chosen!r}, which is not here: {str(error).splitlines()[0]}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -25,11 +26,13 @@ class LatentSpace:
         """`mean` and `std` of the latents, one number for each channel; `decode_batch` latents are decoded in one call.
 
         Raises:
-            ValueError: if there are not as many of each, a deviation is not positive, or `decode_batch` is below 1.
+            ValueError: if there are not as many of each, one is not finite, a deviation is not positive, or
+                `decode_batch` is below 1.
         """
-        if len(mean) != len(std) or not mean or min(std) <= 0 or decode_batch < 1:
+        finite = all(map(math.isfinite, [*mean, *std]))
+        if len(mean) != len(std) or not mean or not finite or min(std) <= 0 or decode_batch < 1:
             raise ValueError(
-                "latents need as many numbers in mean as in std, all std > 0, and decode_batch >= 1; "
+                "latents need as many numbers in mean as in std, all finite, all std > 0, and decode_batch >= 1; "
                 f"got {list(mean)}, {list(std)} and {decode_batch}"
             )
         self.vae, self.decode_batch = vae, decode_batch

@@ -6,11 +6,13 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.base import DiffusionData
 from datamodules.examples import Examples
+from datamodules.latent_inventory import doubts
 from datamodules.latent_space import IMAGENET_MEAN, IMAGENET_STD, LatentSpace
 from datamodules.pictures import decode_sample
 from datamodules.shard_examples import ShardExamples, token_shape
@@ -63,7 +65,7 @@ class Latents(DiffusionData):
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
-        """Looks the shards up.
+        """Looks the shards up; warns if their inventory speaks of another autoencoder, or of another mean or spread.
 
         Args:
             train: shards to train on, as for `Shards`.
@@ -94,12 +96,15 @@ class Latents(DiffusionData):
         self.space = LatentSpace(vae, mean, std, decode_batch=decode_batch)
         stored = self._records("train", first=True).shape
         assert stored is not None
-        self.data_shape = (stored[0] // 2, *stored[1:])
         if len(stored) != 3 or stored[0] % 2 or len(mean) != stored[0] // 2:
             raise ValueError(
                 f"the latents in {self._paths['train'][0]} have shape {tuple(stored)}; expected (2 C, h, w), C means "
                 f"above C deviations, and as many numbers in mean ({len(mean)}) and std ({len(std)})"
             )
+        self.data_shape = (stored[0] // 2, *stored[1:])
+        for folder in sorted({path.parent for paths in self._paths.values() for path in paths}):
+            for doubt in doubts(folder, vae, mean, std):
+                rank_zero_warn(doubt)
 
     def encode(self, raw: Tensor) -> Tensor:
         """x = (z - mean) / (2 std), float32, for latents `raw` z (B, C, h, w)."""

@@ -68,7 +68,10 @@ def decode_sample(data: bytes) -> Tensor:
     """
     try:
         if data.startswith(b"\x93NUMPY"):
-            return torch.from_numpy(np.load(io.BytesIO(data), allow_pickle=False))
+            array = np.load(io.BytesIO(data), allow_pickle=False)
+            if array.ndim == 0 or not np.issubdtype(array.dtype, np.number):
+                raise ValueError(f"an array of shape {array.shape} and type {array.dtype}")
+            return torch.from_numpy(array)
         with Image.open(io.BytesIO(data)) as image:
             image.load()
             return torch.from_numpy(np.array(image))[None] if image.mode == "L" else from_pil(image)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ def read_prompts(path: str, channels: int) -> Tensor:
         archive = isinstance(loaded, np.lib.npyio.NpzFile)
         tokens = torch.from_numpy(np.asarray(loaded["tokens"] if archive else loaded))
         mask = torch.from_numpy(np.asarray(loaded["mask"])) if archive and "mask" in loaded else None
-    except (ValueError, KeyError, TypeError, OSError, EOFError) as error:
+    except (ValueError, KeyError, TypeError, OSError, EOFError, BadZipFile) as error:
         raise ValueError(f"the file of prompts {path} cannot be read: {error}") from None
     if tokens.ndim != 3 or tokens.shape[2] != channels or not len(tokens):
         raise ValueError(f"the prompts in {path} have shape {tuple(tokens.shape)}; expected (P, L, {channels}), P >= 1")

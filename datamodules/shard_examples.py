@@ -8,6 +8,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -117,7 +118,7 @@ class ShardExamples(RecordExamples):
         try:
             array = np.load(io.BytesIO(self._bytes(record, offset, size)), allow_pickle=False)
             return torch.from_numpy(np.ascontiguousarray(array))
-        except (ValueError, TypeError, EOFError) as error:
+        except (ValueError, TypeError, EOFError, BadZipFile) as error:
             raise ValueError(f"the {name} of {self.name(record)} is no array of numbers: {error}") from None
 
     def _bytes(self, record: int, offset: int, size: int) -> bytes:
