@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from lightning_guide.search.halving import Halving
 from lightning_guide.search.objective import Objective
 from lightning_guide.search.scores import Block, Scorer, Scores
 from lightning_guide.search.space import UNGUIDED, Axis, Place, Space
-from lightning_guide.search.tuned import pareto, statement
+from lightning_guide.search.tuned import pareto, statement, write_guidances
 from lightning_guide.seeds import mix
 
 AXES = [Axis(name, name, tuple(range(6))) for name in ("a", "b")] + [Axis("c", "c", ("x", "y", "z"))]
@@ -139,6 +141,15 @@ def test_each_metric_has_its_winner() -> None:
     assert Synthetic().truth(found.winners["low"]) <= 1.2 and found.winners["first"][0] == 5
     high = Halving(SPACE, Synthetic(), [Objective("high", lowest=False)], budget=2000).run()
     assert Synthetic().truth(high.winners["high"]) <= 1.2
+
+
+def test_what_is_handed_over_is_the_whole_point(tmp_path: Path) -> None:
+    found = Halving(SPACE, Synthetic(), [LOW], budget=2000).run()
+    write_guidances(SPACE, found, [LOW], tmp_path, size=10, model={"images": "1/8"})
+    settings = yaml.safe_load((tmp_path / "low.yaml").read_text())["model"]["init_args"]
+    assert settings["images"] == "1/8" and settings["guidances"] is None
+    plain, tuned = SPACE.evaluation(UNGUIDED), SPACE.evaluation(found.winners["low"])
+    assert settings["evaluations"] == {"unguided": plain, "tuned_low": tuned} and tuned["a"] == found.winners["low"][0]
 
 
 def test_points_that_fail_are_noted_and_the_rest_goes_on() -> None:

@@ -156,7 +156,8 @@ class Tune(Search):
             return
         ledger.content = everything(space, found, objectives, size=size)
         ledger.write()
-        write_guidances(space, found, objectives, self.out, size=size)
+        model = {key: value for key in ("images", "average") if (value := getattr(self.file, key)) is not None}
+        write_guidances(space, found, objectives, self.out, size=size, model=model)
         print("\n".join([*ledger.content["statements"], f"{found.samples} samples drawn: {self.out / 'tune.json'}"]))
 
 

@@ -67,8 +67,14 @@ def everything(space: Space, found: Found, objectives: Sequence[Objective], *, s
     }
 
 
-def write_guidances(space: Space, found: Found, objectives: Sequence[Objective], folder: Path, *, size: int) -> None:
-    """`<metric>.yaml` for each objective, to be used with -c; where no guidance won, the best of those that lost."""
+def write_guidances(
+    space: Space, found: Found, objectives: Sequence[Objective], folder: Path, *, size: int, model: Mapping[str, Any]
+) -> None:
+    """`<metric>.yaml` for each objective, to be used with -c; where no guidance won, the best of those that lost.
+
+    The evaluations are those of the search, with no guidance and with the winner, so that sampler and `model` (its
+    `images` and `average`, if the search sets them) are those for which it was found.
+    """
     for objective in objectives:
         metric = objective.metric
         losses = {place: objective.loss(scores) for place, scores in found.fresh.items() if place != UNGUIDED}
@@ -77,8 +83,8 @@ def write_guidances(space: Space, found: Found, objectives: Sequence[Objective],
         if found.winners[metric] == UNGUIDED:
             lines.append(f"# No guidance did better than {space.name(place)}, the best one found.")
         lines.append("# lightning-guide test -c RUN/config.yaml -c this file")
-        guidances = {f"tuned_{metric}": space.evaluation(place)["guidance"]}
-        content = {"model": {"init_args": {"guidances": guidances}}}
+        evaluations = {"unguided": space.evaluation(UNGUIDED), f"tuned_{metric}": space.evaluation(place)}
+        content = {"model": {"init_args": {**model, "guidances": None, "evaluations": evaluations}}}
         folder.mkdir(parents=True, exist_ok=True)
         with atomic(folder / f"{metric}.yaml") as temporary:
             temporary.write_text("\n".join(lines) + "\n" + yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
