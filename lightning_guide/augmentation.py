@@ -51,7 +51,13 @@ class GeometricAugmentation(nn.Module):
         self.probability, self.mirror = probability, mirror
 
     def forward(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Pictures `(B, C, H, W)` and what the network is told of them, `(B, 9)`."""
+        """Pictures `(B, C, H, W)` and what the network is told of them, `(B, 9)`.
+
+        Raises:
+            ValueError: if `x` are no pictures.
+        """
+        if x.ndim != 4:
+            raise ValueError(f"GeometricAugmentation is for pictures (B, C, H, W), got data of shape {tuple(x.shape)}")
         a = self.draw(len(x), generator)
         return self.transform(x, a), self.told(a)
 

@@ -135,3 +135,10 @@ def test_zeros_are_what_a_sample_is_told() -> None:
             Preconditioned(other)(x, sigma, augmentation=torch.zeros(2, 9))
     with pytest.raises(ValueError, match="needs a probability between 0 and 1, got 1.5"):
         GeometricAugmentation(1.5)
+    with pytest.raises(ValueError, match="DDPMpp is told 4 numbers of an augmentation; expected 9"):
+        model(x, sigma, augmentation=torch.zeros(2, 4))
+
+
+def test_what_is_no_picture_is_not_augmented(generator: torch.Generator) -> None:
+    with pytest.raises(ValueError, match=r"for pictures \(B, C, H, W\), got data of shape \(5, 2\)"):
+        GeometricAugmentation()(torch.zeros(5, 2), generator)

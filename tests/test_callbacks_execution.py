@@ -55,6 +55,19 @@ def test_recomputing_keeps_less(generator: torch.Generator) -> None:
     assert kept[1] < kept[0] / 3
 
 
+def test_switches_reach_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without this, the comparisons here could hold because nothing was switched."""
+    compiled: list[Any] = []
+    monkeypatch.setattr(EDM2UNet, "compile", lambda network, mode: compiled.append((network, mode)))
+    for options in ({"recompute": True}, {"compile": True}, {"compile": True, "mode": "max-autotune"}, {}):
+        network = EDM2UNet(SHAPE, model_channels=8, channel_mult=[1, 2], num_blocks=1, attention_resolutions=[4])
+        trainer, module = tiny_trainer(tmp_path, steps=1), tiny_module(network, average=None)
+        Execution(**options).on_fit_start(trainer, module)  # type: ignore[arg-type]
+        assert network.recompute is ("recompute" in options)
+        assert compiled == ([(network, options.get("mode", "default"))] if "compile" in options else [])
+        compiled.clear()
+
+
 @pytest.mark.slow
 def test_compiled_training_is_eager_training(tmp_path: Path) -> None:
     plain, compiled = trained(tmp_path / "a"), trained(tmp_path / "b", compile=True)

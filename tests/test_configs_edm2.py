@@ -138,6 +138,25 @@ def test_shrunken_preset_runs_two_steps(
     assert weights["network.output.weight"].dtype == torch.float16
 
 
+def test_edm_of_2022_is_the_published_one() -> None:
+    """Karras et al. 2022, table 7, CIFAR-10 and DDPM++."""
+    written = yaml.safe_load((FOLDER.parent / "cifar32/edm1.yaml").read_text())
+    trainer, model, data = written["trainer"], written["model"]["init_args"], written["data"]["init_args"]
+    assert trainer["max_steps"] * 512 == 200_000_000 and data["batch_size"] * 8 == 512  # on 8 GPUs
+    average = next(each for each in trainer["callbacks"] if each["class_path"] == "callbacks.HalfLifeEMA")["init_args"]
+    assert (average["half_life"], average["ramp"], model["average"]) == (500_000, 0.05, "half_life")
+    network = model["denoiser"]["init_args"]["network"]["init_args"]
+    assert (network["dropout"], network["augmentation_channels"], network["num_classes"]) == (0.13, 9, 10)
+    assert model["learning_rate"]["class_path"].endswith(".ConstantRate")
+    assert model["learning_rate"]["init_args"] == {"peak": 0.001, "rampup_images": 10_000_000}
+    assert model["optimizer"] == {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.001, "betas": [0.9, 0.999]}}
+    loss = model["loss"]["init_args"]
+    assert loss["augmentation"]["init_args"] == {"probability": 0.12}
+    assert loss["loss"]["init_args"]["uncertainty"] is False
+    assert loss["loss"]["init_args"]["noise"]["init_args"] == {"mean": -1.2, "std": 1.2}
+    assert model["evaluations"]["unguided"]["sampler"]["init_args"]["grid"]["init_args"] == {"num_steps": 18}
+
+
 def test_edm_of_2022_runs_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With 8 channels in place of 128; the half-life average is stored apart and is what is evaluated afterwards."""
     shards(tmp_path / "data/cifar10", "cifar")

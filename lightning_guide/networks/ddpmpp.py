@@ -93,6 +93,7 @@ class DDPMpp(Network):
         width = 4 * model_channels
         self.embedding_noise = NoiseWaves(model_channels, width)
         self.embedding_label = initialised(nn.Linear(num_classes, model_channels)) if num_classes else None
+        self.augmentation_channels = augmentation_channels
         self.embedding_augmentation: nn.Module | None = None
         if augmentation_channels:
             self.embedding_augmentation = initialised(nn.Linear(augmentation_channels, model_channels, bias=False))
@@ -159,10 +160,15 @@ class DDPMpp(Network):
         """As `Network.augmented`.
 
         Raises:
-            ValueError: if the network was built without augmentation_channels.
+            ValueError: if the network was built without augmentation_channels, or with another number of them.
         """
         if self.embedding_augmentation is None:
             raise ValueError("DDPMpp cannot be told how pictures are augmented; expected augmentation_channels: 9")
+        if vector.shape[1] != self.augmentation_channels:
+            raise ValueError(
+                f"DDPMpp is told {vector.shape[1]} numbers of an augmentation; expected {self.augmentation_channels} "
+                "(augmentation_channels)"
+            )
         told = self.embedding_augmentation(vector.to(next(self.embedding_augmentation.parameters())))
         return told if embedding is None else embedding + told
 
