@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -174,7 +175,8 @@ def test_what_is_no_run_or_damaged_is_one_sentence(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="is no figure: expected a PNG file, or a folder of them"):
             run_page(tmp_path, figures=[place])
     (tmp_path / "report").mkdir()
-    for content in ("{", "[1]", '{"a": 1}'):
+    odd = ('{"a": {"fd": "low"}}', '{"a": {"fd": [1]}}', '{"a": {"extractors": {"fd": 3}}}', '{"a": {"extractors": 3}}')
+    for content in ("{", "[1]", '{"a": 1}', *odd):
         (tmp_path / "report" / "metrics.json").write_text(content)
         with pytest.raises(ValueError, match=r"metrics.json is damaged: "):
             run_page(tmp_path)
@@ -182,6 +184,19 @@ def test_what_is_no_run_or_damaged_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("a: [1\n")
     with pytest.raises(ValueError, match=r"config.yaml is no YAML: "):
         run_page(tmp_path)
+    (tmp_path / "config.yaml").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"config.yaml is no text: "):
+        run_page(tmp_path)
+
+
+def test_the_command_is_called_as_the_docs_say(tmp_path: Path) -> None:
+    docs = (Path(__file__).parent.parent / "docs/report.md").read_text()
+    (words,) = re.findall(r"^    lightning-guide (report .*--out.*?) #", docs, re.MULTILINE)
+    for name in ("main", "sweep"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "main/config.yaml").write_text("a: 1\n")
+    main(shlex.split(words.replace("runs/digits/", f"{tmp_path}/").replace("page.html", f"{tmp_path}/page.html")))
+    assert (tmp_path / "page.html").read_text().startswith("<!DOCTYPE html>")
 
 
 def test_the_callback_writes_page_environment_and_hparams(tmp_path: Path) -> None:

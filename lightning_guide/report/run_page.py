@@ -65,7 +65,7 @@ def run_page(run: str | Path, *, figures: Sequence[str | Path] = ()) -> str:
     events = run / "tensorboard"
     if not (configs or events.is_dir() or (run / METRICS).is_file()):
         raise ValueError(f"{run} holds no run: expected config.yaml, tensorboard or {METRICS} in it")
-    settings = {path.name: path.read_text(encoding="utf-8") for path in configs}
+    settings = {path.name: _text(path) for path in configs}
     history = read_history(events)
     page = Page(f"Run {run.resolve().name}")
     page.paragraph(_summary(run, history))
@@ -86,6 +86,13 @@ def run_page(run: str | Path, *, figures: Sequence[str | Path] = ()) -> str:
     return page.html
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text: {error}") from None
+
+
 def _summary(run: Path, history: History) -> str:
     """Length of training and what is kept of it, in words."""
     said = []
@@ -104,10 +111,15 @@ def _results(page: Page, run: Path) -> None:
     results = read_facts(run / METRICS)
     if not results:
         return
+    try:
+        table = rows(results)
+        lines = judges({name: metrics.get("extractors", {}) for name, metrics in results.items()})
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"{run / METRICS} is damaged: expected numbers and names of extractors: {error}") from None
     page.heading("Results")
-    page.table(rows(results))
+    page.table(table)
     page.paragraph("nfe: network calls a sample; seconds: of all processes together.")
-    for line in judges({name: metrics.get("extractors", {}) for name, metrics in results.items()}):
+    for line in lines:
         page.paragraph(line)
 
 
