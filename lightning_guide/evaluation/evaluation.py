@@ -40,7 +40,7 @@ class SampleIndices(Dataset[SampleBatch]):
         if num_samples < 1:
             raise ValueError(f"an evaluation needs num_samples >= 1, got {num_samples}")
         if isinstance(labels, int) and not -1 <= labels < max(num_classes, 0):
-            raise ValueError(f"label {labels} is out of range: there are {num_classes} classes (-1 is no label)")
+            raise ValueError(f"label {labels} is out of range: there are {num_classes} classes or prompts (-1 is none)")
         self.num_samples, self.num_classes, self.labels = num_samples, num_classes, labels
         self.seed, self.first_index = seed, first_index
 

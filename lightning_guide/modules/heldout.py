@@ -38,6 +38,8 @@ class HeldoutLoss:
         self.count += len(batch.x)
 
     def compute(self) -> dict[str, float]:
-        """Mean error by noise level over all processes."""
+        """Mean error by noise level over all processes; nothing if there were no examples."""
         *sums, count = total_over_processes(torch.cat([self.sums, self.count[None]])).tolist()
-        return {f"sigma_{sigma:g}": total / max(count, 1) for sigma, total in zip(self.sigmas, sums, strict=True)}
+        if not count:
+            return {}
+        return {f"sigma_{sigma:g}": total / count for sigma, total in zip(self.sigmas, sums, strict=True)}
