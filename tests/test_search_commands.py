@@ -250,6 +250,7 @@ def test_a_snapshot_on_an_axis_may_leave_out_what_is_the_default(folder: Path, t
     [
         ({"axes": {"w": {"path": "guidance.init_args.wight", "values": [1]}}}, "init_args holds guider, weight"),
         ({"objectives": {}}, "has no objectives"),
+        ({"metrics": {}}, "has metrics to judge by"),
         ({"objectives": {"fid": "lowest"}}, "the metric 'fid' is not reported; there are: nfe, samples"),
         ({"evaluation": {"sampler": {"class_path": "Eulr"}}}, "the evaluation of the search"),
     ],

@@ -145,10 +145,10 @@ def test_each_metric_has_its_winner() -> None:
 
 def test_what_is_handed_over_is_the_whole_point(tmp_path: Path) -> None:
     found = Halving(SPACE, Synthetic(), [LOW], budget=2000).run()
-    write_guidances(SPACE, found, [LOW], tmp_path, size=10, model={"images": "1/8"})
+    write_guidances(SPACE, found, [LOW], tmp_path, size=10, model={"images": "1/8"}, seed=2)
     settings = yaml.safe_load((tmp_path / "low.yaml").read_text())["model"]["init_args"]
     assert settings["images"] == "1/8" and settings["guidances"] is None
-    plain, tuned = SPACE.evaluation(UNGUIDED), SPACE.evaluation(found.winners["low"])
+    plain, tuned = (SPACE.evaluation(place) | {"seed": 2} for place in (UNGUIDED, found.winners["low"]))
     assert settings["evaluations"] == {"unguided": plain, "tuned_low": tuned} and tuned["a"] == found.winners["low"][0]
 
 

@@ -79,6 +79,8 @@ class Search(ABC):
         name, first = next(iter(evaluations.items()))
         own = module.evaluations.evaluations[name].metrics if evaluations and name in module.evaluations.names else None
         metrics = module.evaluations.metrics if own is None or self.file.metrics is not None else own
+        if not metrics:
+            raise ValueError(f"neither the run nor {self.path} has metrics to judge by; expected some in either")
         space = Space(_written_out(laid_over(first, self.file.evaluation) | {"metrics": None}), self.file.axes)
         every = [space.evaluation(place) for place in space.places]
         rebuilt = Rebuilt(trainer.default_root_dir, self.out / "rebuilt", every)
@@ -156,8 +158,9 @@ class Tune(Search):
             return
         ledger.content = everything(space, found, objectives, size=size)
         ledger.write()
-        model = {key: value for key in ("images", "average") if (value := getattr(self.file, key)) is not None}
-        write_guidances(space, found, objectives, self.out, size=size, model=model)
+        keys = ("images", "average", "metrics")
+        model = {key: value for key in keys if (value := getattr(self.file, key)) is not None}
+        write_guidances(space, found, objectives, self.out, size=size, model=model, seed=self.file.seed + 2)
         print("\n".join([*ledger.content["statements"], f"{found.samples} samples drawn: {self.out / 'tune.json'}"]))
 
 

@@ -68,12 +68,20 @@ def everything(space: Space, found: Found, objectives: Sequence[Objective], *, s
 
 
 def write_guidances(
-    space: Space, found: Found, objectives: Sequence[Objective], folder: Path, *, size: int, model: Mapping[str, Any]
+    space: Space,
+    found: Found,
+    objectives: Sequence[Objective],
+    folder: Path,
+    *,
+    size: int,
+    model: Mapping[str, Any],
+    seed: int,
 ) -> None:
     """`<metric>.yaml` for each objective, to be used with -c; where no guidance won, the best of those that lost.
 
     The evaluations are those of the search, with no guidance and with the winner, so that sampler and `model` (its
-    `images` and `average`, if the search sets them) are those for which it was found.
+    `images`, `average` and `metrics`, if the search sets them) are those for which it was found; `seed` is one that the
+    search has not drawn from.
     """
     for objective in objectives:
         metric = objective.metric
@@ -83,7 +91,8 @@ def write_guidances(
         if found.winners[metric] == UNGUIDED:
             lines.append(f"# No guidance did better than {space.name(place)}, the best one found.")
         lines.append("# lightning-guide test -c RUN/config.yaml -c this file")
-        evaluations = {"unguided": space.evaluation(UNGUIDED), f"tuned_{metric}": space.evaluation(place)}
+        chosen = {"unguided": UNGUIDED, f"tuned_{metric}": place}
+        evaluations = {name: space.evaluation(each) | {"seed": seed} for name, each in chosen.items()}
         content = {"model": {"init_args": {**model, "guidances": None, "evaluations": evaluations}}}
         folder.mkdir(parents=True, exist_ok=True)
         with atomic(folder / f"{metric}.yaml") as temporary:
