@@ -26,14 +26,16 @@ def masked(tokens: Tensor, mask: Tensor) -> Tensor:
     """`tokens` (*, L, C) with zeros where `mask` (*, L) is 0 or False.
 
     Raises:
-        ValueError: if shapes differ, a token is not finite, or one that counts is all zeros: nobody could tell it from
-            padding.
+        ValueError: if shapes differ, the mask holds anything but 0 and 1 (such as what is added to logits), a token
+            that counts is not finite, or is all zeros: nobody could tell it from padding.
     """
     if tokens.ndim < 2 or mask.shape != tokens.shape[:-1] or not tokens.is_floating_point():
         raise ValueError(
             f"an embedding has shape {tuple(tokens.shape)} and type {tokens.dtype}, its mask {tuple(mask.shape)}; "
             "expected floats (L, C) and a mask (L,)"
         )
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError("the mask of an embedding holds other numbers than 0 (padding) and 1 (a token)")
     counts = mask.bool()
     kept = tokens.masked_fill(~counts[..., None], 0)
     if not bool(kept.isfinite().all()):

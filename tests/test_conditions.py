@@ -52,6 +52,9 @@ def test_zeros_stand_for_what_a_mask_hides() -> None:
         masked(torch.zeros(2, 4), torch.tensor([1, 0]))
     with pytest.raises(ValueError, match=r"its mask \(2,\); expected floats \(L, C\) and a mask \(L,\)"):
         masked(torch.zeros(3, 4), torch.tensor([1, 0]))
+    for wrong in (torch.tensor([0.0, -1e4, 0.0]), torch.tensor([1.0, torch.nan, 0.0])):  # what is added to logits, say
+        with pytest.raises(ValueError, match="other numbers than 0"):
+            masked(tokens[0], wrong)
     assert torch.equal(padded(tokens, 5)[:, :3], tokens) and not padded(tokens, 5)[:, 3:].any()
     with pytest.raises(ValueError, match="3 tokens; expected at most 2"):
         padded(tokens, 2)
