@@ -120,7 +120,9 @@ def test_copies_keep_the_recipe_and_no_parameter_is_registered_twice() -> None:
     assert [name for name, _ in denoiser.named_children()] == ["network"]
 
 
-@pytest.mark.parametrize("argument", [object(), {1: 2}, torch.nn.Linear(1, 1), [{"a": {2}}]], ids=["object", "number as a key", "module", "set"])
+@pytest.mark.parametrize(
+    "argument", [object(), {1: 2}, torch.nn.Linear(1, 1), [{"a": {2}}]], ids=["object", "key", "module", "set"]
+)
 def test_arguments_that_are_no_plain_data_are_refused(argument: object) -> None:
     with pytest.raises(ValueError, match=r"Scale\(extras=\.\.\.\) is a .*, which a recipe cannot hold"):
         _ = Scale(1.0, extras=argument).recipe  # type: ignore[arg-type]
