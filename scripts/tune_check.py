@@ -57,7 +57,8 @@ def check(
     for number, name in enumerate(dict.fromkeys([best, *(name for name, _ in chosen)])):
         if not axes[name]:  # no guidance is scored beside every other point
             continue
-        only = {axis: {**each, "values": [axes[name][axis]], "prior": axes[name][axis]} for axis, each in varied.items()}
+        values = axes[name]
+        only = {axis: {**each, "values": [values[axis]], "prior": values[axis]} for axis, each in varied.items()}
         point = {"axes": only, "seed": FRESH_SEED, "blocks": fresh_blocks}
         path, place = _written(written | point, folder / f"fresh_{number}.yaml"), folder / f"fresh_{number}"
         lightning_guide(["sweep", run_config, path, "--out", str(place)])
