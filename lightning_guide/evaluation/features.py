@@ -38,11 +38,12 @@ class FeatureExtractor(nn.Module, ABC):
         Raises:
             ValueError: if `x` is not what the extractor was made for, or its weights cannot be found.
         """
-        if self._last is not None and self._last[0]() is x and self._last[1] == x._version:
+        version = None if x.is_inference() else x._version  # inference tensors do not count their changes
+        if self._last is not None and self._last[0]() is x and self._last[1] == version:
             return self._last[2]
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             features = self.extract(x).flatten(1).to(torch.float32)
-        self._last = weakref.ref(x), x._version, features
+        self._last = None if version is None else (weakref.ref(x), version, features)
         return features
 
     def __getstate__(self) -> dict[str, Any]:
