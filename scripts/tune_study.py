@@ -2,10 +2,9 @@
 
     python scripts/tune_study.py --run runs/fractal2d/main --out runs/fractal2d/tune_study
 
-Each repetition draws the whole grid of configs/search/fractal.yaml from a seed of its own, and lets the tuner loose on
-the same samples with 5 % of their number (and fresh ones for its finalists). Its choice and the best point of the grid,
-or no guidance where that is better, are scored again on 200,000 fresh samples, the same for all. Writes `study.json`
-after every step; begun again, it goes on.
+The whole grid of configs/search/fractal.yaml is drawn once. Each repetition lets the tuner loose on samples of its own,
+5 % of their number. Its choice and the best point of the grid, or no guidance where that is better, are scored again on
+200,000 fresh samples, the same for all. Writes `study.json` after every step; begun again, it goes on.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from lightning_guide.search.space import UNGUIDED, Place, Space
 from lightning_guide.seeds import SampleSeeds
 
 METRIC = "sliced_wasserstein"
-GRID_PART, TUNE_PART, FRESH_PART = 2048, 192, 10_000  # points in one call
+GRID_PART, TUNE_PART, FRESH_PART = 2048, 512, 10_000  # points in one call
 FRESH_SEED = 10**6
 
 
@@ -122,50 +121,49 @@ def study(
     space = Space(evaluation, file.axes)
     path = Path(out) / "study.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"repetitions": [], "fresh": {}}
+    content: dict[str, Any] = {"grid": {}, "repetitions": [], "fresh": {}}
+    if path.exists():
+        content = json.loads(path.read_text())
     by_name = {space.name(place): place for place in [UNGUIDED, *space.places]}
     grid_samples = len(space.places) * file.block * file.blocks
-    for repetition in range(repetitions):
-        seed = 10 * repetition
-        if repetition == len(content["repetitions"]):
-            blocks = [Block(seed, number) for number in range(file.blocks)]
-            scorer, places = Points(run, space, file.block, part=GRID_PART), by_name.items()
-            grid = {name: scorer.scores(place, blocks, interval=False).values[METRIC] for name, place in places}
-            best = min(grid, key=lambda name: grid[name])
-            content["repetitions"].append({"grid": grid, "grid_best": best, "grid_samples": grid_samples})
+    blocks = [Block(0, number) for number in range(file.blocks)]
+    for name, place in by_name.items():
+        if name not in content["grid"]:
+            scorer = Points(run, space, file.block, part=GRID_PART)
+            content["grid"][name] = scorer.scores(place, blocks, interval=False).values[METRIC]
             path.write_text(json.dumps(content, indent=1))
-        found_here = content["repetitions"][repetition]
-        if "tuned" not in found_here:
-            scorer = Points(run, space, file.block, part=TUNE_PART)
-            found = Halving(space, scorer, file.objectives, budget=grid_samples // 20, seed=seed).run()
-            finalists = {space.name(place): each.values[METRIC] for place, each in found.fresh.items()}
-            tuned = {"tuned": space.name(found.winners[METRIC]), "tune_samples": found.samples, "finalists": finalists}
-            found_here |= tuned
-            path.write_text(json.dumps(content, indent=1))
-            print(repetition, {key: found_here[key] for key in ("grid_best", "tuned")}, flush=True)
-    chosen = [repetition[key] for repetition in content["repetitions"] for key in ("grid_best", "tuned")]
-    for name in dict.fromkeys(["unguided", *chosen]):
+    best = min(content["grid"], key=content["grid"].get)
+    for repetition in range(len(content["repetitions"]), repetitions):
+        scorer = Points(run, space, file.block, part=TUNE_PART)
+        halving = Halving(space, scorer, file.objectives, budget=grid_samples // 20, seed=10 * (repetition + 1))
+        found = halving.run()
+        finalists = {space.name(place): each.values[METRIC] for place, each in found.fresh.items()}
+        tuned = {"tuned": space.name(found.winners[METRIC]), "samples": found.samples, "finalists": finalists}
+        content["repetitions"].append(tuned)
+        path.write_text(json.dumps(content, indent=1))
+        print(repetition, tuned["tuned"], flush=True)
+    for name in dict.fromkeys([space.name(UNGUIDED), best, *(each["tuned"] for each in content["repetitions"])]):
         if name not in content["fresh"]:
             scorer = Points(run, space, FRESH_PART, part=FRESH_PART)
             blocks = [Block(FRESH_SEED, number) for number in range(-(-fresh // FRESH_PART))]
             scores = scorer.scores(by_name[name], blocks)
             content["fresh"][name] = {"value": dict(scores.values), "without": [dict(each) for each in scores.without]}
             path.write_text(json.dumps(content, indent=1))
-    _report(content)
+    _report(content, best, grid_samples)
 
 
-def _report(content: dict[str, Any]) -> None:
+def _report(content: dict[str, Any], grid_best: str, grid_samples: int) -> None:
     """Prints one line for each repetition."""
     fresh = {name: Scores(each["value"], each["without"]) for name, each in content["fresh"].items()}
     for repetition in content["repetitions"]:
-        tuned, best = fresh[repetition["tuned"]], fresh[repetition["grid_best"]]
+        tuned, best = fresh[repetition["tuned"]], fresh[grid_best]
         apart: Estimate = difference(tuned, best, METRIC)
         relative = apart.value / best.values[METRIC]
         held = relative <= 0.05 or apart.value <= apart.half_width
         print(
             f"{'held' if held else 'MISSED'}: tuned {repetition['tuned']}: {tuned.estimate(METRIC)}; grid "
-            f"{repetition['grid_best']}: {best.estimate(METRIC)}; apart {apart} ({relative:+.1%}), "
-            f"{repetition['tune_samples'] / repetition['grid_samples']:.1%} of the samples"
+            f"{grid_best}: {best.estimate(METRIC)}; apart {apart} ({relative:+.1%}), "
+            f"{repetition['samples'] / grid_samples:.1%} of the samples"
         )
 
 
