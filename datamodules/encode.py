@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from datamodules.shard_writer import is_whole, write_json
 from datamodules.shards import shard_paths
 from datamodules.tar_index import ShardIndex, index_shard
 from lightning_guide.latent_autoencoder import VariationalAutoencoder
+from lightning_guide.snapshot_file import atomic
 
 __all__ = ["encode"]
 
@@ -95,33 +95,25 @@ def _encode_shard(
     """Writes one shard beside its place and renames it; returns its entry in the inventory."""
     index = index_shard(source, num_classes=0, beside=("cls", TOKENS, MASK))
     keys, corrupt, sums, written = index.keys(), 0, [], 0
-    temporary = target.with_name(f".{target.name}.part")
-    try:
-        with temporary.open("wb") as file:
-            with TarWriter(file, mtime=0) as tar:
-                for first in range(0, len(index), batch_size):
-                    sound, pictures = _pictures(index, range(first, min(first + batch_size, len(index))), size)
-                    corrupt += min(batch_size, len(index) - first) - len(sound)
-                    if not sound:
-                        continue
-                    with torch.no_grad():
-                        mean, std = vae.posterior(pictures.to(device).to(torch.float32) / 255)
-                    latents = torch.cat([mean, std], dim=1).to("cpu", torch.float32)
-                    for record, latent in zip(sound, latents, strict=True):
-                        if not bool(latent.isfinite().all()):
-                            raise ValueError(f"the latents of record {keys[record]!r} of {source} are not finite")
-                    for record, latent in zip(sound, latents, strict=True):
-                        tar.write({"__key__": keys[record], "npy": _npy(latent), **_beside(index, record)})
-                    mean, std = mean.double().cpu(), std.double().cpu()
-                    sums.append(torch.stack([mean.sum((0, 2, 3)), (mean**2 + std**2).sum((0, 2, 3))]))
-                    written += mean.numel() // mean.shape[1]
-            file.flush()
-            os.fsync(file.fileno())
+    with atomic(target) as temporary, temporary.open("wb") as file, TarWriter(file, mtime=0) as tar:
+        for first in range(0, len(index), batch_size):
+            sound, pictures = _pictures(index, range(first, min(first + batch_size, len(index))), size)
+            corrupt += min(batch_size, len(index) - first) - len(sound)
+            if not sound:
+                continue
+            with torch.no_grad():
+                mean, std = vae.posterior(pictures.to(device).to(torch.float32) / 255)
+            latents = torch.cat([mean, std], dim=1).to("cpu", torch.float32)
+            for record, latent in zip(sound, latents, strict=True):
+                if not bool(latent.isfinite().all()):
+                    raise ValueError(f"the latents of record {keys[record]!r} of {source} are not finite")
+            for record, latent in zip(sound, latents, strict=True):
+                tar.write({"__key__": keys[record], "npy": _npy(latent), **_beside(index, record)})
+            mean, std = mean.double().cpu(), std.double().cpu()
+            sums.append(torch.stack([mean.sum((0, 2, 3)), (mean**2 + std**2).sum((0, 2, 3))]))
+            written += mean.numel() // mean.shape[1]
         if not sums:
             raise ValueError(f"all {len(index)} pictures in {source} are corrupt; expected at least one sound one")
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
     total, squares = torch.stack(sums).sum(0).tolist()
     return {
         "records": len(index) - corrupt, "corrupt": corrupt, "values": written, "sum": total, "squares": squares

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import operator
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from webdataset import TarWriter
 from datamodules.pictures import UndecodableError, from_array, from_pil, shrink
 from datamodules.positions import order
 from datamodules.tar_index import PICTURES, index_shard
+from lightning_guide.snapshot_file import atomic
 
 __all__ = ["is_whole", "write_json", "write_shards"]
 
@@ -87,28 +87,20 @@ def _write_shard(
     labels: Counter[str] = Counter()
     sizes: set[tuple[int, int]] = set()
     corrupt: list[str] = []
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with temporary.open("wb") as file:
-            with TarWriter(file, mtime=0) as tar:
-                for index in indices:
-                    try:
-                        x, label = _record(items, index, size)
-                    except (UndecodableError, UnidentifiedImageError) as error:
-                        corrupt.append(f"{index}: {error}")
-                    else:
-                        data, extension = _encoded(x, quality)
-                        tar.write({"__key__": f"{index:08d}", extension: data, "cls": str(label).encode()})
-                        labels[str(label)] += 1
-                        sizes.add((x.shape[1], x.shape[2]))
-                    bar.update()
-            file.flush()
-            os.fsync(file.fileno())
+    with atomic(path) as temporary, temporary.open("wb") as file, TarWriter(file, mtime=0) as tar:
+        for index in indices:
+            try:
+                x, label = _record(items, index, size)
+            except (UndecodableError, UnidentifiedImageError) as error:
+                corrupt.append(f"{index}: {error}")
+            else:
+                data, extension = _encoded(x, quality)
+                tar.write({"__key__": f"{index:08d}", extension: data, "cls": str(label).encode()})
+                labels[str(label)] += 1
+                sizes.add((x.shape[1], x.shape[2]))
+            bar.update()
         if not labels:
             raise ValueError(f"all {len(indices)} pictures meant for {path} are corrupt, first {corrupt[0]}")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     counts = dict(sorted(labels.items(), key=lambda entry: int(entry[0])))
     return {"records": labels.total(), "counts": counts, "sizes": sorted(sizes), "corrupt": corrupt}
 
@@ -197,6 +189,5 @@ def _totals(shards: dict[str, Any], classes: Any) -> dict[str, Any]:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Replaces a JSON file in one step."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(path)
+    with atomic(path, durable=False) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")

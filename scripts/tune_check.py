@@ -15,12 +15,11 @@ from typing import Any
 
 import yaml
 from jsonargparse import auto_cli
+from tune_study import FRESH_SEED, verdict
 
 from lightning_guide.cli import main as lightning_guide
-from lightning_guide.search.scores import Scores, difference
+from lightning_guide.search.scores import Scores
 from lightning_guide.search.search_file import read_search
-
-FRESH_SEED = 10**6
 
 
 def check(
@@ -30,7 +29,7 @@ def check(
 
     Args:
         run_config: config of the finished run.
-        search: the space, with one objective.
+        search: the space, with one objective, lowest.
         out: folder of all results.
         repetitions: how often the tuner searches.
         share: of the grid's samples, for each search.
@@ -65,13 +64,7 @@ def check(
         scored = json.loads((place / "results.json").read_text())["points"]
         fresh |= {each: _scores(row) for each, row in scored.items()}
     for name, spent in chosen:
-        apart = difference(fresh[name], fresh[best], objective.metric)
-        relative = apart.value / fresh[best].values[objective.metric]
-        held = relative <= 0.05 or apart.value <= apart.half_width
-        print(
-            f"{'held' if held else 'MISSED'}: tuned {name}: {fresh[name].estimate(objective.metric)}; grid {best}: "
-            f"{fresh[best].estimate(objective.metric)}; apart {apart} ({relative:+.1%}), {spent:.1%} of the samples"
-        )
+        print(verdict(fresh, name, best, objective.metric, spent))
 
 
 def _scores(point: dict[str, Any]) -> Scores:

@@ -10,7 +10,7 @@ The whole grid of configs/search/fractal.yaml is drawn once. Each repetition let
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,19 +152,22 @@ def study(
     _report(content, best, grid_samples)
 
 
+def verdict(fresh: Mapping[str, Scores], tuned: str, best: str, metric: str, spent: float) -> str:
+    """Whether `tuned` is at most 5 %, or no more than the interval, above the grid's `best`; for a metric to be low."""
+    apart: Estimate = difference(fresh[tuned], fresh[best], metric)
+    relative = apart.value / fresh[best].values[metric]
+    held = relative <= 0.05 or apart.value <= apart.half_width
+    return (
+        f"{'held' if held else 'MISSED'}: tuned {tuned}: {fresh[tuned].estimate(metric)}; grid {best}: "
+        f"{fresh[best].estimate(metric)}; apart {apart} ({relative:+.1%}), {spent:.1%} of the samples"
+    )
+
+
 def _report(content: dict[str, Any], grid_best: str, grid_samples: int) -> None:
     """Prints one line for each repetition."""
     fresh = {name: Scores(each["value"], each["without"]) for name, each in content["fresh"].items()}
     for repetition in content["repetitions"]:
-        tuned, best = fresh[repetition["tuned"]], fresh[grid_best]
-        apart: Estimate = difference(tuned, best, METRIC)
-        relative = apart.value / best.values[METRIC]
-        held = relative <= 0.05 or apart.value <= apart.half_width
-        print(
-            f"{'held' if held else 'MISSED'}: tuned {repetition['tuned']}: {tuned.estimate(METRIC)}; grid "
-            f"{grid_best}: {best.estimate(METRIC)}; apart {apart} ({relative:+.1%}), "
-            f"{repetition['samples'] / grid_samples:.1%} of the samples"
-        )
+        print(verdict(fresh, repetition["tuned"], grid_best, METRIC, repetition["samples"] / grid_samples))
 
 
 if __name__ == "__main__":

@@ -48,14 +48,19 @@ SEARCH = {
 }
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a finished run: averages of two widths at 20 times."""
-    folder = tmp_path_factory.mktemp("search")
+def finished_run(folder: Path) -> None:
+    """Trains `folder`/run: averages of two widths at 20 times."""
     dense = {"class_path": "PostHocEMA", "init_args": {"every_images": 8}}
     settings = TINY | {"trainer": TINY["trainer"] | {"max_steps": 20, "callbacks": [dense]}}  # type: ignore[operator]
     (folder / "tiny.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     main(["fit", "-c", str(folder / "tiny.yaml"), "--trainer.default_root_dir", str(folder / "run")])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run: averages of two widths at 20 times."""
+    folder = tmp_path_factory.mktemp("search")
+    finished_run(folder)
     (folder / "search.yaml").write_text(yaml.safe_dump(SEARCH, sort_keys=False))
     return folder
 

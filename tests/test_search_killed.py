@@ -13,8 +13,7 @@ import yaml
 
 from lightning_guide.cli import main
 from tests.processes import Processes, kill
-from tests.test_cli import TINY
-from tests.test_search_commands import SEARCH
+from tests.test_search_commands import SEARCH, finished_run
 
 pytestmark = pytest.mark.slow
 
@@ -32,10 +31,7 @@ def search(kind: str, folder: str, out: str, devices: int | None = None) -> None
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run and a search of 8 points."""
     folder = tmp_path_factory.mktemp("killed")
-    dense = {"class_path": "PostHocEMA", "init_args": {"every_images": 8}}
-    settings = TINY | {"trainer": TINY["trainer"] | {"max_steps": 20, "callbacks": [dense]}}  # type: ignore[operator]
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
-    main(["fit", "-c", str(folder / "tiny.yaml"), "--trainer.default_root_dir", str(folder / "run")])
+    finished_run(folder)
     weights = {"path": "guidance.init_args.weight", "values": [1.5, 2, 2.5, 3]}
     widths = {"path": "guidance.init_args.guider.init_args.sigma_rel", "values": [0.06, 0.08]}
     axes = {"weight": weights, "sigma_rel": widths}

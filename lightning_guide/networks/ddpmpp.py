@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from lightning_guide.denoiser import Network
 from lightning_guide.networks.ddpm_block import NEARLY_NOTHING, DDPMBlock, group_norm, initialised
 from lightning_guide.networks.labels import one_hot
+from lightning_guide.networks.sizes import check_size
 
 __all__ = ["DDPMpp", "NoiseWaves"]
 
@@ -87,7 +88,7 @@ class DDPMpp(Network):
         C, H, W = self.data_shape = tuple(data_shape)
         self.num_classes = num_classes
         self.stride = 2 ** (len(channel_mult) - 1)
-        self._check_size(H, W)
+        check_size("DDPMpp", H, W, stride=self.stride)
         if model_channels % 2:
             raise ValueError(f"DDPMpp: model_channels is {model_channels}; expected an even number")
         width = 4 * model_channels
@@ -136,14 +137,6 @@ class DDPMpp(Network):
         self.norm = group_norm(current)
         self.output = initialised(nn.Conv2d(current, C, 3, padding=1), NEARLY_NOTHING)
 
-    def _check_size(self, height: int, width: int) -> None:
-        """Refuses sizes that the levels cannot halve."""
-        if height % self.stride or width % self.stride or not (height and width):
-            raise ValueError(
-                f"DDPMpp: the size {height}x{width} cannot be halved at every level; "
-                f"height and width must be multiples of {self.stride}"
-            )
-
     def embed(self, condition: Tensor | None, batch: int) -> Tensor | None:
         """Embedding `(B, model_channels)` of labels (B,), that of zeros for -1 or None; None if it knows no labels.
 
@@ -178,7 +171,7 @@ class DDPMpp(Network):
         Raises:
             ValueError: if height or width of `x` is no multiple of the total stride.
         """
-        self._check_size(*x.shape[2:])
+        check_size("DDPMpp", *x.shape[2:], stride=self.stride)
         e = self.embedding_noise(c_noise, embedding)
         x = self.input(x.to(self.input.weight.dtype))
         skips = [x]

@@ -31,6 +31,7 @@ from lightning_guide.networks.magnitude_preserving import (
     pixel_norm,
     with_fixed_weights,
 )
+from lightning_guide.networks.sizes import check_size
 from lightning_guide.networks.tokens import TokenMean, check_tokens
 
 __all__ = ["Block", "EDM2UNet", "NoiseEmbedding"]
@@ -183,7 +184,7 @@ class EDM2UNet(Network):
         self.concat_balance = concat_balance
         self.stride = 2 ** (len(channel_mult) - 1)
         C, H, W = self.data_shape
-        self._check_size(H, W)
+        check_size("EDM2UNet", H, W, stride=self.stride)
         self.recompute = False  # the insides of blocks in the backward pass, to save memory
 
         channels = [model_channels * multiplier for multiplier in channel_mult]
@@ -242,14 +243,6 @@ class EDM2UNet(Network):
         self.output = MPConv(current, C, kernel=3, learned_gain=True)
         self.constrain()
 
-    def _check_size(self, height: int, width: int) -> None:
-        """Refuses sizes that the levels cannot halve."""
-        if height % self.stride or width % self.stride or not (height and width):
-            raise ValueError(
-                f"EDM2UNet: the size {height}x{width} cannot be halved at every level; "
-                f"height and width must be multiples of {self.stride}"
-            )
-
     def embed(self, condition: Tensor | None, batch: int) -> Tensor | None:
         """Embedding `(B, E)` of labels (B,) or tokens (B, L, C), zeros where there is none; None if it knows neither.
 
@@ -270,7 +263,7 @@ class EDM2UNet(Network):
         Raises:
             ValueError: if height or width of `x` is no multiple of the total stride.
         """
-        self._check_size(*x.shape[2:])
+        check_size("EDM2UNet", *x.shape[2:], stride=self.stride)
         e = self.embedding_noise(c_noise)
         if embedding is not None:
             e = mp_sum(e, embedding, self.label_balance)
