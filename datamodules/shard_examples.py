@@ -117,9 +117,11 @@ class ShardExamples(RecordExamples):
             return None
         try:
             array = np.load(io.BytesIO(self._bytes(record, offset, size)), allow_pickle=False)
+            if np.iscomplexobj(array):
+                raise ValueError(f"it holds {array.dtype}")
             return torch.from_numpy(np.ascontiguousarray(array))
         except (ValueError, TypeError, EOFError, BadZipFile) as error:
-            raise ValueError(f"the {name} of {self.name(record)} is no array of numbers: {error}") from None
+            raise ValueError(f"the {name} of {self.name(record)} is no array of real numbers: {error}") from None
 
     def _bytes(self, record: int, offset: int, size: int) -> bytes:
         """A file inside the shard of a record."""

@@ -39,6 +39,8 @@ from lightning_guide.modules.gradient_fine_tuning import GradientFineTuning
 from lightning_guide.modules.gradient_optimisation import GradientOptimisation
 from lightning_guide.modules.monitor import TrainingDivergedError
 from lightning_guide.modules.noisy_classifier import NoisyClassifierModule
+from lightning_guide.modules.picture_tasks import PictureTaskModule
+from lightning_guide.modules.robust_classifier import RobustClassifierModule
 from lightning_guide.neon_run import neon
 from lightning_guide.reconstruct import reconstruct
 from lightning_guide.reference_statistics import reference_statistics
@@ -106,7 +108,15 @@ _DESCRIPTION = "Train diffusion models, keep their younger selves as guiders, sa
 
 # Classes that configs may name without their module.
 _SHORT_NAMES = (callbacks, datamodules, lightning_guide.evaluation, lightning_guide.guidance, lightning_guide.networks)
-_MODULES = (ClassifierModule, DiffusionModule, GradientFineTuning, GradientOptimisation, NoisyClassifierModule)
+_MODULES = (
+    ClassifierModule,
+    DiffusionModule,
+    GradientFineTuning,
+    GradientOptimisation,
+    NoisyClassifierModule,
+    PictureTaskModule,
+    RobustClassifierModule,
+)
 
 
 def _one_sentence(message: str) -> str:

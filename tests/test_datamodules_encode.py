@@ -108,5 +108,5 @@ def test_a_damaged_archive_of_prompts(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="prompts.npz cannot be read"):
         read_prompts(str(tmp_path / "prompts.npz"), 2)
     shard(tmp_path / "a.tar", range(2), **{"tokens.npy": lambda i: b"PK\x03\x04damaged"})
-    with pytest.raises(ValueError, match="tokens.npy of record '0000' .*no array of numbers"):
+    with pytest.raises(ValueError, match="tokens.npy of record '0000' .*no array of real numbers"):
         Shards(*[str(tmp_path / "a.tar")] * 2, token_channels=2).training()

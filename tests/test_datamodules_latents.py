@@ -193,7 +193,8 @@ def test_masks_and_mistakes(tmp_path: Path) -> None:
         (lambda i: npy(np.ones((4, 2))), "record '0000' of .*a.tar: an embedding has 4 tokens; expected at most 3"),
         (lambda i: npy(np.ones((2, 5))), r"no embedding \(L, 2\) in its tokens.npy: found one of shape \(2, 5\)"),
         (lambda i: npy(np.full((2, 2), np.nan)), "record '0000' .*not finite"),
-        (lambda i: b"text", "tokens.npy of record '0000' of .*a.tar is no array of numbers"),
+        (lambda i: npy(np.ones((3, 2), dtype=np.complex64)), "no array of real numbers: it holds complex64"),
+        (lambda i: b"text", "tokens.npy of record '0000' of .*a.tar is no array of real numbers"),
         (lambda i: None, "record '0000' .*has no embedding .*found none"),
     ):
         with pytest.raises(ValueError, match=message):

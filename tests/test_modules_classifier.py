@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from datamodules import Digits
+from lightning_guide.data import Batch
 from lightning_guide.evaluation import ClassifierFeatures
 from lightning_guide.modules.classifier import ClassifierModule, shifted
 from lightning_guide.networks.classifier import SmallClassifier
@@ -168,3 +169,19 @@ def test_network_mistakes_are_one_clear_sentence() -> None:
         SmallClassifier([2], num_classes=2)
     with pytest.raises(ValueError, match=r"num_classes >= 2, got \(1, 8, 8\) and 0"):
         SmallClassifier([1, 8, 8], num_classes=0)
+
+
+def test_reports_nothing_where_nothing_was_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = module()
+    data = Digits(batch_size=8)
+    trainer(tmp_path, max_steps=1).fit(learner, data)
+    reported: list[Any] = []
+    monkeypatch.setattr(learner, "log_dict", lambda *args, **options: reported.append(args))
+    learner.on_validation_epoch_start()
+    learner.on_validation_epoch_end()
+    assert not reported
+    learner.on_validation_epoch_start()
+    x, labels = data.heldout().take(torch.arange(8))
+    learner.validation_step(Batch(data.encode(x), labels), 0)
+    learner.on_validation_epoch_end()
+    assert len(reported) == 1

@@ -111,10 +111,11 @@ class SupervisedModule(pl.LightningModule, ABC):
         self._heldout += torch.stack([*sums, sums[0].new_tensor(len(batch.x))])
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the means of the held-out measures over all processes."""
+        """Logs the means of the held-out measures over all processes; nothing if nothing was held out."""
         *sums, count = self.trainer.strategy.reduce(self._heldout, reduce_op="sum").tolist()
-        means = {f"heldout/{name}": value / max(count, 1) for name, value in zip(self.measured, sums, strict=True)}
-        self.log_dict(means, prog_bar=True, batch_size=1)
+        if count:
+            means = {f"heldout/{name}": value / count for name, value in zip(self.measured, sums, strict=True)}
+            self.log_dict(means, prog_bar=True, batch_size=1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the clock."""
