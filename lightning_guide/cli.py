@@ -251,7 +251,7 @@ def _search(search: Search, run_config: str, configs: Sequence[str], devices: in
 
     class SearchCLI(GuideCLI):
         def test(self, **_: Any) -> None:
-            search.run(self.trainer, self.model, self.datamodule, self.config.test.model.init_args)
+            search.run(self.trainer, self.model, self.datamodule, self.config.test)
 
     words = [word for config in [run_config, *configs] for word in ("-c", config)]
     words += search.words + ([] if devices is None else [f"--trainer.devices={devices}"])

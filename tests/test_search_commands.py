@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -283,3 +284,35 @@ def _without_seconds_of(table: str) -> list[str]:
     """The lines in the order of the points, without times."""
     rows = list(csv.DictReader(table.splitlines()))
     return sorted(str({key: value for key, value in row.items() if key != "seconds"}) for row in rows)
+
+
+def test_another_run_that_changes_in_its_folder_and_other_data_are_noticed(
+    folder: Path, drawn: list[tuple[str, int]]
+) -> None:
+    other = folder / "other"
+    shutil.copytree(folder / "run", other)
+    weight = {"path": "guidance.init_args.weight", "values": [2], "prior": 2}
+    run = {"path": "guidance.init_args.guider.init_args.run", "values": [str(other), str(folder / "run")]}
+    changes = {"axes": {"weight": weight, "run": run}, "objectives": {"fd": "lowest"}}
+    words = ("tune", "runs", "--budget", "240")
+    search(folder, *words, changes=changes)
+    assert {name for name, _ in drawn} == {"unguided", f"weight=2 run={other}", f"weight=2 run={folder / 'run'}"}
+    drawn.clear()
+    with pytest.raises(SystemExit, match="belongs to another search: data was "):
+        search(folder, *words, "--configs", f"[{_other_data(folder)}]", changes=changes)
+    store = SnapshotStore(other / "snapshots")
+    newest = store.entries()[-1]
+    tensors, metadata = store.load(newest)
+    doubled = {name: 2 * tensor for name, tensor in tensors.items()}
+    store.save(doubled, images=newest.images, sigma_rel=newest.sigma_rel, recipe=metadata.recipe)
+    with pytest.raises(SystemExit, match="belongs to another search: runs was "):
+        search(folder, *words, changes=changes)
+    (folder / "runs/tune.json").unlink()
+    search(folder, *words, changes=changes)
+    assert {name for name, _ in drawn} == {f"weight=2 run={other}"}  # the blocks of the others still hold
+
+
+def _other_data(folder: Path) -> Path:
+    path = folder / "other_data.yaml"
+    path.write_text("data: {init_args: {seed: 7}}")
+    return path

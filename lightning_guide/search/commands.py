@@ -22,7 +22,7 @@ from lightning_guide.search.drawing import DrawnBlocks
 from lightning_guide.search.figures import draw_heat_maps, draw_sensitivity
 from lightning_guide.search.guiders import Rebuilt
 from lightning_guide.search.halving import Halving
-from lightning_guide.search.ledger import Ledger, run_identity
+from lightning_guide.search.ledger import Ledger, named_runs, run_identity
 from lightning_guide.search.objective import Objective, check_objectives
 from lightning_guide.search.search_file import SearchFile, read_search
 from lightning_guide.search.space import Space, laid_over
@@ -31,6 +31,8 @@ from lightning_guide.search.tables import COST, write_csv, write_hparams
 from lightning_guide.search.tuned import everything, write_guidances
 
 __all__ = ["Search", "Sweep", "Tune"]
+
+_OF_THE_LOADER = ("batch_size", "num_workers", "cache")  # settings of the data that no result depends on
 
 
 @dataclass
@@ -59,10 +61,10 @@ class Search(ABC):
 
     @abstractmethod
     def run(self, trainer: pl.Trainer, module: pl.LightningModule, data: Any, settings: Namespace) -> None:
-        """Searches, or goes on with it; `settings` are those of the model in its config."""
+        """Searches, or goes on with it; `settings` are the config, `model` and `data`."""
 
     def begin(self, trainer: pl.Trainer, module: pl.LightningModule, data: Any, settings: Namespace) -> DrawnBlocks:
-        """The scorer of the run; `settings` are those of the model in its config.
+        """The scorer of the run; `settings` are the config, `model` and `data`.
 
         Raises:
             ValueError: if the run cannot be searched, or an axis leads nowhere.
@@ -75,7 +77,8 @@ class Search(ABC):
             raise ValueError("a search needs the strategy ddp; ddp_spawn takes the sums with it")
         if self.out.resolve() == Path(trainer.default_root_dir).resolve():
             raise ValueError(f"{self.out} is the folder of the run itself; expected one for the results, as --out")
-        evaluations = _plain(settings.get("evaluations")) or {"unguided": {}}
+        model = settings.model.init_args
+        evaluations = _plain(model.get("evaluations")) or {"unguided": {}}
         name, first = next(iter(evaluations.items()))
         own = module.evaluations.evaluations[name].metrics if evaluations and name in module.evaluations.names else None
         metrics = module.evaluations.metrics if own is None or self.file.metrics is not None else own
@@ -97,15 +100,24 @@ class Search(ABC):
             about={
                 "run": run_identity(trainer.default_root_dir),
                 "average": [module.average, module.images],
-                "metrics": _plain(settings.get("metrics")),
+                "metrics": (of_metrics := _plain(model.get("metrics"))),
+                "runs of metrics": named_runs(of_metrics),
                 "block": self.file.block,
             },
         )
 
-    def identity(self, scorer: DrawnBlocks) -> dict[str, Any]:
+    def identity(self, scorer: DrawnBlocks, settings: Namespace) -> dict[str, Any]:
         """What the results depend on."""
-        axes = {axis.name: {"path": axis.path, "values": list(axis.values)} for axis in scorer.space.axes}
-        return {**scorer.about, "evaluation": scorer.space.base, "axes": axes, "seed": self.file.seed}
+        space, data = scorer.space, _plain(settings.get("data")) or {}
+        shown = {key: value for key, value in data.get("init_args", {}).items() if key not in _OF_THE_LOADER}
+        return {
+            **scorer.about,
+            "data": data | {"init_args": shown},
+            "evaluation": space.base,
+            "axes": {axis.name: {"path": axis.path, "values": list(axis.values)} for axis in space.axes},
+            "runs": scorer.runs,
+            "seed": self.file.seed,
+        }
 
 
 @dataclass
@@ -116,7 +128,7 @@ class Sweep(Search):
         """Sweeps, or goes on with it; then tables and figures."""
         scorer = self.begin(trainer, module, data, settings)
         space = scorer.space
-        ledger = Ledger(self.out / "results.json", self.identity(scorer) | {"blocks": self.file.blocks})
+        ledger = Ledger(self.out / "results.json", self.identity(scorer, settings) | {"blocks": self.file.blocks})
         run_sweep(space, scorer, ledger, self.file.objectives, blocks=self.file.blocks, seed=self.file.seed)
         if not trainer.is_global_zero:
             return
@@ -150,7 +162,7 @@ class Tune(Search):
         space, objectives, size = scorer.space, self.file.objectives, self.file.block
         halving = Halving(space, scorer, objectives, budget=self.budget, seed=self.file.seed)
         aims = {each.metric: each.lowest for each in objectives}
-        ledger = Ledger(self.out / "tune.json", self.identity(scorer) | {"budget": self.budget, "aims": aims})
+        ledger = Ledger(self.out / "tune.json", self.identity(scorer, settings) | {"budget": self.budget, "aims": aims})
         if trainer.is_global_zero:
             ledger.write()
         found = halving.run()

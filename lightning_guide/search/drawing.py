@@ -23,6 +23,7 @@ from lightning_guide.evaluation.metric import SampleMetric
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.modules.evaluations import GuidedEvaluations
 from lightning_guide.search.guiders import Rebuilt
+from lightning_guide.search.ledger import named_runs, runs_in
 from lightning_guide.search.scores import Block, Scorer, Scores
 from lightning_guide.search.space import Place, Space
 from lightning_guide.snapshot_file import atomic
@@ -82,6 +83,9 @@ class DrawnBlocks(Scorer):
     """The scorer of a run: draws by `trainer.test`, over all its processes, and keeps the blocks in a folder.
 
     Every process must make the same calls. Scores are computed on process 0 and the same everywhere.
+
+    Attributes:
+        runs: other runs that points refer to, and what tells each from another one in its folder.
     """
 
     def __init__(
@@ -106,6 +110,7 @@ class DrawnBlocks(Scorer):
         self.folder, self.size, self.build = Path(folder), size, build
         self.about, self.rebuilt = dict(about), cast(Rebuilt | None, rebuilt)
         self.evaluations = module.evaluations = BlockEvaluations(metrics, before=self._rebuild)
+        self.runs = named_runs([space.evaluation(place) for place in [(), *space.places]])
         self._totals: dict[tuple[Place, Block], Totals] = {}
         self._keys = {self._key(place): place for place in [(), *space.places]}
         self._on_disk: dict[Place, set[Block]] = {}
@@ -189,8 +194,10 @@ class DrawnBlocks(Scorer):
         return Scores(values, without)
 
     def _key(self, place: Place) -> str:
-        """A name for the evaluation at a point: its own settings alone, so that axes may grow."""
-        written = json.dumps([self.about, self.space.evaluation(place)], sort_keys=True, default=str)
+        """A name for the evaluation at a point: its own settings and runs alone, so that axes may grow."""
+        evaluation = self.space.evaluation(place)
+        runs = {run: self.runs[run] for run in runs_in(evaluation)}
+        written = json.dumps([self.about, evaluation, runs], sort_keys=True, default=str)
         return hashlib.sha256(written.encode()).hexdigest()[:16]
 
     def _path(self, place: Place, block: Block) -> Path:

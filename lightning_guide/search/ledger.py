@@ -8,10 +8,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from lightning_guide.modules.models import newest_images, open_snapshots
+from lightning_guide.modules.models import open_snapshots
 from lightning_guide.snapshot_file import atomic
 
-__all__ = ["Ledger", "run_identity"]
+__all__ = ["Ledger", "named_runs", "run_identity", "runs_in"]
 
 
 class Ledger:
@@ -47,19 +47,40 @@ class Ledger:
 
 
 def run_identity(run: str | Path) -> dict[str, Any]:
-    """What tells a run from another one in the same folder: its newest averages.
+    """What tells a run from another one in the same folder: its newest weights.
 
     Raises:
         ValueError: if it has none.
     """
     store = open_snapshots(run)
-    images = newest_images(store)
-    newest = [entry.path for entry in store.entries() if entry.images == images]
+    entries = store.entries()
+    if not entries:
+        raise ValueError(f"run {str(run)!r} has no snapshots yet in {store.folder}")
     digests = []
-    for path in newest:
-        with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest()[:16])
-    return {"folder": str(Path(run).resolve()), "images": images, "weights": digests}
+    for entry in entries:
+        if entry.images == entries[-1].images:
+            with entry.path.open("rb") as file:
+                digests.append(hashlib.file_digest(file, "sha256").hexdigest()[:16])
+    return {"folder": str(Path(run).resolve()), "images": entries[-1].images, "weights": digests}
+
+
+def runs_in(settings: Any) -> set[str]:
+    """The folders of runs that plain data name as `run`."""
+    if isinstance(settings, dict):
+        own = {settings["run"]} if isinstance(settings.get("run"), str) else set()
+        return own.union(*map(runs_in, settings.values()))
+    return set().union(*map(runs_in, settings)) if isinstance(settings, list | tuple) else set()
+
+
+def named_runs(settings: Any) -> dict[str, Any]:
+    """`run_identity` of each run that plain data name, None where there is no run: folder -> identity."""
+    found: dict[str, Any] = {}
+    for run in sorted(runs_in(settings)):
+        try:
+            found[run] = run_identity(run)
+        except ValueError:
+            found[run] = None
+    return found
 
 
 def _strict(content: Any, indent: int | None = None) -> str:
