@@ -23,7 +23,15 @@ from lightning_guide.search.search_file import read_search
 
 
 def check(
-    run_config: str, search: str, *, out: str, repetitions: int = 10, share: float = 0.05, fresh_blocks: int = 160
+    run_config: str,
+    search: str,
+    *,
+    out: str,
+    repetitions: int = 10,
+    budget: int | None = None,
+    block: int | None = None,
+    top: int = 1,
+    fresh_blocks: int = 160,
 ) -> None:
     """Runs the check.
 
@@ -32,7 +40,10 @@ def check(
         search: the space, with one objective, lowest.
         out: folder of all results.
         repetitions: how often the tuner searches.
-        share: of the grid's samples, for each search.
+        budget: samples of each search; default: 5 % of the grid's.
+        block: samples in a block of the tuner; default: as in the grid.
+        top: so many of the grid's best points are scored on the fresh samples, too, and the best of them there stands
+            for the grid: for a grid of few samples a point.
         fresh_blocks: blocks of fresh samples for each choice.
     """
     folder, written = Path(out), yaml.safe_load(Path(search).read_text())
@@ -41,28 +52,32 @@ def check(
     objective = file.objectives[0]
     lightning_guide(["sweep", run_config, search, "--out", str(folder / "grid")])
     points = json.loads((folder / "grid" / "results.json").read_text())["points"]
-    grid = {name: _scores(point) for name, point in points.items() if "values" in point}
-    best = min(grid, key=lambda name: objective.loss(grid[name]))
+    grid = {name: _scores(point) for name, point in points.items() if "values" in point and point["axes"]}
+    leading = sorted(grid, key=lambda name: objective.loss(grid[name]))[:top]
     axes = {name: point["axes"] for name, point in points.items()}
     samples = (len(points) - 1) * file.block * file.blocks
     chosen = []
     for repetition in range(repetitions):
-        place = folder / f"tune_{repetition}"
-        own = _written(written | {"seed": 10 * (repetition + 1)}, folder / f"tune_{repetition}.yaml")
-        lightning_guide(["tune", run_config, own, "--out", str(place), "--budget", str(int(share * samples))])
-        found = json.loads((place / "tune.json").read_text())
+        changed = {"seed": 10 * (repetition + 1), "block": block or file.block}
+        own = _written(written | changed, folder / f"tune_{repetition}.yaml")
+        words = ["--out", str(folder / f"tune_{repetition}"), "--budget", str(budget or samples // 20)]
+        lightning_guide(["tune", run_config, own, *words])
+        found = json.loads((folder / f"tune_{repetition}" / "tune.json").read_text())
         chosen.append((found["winners"][objective.metric]["name"], found["samples"] / samples))
     fresh: dict[str, Scores] = {}
-    for number, name in enumerate(dict.fromkeys([best, *(name for name, _ in chosen)])):
+    for name in dict.fromkeys([*leading, *(name for name, _ in chosen)]):
         if not axes[name]:  # no guidance is scored beside every other point
             continue
         values = axes[name]
         only = {axis: {**each, "values": [values[axis]], "prior": values[axis]} for axis, each in varied.items()}
         point = {"axes": only, "seed": FRESH_SEED, "blocks": fresh_blocks}
-        path, place = _written(written | point, folder / f"fresh_{number}.yaml"), folder / f"fresh_{number}"
-        lightning_guide(["sweep", run_config, path, "--out", str(place)])
+        place = folder / "fresh" / "_".join(str(value) for value in values.values())
+        place.parent.mkdir(exist_ok=True)
+        own = _written(written | point, Path(f"{place}.yaml"))
+        lightning_guide(["sweep", run_config, own, "--out", str(place)])
         scored = json.loads((place / "results.json").read_text())["points"]
         fresh |= {each: _scores(row) for each, row in scored.items()}
+    best = min(leading, key=lambda name: objective.loss(fresh[name]))
     for name, spent in chosen:
         print(verdict(fresh, name, best, objective.metric, spent))
 

@@ -79,7 +79,8 @@ def test_the_optimum_is_found_within_the_budget() -> None:
         assert all(a.blocks < b.blocks for a, b in zip(found.rounds, found.rounds[1:], strict=False))
         fresh = {block for place in found.fresh for block in scorer.drawn(place) if block.seed == seed + 1}
         assert len(fresh) == found.fresh_blocks >= 4 and len(found.fresh) == 3
-        searched = [block for p in found.rounds[0].changes if p not in found.fresh for block in scorer.drawn(p)]
+        assert set(found.fresh) < set(found.heat) and len(found.heat) == 5
+        searched = [block for p in found.rounds[0].changes if p not in found.heat for block in scorer.drawn(p)]
         assert {block.seed for block in searched} == {seed}
         losses.append(scorer.truth(found.winners["low"]))
     # the grid at these samples each would cost 108 * 200; a point drawn at random is 1.9 on average
@@ -130,9 +131,8 @@ def test_no_guidance_wins_where_it_is_better() -> None:
     scorer = Synthetic(unguided=0.5)
     found = Halving(SPACE, scorer, [LOW], budget=1500).run()
     assert found.winners["low"] == UNGUIDED
-    assert "unguided, 0." in statement(SPACE, found, LOW, size=10) and "(sure at 95 %)" in statement(
-        SPACE, found, LOW, size=10
-    )
+    said = statement(SPACE, found, LOW, size=10)
+    assert said.startswith("low: unguided, ") and said.endswith("(sure at 95 %)")
 
 
 def test_each_metric_has_its_winner() -> None:
@@ -162,9 +162,9 @@ def test_points_that_fail_are_noted_and_the_rest_goes_on() -> None:
 
 
 def test_what_cannot_be_searched_is_said() -> None:
-    with pytest.raises(ValueError, match="a budget of 100 images is too small: .* need at least 300"):
+    with pytest.raises(ValueError, match="a budget of 100 images is too small: .* need at least 240"):
         Halving(SPACE, Synthetic(), [LOW], budget=100)
-    Halving(SPACE, Synthetic(), [LOW], budget=300)
+    Halving(SPACE, Synthetic(), [LOW], budget=240)
     with pytest.raises(ValueError, match="the metric 'fd' is not reported; there are: low, high, first"):
         Halving(SPACE, Synthetic(), [Objective("fd")], budget=2000).run()
 

@@ -2,19 +2,22 @@
 
 Round r looks at fewer points with `factor` times the samples of the round before (Jamieson and Talwalkar 2016,
 https://arxiv.org/abs/1502.07943), each round costing the same. Samples of a point are kept and added to. A point is
-judged by its paired differences from no guidance, block by block: what a block does to all points drops out, and so
+judged by its paired difference from no guidance over the same blocks: what a block does to all points drops out, and so
 does the bias of a metric of few samples as far as it is common.
 
 What is left, a deviation of the block in the direction in which a point deviates, is nearly the same for neighbours.
 So points are dealt out to different blocks, which come together in later rounds: a Gaussian process over the space
-(`smoothing`) then averages over blocks, too. It says who goes on; a point that was not drawn yet may join. The
-finalists are drawn anew from fresh seeds, the same for all, which alone decide.
+(`smoothing`) then averages over blocks, too. It says who goes on; a point that was not drawn yet may join.
+
+This finds the right region, and cannot tell its points apart. Fresh seeds, the same for all, do: the best `candidates`
+race on them in heats of which each doubles the samples and drops half of the field, down to two for each objective.
+The last heat alone decides.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -30,10 +33,13 @@ __all__ = ["Found", "Halving", "Round"]
 MIN_BLOCKS = 4
 """Fewest fresh blocks: with fewer an interval says nothing."""
 
+FINALISTS = 2
+"""Points in the last heat, for each objective."""
+
 
 @dataclass(frozen=True)
 class Round:
-    """Blocks of each point, and for each objective its mean paired difference from no guidance, lower being better."""
+    """Blocks of each point, and for each objective its paired difference from no guidance, lower being better."""
 
     blocks: int
     changes: dict[Place, list[float]]
@@ -45,8 +51,8 @@ class Found:
 
     Attributes:
         rounds: changes in the rounds, each over more samples than the one before.
-        last: scores of the points of the last round and of UNGUIDED, over the same blocks.
-        fresh: scores of the finalists and of UNGUIDED over fresh samples.
+        heat: scores of all candidates and of UNGUIDED over the fresh samples of the first heat.
+        fresh: scores of the finalists and of UNGUIDED over all fresh samples.
         fresh_blocks: number of these blocks.
         winners: metric -> finalist, or UNGUIDED, with the best fresh score.
         failed: points that could not be drawn from -> why.
@@ -54,7 +60,7 @@ class Found:
     """
 
     rounds: list[Round] = field(default_factory=list)
-    last: dict[Place, Scores] = field(default_factory=dict)
+    heat: dict[Place, Scores] = field(default_factory=dict)
     fresh: dict[Place, Scores] = field(default_factory=dict)
     fresh_blocks: int = 0
     winners: dict[str, Place] = field(default_factory=dict)
@@ -74,26 +80,31 @@ class Halving:
         budget: int,
         seed: int = 0,
         factor: int = 3,
-        finalists: int = 2,
-        fresh: float = 0.4,
+        candidates: int = 4,
+        fresh: float = 0.5,
     ) -> None:
-        """At most `budget` samples, a share `fresh` of them for `finalists` of each objective and no guidance at all.
+        """At most `budget` samples, a share `fresh` of them for the race of `candidates` of each objective.
 
-        The search draws from `seed`, the confirmation from `seed` + 1.
+        A small budget races fewer of them. The search draws from `seed`, the race from `seed` + 1.
 
         Raises:
             ValueError: if the budget is too small.
         """
         self.space, self.scorer, self.objectives = space, scorer, tuple(objectives)
-        self.seed, self.factor, self.finalists, self.places = seed, factor, finalists, space.places
-        blocks, last = budget // scorer.size, finalists * len(self.objectives) + 1
-        self.fresh_blocks = math.floor(fresh * blocks) // last
-        self.search_blocks = blocks - self.fresh_blocks * last
-        if self.fresh_blocks < MIN_BLOCKS or self.search_blocks < 2 * last:
-            least = scorer.size * max(math.ceil(MIN_BLOCKS * last / fresh), math.ceil(2 * last / (1 - fresh)) + last)
+        self.seed, self.factor, self.places = seed, factor, space.places
+        blocks, aims = budget // scorer.size, len(self.objectives)
+        self.heats = max(0, math.ceil(math.log2(candidates / FINALISTS)))
+        while self.heats and self._race_cost() * MIN_BLOCKS > fresh * blocks:
+            self.heats -= 1
+        self.heat_blocks = math.floor(fresh * blocks) // self._race_cost()
+        self.search_blocks = blocks - self.heat_blocks * self._race_cost()
+        least = 2 * (FINALISTS * aims + 1)
+        if self.heat_blocks < MIN_BLOCKS or self.search_blocks < least:
+            cost = self._race_cost()
+            needed = max(math.ceil(MIN_BLOCKS * cost / fresh), math.ceil(least / (1 - fresh)) + cost)
             raise ValueError(
-                f"a budget of {budget} images is too small: {finalists} finalists for each of {len(self.objectives)} "
-                f"objectives and blocks of {scorer.size} need at least {least}"
+                f"a budget of {budget} images is too small: {FINALISTS} finalists for each of {aims} objectives and "
+                f"blocks of {scorer.size} need at least {scorer.size * needed}"
             )
         self.rounds, self.first = self._schedule()
         self.top = self.first * self.factor ** (self.rounds - 1)
@@ -106,7 +117,7 @@ class Halving:
         Raises:
             ValueError: with the reason of the last, if no point could be drawn from; if a metric is not reported.
         """
-        found = Found(fresh_blocks=self.fresh_blocks)
+        found = Found()
         self._draw(UNGUIDED, {Block(self.seed, number) for number in range(self.top)})
         check_objectives(self.objectives, self.scorer.scores(UNGUIDED, [Block(self.seed, 0)], interval=False))
         order = self._spread()
@@ -122,22 +133,41 @@ class Halving:
                 chosen.append(place)
             found.rounds.append(self._round(chosen, level, found))
             order = self._order(found)
-        in_last = [place for place in order if place in found.rounds[-1].changes]
-        blocks = [Block(self.seed, number) for number in range(self.top)]
-        found.last = {place: self.scorer.scores(place, blocks) for place in [UNGUIDED, *in_last]}
-        fresh = [Block(self.seed + 1, number) for number in range(self.fresh_blocks)]
-        for place in [UNGUIDED, *in_last[: self.finalists * len(self.objectives)]]:
-            self._draw(place, set(fresh))
-            found.fresh[place] = self.scorer.scores(place, fresh)
-        for objective in self.objectives:
-            losses = {place: objective.loss(scores) for place, scores in found.fresh.items()}
-            found.winners[objective.metric] = min(losses, key=lambda place: losses[place])
+        self._race(order, found)
         found.samples = self._spent * self.scorer.size
         return found
 
+    def _field(self, heat: int) -> int:
+        """Points in a heat."""
+        return FINALISTS * len(self.objectives) * 2 ** (self.heats - heat)
+
+    def _race_cost(self) -> int:
+        """Draws of a race, no guidance included, for each block of its first heat."""
+        later = sum(self._field(heat) * 2 ** (heat - 1) for heat in range(1, self.heats + 1))
+        return self._field(0) + later + 2**self.heats
+
+    def _race(self, places: Sequence[Place], found: Found) -> None:
+        """Fresh samples for `places`, the best one first; most for the best."""
+        for heat in range(self.heats + 1):
+            places = places[: self._field(heat)]
+            found.fresh_blocks = self.heat_blocks * 2**heat
+            blocks = [Block(self.seed + 1, number) for number in range(found.fresh_blocks)]
+            self._draw(UNGUIDED, set(blocks))
+            found.fresh = {UNGUIDED: self.scorer.scores(UNGUIDED, blocks)}
+            for place in places:
+                try:
+                    self._draw(place, set(blocks))
+                    found.fresh[place] = self.scorer.scores(place, blocks)
+                except ValueError as error:
+                    found.failed[place] = str(error)
+            found.heat = found.heat or found.fresh
+            ranked = [_ranked(each, found.fresh) for each in self.objectives]
+            places = _in_turns([[place for place in ranking if place != UNGUIDED] for ranking in ranked])
+        found.winners = {each.metric: best for each, (best, *_) in zip(self.objectives, ranked, strict=True)}
+
     def _schedule(self) -> tuple[int, int]:
-        """As many rounds as leave the last one room for twice the finalists; the blocks of the first one."""
-        last = 2 * self.finalists * len(self.objectives)
+        """As many rounds as leave the last one room for all who race; the blocks of the first one."""
+        last = self._field(0)
         rounds = 1
         while (
             last * self.factor**rounds <= self.search_blocks // (rounds + 1)
@@ -179,13 +209,10 @@ class Halving:
         self._blocks.setdefault(place, set()).update(blocks)
 
     def _change(self, place: Place) -> list[float]:
-        """The mean paired difference from no guidance for each objective, lower being better."""
-        sums = [0.0] * len(self.objectives)
-        for block in self._blocks[place]:
-            here, plain = (self.scorer.scores(p, [block], interval=False) for p in (place, UNGUIDED))
-            for i, objective in enumerate(self.objectives):
-                sums[i] += objective.loss(here) - objective.loss(plain)
-        return [each / len(self._blocks[place]) for each in sums]
+        """The paired difference from no guidance over its blocks for each objective, lower being better."""
+        blocks = sorted(self._blocks[place])
+        here, plain = (self.scorer.scores(each, blocks, interval=False) for each in (place, UNGUIDED))
+        return [objective.loss(here) - objective.loss(plain) for objective in self.objectives]
 
     def _spread(self) -> list[Place]:
         """All points, each as far as possible from those before it, the first one at the priors."""
@@ -202,8 +229,7 @@ class Halving:
         """All points that have not failed, the most promising first; objectives take turns."""
         at = [place for place in self.places if place not in found.failed]
         expected = [self._expected(number, at) for number in range(len(self.objectives))]
-        turns = zip(*(each.argsort().tolist() for each in expected), strict=True)
-        return list(dict.fromkeys(at[i] for turn in turns for i in turn))
+        return _in_turns([[at[i] for i in each.argsort().tolist()] for each in expected])
 
     def _expected(self, objective: int, at: Sequence[Place]) -> Tensor:
         """What the smooth model expects of the points `at` (M,): asinh(change / its median size), tamed far off."""
@@ -219,3 +245,14 @@ class Halving:
 
     def _positions(self, places: Sequence[Place]) -> Tensor:
         return torch.tensor([self.space.position(place) for place in places], dtype=torch.float64)
+
+
+def _ranked(objective: Objective, scores: Mapping[Place, Scores]) -> list[Place]:
+    """The places, the best one first; equals as they come."""
+    losses = {place: objective.loss(each) for place, each in scores.items()}
+    return sorted(losses, key=lambda place: losses[place])
+
+
+def _in_turns(rankings: Sequence[Sequence[Place]]) -> list[Place]:
+    """The best of each ranking, then the second of each, ..., every place once."""
+    return list(dict.fromkeys(place for turn in zip(*rankings, strict=True) for place in turn))

@@ -52,10 +52,10 @@ def everything(space: Space, found: Found, objectives: Sequence[Objective], *, s
         "samples": found.samples,
         "winners": {metric: {"name": space.name(p), "axes": space.values(p)} for metric, p in found.winners.items()},
         "statements": [statement(space, found, objective, size=size) for objective in objectives],
-        "pareto": [_row(space, place, found.last[place]) for place in pareto(found.last, objectives)],
+        "pareto": [_row(space, place, found.heat[place]) for place in pareto(found.heat, objectives)],
         "fresh_samples": found.fresh_blocks * size,
         "fresh": [_row(space, place, scores) for place, scores in found.fresh.items()],
-        "last": [_row(space, place, scores) for place, scores in found.last.items()],
+        "heat": [_row(space, place, scores) for place, scores in found.heat.items()],
         "rounds": [
             {
                 "samples": each.blocks * size,
