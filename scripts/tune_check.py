@@ -32,6 +32,7 @@ def check(
     block: int | None = None,
     top: int = 1,
     fresh_blocks: int = 160,
+    first_seed: int = 10,
 ) -> None:
     """Runs the check.
 
@@ -45,6 +46,7 @@ def check(
         top: so many of the grid's best points are scored on the fresh samples, too, and the best of them there stands
             for the grid: for a grid of few samples a point.
         fresh_blocks: blocks of fresh samples for each choice.
+        first_seed: of the searches; each next one is 10 higher.
     """
     folder, written = Path(out), yaml.safe_load(Path(search).read_text())
     varied = written["axes"]
@@ -58,7 +60,7 @@ def check(
     samples = (len(points) - 1) * file.block * file.blocks
     chosen = []
     for repetition in range(repetitions):
-        changed = {"seed": 10 * (repetition + 1), "block": block or file.block}
+        changed = {"seed": first_seed + 10 * repetition, "block": block or file.block}
         own = _written(written | changed, folder / f"tune_{repetition}.yaml")
         words = ["--out", str(folder / f"tune_{repetition}"), "--budget", str(budget or samples // 20)]
         lightning_guide(["tune", run_config, own, *words])

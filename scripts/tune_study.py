@@ -105,6 +105,7 @@ def study(
     search: str = "configs/search/fractal.yaml",
     repetitions: int = 10,
     fresh: int = 200_000,
+    first_seed: int = 10,
 ) -> None:
     """Runs the study.
 
@@ -114,6 +115,7 @@ def study(
         search: the space.
         repetitions: how often.
         fresh: samples of the last scores.
+        first_seed: of the searches; each next one is 10 higher.
     """
     torch.set_num_threads(1)
     file = read_search(search)
@@ -135,10 +137,10 @@ def study(
     best = min(content["grid"], key=content["grid"].get)
     for repetition in range(len(content["repetitions"]), repetitions):
         scorer = Points(run, space, file.block, part=TUNE_PART)
-        halving = Halving(space, scorer, file.objectives, budget=grid_samples // 20, seed=10 * (repetition + 1))
+        halving = Halving(space, scorer, file.objectives, budget=grid_samples // 20, seed=first_seed + 10 * repetition)
         found = halving.run()
-        finalists = {space.name(place): each.values[METRIC] for place, each in found.fresh.items()}
-        tuned = {"tuned": space.name(found.winners[METRIC]), "samples": found.samples, "finalists": finalists}
+        finalists = {space.name(place): each.values[METRIC] for place, each in found.raced.fresh.items()}
+        tuned = {"tuned": space.name(found.raced.winners[METRIC]), "samples": found.samples, "finalists": finalists}
         content["repetitions"].append(tuned)
         path.write_text(json.dumps(content, indent=1))
         print(repetition, tuned["tuned"], flush=True)

@@ -12,6 +12,7 @@ import yaml
 
 from lightning_guide.search.halving import Halving
 from lightning_guide.search.objective import Objective
+from lightning_guide.search.race import Race
 from lightning_guide.search.scores import Block, Scorer, Scores
 from lightning_guide.search.space import UNGUIDED, Axis, Place, Space
 from lightning_guide.search.tuned import pareto, statement, write_guidances
@@ -77,12 +78,12 @@ def test_the_optimum_is_found_within_the_budget() -> None:
         found = halving.run()
         assert scorer.samples == found.samples <= 2000
         assert all(a.blocks < b.blocks for a, b in zip(found.rounds, found.rounds[1:], strict=False))
-        fresh = {block for place in found.fresh for block in scorer.drawn(place) if block.seed == seed + 1}
-        assert len(fresh) == found.fresh_blocks >= 4 and len(found.fresh) == 3
-        assert set(found.fresh) < set(found.heat) and len(found.heat) == 5
-        searched = [block for p in found.rounds[0].changes if p not in found.heat for block in scorer.drawn(p)]
+        fresh = {block for place in found.raced.fresh for block in scorer.drawn(place) if block.seed == seed + 1}
+        assert len(fresh) == found.raced.blocks >= 4 and len(found.raced.fresh) == 3
+        assert set(found.raced.fresh) < set(found.raced.heat) and len(found.raced.heat) > 5
+        searched = [block for p in found.rounds[0].changes if p not in found.raced.heat for block in scorer.drawn(p)]
         assert {block.seed for block in searched} == {seed}
-        losses.append(scorer.truth(found.winners["low"]))
+        losses.append(scorer.truth(found.raced.winners["low"]))
     # the grid at these samples each would cost 108 * 200; a point drawn at random is 1.9 on average
     assert sum(losses) / 6 < 1.06 and max(losses) <= 1.2
 
@@ -91,8 +92,8 @@ def test_noise_that_all_points_share_does_no_harm_and_neighbours_help() -> None:
     """Noise a hundred times the range of the truth, that a comparison between different seeds could not see through."""
     for seed in range(2):
         found = [Halving(SPACE, Synthetic(common=c), [LOW], budget=1500, seed=seed).run() for c in (0.0, 100.0)]
-        assert found[0].winners == found[1].winners
-        assert Synthetic().truth(found[1].winners["low"]) <= 1.4
+        assert found[0].raced.winners == found[1].raced.winners
+        assert Synthetic().truth(found[1].raced.winners["low"]) <= 1.4
 
 
 class Aligned(Synthetic):
@@ -112,11 +113,35 @@ class Aligned(Synthetic):
 def test_points_on_different_blocks_tell_each_other_about_noise_they_would_share() -> None:
     losses = []
     for seed in range(6):
-        place = Halving(SPACE, Aligned(), [LOW], budget=3000, seed=seed).run().winners["low"] or (0, 5, 0)
+        place = Halving(SPACE, Aligned(), [LOW], budget=3000, seed=seed).run().raced.winners["low"] or (0, 5, 0)
         losses.append(sum((0.05 * (x - y)) ** 2 for x, y in zip(place, BEST, strict=True)))
     everywhere = [sum((0.05 * (x - y)) ** 2 for x, y in zip(p, BEST, strict=True)) for p in SPACE.places]
     # 0.15 of it; 0.42 if all points of a round share their blocks
     assert sum(losses) / 6 < 0.25 * sum(everywhere) / len(everywhere)
+
+
+def test_a_race_goes_on_to_the_neighbours_of_its_best_point() -> None:
+    beside = (BEST[0] - 1, *BEST[1:])
+    order = [(0, 5, 0), beside, (0, 4, 1), (5, 5, 0)]
+    order += [place for place in SPACE.places if place not in order]
+    scorer = Synthetic()
+    race = Race(scorer, [LOW], blocks=280, seed=1)
+    raced = race.run(order)
+    near = raced.heat.keys() - {UNGUIDED, *order[:4]}
+    assert BEST in near and all(sum(abs(a - b) for a, b in zip(place, beside, strict=True)) == 1 for place in near)
+    assert raced.winners == {"low": BEST} and len(raced.fresh) == 3
+    assert sum(raced.drawn.values()) * scorer.size == scorer.samples <= race.cost * scorer.size
+    assert {len(scorer.drawn(place)) for place in raced.heat} == {race.first, race.last}
+
+
+def test_a_race_without_its_neighbours_and_its_first_heat() -> None:
+    races = [Race(Synthetic(), [LOW], blocks=blocks, seed=1) for blocks in (280, 55, 31, 11)]
+    assert [(race.candidates, race.neighbours, race.first, race.last) for race in races] == [
+        (4, 6, 20, 40), (4, 0, 6, 12), (2, 0, 10, 10), (2, 0, 3, 3)
+    ]  # fmt: skip
+    assert [race.enough for race in races] == [True, True, True, False]
+    with pytest.raises(ValueError, match="none of the best points could be scored; the last one: no such guider"):
+        Race(Synthetic(bad=SPACE.places), [LOW], blocks=280, seed=1).run(SPACE.places)
 
 
 def test_it_is_the_same_when_it_is_begun_again() -> None:
@@ -130,7 +155,7 @@ def test_it_is_the_same_when_it_is_begun_again() -> None:
 def test_no_guidance_wins_where_it_is_better() -> None:
     scorer = Synthetic(unguided=0.5)
     found = Halving(SPACE, scorer, [LOW], budget=1500).run()
-    assert found.winners["low"] == UNGUIDED
+    assert found.raced.winners["low"] == UNGUIDED
     said = statement(SPACE, found, LOW, size=10)
     assert said.startswith("low: unguided, ") and said.endswith("(sure at 95 %)")
 
@@ -138,9 +163,9 @@ def test_no_guidance_wins_where_it_is_better() -> None:
 def test_each_metric_has_its_winner() -> None:
     objectives = [LOW, Objective("first", lowest=False)]
     found = Halving(SPACE, Synthetic(unguided=9.0), objectives, budget=4000).run()
-    assert Synthetic().truth(found.winners["low"]) <= 1.2 and found.winners["first"][0] == 5
+    assert Synthetic().truth(found.raced.winners["low"]) <= 1.2 and found.raced.winners["first"][0] == 5
     high = Halving(SPACE, Synthetic(), [Objective("high", lowest=False)], budget=2000).run()
-    assert Synthetic().truth(high.winners["high"]) <= 1.2
+    assert Synthetic().truth(high.raced.winners["high"]) <= 1.2
 
 
 def test_what_is_handed_over_is_the_whole_point(tmp_path: Path) -> None:
@@ -148,14 +173,15 @@ def test_what_is_handed_over_is_the_whole_point(tmp_path: Path) -> None:
     write_guidances(SPACE, found, [LOW], tmp_path, size=10, model={"images": "1/8"}, seed=2)
     settings = yaml.safe_load((tmp_path / "low.yaml").read_text())["model"]["init_args"]
     assert settings["images"] == "1/8" and settings["guidances"] is None
-    plain, tuned = (SPACE.evaluation(place) | {"seed": 2} for place in (UNGUIDED, found.winners["low"]))
-    assert settings["evaluations"] == {"unguided": plain, "tuned_low": tuned} and tuned["a"] == found.winners["low"][0]
+    winner = found.raced.winners["low"]
+    plain, tuned = (SPACE.evaluation(place) | {"seed": 2} for place in (UNGUIDED, winner))
+    assert settings["evaluations"] == {"unguided": plain, "tuned_low": tuned} and tuned["a"] == winner[0]
 
 
 def test_points_that_fail_are_noted_and_the_rest_goes_on() -> None:
     scorer = Synthetic(bad=[place for place in SPACE.places if place[2] == 2])
     found = Halving(SPACE, scorer, [LOW], budget=2000).run()
-    assert found.winners["low"][2] != 2 and scorer.truth(found.winners["low"]) <= 1.6
+    assert found.raced.winners["low"][2] != 2 and scorer.truth(found.raced.winners["low"]) <= 1.6
     assert found.failed and all(place[2] == 2 and why == "no such guider" for place, why in found.failed.items())
     with pytest.raises(ValueError, match="none of the points could be scored; .*: no such guider"):
         Halving(SPACE, Synthetic(bad=SPACE.places), [LOW], budget=2000).run()

@@ -9,32 +9,25 @@ What is left, a deviation of the block in the direction in which a point deviate
 So points are dealt out to different blocks, which come together in later rounds: a Gaussian process over the space
 (`smoothing`) then averages over blocks, too. It says who goes on; a point that was not drawn yet may join.
 
-This finds the right region, and cannot tell its points apart. Fresh seeds, the same for all, do: the best `candidates`
-race on them in heats of which each doubles the samples and drops half of the field, down to two for each objective.
-The last heat alone decides.
+This finds the right region, and cannot tell its points apart. `race` does, on fresh samples.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from lightning_guide.search.objective import Objective, check_objectives
-from lightning_guide.search.scores import Block, Scorer, Scores
+from lightning_guide.search.race import Race, Raced, in_turns
+from lightning_guide.search.scores import Block, Scorer
 from lightning_guide.search.smoothing import smoothed
 from lightning_guide.search.space import UNGUIDED, Place, Space
 
 __all__ = ["Found", "Halving", "Round"]
-
-MIN_BLOCKS = 4
-"""Fewest fresh blocks: with fewer an interval says nothing."""
-
-FINALISTS = 2
-"""Points in the last heat, for each objective."""
 
 
 @dataclass(frozen=True)
@@ -51,19 +44,13 @@ class Found:
 
     Attributes:
         rounds: changes in the rounds, each over more samples than the one before.
-        heat: scores of all candidates and of UNGUIDED over the fresh samples of the first heat.
-        fresh: scores of the finalists and of UNGUIDED over all fresh samples.
-        fresh_blocks: number of these blocks.
-        winners: metric -> finalist, or UNGUIDED, with the best fresh score.
+        raced: scores of the best over fresh samples, and the winners.
         failed: points that could not be drawn from -> why.
         samples: how many were drawn.
     """
 
     rounds: list[Round] = field(default_factory=list)
-    heat: dict[Place, Scores] = field(default_factory=dict)
-    fresh: dict[Place, Scores] = field(default_factory=dict)
-    fresh_blocks: int = 0
-    winners: dict[str, Place] = field(default_factory=dict)
+    raced: Raced = field(default_factory=Raced)
     failed: dict[Place, str] = field(default_factory=dict)
     samples: int = 0
 
@@ -80,12 +67,9 @@ class Halving:
         budget: int,
         seed: int = 0,
         factor: int = 3,
-        candidates: int = 4,
         fresh: float = 0.5,
     ) -> None:
-        """At most `budget` samples, a share `fresh` of them for the race of `candidates` of each objective.
-
-        A small budget races fewer of them. The search draws from `seed`, the race from `seed` + 1.
+        """At most `budget` samples, a share `fresh` of them for the race, which draws from `seed` + 1.
 
         Raises:
             ValueError: if the budget is too small.
@@ -93,18 +77,12 @@ class Halving:
         self.space, self.scorer, self.objectives = space, scorer, tuple(objectives)
         self.seed, self.factor, self.places = seed, factor, space.places
         blocks, aims = budget // scorer.size, len(self.objectives)
-        self.heats = max(0, math.ceil(math.log2(candidates / FINALISTS)))
-        while self.heats and self._race_cost() * MIN_BLOCKS > fresh * blocks:
-            self.heats -= 1
-        self.heat_blocks = math.floor(fresh * blocks) // self._race_cost()
-        self.search_blocks = blocks - self.heat_blocks * self._race_cost()
-        least = 2 * (FINALISTS * aims + 1)
-        if self.heat_blocks < MIN_BLOCKS or self.search_blocks < least:
-            cost = self._race_cost()
-            needed = max(math.ceil(MIN_BLOCKS * cost / fresh), math.ceil(least / (1 - fresh)) + cost)
+        self.race = Race(scorer, objectives, blocks=math.floor(fresh * blocks), seed=seed + 1)
+        self.search_blocks, least = blocks - self.race.cost, Race.least(aims)
+        if not self.race.enough or self.search_blocks < least:
             raise ValueError(
-                f"a budget of {budget} images is too small: {FINALISTS} finalists for each of {aims} objectives and "
-                f"blocks of {scorer.size} need at least {scorer.size * needed}"
+                f"a budget of {budget} images is too small: {aims} objectives and blocks of {scorer.size} need at "
+                f"least {scorer.size * math.ceil(least / min(fresh, 1 - fresh))}"
             )
         self.rounds, self.first = self._schedule()
         self.top = self.first * self.factor ** (self.rounds - 1)
@@ -133,41 +111,14 @@ class Halving:
                 chosen.append(place)
             found.rounds.append(self._round(chosen, level, found))
             order = self._order(found)
-        self._race(order, found)
-        found.samples = self._spent * self.scorer.size
+        found.raced = self.race.run(order)
+        found.failed |= found.raced.failed
+        found.samples = (self._spent + sum(found.raced.drawn.values())) * self.scorer.size
         return found
-
-    def _field(self, heat: int) -> int:
-        """Points in a heat."""
-        return FINALISTS * len(self.objectives) * 2 ** (self.heats - heat)
-
-    def _race_cost(self) -> int:
-        """Draws of a race, no guidance included, for each block of its first heat."""
-        later = sum(self._field(heat) * 2 ** (heat - 1) for heat in range(1, self.heats + 1))
-        return self._field(0) + later + 2**self.heats
-
-    def _race(self, places: Sequence[Place], found: Found) -> None:
-        """Fresh samples for `places`, the best one first; most for the best."""
-        for heat in range(self.heats + 1):
-            places = places[: self._field(heat)]
-            found.fresh_blocks = self.heat_blocks * 2**heat
-            blocks = [Block(self.seed + 1, number) for number in range(found.fresh_blocks)]
-            self._draw(UNGUIDED, set(blocks))
-            found.fresh = {UNGUIDED: self.scorer.scores(UNGUIDED, blocks)}
-            for place in places:
-                try:
-                    self._draw(place, set(blocks))
-                    found.fresh[place] = self.scorer.scores(place, blocks)
-                except ValueError as error:
-                    found.failed[place] = str(error)
-            found.heat = found.heat or found.fresh
-            ranked = [_ranked(each, found.fresh) for each in self.objectives]
-            places = _in_turns([[place for place in ranking if place != UNGUIDED] for ranking in ranked])
-        found.winners = {each.metric: best for each, (best, *_) in zip(self.objectives, ranked, strict=True)}
 
     def _schedule(self) -> tuple[int, int]:
         """As many rounds as leave the last one room for all who race; the blocks of the first one."""
-        last = self._field(0)
+        last = self.race.candidates
         rounds = 1
         while (
             last * self.factor**rounds <= self.search_blocks // (rounds + 1)
@@ -229,7 +180,7 @@ class Halving:
         """All points that have not failed, the most promising first; objectives take turns."""
         at = [place for place in self.places if place not in found.failed]
         expected = [self._expected(number, at) for number in range(len(self.objectives))]
-        return _in_turns([[at[i] for i in each.argsort().tolist()] for each in expected])
+        return in_turns([[at[i] for i in each.argsort().tolist()] for each in expected])
 
     def _expected(self, objective: int, at: Sequence[Place]) -> Tensor:
         """What the smooth model expects of the points `at` (M,): asinh(change / its median size), tamed far off."""
@@ -245,14 +196,3 @@ class Halving:
 
     def _positions(self, places: Sequence[Place]) -> Tensor:
         return torch.tensor([self.space.position(place) for place in places], dtype=torch.float64)
-
-
-def _ranked(objective: Objective, scores: Mapping[Place, Scores]) -> list[Place]:
-    """The places, the best one first; equals as they come."""
-    losses = {place: objective.loss(each) for place, each in scores.items()}
-    return sorted(losses, key=lambda place: losses[place])
-
-
-def _in_turns(rankings: Sequence[Sequence[Place]]) -> list[Place]:
-    """The best of each ranking, then the second of each, ..., every place once."""
-    return list(dict.fromkeys(place for turn in zip(*rankings, strict=True) for place in turn))

@@ -19,12 +19,11 @@ __all__ = ["everything", "pareto", "statement", "write_guidances"]
 
 def statement(space: Space, found: Found, objective: Objective, *, size: int) -> str:
     """In words: the winner, its metric on fresh samples, and how far no guidance and the next best are from it."""
-    metric, fresh = objective.metric, found.fresh
-    winner = found.winners[metric]
+    metric, raced = objective.metric, found.raced
+    fresh, winner = raced.fresh, raced.winners[metric]
     others = sorted(fresh.keys() - {winner, UNGUIDED}, key=lambda place: objective.loss(fresh[place]))
     said = [
-        f"{metric}: {space.name(winner)}, {fresh[winner].estimate(metric)} "
-        f"on {found.fresh_blocks * size} fresh samples"
+        f"{metric}: {space.name(winner)}, {fresh[winner].estimate(metric)} on {raced.blocks * size} fresh samples"
     ]
     for place in [UNGUIDED, *others[:1]]:
         if place in fresh and place != winner:
@@ -48,14 +47,15 @@ def pareto(scores: Mapping[Place, Scores], objectives: Sequence[Objective]) -> l
 
 def everything(space: Space, found: Found, objectives: Sequence[Objective], *, size: int) -> dict[str, Any]:
     """All that was tried, as plain data."""
+    raced = found.raced
     return {
         "samples": found.samples,
-        "winners": {metric: {"name": space.name(p), "axes": space.values(p)} for metric, p in found.winners.items()},
+        "winners": {metric: {"name": space.name(p), "axes": space.values(p)} for metric, p in raced.winners.items()},
         "statements": [statement(space, found, objective, size=size) for objective in objectives],
-        "pareto": [_row(space, place, found.heat[place]) for place in pareto(found.heat, objectives)],
-        "fresh_samples": found.fresh_blocks * size,
-        "fresh": [_row(space, place, scores) for place, scores in found.fresh.items()],
-        "heat": [_row(space, place, scores) for place, scores in found.heat.items()],
+        "pareto": [_row(space, place, raced.heat[place]) for place in pareto(raced.heat, objectives)],
+        "fresh_samples": raced.blocks * size,
+        "fresh": [_row(space, place, scores) for place, scores in raced.fresh.items()],
+        "heat": [_row(space, place, scores) for place, scores in raced.heat.items()],
         "rounds": [
             {
                 "samples": each.blocks * size,
@@ -85,10 +85,10 @@ def write_guidances(
     """
     for objective in objectives:
         metric = objective.metric
-        losses = {place: objective.loss(scores) for place, scores in found.fresh.items() if place != UNGUIDED}
-        place = found.winners[metric] or min(losses, key=lambda each: losses[each])
+        losses = {place: objective.loss(scores) for place, scores in found.raced.fresh.items() if place != UNGUIDED}
+        place = found.raced.winners[metric] or min(losses, key=lambda each: losses[each])
         lines = [f"# {statement(space, found, objective, size=size)}"]
-        if found.winners[metric] == UNGUIDED:
+        if found.raced.winners[metric] == UNGUIDED:
             lines.append(f"# No guidance did better than {space.name(place)}, the best one found.")
         lines.append("# lightning-guide test -c RUN/config.yaml -c this file")
         chosen = {"unguided": UNGUIDED, f"tuned_{metric}": place}
