@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
+import pytest
+import yaml
+
+from lightning_guide.search.search_file import read_search
 from lightning_guide.search.space import UNGUIDED, Axis, Space, laid_over
 
 BASE = {
@@ -39,6 +43,19 @@ def test_a_mapping_is_laid_over_and_a_class_replaces() -> None:
         "init_args": {"n": 3, "m": 2},
     }
     assert laid_over(a, {"class_path": "B"}) == {"class_path": "B"}
+
+
+def test_values_may_have_names(tmp_path: Path) -> None:
+    kinds = {"plain": {"class_path": "A"}, "wide": {"class_path": "B", "init_args": {"weight": 9}}}
+    axis = {"path": "guidance", "values": kinds, "prior": "wide"}
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump({"axes": {"kind": axis}}))
+    space = Space(BASE, read_search(tmp_path / "search.yaml").axes)
+    assert [space.name(place) for place in space.places] == ["kind=plain", "kind=wide"] and space.axes[0].begin == 1
+    assert space.shown((1,)) == {"kind": "wide"} and space.values((1,)) == {"kind": kinds["wide"]}
+    assert space.evaluation((1,))["guidance"] == kinds["wide"]
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump({"axes": {"kind": axis | {"prior": "b"}}}))
+    with pytest.raises(ValueError, match=r"axis 'kind': its prior 'b' is none of its values \['plain', 'wide'\]"):
+        read_search(tmp_path / "search.yaml")
 
 
 def test_no_axis_overwrites_another() -> None:

@@ -34,7 +34,7 @@ def draw_sensitivity(space: Space, swept: Mapping[Place, Scores], objectives: Se
         best = min(guided, key=lambda place: objective.loss(guided[place]))
         for row, varied in enumerate(rows):
             panel: Axes = panels[row][column]
-            for number, value in enumerate(space.axes[varied].values if varied != x else [None]):
+            for number, value in enumerate(space.axes[varied].shown if varied != x else [None]):
                 curve = [p for p in guided if all(p[i] == best[i] for i in range(len(best)) if i not in (x, varied))]
                 curve = sorted(place for place in curve if varied == x or place[varied] == number)
                 label = None if varied == x else f"{space.axes[varied].name} {value}"
@@ -46,7 +46,7 @@ def draw_sensitivity(space: Space, swept: Mapping[Place, Scores], objectives: Se
                     panel.axhspan(
                         plain.value - plain.half_width, plain.value + plain.half_width, color="black", alpha=0.08
                     )
-            fixed = [f"{axis.name} {axis.values[best[i]]}" for i, axis in enumerate(space.axes) if i not in (x, varied)]
+            fixed = [f"{axis.name} {axis.shown[best[i]]}" for i, axis in enumerate(space.axes) if i not in (x, varied)]
             panel.set(xlabel=space.axes[x].name, ylabel=objective.metric)
             panel.set_title(", ".join(fixed), fontsize=8)
             panel.legend(fontsize=7)

@@ -17,8 +17,8 @@ MIN_BLOCKS = 4
 FINALISTS = 2
 """Points on the most blocks, for each objective."""
 
-FIELDS = ((4, 6), (4, 0), (FINALISTS, 0))
-"""Candidates and neighbours of their best, for each objective; the first field that the blocks are enough for."""
+FIELDS = (4, FINALISTS)
+"""Candidates for each objective; the first number that the blocks are enough for."""
 
 
 @dataclass
@@ -42,16 +42,16 @@ class Raced:
 
 
 class Race:
-    """Candidates, then the neighbours of the best of them, then the two best on twice the blocks."""
+    """Candidates, then the two best of them on twice the blocks."""
 
     def __init__(self, scorer: Scorer, objectives: Sequence[Objective], *, blocks: int, seed: int) -> None:
         """At most `blocks` draws of `seed`; `enough` says whether they suffice."""
         self.scorer, self.objectives, self.seed = scorer, tuple(objectives), seed
         aims = len(self.objectives)
-        for candidates, neighbours in FIELDS:
+        for candidates in FIELDS:
             more = int(candidates > FINALISTS)  # the last heat has twice the blocks, if there is one before
-            cost = (candidates + neighbours) * aims + 1 + more * (FINALISTS * aims + 1)
-            self.candidates, self.neighbours, self.first = candidates * aims, neighbours * aims, blocks // cost
+            cost = candidates * aims + 1 + more * (FINALISTS * aims + 1)
+            self.candidates, self.first = candidates * aims, blocks // cost
             self.last, self.cost = self.first * (1 + more), self.first * cost
             if self.enough:
                 break
@@ -74,9 +74,6 @@ class Race:
         """
         raced = Raced(blocks=self.last)
         raced.heat = self._heat([UNGUIDED, *order[: self.candidates]], self.first, raced)
-        leaders = [next(place for place in _ranked(each, raced.heat) if place != UNGUIDED) for each in self.objectives]
-        near = [place for place in order if place not in raced.heat and any(_adjacent(place, one) for one in leaders)]
-        raced.heat |= self._heat(near[: self.neighbours], self.first, raced)
         ranked = [[place for place in _ranked(each, raced.heat) if place != UNGUIDED] for each in self.objectives]
         finalists = in_turns(ranked)[: FINALISTS * len(self.objectives)]
         raced.fresh = self._heat([UNGUIDED, *finalists], self.last, raced)
@@ -100,14 +97,9 @@ class Race:
                 if place == UNGUIDED:
                     raise
                 raced.failed[place] = str(error)
-        if UNGUIDED in places and len(scores) == 1:
+        if len(scores) == 1:
             raise ValueError(f"none of the best points could be scored; the last one: {raced.failed[places[-1]]}")
         return scores
-
-
-def _adjacent(one: Place, other: Place) -> bool:
-    """Whether two points are one step on one axis from each other."""
-    return sum(abs(a - b) for a, b in zip(one, other, strict=True)) == 1
 
 
 def _ranked(objective: Objective, scores: Mapping[Place, Scores]) -> list[Place]:

@@ -79,9 +79,15 @@ def _named(content: Mapping[str, Any], key: str) -> dict[str, Any]:
 def _axis(name: str, written: Any) -> Axis:
     if not isinstance(written, Mapping) or not {"path", "values"} <= written.keys() <= {"path", "values", "prior"}:
         raise ValueError(f"axis {name!r} is {written!r}; expected path, values and maybe prior")
-    if isinstance(written["values"], str) or not isinstance(written["values"], Sequence):
-        raise ValueError(f"axis {name!r} has values {written['values']!r}; expected a list")
-    return Axis(name, str(written["path"]), tuple(written["values"]), written.get("prior"))
+    values, prior = written["values"], written.get("prior")
+    if isinstance(values, Mapping):
+        if prior is not None and prior not in values:
+            raise ValueError(f"axis {name!r}: its prior {prior!r} is none of its values {list(values)}")
+        prior = None if prior is None else values[prior]
+        return Axis(name, str(written["path"]), tuple(values.values()), prior, tuple(map(str, values)))
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise ValueError(f"axis {name!r} has values {values!r}; expected a list, or names with what they stand for")
+    return Axis(name, str(written["path"]), tuple(values), prior)
 
 
 def _objective(metric: str, aim: Any) -> Objective:

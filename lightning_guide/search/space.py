@@ -32,17 +32,24 @@ class Axis:
         path: dotted path into an evaluation, such as guidance.init_args.weight.
         values: what stands there, point by point; a mapping is laid over what is there.
         prior: the value that a rule of thumb would begin with; default: the middle one.
+        names: of the values, where they do not speak for themselves.
     """
 
     name: str
     path: str
     values: tuple[Any, ...]
     prior: Any = None
+    names: tuple[str, ...] = ()
 
     @property
     def begin(self) -> int:
         """Number of the value to begin with."""
         return len(self.values) // 2 if self.prior is None else self.values.index(self.prior)
+
+    @property
+    def shown(self) -> tuple[Any, ...]:
+        """The values as in tables and figures."""
+        return self.names or self.values
 
     @property
     def ordered(self) -> bool:
@@ -83,9 +90,13 @@ class Space:
         """Axis -> value; empty for UNGUIDED."""
         return {axis.name: axis.values[i] for axis, i in zip(self.axes, place, strict=False)}
 
+    def shown(self, place: Place) -> dict[str, Any]:
+        """Axis -> value, by its name if it has one."""
+        return {axis.name: axis.shown[i] for axis, i in zip(self.axes, place, strict=False)}
+
     def name(self, place: Place) -> str:
         """Words for a point, such as `age=1/8 weight=2`."""
-        words = [f"{axis}={_word(value)}" for axis, value in self.values(place).items()]
+        words = [f"{axis}={_word(value)}" for axis, value in self.shown(place).items()]
         return " ".join(words) or "unguided"
 
     def evaluation(self, place: Place) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def write_csv(space: Space, swept: Mapping[Place, Scores], failed: Mapping[str, 
     table = csv.DictWriter(text, ["point", *(axis.name for axis in space.axes), *COST, *columns, "failed"])
     table.writeheader()
     for place, scores in swept.items():
-        row: dict[str, Any] = {"point": space.name(place)} | {k: _plain(v) for k, v in space.values(place).items()}
+        row: dict[str, Any] = {"point": space.name(place)} | {k: _plain(v) for k, v in space.shown(place).items()}
         row |= {key: scores.values.get(key) for key in COST}
         for key in metrics:
             estimate = scores.estimate(key)
@@ -53,7 +53,7 @@ def write_hparams(space: Space, swept: Mapping[Place, Scores], folder: Path) -> 
     with SummaryWriter(str(folder)) as writer:
         for number, (place, scores) in enumerate(swept.items()):
             if place != UNGUIDED:
-                values = {name: _plain(value) for name, value in space.values(place).items()}
+                values = {name: _plain(value) for name, value in space.shown(place).items()}
                 metrics = {f"sweep/{key}": value for key, value in scores.values.items()}
                 writer.add_hparams(values, metrics, run_name=f"point-{number:04d}")
 
