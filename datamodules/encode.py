@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 from webdataset import TarWriter
 
+from datamodules.downloads import Downloads
 from datamodules.latent_inventory import INVENTORY, begun, origin
 from datamodules.pictures import UndecodableError, decode_picture, shrink
 from datamodules.shard_examples import MASK, TOKENS
@@ -32,6 +33,7 @@ def encode(
     size: int | None = None,
     batch_size: int = 16,
     device: str | None = None,
+    downloads: str | None = None,
 ) -> None:
     """Encodes picture shards, one file each under the same name; run again, it goes on where it was.
 
@@ -46,6 +48,7 @@ def encode(
         size: crop to the central square and shrink to `size` x `size` first; None keeps the pictures as they are.
         batch_size: pictures in one call of the autoencoder.
         device: default: a GPU if there is one.
+        downloads: folder for copies of shards that are given by URL, as for `datamodules.Shards`.
 
     Raises:
         ValueError: for missing or damaged shards, pictures of different sizes, latents that are not finite, a device
@@ -55,7 +58,8 @@ def encode(
         raise ValueError(f"batch_size is {batch_size}; expected at least 1 picture in one call of the autoencoder")
     if size is not None and size < 1:
         raise ValueError(f"size is {size}; expected at least 1 pixel, or none to keep the pictures as they are")
-    paths, path = shard_paths(shards), Path(folder) / INVENTORY
+    remote = None if downloads is None else Downloads(downloads)
+    paths, path = shard_paths(shards, remote), Path(folder) / INVENTORY
     if len({each.name for each in paths}) < len(paths):
         raise ValueError(f"two of the shards {shards!r} have one name; expected different ones for their latents")
     if path.parent.resolve() in {each.parent.resolve() for each in paths}:
@@ -66,6 +70,8 @@ def encode(
     settings = {"vae": vae.recipe, "size": size}
     done = begun(path, settings)
     for source in tqdm(paths, unit="shard", disable=None):
+        if remote is not None:
+            remote.fetch([source])
         target, entry = path.with_name(source.name), done.get(source.name, {})
         pictures = {"origin": origin(source)}
         if not is_whole(target, entry or None, extensions=("npy",)):

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.base import DiffusionData
+from datamodules.downloads import Downloads
 from datamodules.examples import Examples
 from datamodules.latent_inventory import doubts
 from datamodules.latent_space import IMAGENET_MEAN, IMAGENET_STD, LatentSpace
@@ -64,6 +65,7 @@ class Latents(DiffusionData):
         batch_size: int = 128,
         num_workers: int = 0,
         seed: int = 0,
+        downloads: str | None = None,
     ) -> None:
         """Looks the shards up; warns if their inventory speaks of another autoencoder, or of another mean or spread.
 
@@ -84,12 +86,15 @@ class Latents(DiffusionData):
             batch_size: latents per process and micro-step.
             num_workers: loader processes.
             seed: of order and fresh samples.
+            downloads: folder for copies of shards that are given by URL, as for `Shards`; the first one is fetched at
+                once.
 
         Raises:
             ValueError: if shards are missing, do not hold means and deviations, or do not fit `mean` and `std`.
         """
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
-        self._paths = {"train": shard_paths(train), "heldout": shard_paths(heldout)}
+        self._downloads = None if downloads is None else Downloads(downloads)
+        self._paths = {"train": shard_paths(train, self._downloads), "heldout": shard_paths(heldout, self._downloads)}
         self.num_classes, self.token_channels, self.token_length = num_classes, token_channels, token_length
         self._token_shape = token_shape(num_classes, token_channels, token_length)
         self.prompt_file, self.pictures, self.cache = prompt_file, pictures, cache
@@ -157,9 +162,11 @@ class Latents(DiffusionData):
 
     def _records(self, split: str, first: bool = False) -> ShardExamples:
         """The shards of a split, or the first of them without conditions."""
-        paths = self._paths[split]
+        paths = self._paths[split][:1] if first else self._paths[split]
+        if self._downloads is not None:
+            self._downloads.fetch(paths)
         return ShardExamples(
-            paths[:1] if first else paths,
+            paths,
             size=None,
             num_classes=0 if first else self.num_classes,
             token_shape=None if first else self._token_shape,

@@ -92,6 +92,21 @@ def latents(folder: Path, **options: Any) -> Latents:
     return Latents(paths, paths, **(chosen | options))
 
 
+def test_pictures_and_latents_may_lie_elsewhere(encoded: Path) -> None:
+    remote, copies = [f"pipe:cat {encoded}/pixels/train-0000{i}.tar" for i in range(2)], str(encoded / "copies")
+    encode(remote, str(encoded / "remote"), vae=Halves(), batch_size=4, device="cpu", downloads=copies)
+    made = sorted((encoded / "remote").glob("*.tar"))
+    local = sorted((encoded / "latents").glob("*.tar"))
+    assert sorted(path.read_bytes() for path in made) == sorted(path.read_bytes() for path in local)
+    urls = [f"pipe:cat {path}" for path in local]
+    options: dict[str, Any] = {"mean": (1.0, 1.5, 2.0), "std": (0.5, 1.0, 2.0), "num_classes": 3}
+    there, here = Latents(urls, urls[:1], downloads=copies, **options).training(), latents(encoded).training()
+    for (x, label), (y, other) in zip((there[i] for i in range(11)), (here[i] for i in range(11)), strict=True):
+        assert torch.equal(x, y) and label == other
+    with pytest.raises(ValueError, match="is a URL; expected local tar files, or `downloads`"):
+        Latents(urls, urls[:1], **options)
+
+
 def test_encoding_keeps_keys_labels_and_moments(encoded: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = latents(encoded)
     assert data.data_shape == (3, 2, 2)
