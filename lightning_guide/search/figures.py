@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,7 +21,8 @@ def draw_sensitivity(space: Space, swept: Mapping[Place, Scores], objectives: Se
     """A column for each metric, a row for each axis beside the weight: metric against weight, a curve for each value.
 
     The axes that a panel does not show stand at the best point. Bands are 95 % (`estimate.jackknife`), dashed is no
-    guidance. False if the space has no axis of numbers.
+    guidance. A metric whose values differ tenfold stands on a logarithmic scale. False if the space has no axis of
+    numbers.
     """
     guided = {place: scores for place, scores in swept.items() if place != UNGUIDED}
     along = [i for i, axis in enumerate(space.axes) if axis.ordered and len(axis.values) > 1]
@@ -32,6 +34,7 @@ def draw_sensitivity(space: Space, swept: Mapping[Place, Scores], objectives: Se
     panels = figure.subplots(len(rows), len(objectives), squeeze=False)
     for column, objective in enumerate(objectives):
         best = min(guided, key=lambda place: objective.loss(guided[place]))
+        scale = _scale([scores.values[objective.metric] for scores in swept.values()])
         for row, varied in enumerate(rows):
             panel: Axes = panels[row][column]
             for number, value in enumerate(space.axes[varied].shown if varied != x else [None]):
@@ -47,7 +50,7 @@ def draw_sensitivity(space: Space, swept: Mapping[Place, Scores], objectives: Se
                         plain.value - plain.half_width, plain.value + plain.half_width, color="black", alpha=0.08
                     )
             fixed = [f"{axis.name} {axis.shown[best[i]]}" for i, axis in enumerate(space.axes) if i not in (x, varied)]
-            panel.set(xlabel=space.axes[x].name, ylabel=objective.metric)
+            panel.set(xlabel=space.axes[x].name, ylabel=objective.metric, yscale=scale)
             panel.set_title(", ".join(fixed), fontsize=8)
             panel.legend(fontsize=7)
     figure.savefig(path)
@@ -90,6 +93,11 @@ def _best(guided: Mapping[Place, Scores], objective: Objective, fixed: Mapping[i
     """The best value of a metric where some axes are fixed; NaN where nothing was scored."""
     cell = [scores for place, scores in guided.items() if all(place[axis] == value for axis, value in fixed.items())]
     return min(cell, key=objective.loss).values[objective.metric] if cell else math.nan
+
+
+def _scale(values: Sequence[float]) -> Literal["linear", "log"]:
+    finite = [value for value in values if math.isfinite(value)]
+    return "log" if finite and 0 < 10 * min(finite) < max(finite) else "linear"
 
 
 def _curve(

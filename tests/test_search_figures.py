@@ -1,0 +1,34 @@
+"""Figures of a sweep: a scale on which all points can be told apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from lightning_guide.search.figures import draw_sensitivity
+from lightning_guide.search.objective import Objective
+from lightning_guide.search.scores import Scores
+from lightning_guide.search.space import UNGUIDED, Axis, Space
+
+SPACE = Space(
+    {"weight": 2, "kind": "a"}, [Axis("weight", "weight", (1, 2)), Axis("kind", "kind", ("a", "b"), None, ("A", "B"))]
+)
+
+
+@pytest.mark.parametrize(
+    ("values", "scale"),
+    [((1, 2, 3, 9), "linear"), ((1, 2, 3, 11), "log"), ((0, 1, 2, 11), "linear"), ((-1, 1, 2, 30), "linear")],
+)
+def test_values_that_differ_tenfold_stand_on_a_logarithmic_scale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: tuple[float, ...], scale: str
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.append(figure))
+    swept = {place: Scores({"fd": value}) for place, value in zip(SPACE.places, values, strict=True)}
+    assert draw_sensitivity(SPACE, swept | {UNGUIDED: Scores({"fd": 2.0})}, [Objective("fd")], tmp_path / "s.png")
+    (panel,) = drawn[0].axes
+    assert panel.get_yscale() == scale and panel.get_ylabel() == "fd" and panel.get_xlabel() == "weight"
+    labels = [text.get_text() for text in panel.get_legend().get_texts()]  # type: ignore[union-attr]
+    assert labels == ["kind A", "kind B", "no guidance"]
