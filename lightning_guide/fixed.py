@@ -7,21 +7,25 @@ import copy
 from torch import nn
 
 from lightning_guide.denoiser import Denoiser, Network
+from lightning_guide.module_tree import apart
 
 __all__ = ["fixed"]
 
 
-def fixed(denoiser: Denoiser) -> Denoiser:
+def fixed(denoiser: Denoiser, *, compile: bool = False) -> Denoiser:
     """`denoiser` with every network in it replaced by `Network.fixed()`, each once; the original is left as it is.
 
-    References have to be resolved before. What is shared stays shared.
+    References have to be resolved before. What is shared stays shared. `compile` compiles these networks with
+    `torch.compile`: networks of one kind share the code.
     """
     made: dict[nn.Module, nn.Module] = {}
 
     def visit(module: nn.Module) -> nn.Module:
         if module not in made:
             if isinstance(module, Network):
-                made[module] = module.fixed()
+                made[module] = network = apart(module.fixed()) if compile else module.fixed()
+                if compile:
+                    network.compile()
             elif any(isinstance(part, Network) for part in module.modules()):
                 made[module] = shell = copy.copy(module)
                 shell._modules = {name: None if m is None else visit(m) for name, m in module._modules.items()}

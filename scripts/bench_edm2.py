@@ -7,7 +7,7 @@ compared takes turns in one process; printed are the medians of the ratios of ne
 the machine, if it is steady, cancels.
 
 training: loss, backward pass and optimizer step (the baseline with PyTorch's default Adam), eager.
-compiled: the same with `torch.compile` of the network.
+compiled: training, and sampling if it is measured, with `torch.compile` of the networks, too.
 evaluation: one call of the network without gradients, as in training and with fixed weights (`lightning_guide.fixed`).
 sampling: Heun with autoguidance, fixed weights; and its time over that of its network calls timed alone.
 """
@@ -144,7 +144,10 @@ def bench(
 
             guided = drawn(fixed(Autoguidance(guider, 2.0, positive=main)))
             plainly = drawn(Autoguidance(other, 2.0, positive=base))
-            compare("sampling", plainly, {"Heun, autoguidance": guided}, rounds=rounds, device=device)
+            ways = {"Heun, autoguidance": guided}
+            if "compiled" in measure:
+                ways["compiled"] = drawn(fixed(Autoguidance(guider, 2.0, positive=main), compile=True))
+            compare("sampling", plainly, ways, rounds=rounds, device=device)
             both, level = [fixed(main), fixed(guider)], torch.tensor(1.0, device=device)
 
             def alone() -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
 from lightning_guide.adaptation.low_rank import LowRank
-from lightning_guide.denoiser import Denoiser, Preconditioned
+from lightning_guide.denoiser import Denoiser, Network, Preconditioned
 from lightning_guide.fixed import fixed
-from lightning_guide.guidance import Autoguidance, PerturbedAttentionGuidance
+from lightning_guide.guidance import Autoguidance, Guidance, PerturbedAttentionGuidance
 from lightning_guide.guidance.condition import AnnealedCondition
 from lightning_guide.guidance.perturbed import Perturbed
 from lightning_guide.modules.models import OtherRuns
@@ -114,3 +116,31 @@ def test_other_networks_are_left_as_they_are() -> None:
     ready = fixed(model)
     assert isinstance(ready, Preconditioned) and isinstance(ready.network, DiffusionTransformer)
     assert ready.network is model.network
+
+
+def test_compiling_leaves_the_original_alone() -> None:
+    for model in (unet(), transformer()):
+        resolved = Autoguidance(model, 2.0).resolve(OtherRuns(model, "."))
+        parts = [part for part in fixed(resolved, compile=True).modules() if isinstance(part, Network)]
+        assert len(parts) == 1
+        assert parts[0]._compiled_call_impl is not None
+        assert parts[0] is not model.network
+        assert model.network._compiled_call_impl is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guidance", [
+    lambda: Autoguidance(unet(), 2.0),
+    lambda: Autoguidance(transformer(), 2.0),
+    lambda: PerturbedAttentionGuidance(2.0),
+], ids=["unet", "transformer", "attention"])  # fmt: skip
+def test_compiled_is_eager(guidance: Callable[[], Guidance]) -> None:
+    """Also a second copy, which compiles nothing anew."""
+    resolved = guidance().resolve(OtherRuns(unet(), ".")).eval()
+    torch._dynamo.reset()
+    with torch.no_grad():
+        expected = called(resolved, pictures())
+        torch.testing.assert_close(called(fixed(resolved, compile=True), pictures()), expected, rtol=1e-5, atol=2e-6)
+        with torch.compiler.set_stance("fail_on_recompile"):
+            again = called(fixed(resolved, compile=True), pictures())
+        torch.testing.assert_close(again, expected, rtol=1e-5, atol=2e-6)

@@ -80,6 +80,7 @@ class Evaluation:
             metrics are to know the labels.
         start: a distribution with `sample_each(generators) -> (x, ...)`; trajectories begin at its noised draws.
             Default: pure noise, the same where sigma_max is far above the size of the data.
+        compile: compile the networks with `torch.compile`; minutes at the start, and a C++ or GPU compiler.
     """
 
     guidance: Denoiser = None  # type: ignore[assignment]  # set below: a saved config shows null, not an object
@@ -93,6 +94,7 @@ class Evaluation:
     labels: Literal["balanced", "random"] | int = "balanced"
     num_classes: int | None = None
     start: nn.Module | None = None
+    compile: bool = False
 
     def __post_init__(self) -> None:
         """Fills in the default guidance and sampler.

@@ -70,7 +70,8 @@ class SamplingLoop:
             {key: cast(SampleMetric, metric.clone()) for key, metric in metrics.items()}
             for _ in range(evaluation.repetitions - 1)
         ]
-        return cls(name, evaluation, fixed(evaluation.resolve(models).eval()), metrics, further)
+        denoiser = fixed(evaluation.resolve(models).eval(), compile=evaluation.compile)
+        return cls(name, evaluation, denoiser, metrics, further)
 
     def draw(self, batch: SampleBatch, data: DataView) -> DrawnSamples:
         """Draws the samples of `batch` and adds them to the metrics."""
