@@ -32,7 +32,7 @@ from datamodules.encode import encode
 from lightning_guide.edm2_import import import_snapshot
 from lightning_guide.exchange import export, pull, push
 from lightning_guide.gallery import gallery_config
-from lightning_guide.mistakes import lost_process, sentence
+from lightning_guide.mistakes import circumstance, sentence
 from lightning_guide.modules.classifier import ClassifierModule
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.modules.gradient_fine_tuning import GradientFineTuning
@@ -275,9 +275,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         sys.exit(f"lightning-guide: error: {_one_sentence(str(error))}")
     except RuntimeError as error:
-        if os.environ.get("LIGHTNING_GUIDE_TRACEBACK") or (lost := lost_process(str(error))) is None:
+        if os.environ.get("LIGHTNING_GUIDE_TRACEBACK") or (found := circumstance(str(error))) is None:
             raise
-        sys.exit(f"lightning-guide: error: {lost}")
+        sys.exit(f"lightning-guide: error: {found}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What is wrong with a config, in one sentence: the report of jsonargparse without the values and types around it."""
+"""What went wrong, in one sentence: a mistake in a config without the values and types around it, or a circumstance."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from difflib import get_close_matches
 
-__all__ = ["lost_process", "sentence"]
+__all__ = ["circumstance", "sentence"]
 
 # Lines that say nothing about the mistake itself; what follows them up to the next statement belongs to them.
 _AROUND = (
@@ -22,13 +22,17 @@ _AROUND = (
 )
 _STATEMENT = re.compile(r"- |Parser key|Problem with")
 _UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\w+)$|module '[\w.]+' has no attribute '(\w+)'")
-
-
 _TALK = re.compile(r"gloo|nccl|ProcessGroup|Connection (closed|reset)", re.IGNORECASE)
+_COMPILER = re.compile(r"(no working C\+\+ compiler|working triton).*", re.IGNORECASE)
 
 
-def lost_process(message: str) -> str | None:
-    """What it means for the user that processes cannot talk to each other; None if `message` is none of that."""
+def circumstance(message: str) -> str | None:
+    """What around the program ended it, in words: a process lost, a compiler missing; None if `message` is neither."""
+    if missing := _COMPILER.search(message):
+        return (
+            f"compile: true needs a compiler ({missing[0].strip()}); install one (for a CPU a C++ compiler, as g++ or "
+            "named in CXX), or set compile to false"
+        )
     if not _TALK.search(message):
         return None
     return (

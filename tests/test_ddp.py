@@ -25,7 +25,7 @@ from lightning_guide.evaluation import FrechetDistance, RawPixels
 from lightning_guide.evaluation.loop import DrawnSamples
 from lightning_guide.guidance import Autoguidance, Snapshot
 from lightning_guide.losses import EDMLoss, LossTerms
-from lightning_guide.mistakes import lost_process
+from lightning_guide.mistakes import circumstance
 from lightning_guide.modules.monitor import TrainingDivergedError
 from lightning_guide.snapshots import SnapshotStore
 from tests import runs
@@ -262,9 +262,9 @@ def test_a_rank_that_dies_ends_the_others_and_the_run_goes_on(
     assert [processes.wait(pid, seconds=90) for pid in pids] == [1, -signal.SIGKILL]
     assert time.monotonic() - begin < 60
     said = (tmp_path / "log.0").read_text().strip().rpartition("RuntimeError: ")[2]
-    sentence = lost_process(said)
+    sentence = circumstance(said)
     assert sentence is not None and sentence.startswith("another process of this run died or hangs (")
-    assert lost_process("mat1 and mat2 shapes cannot be multiplied") is None
+    assert circumstance("mat1 and mat2 shapes cannot be multiplied") is None
     assert runs.checkpoint(tmp_path)["global_step"] == 3
     processes.call_ranks(2, TRAIN, tmp_path / "log", **arguments)
     assert_same(runs.checkpoint(tmp_path), runs.checkpoint(pair))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from lightning_guide.mistakes import sentence
+from torch._inductor.exc import InvalidCxxCompiler
+
+from lightning_guide.mistakes import circumstance, sentence
 
 REPORT = """Parser key "model":
   Does not validate against any of the Union subtypes
@@ -30,3 +32,9 @@ def test_an_ordinary_message_stays_as_it_is() -> None:
         "no snapshot of images=7; available: images 16, 32"
     )
     assert sentence("Errors:\n  Subtypes: x") == "Errors: Subtypes: x"
+
+
+def test_a_missing_compiler_is_said() -> None:
+    said = circumstance(f"InvalidCxxCompiler: {InvalidCxxCompiler()}\nSet TORCHDYNAMO_VERBOSE=1")
+    assert said is not None and said.startswith("compile: true needs a compiler (No working C++ compiler found")
+    assert "TORCHDYNAMO" not in said
