@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -277,12 +278,27 @@ def on_node(folder: str) -> None:
     runs.full_run(folder, steps=STEPS, num_nodes=2, devices=1, strategy=strategy)
 
 
-def test_two_nodes_of_one_process_are_one_node_of_two(processes: Processes, pair: Path, tmp_path: Path) -> None:
+def by_variables(node: int) -> dict[str, str]:
+    """What says which of two nodes a process is on."""
+    return {"NODE_RANK": str(node), "LOCAL_RANK": "0"}
+
+
+def by_slurm(node: int) -> dict[str, str]:
+    """The same as srun says it."""
+    task = {"PROCID": node, "NODEID": node, "LOCALID": 0, "NTASKS": 2, "NNODES": 2, "NTASKS_PER_NODE": 1}
+    job = {"JOB_ID": 1, "JOB_NAME": "test", "NODELIST": "localhost", "JOB_NODELIST": "localhost"}
+    return {f"SLURM_{name}": str(value) for name, value in (task | job).items()}
+
+
+@pytest.mark.parametrize("told", [by_variables, pytest.param(by_slurm, marks=pytest.mark.slow)])
+def test_two_nodes_of_one_process_are_one_node_of_two(
+    told: Callable[[int], dict[str, str]], processes: Processes, pair: Path, tmp_path: Path
+) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "LOCAL_RANK": "0"}
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     logs = [tmp_path / f"log.{node}" for node in range(2)]
-    nodes = [common | {"NODE_RANK": str(node)} for node in range(2)]
+    nodes = [common | told(node) for node in range(2)]
     start = partial(processes.start, ("tests.test_ddp", "on_node"), folder=str(tmp_path))
     pids = [start(log, environment=node) for log, node in zip(logs, nodes, strict=True)]
     assert [processes.wait(pid) for pid in pids] == [0, 0], "\n".join(log.read_text()[-2000:] for log in logs)
