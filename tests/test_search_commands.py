@@ -189,6 +189,9 @@ def test_results_know_whose_they_are(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="belongs to another search: run was "):
         Ledger(tmp_path / "results.json", search | {"run": run_identity(folder / "run")})
     newest.path.write_bytes(before)
+    ledger.content = {}
+    ledger.write()  # a search that ended in a mistake: the file may be put right
+    Ledger(tmp_path / "results.json", search | {"block": 11})
     (tmp_path / "results.json").write_text("{}")
     with pytest.raises(ValueError, match="results.json holds no search"):
         Ledger(tmp_path / "results.json", search)
@@ -205,23 +208,39 @@ def test_results_know_whose_they_are(folder: Path, tmp_path: Path) -> None:
         ({"axes": [1]}, r"axes is \[1\]; expected names with what they stand for"),
         ({"objectives": "fd"}, "objectives is 'fd'; expected names"),
         ({"evaluation": "unguided"}, "evaluation is 'unguided'; expected names"),
+        ({"evaluation": {"num_samples": 9, "metrics": {}}}, "its evaluation sets metrics, num_samples, which a search"),
+        ({"metrics": ["fd"]}, r"metrics is \['fd'\]; expected names"),
+        ({1: 2, "axis": 4}, r"a search does not know \[1, 'axis'\]"),
+        ({"objectives": {"fd": ["lowest"]}}, r"objective 'fd' is \['lowest'\]; expected lowest or highest"),
+        ({"axes": {"w": {"path": "a", "values": {"x": 1}, "prior": {"x": 1}}}}, "its prior {'x': 1} is none of its"),
     ],
 )
-def test_what_a_file_gets_wrong_is_said(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+def test_what_a_file_gets_wrong_is_said(tmp_path: Path, changes: dict[Any, Any], said: str) -> None:
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(SEARCH | changes))
     with pytest.raises(ValueError, match=rf"search.yaml: .*{said}"):
         read_search(tmp_path / "search.yaml")
     (tmp_path / "search.yaml").write_text("axes: {w: [\n")
     with pytest.raises(ValueError, match="search.yaml is no YAML: while parsing"):
         read_search(tmp_path / "search.yaml")
+    (tmp_path / "search.yaml").write_text("# to be filled in")
+    with pytest.raises(ValueError, match="search.yaml holds nothing; expected evaluation, axes"):
+        read_search(tmp_path / "search.yaml")
 
 
 def test_the_folder_of_the_run_is_no_folder_for_results(
     folder: Path, drawn: list[tuple[str, int]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as left:
-        main(["sweep", str(folder / "run/config.yaml"), str(folder / "search.yaml"), "--out", str(folder / "run")])
-    assert "is the folder of the run itself" in str(left.value.code) and not drawn
+    other, file = folder / "run_too", folder / "file"
+    (other / "checkpoints").mkdir(parents=True)
+    file.write_text("")
+    for out, said in (
+        (folder / "run", "is the folder of the run itself"),
+        (other, "run_too is the folder of a run; expected one for the results"),  # whose curves would be removed
+        (file, "file cannot be a folder for the results: File exists"),
+    ):
+        with pytest.raises(SystemExit) as left:
+            main(["sweep", str(folder / "run/config.yaml"), str(folder / "search.yaml"), "--out", str(out)])
+        assert said in str(left.value.code) and not drawn
 
 
 def test_an_objective_that_is_not_reported_is_said_after_the_first_point(
@@ -241,6 +260,30 @@ def test_blocks_of_another_search_in_the_folder_are_left_alone(
         search(folder, "sweep", "moved", changes={"axes": axes, "block": block, "blocks": 2})
         (folder / "moved/results.json").unlink()
     assert [blocks for _, blocks in drawn] == [2, 2, 2, 2]
+
+
+def test_what_is_odd_in_a_search_does_no_harm(folder: Path) -> None:
+    """A column's name for an axis, a guider that cannot be, own metrics of an evaluation, a file among the blocks."""
+    metrics = {"cost": METRICS["fd"]}
+    (folder / "odd/blocks").mkdir(parents=True)
+    (folder / "odd/blocks/weights.safetensors").write_text("")
+    guider = {"path": "guidance.init_args.guider.init_args", "values": [{"age": 3}, {"run": 3}, {"images": [1]}, {}]}
+    axes = {"nfe": {"path": "guidance.init_args.weight", "values": [3]}, "guider": guider}
+    changes = {"axes": axes, "blocks": 2, "metrics": None, "objectives": {"fd": "lowest"}}
+    out = search(folder, "sweep", "odd", "--configs", _own_metrics(folder, metrics), changes=changes)
+    with (out / "results.csv").open() as file:
+        table = {row["point"]: row for row in csv.DictReader(file)}
+    assert (table["nfe=3 guider={}"]["axis nfe"], table["nfe=3 guider={}"]["nfe"]) == ("3", "8.0")
+    assert len([row for row in table.values() if row["failed"]]) == 3 and float(table["unguided"]["fd"]) > 0
+    metrics["cost"] = METRICS["pr"]
+    with pytest.raises(SystemExit, match="belongs to another search: metrics was "):
+        search(folder, "sweep", "odd", "--configs", _own_metrics(folder, metrics), changes=changes)
+
+
+def _own_metrics(folder: Path, metrics: dict[str, Any]) -> str:
+    path = folder / "own_metrics.yaml"
+    path.write_text(yaml.safe_dump({"model": {"init_args": {"evaluations": {"unguided": {"metrics": metrics}}}}}))
+    return f"[{path}]"
 
 
 def test_a_snapshot_on_an_axis_may_leave_out_what_is_the_default(folder: Path, tmp_path: Path) -> None:
@@ -310,6 +353,15 @@ def test_another_run_that_changes_in_its_folder_and_other_data_are_noticed(
     (folder / "runs/tune.json").unlink()
     search(folder, *words, changes=changes)
     assert {name for name, _ in drawn} == {f"weight=2 run={other}"}  # the blocks of the others still hold
+    (folder / "runs/tune.json").unlink()
+    drawn.clear()
+    mixed = f"[{_other_data(folder)}, {_own_metrics(folder, METRICS)[1:]}"
+    search(folder, *words, "--configs", mixed, changes=changes)
+    assert len({name for name, _ in drawn}) == 3  # of other data none does
+    drawn.clear()
+    search(folder, "tune", "own", "--budget", "240", "--configs", mixed, changes=changes | {"metrics": None})
+    used = yaml.safe_load((folder / "own/fd.yaml").read_text())["model"]["init_args"]["metrics"]
+    assert list(used) == list(METRICS)
 
 
 def _other_data(folder: Path) -> Path:

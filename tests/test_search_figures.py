@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from lightning_guide.search.figures import draw_sensitivity
+from lightning_guide.search.figures import draw_heat_maps, draw_sensitivity
 from lightning_guide.search.objective import Objective
 from lightning_guide.search.scores import Scores
 from lightning_guide.search.space import UNGUIDED, Axis, Space
@@ -32,3 +32,16 @@ def test_values_that_differ_tenfold_stand_on_a_logarithmic_scale(
     assert panel.get_yscale() == scale and panel.get_ylabel() == "fd" and panel.get_xlabel() == "weight"
     labels = [text.get_text() for text in panel.get_legend().get_texts()]  # type: ignore[union-attr]
     assert labels == ["kind A", "kind B", "no guidance"]
+
+
+def test_widths_on_a_heat_map_may_be_words_or_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.append(figure))
+    named = Axis("main", "main.sigma_rel", (0.05, 0.1), None, ("narrow", "wide"))
+    base = {"sigma_rel": 0.1, "main": {"sigma_rel": 0.1}}
+    space = Space(base, [Axis("guider", "sigma_rel", ("0.05", "0.1")), named])
+    swept = {place: Scores({"fd": 1.0}) for place in space.places}
+    assert draw_heat_maps(space, swept, [Objective("fd")], tmp_path / "a.png")
+    panel = drawn[0].axes[0]
+    assert [text.get_text() for text in panel.get_xticklabels()] == ["narrow", "wide"]
+    assert [text.get_text() for text in panel.get_yticklabels()] == ["0.05", "0.1"]

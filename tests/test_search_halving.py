@@ -176,6 +176,17 @@ def test_what_is_handed_over_is_the_whole_point(tmp_path: Path) -> None:
     assert settings["evaluations"] == {"unguided": plain, "tuned_low": tuned} and tuned["a"] == winner[0]
 
 
+def test_a_metric_may_have_a_stroke_in_its_name(tmp_path: Path) -> None:
+    class Named(Synthetic):
+        def scores(self, place: Place, blocks: Sequence[Block], *, interval: bool = True) -> Scores:
+            found = super().scores(place, blocks, interval=interval)
+            return Scores({"a/low": found.values["low"]}, [{"a/low": each["low"]} for each in found.without])
+
+    found = Halving(SPACE, Named(), [Objective("a/low")], budget=400).run()
+    write_guidances(SPACE, found, [Objective("a/low")], tmp_path, size=10, model={}, seed=2)
+    assert "tuned_a/low" in (tmp_path / "a_low.yaml").read_text()
+
+
 def test_points_that_fail_are_noted_and_the_rest_goes_on() -> None:
     scorer = Synthetic(bad=[place for place in SPACE.places if place[2] == 2])
     found = Halving(SPACE, scorer, [LOW], budget=2000).run()
@@ -183,6 +194,20 @@ def test_points_that_fail_are_noted_and_the_rest_goes_on() -> None:
     assert found.failed and all(place[2] == 2 and why == "no such guider" for place, why in found.failed.items())
     with pytest.raises(ValueError, match="none of the points could be scored; .*: no such guider"):
         Halving(SPACE, Synthetic(bad=SPACE.places), [LOW], budget=2000).run()
+
+
+def test_a_point_whose_metric_is_no_number_does_not_take_the_place_of_one_that_has_it() -> None:
+    class Undefined(Synthetic):
+        """No number anywhere but at one point."""
+
+        def scores(self, place: Place, blocks: Sequence[Block], *, interval: bool = True) -> Scores:
+            found = super().scores(place, blocks, interval=interval)
+            return found if place in (UNGUIDED, (3,)) else Scores({"low": math.nan}, [{"low": math.nan}] * len(blocks))
+
+    space = Space({"a": 0}, [Axis("a", "a", (0, 1, 2, 3))])
+    scorer = Undefined()
+    scorer.truth = lambda place: 1.0 if place else 3.0  # type: ignore[method-assign]
+    assert Halving(space, scorer, [LOW], budget=320).run().raced.winners == {"low": (3,)}
 
 
 def test_what_cannot_be_searched_is_said() -> None:

@@ -77,15 +77,26 @@ class Search(ABC):
             raise ValueError("a search needs the strategy ddp; ddp_spawn takes the sums with it")
         if self.out.resolve() == Path(trainer.default_root_dir).resolve():
             raise ValueError(f"{self.out} is the folder of the run itself; expected one for the results, as --out")
+        if any((self.out / part).exists() for part in ("checkpoints", "snapshots")):
+            raise ValueError(f"{self.out} is the folder of a run; expected one for the results, as --out")
         model = settings.model.init_args
         evaluations = _plain(model.get("evaluations")) or {"unguided": {}}
         name, first = next(iter(evaluations.items()))
-        own = module.evaluations.evaluations[name].metrics if evaluations and name in module.evaluations.names else None
-        metrics = module.evaluations.metrics if own is None or self.file.metrics is not None else own
+        own = module.evaluations.evaluations[name].metrics if name in module.evaluations.names else None
+        if own is None or self.file.metrics is not None:
+            metrics, of_metrics = module.evaluations.metrics, _plain(model.get("metrics"))
+        else:
+            metrics, of_metrics = own, first["metrics"]
         if not metrics:
             raise ValueError(f"neither the run nor {self.path} has metrics to judge by; expected some in either")
         space = Space(_written_out(laid_over(first, self.file.evaluation) | {"metrics": None}), self.file.axes)
         every = [space.evaluation(place) for place in space.places]
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"--out {self.out} cannot be a folder for the results: {error.strerror}") from None
+        given = _plain(settings.get("data")) or {}
+        shown = {key: value for key, value in given.get("init_args", {}).items() if key not in _OF_THE_LOADER}
         rebuilt = Rebuilt(trainer.default_root_dir, self.out / "rebuilt", every)
         return DrawnBlocks(
             trainer,
@@ -100,19 +111,18 @@ class Search(ABC):
             about={
                 "run": run_identity(trainer.default_root_dir),
                 "average": [module.average, module.images],
-                "metrics": (of_metrics := _plain(model.get("metrics"))),
+                "data": given | {"init_args": shown},
+                "metrics": of_metrics,
                 "runs of metrics": named_runs(of_metrics),
                 "block": self.file.block,
             },
         )
 
-    def identity(self, scorer: DrawnBlocks, settings: Namespace) -> dict[str, Any]:
+    def identity(self, scorer: DrawnBlocks) -> dict[str, Any]:
         """What the results depend on."""
-        space, data = scorer.space, _plain(settings.get("data")) or {}
-        shown = {key: value for key, value in data.get("init_args", {}).items() if key not in _OF_THE_LOADER}
+        space = scorer.space
         return {
             **scorer.about,
-            "data": data | {"init_args": shown},
             "evaluation": space.base,
             "axes": {axis.name: {"path": axis.path, "values": list(axis.values)} for axis in space.axes},
             "runs": scorer.runs,
@@ -128,7 +138,7 @@ class Sweep(Search):
         """Sweeps, or goes on with it; then tables and figures."""
         scorer = self.begin(trainer, module, data, settings)
         space = scorer.space
-        ledger = Ledger(self.out / "results.json", self.identity(scorer, settings) | {"blocks": self.file.blocks})
+        ledger = Ledger(self.out / "results.json", self.identity(scorer) | {"blocks": self.file.blocks})
         run_sweep(space, scorer, ledger, self.file.objectives, blocks=self.file.blocks, seed=self.file.seed)
         if not trainer.is_global_zero:
             return
@@ -162,7 +172,7 @@ class Tune(Search):
         space, objectives, size = scorer.space, self.file.objectives, self.file.block
         halving = Halving(space, scorer, objectives, budget=self.budget, seed=self.file.seed)
         aims = {each.metric: each.lowest for each in objectives}
-        ledger = Ledger(self.out / "tune.json", self.identity(scorer, settings) | {"budget": self.budget, "aims": aims})
+        ledger = Ledger(self.out / "tune.json", self.identity(scorer) | {"budget": self.budget, "aims": aims})
         if trainer.is_global_zero:
             ledger.write()
         found = halving.run()
@@ -170,8 +180,8 @@ class Tune(Search):
             return
         ledger.content = everything(space, found, objectives, size=size)
         ledger.write()
-        keys = ("images", "average", "metrics")
-        model = {key: value for key in keys if (value := getattr(self.file, key)) is not None}
+        model = {key: value for key in ("images", "average") if (value := getattr(self.file, key)) is not None}
+        model["metrics"] = scorer.about["metrics"]
         write_guidances(space, found, objectives, self.out, size=size, model=model, seed=self.file.seed + 2)
         print("\n".join([*ledger.content["statements"], f"{found.samples} samples drawn: {self.out / 'tune.json'}"]))
 

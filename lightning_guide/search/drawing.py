@@ -31,7 +31,7 @@ from lightning_guide.snapshot_file import atomic
 __all__ = ["BlockEvaluations", "DrawnBlocks"]
 
 Totals = dict[str, Tensor]
-COST = "cost"  # in place of a metric: network calls, samples and seconds
+COST = ""  # in place of the name of a metric: network calls, samples and seconds
 
 
 class BlockEvaluations(GuidedEvaluations):
@@ -115,8 +115,9 @@ class DrawnBlocks(Scorer):
         self._keys = {self._key(place): place for place in [(), *space.places]}
         self._on_disk: dict[Place, set[Block]] = {}
         for path in sorted(self.folder.glob("*.safetensors")):
-            key, seed, number = path.stem.split("-")
+            key, *numbers = path.stem.split("-")
             if key in self._keys:
+                seed, number = numbers
                 self._on_disk.setdefault(self._keys[key], set()).add(Block(int(seed), int(number)))
 
     def drawn(self, place: Place) -> set[Block]:

@@ -81,7 +81,7 @@ def draw_heat_maps(space: Space, swept: Mapping[Place, Scores], objectives: Sequ
             (space.axes[across], panel.set_xticks, panel.set_xlabel),
             (space.axes[down], panel.set_yticks, panel.set_ylabel),
         ):
-            set_ticks(range(len(axis.values)), [f"{value:g}" for value in axis.values])
+            set_ticks(range(len(axis.values)), [str(value) for value in axis.shown])
             set_label(axis.name)
         panel.set_title(f"{objective.metric}, best of the other settings", fontsize=9)
         figure.colorbar(image, ax=panel)

@@ -28,12 +28,13 @@ class Rebuilt:
         """Looks through `evaluations` of `run`. What cannot be rebuilt is left alone: its points fail, and say why."""
         self._targets: dict[str, tuple[SnapshotStore, set[tuple[int, float]]]] = {}
         self._instead: dict[Wanted, tuple[str, int]] = {}
-        for reference in sorted({_wanted(node) for each in evaluations for node in _references(each)}, key=str):
+        wanted = {each for evaluation in evaluations for node in _references(evaluation) if (each := _wanted(node))}
+        for reference in sorted(wanted, key=str):
             source = reference[0] or str(run)
             try:
                 store = open_snapshots(source)
                 target = _to_rebuild(store, reference[1], reference[2])
-            except ValueError:
+            except (TypeError, ValueError):
                 continue
             if target is not None:
                 place = str(Path(folder) / hashlib.sha256(source.encode()).hexdigest()[:8])
@@ -55,7 +56,7 @@ class Rebuilt:
         """`evaluation` with references to what was rebuilt."""
         changed = copy.deepcopy(evaluation)
         for node in _references(changed):
-            if found := self._instead.get(_wanted(node)):
+            if (wanted := _wanted(node)) and (found := self._instead.get(wanted)):
                 node["init_args"] = (node.get("init_args") or {}) | {"run": found[0], "images": found[1]}
         return changed
 
@@ -85,6 +86,12 @@ def _references(node: Any) -> Iterator[dict[str, Any]]:
             yield from _references(value)
 
 
-def _wanted(node: dict[str, Any]) -> Wanted:
-    snapshot = Snapshot(**(node.get("init_args") or {}))  # a value on an axis need not say what is the default
-    return snapshot.run, snapshot.images, snapshot.sigma_rel
+def _wanted(node: dict[str, Any]) -> Wanted | None:
+    """What a node refers to; None where that cannot be: drawing from its point says why."""
+    try:
+        snapshot = Snapshot(**(node.get("init_args") or {}))  # a value on an axis need not say what is the default
+        wanted = snapshot.run, snapshot.images, snapshot.sigma_rel
+        hash(wanted)
+    except (TypeError, ValueError):
+        return None
+    return wanted

@@ -180,19 +180,25 @@ class Halving:
         """All points that have not failed, the most promising first; objectives take turns."""
         at = [place for place in self.places if place not in found.failed]
         expected = [self._expected(number, at) for number in range(len(self.objectives))]
-        return in_turns([[at[i] for i in each.argsort().tolist()] for each in expected])
+        return in_turns([[at[i] for i in each.argsort(stable=True).tolist()] for each in expected])
 
     def _expected(self, objective: int, at: Sequence[Place]) -> Tensor:
-        """What the smooth model expects of the points `at` (M,): asinh(change / its median size), tamed far off."""
+        """What the smooth model expects of the points `at` (M,): asinh(change / its median size), tamed far off.
+
+        Infinite where a point was drawn and its metric is no number: neighbours do not make up for that.
+        """
         changes = torch.tensor([change[objective] for change in self._changes.values()], dtype=torch.float64)
         finite = changes[changes.isfinite()]
+        drawn = self._changes
+        lost = torch.tensor([p in drawn and not drawn[p][objective] < math.inf for p in at])
         if not len(finite):
-            return torch.zeros(len(at))
-        changes = changes.nan_to_num(nan=math.inf).clamp(max=finite.max())
+            return torch.zeros(len(at)).masked_fill(lost, math.inf)
+        changes = changes.nan_to_num(nan=math.inf).clamp(finite.min(), finite.max())
         size = finite.abs().median()
         samples = torch.tensor([len(self._blocks[place]) for place in self._changes])
         values = (changes / size).asinh() if size > 0 else changes
-        return smoothed(self._positions(list(self._changes)), values, samples, self._positions(at))
+        expected = smoothed(self._positions(list(self._changes)), values, samples, self._positions(at))
+        return expected.masked_fill(lost, math.inf)
 
     def _positions(self, places: Sequence[Place]) -> Tensor:
         return torch.tensor([self.space.position(place) for place in places], dtype=torch.float64)

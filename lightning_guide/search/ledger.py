@@ -21,7 +21,7 @@ class Ledger:
         """Reads the file if there is one; `search` says everything that its contents depend on.
 
         Raises:
-            ValueError: if the file belongs to another search, naming what differs, or cannot be read.
+            ValueError: if the file has results of another search, naming what differs, or cannot be read.
         """
         self.path, self.search = Path(path), json.loads(_strict(search))
         self.content: dict[str, Any] = {}
@@ -29,11 +29,11 @@ class Ledger:
             return
         try:
             self.content = json.loads(self.path.read_text(encoding="utf-8"))
-            written = self.content.pop("search")
+            written = dict(self.content.pop("search"))
         except (ValueError, KeyError, AttributeError, TypeError):
             raise ValueError(f"{self.path} holds no search; move it away, or choose another folder") from None
         differ = [key for key in self.search | written if self.search.get(key) != written.get(key)]
-        if differ:
+        if differ and self.content:
             raise ValueError(
                 f"{self.path} belongs to another search: {differ[0]} was {_short(written.get(differ[0]))}, now it is "
                 f"{_short(self.search.get(differ[0]))}; choose another folder with --out"

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from lightning_guide.search.objective import Objective
-from lightning_guide.search.space import Axis
+from lightning_guide.search.space import OWN, Axis
 
 __all__ = ["SearchFile", "read_search"]
 
@@ -55,18 +55,20 @@ def read_search(path: str | Path) -> SearchFile:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     known = tuple(SearchFile.__dataclass_fields__)
-    if not isinstance(content, Mapping) or not content.keys() <= set(known):
-        odd = sorted(content.keys() - set(known)) if isinstance(content, Mapping) else content
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds {'nothing' if content is None else repr(content)}; expected {', '.join(known)}")
+    if odd := [key for key in content if key not in known]:
         raise ValueError(f"{path}: a search does not know {odd}; expected {', '.join(known)}")
     try:
         axes = tuple(_axis(str(name), each) for name, each in _named(content, "axes").items())
         objectives = tuple(_objective(str(name), aim) for name, aim in _named(content, "objectives").items())
-        evaluation = _named(content, "evaluation")
+        evaluation = _evaluation(_named(content, "evaluation"))
+        metrics = None if content.get("metrics") is None else _named(content, "metrics")
         counts = {key: _count(key, content[key]) for key in ("block", "blocks", "seed") if key in content}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     model = {key: content[key] for key in ("images", "average") if key in content}
-    return SearchFile(evaluation, axes, content.get("metrics"), objectives=objectives, **counts, **model)
+    return SearchFile(evaluation, axes, metrics, objectives=objectives, **counts, **model)
 
 
 def _named(content: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -76,12 +78,21 @@ def _named(content: Mapping[str, Any], key: str) -> dict[str, Any]:
     return dict(value)
 
 
+def _evaluation(written: dict[str, Any]) -> dict[str, Any]:
+    if own := [key for key in OWN if key in written]:
+        raise ValueError(
+            f"its evaluation sets {', '.join(own)}, which a search decides itself; expected metrics, block, blocks or "
+            "seed beside it"
+        )
+    return written
+
+
 def _axis(name: str, written: Any) -> Axis:
     if not isinstance(written, Mapping) or not {"path", "values"} <= written.keys() <= {"path", "values", "prior"}:
         raise ValueError(f"axis {name!r} is {written!r}; expected path, values and maybe prior")
     values, prior = written["values"], written.get("prior")
     if isinstance(values, Mapping):
-        if prior is not None and prior not in values:
+        if prior is not None and prior not in list(values):
             raise ValueError(f"axis {name!r}: its prior {prior!r} is none of its values {list(values)}")
         prior = None if prior is None else values[prior]
         return Axis(name, str(written["path"]), tuple(values.values()), prior, tuple(map(str, values)))
@@ -91,7 +102,7 @@ def _axis(name: str, written: Any) -> Axis:
 
 
 def _objective(metric: str, aim: Any) -> Objective:
-    if aim not in _LOWEST:
+    if not isinstance(aim, str) or aim not in _LOWEST:
         raise ValueError(f"objective {metric!r} is {aim!r}; expected lowest or highest")
     return Objective(metric, _LOWEST[aim])
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning_guide.snapshot_names import parse_images
 
-__all__ = ["Axis", "Place", "Space", "UNGUIDED", "laid_over"]
+__all__ = ["OWN", "Axis", "Place", "Space", "UNGUIDED", "laid_over"]
 
 Place = tuple[int, ...]
 """A point of a space: the number of its value on each axis."""
@@ -19,8 +19,8 @@ Place = tuple[int, ...]
 UNGUIDED: Place = ()
 """The place of no guidance at all, which every search compares with."""
 
-# what a search decides itself, so that all points are drawn from the same seeds and judged in the same way
-_OWN = ("metrics", "num_samples", "repetitions", "seed", "first_index")
+OWN = ("metrics", "num_samples", "repetitions", "seed", "first_index")
+"""What a search decides itself, so that all points are drawn from the same seeds and judged in the same way."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class Space:
         if axis.prior is not None and axis.prior not in axis.values:
             raise ValueError(f"axis {axis.name!r}: its prior {axis.prior!r} is none of its values {list(axis.values)}")
         parts = axis.path.split(".")
-        if parts[0] in _OWN:
+        if parts[0] in OWN:
             raise ValueError(f"axis {axis.name!r} varies {parts[0]}, which the search sets for all points alike")
         node: Any = self.base
         for depth, key in enumerate(parts):

@@ -26,12 +26,13 @@ def write_csv(space: Space, swept: Mapping[Place, Scores], failed: Mapping[str, 
     metrics = [key for key in next(iter(swept.values())).values if key not in COST]
     plain = swept.get(UNGUIDED)
     endings = ("", "_half_width", "_change", "_change_half_width")
-    columns = [key + ending for key in metrics for ending in endings]
+    columns = [*COST, *(key + ending for key in metrics for ending in endings), "failed"]
+    axes = {axis.name: f"axis {axis.name}" if axis.name in ("point", *columns) else axis.name for axis in space.axes}
     text = io.StringIO()
-    table = csv.DictWriter(text, ["point", *(axis.name for axis in space.axes), *COST, *columns, "failed"])
+    table = csv.DictWriter(text, ["point", *axes.values(), *columns])
     table.writeheader()
     for place, scores in swept.items():
-        row: dict[str, Any] = {"point": space.name(place)} | {k: _plain(v) for k, v in space.shown(place).items()}
+        row: dict[str, Any] = {"point": space.name(place)} | {axes[k]: _plain(v) for k, v in space.shown(place).items()}
         row |= {key: scores.values.get(key) for key in COST}
         for key in metrics:
             estimate = scores.estimate(key)

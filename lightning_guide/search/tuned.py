@@ -80,8 +80,8 @@ def write_guidances(
     """`<metric>.yaml` for each objective, to be used with -c; where no guidance won, the best of those that lost.
 
     The evaluations are those of the search, with no guidance and with the winner, so that sampler and `model` (its
-    `images`, `average` and `metrics`, if the search sets them) are those for which it was found; `seed` is one that the
-    search has not drawn from.
+    `metrics`, and `images` and `average` if the search sets them) are those for which it was found; `seed` is one that
+    the search has not drawn from.
     """
     for objective in objectives:
         metric = objective.metric
@@ -95,7 +95,7 @@ def write_guidances(
         evaluations = {name: space.evaluation(each) | {"seed": seed} for name, each in chosen.items()}
         content = {"model": {"init_args": {**model, "guidances": None, "evaluations": evaluations}}}
         folder.mkdir(parents=True, exist_ok=True)
-        with atomic(folder / f"{metric}.yaml") as temporary:
+        with atomic(folder / f"{metric.replace('/', '_')}.yaml") as temporary:
             temporary.write_text("\n".join(lines) + "\n" + yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
 
