@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import yaml
 
 from lightning_guide.cli import main
-from lightning_guide.search.drawing import DrawnBlocks
+from lightning_guide.search.drawing import BlockEvaluations, DrawnBlocks
 from lightning_guide.search.guiders import Rebuilt
 from lightning_guide.search.ledger import Ledger, run_identity
 from lightning_guide.search.search_file import read_search
@@ -260,6 +261,21 @@ def test_blocks_of_another_search_in_the_folder_are_left_alone(
         search(folder, "sweep", "moved", changes={"axes": axes, "block": block, "blocks": 2})
         (folder / "moved/results.json").unlink()
     assert [blocks for _, blocks in drawn] == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("blocks", [1, 2])  # while the last samples of a point are drawn, and before
+def test_a_search_stopped_by_a_scheduler_does_not_look_finished(
+    folder: Path, blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = BlockEvaluations.step
+
+    def stopped(*words: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return step(*words)
+
+    monkeypatch.setattr(BlockEvaluations, "step", stopped)
+    with pytest.raises(SystemExit, match="stopped by SIGTERM; begun again, the search goes on"):
+        search(folder, "sweep", f"stopped_{blocks}", changes={"blocks": blocks})
 
 
 def test_what_is_odd_in_a_search_does_no_harm(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -30,6 +32,7 @@ from lightning_guide.snapshot_file import atomic
 
 __all__ = ["BlockEvaluations", "DrawnBlocks"]
 
+_STOPPED = "lightning-guide: stopped by SIGTERM; begun again, the search goes on where it stood"
 Totals = dict[str, Tensor]
 COST = ""  # in place of the name of a metric: network calls, samples and seconds
 
@@ -125,7 +128,7 @@ class DrawnBlocks(Scorer):
         return self._on_disk.get(place, set())
 
     def draw(self, place: Place, blocks: Sequence[Block]) -> None:
-        """Draws those of `blocks` that are not there yet, all in one test of the trainer.
+        """Draws those of `blocks` that are not there yet, all in one test of the trainer; SIGTERM leaves with status 1.
 
         Raises:
             ValueError: if the point cannot be drawn from.
@@ -142,6 +145,8 @@ class DrawnBlocks(Scorer):
         self.evaluations.totals = {}
         try:
             self.trainer.test(self.module, datamodule=self.data, verbose=False)
+        except SIGTERMException:  # whose status is 0
+            sys.exit(_STOPPED)
         except RuntimeError as error:
             if self.trainer.world_size > 1:  # the other processes may still be waiting for this one
                 raise
@@ -153,6 +158,8 @@ class DrawnBlocks(Scorer):
             if self.trainer.is_global_zero:
                 self._write(place, block)
         self._on_disk.setdefault(place, set()).update(missing)
+        if self.trainer.received_sigterm:  # while the last samples were drawn; another test would forget it
+            sys.exit(_STOPPED)
 
     def scores(self, place: Place, blocks: Sequence[Block], *, interval: bool = True) -> Scores:
         """Metrics over the union of `blocks`, all drawn; without `interval` over all of them alone.
