@@ -278,6 +278,17 @@ def test_a_search_stopped_by_a_scheduler_does_not_look_finished(
         search(folder, "sweep", f"stopped_{blocks}", changes={"blocks": blocks})
 
 
+def test_a_missing_compiler_is_said_in_a_search_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(*_: Any) -> None:
+        raise RuntimeError("No working C++ compiler found in (None, 'g++')\n\nSet TORCHDYNAMO_VERBOSE")
+
+    monkeypatch.setattr(BlockEvaluations, "step", step)
+    with pytest.raises(SystemExit, match=r"the last one: compile: true needs a compiler \(No working C\+\+ compiler"):
+        search(folder, "sweep", "compiler", changes={"axes": {"batch": {"path": "batch_size", "values": [3]}}})
+    point = json.loads((folder / "compiler/results.json").read_text())["points"]["unguided"]
+    assert point["failed"].startswith("compile: true needs") and "\n" not in point["failed"]
+
+
 def test_what_is_odd_in_a_search_does_no_harm(folder: Path) -> None:
     """A column's name for an axis, a guider that cannot be, own metrics of an evaluation, a file among the blocks."""
     metrics = {"cost": METRICS["fd"]}

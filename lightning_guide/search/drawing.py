@@ -22,6 +22,7 @@ from lightning_guide.denoiser import Models
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.loop import add_results
 from lightning_guide.evaluation.metric import SampleMetric
+from lightning_guide.mistakes import circumstance
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.modules.evaluations import GuidedEvaluations
 from lightning_guide.search.guiders import Rebuilt
@@ -150,7 +151,7 @@ class DrawnBlocks(Scorer):
         except RuntimeError as error:
             if self.trainer.world_size > 1:  # the other processes may still be waiting for this one
                 raise
-            raise ValueError(str(error)) from error
+            raise ValueError(circumstance(str(error)) or " ".join(str(error).split())) from error
         if self.evaluations.totals.keys() != names.keys():
             raise RuntimeError("the test loop ended before all samples were drawn")
         for name, block in names.items():
