@@ -321,6 +321,24 @@ def test_a_snapshot_on_an_axis_may_leave_out_what_is_the_default(folder: Path, t
     assert rebuilt.instead(told)["guidance"]["init_args"]["run"].startswith(str(tmp_path))
 
 
+def test_averages_rebuilt_from_a_run_are_not_those_of_a_run_trained_anew_in_its_folder(
+    folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder / "run", tmp_path / "run")
+    told = {"guidance": {"class_path": "Snapshot", "init_args": {"images": 40, "sigma_rel": 0.08}}}
+
+    def rebuilt() -> Any:
+        return Rebuilt(tmp_path / "run", tmp_path, [told]).instead(told)["guidance"]["init_args"]["run"]
+
+    before = rebuilt()
+    assert rebuilt() == before
+    store = SnapshotStore(tmp_path / "run/snapshots")
+    tensors, metadata = store.load(newest := store.entries()[-1])
+    doubled = {name: 2 * tensor for name, tensor in tensors.items()}
+    store.save(doubled, images=newest.images, sigma_rel=newest.sigma_rel, recipe=metadata.recipe)
+    assert rebuilt() != before
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

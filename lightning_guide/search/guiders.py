@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from lightning_guide.guidance.references import Snapshot
 from lightning_guide.modules.models import open_snapshots
 from lightning_guide.post_hoc import shares
 from lightning_guide.reconstruct import rebuild
+from lightning_guide.search.ledger import run_identity
 from lightning_guide.snapshots import SnapshotStore
 
 __all__ = ["Rebuilt"]
@@ -34,10 +36,11 @@ class Rebuilt:
             try:
                 store = open_snapshots(source)
                 target = _to_rebuild(store, reference[1], reference[2])
+                weights = json.dumps(run_identity(source))  # a run trained anew in its folder is another one
             except (TypeError, ValueError):
                 continue
             if target is not None:
-                place = str(Path(folder) / hashlib.sha256(source.encode()).hexdigest()[:8])
+                place = str(Path(folder) / hashlib.sha256(weights.encode()).hexdigest()[:8])
                 self._targets.setdefault(place, (store, set()))[1].add(target)
                 self._instead[reference] = place, target[0]
 
