@@ -257,8 +257,13 @@ def test_blocks_of_another_search_in_the_folder_are_left_alone(
 ) -> None:
     monkeypatch.setattr(DrawnBlocks, "forget", lambda *_: None)  # as if killed before
     axes = {"weight": {"path": "guidance.init_args.weight", "values": [3]}}
+    near = {"pr": METRICS["pr"] | {"init_args": PIXELS | {"k": 1}}}
+    (folder / "near.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"metrics": near}}}))
     for block in (6, 8):
-        search(folder, "sweep", "moved", changes={"axes": axes, "block": block, "blocks": 2})
+        changes = {"axes": axes, "block": block, "blocks": 2}
+        search(folder, "sweep", "moved", "--configs", f"[{folder / 'near.yaml'}]", changes=changes)
+        used = json.loads((folder / "moved/results.json").read_text())["search"]["metrics"]
+        assert used["pr"]["init_args"]["k"] == 3  # metrics of a search are not laid over those of the run
         (folder / "moved/results.json").unlink()
     assert [blocks for _, blocks in drawn] == [2, 2, 2, 2]
 

@@ -54,9 +54,10 @@ class Search(ABC):
     def words(self) -> list[str]:
         """What `lightning-guide test` has to be told: nothing of the run's folder is touched."""
         quiet = ["--trainer.callbacks=[]", "--trainer.logger=false", "--trainer.enable_progress_bar=false"]
-        metrics = None if self.file.metrics is None else json.dumps(self.file.metrics)
-        said = {"metrics": metrics, "images": self.file.images, "average": self.file.average}
+        said = {"images": self.file.images, "average": self.file.average}
         model = [f"--model.{key}={value}" for key, value in said.items() if value is not None]
+        if self.file.metrics is not None:  # in place of those of the run, not laid over them
+            model += ["--model.metrics={}", f"--model.metrics={json.dumps(self.file.metrics)}"]
         return [*quiet, "--trainer.enable_model_summary=false", *model]
 
     @abstractmethod
