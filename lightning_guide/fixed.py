@@ -17,6 +17,9 @@ def fixed(denoiser: Denoiser, *, compile: bool = False) -> Denoiser:
 
     References have to be resolved before. What is shared stays shared. `compile` compiles these networks with
     `torch.compile`: networks of one kind share the code.
+
+    Raises:
+        ValueError: if there is nothing to compile.
     """
     made: dict[nn.Module, nn.Module] = {}
 
@@ -35,4 +38,8 @@ def fixed(denoiser: Denoiser, *, compile: bool = False) -> Denoiser:
 
     result = visit(denoiser)
     assert isinstance(result, Denoiser)
+    if compile and result is denoiser:
+        raise ValueError(
+            f"compile is for networks of Preconditioned denoisers; a {type(denoiser).__name__} of this evaluation has none"
+        )
     return result

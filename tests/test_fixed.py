@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_guide.adaptation.low_rank import LowRank
+from lightning_guide.analytic import GaussianMixture
 from lightning_guide.denoiser import Denoiser, Network, Preconditioned
 from lightning_guide.fixed import fixed
 from lightning_guide.guidance import Autoguidance, Guidance, PerturbedAttentionGuidance
@@ -126,6 +127,12 @@ def test_compiling_leaves_the_original_alone() -> None:
         assert parts[0]._compiled_call_impl is not None
         assert parts[0] is not model.network
         assert model.network._compiled_call_impl is None
+
+
+def test_nothing_to_compile_is_said() -> None:
+    model = GaussianMixture(torch.zeros(1, 2), torch.eye(2)[None])
+    with pytest.raises(ValueError, match="compile is for networks of Preconditioned denoisers; a GaussianMixture of"):
+        fixed(model, compile=True)
 
 
 @pytest.mark.slow
