@@ -40,6 +40,6 @@ def fixed(denoiser: Denoiser, *, compile: bool = False) -> Denoiser:
     assert isinstance(result, Denoiser)
     if compile and result is denoiser:
         raise ValueError(
-            f"compile is for networks of Preconditioned denoisers; a {type(denoiser).__name__} of this evaluation has none"
+            f"compile is for networks of Preconditioned denoisers; a {type(denoiser).__name__} has none"
         )
     return result

@@ -54,8 +54,8 @@ def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         store.save(model.state_dict(), images=8, sigma_rel=0.05, recipe=model.recipe, planned_images=8)
     (tmp_path / "data/cifar10").mkdir(parents=True)
     pixels = np.random.default_rng(0)
-    for part in ("train", "test"):
-        with tarfile.open(tmp_path / f"data/cifar10/{part}-00000.tar", "w") as tar:
+    for shard in ("train-00000", "train-00001", "test-00000"):
+        with tarfile.open(tmp_path / f"data/cifar10/{shard}.tar", "w") as tar:
             for i in range(20):
                 picture = io.BytesIO()
                 Image.fromarray(pixels.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(picture, "PNG")
