@@ -3,7 +3,7 @@
     lightning-guide fit -c configs/digits/unconditional.yaml     (and main.yaml, classifier.yaml)
     lightning-guide fit -c configs/digits/classifier.yaml --data.part first --trainer.default_root_dir runs/digits/guide
     lightning-guide fit -c configs/digits/noisy_classifier.yaml --trainer.max_steps 5000
-    lightning-guide fit -c configs/digits/judge.yaml
+    lightning-guide fit -c configs/digits/judge.yaml             (CIFAR-10 at 8x8: the same files of configs/cifar8)
     python scripts/energy_comparison.py --data digits --out runs/energy/comparison
 
 Problems: "label" (sample i is to be of class i modulo 10), and measurements of held-out pictures with noise of .05.
