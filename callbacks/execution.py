@@ -26,7 +26,8 @@ class Execution(pl.Callback):
         """Keeps the settings.
 
         Args:
-            compile: compile the network with `torch.compile`; minutes at the start, and a C++ or GPU compiler.
+            compile: compile the network with `torch.compile`; minutes at the start, and a C++ or GPU compiler. Dropout
+                then draws other masks.
             mode: of `torch.compile`.
             recompute: keep only what blocks hand to each other and compute their insides again in the backward pass
                 (Chen et al. 2016, https://arxiv.org/abs/1604.06174): less memory for a third more time.

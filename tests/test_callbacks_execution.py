@@ -18,11 +18,11 @@ from tests.runs import TinyPictures, assert_same, evaluation, snapshots, tiny_mo
 SHAPE = (1, 8, 8)
 
 
-def trained(folder: Path, **options: Any) -> dict[str, Tensor]:
-    """Weights after 3 steps, with dropout, averages and an evaluation."""
+def trained(folder: Path, *, dropout: float = 0.2, **options: Any) -> dict[str, Tensor]:
+    """Weights after 3 steps, with averages and an evaluation."""
     torch.manual_seed(0)
     network = EDM2UNet(SHAPE, num_classes=3, model_channels=8, channel_mult=[1, 2], num_blocks=1,
-                       attention_resolutions=[4], dropout=0.2)  # fmt: skip
+                       attention_resolutions=[4], dropout=dropout)  # fmt: skip
     module = tiny_module(network, evaluations={"plain": evaluation()}, average=0.05)
     callbacks = [PostHocEMA(8), *([Execution(**options)] if options else [])]
     trainer = tiny_trainer(folder, *callbacks, steps=3, limit_val_batches=1.0, val_check_interval=3)
@@ -70,10 +70,11 @@ def test_switches_reach_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.slow
 def test_compiled_training_is_eager_training(tmp_path: Path) -> None:
-    plain, compiled = trained(tmp_path / "a"), trained(tmp_path / "b", compile=True)
+    """Without dropout, of which compiled code draws other masks."""
+    plain, compiled = trained(tmp_path / "a", dropout=0), trained(tmp_path / "b", dropout=0, compile=True)
     assert plain.keys() == compiled.keys()
     for name, weight in plain.items():
-        torch.testing.assert_close(compiled[name], weight, rtol=1e-4, atol=2e-4)
+        torch.testing.assert_close(compiled[name], weight, rtol=1e-5, atol=2e-5)
 
 
 def test_a_switch_that_does_not_fit_is_said(tmp_path: Path) -> None:
