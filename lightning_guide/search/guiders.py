@@ -30,19 +30,22 @@ class Rebuilt:
         """Looks through `evaluations` of `run`. What cannot be rebuilt is left alone: its points fail, and say why."""
         self._targets: dict[str, tuple[SnapshotStore, set[tuple[int, float]]]] = {}
         self._instead: dict[Wanted, tuple[str, int]] = {}
+        places: dict[str, str] = {}
         wanted = {each for evaluation in evaluations for node in _references(evaluation) if (each := _wanted(node))}
         for reference in sorted(wanted, key=str):
             source = reference[0] or str(run)
             try:
                 store = open_snapshots(source)
                 target = _to_rebuild(store, reference[1], reference[2])
-                weights = json.dumps(run_identity(source))  # a run trained anew in its folder is another one
             except (TypeError, ValueError):
                 continue
-            if target is not None:
-                place = str(Path(folder) / hashlib.sha256(weights.encode()).hexdigest()[:8])
-                self._targets.setdefault(place, (store, set()))[1].add(target)
-                self._instead[reference] = place, target[0]
+            if target is None:
+                continue
+            if source not in places:
+                weights = json.dumps(run_identity(source))  # a run trained anew in its folder is another one
+                places[source] = str(Path(folder) / hashlib.sha256(weights.encode()).hexdigest()[:8])
+            self._targets.setdefault(places[source], (store, set()))[1].add(target)
+            self._instead[reference] = places[source], target[0]
 
     def write(self) -> None:
         """Rebuilds what is not there yet; on one process alone.
