@@ -26,9 +26,11 @@ def fixed(denoiser: Denoiser, *, compile: bool = False) -> Denoiser:
     def visit(module: nn.Module) -> nn.Module:
         if module not in made:
             if isinstance(module, Network):
-                made[module] = network = apart(module.fixed()) if compile else module.fixed()
+                network = module.fixed()
                 if compile:
+                    network = apart(network)
                     network.compile()
+                made[module] = network
             elif any(isinstance(part, Network) for part in module.modules()):
                 made[module] = shell = copy.copy(module)
                 shell._modules = {name: None if m is None else visit(m) for name, m in module._modules.items()}
@@ -39,7 +41,5 @@ def fixed(denoiser: Denoiser, *, compile: bool = False) -> Denoiser:
     result = visit(denoiser)
     assert isinstance(result, Denoiser)
     if compile and result is denoiser:
-        raise ValueError(
-            f"compile is for networks of Preconditioned denoisers; a {type(denoiser).__name__} has none"
-        )
+        raise ValueError(f"compile is for networks of Preconditioned denoisers; a {type(denoiser).__name__} has none")
     return result
