@@ -7,7 +7,7 @@ compared takes turns in one process; printed are the medians of the ratios of ne
 the machine, if it is steady, cancels.
 
 training: loss, backward pass and optimizer step (the baseline with PyTorch's default Adam), eager.
-compiled: training, and sampling if it is measured, with `torch.compile` of the networks, too.
+compiled: training, and evaluation and sampling if they are measured, with `torch.compile` of the networks, too.
 evaluation: one call of the network without gradients, as in training and with fixed weights (`lightning_guide.fixed`).
 sampling: Heun with autoguidance, fixed weights; and its time over that of its network calls timed alone.
 """
@@ -134,6 +134,9 @@ def bench(
         if "evaluation" in measure:
             ready = fixed(main)
             calls = {"as in training": lambda: main(x, sigma, labels), "fixed": lambda: ready(x, sigma, labels)}
+            if "compiled" in measure:
+                quick = fixed(main, compile=True)
+                calls["compiled"] = lambda: quick(x, sigma, labels)
             compare("evaluation", lambda: base(x, sigma, labels), calls, rounds=rounds, device=device)
         if "sampling" in measure:
             other, sampler = direct().eval(), Heun(KarrasGrid(steps))
