@@ -10,6 +10,7 @@ training: loss, backward pass and optimizer step (the baseline with PyTorch's de
 compiled: training, and evaluation and sampling if they are measured, with `torch.compile` of the networks, too.
 evaluation: one call of the network without gradients, as in training and with fixed weights (`lightning_guide.fixed`).
 sampling: Heun with autoguidance, fixed weights; and its time over that of its network calls timed alone.
+profile: the operators that take most of an evaluation's time, and their shares of it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers import Heun
 from lightning_guide.seeds import SampleSeeds
 
-Measure = Literal["training", "compiled", "evaluation", "sampling"]
+Measure = Literal["training", "compiled", "evaluation", "sampling", "profile"]
 
 
 class Baseline(Denoiser):
@@ -69,6 +70,18 @@ def compare(
         ratios = sorted(row[0] / row[i] for row in times[1:])
         alone = median(row[i] for row in times[1:])
         print(f"{name:12s} {what:28s} x{median(ratios):.2f}  ({ratios[0]:.2f} to {ratios[-1]:.2f}; {alone:.3f} s)")
+
+
+def profile(calls: dict[str, Callable[[], object]], *, most: int = 5) -> None:
+    """Prints which operators take most of the CPU's time in each of `calls`."""
+    for name, call in calls.items():
+        call()
+        with torch.profiler.profile() as profiler:
+            call()
+        took = sorted(((each.self_cpu_time_total, each.key) for each in profiler.key_averages()), reverse=True)
+        total = sum(time for time, _ in took)
+        shares = ", ".join(f"{key} {time / total:.0%}" for time, key in took[:most])
+        print(f"{'profile':12s} {name:28s} {shares}")
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, sigma: Tensor, labels: Tensor) -> None:
@@ -131,13 +144,17 @@ def bench(
         compare("training", trained(direct()), {"compiled": trained(model)}, rounds=rounds, device=device)
     with torch.no_grad():
         base, main, guider = direct().eval(), ours().eval(), ours().eval()
+        direct_call = lambda: base(x, sigma, labels)  # noqa: E731
+        ready = fixed(main)
+        calls: dict[str, Callable[[], object]] = {"fixed": lambda: ready(x, sigma, labels)}
+        if "compiled" in measure:
+            quick = fixed(main, compile=True)
+            calls["compiled"] = lambda: quick(x, sigma, labels)
         if "evaluation" in measure:
-            ready = fixed(main)
-            calls = {"as in training": lambda: main(x, sigma, labels), "fixed": lambda: ready(x, sigma, labels)}
-            if "compiled" in measure:
-                quick = fixed(main, compile=True)
-                calls["compiled"] = lambda: quick(x, sigma, labels)
-            compare("evaluation", lambda: base(x, sigma, labels), calls, rounds=rounds, device=device)
+            ways = {"as in training": lambda: main(x, sigma, labels), **calls}
+            compare("evaluation", direct_call, ways, rounds=rounds, device=device)
+        if "profile" in measure:
+            profile({"baseline": direct_call, **calls})
         if "sampling" in measure:
             other, sampler = direct().eval(), Heun(KarrasGrid(steps))
 
