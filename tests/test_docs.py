@@ -61,10 +61,8 @@ def test_every_picture_is_shown() -> None:
 
 def test_pages_and_scripts_named_in_the_repository_exist() -> None:
     folders = ("lightning_guide", "callbacks", "datamodules", "configs", "scripts", "tests", "docs")
-    files = [path for folder in folders for path in (ROOT / folder).rglob("*")] + [ROOT / "README.md", ROOT / "Makefile"]
-    for path in files:
-        if path.is_dir() or path.suffix not in (".py", ".yaml", ".md", ""):
-            continue
+    files = [path for folder in folders for kind in ("py", "yaml", "md") for path in (ROOT / folder).rglob(f"*.{kind}")]
+    for path in [*files, ROOT / "README.md", ROOT / "Makefile"]:
         text = path.read_text(encoding="utf-8")
         for named in re.findall(r"\b(?:docs|scripts|tests|configs)/[\w/]*\b[a-z]\w*\.(?:md|py|yaml)\b", text):
             assert (ROOT / named).is_file(), f"{name(path)} names {named}, which is not there"
