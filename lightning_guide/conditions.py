@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from lightning_guide.data import DataView
 from lightning_guide.denoiser import Denoiser
 
-__all__ = ["joined", "masked", "padded", "present", "told", "without"]
+__all__ = ["joined", "masked", "padded", "present", "readable", "told", "without"]
 
 
 def masked(tokens: Tensor, mask: Tensor) -> Tensor:
@@ -81,6 +81,15 @@ def joined(conditions: Sequence[Tensor | None], batch: int, device: torch.device
     length = max(tokens.shape[1] for tokens in given)
     nothing = given[0].new_zeros(batch, length, given[0].shape[2])
     return torch.cat([nothing if tokens is None else padded(tokens, length) for tokens in conditions])
+
+
+def readable(condition: Tensor | None, denoiser: Denoiser) -> Tensor | None:
+    """`condition` as a part of a guidance passes it on to its `denoiser`: no labels to one that knows none.
+
+    A guide by labels then steers a model without; embeddings are for the model, and are passed on.
+    """
+    labels = condition is not None and not condition.is_floating_point()
+    return None if labels and not denoiser.num_classes else condition
 
 
 def told(denoiser: Denoiser, numbers: Tensor, data: DataView) -> Tensor | None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_guide.analytic import GaussianMixture
+from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance.energy import ClassifierGuidance, EluCD, RunNetwork, UniversalGuidance, Window
 from lightning_guide.guidance.energy.objectives import ClassLabel
 from lightning_guide.networks.noisy_classifier import NoisyClassifier
@@ -54,6 +55,20 @@ def test_the_weight_multiplies_the_step_and_a_window_ends_it() -> None:
     torch.testing.assert_close(three - plain, 3 * (one - plain))
     outside = ClassifierGuidance(Exact(), 3.0, window=Window(2.0), positive=mixture())
     assert torch.equal(outside(x, level, LABELS), mixture()(x, level))
+
+
+def test_a_model_of_texts_keeps_its_text_under_a_guide_with_a_label() -> None:
+    class Texts(Denoiser):
+        data_shape, num_classes, token_channels, sigma_data = (3,), 0, 2, 1.0
+
+        def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
+            return x if condition is None else x + condition.sum((1, 2))[:, None]
+
+    x, level = torch.randn(5, 3, dtype=torch.float64), torch.tensor(0.9, dtype=torch.float64)
+    texts = torch.randn(5, 4, 2)
+    push = ClassifierGuidance(Exact(), label=1, positive=mixture())(x, level) - mixture()(x, level)
+    guided = ClassifierGuidance(Exact(), label=1, positive=Texts())(x, level, texts)
+    torch.testing.assert_close(guided, Texts()(x, level, texts) + push)
 
 
 def test_elucd_is_universal_guidance_with_a_sine() -> None:

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lightning_guide.conditions import readable
 from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory, expand
 from lightning_guide.guidance.energy.estimator import Estimator, PlugIn
 from lightning_guide.guidance.energy.landscape import Landscape
@@ -92,11 +93,11 @@ class EnergyGuidance(Guidance):
         def predict(x: Tensor, sigma: Tensor, condition: Tensor | None) -> Prediction:
             corrector = trajectory.stage == "corrector"
             if not self.window.opens(trajectory) or (corrector and self.noise == "kept"):
-                return positive(x, sigma, self._passed_on(condition))
+                return positive(x, sigma, readable(condition, self.positive))
             outside = torch.is_grad_enabled() and x.requires_grad  # someone differentiates through this guidance
             with torch.set_grad_enabled(outside or products > 0):
                 at = x if outside else x.detach().requires_grad_(products > 0)
-                prediction = positive(at, sigma, self._passed_on(condition))
+                prediction = positive(at, sigma, readable(condition, self.positive))
 
             def pull(gradient: Tensor) -> Tensor:
                 (product,) = torch.autograd.grad(
@@ -130,11 +131,6 @@ class EnergyGuidance(Guidance):
             return Prediction(clean + delta, implied)
 
         return predict
-
-    def _passed_on(self, condition: Tensor | None) -> Tensor | None:
-        """The condition for the positive: labels are not for one that knows none."""
-        labels = condition is not None and not condition.is_floating_point()
-        return None if labels and not self.positive.num_classes else condition
 
     def _tell(self, trajectory: Trajectory, landscape: Landscape) -> None:
         told = trajectory.diagnostics

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lightning_guide.conditions import readable
 from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory, expand
 from lightning_guide.guidance.energy.landscape import finite_step
 from lightning_guide.guidance.energy.objectives.class_label import label_loss
@@ -61,7 +62,7 @@ class ClassifierGuidance(Guidance):
         positive, rule = self.positive.start(trajectory), self.rule.start()
 
         def predict(x: Tensor, sigma: Tensor, condition: Tensor | None) -> Prediction:
-            prediction = positive(x, sigma, condition if self.positive.num_classes else None)
+            prediction = positive(x, sigma, readable(condition, self.positive))
             if not self.window.opens(trajectory):
                 return prediction
             with torch.enable_grad():
