@@ -24,7 +24,7 @@ from lightning_guide.guidance.input import (
 )
 from lightning_guide.guidance.input.blur import gaussian_blur
 from lightning_guide.guidance.input.masks import MaskAt
-from lightning_guide.guidance.perturbed import named, replaced
+from lightning_guide.module_tree import named, replaced
 from lightning_guide.networks import DiffusionTransformer, EDM2UNet
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.recipe import build

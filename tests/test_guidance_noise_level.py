@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_guide.guidance.noise_level import NoisyNoiseEmbedding, TimeStepGuidance
-from lightning_guide.guidance.perturbed import Perturbed, replaced
+from lightning_guide.guidance.perturbed import Perturbed
+from lightning_guide.module_tree import replaced
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers import Euler, Heun
 from lightning_guide.seeds import SampleSeeds

@@ -28,8 +28,9 @@ from lightning_guide.guidance.attention import (
 from lightning_guide.guidance.blocks import SkipBlocks, StochasticSkip
 from lightning_guide.guidance.condition import AnnealedCondition
 from lightning_guide.guidance.noise_level import NoisyNoiseEmbedding
-from lightning_guide.guidance.perturbed import Perturbation, Perturbed, apart, matching, replaced
+from lightning_guide.guidance.perturbed import Perturbation, Perturbed
 from lightning_guide.guidance.tokens import ShuffledTokens
+from lightning_guide.module_tree import apart, matching, replaced
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers import Heun
 from lightning_guide.seeds import SampleSeeds

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from lightning_guide.denoiser import Preconditioned
 from lightning_guide.guidance.attention import IdentityAttention
-from lightning_guide.guidance.perturbed import Perturbed, matching, replaced
+from lightning_guide.guidance.perturbed import Perturbed
 from lightning_guide.losses import EDMLoss
+from lightning_guide.module_tree import matching, replaced
 from lightning_guide.networks import DiffusionTransformer
 from lightning_guide.networks.transformer_block import TokenAttention, TransformerBlock
 from lightning_guide.recipe import build

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lightning_guide.denoiser import Denoiser, Models
-from lightning_guide.guidance.perturbed import named
 from lightning_guide.guidance.references import Reference
+from lightning_guide.module_tree import named
 from lightning_guide.seeds import mix
 
 __all__ = ["LowRank"]

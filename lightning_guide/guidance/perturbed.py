@@ -8,24 +8,17 @@ buffers; it shares the parameters, so that it follows them, and nothing else.
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Callable, Mapping, Sequence
-from fnmatch import fnmatchcase
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
 from lightning_guide.denoiser import Denoiser, Models, Network, Preconditioned, Predict, Trajectory
 from lightning_guide.guidance.guidance import Guidance
 from lightning_guide.guidance.references import Main
-from lightning_guide.module_tree import apart
+from lightning_guide.module_tree import StandIn, named, rebuilt
 from lightning_guide.recipe import Recorded
 
-__all__ = ["Perturbation", "Perturbed", "StandIn", "apart", "matching", "named", "rebuilt", "replaced"]
-
-StandIn = Callable[[nn.Module], nn.Module]
-"""From a submodule to what takes its place; it may keep the submodule and call it."""
-
-Module = TypeVar("Module", bound=nn.Module)
+__all__ = ["Perturbation", "Perturbed"]
 
 
 class Perturbation(Recorded, ABC):
@@ -74,52 +67,6 @@ class Perturbation(Recorded, ABC):
                 f"(it names {', '.join(sorted(network.parts)) or 'nothing'}); say which with layers: [...]"
             )
         return named(network, network.parts[self.kind], type(self).__name__)
-
-
-def matching(network: nn.Module, pattern: str, who: str) -> list[str]:
-    """Names of the submodules of `network` that equal `pattern`, or match it where it holds a ``*``.
-
-    A ``*`` stands for any text. Of matches that lie inside one another only the outermost counts: ``blocks.*`` names
-    the blocks, not all their parts.
-
-    Raises:
-        ValueError: if there is none, with the names that exist.
-    """
-    names = [name for name, _ in network.named_modules() if name]
-    found = [name for name in names if (fnmatchcase(name, pattern) if "*" in pattern else name == pattern)]
-    if not found:
-        last = pattern.rpartition(".")[2]
-        near = [name for name in names if name.rpartition(".")[2] == last] or names
-        raise ValueError(
-            f"{who}: no layer of {type(network).__name__} is called {pattern!r}; there are {', '.join(near)}"
-        )
-    return [name for name in found if not any(name.startswith(f"{outer}.") for outer in found)]
-
-
-def named(network: nn.Module, patterns: Sequence[str], who: str) -> list[str]:
-    """Names of the submodules that `patterns` match (see `matching`), each once."""
-    return list(dict.fromkeys(name for pattern in patterns for name in matching(network, pattern, who)))
-
-
-def rebuilt(root: Module, stand_ins: Sequence[tuple[str, StandIn]]) -> Module:
-    """`root` in a tree of its own (`apart`), with what the `stand_ins` make of the submodules of these dotted names.
-
-    What lies inside comes first, so that a stand-in for a block keeps those for its parts; of several for one
-    submodule each is made of the one before.
-    """
-    tree = apart(root)
-    for name, stand_in in sorted(stand_ins, key=lambda each: -each[0].count(".")):
-        tree.set_submodule(name, stand_in(tree.get_submodule(name)))
-    return tree
-
-
-def replaced(root: Module, modules: Mapping[str, nn.Module]) -> Module:
-    """`root` in a tree of its own (`apart`), with the submodules of these dotted names exchanged."""
-
-    def always(module: nn.Module) -> StandIn:
-        return lambda _: module
-
-    return rebuilt(root, [(name, always(module)) for name, module in modules.items()])
 
 
 class Perturbed(Guidance):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_guide.denoiser import Network
 from lightning_guide.guidance.around import Around
-from lightning_guide.guidance.perturbed import rebuilt
+from lightning_guide.module_tree import rebuilt
 
 __all__ = ["Shapes", "shapes"]
 

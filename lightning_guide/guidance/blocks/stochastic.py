@@ -19,9 +19,10 @@ from lightning_guide.guidance.blocks.shapes import shapes
 from lightning_guide.guidance.blocks.skipped import check_skippable
 from lightning_guide.guidance.combination import Combination
 from lightning_guide.guidance.guided import Guided
-from lightning_guide.guidance.perturbed import Perturbation, Perturbed, StandIn, named
+from lightning_guide.guidance.perturbed import Perturbation, Perturbed
 from lightning_guide.guidance.step_window import StepWindow
 from lightning_guide.guidance.weights import WeightSchedule
+from lightning_guide.module_tree import StandIn, named
 
 __all__ = ["StochasticSelfGuidance", "StochasticSkip"]
 

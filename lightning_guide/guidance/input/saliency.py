@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from lightning_guide.denoiser import Denoiser, Trajectory
 from lightning_guide.guidance.input.masks import Mask, MaskAt
-from lightning_guide.guidance.perturbed import replaced
 from lightning_guide.library_models import timm_model
+from lightning_guide.module_tree import replaced
 
 __all__ = ["SaliencyMask"]
 
