@@ -103,7 +103,7 @@ def test_models_without_labels_are_refused(kind: str) -> None:
         IndependentConditionGuidance().resolve(Models())
     with pytest.raises(ValueError, match="ICG draws random labels"):
         run(IndependentConditionGuidance(positive=Models.main), None)
-    with pytest.raises(ValueError, match="CADS acts on the embedding of labels or texts; this network has none"):
+    with pytest.raises(ValueError, match="AnnealedCondition acts on the embedding of labels or texts; this network"):
         Perturbed([AnnealedCondition()]).resolve(Models())
     with pytest.raises(ValueError, match="GaussianCondition acts on the embedding of labels or texts; this network"):
         Perturbed([GaussianCondition()]).resolve(Models())

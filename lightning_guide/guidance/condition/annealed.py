@@ -13,18 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from lightning_guide.conditions import present
-from lightning_guide.denoiser import Denoiser, Network, Trajectory
+from lightning_guide.denoiser import Denoiser, Trajectory
 from lightning_guide.guidance.classifier_free import Unconditional
 from lightning_guide.guidance.combination import Combination
+from lightning_guide.guidance.condition.perturbation import ConditionPerturbation
 from lightning_guide.guidance.embedding import ChangedEmbedding
 from lightning_guide.guidance.guided import Guided
-from lightning_guide.guidance.perturbed import Perturbation, Perturbed
+from lightning_guide.guidance.perturbed import Perturbed
 from lightning_guide.guidance.weights import WeightSchedule
 
 __all__ = ["AnnealedCondition", "ConditionAnnealedGuidance"]
 
 
-class AnnealedCondition(Perturbation):
+class AnnealedCondition(ConditionPerturbation):
     """Embeddings y (B, E) of labels, or (B, L, E) of tokens, with annealed noise, fresh at each call:
 
         y^ = sqrt(gamma) y + s sqrt(1 - gamma) n,    y^_r = (y^ - mean y^) / std y^ * std y + mean y,
@@ -34,8 +35,6 @@ class AnnealedCondition(Perturbation):
     and std are those of the E numbers of each label or token; zeros, which stand for no label or token, stay. gamma = 1
     changes nothing.
     """
-
-    kind = "label_embedding"
 
     def __init__(
         self,
@@ -61,16 +60,6 @@ class AnnealedCondition(Perturbation):
                 f"got {scale}, {list(tau)} and {mixing}"
             )
         self.scale, self.tau, self.mixing = scale, tau, mixing
-
-    def chosen(self, network: Network) -> list[str]:
-        """As `Perturbation.chosen`.
-
-        Raises:
-            ValueError: if the network has neither labels nor embeddings.
-        """
-        if not (network.num_classes or network.token_channels):
-            raise ValueError("CADS acts on the embedding of labels or texts; this network has none (num_classes=0)")
-        return super().chosen(network)
 
     def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
         """The embedding with noise."""

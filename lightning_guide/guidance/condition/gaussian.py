@@ -8,34 +8,20 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from lightning_guide.denoiser import Network, Trajectory
+from lightning_guide.denoiser import Trajectory
+from lightning_guide.guidance.condition.perturbation import ConditionPerturbation
 from lightning_guide.guidance.embedding import ChangedEmbedding
-from lightning_guide.guidance.perturbed import Perturbation
 
 __all__ = ["GaussianCondition"]
 
 
-class GaussianCondition(Perturbation):
+class GaussianCondition(ConditionPerturbation):
     """std(y) n in the place of the embedding y, n fresh at each call; std over the E numbers of each label or token.
 
     y is (B, E) of labels or (B, L, E) of tokens; where there is none, zeros stay zeros.
 
     The paper's variant for conditions that cannot be drawn: a negative `Perturbed([GaussianCondition()])`.
     """
-
-    kind = "label_embedding"
-
-    def chosen(self, network: Network) -> list[str]:
-        """As `Perturbation.chosen`.
-
-        Raises:
-            ValueError: if the network has neither labels nor embeddings.
-        """
-        if not (network.num_classes or network.token_channels):
-            raise ValueError(
-                "GaussianCondition acts on the embedding of labels or texts; this network has none (num_classes=0)"
-            )
-        return super().chosen(network)
 
     def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
         """Noise of the size of the embedding."""
