@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_guide.guidance.input.blur import gaussian_blur
 from lightning_guide.recipe import Recorded
 from lightning_guide.seeds import mix
 
@@ -55,14 +56,7 @@ class Blurred(Operator):
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, C, H, W)."""
-        reach = max(1, round(3 * self.std))
-        grid = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device)
-        kernel = (-0.5 * (grid / self.std) ** 2).exp()
-        kernel = kernel / kernel.sum()
-        flat = x.flatten(0, 1)[:, None]
-        flat = F.pad(flat, (reach, reach, reach, reach), mode="replicate")
-        flat = F.conv2d(F.conv2d(flat, kernel[None, None, :, None]), kernel[None, None, None, :])
-        return flat.reshape(x.shape)
+        return gaussian_blur(x, sigma=self.std, radius=max(1, round(3 * self.std)), border="replicate")
 
 
 class Masked(Operator):
