@@ -26,6 +26,7 @@ from lightning_guide.objectives import (
     TimmBackbone,
     TorchFunction,
 )
+from lightning_guide.recipe import build
 from lightning_guide.snapshots import SnapshotStore
 
 
@@ -119,6 +120,7 @@ def test_a_reward_network_of_timm_with_a_random_head(resnet: str, generator: tor
     torch.testing.assert_close(value, expected.detach(), rtol=1e-3, atol=1e-4)
     assert gradient.abs().max() > 0 and not gradient[x.abs() > 1.001].any()  # nothing leads back into the range
     assert not any(parameter.requires_grad for parameter in reward.parameters())
+    assert torch.equal(build(reward.recipe).value(x), value)  # a recipe holds backbone and head
 
 
 def test_heads_out_of_files(tmp_path: Path, generator: torch.Generator) -> None:

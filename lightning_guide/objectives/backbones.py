@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_guide.library_models import clip_model, timm_model
+from lightning_guide.recipe import Recorded
 
 __all__ = ["Backbone", "OpenClipBackbone", "TimmBackbone"]
 
 
-class Backbone(nn.Module, ABC):
+class Backbone(Recorded, nn.Module, ABC):
     """Features (B, F) of pictures in [0, 1]; its model is built at first use, frozen and in eval mode."""
 
     def __init__(self) -> None:

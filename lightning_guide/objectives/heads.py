@@ -9,10 +9,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lightning_guide.recipe import Recorded
+
 __all__ = ["FileHead", "Head", "RandomHead"]
 
 
-class Head(nn.Module, ABC):
+class Head(Recorded, nn.Module, ABC):
     """From features (B, F) to rewards (B,)."""
 
     @abstractmethod
