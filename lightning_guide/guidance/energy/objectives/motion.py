@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_guide.guidance.energy.objectives.objective import Objective
 
-__all__ = ["Obstacle", "Goal", "ground_path"]
+__all__ = ["Goal", "Integrated", "Obstacle", "ground_path"]
 
 
 def ground_path(x: Tensor) -> Tensor:
