@@ -135,11 +135,11 @@ class AugmentedLoss(TrainingLoss):
         clean, vector = self.augmentation(clean, generator)
         return self.loss(_Told(denoiser, vector), clean, condition, generator)
 
-    def compare(
-        self, denoised: Tensor, clean: Tensor, noised: Tensor, sigma: Tensor, sigma_data: float
+    def at(
+        self, denoiser: Denoiser, clean: Tensor, condition: Tensor | None, sigma: Tensor, noise: Tensor
     ) -> LossTerms:
-        """That of the other loss."""
-        return self.loss.compare(denoised, clean, noised, sigma, sigma_data)
+        """Those of the other loss, of `clean` as they are."""
+        return self.loss.at(denoiser, clean, condition, sigma, noise)
 
 
 class _Told(Denoiser):

@@ -18,7 +18,7 @@ from lightning_guide.denoiser import Denoiser, expand
 from lightning_guide.networks.magnitude_preserving import MPFourier, MPLinear, normalize_weights_
 from lightning_guide.noise import LogNormal, NoiseDistribution
 
-__all__ = ["EDMLoss", "LossTerms", "ScoreMatchingLoss", "TrainingLoss", "Uncertainty"]
+__all__ = ["EDMLoss", "LossTerms", "PredictionLoss", "ScoreMatchingLoss", "TrainingLoss", "Uncertainty"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class LossTerms:
 
 
 class TrainingLoss(nn.Module, ABC):
-    """Base of the losses: draws noise levels and noise and compares the denoiser with its target."""
+    """Base of the losses: draws noise levels and noise, at which a subclass says what a denoiser is to be."""
 
     def __init__(self, noise: NoiseDistribution | None = None) -> None:
         """`noise`: distribution of the noise level, default LogNormal(-1.2, 1.2)."""
@@ -46,16 +46,26 @@ class TrainingLoss(nn.Module, ABC):
         noise = torch.randn(clean.shape, generator=generator, device=clean.device)
         return self.at(denoiser, clean, condition, sigma, noise)
 
+    @abstractmethod
     def at(
         self, denoiser: Denoiser, clean: Tensor, condition: Tensor | None, sigma: Tensor, noise: Tensor
     ) -> LossTerms:
         """The terms at given noise levels `sigma` (B,) with given standard normal `noise` (B, *)."""
-        noised = clean + expand(sigma, clean) * noise
-        return self.compare(denoiser(noised, sigma, condition), clean, noised, sigma, denoiser.sigma_data)
 
     def constrain(self) -> None:
         """Normalises the weights of a learned part after an optimizer step."""
         normalize_weights_(self)
+
+
+class PredictionLoss(TrainingLoss):
+    """Base of the losses of what the denoiser says of noised examples."""
+
+    def at(
+        self, denoiser: Denoiser, clean: Tensor, condition: Tensor | None, sigma: Tensor, noise: Tensor
+    ) -> LossTerms:
+        """The terms of D(clean + sigma noise; sigma)."""
+        noised = clean + expand(sigma, clean) * noise
+        return self.compare(denoiser(noised, sigma, condition), clean, noised, sigma, denoiser.sigma_data)
 
     @abstractmethod
     def compare(
@@ -77,7 +87,7 @@ class Uncertainty(nn.Module):
         return self.linear(self.fourier(sigma.log() / 4)).squeeze(-1)
 
 
-class EDMLoss(TrainingLoss):
+class EDMLoss(PredictionLoss):
     """lambda / exp(u) |D - y|^2 + u, averaged over the elements of an example."""
 
     def __init__(self, noise: NoiseDistribution | None = None, *, uncertainty: bool = True) -> None:
@@ -97,7 +107,7 @@ class EDMLoss(TrainingLoss):
         return LossTerms(error / u.exp() + u, error, sigma)
 
 
-class ScoreMatchingLoss(TrainingLoss):
+class ScoreMatchingLoss(PredictionLoss):
     """s^2 |score - target|^2 = |D - D*|^2 / s^2, averaged over the elements of an example."""
 
     def __init__(self, noise: NoiseDistribution | None = None, *, exact: nn.Module | None = None) -> None:

@@ -60,9 +60,3 @@ class MeanRefit(TrainingLoss):
             raise ValueError(f"MeanRefit learns the offset of a Shifted denoiser, got a {type(denoiser).__name__}")
         error = (denoiser.offset - clean).square().flatten(1).sum(1) / 2
         return LossTerms(error, error, sigma)
-
-    def compare(
-        self, denoised: Tensor, clean: Tensor, noised: Tensor, sigma: Tensor, sigma_data: float
-    ) -> LossTerms:
-        """Never called: predictions do not enter."""
-        raise NotImplementedError

@@ -15,6 +15,7 @@ averaged weights, which lie inside the sphere, need no special treatment.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -126,7 +127,7 @@ def _row_norm(weight: Tensor) -> Tensor:
     return _norm(weight, tuple(range(1, weight.ndim)))
 
 
-class _MPWeight(nn.Module):
+class _MPWeight(nn.Module, ABC):
     """A weight (out, *) without bias, each row of which acts as a point of a sphere, and perhaps a learned gain.
 
     `scale` is a constant factor of the result. In the weight it costs nothing; elsewhere it would cost a pass over all
@@ -154,9 +155,9 @@ class _MPWeight(nn.Module):
         return self.weight * factor.to(self.weight.dtype)
 
     @staticmethod
+    @abstractmethod
     def multiply(x: Tensor, weight: Tensor) -> Tensor:
         """What the layer does with its matrix."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's result, in the dtype of `x`."""
