@@ -166,3 +166,11 @@ def test_an_average_needs_a_callback_that_keeps_it(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, PostHocEMA(8), steps=2, limit_val_batches=1.0, val_check_interval=1)
     with pytest.raises(ValueError, match=r"no average with sigma_rel=0.2 is tracked; tracked: \[0.05, 0.1\]"):
         trainer.fit(tiny_module(average=0.2), datamodule=TinyPictures())
+
+
+def test_an_average_that_nobody_keeps_is_refused_before_training(tmp_path: Path) -> None:
+    """The first validation would come after the last step."""
+    for callbacks, message in (([], "no callback keeps averages"), ([PostHocEMA(8)], "no average with sigma_rel=0.2")):
+        trainer = tiny_trainer(tmp_path, *callbacks, steps=2, limit_val_batches=1.0, val_check_interval=50)
+        with pytest.raises(ValueError, match=message):
+            trainer.fit(tiny_module(average=0.2), datamodule=TinyPictures())

@@ -24,7 +24,7 @@ from lightning_guide.losses import TrainingLoss
 from lightning_guide.modules.evaluations import GuidedEvaluations
 from lightning_guide.modules.heldout import HeldoutLoss
 from lightning_guide.modules.learning_rate import InverseSqrtRate, LearningRate
-from lightning_guide.modules.models import LiveAverages, OtherRuns, RunModels, finished_model
+from lightning_guide.modules.models import OtherRuns, RunModels, finished_model, keeper
 from lightning_guide.modules.monitor import GradientGuard, NoiseLevelMeans
 from lightning_guide.modules.optimizer import adam
 from lightning_guide.modules.sharding import ShardedTraining, average_gradients_, whole
@@ -106,11 +106,14 @@ class DiffusionModule(ShardedTraining):
         """Checks that data and network fit, sets the clock to 0 and fixes the planned length of the run.
 
         Raises:
-            ValueError: if data and network do not fit, or an evaluation needs a snapshot that another run lacks.
+            ValueError: if data and network do not fit, or an evaluation needs a snapshot that another run lacks, or an
+                average that no callback keeps.
         """
         self._check_fits_data(self.denoiser)
         if stage == "fit":
             self.evaluations.check(OtherRuns(self.denoiser, self.trainer.default_root_dir))
+            if self.average is not None and self.trainer.enable_validation:
+                keeper(self.trainer.callbacks, self.average)  # type: ignore[attr-defined]
         if stage == "fit" and self.global_step == 0:  # a checkpoint, if there is one, is restored later
             self.images_seen = self._pending_images = 0
             steps = self.trainer.max_steps
@@ -238,13 +241,7 @@ class DiffusionModule(ShardedTraining):
             return whole(self.denoiser)
         if not self._fitting:
             return finished_model(self.trainer.default_root_dir, self.images, self.average).to(self.device)
-        live = [each for each in self.trainer.callbacks if isinstance(each, LiveAverages)]  # type: ignore[attr-defined]
-        if not live:
-            raise ValueError(
-                f"average={self.average} is to be evaluated, but no callback keeps averages: "
-                "add callbacks.PostHocEMA or set average to null"
-            )
-        return next((each for each in live if self.average in each.sigma_rels), live[0]).live(self.average)
+        return keeper(self.trainer.callbacks, self.average).live(self.average)  # type: ignore[attr-defined]
 
     def on_validation_epoch_start(self) -> None:
         """Resolves guidances and starts the sums anew."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -11,7 +11,16 @@ import torch
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.snapshots import SnapshotStore
 
-__all__ = ["LiveAverages", "OtherRuns", "RunModels", "finished_model", "newest_images", "open_snapshots", "pretrained"]
+__all__ = [
+    "LiveAverages",
+    "OtherRuns",
+    "RunModels",
+    "finished_model",
+    "keeper",
+    "newest_images",
+    "open_snapshots",
+    "pretrained",
+]
 
 
 def open_snapshots(run: str | Path) -> SnapshotStore:
@@ -38,6 +47,24 @@ class LiveAverages(Protocol):
 
     def live(self, sigma_rel: float | str) -> Denoiser:
         """The average of that length as it stands now."""
+
+
+def keeper(callbacks: Iterable[object], average: float | str) -> LiveAverages:
+    """That of `callbacks` which holds `average`.
+
+    Raises:
+        ValueError: if none does.
+    """
+    holders = [each for each in callbacks if isinstance(each, LiveAverages)]
+    if not holders:
+        raise ValueError(
+            f"average={average} is to be evaluated, but no callback keeps averages: "
+            "add callbacks.PostHocEMA or set average to null"
+        )
+    tracked = [width for each in holders for width in each.sigma_rels]
+    if average not in tracked:
+        raise ValueError(f"no average with sigma_rel={average} is tracked; tracked: {tracked}")
+    return next(each for each in holders if average in each.sigma_rels)
 
 
 class RunModels:
