@@ -19,7 +19,7 @@ class Pictures(RecordImages):
     def __init__(
         self,
         train: str,
-        heldout: str | float = 0.02,
+        heldout: float | str = 0.02,
         *,
         num_classes: int = 0,
         size: int | None = None,

@@ -15,7 +15,7 @@ import torch
 from datamodules.pictures import SUFFIXES, UndecodableError
 from datamodules.records import RecordExamples
 
-__all__ = ["FileExamples", "PictureFiles", "labels_of", "picture_files"]
+__all__ = ["FileExamples", "PictureFiles", "is_hidden", "is_picture", "labels_of", "picture_files"]
 
 
 class PictureFiles(ABC):
@@ -32,7 +32,7 @@ class PictureFiles(ABC):
         """Content of a file.
 
         Raises:
-            UndecodableError: if an archive is damaged there.
+            UndecodableError: if an archive is damaged there, encrypted, or compressed in an unknown way.
         """
 
 
@@ -61,7 +61,7 @@ class _Zip(PictureFiles):
     def read(self, name: str) -> bytes:
         try:
             return self._archive().read(name)
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # the last: encrypted, unknown method
             raise UndecodableError(f"{type(error).__name__}: {error}") from None
 
     def _archive(self) -> zipfile.ZipFile:
@@ -130,6 +130,16 @@ class FileExamples(RecordExamples):
         return self.files.read(self.names[record])
 
 
+def is_picture(name: str) -> bool:
+    """Whether a file is taken for a picture, by its name."""
+    return PurePosixPath(name).suffix.lower() in SUFFIXES and not is_hidden(name)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden, lies in a hidden folder, or is what macOS adds to archives."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+
+
 def labels_of(files: PictureFiles) -> tuple[list[str], dict[str, int]]:
     """Names of all pictures, sorted, and their labels.
 
@@ -137,7 +147,7 @@ def labels_of(files: PictureFiles) -> tuple[list[str], dict[str, int]]:
         ValueError: if `dataset.json` is there and holds something else.
     """
     names = files.names()
-    pictures = [name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES]
+    pictures = [name for name in names if is_picture(name)]
     if "dataset.json" in names:
         try:
             rows = json.loads(files.read("dataset.json"))["labels"]

@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision import io as _decoders  # noqa: F401, registers torch.ops.image
@@ -40,7 +40,14 @@ def decode_picture(data: bytes) -> Tensor:
             image.load()
             return from_pil(image)
     except _REFUSALS as error:
-        raise UndecodableError(f"{type(error).__name__}: {error}") from None
+        raise UndecodableError(_reason(error)) from None
+
+
+def _reason(error: Exception) -> str:
+    """Why PIL refuses a file, without the addresses in memory that it names."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no picture in a format that PIL reads"
+    return f"{type(error).__name__}: {error}"
 
 
 def _decoded_directly(data: bytes) -> Tensor | None:
@@ -76,13 +83,14 @@ def decode_sample(data: bytes) -> Tensor:
             image.load()
             return torch.from_numpy(np.array(image))[None] if image.mode == "L" else from_pil(image)
     except _REFUSALS as error:
-        raise UndecodableError(f"{type(error).__name__}: {error}") from None
+        raise UndecodableError(_reason(error)) from None
 
 
 def from_pil(image: Image.Image) -> Tensor:
     """A PIL picture as uint8 RGB (3, H, W).
 
-    Gray is repeated, CMYK and palettes are converted, transparency is dropped, 16 bits become round(v / 257).
+    Gray is repeated, CMYK and palettes are converted, transparency is dropped. 16 bits become round(v / 257) in gray;
+    in colour PIL keeps the upper eight of them.
     """
     if image.mode.startswith("I"):
         gray = (np.asarray(image).astype(np.int64).clip(0, 65535) + 128) // 257

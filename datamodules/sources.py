@@ -10,7 +10,7 @@ from typing import Any
 import torchvision
 from torch import Tensor
 
-from datamodules.picture_files import labels_of, picture_files
+from datamodules.picture_files import is_hidden, is_picture, labels_of, picture_files
 from datamodules.pictures import SUFFIXES, UndecodableError, decode_picture
 
 __all__ = ["ClassFolder", "PictureArchive", "torchvision_dataset"]
@@ -28,12 +28,13 @@ class ClassFolder(Sequence[tuple[Tensor, int]]):
         root = Path(folder)
         if not root.is_dir():
             raise ValueError(f"the source {str(folder)!r} is no folder; expected FOLDER with FOLDER/CLASS/*.png inside")
-        self.classes = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+        self.classes = sorted(path.name for path in root.iterdir() if path.is_dir() and not is_hidden(path.name))
         if not self.classes:
             raise ValueError(f"{root} has no folders inside; expected one for each class, {root}/CLASS/*.png")
         self.files: list[tuple[Path, int]] = []
         for label, name in enumerate(self.classes):
-            found = sorted(path for path in (root / name).rglob("*") if path.suffix.lower() in SUFFIXES)
+            inside = (path.relative_to(root) for path in (root / name).rglob("*"))
+            found = sorted(root / path for path in inside if is_picture(path.as_posix()))
             if not found:
                 raise ValueError(f"the class folder {root / name} holds no pictures; expected {', '.join(SUFFIXES)}")
             self.files += [(path, label) for path in found]

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from datamodules import Pictures, Shards, write_shards
-from datamodules.sources import PictureArchive
+from datamodules.sources import ClassFolder, PictureArchive
 from lightning_guide.sample_file import encode_png
 
 COUNT = 40
@@ -164,3 +165,34 @@ def test_other_files_and_damaged_lists_are_named(tmp_path: Path) -> None:
         place = folder(tmp_path / "listed", {"a.png": encode_png(picture(0)), "dataset.json": text})
         with pytest.raises(ValueError, match="dataset.json in .*listed is damaged .*expected"):
             Pictures(place, place)
+
+
+def test_hidden_files_and_those_that_macos_adds_are_no_pictures(tmp_path: Path) -> None:
+    junk = {name: b"\x00\x05\x16\x07" for name in ("__MACOSX/cat/._001.png", "cat/._001.png", ".trash/001.png")}
+    files = contents() | junk
+    place = folder(tmp_path / "a", files)
+    for data in (PictureArchive(archive(tmp_path / "a.zip", files)), ClassFolder(place)):
+        assert len(data) == COUNT and list(data.classes) == ["ant", "cat"]
+    whole = Pictures(place, place, num_classes=2)
+    assert sorted(everything(whole, "training")) == [(i, i % 2) for i in range(COUNT)] and not whole.corrupt
+
+
+def test_an_encrypted_archive_is_said_to_be_so(tmp_path: Path) -> None:
+    place = Path(archive(tmp_path / "a.zip"))
+    data = bytearray(place.read_bytes())
+    for mark, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # the flag of encryption, in both headers of a file
+        begin = -1
+        while (begin := data.find(mark, begin + 1)) >= 0:
+            data[begin + at] |= 1
+    place.write_bytes(data)
+    with pytest.raises(ValueError, match=r"none of the 40 pictures in .*a.zip can be decoded"):
+        with pytest.warns(UserWarning, match="is encrypted, password required"):
+            Pictures(str(place), str(place))
+
+
+def test_a_share_may_be_said_on_the_command_line() -> None:
+    parser = ArgumentParser()
+    parser.add_class_arguments(Pictures, "data")
+    for given in ("0.25", "elsewhere"):
+        parsed = parser.parse_args(["--data.train=here", f"--data.heldout={given}"]).data.heldout
+        assert parsed == (0.25 if given == "0.25" else given)

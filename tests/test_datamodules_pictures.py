@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.pictures import UndecodableError, _decoded_directly, decode_picture, from_array, from_pil, shrink
+from datamodules.pictures import (
+    UndecodableError,
+    _decoded_directly,
+    decode_picture,
+    decode_sample,
+    from_array,
+    from_pil,
+    shrink,
+)
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
 
@@ -44,6 +54,25 @@ def test_sixteen_bits_become_eight() -> None:
     gray = np.array([[0, 128, 129, 257], [25700, 65535, 65407, 65406]], dtype=np.uint16)
     x = decode_picture(encoded(Image.fromarray(gray), "PNG"))
     assert x.tolist() == [[[0, 0, 1, 1], [100, 255, 255, 254]]] * 3
+
+
+def test_of_sixteen_bits_in_colour_the_upper_eight_are_kept() -> None:
+    """Of a PNG, which PIL cannot write: a header, one row without a filter, the end."""
+    row = np.array([0, 255, 256, 25700, 65535, 65407], dtype=">u2")  # two pixels
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" + row.tobytes())) + chunk(b"IEND", b"")
+    x = decode_picture(b"\x89PNG\r\n\x1a\n" + parts)
+    assert x.movedim(0, -1).tolist() == [[[0, 0, 1], [100, 255, 255]]]
+
+
+def test_why_a_file_is_no_picture_is_said_without_addresses() -> None:
+    for decode in (decode_picture, decode_sample):
+        with pytest.raises(UndecodableError, match="^no picture in a format that PIL reads$"):
+            decode(b"not a picture")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
