@@ -7,13 +7,12 @@ n_s samples of the base model by its usual sampler, on which an auxiliary that b
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -29,6 +28,7 @@ from lightning_guide.denoiser import Denoiser
 from lightning_guide.fixed import fixed
 from lightning_guide.guidance import Main
 from lightning_guide.modules.models import RunModels, finished_model
+from lightning_guide.processes import together
 from lightning_guide.samplers import Heun, Sampler
 from lightning_guide.snapshot_file import atomic, checksum
 
@@ -113,14 +113,14 @@ class SelfSynthesised(DiffusionData):
         labels, settings = self._labels(base), self._settings(base, denoiser)
         counts = torch.bincount(labels, minlength=self.num_classes).tolist() if base.num_classes else []
         description = self.folder / "synthetic.json"
-        _together(lambda: check_settings(description, settings, counts))
+        together(lambda: check_settings(description, settings, counts))
         if rank == 0:
-            _together(lambda: self._describe(description, {"run": self.run, "counts": counts, "settings": settings}))
+            together(lambda: self._describe(description, {"run": self.run, "counts": counts, "settings": settings}))
         else:
-            _together(lambda: None)
+            together(lambda: None)
         self._made_of = json.loads(json.dumps({**settings, "counts": counts}))
         set_ = Synthesis(fixed(denoiser), self.sampler, labels, self.sampling_seed, self.chunk_size, self.folder)
-        _together(lambda: set_.write(self.data, device, rank=rank, world=world))
+        together(lambda: set_.write(self.data, device, rank=rank, world=world))
         self.__dict__.pop("_examples", None)
 
     def state_dict(self) -> dict[str, Any]:
@@ -226,28 +226,3 @@ class SelfSynthesised(DiffusionData):
             "chunk_size": self.chunk_size,
             "weights_sha256": checksum(weights, {}),
         }
-
-
-def _together(act: Callable[[], None]) -> None:
-    """`act` on all ranks; an error of one of them ends all, so that none waits for ever.
-
-    Raises:
-        ValueError: the first error, on ranks that had none of another type themselves.
-    """
-    error: str | None = None
-    other: Exception | None = None
-    try:
-        act()
-    except ValueError as mistake:
-        error = str(mistake)
-    except Exception as failure:  # a full disk, no memory on the device
-        error, other = f"{type(failure).__name__}: {failure}", failure
-    errors: list[str | None] = [error]
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        errors = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(errors, error)
-    if other is not None:
-        raise other
-    for message in errors:
-        if message is not None:
-            raise ValueError(message)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
-__all__ = ["circumstance", "sentence"]
+__all__ = ["circumstance", "foreseen", "sentence"]
 
 # Lines that say nothing about the mistake itself; what follows them up to the next statement belongs to them.
 _AROUND = (
@@ -21,6 +22,9 @@ _AROUND = (
     "a dict with",
 )
 _STATEMENT = re.compile(r"- |Parser key|Problem with")
+_KEY = re.compile(r'Parser key "(.+)":')
+_CLASS = re.compile(r"Problem with given class_path '(?:[\w.]*\.)?(\w+)':")
+_TYPE = re.compile(r"(?:a )?<class '([\w.]+)'>")
 _UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\w+)$|module '[\w.]+' has no attribute '(\w+)'")
 _TALK = re.compile(r"gloo|nccl|ProcessGroup|Connection (closed|reset)", re.IGNORECASE)
 _COMPILER = re.compile(r"(no working C\+\+ compiler|working triton).*", re.IGNORECASE)
@@ -41,13 +45,31 @@ def circumstance(message: str) -> str | None:
     )
 
 
+@contextmanager
+def foreseen() -> Iterator[None]:
+    """Whatever fails within ends as a ValueError of one line; what no ValueError said is told with its kind.
+
+    Raises:
+        ValueError: in place of any other exception.
+    """
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise ValueError(circumstance(str(error)) or f"{type(error).__name__}: {said}") from error
+
+
 def sentence(message: str, classes: Collection[str] = ()) -> str:
     """`message` on one line: the keys on the way to the mistake, then what is wrong there.
 
     A class that is unknown is followed by those of `classes` that are written nearly like it. A message that holds
     nothing but surroundings comes back as it was, on one line.
     """
-    kept: list[str] = []
+    said: list[str] = []
+    keys: list[str] = []
+    kind = ""
     around = False
     for line in message.splitlines():
         text = line.strip()
@@ -55,10 +77,16 @@ def sentence(message: str, classes: Collection[str] = ()) -> str:
             continue
         text = text.removeprefix("- ")
         around = text.startswith(_AROUND)
-        if not around:
-            kept.append(text + _suggestion(text, classes))
-    said = "; ".join(dict.fromkeys(kept)) or " ".join(message.split())
-    return said.replace(":; ", ": ")
+        if key := _KEY.fullmatch(text):
+            keys, kind = [*keys, key[1]], ""
+        elif of := _CLASS.fullmatch(text):
+            kind = of[1]
+        elif not around:
+            where = f"{'.'.join(keys)} ({kind})" if keys and kind else kind or ".".join(keys)
+            text = _TYPE.sub(r"\1", text) + _suggestion(text, classes)
+            said.append(f"{where}: {text}" if where else text)
+            keys, kind = [], ""
+    return ("; ".join(dict.fromkeys(said)) or " ".join(message.split())).replace(":; ", ": ")
 
 
 def _suggestion(text: str, classes: Collection[str]) -> str:

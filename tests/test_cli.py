@@ -188,7 +188,7 @@ def test_mistakes_in_a_config_end_in_one_line(
         ("class_path: datamodules.Points", "class_path: datamodules.Pionts", "did you mean Points?"),
         ("num_samples: 5", "num_samples: 0", "evaluation 'auto' needs num_samples >= 1"),
         ("num_samples: 5", "batch_size: 0", "evaluation 'auto' needs batch_size >= 1"),
-        ("images: 1/2", "images: [1]", 'Parser key "images"'),
+        ("images: 1/2", "images: [1]", "images: Expected int; Expected float"),
     ):
         assert right in text
         Path("wrong.yaml").write_text(text.replace(right, wrong))

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from callbacks import PostHocEMA
 from datamodules import Points, SelfSynthesised, Shards
-from datamodules.self_synthesis import _together
 from lightning_guide.analytic import gaussian
 from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory
 from lightning_guide.guidance import Autoguidance, Guidance, Main, Snapshot
 from lightning_guide.losses import EDMLoss
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.modules.models import finished_model, pretrained
+from lightning_guide.processes import together
 from lightning_guide.samplers import Euler
 from lightning_guide.seeds import SampleSeeds, mix
 from tests.processes import Processes, kill
@@ -262,7 +262,7 @@ def test_any_error_of_one_process_keeps_its_type_and_is_told_to_the_others(
         raise failure
 
     with pytest.raises(type(failure), match=str(failure)):
-        _together(act)
+        together(act)
     assert len(told) == 1 and str(failure) in told[0]
 
 

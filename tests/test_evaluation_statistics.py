@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from datamodules import SamplesOnly
@@ -26,6 +29,7 @@ from lightning_guide.evaluation import (
 )
 from lightning_guide.evaluation.statistics import Statistics, read_statistics, write_statistics
 from lightning_guide.evaluation.statistics_cache import fingerprint
+from tests.processes import Processes
 
 
 class Counted(FeatureExtractor):
@@ -270,3 +274,35 @@ def test_stored_statistics_need_no_data_at_all(tmp_path: Path) -> None:
     assert metric.compute()["fd"] > 0
     with pytest.raises(ValueError, match="SamplesOnly has no examples"):
         FrechetDistance(extractor).prepare(imported.reference(torch.device("cpu")))
+
+
+# Two processes
+
+
+def prepare_together(folder: str) -> None:
+    """One of two processes: statistics that are computed, found, of a single batch, and found by one process alone."""
+    rank = int(os.environ["RANK"])
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    told: list[tuple[int, float]] = []
+    for count, cache in ((30, "new"), (30, "new"), (9, "new"), (30, f"own-{rank}")):
+        extractor = Counted()
+        metric = FrechetDistance(extractor, cache=f"{folder}/{cache}")
+        metric.prepare(batches(points(count), 10))
+        seen = extractor.seen
+        metric.update(points(40, 1)[rank::2])
+        told.append((seen, float(metric.compute()["fd"])))
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(told))
+    dist.destroy_process_group()
+
+
+def test_processes_share_the_work_and_have_the_same_statistics(processes: Processes, tmp_path: Path) -> None:
+    (many, few), samples = (points(30), points(9)), points(40, 1)
+    FrechetDistance(Counted(), cache=f"{tmp_path}/own-1").prepare(batches(many))  # rank 0 has nothing there
+    call = ("tests.test_evaluation_statistics", "prepare_together")
+    processes.call_ranks(2, call, tmp_path / "log", folder=str(tmp_path))
+    one, two = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    plain = [distance(FrechetDistance(Counted()), real, samples) for real in (many, many, few, many)]
+    for told in (one, two):
+        assert [value for _, value in told] == pytest.approx(plain, rel=1e-10)
+    # of three batches rank 0 takes the first and the third, rank 1 the second, and the first for its width
+    assert [seen for seen, _ in one] == [20, 0, 9, 20] and [seen for seen, _ in two] == [20, 0, 9, 20]

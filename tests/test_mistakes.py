@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from torch._inductor.exc import InvalidCxxCompiler
 
-from lightning_guide.mistakes import circumstance, sentence
+from lightning_guide.mistakes import circumstance, foreseen, sentence
 
 REPORT = """Parser key "model":
   Does not validate against any of the Union subtypes
@@ -21,10 +22,37 @@ REPORT = """Parser key "model":
 
 
 def test_keys_and_mistake_stay_and_all_around_them_goes() -> None:
-    said = 'Parser key "model": Problem with given class_path \'DiffusionModule\': Parser key "denoiser": '
-    said += "Expected a dot import path string: LogDensityMPL"
+    said = "model.denoiser: Expected a dot import path string: LogDensityMPL"
     assert sentence(REPORT) == said
     assert sentence(REPORT, ["Points", "LogDensityMLP"]) == f"{said} (no such class; did you mean LogDensityMLP?)"
+
+
+UNKNOWN = """Parser key "evaluation":
+  Problem with given class_path 'lightning_guide.evaluation.evaluation.Evaluation':
+    Parser key "guidance":
+      Does not validate against any of the Union subtypes
+      Subtypes: [<class 'lightning_guide.denoiser.Denoiser'>, <class 'NoneType'>]
+      Errors:
+        - Problem with given class_path 'lightning_guide.guidance.Autoguidance':
+            Option 'wight' is not accepted
+        - Problem with given class_path 'lightning_guide.guidance.Autoguidance':
+            Parser key "weight":
+              Expected a <class 'float'>. Got value: big"""
+
+
+def test_a_class_is_named_where_no_key_says_more() -> None:
+    assert sentence(UNKNOWN) == (
+        "evaluation.guidance (Autoguidance): Option 'wight' is not accepted; weight: Expected float. Got value: big"
+    )
+
+
+def test_whatever_fails_is_told_with_its_kind() -> None:
+    with pytest.raises(ValueError, match="^KeyError: 'age'$"), foreseen():
+        raise KeyError("age")
+    with pytest.raises(ValueError, match="^weights are negative$"), foreseen():
+        raise ValueError("weights are negative")
+    with pytest.raises(SystemExit), foreseen():
+        raise SystemExit(3)
 
 
 def test_an_ordinary_message_stays_as_it_is() -> None:

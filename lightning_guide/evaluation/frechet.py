@@ -16,6 +16,7 @@ from lightning_guide.evaluation.features import FeatureExtractor
 from lightning_guide.evaluation.metric import SampleMetric
 from lightning_guide.evaluation.statistics import Statistics, read_statistics
 from lightning_guide.evaluation.statistics_cache import StatisticsCache
+from lightning_guide.processes import rank_and_world
 
 __all__ = ["FrechetDistance", "frechet_distance", "mean_and_covariance"]
 
@@ -131,20 +132,28 @@ class FrechetDistance(SampleMetric):
     def fit(self, reference: Iterable[Batch]) -> Statistics:
         """Statistics of the features of `reference`; adds nothing to the samples, but forgets those seen so far.
 
+        Every process has to call this with the same `reference`: each extracts the features of its share of the
+        batches, and the sums are added.
+
         Raises:
             ValueError: if there are fewer than two examples.
         """
         self._declare(0)
         shape: tuple[int, ...] | None = None
-        for batch in reference:
-            features = self._features(batch.x)
-            if self.count == 0:
-                self._declare(features.shape[1])
-            self._add(features)
+        rank, world = rank_and_world()
+        for number, batch in enumerate(reference):
             shape = tuple(batch.x.shape[1:])
-        self._check_count("real examples")
-        mean, covariance = mean_and_covariance(self.count, self.total, self.outer)
-        count = int(self.count)
+            if number and number % world != rank:
+                continue
+            features = self._features(batch.x)
+            if number == 0:  # seen by all, to know the width
+                self._declare(features.shape[1])
+            if number % world == rank:
+                self._add(features)
+        with self.sync_context():
+            self._check_count("real examples")
+            mean, covariance = mean_and_covariance(self.count, self.total, self.outer)
+            count = int(self.count)
         self.reset()
         return Statistics(mean, covariance, num_images=count, data_shape=shape)
 

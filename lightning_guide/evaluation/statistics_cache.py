@@ -13,6 +13,7 @@ from pathlib import Path
 from lightning_guide.data import Batch
 from lightning_guide.evaluation.features import FeatureExtractor
 from lightning_guide.evaluation.statistics import Statistics, read_statistics, write_statistics
+from lightning_guide.processes import on_all
 
 __all__ = ["StatisticsCache", "fingerprint"]
 
@@ -55,27 +56,35 @@ class StatisticsCache:
     ) -> Statistics:
         """The statistics of the features of `extractor` on `reference`, by `compute` if they are not there yet.
 
-        `reference` may be gone through more than once.
+        `reference` may be gone through more than once. Every process has to call this; if one of them does not find the
+        file, all compute.
 
         Raises:
             ValueError: if the weights of the extractor cannot be found, or what `compute` raises.
         """
         data, count = fingerprint(reference)
         path = self.path(extractor, data, count)
-        if path.is_file():
-            try:
-                found = read_statistics(path, extractor)
-            except ValueError as error:
-                warnings.warn(f"reference statistics are computed again: {error}", stacklevel=2)
-            else:
-                if (found.data, found.num_images) == (data, count):
-                    return found
+        found = self._stored(path, extractor, data, count)
+        if on_all(found is not None):
+            assert found is not None
+            return found
         computed = replace(compute(), extractor=extractor.identity, data=data)
         try:
             write_statistics(path, computed)
         except OSError as error:  # a folder that is full or not ours costs time, not the evaluation
             warnings.warn(f"reference statistics are not kept: {error}", stacklevel=2)
         return computed
+
+    def _stored(self, path: Path, extractor: FeatureExtractor, data: str, count: int) -> Statistics | None:
+        """What the file `path` holds, if it is what it should be."""
+        if not path.is_file():
+            return None
+        try:
+            found = read_statistics(path, extractor)
+        except ValueError as error:
+            warnings.warn(f"reference statistics are computed again: {error}", stacklevel=3)
+            return None
+        return found if (found.data, found.num_images) == (data, count) else None
 
     def path(self, extractor: FeatureExtractor, data: str, count: int) -> Path:
         """The file for features of `extractor` on `count` examples with the fingerprint `data`."""

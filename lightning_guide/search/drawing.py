@@ -6,6 +6,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -22,9 +23,10 @@ from lightning_guide.denoiser import Models
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.loop import add_results
 from lightning_guide.evaluation.metric import SampleMetric
-from lightning_guide.mistakes import circumstance
+from lightning_guide.mistakes import foreseen
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.modules.evaluations import GuidedEvaluations
+from lightning_guide.processes import rank_and_world, together
 from lightning_guide.search.guiders import Rebuilt
 from lightning_guide.search.ledger import named_runs, runs_in
 from lightning_guide.search.scores import Block, Scorer, Scores
@@ -42,19 +44,24 @@ class BlockEvaluations(GuidedEvaluations):
     """Evaluations that end with what their metrics have added up over all processes, not yet with numbers."""
 
     def __init__(self, metrics: Mapping[str, SampleMetric], *, before: Callable[[], None]) -> None:
-        """`metrics` are prepared once, whatever is drawn; `before` is called when the processes have come together."""
+        """`metrics` are prepared once, whatever is drawn; `before` is called first, when all processes are there."""
         super().__init__({}, metrics)
         self.before = before
         self.totals: dict[str, Totals] = {}
 
     def begin(self, models: Models, data: DataView, device: torch.device, *, training: bool) -> None:
-        """As `GuidedEvaluations.begin`.
+        """As `GuidedEvaluations.begin`; what fails on one process fails on all.
 
         Raises:
-            ValueError: likewise.
+            ValueError: whatever it is that fails.
         """
-        self.before()
-        super().begin(models, data, device, training=training)
+
+        def resolve() -> None:
+            with foreseen():
+                super(BlockEvaluations, self).begin(models, data, device, training=training)
+
+        together(self.before)
+        together(resolve)
 
     def finish(self, device: torch.device) -> dict[str, dict[str, float]]:
         """Fills `totals`: evaluation -> `METRIC.STATE` -> sum or rows; there are no results."""
@@ -115,7 +122,6 @@ class DrawnBlocks(Scorer):
         self.about, self.rebuilt = dict(about), cast(Rebuilt | None, rebuilt)
         self.evaluations = module.evaluations = BlockEvaluations(metrics, before=self._rebuild)
         self.runs = named_runs([space.evaluation(place) for place in [(), *space.places]])
-        self._totals: dict[tuple[Place, Block], Totals] = {}
         self._keys = {self._key(place): place for place in [(), *space.places]}
         self._on_disk: dict[Place, set[Block]] = {}
         for path in sorted(self.folder.glob("*.safetensors")):
@@ -137,27 +143,25 @@ class DrawnBlocks(Scorer):
         missing = [block for block in blocks if block not in self.drawn(place)]
         if not missing:
             return
-        evaluation = replace(self.build(place), metrics=None, num_samples=self.size, repetitions=1)
+        with foreseen():
+            evaluation = replace(self.build(place), metrics=None, num_samples=self.size, repetitions=1)
         names = {f"block {block.number} of seed {block.seed}": block for block in missing}
         self.evaluations.evaluations = {
             name: replace(evaluation, seed=block.seed, first_index=block.number * self.size)
             for name, block in names.items()
         }
         self.evaluations.totals = {}
+        # what fails while several processes draw ends the search: the others may still be waiting for this one
         try:
-            self.trainer.test(self.module, datamodule=self.data, verbose=False)
+            with foreseen() if self.trainer.world_size == 1 else nullcontext():
+                self.trainer.test(self.module, datamodule=self.data, verbose=False)
         except SIGTERMException:  # whose status is 0
             sys.exit(_STOPPED)
-        except RuntimeError as error:
-            if self.trainer.world_size > 1:  # the other processes may still be waiting for this one
-                raise
-            raise ValueError(circumstance(str(error)) or " ".join(str(error).split())) from error
         if self.evaluations.totals.keys() != names.keys():
             raise RuntimeError("the test loop ended before all samples were drawn")
         for name, block in names.items():
-            self._totals[place, block] = self.evaluations.totals[name]
             if self.trainer.is_global_zero:
-                self._write(place, block)
+                self._write(place, block, self.evaluations.totals[name])
         self._on_disk.setdefault(place, set()).update(missing)
         if self.trainer.received_sigterm:  # while the last samples were drawn; another test would forget it
             sys.exit(_STOPPED)
@@ -169,9 +173,11 @@ class DrawnBlocks(Scorer):
             ValueError: if a metric cannot be computed from them.
         """
         found: Scores | str | None = None
-        if self.trainer.is_global_zero:
+        if rank_and_world()[0] == 0:  # each for itself before all have come together, which they do to draw
+            parts = [self._read(place, block) for block in blocks]
             try:
-                found = self._scores([self._read(place, block) for block in blocks], interval)
+                with foreseen():
+                    found = self._scores(parts, interval)
             except ValueError as error:
                 found = str(error)
         found = self.trainer.strategy.broadcast(found)
@@ -181,19 +187,21 @@ class DrawnBlocks(Scorer):
         return found
 
     def forget(self, place: Place) -> None:
-        """Removes the blocks of a point, from memory and from the folder."""
+        """Removes the blocks of a point from the folder."""
         for block in self._on_disk.pop(place, set()):
-            self._totals.pop((place, block), None)
             if self.trainer.is_global_zero:
                 self._path(place, block).unlink(missing_ok=True)
 
     def _rebuild(self) -> None:
-        """Once, on process 0, while the others wait."""
-        if self.rebuilt is not None:
-            if self.trainer.is_global_zero:
+        """Once, on process 0.
+
+        Raises:
+            ValueError: if it fails; another point tries again.
+        """
+        with foreseen():
+            if self.rebuilt is not None and self.trainer.is_global_zero:
                 self.rebuilt.write()
-            self.trainer.strategy.barrier()
-            self.rebuilt = None
+        self.rebuilt = None
 
     def _scores(self, parts: Sequence[Totals], interval: bool) -> Scores:
         several = len(parts) > 1 and interval
@@ -212,16 +220,14 @@ class DrawnBlocks(Scorer):
     def _path(self, place: Place, block: Block) -> Path:
         return self.folder / f"{self._key(place)}-{block.seed}-{block.number:06d}.safetensors"
 
-    def _write(self, place: Place, block: Block) -> None:
+    def _write(self, place: Place, block: Block, totals: Totals) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic(self._path(place, block), durable=False) as temporary:
-            save_file({name: value.contiguous() for name, value in self._totals[place, block].items()}, temporary)
+            save_file({name: value.contiguous() for name, value in totals.items()}, temporary)
 
     def _read(self, place: Place, block: Block) -> Totals:
-        if (place, block) not in self._totals:
-            path = self._path(place, block)
-            try:
-                self._totals[place, block] = load_file(path)
-            except (SafetensorError, OSError) as error:
-                raise OSError(f"{path} is damaged ({error}); remove it and the search draws it again") from None
-        return self._totals[place, block]
+        path = self._path(place, block)
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise OSError(f"{path} is damaged ({error}); remove it and the search draws it again") from None

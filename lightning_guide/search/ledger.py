@@ -20,6 +20,8 @@ class Ledger:
     def __init__(self, path: str | Path, search: dict[str, Any]) -> None:
         """Reads the file if there is one; `search` says everything that its contents depend on.
 
+        What another search has left is no obstacle if all its points failed.
+
         Raises:
             ValueError: if the file has results of another search, naming what differs, or cannot be read.
         """
@@ -33,11 +35,13 @@ class Ledger:
         except (ValueError, KeyError, AttributeError, TypeError):
             raise ValueError(f"{self.path} holds no search; move it away, or choose another folder") from None
         differ = [key for key in self.search | written if self.search.get(key) != written.get(key)]
-        if differ and self.content:
+        if differ and _found_something(self.content):
             raise ValueError(
                 f"{self.path} belongs to another search: {differ[0]} was {_short(written.get(differ[0]))}, now it is "
                 f"{_short(self.search.get(differ[0]))}; choose another folder with --out"
             )
+        if differ:
+            self.content = {}
 
     def write(self) -> None:
         """Writes the file at once."""
@@ -81,6 +85,12 @@ def named_runs(settings: Any) -> dict[str, Any]:
         except ValueError:
             found[run] = None
     return found
+
+
+def _found_something(content: dict[str, Any]) -> bool:
+    """Whether there is more than points that failed, and no guidance (which is on no axis)."""
+    points = content.get("points")
+    return bool(content) if points is None else any("values" in point and point["axes"] for point in points.values())
 
 
 def _strict(content: Any, indent: int | None = None) -> str:

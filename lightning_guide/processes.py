@@ -1,0 +1,52 @@
+"""What the processes of a run have to do together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed
+
+__all__ = ["on_all", "rank_and_world", "together"]
+
+
+def rank_and_world() -> tuple[int, int]:
+    """The number of this process and how many there are; (0, 1) before they have come together."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def on_all(here: bool) -> bool:
+    """Whether `here` is true on all processes."""
+    world = rank_and_world()[1]
+    if world == 1:
+        return here
+    everywhere = [here] * world
+    torch.distributed.all_gather_object(everywhere, here)
+    return all(everywhere)
+
+
+def together(act: Callable[[], None]) -> None:
+    """`act` on all ranks; an error of one of them ends all, so that none waits for ever.
+
+    Raises:
+        ValueError: the first error, on ranks that had none of another type themselves.
+    """
+    error: str | None = None
+    other: Exception | None = None
+    try:
+        act()
+    except ValueError as mistake:
+        error = str(mistake)
+    except Exception as failure:  # a full disk, no memory on the device
+        error, other = f"{type(failure).__name__}: {failure}", failure
+    errors: list[str | None] = [error]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        errors = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(errors, error)
+    if other is not None:
+        raise other
+    for message in errors:
+        if message is not None:
+            raise ValueError(message)
