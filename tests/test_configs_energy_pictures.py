@@ -104,7 +104,7 @@ def test_a_named_network_sees_what_it_was_told_to_see(small: None) -> None:
     direct, x = BiSeNet(5).eval(), 2 * torch.rand(2, 3, 8, 8) - 1
     save_file(direct.state_dict(), "weights/parsing.safetensors")
     sizes = {"size": 12, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
-    picture = F.interpolate((x + 1) / 2, (12, 12), mode="bicubic", align_corners=False)
+    picture = F.interpolate((x + 1) / 2, (12, 12), mode="bicubic", align_corners=False, antialias=True)
     mean, std = (torch.tensor(sizes[key])[:, None, None] for key in ("mean", "std"))
     for output in (0, 1):
         eye = NamedNetwork(

@@ -18,6 +18,7 @@ from lightning_guide.denoiser import Denoiser, Trajectory
 from lightning_guide.guidance.input.masks import Mask, MaskAt
 from lightning_guide.library_models import timm_model
 from lightning_guide.module_tree import replaced
+from lightning_guide.shown import shown
 
 __all__ = ["SaliencyMask"]
 
@@ -84,12 +85,11 @@ class SaliencyMask(Mask):
         from timm.data import resolve_data_config
 
         config = resolve_data_config(model=self._transformer)
-        mean, std = (clean.new_tensor(config[key], dtype=torch.float32)[:, None, None] for key in ("mean", "std"))
-        picture = ((clean.to(torch.float32) + 1) / 2).clamp(0, 1).expand(-1, 3, -1, -1)
-        picture = F.interpolate(picture, config["input_size"][1:], mode="bicubic", align_corners=False, antialias=True)
+        picture = ((clean.to(torch.float32) + 1) / 2).clamp(0, 1)
+        picture = shown(picture, mean=config["mean"], std=config["std"], size=config["input_size"][1:], channels=3)
         model: Any = self._transformer.to(clean.device)
         with torch.autocast(clean.device.type, enabled=False):
-            model.forward_features((picture - mean) / std)
+            model.forward_features(picture)
         return model.blocks[-1].attn.received.unflatten(1, (1, *model.patch_embed.grid_size))
 
     @cached_property

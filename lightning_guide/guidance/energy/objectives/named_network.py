@@ -10,9 +10,9 @@ from importlib import import_module
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lightning_guide.guidance.energy.objectives.networks import GuideNetwork
+from lightning_guide.shown import shown
 from lightning_guide.weight_file import read_weights
 
 __all__ = ["NamedNetwork"]
@@ -41,7 +41,7 @@ class NamedNetwork(GuideNetwork):
             name: `package.module.Class` of an `nn.Module`, or of a function that makes one.
             weights: file of its state dict (safetensors, or torch without pickles); None leaves them random.
             options: keyword arguments of the class.
-            size: side of its square pictures, bicubic; None: as they are.
+            size: side of its square pictures, bicubic and antialiased; None: as they are.
             mean: for each channel or for all; with the defaults the network sees [-1, 1].
             std: likewise.
             output: which one of several answers.
@@ -64,10 +64,7 @@ class NamedNetwork(GuideNetwork):
         return network
 
     def _apply_to(self, x: Tensor, *others: Tensor) -> Tensor:
-        picture = (x + 1) / 2
-        if self.size is not None:
-            picture = F.interpolate(picture, (self.size, self.size), mode="bicubic", align_corners=False)
-        mean, std = (x.new_tensor(each)[:, None, None] for each in (self.mean, self.std))
-        answer = self.network(x.device)((picture - mean) / std)
+        size = None if self.size is None else (self.size, self.size)
+        answer = self.network(x.device)(shown((x + 1) / 2, mean=self.mean, std=self.std, size=size))
         found: Tensor = answer if isinstance(answer, Tensor) else answer[self.output]
         return found

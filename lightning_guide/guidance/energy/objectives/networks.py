@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lightning_guide.library_models import timm_model
 from lightning_guide.raw_network import raw_network
 from lightning_guide.recipe import Recorded
+from lightning_guide.shown import shown
 
 __all__ = ["GuideNetwork", "RunNetwork", "TimmNetwork"]
 
@@ -134,10 +134,7 @@ class TimmNetwork(GuideNetwork):
 
         model = self.network(x.device)
         config = resolve_data_config(model=model)
-        channels, height, width = config["input_size"]
-        mean, std = (x.new_tensor(config[key])[:, None, None] for key in ("mean", "std"))
-        picture = (x + 1).expand(-1, channels, -1, -1) / 2
-        picture = F.interpolate(picture, (height, width), mode="bicubic", align_corners=False, antialias=True)
-        answer = model((picture - mean) / std)
+        channels, *size = config["input_size"]
+        answer = model(shown((x + 1) / 2, mean=config["mean"], std=config["std"], size=size, channels=channels))
         found: Tensor = answer if self.stage is None else answer[0]
         return found

@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lightning_guide.guidance.energy.objectives.objective import Objective
 from lightning_guide.library_models import clip_model
+from lightning_guide.shown import shown
 
 __all__ = ["TextMatch"]
 
@@ -53,11 +53,8 @@ class TextMatch(Objective):
     def _loss(self, x: Tensor) -> Tensor:
         network, text = self._network(x.device)
         size, mean, std = (network.visual.image_size, network.visual.image_mean, network.visual.image_std)
-        shape = (size, size) if isinstance(size, int) else tuple(size)
-        picture = (x + 1).expand(-1, 3, -1, -1) / 2
-        picture = F.interpolate(picture, shape, mode="bicubic", align_corners=False, antialias=True)
-        scale = [picture.new_tensor(each)[:, None, None] for each in (mean, std)]
-        image = network.encode_image((picture - scale[0]) / scale[1])
+        size = (size, size) if isinstance(size, int) else size
+        image = network.encode_image(shown((x + 1) / 2, mean=mean, std=std, size=size, channels=3))
         if self.kind == "distance":
             distance: Tensor = (image - text).norm(dim=1)
             return distance
