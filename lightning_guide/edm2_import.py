@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from lightning_guide.denoiser import Preconditioned
@@ -75,6 +77,8 @@ def import_snapshot(
             width is not known, or the run exists.
     """
     check_new(run)
+    if not Path(file).is_file():
+        raise ValueError(f"{file} does not exist; expected a published snapshot, a pickle")
     age, width = _age(file)
     images, sigma_rel = images if images is not None else age, sigma_rel if sigma_rel is not None else width
     if images is None or sigma_rel is None:
@@ -83,9 +87,15 @@ def import_snapshot(
             "--sigma_rel, or such a name"
         )
     content = read_edm2_pickle(file)
-    stored = content["ema"]
-    denoiser = _denoiser(stored, file)
-    tensors = _renamed(stored, file)
+    try:
+        with torch.device("meta"):  # names and shapes are all that is asked of it
+            denoiser = _denoiser(content["ema"], file)
+        tensors = _renamed(content["ema"], file)
+    except ValueError:
+        raise
+    except Exception as error:  # what a damaged file says of its network can be anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ValueError(f"{file}: the network in it cannot be built again: {reason}") from None
     _check_fits(denoiser, tensors, file)
     path = write_run(run, denoiser, tensors, images=images, sigma_rel=sigma_rel, planned_images=images)
     encoder = content.get("encoder")
@@ -105,7 +115,7 @@ def _age(file: str) -> tuple[int | None, float | None]:
 
 
 def _denoiser(stored: Stored, file: str) -> Preconditioned:
-    """Our network of the same shape."""
+    """Our network of the same shape, with weights of no meaning."""
     positional = dict(zip(_POSITIONS, stored.state.get("_init_args", ()), strict=False))
     given: dict[str, Any] = positional | dict(stored.state.get("_init_kwargs", {}))
     missing = [name for name in ("img_resolution", "img_channels") if name not in given]
@@ -137,7 +147,7 @@ def _renamed(stored: Stored, file: str) -> dict[str, Tensor]:
             raise ValueError(f"{file}: its network has a tensor {name}, which an EDM2 U-Net does not have")
         if block := re.match(r"unet\.(enc|dec)\.(\d+x\d+_(?:down|up|in\d|block\d+))\.", name):
             ours = f"{'encoder' if block[1] == 'enc' else 'decoder'}.{block[2]}.{ours}"
-        tensors[f"network.{ours}"] = tensor.contiguous()
+        tensors[f"network.{ours}"] = tensor
     return tensors
 
 

@@ -19,6 +19,7 @@ from lightning_guide.denoiser import Denoiser
 from lightning_guide.modules.models import newest_images, open_snapshots
 from lightning_guide.recipe import build
 from lightning_guide.sampling_run import check_new, write_run
+from lightning_guide.snapshot_file import atomic
 
 __all__ = ["export", "pull", "push", "read_export"]
 
@@ -36,15 +37,20 @@ def export(run: str, folder: str, *, images: int | float | str | None = None, si
 
     Raises:
         ValueError: if the run has no such snapshot, or the folder holds a model already.
+        OSError: if the disk refuses.
     """
-    target = Path(folder)
+    age = _write(run, Path(folder), images, sigma_rel)
+    print(f"sigma_rel {sigma_rel:g} after {age} images: {Path(folder) / 'model.safetensors'}")
+
+
+def _write(run: str, target: Path, images: int | float | str | None, sigma_rel: float) -> int:
+    """Writes both files, the weights last; returns the age of the model."""
     if (target / "model.safetensors").exists():
         raise ValueError(f"{target} already holds a model; expected another folder")
     store = open_snapshots(run)
     age = newest_images(store) if images is None else store.resolve_images(images)
     model = store.guider(images=age, sigma_rel=sigma_rel)
     target.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, target / "model.safetensors")
     told = {
         "format": FORMAT,
         "recipe": model.recipe,
@@ -55,7 +61,13 @@ def export(run: str, folder: str, *, images: int | float | str | None = None, si
         "code_version": __version__,
     }
     (target / "config.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    print(f"sigma_rel {sigma_rel:g} after {age} images: {target / 'model.safetensors'}")
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    with atomic(target / "model.safetensors") as temporary:
+        try:
+            save_file(tensors, temporary)
+        except SafetensorError as error:
+            raise OSError(f"cannot write {target / 'model.safetensors'}: {error}") from None
+    return age
 
 
 def read_export(folder: str | Path) -> tuple[Denoiser, dict[str, Any]]:
@@ -73,7 +85,9 @@ def read_export(folder: str | Path) -> tuple[Denoiser, dict[str, Any]]:
         if told["format"] != FORMAT:
             raise ValueError(f"its format is {told['format']!r}; expected {FORMAT!r}")
         recipe, _ = told["recipe"], (int(told["images"]), float(told["sigma_rel"]))
-    except (ValueError, KeyError, TypeError) as error:
+    except KeyError as error:
+        raise ValueError(f"{config} does not describe a model: it has no {error}") from None
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{config} does not describe a model: {error}") from None
     model = build(recipe)
     if not isinstance(model, Denoiser):
@@ -100,13 +114,14 @@ def push(run: str, repo: str, *, images: int | float | str | None = None, sigma_
     from huggingface_hub import HfApi
 
     with tempfile.TemporaryDirectory() as folder:
-        export(run, folder, images=images, sigma_rel=sigma_rel)
+        age = _write(run, Path(folder), images, sigma_rel)
         api = HfApi()
         try:
             api.create_repo(repo, private=True, exist_ok=True)
             api.upload_folder(repo_id=repo, folder_path=folder, commit_message=f"Exported from {Path(run).name}")
         except Exception as error:  # network, token, name: whatever the hub has to say
             raise ValueError(f"the hub did not take {run} as {repo!r}: {' '.join(str(error).split())[:300]}") from None
+    print(f"sigma_rel {sigma_rel:g} after {age} images: {repo} on the hub")
 
 
 def pull(repo: str, run: str, *, revision: str | None = None) -> None:

@@ -276,3 +276,27 @@ def test_a_network_that_is_none_of_ours_is_refused(
     with pytest.raises(ValueError, match=sentence):
         import_snapshot("edm2", str(path), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"label_dim": 10**9}, {"channel_mult": 3}, {"num_blocks": None}, {"img_channels": -1}]
+)
+def test_settings_that_mean_nothing_are_one_sentence(
+    tmp_path: Path, published_modules: None, changes: dict[str, Any]
+) -> None:
+    """The first would need 512 GB, if a network were built to be compared with."""
+    path = write(tmp_path / NAME, direct(), **changes)
+    with pytest.raises(ValueError, match=f"{NAME}: (the network in it cannot be built again: .*Error|.*; expected)"):
+        import_snapshot("edm2", str(path), str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("name", ["_init_args", "_init_kwargs", "_parameters", "_buffers", "_modules"])
+def test_attributes_that_are_none_are_one_sentence(tmp_path: Path, published_modules: None, name: str) -> None:
+    ema = tree(half(direct()))
+    ema.attributes |= {"_init_args": (), "_init_kwargs": {"img_resolution": 8, "img_channels": 3, **SETTINGS}}
+    ema.attributes[name] = 7
+    (tmp_path / NAME).write_bytes(pickle.dumps({"ema": ema}))
+    with pytest.raises(ValueError, match=f"{NAME}: the network in it cannot be built again: .*Error"):
+        import_snapshot("edm2", str(tmp_path / NAME), str(tmp_path / "run"))
+    with pytest.raises(ValueError, match="missing.pkl does not exist; expected a published snapshot"):
+        import_snapshot("edm2", str(tmp_path / "missing.pkl"), str(tmp_path / "run"))

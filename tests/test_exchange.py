@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,18 @@ def test_an_export_is_a_plain_state_dict_and_a_json_file(run: Path, tmp_path: Pa
     assert not (tmp_path / "other").exists()
 
 
+def test_a_disk_that_takes_no_more_bytes_leaves_no_half_model(run: Path, tmp_path: Path) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, limit[1]))
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*model.safetensors.*(large|space)"):
+            export(str(run), str(tmp_path / "out"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    export(str(run), str(tmp_path / "out"))  # nothing there stands in the way
+    read_export(tmp_path / "out")
+
+
 def test_what_was_exported_comes_back_as_a_run(run: Path, tmp_path: Path) -> None:
     export(str(run), str(tmp_path / "out"))
     pull(str(tmp_path / "out"), str(tmp_path / "back"))
@@ -58,7 +71,9 @@ def test_what_was_exported_comes_back_as_a_run(run: Path, tmp_path: Path) -> Non
         pull(str(tmp_path / "out"), str(tmp_path / "back"))
 
 
-def test_push_and_pull_by_way_of_the_hub(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_push_and_pull_by_way_of_the_hub(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     hub = tmp_path / "hub"
 
     def upload(self: Any, *, repo_id: str, folder_path: str, commit_message: str) -> None:
@@ -72,6 +87,7 @@ def test_push_and_pull_by_way_of_the_hub(run: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     push(str(run), "somebody/model")
+    assert capsys.readouterr().out == "sigma_rel 0.05 after 64 images: somebody/model on the hub\n"
     pull("somebody/model", str(tmp_path / "back"))
     assert finished_model(tmp_path / "back", None, 0.05).recipe == unet().recipe
 
@@ -93,10 +109,12 @@ def test_damaged_exports_are_named(run: Path, tmp_path: Path) -> None:
     for change, sentence in (
         ({"format": "else"}, "its format is 'else'"),
         ({"images": None}, "does not describe a model"),
+        ({"format": ...}, "does not describe a model: it has no 'format'"),
         ({"recipe": {"class_path": "os.system", "init_args": {"command": "true"}}}, "expected a class of a network"),
         ({"recipe": unet(model_channels=16).recipe}, "model.safetensors does not fit .*config.json"),
     ):
-        (out / "config.json").write_text(json.dumps(told | change))
+        kept = {key: value for key, value in (told | change).items() if value is not ...}
+        (out / "config.json").write_text(json.dumps(kept))
         with pytest.raises(ValueError, match=sentence):
             read_export(out)
     (out / "config.json").write_text(json.dumps(told))
