@@ -106,7 +106,7 @@ def test_a_constant_eta_finds_the_regularised_optimum_of_a_distance(tmp_path: Pa
 
 def test_gradients_at_each_sample(tmp_path: Path) -> None:
     module = optimise(tmp_path, Quadratic(Direction()), rounds=60, at="sample", target=Gain(0.2))
-    assert module.rounds.gradient is not None and module.rounds.gradient.shape == (32, 64)
+    assert module.rounds.feedback.gradient is not None and module.rounds.feedback.gradient.shape == (32, 64)
     last = [record["objective"] for record in module.rounds.history[-10:]]
     assert sum(last) / 10 == pytest.approx(5.5, abs=0.4)  # still rising; .86 at the start
     assert module.rounds.history[0]["objective"] < 2
@@ -131,7 +131,7 @@ def test_killed_anywhere_it_goes_on_with_the_same_samples(tmp_path: Path) -> Non
     parted = optimise(tmp_path / "parted", Quadratic(Direction()), rounds=6)
     for one, other in zip(whole.rounds.history, parted.rounds.history, strict=True):
         assert_same(*({key: value for key, value in each.items() if key != "seconds"} for each in (one, other)))
-    assert_same(whole.rounds.gradient, parted.rounds.gradient)
+    assert_same(whole.rounds.feedback.gradient, parted.rounds.feedback.gradient)
     done = optimise(tmp_path / "parted", Quadratic(Direction()), rounds=6)  # nothing left to do
     assert done.rounds.round == 6
     with pytest.raises(ValueError, match="rounds on disk have num_samples = 32, this config has 8"):
@@ -183,7 +183,7 @@ def test_a_gradient_that_vanishes_is_reported_and_the_guidance_stays(tmp_path: P
     vanished = [record["vanished"] for record in module.rounds.history]
     assert vanished[-1] > 25  # most chains have reached the plateau, and stay there
     assert module.rounds.history[-1]["objective"] > 0.95
-    assert float(module.rounds.gradient.flatten(1).norm(dim=1).min()) > 0  # type: ignore[union-attr]
+    assert float(module.rounds.feedback.gradient.flatten(1).norm(dim=1).min()) > 0  # type: ignore[union-attr]
 
 
 def test_a_delta_without_contraction_is_warned_of(tmp_path: Path) -> None:

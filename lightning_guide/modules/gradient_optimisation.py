@@ -38,8 +38,7 @@ class GradientOptimisation(pl.LightningModule):
 
     After each round its numbers go to the loggers (`rounds/...`, at the step of the round), to `rounds/history.jsonl`
     and all that the next round needs to `rounds/state.ckpt` in the folder of the run. The same command goes on
-    from there, whatever killed it, with the same samples. `rounds.gradient` and `rounds.target` are the G_K of the
-    paper.
+    from there, whatever killed it, with the same samples. `rounds.feedback` holds the G_K of the paper.
     """
 
     def __init__(

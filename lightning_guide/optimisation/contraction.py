@@ -15,15 +15,47 @@ it reads delta L p < s^2 + 2 g^2 p with p = Sigma and L = -H.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from lightning_guide.guidance.gradient import Strength, Tilt
 from lightning_guide.objectives.objective import Objective
+from lightning_guide.optimisation.targets import Gain, Target
 from lightning_guide.seeds import mix
 
-__all__ = ["overshoot"]
+__all__ = ["Bound", "bound", "overshoot"]
 
 ITERATIONS = 30
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A setting by `name` ("delta" or "eta"), its `value`, and the `limit` below which rounds contract."""
+
+    name: str
+    value: float
+    limit: float
+
+
+def bound(objective: Objective, strength: Strength, rule: Target, *, mean: Tensor, prior: Tensor) -> Bound | None:
+    """The bound at the `mean` (1, *) of a round, None for a `strength` and `rule` that have none.
+
+    `prior` (n, *) as in `overshoot`.
+
+    Raises:
+        RuntimeError: if `objective` is not twice differentiable.
+    """
+    if isinstance(strength, Tilt):
+        name, value, unit, noise = "eta", strength.eta, 1.0, None
+    elif isinstance(rule, Gain) and strength.noise is not None:
+        name, value, unit, noise = "delta", rule.delta, strength.noise**2, strength.noise
+    else:
+        return None
+    largest = overshoot(objective, mean, prior, noise=noise)
+    return Bound(name, value, unit / largest if largest else math.inf)
 
 
 def overshoot(objective: Objective, z: Tensor, prior: Tensor, *, noise: float | None) -> float:

@@ -1,8 +1,7 @@
 r"""Rounds of guided sampling: each draws a batch, asks the objective about it and sets the guidance of the next.
 
-Guo et al. 2024, https://arxiv.org/abs/2404.14743, algorithm 1. The first round is unguided. The gradient is taken at
-the mean of the batch (the paper), or for each sample at that sample (their published code), over all processes alike:
-sample i of round k depends on (seed, k, i) and what the rounds before have left.
+Guo et al. 2024, https://arxiv.org/abs/2404.14743, algorithm 1. The first round is unguided. Sample i of round k depends
+on (seed, k, i) and what the rounds before have left (`Feedback`), on any number of processes.
 """
 
 from __future__ import annotations
@@ -12,17 +11,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_guide.data import DataView, SampleBatch
 from lightning_guide.denoiser import Denoiser, Models
 from lightning_guide.evaluation.evaluation import Evaluation, SampleIndices
-from lightning_guide.evaluation.loop import DrawnSamples
+from lightning_guide.evaluation.loop import DrawnSamples, add_results
 from lightning_guide.evaluation.metric import SampleMetric
-from lightning_guide.guidance.gradient import GradientGuidance, Tilt
+from lightning_guide.guidance.gradient import GradientGuidance
 from lightning_guide.objectives.objective import Objective
-from lightning_guide.optimisation.contraction import overshoot
+from lightning_guide.optimisation.feedback import Feedback
 from lightning_guide.optimisation.history import append_record, read_records
 from lightning_guide.optimisation.settings import check_same, described
 from lightning_guide.optimisation.tables import Tables
@@ -37,8 +35,7 @@ class Rounds:
 
     Attributes:
         round: number of the round that is drawn next.
-        gradient: g (1 or n, *) of its guidance, None in the first round.
-        target: y (1 or n,).
+        feedback: where it is led.
         samples: x (n, *) of the round that was finished last, all processes together, and `condition` (n,) theirs.
         evaluations: network calls of all rounds so far, each sample's counted.
         history: one dict of numbers for each finished round.
@@ -77,17 +74,13 @@ class Rounds:
             )
         if floor < 0 or sampling.num_samples < 1:
             raise ValueError(f"rounds need floor >= 0 and num_samples >= 1, got {floor} and {sampling.num_samples}")
-        self.objective, self.sampling, self.rule = objective, sampling, target or Gain()
-        self.at, self.floor, self.redraw = at, floor, redraw
+        self.feedback = Feedback(objective, target or Gain(), at=at, floor=floor)
+        self.sampling, self.redraw = sampling, redraw
         self.round, self.evaluations = 0, 0
-        self.gradient: Tensor | None = None
-        self.target: Tensor | None = None
         self.samples: Tensor | None = None
         self.condition: Tensor | None = None
         self.history: list[dict[str, float]] = []
         self.settings = self._settings(model)
-        self._prior: Tensor | None = None
-        self._warned: set[str] = set()
         self._guidance: GradientGuidance | None = None
         self._metrics: dict[str, SampleMetric] | None = None
         self._tables: Tables | None = None
@@ -117,10 +110,7 @@ class Rounds:
         assert self._guidance is not None and self._metrics is not None, "begin comes first"
         begin = time.perf_counter()
         device, rows = batch.index.device, batch.index - self.sampling.first_index
-        guidance = self._guidance
-        if self.gradient is not None and self.target is not None:
-            mine = rows if len(self.gradient) > 1 else rows[:1] * 0
-            guidance = guidance.towards(self.gradient[mine.cpu()].to(device), self.target[mine.cpu()].to(device))
+        guidance = self.feedback.lead(self._guidance, rows)
         seed = mix(self.sampling.seed, "round", self.round) if self.redraw else self.sampling.seed
         seeds = SampleSeeds(seed, batch.index.tolist())
         trajectory = self.sampling.sampler.sample(
@@ -130,12 +120,17 @@ class Rounds:
             device=device,
             start=lambda noise: self.sampling.initial(noise, seeds),
         )
-        self._note(rows, trajectory.x, batch.condition)
+        if self._tables is None:
+            for metric in self._metrics.values():
+                metric.reset()
+            self._tables = Tables.zeros(self.sampling.num_samples, trajectory.x, batch.condition)
+        with torch.no_grad():
+            seen = guidance.seen(trajectory.x)
+        self.feedback.ask(self._tables, rows, trajectory.x, batch.condition, seen)
         stored = data.decode(trajectory.x)
         for metric in self._metrics.values():
             metric.update(stored, batch.condition)
         seconds = time.perf_counter() - begin
-        assert self._tables is not None
         self._tables.spend(len(rows), trajectory.evaluations, seconds)
         return DrawnSamples(batch.index, batch.condition, stored)
 
@@ -144,131 +139,45 @@ class Rounds:
         """Samples of the present round that this process has drawn."""
         return 0 if self._tables is None else int(self._tables.spent[0])
 
-    def _note(self, rows: Tensor, x: Tensor, condition: Tensor) -> None:
-        """Writes samples, values and, where they are taken at samples, gradients into the tables."""
-        assert self._guidance is not None and self._metrics is not None
-        if self._tables is None:
-            for metric in self._metrics.values():
-                metric.reset()
-            self._tables = Tables.zeros(self.sampling.num_samples, x, condition)
-        with torch.no_grad():
-            seen = self._guidance.seen(x)
-        if self.at == "sample":
-            value, gradient = self.objective.value_and_gradient(seen)
-            self._tables.note(rows, x, condition, value)
-            target = self.rule.at((gradient * seen).flatten(1).sum(1), value)
-            self._tables.note_gradient(rows, gradient, target)
-        else:
-            with torch.no_grad():
-                value = self.objective.value(seen)
-            self._tables.note(rows, x, condition, value)
-            self._tables.add_seen(seen)
-
     def finish(self) -> dict[str, float]:
         """Ends the round on all processes together: sets the guidance of the next one, returns this one's numbers."""
         tables, self._tables = self._tables, None
         assert tables is not None and self._metrics is not None, "every process draws before a round ends"
+        assert self._guidance is not None
         tables.reduce()
-        count = self.sampling.num_samples
         record: dict[str, float] = {"round": self.round}
-        if self.at == "sample":
-            assert tables.gradient is not None and tables.target is not None
-            gradient, target = tables.gradient, tables.target
-        else:
-            assert tables.seen is not None
-            mean = tables.seen / count
-            at_mean, gradient = self.objective.value_and_gradient(mean)
-            target = self.rule.at((gradient * mean).flatten(1).sum(1), at_mean)
-            record["objective_of_mean"] = float(at_mean)
-        record |= tables.statistics()
-        record |= self._set(gradient.cpu(), target.cpu())
-        if self._prior is None:
-            self._prior = tables.x.cpu()
-        record |= self._contraction(tables.x)
+        record |= self.feedback.take(tables, self.round, self._guidance.strength)
         for name, metric in self._metrics.items():
-            for key, number in metric.compute().items():
-                record[key if key not in record else f"{name}_{key}"] = float(number)
+            add_results(record, name, metric.compute())
         _, calls, seconds = tables.spent.tolist()
         self.evaluations += int(calls)
-        record |= {"nfe": calls / count, "evaluations": self.evaluations, "seconds": seconds}
+        record |= {"nfe": calls / self.sampling.num_samples, "evaluations": self.evaluations, "seconds": seconds}
         self.samples, self.condition = tables.x.cpu(), tables.condition.cpu()
         self.history.append(record)
         self.round += 1
         return record
 
-    def _set(self, gradient: Tensor, target: Tensor) -> dict[str, float]:
-        """Takes over a new guidance; where the gradient vanishes the old one stays."""
-        norm = gradient.flatten(1).norm(dim=1)
-        vanished = norm <= self.floor
-        if bool(vanished.any()):
-            self._say(
-                "vanished",
-                f"round {self.round}: the gradient of the objective vanishes at {int(vanished.sum())} of {len(norm)} "
-                "points; they keep the guidance they had (without one they are drawn unguided), and the number is "
-                "logged as 'vanished'",
-            )
-            if self.gradient is not None and self.target is not None:
-                keep = vanished.reshape(-1, *[1] * (gradient.ndim - 1))
-                gradient = torch.where(keep, self.gradient, gradient)
-                target = torch.where(vanished, self.target, target)
-        self.gradient, self.target = gradient, target
-        return {"gradient_norm": float(norm.double().mean()), "vanished": float(vanished.sum())}
-
-    def _contraction(self, x: Tensor) -> dict[str, float]:
-        """The bound on delta or eta, after rounds 1, 2, 4, 8 ...; a warning if it is passed."""
-        assert self._guidance is not None and self._prior is not None and self.gradient is not None
-        strength = self._guidance.strength
-        noise: float | None = None
-        if isinstance(strength, Tilt):
-            name, setting, unit = "eta", strength.eta, 1.0
-        elif isinstance(self.rule, Gain) and strength.noise is not None:
-            noise = strength.noise
-            name, setting, unit = "delta", self.rule.delta, noise**2
-        else:
-            return {}
-        count = self.round + 1
-        if count & (count - 1) or self.gradient.shape[1:] != self._prior.shape[1:]:
-            return {}
-        try:
-            curve = overshoot(self.objective, x.mean(0, keepdim=True), self._prior.to(x), noise=noise)
-        except RuntimeError as error:  # not twice differentiable
-            rank_zero_info(f"round {self.round}: no bound on {name}, the objective has no curvature here ({error})")
-            return {}
-        if not curve * setting < unit:
-            self._say(
-                "contraction",
-                f"round {self.round}: {name} = {setting:g} is too large for rounds to contract near their present "
-                f"mean; expected less than {unit / curve:.3g}, as the curvature of the objective has it; they may "
-                "oscillate short of the optimum",
-            )
-        return {"contraction": curve * setting / unit}
-
-    def _say(self, what: str, message: str) -> None:
-        """Warns once of each kind of thing."""
-        if what not in self._warned:
-            self._warned.add(what)
-            rank_zero_warn(message)
-
     # On disk
 
     def _settings(self, model: Denoiser | None) -> dict[str, Any]:
         """What two rounds must share for one to continue the other."""
-        chosen = self.sampling
-        numbers: dict[str, Any] = {
-            "at": self.at,
-            "floor": self.floor,
+        chosen, feedback = self.sampling, self.feedback
+        parts: dict[str, Any] = {
+            "at": feedback.at,
+            "floor": feedback.floor,
             "redraw": self.redraw,
             "num_samples": chosen.num_samples,
-        }
-        numbers |= {"seed": chosen.seed, "first_index": chosen.first_index, "labels": chosen.labels}
-        named: dict[str, Any] = {
-            "objective": self.objective,
-            "target": self.rule,
+            "seed": chosen.seed,
+            "first_index": chosen.first_index,
+            "labels": chosen.labels,
+            "objective": feedback.objective,
+            "target": feedback.rule,
             "guidance": chosen.guidance,
             "start": chosen.start,
+            "sampler": chosen.sampler,
         }
-        named |= {"sampler": chosen.sampler} | ({} if model is None else {"denoiser": model})
-        return numbers | {key: value for name in named for key, value in described(name, named[name]).items()}
+        parts |= {} if model is None else {"denoiser": model}
+        return {key: value for name, part in parts.items() for key, value in described(name, part).items()}
 
     def append_history(self, run: str | Path) -> None:
         """Adds the newest record to the history in the folder of the run; process 0 only."""
@@ -281,8 +190,8 @@ class Rounds:
     def state_dict(self) -> dict[str, Any]:
         """All that the next round depends on, and samples before and after, as tensors and plain data."""
         numbers = {"round": self.round, "evaluations": self.evaluations, "settings": self.settings}
-        guidance = {"gradient": self.gradient, "target": self.target}
-        return numbers | guidance | {"prior": self._prior, "samples": self.samples}
+        led = {"gradient": self.feedback.gradient, "target": self.feedback.target, "prior": self.feedback.prior}
+        return numbers | led | {"samples": self.samples}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from there.
@@ -292,5 +201,5 @@ class Rounds:
         """
         check_same(state["settings"], self.settings)
         self.round, self.evaluations = state["round"], state["evaluations"]
-        self.gradient, self.target = state["gradient"], state["target"]
-        self._prior, self.samples = state["prior"], state["samples"]
+        self.feedback.gradient, self.feedback.target = state["gradient"], state["target"]
+        self.feedback.prior, self.samples = state["prior"], state["samples"]
