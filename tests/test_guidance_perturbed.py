@@ -28,7 +28,7 @@ from lightning_guide.guidance.attention import (
 from lightning_guide.guidance.blocks import SkipBlocks, StochasticSkip
 from lightning_guide.guidance.condition import AnnealedCondition
 from lightning_guide.guidance.noise_level import NoisyNoiseEmbedding
-from lightning_guide.guidance.perturbed import Perturbation, Perturbed
+from lightning_guide.guidance.perturbed import Perturbation, Perturbed, Replacement
 from lightning_guide.guidance.tokens import ShuffledTokens
 from lightning_guide.module_tree import apart, matching, replaced
 from lightning_guide.noise import KarrasGrid
@@ -181,7 +181,7 @@ def test_modules_that_appear_twice_stay_one() -> None:
 # Several perturbations
 
 
-class Plus(Perturbation):
+class Plus(Replacement):
     """Adds a number to what an attention core or a block returns."""
 
     kind = "attention"
@@ -389,3 +389,11 @@ def test_seg_and_pag_negatives_at_once_with_cfg() -> None:
     pag, seg = (run(kind(0.0, positive=model)) for kind in (PerturbedAttentionGuidance, SmoothedEnergyGuidance))
     expected = plain + 0.5 * (plain - uncond) + (plain - pag) + 2 * (plain - seg)
     torch.testing.assert_close(guided, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_perturbation_that_replaces_nothing_cannot_be_made() -> None:
+    """It owes `start`, or as a `Replacement` `replace`."""
+    for base, owed in ((Perturbation, "start"), (Replacement, "replace")):
+        kind = type("Incomplete", (base,), {"kind": "attention"})
+        with pytest.raises(TypeError, match=f"abstract method '?{owed}'?"):
+            kind()

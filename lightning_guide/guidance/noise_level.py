@@ -15,14 +15,14 @@ from lightning_guide.denoiser import Denoiser, Trajectory
 from lightning_guide.guidance.combination import Combination
 from lightning_guide.guidance.embedding import ChangedEmbedding
 from lightning_guide.guidance.guided import Guided
-from lightning_guide.guidance.perturbed import Perturbation, Perturbed
+from lightning_guide.guidance.perturbed import Perturbed, Replacement
 from lightning_guide.guidance.step_window import StepWindow
 from lightning_guide.guidance.weights import WeightSchedule
 
 __all__ = ["NoisyNoiseEmbedding", "TimeStepGuidance"]
 
 
-class NoisyNoiseEmbedding(Perturbation):
+class NoisyNoiseEmbedding(Replacement):
     """e + s t^alpha std(e) n for the embedding e (B, E) of the noise level; n is fresh at each call.
 
     std is that of each sample's E numbers. t = 1 - step / steps falls from 1 to 1 / steps: the paper's t is the time

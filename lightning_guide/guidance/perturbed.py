@@ -7,7 +7,7 @@ buffers; it shares the parameters, so that it follows them, and nothing else.
 
 from __future__ import annotations
 
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 from torch import nn
@@ -18,11 +18,11 @@ from lightning_guide.guidance.references import Main
 from lightning_guide.module_tree import StandIn, named, rebuilt
 from lightning_guide.recipe import Recorded
 
-__all__ = ["Perturbation", "Perturbed"]
+__all__ = ["Perturbation", "Perturbed", "Replacement"]
 
 
 class Perturbation(Recorded, ABC):
-    """What takes the place of certain submodules of a network: override `replace`, or `start` where they act together.
+    """What takes the place of certain submodules of a network; of each by itself: `Replacement`.
 
     Attributes:
         kind: the kind of `Network.parts` that is replaced unless layers are named.
@@ -41,17 +41,13 @@ class Perturbation(Recorded, ABC):
             raise ValueError(f"{type(self).__name__} needs a list of names or patterns of layers, got {layers!r}")
         self.layers = layers
 
+    @abstractmethod
     def start(self, trajectory: Trajectory, names: Sequence[str]) -> Mapping[str, StandIn]:
-        """What stands in for each of the submodules `names` along `trajectory`, with a fresh state."""
-        return dict.fromkeys(names, lambda module: self.replace(module, trajectory))
-
-    def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
-        """What stands in for `module` along `trajectory`, which also gives it its random streams.
+        """What stands in for each of the submodules `names` along `trajectory`, with a fresh state.
 
         Raises:
-            ValueError: if it cannot stand in for such a module.
+            ValueError: if nothing can stand in for such a module.
         """
-        raise NotImplementedError(f"{type(self).__name__} needs a method replace, or start")
 
     def chosen(self, network: Network) -> list[str]:
         """Names of the submodules of `network` that are replaced.
@@ -67,6 +63,22 @@ class Perturbation(Recorded, ABC):
                 f"(it names {', '.join(sorted(network.parts)) or 'nothing'}); say which with layers: [...]"
             )
         return named(network, network.parts[self.kind], type(self).__name__)
+
+
+class Replacement(Perturbation):
+    """A perturbation that takes the place of each submodule by itself."""
+
+    def start(self, trajectory: Trajectory, names: Sequence[str]) -> Mapping[str, StandIn]:
+        """What `replace` makes of each."""
+        return dict.fromkeys(names, lambda module: self.replace(module, trajectory))
+
+    @abstractmethod
+    def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
+        """What stands in for `module` along `trajectory`, which also gives it its random streams.
+
+        Raises:
+            ValueError: if it cannot stand in for such a module.
+        """
 
 
 class Perturbed(Guidance):

@@ -15,7 +15,7 @@ from lightning_guide.denoiser import Denoiser, Trajectory
 from lightning_guide.guidance.around import Around
 from lightning_guide.guidance.combination import Combination
 from lightning_guide.guidance.guided import Guided
-from lightning_guide.guidance.perturbed import Perturbation, Perturbed
+from lightning_guide.guidance.perturbed import Perturbed, Replacement
 from lightning_guide.guidance.weights import WeightSchedule
 
 __all__ = ["ShuffledTokens", "TokenPerturbationGuidance"]
@@ -40,7 +40,7 @@ class _Shuffled(Around):
         return self.inner(x, *arguments)
 
 
-class ShuffledTokens(Perturbation):
+class ShuffledTokens(Replacement):
     """block(x P, ...) with a random permutation P of the tokens or positions, which is not undone after the block.
 
     A permutation is drawn for each block and call. All samples of a seed share it, as in the paper: one gather for the

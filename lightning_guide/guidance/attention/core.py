@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from lightning_guide.denoiser import Network
-from lightning_guide.guidance.perturbed import Perturbation
+from lightning_guide.guidance.perturbed import Replacement
 
 __all__ = ["AttentionPerturbation", "ChangedMap", "ChangedQueries"]
 
 Grid = tuple[int, int] | None
 
 
-class AttentionPerturbation(Perturbation):
+class AttentionPerturbation(Replacement):
     """Base of what takes the place of attention cores: modules called as core(q, k, v, grid)."""
 
     kind = "attention"

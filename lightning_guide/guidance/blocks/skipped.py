@@ -16,7 +16,7 @@ from lightning_guide.guidance.around import Around
 from lightning_guide.guidance.blocks.shapes import shapes
 from lightning_guide.guidance.combination import Combination
 from lightning_guide.guidance.guided import Guided
-from lightning_guide.guidance.perturbed import Perturbation, Perturbed
+from lightning_guide.guidance.perturbed import Perturbed, Replacement
 from lightning_guide.guidance.step_window import StepWindow
 from lightning_guide.guidance.weights import WeightSchedule
 
@@ -44,7 +44,7 @@ class _HandsThrough(Around):
         return x
 
 
-class SkipBlocks(Perturbation):
+class SkipBlocks(Replacement):
     """block(x, ...) = x for the chosen blocks; an empty list of layers changes nothing."""
 
     kind = "block"

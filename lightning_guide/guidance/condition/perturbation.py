@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from lightning_guide.denoiser import Network
-from lightning_guide.guidance.perturbed import Perturbation
+from lightning_guide.guidance.perturbed import Replacement
 
 __all__ = ["ConditionPerturbation"]
 
 
-class ConditionPerturbation(Perturbation):
+class ConditionPerturbation(Replacement):
     """Takes the place of the modules that embed labels, output (B, E), or the tokens of texts, (B, L, E)."""
 
     kind = "label_embedding"

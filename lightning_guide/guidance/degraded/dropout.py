@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from lightning_guide.denoiser import Trajectory
-from lightning_guide.guidance.perturbed import Perturbation
+from lightning_guide.guidance.perturbed import Replacement
 
 __all__ = ["SamplingDropout"]
 
 
-class SamplingDropout(Perturbation):
+class SamplingDropout(Replacement):
     """x m / (1 - p), m = 0 with probability p, else 1, for each sample, number and call; p = 0 changes nothing.
 
     `Perturbed([SamplingDropout(0.1)])` is a denoiser, to be a positive or a negative. It drops whether the network is
