@@ -1,15 +1,14 @@
 """The snapshot store: which weights were kept when, on disk, and how to get any average of them back.
 
-A folder holds one file for each (images, sigma_rel) and `index.json`, a cache of the folder. Only the training
-process of rank 0 writes; anybody may read at the same time. A process killed at any moment leaves a readable
-store: a file has its final name only once it is whole, and is found again if the index does not list it yet.
+A folder holds one file for each (images, sigma_rel) and an index of them (`snapshot_index`). Only the training process
+of rank 0 writes; anybody may read at the same time. A process killed at any moment leaves a readable store: a file has
+its final name only once it is whole, and is found again if the index does not list it yet.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,20 +20,18 @@ from lightning_guide.denoiser import Denoiser
 from lightning_guide.ema import gamma
 from lightning_guide.post_hoc import Rebuilt, accumulate, shares
 from lightning_guide.recipe import build
-from lightning_guide.snapshot_file import Metadata, atomic, read, read_metadata, write
+from lightning_guide.snapshot_file import Metadata, read, read_metadata, write
+from lightning_guide.snapshot_index import SnapshotIndex
 from lightning_guide.snapshot_names import (
     Entry,
     SnapshotMissing,
     available,
     file_name,
     fraction_images,
-    parse_file_names,
     parse_images,
 )
 
 __all__ = ["Entry", "Metadata", "SnapshotMissing", "SnapshotStore", "fraction_images"]
-
-_INDEX = "index.json"
 
 
 class SnapshotStore:
@@ -47,6 +44,7 @@ class SnapshotStore:
         """Raises ValueError if `folder` is a file or `dtype` no floating type."""
         self.folder = Path(folder)
         self.dtype = dtype
+        self._index = SnapshotIndex(self.folder)
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"{self.folder} is a file; expected the folder of a run's snapshots")
         if not dtype.is_floating_point:
@@ -82,20 +80,14 @@ class SnapshotStore:
         kept = [name for name, tensor in tensors.items() if name in buffers or not tensor.is_floating_point()]
         metadata = Metadata(images, round(float(sigma_rel), 4), recipe, planned_images, tuple(sorted(kept)))
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._remove_stale()
+        self._index.remove_stale()
         write(path, tensors, metadata, dtype=self.dtype)
-        names = self._indexed() | {entry.path.name for entry in self.entries()}
-        entries = parse_file_names(self.folder, names)
-        rows = [{"images": e.images, "sigma_rel": e.sigma_rel, "file": e.path.name} for e in entries]
-        with atomic(self.folder / _INDEX, durable=False) as temporary:
-            temporary.write_text(json.dumps({"snapshots": rows}), encoding="utf-8")
+        self._index.write()
         return path
 
     def entries(self) -> list[Entry]:
         """All whole snapshots in the folder, by images, then sigma_rel; a file cut off by a copy only warns."""
-        names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
-        indexed = self._indexed()
-        return [e for e in parse_file_names(self.folder, names) if e.path.name in indexed or _is_whole(e)]
+        return self._index.entries()
 
     @property
     def planned_images(self) -> int | None:
@@ -221,7 +213,7 @@ class SnapshotStore:
             if same:
                 plans.append({same[0]: 1.0})
                 continue
-            self._check_not_lost(count, sigma_rel)
+            self._index.check_not_lost(count, sigma_rel)
             if sigma_rel == 0 or not entries or count > entries[-1].images:
                 raise self._missing(f"images={count}, sigma_rel={sigma_rel:g}", count, entries, until)
             plans.append(shares(averages, count, sigma_rel, max_error))
@@ -236,31 +228,6 @@ class SnapshotStore:
         plans = (read_metadata(entry.path).planned_images for entry in reversed(entries))
         return next((plan for plan in plans if plan is not None), None)
 
-    def _indexed(self) -> set[str]:
-        """File names that the index lists; none if it is missing or damaged, for it is only a cache."""
-        try:
-            rows = json.loads((self.folder / _INDEX).read_text(encoding="utf-8"))["snapshots"]
-            return {str(row["file"]) for row in rows}
-        except (OSError, ValueError, KeyError, TypeError):
-            return set()
-
-    def _remove_stale(self) -> None:
-        """Removes the temporary files of a writer that was killed."""
-        for stale in self.folder.glob(".*.tmp"):
-            name = stale.name[1:-4]
-            if name == _INDEX or parse_file_names(self.folder, [name]):
-                stale.unlink(missing_ok=True)
-
-    def _check_not_lost(self, images: int, sigma_rel: float) -> None:
-        """Raises SnapshotMissing if the index knows a snapshot whose file is gone."""
-        for entry in parse_file_names(self.folder, self._indexed()):
-            if (entry.images, entry.sigma_rel) == (images, sigma_rel) and not entry.path.exists():
-                raise SnapshotMissing(
-                    f"{entry.path} was written once and is gone; put it back, or delete {_INDEX} beside it to "
-                    "accept the loss",
-                    not_yet=False,
-                )
-
     def _missing(self, what: str, images: int, entries: Sequence[Entry], until: int | None) -> SnapshotMissing:
         """The error for a snapshot that is not among `entries`."""
         if not self.folder.is_dir():
@@ -272,13 +239,3 @@ class SnapshotStore:
         at = f" at images={until}" if until is not None else ""
         message = f"no snapshot of {what} in {self.folder}{when}{at}; {available(entries)}"
         return SnapshotMissing(message, not_yet=not_yet)
-
-
-def _is_whole(entry: Entry) -> bool:
-    """Whether a file that no index vouches for has all its bytes; warns if not."""
-    try:
-        read_metadata(entry.path)
-    except ValueError as error:
-        warnings.warn(f"left out of the snapshots: {error}", stacklevel=3)
-        return False
-    return True

@@ -29,6 +29,7 @@ WRITER = """
 import os, signal
 import torch
 from lightning_guide import snapshot_file
+from lightning_guide.snapshot_index import SnapshotIndex
 from lightning_guide.snapshots import SnapshotStore
 
 store = SnapshotStore(folder)
@@ -150,7 +151,7 @@ def test_killed_at_random_instants(tmp_path: Path, writers: Writers) -> None:
         pytest.param("dies_at(os, 'fsync', 5)", id="snapshot-before-sync"),
         pytest.param("dies_at(os, 'fsync', 6)", id="snapshot-before-folder-sync"),
         pytest.param("dies_at(os, 'fsync', 6, after=True)", id="snapshot-after-folder-sync"),
-        pytest.param("dies_at(SnapshotStore, '_indexed', 5)", id="between-snapshot-and-index"),
+        pytest.param("dies_at(SnapshotIndex, 'listed', 5)", id="between-snapshot-and-index"),
     ],
 )
 def test_killed_inside_a_write(tmp_path: Path, writers: Writers, aim: str) -> None:

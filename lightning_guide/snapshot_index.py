@@ -1,0 +1,78 @@
+"""Which snapshots a folder holds: its files, and beside them `index.json`, which vouches for them and knows lost ones.
+
+The index is a cache: a file counts as soon as it has its final name, and without an index all is found again. What the
+index lists is known to be whole and is not opened; what it lists and is not there was lost.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+from lightning_guide.snapshot_file import atomic, read_metadata
+from lightning_guide.snapshot_names import Entry, SnapshotMissing, parse_file_names
+
+__all__ = ["SnapshotIndex"]
+
+_NAME = "index.json"
+
+
+class SnapshotIndex:
+    """The snapshots in `folder`, which may not exist yet. One process writes, any number may read at the same time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def entries(self) -> list[Entry]:
+        """All whole snapshots in the folder, by images, then sigma_rel; a file cut off by a copy only warns."""
+        names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+        listed = self.listed()
+        return [e for e in parse_file_names(self.folder, names) if e.path.name in listed or _is_whole(e)]
+
+    def listed(self) -> set[str]:
+        """File names that the index lists; none if it is missing or damaged."""
+        try:
+            rows = json.loads((self.folder / _NAME).read_text(encoding="utf-8"))["snapshots"]
+            return {str(row["file"]) for row in rows}
+        except (OSError, ValueError, KeyError, TypeError):
+            return set()
+
+    def write(self) -> None:
+        """Lists what is there, and what was listed before."""
+        names = self.listed() | {entry.path.name for entry in self.entries()}
+        entries = parse_file_names(self.folder, names)
+        rows = [{"images": e.images, "sigma_rel": e.sigma_rel, "file": e.path.name} for e in entries]
+        with atomic(self.folder / _NAME, durable=False) as temporary:
+            temporary.write_text(json.dumps({"snapshots": rows}), encoding="utf-8")
+
+    def remove_stale(self) -> None:
+        """Removes the temporary files of a writer that was killed."""
+        for stale in self.folder.glob(".*.tmp"):
+            name = stale.name[1:-4]
+            if name == _NAME or parse_file_names(self.folder, [name]):
+                stale.unlink(missing_ok=True)
+
+    def check_not_lost(self, images: int, sigma_rel: float) -> None:
+        """Refuses a snapshot that the index lists and whose file is gone.
+
+        Raises:
+            SnapshotMissing: naming the file.
+        """
+        for entry in parse_file_names(self.folder, self.listed()):
+            if (entry.images, entry.sigma_rel) == (images, sigma_rel) and not entry.path.exists():
+                raise SnapshotMissing(
+                    f"{entry.path} was written once and is gone; put it back, or delete {_NAME} beside it to "
+                    "accept the loss",
+                    not_yet=False,
+                )
+
+
+def _is_whole(entry: Entry) -> bool:
+    """Whether a file that no index vouches for has all its bytes; warns if not."""
+    try:
+        read_metadata(entry.path)
+    except ValueError as error:
+        warnings.warn(f"left out of the snapshots: {error}", stacklevel=4)
+        return False
+    return True
