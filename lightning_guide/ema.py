@@ -32,7 +32,10 @@ LARGEST_SIGMA_REL = 12**-0.5
 def sigma_rel(gamma: float) -> float:
     """Relative standard deviation sqrt(g + 1) / ((g + 2) sqrt(g + 3)) of the profile with exponent g = `gamma`.
 
-    Raises ValueError unless 0 < gamma < inf. Source: EDM2, equation 126.
+    Source: EDM2, equation 126.
+
+    Raises:
+        ValueError: unless 0 < gamma < inf.
     """
     if not 0 < gamma < math.inf:
         raise ValueError(f"gamma must be positive and finite, got {gamma}")
@@ -44,7 +47,9 @@ def gamma(sigma_rel: float) -> float:
 
     It is the largest root of g^3 + 7 g^2 + (16 - s) g + (12 - s) = 0 with s = sigma_rel^-2, which has three real
     roots wherever the answer is positive; the trigonometric solution picks the largest. Source: EDM2, algorithm 2.
-    Raises ValueError outside (0, 12^-0.5).
+
+    Raises:
+        ValueError: outside (0, 12^-0.5).
     """
     if not 0 < sigma_rel < LARGEST_SIGMA_REL:
         raise ValueError(f"sigma_rel must lie between 0 and 12^-0.5 = {LARGEST_SIGMA_REL:.4f}, got {sigma_rel}")
@@ -62,7 +67,9 @@ def retention(gamma: float, previous: float, current: float) -> float:
     With `previous` the time of the update before, in images, this is exact for any interval: the weights seen at
     update i end up with a share proportional to t_i^(g + 1) - t_{i-1}^(g + 1), the profile's mass in
     (t_{i-1}, t_i]. The first update (previous = 0) keeps nothing. Source: EDM2, equation 123.
-    Raises ValueError unless 0 <= previous <= current and current > 0.
+
+    Raises:
+        ValueError: unless 0 <= previous <= current and current > 0.
     """
     if not (0 <= previous <= current and current > 0):
         raise ValueError(f"an update of an average must move forward in images, got {previous} -> {current}")
@@ -75,8 +82,10 @@ def update_(averages: Sequence[Tensor], parameters: Sequence[Tensor], retention:
 
     Averages are float32; parameters may be of lower precision. With `retention` 0 they are copied exactly,
     whatever the averages held. One multi-tensor operation a device, never one a tensor.
-    Raises ValueError if the lists differ in length or shapes, if an average is not float32 or if `retention` is
-    outside [0, 1].
+
+    Raises:
+        ValueError: if the lists differ in length or shapes, if an average is not float32 or if `retention` is outside
+            [0, 1].
     """
     if not 0 <= retention <= 1:
         raise ValueError(f"retention must lie in [0, 1], got {retention}")
@@ -124,8 +133,10 @@ def reconstruction_weights(
     ||sum_i x_i p_i - p_target|| and is then divided by its sum, so that it sums to 1. Stored entries later than
     the target get exactly 0; a stored entry equal to the target gets exactly 1 and the others 0.
     Source: EDM2, algorithm 3 (without the division).
-    Raises ValueError for a time that is not positive, for a sigma_rel outside (0, 12^-0.5), and for a target that
-    no stored entry precedes.
+
+    Raises:
+        ValueError: for a time that is not positive, for a sigma_rel outside (0, 12^-0.5), and for a target that no
+            stored entry precedes.
     """
     times, gammas = _profiles(stored)
     weights = torch.zeros(len(stored), len(targets), dtype=torch.float64)
@@ -145,7 +156,9 @@ def profile_error(stored: Sequence[tuple[float, float]], target: tuple[float, fl
     """Relative L2 error ||sum_i x_i p_i - p_target|| / ||p_target|| of the profile that can be rebuilt from `stored`.
 
     x are the `reconstruction_weights`. Exactly 0 when the target is stored; below about 1e-7 it is rounding.
-    Raises ValueError as they do.
+
+    Raises:
+        ValueError: as they do.
     """
     weights = reconstruction_weights(stored, [target])[:, 0]
     used = weights != 0

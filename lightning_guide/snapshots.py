@@ -41,7 +41,11 @@ class SnapshotStore:
     """
 
     def __init__(self, folder: Path | str, *, dtype: torch.dtype = torch.float32) -> None:
-        """Raises ValueError if `folder` is a file or `dtype` no floating type."""
+        """`dtype` of averages and raw weights on disk; buffers keep theirs.
+
+        Raises:
+            ValueError: if `folder` is a file or `dtype` no floating type.
+        """
         self.folder = Path(folder)
         self.dtype = dtype
         self._index = SnapshotIndex(self.folder)

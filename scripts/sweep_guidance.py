@@ -6,6 +6,9 @@
 Writes the evaluations as a config (`evaluations.yaml`), runs them by `lightning-guide test`, and sums up mean and 95 %
 interval (Student's t over the seeds) of every metric in `summary.json` and a table; `fd_change` is relative to the
 unguided samples of the same seed.
+
+The tables for CIFAR-10 in docs/results.md are printed by this. `lightning-guide sweep` does more (any axis, resumable
+point by point) but takes its intervals over blocks of one seed.
 """
 
 from __future__ import annotations
