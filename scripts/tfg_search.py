@@ -18,7 +18,7 @@ import yaml
 from jsonargparse import auto_cli
 from run_evaluations import evaluate, solver
 
-from lightning_guide.guidance.energy.beam_search import FACTORS, START, Point, beam_search
+from lightning_guide.guidance.energy.beam_search import FACTORS, START, Candidate, beam_search
 from lightning_guide.guidance_files import read_guidances
 
 
@@ -61,10 +61,10 @@ def study(
     sampler["init_args"] = sampler["init_args"] | {"eta": 1.0}
     common = {"num_samples": samples, "batch_size": samples, "seed": seed, "sampler": sampler}
 
-    def at(point: Point) -> dict[str, Any]:
+    def at(point: Candidate) -> dict[str, Any]:
         return tfg | {"init_args": tfg["init_args"] | dict(point)}
 
-    def scores(points: Sequence[Point]) -> list[float]:
+    def scores(points: Sequence[Candidate]) -> list[float]:
         names = [" ".join(f"{key}={value:g}" for key, value in point.items()) for point in points]
         asked = {each: {**common, "guidance": at(point)} for each, point in zip(names, points, strict=True)}
         results = evaluate(f"{run}/config.yaml", asked, Path(out) / names[0].replace(" ", "_"))

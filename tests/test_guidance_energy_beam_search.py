@@ -11,18 +11,18 @@ from torch import Tensor
 
 from lightning_guide.analytic import GaussianMixture
 from lightning_guide.guidance.energy import TFG, Quadratic
-from lightning_guide.guidance.energy.beam_search import FACTORS, START, Point, Scores, beam_search
+from lightning_guide.guidance.energy.beam_search import FACTORS, START, Candidate, Scores, beam_search
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers import DDIM
 from tests.energies import drawn, mixture
 
 
-def each(score: Callable[[Point], float]) -> Scores:
+def each(score: Callable[[Candidate], float]) -> Scores:
     """One after the other."""
     return lambda points: [score(point) for point in points]
 
 
-def hill(point: Point) -> float:
+def hill(point: Candidate) -> float:
     """Highest at rho = 2, mu = .5, gamma = .1."""
     return -sum(abs(math.log(point[name] / at)) for name, at in (("rho", 2.0), ("mu", 0.5), ("gamma", 0.1)))
 
@@ -53,7 +53,7 @@ def test_a_beam_of_one_is_greedy_and_a_wide_one_sees_over_a_dip() -> None:
     """Doubling rho once is worse, twice is best of all: only a beam goes on from the worse point."""
     values = {1.0: 0.0, 2.0: -1.0, 4.0: 5.0}
 
-    def dip(point: Point) -> float:
+    def dip(point: Candidate) -> float:
         return values.get(point["rho"], -9.0) - abs(point["mu"] - 1)
 
     factors = {"rho": 2.0, "mu": 2.0}
@@ -75,7 +75,7 @@ def test_it_tunes_tfg_towards_the_exact_posterior() -> None:
     sampler = DDIM(KarrasGrid(5, sigma_min=0.1, sigma_max=5.0), eta=1.0)
     wanted = posterior_mean(prior, [-0.5, 0.4, 0.6], 0.7)
 
-    def score(point: Point) -> float:
+    def score(point: Candidate) -> float:
         tfg = TFG(loss, point["rho"], point["mu"], point["gamma"], iterations=1, positive=prior)
         return -float((drawn(tfg, sampler, 24).mean(0) - wanted).norm())
 
@@ -95,7 +95,7 @@ def test_a_round_is_scored_at_once() -> None:
     """So that a scorer may evaluate its points side by side."""
     rounds: list[int] = []
 
-    def scores(points: Sequence[Point]) -> list[float]:
+    def scores(points: Sequence[Candidate]) -> list[float]:
         rounds.append(len(points))
         return [hill(point) for point in points]
 

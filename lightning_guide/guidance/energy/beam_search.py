@@ -12,10 +12,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["FACTORS", "START", "Point", "Scores", "Search", "beam_search"]
+__all__ = ["FACTORS", "START", "Candidate", "Scores", "Search", "beam_search"]
 
-Point = Mapping[str, float]
-Scores = Callable[[Sequence[Point]], Sequence[float]]
+Candidate = Mapping[str, float]
+Scores = Callable[[Sequence[Candidate]], Sequence[float]]
 """Points -> a number for each, higher is better; all new points of a round come together."""
 
 START: Mapping[str, float] = {"rho": 0.25, "mu": 0.25, "gamma": 0.001}
@@ -31,11 +31,11 @@ class Search:
         rounds: the beam after each round, best first; the first entry is the start.
     """
 
-    trials: list[tuple[Point, float]] = field(default_factory=list)
-    rounds: list[list[Point]] = field(default_factory=list)
+    trials: list[tuple[Candidate, float]] = field(default_factory=list)
+    rounds: list[list[Candidate]] = field(default_factory=list)
 
     @property
-    def best(self) -> Point:
+    def best(self) -> Candidate:
         """The point with the highest score."""
         return self.rounds[-1][0]
 
@@ -43,7 +43,7 @@ class Search:
 def beam_search(
     scores: Scores,
     *,
-    start: Point = START,
+    start: Candidate = START,
     factors: Mapping[str, float] = FACTORS,
     beam: int = 3,
     rounds: int = 7,
@@ -68,7 +68,7 @@ def beam_search(
     known: dict[tuple[float, ...], float] = {}
     found = Search()
 
-    def ranked(points: Sequence[Point]) -> list[Point]:
+    def ranked(points: Sequence[Candidate]) -> list[Candidate]:
         several = {_key(point): point for point in points}
         new = [point for key, point in several.items() if key not in known]
         for point, score in zip(new, scores(new) if new else (), strict=True):
@@ -87,5 +87,5 @@ def beam_search(
     return found
 
 
-def _key(point: Point) -> tuple[float, ...]:
+def _key(point: Candidate) -> tuple[float, ...]:
     return tuple(point.values())

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory, expand
-from lightning_guide.guidance.gradient.strengths import Linearised, PaperStrength, Strength
+from lightning_guide.guidance.gradient.strengths import PaperStrength, Slope, Strength
 from lightning_guide.guidance.guidance import Guidance
 from lightning_guide.guidance.references import Main
 
@@ -121,7 +121,7 @@ class GradientGuidance(Guidance):
             self._check_rows(len(x), len(g))
             line = self.linearise(plain, x, sigma, condition, g.to(x))
             flat = line.jacobian.flatten(1)
-            point = Linearised(y.to(x) - line.value, flat.square().sum(1), line.along, sigma)
+            point = Slope(y.to(x) - line.value, flat.square().sum(1), line.along, sigma)
             # flattened, so that a number for each sample broadcasts over its elements
             score = (self.strength.at(point)[:, None] * flat).reshape(x.shape)
             return self._added(line.prediction, self._capped(score, sigma), sigma)

@@ -27,11 +27,11 @@ from torch import Tensor
 
 from lightning_guide.recipe import Recorded
 
-__all__ = ["ConstantStrength", "Linearised", "PaperStrength", "PosteriorStrength", "Strength", "Tilt"]
+__all__ = ["ConstantStrength", "PaperStrength", "PosteriorStrength", "Slope", "Strength", "Tilt"]
 
 
 @dataclass(frozen=True)
-class Linearised:
+class Slope:
     """What is known of the label at one point of a trajectory, each (B,) but for `sigma` ().
 
     `error` is y - v, `square` |J|^2 and `along` u^T J, u the gradient of v with respect to D (g without a decoder).
@@ -53,7 +53,7 @@ class Strength(Recorded, ABC):
     noise: float | None = None
 
     @abstractmethod
-    def at(self, point: Linearised) -> Tensor:
+    def at(self, point: Slope) -> Tensor:
         """c (B,) at one point."""
 
 
@@ -73,7 +73,7 @@ class PaperStrength(Strength):
         self.noise: float = noise
         self.data_std, self.scale = data_std, scale
 
-    def at(self, point: Linearised) -> Tensor:
+    def at(self, point: Slope) -> Tensor:
         """c (B,)."""
         variance = point.sigma**2 * (1 + point.sigma**2 / self.data_std**2) * point.square
         return self.scale * point.error / (self.noise**2 + variance)
@@ -96,7 +96,7 @@ class PosteriorStrength(Strength):
         self.noise: float = noise
         self.scale = scale
 
-    def at(self, point: Linearised) -> Tensor:
+    def at(self, point: Slope) -> Tensor:
         """c (B,)."""
         return self.scale * point.error / (self.noise**2 + point.sigma**2 * torch.maximum(point.along, point.square))
 
@@ -116,7 +116,7 @@ class ConstantStrength(Strength):
         _check_positive(self, beta=beta)
         self.beta = beta
 
-    def at(self, point: Linearised) -> Tensor:
+    def at(self, point: Slope) -> Tensor:
         """c (B,)."""
         return self.beta * point.error
 
@@ -138,7 +138,7 @@ class Tilt(Strength):
         _check_positive(self, eta=eta)
         self.eta = eta
 
-    def at(self, point: Linearised) -> Tensor:
+    def at(self, point: Slope) -> Tensor:
         """eta (B,)."""
         return point.error.new_full(point.error.shape, self.eta)
 
