@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Before torch and matplotlib are imported, and through the environment, so that child processes inherit it.
 # One thread: steadier and no slower for small networks, and two ranks do not fight over two cores.
@@ -47,3 +48,30 @@ def processes() -> Iterator[Processes]:
     server = Processes()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def search_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run, averages of two widths at 20 times, and search.yaml; searches leave it as it is."""
+    from tests.searches import finished_run  # the command line takes seconds to import
+
+    folder = tmp_path_factory.mktemp("search")
+    finished_run(folder)
+    return folder
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """(point, blocks missing) of every call of a search that draws something."""
+    from lightning_guide.search.drawing import DrawnBlocks
+
+    calls: list[tuple[str, int]] = []
+    before = DrawnBlocks.draw
+
+    def draw(self: DrawnBlocks, place: Any, blocks: Any) -> None:
+        if missing := len(set(blocks) - self.drawn(place)):
+            calls.append((self.space.name(place), missing))
+        before(self, place, blocks)
+
+    monkeypatch.setattr(DrawnBlocks, "draw", draw)
+    return calls

@@ -32,7 +32,7 @@ FILES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"
 GUIDANCES = [name for name in FILES if name.startswith(("guidance/", "energy/"))]
 # as digits/parts.yaml and digits/classifier.yaml
 SLOW = ("digits/autoencoder.yaml", "digits/robust_classifier.yaml", "digits/sketch.yaml")
-# the others: test_configs_guidance.py, ..._energy.py, ..._gradient.py, ..._edm2.py, test_search_commands.py
+# the others: test_configs_guidance.py, ..._energy.py, ..._gradient.py, ..._edm2.py, test_search_refusals.py
 ELSEWHERE = ("gradient/", "edm2/", "cifar32/edm1", "search/")
 FILES = [name for name in FILES if name not in GUIDANCES[1:] and not name.startswith(ELSEWHERE)]
 PARTS[GUIDANCES[0]] = "digits/main.yaml"

@@ -41,8 +41,10 @@ def write_csv(space: Space, swept: Mapping[Place, Scores], failed: Mapping[str, 
                 change = difference(scores, plain, key)
                 row |= {f"{key}_change": change.value, f"{key}_change_half_width": change.half_width}
         table.writerow(row)
-    for name, why in failed.items():
-        table.writerow({"point": name, "failed": why})
+    for place in [UNGUIDED, *space.places]:
+        if (name := space.name(place)) in failed:
+            shown = {axes[key]: _plain(value) for key, value in space.shown(place).items()}
+            table.writerow({"point": name} | shown | {"failed": failed[name]})
     with atomic(path) as temporary:
         temporary.write_text(text.getvalue(), encoding="utf-8")
 

@@ -1,0 +1,180 @@
+"""What a search refuses, in one sentence: mistakes in its file, folders that are not its own, others' results."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lightning_guide.cli import main
+from lightning_guide.search.ledger import Ledger, run_identity
+from lightning_guide.search.search_file import read_search
+from lightning_guide.snapshots import SnapshotStore
+from tests.searches import METRICS, SEARCH, other_data, own_metrics, search
+
+
+@pytest.fixture
+def folder(search_folder: Path) -> Path:
+    """A folder with a finished run: averages of two widths at 20 times."""
+    return search_folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"axes": {"w": {"path": "guidance.init_args.weight"}}}, "expected path, values and maybe prior"),
+        ({"axes": {"w": {"path": "guidance.init_args.weight", "values": 3}}}, "expected a list"),
+        ({"axis": {}}, r"a search does not know \['axis'\]; expected evaluation, axes"),
+        ({"objectives": {"fd": "low"}}, "objective 'fd' is 'low'; expected lowest or highest"),
+        ({"blocks": 0}, "blocks is 0; expected a whole number from 1 on"),
+        ({"axes": [1]}, r"axes is \[1\]; expected names with what they stand for"),
+        ({"objectives": "fd"}, "objectives is 'fd'; expected names"),
+        ({"evaluation": "unguided"}, "evaluation is 'unguided'; expected names"),
+        ({"evaluation": {"num_samples": 9, "metrics": {}}}, "its evaluation sets metrics, num_samples, which a search"),
+        ({"metrics": ["fd"]}, r"metrics is \['fd'\]; expected names"),
+        ({1: 2, "axis": 4}, r"a search does not know \[1, 'axis'\]"),
+        ({"objectives": {"fd": ["lowest"]}}, r"objective 'fd' is \['lowest'\]; expected lowest or highest"),
+        ({"axes": {"w": {"path": "a", "values": {"x": 1}, "prior": {"x": 1}}}}, "its prior {'x': 1} is none of its"),
+    ],
+)
+def test_what_a_file_gets_wrong_is_said(tmp_path: Path, changes: dict[Any, Any], said: str) -> None:
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(SEARCH | changes))
+    with pytest.raises(ValueError, match=rf"search.yaml: .*{said}"):
+        read_search(tmp_path / "search.yaml")
+    (tmp_path / "search.yaml").write_text("axes: {w: [\n")
+    with pytest.raises(ValueError, match="search.yaml is no YAML: while parsing"):
+        read_search(tmp_path / "search.yaml")
+    (tmp_path / "search.yaml").write_text("# to be filled in")
+    with pytest.raises(ValueError, match="search.yaml holds nothing; expected evaluation, axes"):
+        read_search(tmp_path / "search.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("block: 2\nseed: 3\nblock: 4\n", "line 3: 'block' stands in line 1 already; expected it once"),
+        ("axes:\n  age: {path: a, values: [1]}\n  age: {path: b, values: [1]}\n", "line 3: 'age' stands in line 2"),
+    ],
+)
+def test_a_key_that_stands_twice_is_said(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "search.yaml").write_text(text)
+    with pytest.raises(ValueError, match=f"search.yaml, {said}"):
+        read_search(tmp_path / "search.yaml")
+    merged = "evaluation: {a: &a {x: 1}, b: {c: &c {<<: *a, x: 2}}, d: {<<: *c, x: 3}}"
+    (tmp_path / "search.yaml").write_text(merged)  # laid over each other, no key is given twice
+    assert read_search(tmp_path / "search.yaml").evaluation == {"a": {"x": 1}, "b": {"c": {"x": 2}}, "d": {"x": 3}}
+
+
+def test_every_search_in_configs_can_be_read() -> None:
+    for path in sorted((Path(__file__).parent.parent / "configs/search").glob("*.yaml")):
+        assert read_search(path).axes, path
+        assert path.read_text().startswith("# "), path
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"axes": {"w": {"path": "guidance.init_args.wight", "values": [1]}}}, "init_args holds guider, weight"),
+        ({"objectives": {}}, "has no objectives"),
+        ({"metrics": {}}, "has metrics to judge by"),
+        ({"objectives": {"fid": "lowest"}}, "the metric 'fid' is not reported; there are: nfe, samples"),
+        ({"evaluation": {"sampler": {"class_path": "Eulr"}}}, "the evaluation of the search"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(
+    folder: Path, changes: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        search(folder, "tune", "mistake", "--budget", "320", changes=changes)
+    found = str(left.value.code)
+    assert said in found and "\n" not in found.strip()
+
+
+def test_an_objective_that_is_not_reported_is_said_after_the_first_point(
+    folder: Path, drawn: list[tuple[str, int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        search(folder, "sweep", "unknown", changes={"objectives": {"fid": "lowest"}})
+    assert "the metric 'fid' is not reported" in str(left.value.code) and drawn == [("unguided", 5)]
+
+
+def test_the_folder_of_the_run_is_no_folder_for_results(
+    folder: Path, drawn: list[tuple[str, int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, file = folder / "run_too", folder / "file"
+    (other / "checkpoints").mkdir(parents=True)
+    file.write_text("")
+    for out, said in (
+        (folder / "run", "is the folder of the run itself"),
+        (other, "run_too is the folder of a run; expected one for the results"),  # whose curves would be removed
+        (file, "file cannot be a folder for the results: File exists"),
+    ):
+        with pytest.raises(SystemExit) as left:
+            main(["sweep", str(folder / "run/config.yaml"), str(folder / "search.yaml"), "--out", str(out)])
+        assert said in str(left.value.code) and not drawn
+
+
+def test_results_know_whose_they_are(folder: Path, tmp_path: Path) -> None:
+    search = {"run": run_identity(folder / "run"), "axes": {"w": {"values": [1.5, float("nan")]}}, "block": 10}
+    ledger = Ledger(tmp_path / "results.json", search)
+    ledger.content["points"] = {"a": {"axes": {"w": 1.5}, "values": {"fd": float("inf")}}}
+    ledger.write()
+    written = {"points": {"a": {"axes": {"w": 1.5}, "values": {"fd": None}}}}
+    assert Ledger(tmp_path / "results.json", search).content == written
+    with pytest.raises(ValueError, match="results.json belongs to another search: block was 10, now it is 11; choose"):
+        Ledger(tmp_path / "results.json", search | {"block": 11})
+    store = SnapshotStore(folder / "run/snapshots")
+    newest = store.entries()[-1]
+    before, (tensors, metadata) = newest.path.read_bytes(), store.load(newest)
+    changed = {name: 2 * tensor for name, tensor in tensors.items()}
+    store.save(changed, images=160, sigma_rel=newest.sigma_rel, recipe=metadata.recipe)
+    with pytest.raises(ValueError, match="belongs to another search: run was "):
+        Ledger(tmp_path / "results.json", search | {"run": run_identity(folder / "run")})
+    newest.path.write_bytes(before)
+    failed = {"unguided": {"axes": {}, "values": {"fd": 1.0}}, "a": {"axes": {"w": 1.5}, "failed": "no guider"}}
+    for content in ({}, {"points": {}}, {"points": failed}):  # a search that ended in a mistake: it may be put right
+        ledger.content = content
+        ledger.write()
+        assert Ledger(tmp_path / "results.json", search).content == content
+        assert Ledger(tmp_path / "results.json", search | {"block": 11}).content == {}
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(ValueError, match="results.json holds no search"):
+        Ledger(tmp_path / "results.json", search)
+
+
+def test_another_run_that_changes_in_its_folder_and_other_data_are_noticed(
+    folder: Path, drawn: list[tuple[str, int]]
+) -> None:
+    other = folder / "other"
+    shutil.copytree(folder / "run", other)
+    weight = {"path": "guidance.init_args.weight", "values": [2], "prior": 2}
+    run = {"path": "guidance.init_args.guider.init_args.run", "values": [str(other), str(folder / "run")]}
+    changes = {"axes": {"weight": weight, "run": run}, "objectives": {"fd": "lowest"}}
+    words = ("tune", "runs", "--budget", "240")
+    search(folder, *words, changes=changes)
+    assert {name for name, _ in drawn} == {"unguided", f"weight=2 run={other}", f"weight=2 run={folder / 'run'}"}
+    drawn.clear()
+    with pytest.raises(SystemExit, match="belongs to another search: data was "):
+        search(folder, *words, "--configs", f"[{other_data(folder)}]", changes=changes)
+    store = SnapshotStore(other / "snapshots")
+    newest = store.entries()[-1]
+    tensors, metadata = store.load(newest)
+    doubled = {name: 2 * tensor for name, tensor in tensors.items()}
+    store.save(doubled, images=newest.images, sigma_rel=newest.sigma_rel, recipe=metadata.recipe)
+    with pytest.raises(SystemExit, match="belongs to another search: runs was "):
+        search(folder, *words, changes=changes)
+    (folder / "runs/tune.json").unlink()
+    search(folder, *words, changes=changes)
+    assert {name for name, _ in drawn} == {f"weight=2 run={other}"}  # the blocks of the others still hold
+    (folder / "runs/tune.json").unlink()
+    drawn.clear()
+    mixed = f"[{other_data(folder)}, {own_metrics(folder, METRICS)[1:]}"
+    search(folder, *words, "--configs", mixed, changes=changes)
+    assert len({name for name, _ in drawn}) == 3  # of other data none does
+    drawn.clear()
+    search(folder, "tune", "own", "--budget", "240", "--configs", mixed, changes=changes | {"metrics": None})
+    used = yaml.safe_load((folder / "own/fd.yaml").read_text())["model"]["init_args"]["metrics"]
+    assert list(used) == list(METRICS)
