@@ -21,9 +21,9 @@ from lightning_guide.seeds import SampleSeeds
 __all__ = ["Denoiser", "Models", "Network", "Preconditioned", "Predict", "Prediction", "Trajectory", "expand"]
 
 
-def expand(sigma: Tensor, x: Tensor) -> Tensor:
-    """`sigma` (B,) or () shaped to broadcast over `x` (B, *)."""
-    return sigma.reshape(-1, *[1] * (x.ndim - 1)) if sigma.ndim else sigma
+def expand(values: Tensor, x: Tensor) -> Tensor:
+    """`values` (B,), one for each sample, or () for all, such as noise levels, shaped to broadcast over `x` (B, *)."""
+    return values.reshape(-1, *[1] * (x.ndim - 1)) if values.ndim else values
 
 
 @dataclass(frozen=True)

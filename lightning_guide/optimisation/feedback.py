@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from lightning_guide.denoiser import expand
 from lightning_guide.guidance.gradient import GradientGuidance, Strength
 from lightning_guide.objectives.objective import Objective
 from lightning_guide.optimisation.contraction import bound
@@ -97,8 +98,7 @@ class Feedback:
                 "logged as 'vanished'",
             )
             if self.gradient is not None and self.target is not None:
-                keep = vanished.reshape(-1, *[1] * (gradient.ndim - 1))
-                gradient = torch.where(keep, self.gradient, gradient)
+                gradient = torch.where(expand(vanished, gradient), self.gradient, gradient)
                 target = torch.where(vanished, self.target, target)
         self.gradient, self.target = gradient, target
         return {"gradient_norm": float(norm.double().mean()), "vanished": float(vanished.sum())}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_guide.data import Batch
+from lightning_guide.denoiser import expand
 
 __all__ = ["GeometricReplay", "LatestOnly", "Replay", "UniformReplay", "mixture"]
 
@@ -89,7 +90,7 @@ def mixture(
     device, rows = batch.x.device, (chosen - 1).clamp(min=0)
     mine = (chosen > 0).to(device)
     found = replay.flatten(0, 1)[rows].to(batch.x)
-    x = torch.where(mine.reshape(-1, *[1] * (batch.x.ndim - 1)), found, batch.x)
+    x = torch.where(expand(mine, batch.x), found, batch.x)
     if batch.condition is None or labels is None:
         return Batch(x, batch.condition)
     return Batch(x, torch.where(mine, labels.flatten()[rows].to(device), batch.condition))

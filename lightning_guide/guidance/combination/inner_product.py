@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_guide.denoiser import expand
+
 __all__ = ["TINY", "dot", "norm"]
 
 TINY = 1e-60
@@ -16,8 +18,7 @@ TINY = 1e-60
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """<a, b> of each sample, float64, `(B, 1, ..., 1)` for `a` and `b` (B, *)."""
-    products = torch.linalg.vecdot(a.flatten(1).double(), b.flatten(1).double())
-    return products.reshape(-1, *[1] * (a.ndim - 1))
+    return expand(torch.linalg.vecdot(a.flatten(1).double(), b.flatten(1).double()), a)
 
 
 def norm(a: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from lightning_guide.denoiser import expand
 from lightning_guide.guidance.energy.estimator import Copies, Estimator
 from lightning_guide.guidance.energy.objectives.objective import Loss
 from lightning_guide.guidance.energy.point import Point
@@ -99,12 +100,8 @@ def finite_step(rule: Descend, loss: Tensor, gradient: Tensor, point: Point) -> 
 
     It is impossible for a sample whose gradient is zero or, like its loss or the step itself, not finite.
     """
-
-    def shaped(flags: Tensor) -> Tensor:
-        return flags.reshape(-1, *[1] * (gradient.ndim - 1))
-
     finite = gradient.flatten(1).isfinite().all(1) & loss.isfinite()
-    gradient, loss = gradient.where(shaped(finite), 0), loss.where(finite, 0)
+    gradient, loss = gradient.where(expand(finite, gradient), 0), loss.where(finite, 0)
     step = rule(gradient, loss, point)
     possible = finite & (gradient != 0).flatten(1).any(1) & step.flatten(1).isfinite().all(1)
-    return step.where(shaped(possible), 0), possible
+    return step.where(expand(possible, step), 0), possible

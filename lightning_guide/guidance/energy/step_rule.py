@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from lightning_guide.denoiser import expand
 from lightning_guide.guidance.energy.point import Point
 from lightning_guide.guidance.energy.schedules import PowerLaw, Schedule
 from lightning_guide.recipe import Recorded
@@ -24,7 +25,7 @@ Descend = Callable[[Tensor, Tensor, Point], Tensor]
 
 def unit(v: Tensor) -> tuple[Tensor, Tensor]:
     """v / |v| `(B, *)` and |v| `(B, 1, ...)` for each sample, without overflow; NaN where v is zero."""
-    most = v.abs().flatten(1).amax(1).reshape(-1, *[1] * (v.ndim - 1))
+    most = expand(v.abs().flatten(1).amax(1), v)
     scaled = v / most
     norm = length(scaled)
     return scaled / norm, most * norm
@@ -32,7 +33,7 @@ def unit(v: Tensor) -> tuple[Tensor, Tensor]:
 
 def length(v: Tensor) -> Tensor:
     """|v| for each sample, `(B, 1, ...)`."""
-    return v.flatten(1).norm(dim=1).reshape(-1, *[1] * (v.ndim - 1))
+    return expand(v.flatten(1).norm(dim=1), v)
 
 
 class StepRule(Recorded, ABC):

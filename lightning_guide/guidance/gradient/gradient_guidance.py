@@ -120,10 +120,9 @@ class GradientGuidance(Guidance):
                 return plain(x, sigma, condition)
             self._check_rows(len(x), len(g))
             line = self.linearise(plain, x, sigma, condition, g.to(x))
-            flat = line.jacobian.flatten(1)
-            point = Slope(y.to(x) - line.value, flat.square().sum(1), line.along, sigma)
-            # flattened, so that a number for each sample broadcasts over its elements
-            score = (self.strength.at(point)[:, None] * flat).reshape(x.shape)
+            square = line.jacobian.flatten(1).square().sum(1)
+            c = self.strength.at(Slope(y.to(x) - line.value, square, line.along, sigma))
+            score = expand(c, x) * line.jacobian
             return self._added(line.prediction, self._capped(score, sigma), sigma)
 
         return predict
@@ -134,7 +133,7 @@ class GradientGuidance(Guidance):
             return score
         size = sigma * score.flatten(1).square().mean(1).sqrt()
         factor = (self.cap / size.clamp(min=torch.finfo(size.dtype).tiny)).clamp(max=1)
-        return score * factor.reshape(-1, *[1] * (score.ndim - 1))
+        return score * expand(factor, score)
 
     def _added(self, prediction: Prediction, score: Tensor, sigma: Tensor) -> Prediction:
         """The prediction of a score that is larger by `score`."""
