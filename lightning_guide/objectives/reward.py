@@ -16,7 +16,10 @@ __all__ = ["Reward"]
 
 
 class Reward(Objective):
-    """head(backbone((x + 1) / 2 clamped to [0, 1])), as in the paper."""
+    """head(backbone((x + 1) / 2 clamped to [0, 1])), as in the paper.
+
+    The backbone normalises as in its own training; the published experiment takes CLIP's mean and deviation instead.
+    """
 
     def __init__(self, backbone: Backbone, head: Head) -> None:
         """`head` on the features of `backbone`."""
