@@ -87,6 +87,7 @@ def test_the_probability_of_a_class(tmp_path: Path, generator: torch.Generator) 
     x = torch.rand(4, 1, 8, 8, generator=generator) * 2 - 1
     objective = ClassLogProbability(str(tmp_path), 2)
     torch.testing.assert_close(objective.value(x), network(x).log_softmax(1)[:, 2].detach())
+    assert not objective.state_dict()  # else a checkpoint of what it teaches would hold it, but not a fresh module
     agrees_with_finite_differences(objective, x)
     with pytest.raises(ValueError, match="label 3 is out of range: the classifier knows 3 classes"):
         ClassLogProbability(str(tmp_path), 3).value(x)
@@ -120,6 +121,7 @@ def test_a_reward_network_of_timm_with_a_random_head(resnet: str, generator: tor
     torch.testing.assert_close(value, expected.detach(), rtol=1e-3, atol=1e-4)
     assert gradient.abs().max() > 0 and not gradient[x.abs() > 1.001].any()  # nothing leads back into the range
     assert not any(parameter.requires_grad for parameter in reward.parameters())
+    assert not reward.state_dict()
     assert torch.equal(build(reward.recipe).value(x), value)  # a recipe holds backbone and head
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,12 +15,15 @@ __all__ = ["Backbone", "OpenClipBackbone", "TimmBackbone"]
 
 
 class Backbone(Recorded, nn.Module, ABC):
-    """Features (B, F) of pictures in [0, 1]; its model is built at first use, frozen and in eval mode."""
+    """Features (B, F) of pictures in [0, 1]; its model is built at first use, frozen and in eval mode.
+
+    It is no submodule: a checkpoint of what is optimised does not hold it, before that use nor after.
+    """
 
     def __init__(self) -> None:
         """Nothing is loaded yet."""
         super().__init__()
-        self._model: nn.Module | None = None
+        self._loaded: list[Any] = []
         self._size = 224
         self._mean: tuple[float, ...] = ()
         self._std: tuple[float, ...] = ()
@@ -30,17 +34,17 @@ class Backbone(Recorded, nn.Module, ABC):
 
     def features(self, picture: Tensor) -> Tensor:
         """What the model makes of `picture` (B, 3, size, size), normalised."""
-        assert self._model is not None
-        return self._model(picture)
+        features: Tensor = self._loaded[0](picture)
+        return features
 
     def forward(self, picture: Tensor) -> Tensor:
         """Features (B, F) of `picture` (B, 1 or 3, H, W) in [0, 1].
 
         Its shorter side is resized to that of the model, with antialiasing, and the middle is cut out.
         """
-        if self._model is None:
-            self._model = self.load().eval().requires_grad_(False)
-        self._model.to(picture.device)
+        if not self._loaded:
+            self._loaded.append(self.load().eval().requires_grad_(False))
+        self._loaded[0].to(picture.device)
         side = min(picture.shape[2:])
         height, width = (round(length * self._size / side) for length in picture.shape[2:])
         x = F.interpolate(picture.expand(-1, 3, -1, -1), (height, width), mode="bilinear", antialias=True)
@@ -95,5 +99,4 @@ class OpenClipBackbone(Backbone):
 
     def features(self, picture: Tensor) -> Tensor:
         """Embeddings (B, F) of length 1."""
-        assert self._model is not None
-        return F.normalize(self._model.encode_image(picture), dim=1)  # type: ignore[operator]
+        return F.normalize(self._loaded[0].encode_image(picture), dim=1)

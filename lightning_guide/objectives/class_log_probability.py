@@ -1,11 +1,10 @@
-"""The log-probability of one class under a small classifier: a reward for pictures that look like that class."""
+"""The log-probability of one class under a classifier trained here: a reward for pictures that look like that class."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from lightning_guide.evaluation.features import ClassifierFeatures
+from lightning_guide.guidance.energy.objectives.networks import RunNetwork
 from lightning_guide.objectives.objective import Objective
 
 __all__ = ["ClassLogProbability"]
@@ -17,7 +16,7 @@ class ClassLogProbability(Objective):
     def __init__(self, run: str, label: int) -> None:
         """`run` is the folder of the classifier's run, read at first use; `label` one of its classes."""
         super().__init__()
-        self.features, self.label = ClassifierFeatures(run), label
+        self.classifier, self.label = RunNetwork(run), label
 
     def forward(self, x: Tensor) -> Tensor:
         """ln p (B,) of pictures `x` (B, C, H, W) in [-1, 1].
@@ -25,9 +24,8 @@ class ClassLogProbability(Objective):
         Raises:
             ValueError: if there is no such classifier or class, or the pictures have another shape.
         """
-        classifier = self.features.classifier(x.device)
-        if not 0 <= self.label < classifier.num_classes:
-            known = classifier.num_classes
+        if not 0 <= self.label < self.classifier.num_classes:
+            known = self.classifier.num_classes
             raise ValueError(f"label {self.label} is out of range: the classifier knows {known} classes")
-        with torch.autocast(x.device.type, enabled=False):
-            return classifier(x.float()).log_softmax(1)[:, self.label].to(x.dtype)
+        logits: Tensor = self.classifier(x)
+        return logits.log_softmax(1)[:, self.label]
