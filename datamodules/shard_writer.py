@@ -36,7 +36,7 @@ def write_shards(
     """Writes (picture, label) pairs as KEY.png (or .jpg) and KEY.cls, KEY being the number in the source.
 
     A picture is a PIL image, a uint8 array (H, W) or (H, W, C), or a uint8 tensor (C, H, W) with C = 1 or 3; it is
-    stored as 8-bit RGB. A source may name its `classes`. A source with
+    stored as 8-bit RGB. A source may say its `classes`, and the `name(index)` of a picture. A source with
     `__len__` and `__getitem__` is read at random, one picture at a time; any other iterable is read into memory first.
     A shard appears under its name only when it is complete. Complete shards of an interrupted conversion are kept.
     Corrupt pictures are counted and left out. Returns the inventory, which is also in `NAME.json`:
@@ -125,7 +125,8 @@ def _record(items: Any, index: int, size: int | None) -> tuple[Tensor, int]:
     except (OSError, SyntaxError) as error:
         raise UndecodableError(f"{type(error).__name__}: {error}") from None
     except ValueError as error:
-        raise ValueError(f"item {index} of the source: {error}") from None
+        named = items.name(index) if hasattr(items, "name") else f"item {index} of the source"
+        raise ValueError(f"{named}: {error}") from None
 
 
 def _encoded(x: Tensor, quality: int | None) -> tuple[bytes, str]:

@@ -42,12 +42,16 @@ class ClassFolder(Sequence[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.files)
 
+    def name(self, index: int) -> str:
+        """A picture, as shown to the user."""
+        return str(self.files[index][0])
+
     def __getitem__(self, index: Any) -> Any:
         path, label = self.files[index]
         try:
             return decode_picture(path.read_bytes()), label
         except UndecodableError as error:
-            raise UndecodableError(f"{path} ({error})") from None
+            raise UndecodableError(f"{self.name(index)} ({error})") from None
 
 
 class PictureArchive(Sequence[tuple[Tensor, int]]):
@@ -72,12 +76,16 @@ class PictureArchive(Sequence[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.names)
 
+    def name(self, index: int) -> str:
+        """A picture, as shown to the user."""
+        return f"{self.names[index]} in {self.files.place}"
+
     def __getitem__(self, index: Any) -> Any:
         name = self.names[index]
         try:
             return decode_picture(self.files.read(name)), self.labels[name]
         except UndecodableError as error:
-            raise UndecodableError(f"{name} in {self.files.place} ({error})") from None
+            raise UndecodableError(f"{self.name(index)} ({error})") from None
 
 
 def torchvision_dataset(name: str, root: str, *, split: str, download: bool = False) -> Any:

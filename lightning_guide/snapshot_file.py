@@ -109,6 +109,9 @@ def atomic(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
     A process killed inside leaves `path` as it was and at most the temporary file, a dot file ending in ``.tmp``.
     If `durable`, the new file also survives a loss of power from the moment this returns.
+
+    Raises:
+        OSError: naming `path`, if the disk refuses to write on.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -116,8 +119,10 @@ def atomic(path: Path, *, durable: bool = True) -> Iterator[Path]:
         if durable:
             _sync(temporary)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     if durable:
         _sync(path.parent)

@@ -195,6 +195,9 @@ def test_bad_sources_and_arguments(source: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             convert(str(given), str(tmp_path / "out"))
+    (source / "dog").rmdir()
+    with pytest.raises(ValueError, match=r"/\w+/\d.png: 8x8 pixels cannot be shrunk to 9x9"):
+        convert(str(source), str(tmp_path / "out"), size=9)
     with pytest.raises(ValueError, match="quality is 0"):
         write_shards([(pixels(0), 0)], tmp_path / "out", quality=0)
     with pytest.raises(ValueError, match="records_per_shard is 0"):

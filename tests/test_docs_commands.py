@@ -1,0 +1,53 @@
+"""Commands in the documentation and in the comments of configs name configs and options that exist."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lightning_guide.cli import COMMANDS
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SOURCES = [*PAGES, *sorted((ROOT / "configs").rglob("*.yaml"))]
+TEXTS = {str(path.relative_to(ROOT)): re.sub(r" *\\\n[ #]*", " ", path.read_text()) for path in SOURCES}
+CALL = re.compile(r"lightning(?:-guide|_guide\.cli) (\w+) ([^`\n]+)")
+CALLS = [(page, *call) for page, text in TEXTS.items() for call in CALL.findall(text)]
+PLACEHOLDERS = re.compile(r"RUN|\bruns/|CONFIG|\.\.\.|\bX\b|this file|my_")
+
+
+def test_there_are_commands_to_look_at() -> None:
+    assert len(CALLS) > 100 and {"docs/training.md", "docs/data.md"} <= {page for page, *_ in CALLS}
+
+
+@pytest.mark.parametrize(
+    ("page", "words"), dict.fromkeys((page, rest) for page, name, rest in CALLS if name not in COMMANDS)
+)
+def test_configs_of_a_command_exist_and_make_a_run(page: str, words: str) -> None:
+    """Together they say which model, which data and which folder, unless they go on top of what a reader has."""
+    named = re.findall(r"-c (\S+\.yaml)", words)
+    files = [ROOT / name for name in named if not PLACEHOLDERS.search(name)]
+    assert all(file.is_file() for file in files), f"{page}: {words}"
+    if not files or len(files) < len(named) or PLACEHOLDERS.search(words):
+        return
+    together: dict[str, Any] = {"trainer": {}, "model": {}, "data": {}}
+    for file in files:
+        for key, part in yaml.safe_load(file.read_text()).items():
+            if isinstance(part, dict):
+                together.setdefault(key, {}).update(part)
+    assert together["model"].get("class_path") and together["data"], f"{page}: {words} names no model, or no data"
+    assert together["trainer"].get("default_root_dir") or "default_root_dir" in words, f"{page}: {words} has no folder"
+
+
+@pytest.mark.parametrize(
+    ("page", "name", "words"), dict.fromkeys((page, name, rest) for page, name, rest in CALLS if name in COMMANDS)
+)
+def test_options_of_a_command_exist(page: str, name: str, words: str) -> None:
+    known = {*inspect.signature(COMMANDS[name]).parameters, "help"}
+    options = re.findall(r"--(\w+)", words.split("  #")[0])
+    assert set(options) <= known, f"{page}: {name} {words}; there are {sorted(known)}"
