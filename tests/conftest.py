@@ -51,6 +51,17 @@ def processes() -> Iterator[Processes]:
 
 
 @pytest.fixture(scope="session")
+def pair(processes: Processes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on two ranks: 8 steps of 2 micro-steps of 2 x 4 images."""
+    from tests.ranks import TRAIN
+
+    folder = tmp_path_factory.mktemp("runs") / "pair"
+    folder.mkdir()
+    processes.call_ranks(2, TRAIN, folder / "log", folder=str(folder), world=2)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def search_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a finished run, averages of two widths at 20 times, and search.yaml; searches leave it as it is."""
     from tests.searches import finished_run  # the command line takes seconds to import

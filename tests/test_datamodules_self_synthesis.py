@@ -23,8 +23,8 @@ from lightning_guide.processes import together
 from lightning_guide.samplers import Euler
 from lightning_guide.seeds import SampleSeeds, mix
 from tests.processes import Processes, kill
+from tests.ranks import options
 from tests.runs import SAMPLER, TinyNetwork, TinyPictures, tiny_module, tiny_trainer
-from tests.test_ddp import options
 
 COUNT, CHUNK = 11, 4
 

@@ -18,8 +18,8 @@ from lightning_guide.objectives import Quadratic
 from lightning_guide.optimisation import Gain
 from lightning_guide.subspace import Direction, SubspaceGaussian
 from tests.processes import Processes
+from tests.ranks import options
 from tests.runs import checkpoint, tiny_trainer
-from tests.test_ddp import options
 from tests.test_modules_gradient import data, sampling, u_of
 
 SAMPLES = 13  # 7 and 6, in batches of 2: one process draws one batch more than the other
