@@ -179,7 +179,11 @@ class Preconditioned(Denoiser):
     """
 
     def __init__(self, network: Network, *, sigma_data: float = 0.5) -> None:
-        """Wraps `network`; `sigma_data` is the standard deviation of the encoded data."""
+        """Wraps `network`; `sigma_data` is the standard deviation of the encoded data.
+
+        Raises:
+            ValueError: unless `sigma_data` is positive.
+        """
         super().__init__()
         if not sigma_data > 0:
             raise ValueError(f"sigma_data must be positive, got {sigma_data}")

@@ -27,7 +27,11 @@ class LogNormal(NoiseDistribution):
     """ln sigma ~ N(mean, std^2). EDM: (-1.2, 1.2); EDM2 latents: (-0.4, 1.0)."""
 
     def __init__(self, mean: float = -1.2, std: float = 1.2) -> None:
-        """`mean` and `std` of ln sigma."""
+        """`mean` and `std` of ln sigma.
+
+        Raises:
+            ValueError: unless `std` is positive.
+        """
         if not std > 0:
             raise ValueError(f"LogNormal needs std > 0, got {std}")
         self.mean, self.std = mean, std
@@ -42,7 +46,11 @@ class LogUniform(NoiseDistribution):
     """ln sigma uniform between ln `low` and ln `high`."""
 
     def __init__(self, low: float = 0.002, high: float = 80.0) -> None:
-        """`low` and `high` are noise levels, 0 < low < high."""
+        """`low` and `high` are noise levels, 0 < low < high.
+
+        Raises:
+            ValueError: unless they are.
+        """
         if not 0 < low < high:
             raise ValueError(f"LogUniform needs 0 < low < high, got low={low}, high={high}")
         self.low, self.high = low, high
@@ -67,7 +75,11 @@ class KarrasGrid(Grid):
     def __init__(
         self, num_steps: int = 32, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
     ) -> None:
-        """`num_steps` N >= 1; levels from `sigma_max` to `sigma_min`; `rho` bends the spacing."""
+        """`num_steps` N >= 1; levels from `sigma_max` to `sigma_min`; `rho` bends the spacing.
+
+        Raises:
+            ValueError: if the levels do not descend, or `rho` is not positive.
+        """
         _check_range(num_steps, sigma_min, sigma_max)
         if not rho > 0:
             raise ValueError(f"KarrasGrid needs rho > 0, got {rho}")
@@ -84,7 +96,11 @@ class LogUniformGrid(Grid):
     """sigma_i = max (min / max)^(i / (N - 1)), then 0: equal steps in log-SNR."""
 
     def __init__(self, num_steps: int = 32, *, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
-        """`num_steps` N >= 1; levels from `sigma_max` to `sigma_min`."""
+        """`num_steps` N >= 1; levels from `sigma_max` to `sigma_min`.
+
+        Raises:
+            ValueError: if the levels do not descend.
+        """
         _check_range(num_steps, sigma_min, sigma_max)
         self.num_steps, self.sigma_min, self.sigma_max = num_steps, sigma_min, sigma_max
 

@@ -51,6 +51,9 @@ class AutoguidanceBlend(Guided):
         """`weight` w and blend `alpha` in [0, 1]; `interval` (low, high] in sigma, None for all levels.
 
         `unconditional` defaults to `positive` without its condition.
+
+        Raises:
+            ValueError: if `alpha` is outside, a weight is not finite, or the interval is empty.
         """
         if not 0 <= alpha <= 1:
             raise ValueError(f"the blend needs alpha between 0 (CFG) and 1 (autoguidance), got {alpha}")

@@ -26,7 +26,11 @@ class Interval(WeightSchedule):
     """`weight` for low < sigma <= high, 1 elsewhere."""
 
     def __init__(self, weight: float | WeightSchedule, low: float, high: float) -> None:
-        """`weight` inside the interval (`low`, `high`] of noise levels; a schedule may be cut, too."""
+        """`weight` inside the interval (`low`, `high`] of noise levels; a schedule may be cut, too.
+
+        Raises:
+            ValueError: if the interval is empty, or the weight is not finite.
+        """
         if not 0 <= low < high:
             raise ValueError(f"a guidance interval needs 0 <= low < high in sigma, got low={low}, high={high}")
         if isinstance(weight, int | float) and not math.isfinite(weight):
@@ -42,7 +46,11 @@ class CosineWeight(WeightSchedule):
     """1 + (weight - 1) (1 - cos(pi p^power)) / 2 with p = 1 - sigma / sigma_max: rises from 1 to `weight`."""
 
     def __init__(self, weight: float, *, sigma_max: float = 80.0, power: float = 1.0) -> None:
-        """`weight` reached at sigma = 0; the rise begins at `sigma_max`."""
+        """`weight` reached at sigma = 0; the rise begins at `sigma_max`.
+
+        Raises:
+            ValueError: unless the weight is finite and the others are positive.
+        """
         if not (math.isfinite(weight) and sigma_max > 0 and power > 0):
             expected = "CosineWeight needs a finite weight, sigma_max > 0 and power > 0"
             raise ValueError(f"{expected}, got {weight}, {sigma_max} and {power}")

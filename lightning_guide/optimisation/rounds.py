@@ -90,7 +90,11 @@ class Rounds:
         return self.sampling.dataset(num_classes)
 
     def begin(self, models: Models, data: DataView, device: torch.device) -> None:
-        """Resolves the guidance in `models` and, once, shows the metrics the real data."""
+        """Resolves the guidance in `models` and, once, shows the metrics the real data.
+
+        Raises:
+            ValueError: if the model is told embeddings.
+        """
         guidance = self.sampling.guidance.resolve(models).eval()
         assert isinstance(guidance, GradientGuidance)
         if guidance.token_channels:

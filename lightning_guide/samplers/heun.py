@@ -33,7 +33,11 @@ class Heun(Sampler):
         s_max: float = math.inf,
         s_noise: float = 1.0,
     ) -> None:
-        """`grid` as in `Sampler`; churn parameters as in EDM's algorithm 2."""
+        """`grid` as in `Sampler`; churn parameters as in EDM's algorithm 2.
+
+        Raises:
+            ValueError: if `s_churn` is negative, `s_noise` not positive, or `s_min` above `s_max`.
+        """
         super().__init__(grid)
         if s_churn < 0 or s_noise <= 0 or s_min > s_max:
             raise ValueError(

@@ -32,6 +32,9 @@ class AdaptiveProjection(PairCombination):
         """`eta` of the part along D_pos; `norm_threshold` r, in units of |D_pos - D_neg|; `momentum` in (-1, 1).
 
         The paper's values: eta = 0; momentum from -0.75 to -0.5; r = 15 for SDXL. r depends on the size of the data.
+
+        Raises:
+            ValueError: if one of them is out of its range.
         """
         if not (norm_threshold > 0 and -1 < momentum < 1 and math.isfinite(eta)):
             raise ValueError(

@@ -23,7 +23,11 @@ class MagnitudeAware(PairCombination):
     """MAMBO-G: D_pos + (w_eff - 1) (D_pos - D_neg). Plain at alpha = 0."""
 
     def __init__(self, *, alpha: float = 8.0) -> None:
-        """`alpha` >= 0 is how fast the push fades with the ratio of the norms."""
+        """`alpha` >= 0 is how fast the push fades with the ratio of the norms.
+
+        Raises:
+            ValueError: if `alpha` is negative or not finite.
+        """
         if not 0 <= alpha < math.inf:
             raise ValueError(f"MagnitudeAware needs a finite alpha >= 0, got {alpha}")
         self.alpha = alpha

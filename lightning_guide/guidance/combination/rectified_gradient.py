@@ -29,7 +29,11 @@ class RectifiedGradient(Combination):
     """
 
     def __init__(self, *, strength: float = 1.0) -> None:
-        """`strength` in [0, 1]: the difference is multiplied by 1 + strength (g - 1)."""
+        """`strength` in [0, 1]: the difference is multiplied by 1 + strength (g - 1).
+
+        Raises:
+            ValueError: if `strength` is outside.
+        """
         if not 0 <= strength <= 1:
             raise ValueError(f"RectifiedGradient needs a strength between 0 (plain) and 1, got {strength}")
         self.strength = strength

@@ -26,7 +26,11 @@ class Rescale(Combination):
     """
 
     def __init__(self, phi: float = 0.7, *, combination: Combination | None = None) -> None:
-        """`phi` in [0, 1] (0.7 in the paper) and the inner `combination`; default: `Plain`."""
+        """`phi` in [0, 1] (0.7 in the paper) and the inner `combination`; default: `Plain`.
+
+        Raises:
+            ValueError: if `phi` is outside.
+        """
         if not 0 <= phi <= 1:
             raise ValueError(f"Rescale needs phi between 0 and 1, got {phi}")
         self.phi, self.combination = phi, combination or Plain()

@@ -30,7 +30,11 @@ class Tangential(PairCombination):
     """
 
     def __init__(self, *, strength: float = 1.0) -> None:
-        """`strength` in [0, 1] is the part of the component that is removed."""
+        """`strength` in [0, 1] is the part of the component that is removed.
+
+        Raises:
+            ValueError: if `strength` is outside.
+        """
         if not 0 <= strength <= 1:
             raise ValueError(f"Tangential needs a strength between 0 (plain) and 1, got {strength}")
         self.strength = strength

@@ -30,7 +30,11 @@ class ZeroStar(PairCombination):
     """
 
     def __init__(self, *, zero_steps: int = 1, alpha: float | None = None) -> None:
-        """`zero_steps` of each trajectory stand still (the paper: about 4 % of them); `alpha` None is the optimum."""
+        """`zero_steps` of each trajectory stand still (the paper: about 4 % of them); `alpha` None is the optimum.
+
+        Raises:
+            ValueError: if `zero_steps` is negative, or `alpha` not finite.
+        """
         if zero_steps < 0:
             raise ValueError(f"ZeroStar needs zero_steps >= 0, got {zero_steps}")
         if alpha is not None and not math.isfinite(alpha):

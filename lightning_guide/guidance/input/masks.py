@@ -55,7 +55,11 @@ class HighFrequency(Mask):
     """
 
     def __init__(self, *, cutoff: float = 0.5, psi: float = 1.0) -> None:
-        """`cutoff`: highest frequency that is taken away, 1 being the Nyquist frequency; `psi`: of the mean."""
+        """`cutoff`: highest frequency that is taken away, 1 being the Nyquist frequency; `psi`: of the mean.
+
+        Raises:
+            ValueError: if `cutoff` is not in [0, 1).
+        """
         if not 0 <= cutoff < 1:
             raise ValueError(f"HighFrequency needs a cutoff in [0, 1), as a fraction of Nyquist's, got {cutoff}")
         self.cutoff, self.psi = cutoff, psi
@@ -76,7 +80,11 @@ class RandomPixels(Mask):
     """M = 1 at each pixel with probability `area`, drawn anew at each evaluation and for each sample."""
 
     def __init__(self, area: float = 0.5) -> None:
-        """`area`: expected fraction of the picture."""
+        """`area`: expected fraction of the picture.
+
+        Raises:
+            ValueError: if `area` is not in [0, 1].
+        """
         self.area = _fraction(area, self)
 
     def attach(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, MaskAt]:
@@ -96,7 +104,11 @@ class RandomSquare(Mask):
     """
 
     def __init__(self, area: float = 0.5) -> None:
-        """`area`: fraction of the picture."""
+        """`area`: fraction of the picture.
+
+        Raises:
+            ValueError: if `area` is not in [0, 1].
+        """
         self.area = _fraction(area, self)
 
     def attach(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, MaskAt]:
