@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_guide.analytic import GaussianMixture
 from lightning_guide.denoiser import Denoiser
@@ -20,21 +20,26 @@ from lightning_guide.guidance.energy import (
     AtClean,
     Augmented,
     Constant,
+    Disc,
     EnergyGuidance,
+    HalfSpace,
     LossGuidedDiffusion,
     MonteCarlo,
     Normalised,
     Objective,
     Polyak,
     Quadratic,
+    Resized,
     RootMeanSquare,
     StepRule,
+    Style,
     ThroughDenoiser,
     TruePolyak,
     UniversalGuidance,
     WeightedSum,
     Window,
 )
+from lightning_guide.guidance.energy.objectives import Boxed, Compressed, Downsampled
 from lightning_guide.samplers import Euler, Heun, Sampler, TimeTravel
 from lightning_guide.seeds import SampleSeeds
 from tests.energies import GRID, METHODS, Bend, drawn, mixture
@@ -305,6 +310,14 @@ def test_recipes_of_methods_build_them_again() -> None:
         (lambda: TFG(LOSS, 0.0, 0.0), "TFG needs rho or mu"),
         (lambda: Adam(0.1, beta1=1.0), "beta1 and beta2 in"),
         (lambda: WeightedSum([LOSS], [1.0, 2.0]), "one weight for each loss"),
+        (lambda: HalfSpace([1.0], softness=0.0), "HalfSpace needs softness > 0"),
+        (lambda: Disc([0.0], 0.0), "Disc needs radius > 0"),
+        (lambda: Style(nn.Identity(), [0.0], scale=0.0), "Style needs scale > 0"),
+        (lambda: Downsampled(0), "factor >= 1"),
+        (lambda: Boxed(0, -1, 2, 2), "top, left >= 0"),
+        (lambda: Compressed(0), "count >= 1"),
+        (lambda: AddedNoise(-1.0), "std >= 0"),
+        (lambda: Resized(0), "size >= 1"),
     ],
 )
 def test_mistakes_are_one_sentence(mistake: Any, said: str) -> None:

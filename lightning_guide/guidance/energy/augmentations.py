@@ -7,6 +7,7 @@ guide: `Resized`.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -147,7 +148,13 @@ class AddedNoise(Augmentation):
     """x + std n with standard normal n."""
 
     def __init__(self, std: float) -> None:
-        """`std` of the noise."""
+        """`std` of the noise.
+
+        Raises:
+            ValueError: if `std` is negative or not finite.
+        """
+        if not 0 <= std < math.inf:
+            raise ValueError(f"AddedNoise needs a finite std >= 0, got {std}")
         self.std = std
 
     def draw(self, seeds: SampleSeeds, copies: int, device: torch.device) -> Transform:
@@ -166,7 +173,13 @@ class Resized(Augmentation):
     """Every copy at `size` x `size` pixels, bicubic: the size of the guide, before the random augmentations."""
 
     def __init__(self, size: int) -> None:
-        """`size` of the side in pixels."""
+        """`size` of the side in pixels.
+
+        Raises:
+            ValueError: if `size` is less than 1.
+        """
+        if size < 1:
+            raise ValueError(f"Resized needs size >= 1, got {size}")
         self.size = size
 
     def draw(self, seeds: SampleSeeds, copies: int, device: torch.device) -> Transform:

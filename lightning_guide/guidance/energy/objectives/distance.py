@@ -89,8 +89,14 @@ class Style(NetworkDistance):
     def __init__(
         self, network: nn.Module, reference: str | Sequence[float] | Tensor, *, scale: float = 1.0
     ) -> None:
-        """`network` maps pictures to features (B, C, H, W)."""
+        """`network` maps pictures to features (B, C, H, W).
+
+        Raises:
+            ValueError: unless `scale` is positive.
+        """
         super().__init__(network, reference)
+        if not scale > 0:
+            raise ValueError(f"Style needs scale > 0, got {scale}")
         self.scale = scale
 
     def _describe(self, x: Tensor) -> Tensor:

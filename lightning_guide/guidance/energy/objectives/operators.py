@@ -27,7 +27,13 @@ class Downsampled(Operator):
     """The means of squares of `factor` x `factor` pixels: super-resolution."""
 
     def __init__(self, factor: int = 4) -> None:
-        """`factor` divides the sides."""
+        """`factor` divides the sides.
+
+        Raises:
+            ValueError: if `factor` is less than 1.
+        """
+        if factor < 1:
+            raise ValueError(f"Downsampled needs factor >= 1, got {factor}")
         self.factor = factor
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -83,7 +89,13 @@ class Boxed(Operator):
     """A rectangle is missing, [top, top + height) x [left, left + width): inpainting."""
 
     def __init__(self, top: int, left: int, height: int, width: int) -> None:
-        """The rectangle, in pixels."""
+        """The rectangle, in pixels.
+
+        Raises:
+            ValueError: if it begins outside of the picture, or holds no pixel.
+        """
+        if min(top, left) < 0 or min(height, width) < 1:
+            raise ValueError(f"Boxed needs top, left >= 0 and height, width >= 1, got {(top, left, height, width)}")
         self.top, self.left, self.height, self.width = top, left, height, width
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -97,7 +109,13 @@ class Compressed(Operator):
     """`count` random projections P x with P normal of variance 1 / count: compressive sensing."""
 
     def __init__(self, count: int, *, seed: int = 0) -> None:
-        """`count` of measurements; `seed` draws P."""
+        """`count` of measurements; `seed` draws P.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        if count < 1:
+            raise ValueError(f"Compressed needs count >= 1, got {count}")
         self.count, self.seed = count, seed
 
     def __call__(self, x: Tensor) -> Tensor:

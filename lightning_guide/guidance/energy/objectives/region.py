@@ -18,8 +18,14 @@ class HalfSpace(Objective):
     normal: Tensor
 
     def __init__(self, normal: Sequence[float] | Tensor, offset: float = 0.0, *, softness: float = 1.0) -> None:
-        """`normal` (d,) points into the region; `softness` is the depth outside at which the loss is 1/2."""
+        """`normal` (d,) points into the region; `softness` is the depth outside at which the loss is 1/2.
+
+        Raises:
+            ValueError: unless `softness` is positive.
+        """
         super().__init__()
+        if not softness > 0:
+            raise ValueError(f"HalfSpace needs softness > 0, got {softness}")
         self.offset, self.softness = offset, softness
         self.register_buffer("normal", torch.as_tensor(normal, dtype=torch.float64))
 
@@ -37,8 +43,14 @@ class Disc(Objective):
     def __init__(
         self, centre: Sequence[float] | Tensor, radius: float, *, softness: float = 1.0, inside: bool = True
     ) -> None:
-        """`centre` (d,) and `radius` of the disc to be in, or of the obstacle to stay out of."""
+        """`centre` (d,) and `radius` of the disc to be in, or of the obstacle to stay out of; `softness` as above.
+
+        Raises:
+            ValueError: unless `radius` and `softness` are positive.
+        """
         super().__init__()
+        if not min(radius, softness) > 0:
+            raise ValueError(f"Disc needs radius > 0 and softness > 0, got {radius} and {softness}")
         self.radius, self.softness, self.inside = radius, softness, inside
         self.register_buffer("centre", torch.as_tensor(centre, dtype=torch.float64))
 
