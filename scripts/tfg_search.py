@@ -24,7 +24,8 @@ from lightning_guide.guidance_files import read_guidances
 
 def study(
     run: str,
-    guidance: str = "configs/energy/tfg.yaml",
+    guidance: str,
+    *,
     out: str = "runs/energy/tfg_search",
     metric: str = "class_agreement",
     better: Literal["high", "low"] = "high",
@@ -39,7 +40,7 @@ def study(
 
     Args:
         run: folder of the run.
-        guidance: file with one TFG; its rho, mu and gamma are replaced.
+        guidance: file with one TFG, such as configs/energy/tfg.yaml; its rho, mu and gamma are replaced.
         out: folder of everything.
         metric: of the run, by name.
         better: whether high or low values are.
