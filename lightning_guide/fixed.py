@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-
 from torch import nn
 
 from lightning_guide.denoiser import Denoiser, Network
-from lightning_guide.module_tree import apart
+from lightning_guide.module_tree import apart, exchanged
 
 __all__ = ["fixed"]
 
@@ -21,24 +19,17 @@ def fixed(denoiser: Denoiser, *, compile: bool = False) -> Denoiser:
     Raises:
         ValueError: if there is nothing to compile.
     """
-    made: dict[nn.Module, nn.Module] = {}
 
-    def visit(module: nn.Module) -> nn.Module:
-        if module not in made:
-            if isinstance(module, Network):
-                network = module.fixed()
-                if compile:
-                    network = apart(network)
-                    network.compile()
-                made[module] = network
-            elif any(isinstance(part, Network) for part in module.modules()):
-                made[module] = shell = copy.copy(module)
-                shell._modules = {name: None if m is None else visit(m) for name, m in module._modules.items()}
-            else:
-                made[module] = module
-        return made[module]
+    def prepared(module: nn.Module) -> nn.Module | None:
+        if not isinstance(module, Network):
+            return None
+        network = module.fixed()
+        if compile:
+            network = apart(network)
+            network.compile()
+        return network
 
-    result = visit(denoiser)
+    result = exchanged(denoiser, prepared)
     assert isinstance(result, Denoiser)
     if compile and result is denoiser:
         raise ValueError(f"compile is for networks of Preconditioned denoisers; a {type(denoiser).__name__} has none")

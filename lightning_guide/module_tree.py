@@ -1,14 +1,15 @@
-"""Trees of modules of their own around the parameters of others, in which named submodules can be replaced."""
+"""Trees of modules in which submodules are replaced, around the same parameters: the original is left as it is."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
 from torch import nn
 
-__all__ = ["StandIn", "apart", "matching", "named", "rebuilt", "replaced"]
+__all__ = ["StandIn", "apart", "exchanged", "matching", "named", "rebuilt", "replaced"]
 
 StandIn = Callable[[nn.Module], nn.Module]
 """From a submodule to what takes its place; it may keep the submodule and call it."""
@@ -36,6 +37,29 @@ def apart(root: Module) -> Module:
     tree = copied(root)
     assert isinstance(tree, type(root))
     return tree
+
+
+def exchanged(root: nn.Module, change: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
+    """`root` with what `change` makes of its submodules, and of itself; None: that module stays, and so on inside it.
+
+    What holds something new is a copy of its own; all else, parameters included, is the original. Each module is
+    changed once, so that what is shared stays shared.
+    """
+    found: dict[nn.Module, nn.Module] = {}
+
+    def visit(module: nn.Module) -> nn.Module:
+        if module not in found:
+            new = change(module)
+            if new is None:
+                children = {name: None if child is None else visit(child) for name, child in module._modules.items()}
+                new = module
+                if any(children[name] is not child for name, child in module._modules.items()):
+                    new = copy.copy(module)
+                    new._modules = children
+            found[module] = new
+        return found[module]
+
+    return visit(root)
 
 
 def matching(network: nn.Module, pattern: str, who: str) -> list[str]:

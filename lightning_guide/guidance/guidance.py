@@ -7,6 +7,7 @@ import copy
 from torch import Tensor, nn
 
 from lightning_guide.denoiser import Denoiser, Models, Trajectory
+from lightning_guide.module_tree import exchanged
 from lightning_guide.seeds import SampleSeeds
 
 __all__ = ["Guidance"]
@@ -52,16 +53,13 @@ class Guidance(Denoiser):
     def resolve(self, models: Models) -> Denoiser:
         """A copy with every reference replaced by its model, all the way down."""
         resolved = copy.copy(self)
-        _resolve_children(resolved, models)
+        resolved._modules = {
+            name: None if child is None else exchanged(child, lambda part: _resolved(part, models))
+            for name, child in self._modules.items()
+        }
         return resolved
 
 
-def _resolve_children(module: nn.Module, models: Models) -> None:
-    """Replaces what holds denoisers among the children: a denoiser by its resolution, anything else by a copy."""
-    module._modules = dict(module._modules)
-    for name, child in module.named_children():
-        if isinstance(child, Denoiser):
-            module._modules[name] = child.resolve(models)
-        elif any(isinstance(part, Denoiser) for part in child.modules()):
-            module._modules[name] = shell = copy.copy(child)
-            _resolve_children(shell, models)
+def _resolved(module: nn.Module, models: Models) -> nn.Module | None:
+    """The resolution of a denoiser; None for any other module."""
+    return module.resolve(models) if isinstance(module, Denoiser) else None
