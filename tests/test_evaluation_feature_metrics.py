@@ -80,6 +80,11 @@ def test_density_and_coverage_are_those_of_prdc(sets: tuple[Tensor, Tensor]) -> 
         }
 
 
+def test_borders_belong_to_the_balls_of_density_too(sets: tuple[Tensor, Tensor]) -> None:
+    real = sets[0]
+    assert score(DensityCoverage(RawPixels(), k=4), real, real.clone()) == {"density": 1.25, "coverage": 1.0}
+
+
 def test_frechet_distance_is_that_of_clean_fid_and_torch_fidelity(sets: tuple[Tensor, Tensor]) -> None:
     real, fake = (part.double().numpy() for part in sets)
     ours = score(FrechetDistance(RawPixels()), *sets)["fd"]

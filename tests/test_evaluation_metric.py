@@ -17,6 +17,7 @@ from lightning_guide.evaluation import (
     ClassAgreement,
     ClassifierFeatures,
     ClassShares,
+    ClipScore,
     DensityCoverage,
     FrechetDistance,
     FrechetInterval,
@@ -39,6 +40,13 @@ def pictures(count: int, seed: int) -> Tensor:
     return torch.randint(256, (count, 1, 4, 4), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
 
 
+class Words(RawPixels):
+    """Pixels that can be compared with words."""
+
+    def words(self, texts: list[str], device: torch.device) -> Tensor:
+        return torch.eye(16, device=device)[: len(texts)]
+
+
 def prepared(run: str) -> list[SampleMetric]:
     """Every metric of pictures."""
     metrics: list[SampleMetric] = [
@@ -47,6 +55,7 @@ def prepared(run: str) -> list[SampleMetric]:
         ClassAgreement(ClassifierFeatures(run)),
         ClassShares(ClassifierFeatures(run)),
         OffSupport(3),
+        ClipScore(Words(), ["dark", "light"]),  # type: ignore[arg-type]
     ]
     for metric in metrics:
         metric.prepare([Batch(part) for part in pictures(40, 0).split(16)])
@@ -95,7 +104,7 @@ def work(rank: int, folder: str) -> None:
 def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     expected = values(prepared(save_classifier(tmp_path / "run")), pictures(13, 1))
     shares, distances = {"share_0", "share_1"}, {"off_ratio", "off_norm", "on_norm"}
-    assert set(expected) == {"fd", "precision", "recall", "class_agreement"} | shares | distances
+    assert set(expected) == {"fd", "precision", "recall", "class_agreement", "clip_score"} | shares | distances
     torch.multiprocessing.spawn(work, args=(str(tmp_path),), nprocs=2)
     for rank in (0, 1):
         results = json.loads((tmp_path / f"rank-{rank}.json").read_text())
@@ -174,6 +183,7 @@ def test_memory_grows_with_the_samples_only_where_all_features_are_needed(tmp_pa
         ClassAgreement(ClassifierFeatures(save_classifier(tmp_path))),
         ClassShares(ClassifierFeatures(str(tmp_path))),
         OffSupport(3),
+        ClipScore(Words(), ["dark", "light"]),  # type: ignore[arg-type]
     ]
     growing: list[SampleMetric] = [
         kind(RawPixels())

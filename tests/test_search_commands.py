@@ -33,6 +33,7 @@ def test_a_sweep_scores_every_point_as_test_does_and_goes_on_where_it_stood(
     out = search(folder, "sweep", "sweep")
     assert sorted(path.name for path in (folder / "run").iterdir()) == untouched
     content = json.loads((out / "results.json").read_text())
+    assert content["search"]["extractors"] == {"fd": ["RawPixels, no weights"], "pr": ["RawPixels, no weights"]}
     points = content["points"]
     assert list(points)[:2] == ["unguided", "weight=3 sigma_rel=0.08"] and len(points) == 5
     failed = {name: point["failed"] for name, point in points.items() if "failed" in point}

@@ -15,7 +15,11 @@ __all__ = ["DensityCoverage"]
 
 
 class DensityCoverage(NeighbourBalls):
-    """`density` and `coverage` of features, with balls around the real examples up to their k-th neighbour."""
+    """`density` and `coverage` of features, with balls around the real examples up to their k-th neighbour.
+
+    Borders belong to the balls, as in `PrecisionRecall`. The authors' code leaves them out, which differs where samples
+    are copies of real examples: they have density 1 there, (k + 1) / k here.
+    """
 
     def __init__(
         self, extractor: FeatureExtractor, *, k: int = 5, max_reference: int = 10_000, chunk: int = 1024

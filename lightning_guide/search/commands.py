@@ -22,7 +22,7 @@ from lightning_guide.search.drawing import DrawnBlocks
 from lightning_guide.search.figures import draw_heat_maps, draw_sensitivity
 from lightning_guide.search.guiders import Rebuilt
 from lightning_guide.search.halving import Halving
-from lightning_guide.search.ledger import Ledger, named_runs, run_identity
+from lightning_guide.search.ledger import Ledger, run_identity
 from lightning_guide.search.objective import Objective, check_objectives
 from lightning_guide.search.search_file import SearchFile, read_search
 from lightning_guide.search.space import Space, laid_over
@@ -114,7 +114,7 @@ class Search(ABC):
                 "average": [module.average, module.images],
                 "data": given | {"init_args": shown},
                 "metrics": of_metrics,
-                "runs of metrics": named_runs(of_metrics),
+                "extractors": {name: [str(each) for each in metric.extractors] for name, metric in metrics.items()},
                 "block": self.file.block,
             },
         )

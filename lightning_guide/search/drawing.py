@@ -157,6 +157,8 @@ class DrawnBlocks(Scorer):
                 self.trainer.test(self.module, datamodule=self.data, verbose=False)
         except SIGTERMException:  # whose status is 0
             sys.exit(_STOPPED)
+        except ValueError as error:  # of the first block, which a search alone gives a name
+            raise ValueError(str(error).removeprefix(f"evaluation {next(iter(names))!r}: ")) from error
         if self.evaluations.totals.keys() != names.keys():
             raise RuntimeError("the test loop ended before all samples were drawn")
         for name, block in names.items():
