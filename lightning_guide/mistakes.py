@@ -17,10 +17,11 @@ _AROUND = (
     "Given value",
     "Expected a <class 'NoneType'>",
     "Expected a path but",
-    "Not a valid subclass of",
+    "Subclass types expect",
     "a class path (str)",
     "a dict with",
 )
+_VAGUE = "Not a valid subclass of"  # where nothing else is said
 _STATEMENT = re.compile(r"- |Parser key|Problem with")
 _KEY = re.compile(r'Parser key "(.+)":')
 _CLASS = re.compile(r"Problem with given class_path '(?:[\w.]*\.)?(\w+)':")
@@ -67,6 +68,12 @@ def sentence(message: str, classes: Collection[str] = ()) -> str:
     A class that is unknown is followed by those of `classes` that are written nearly like it. A message that holds
     nothing but surroundings comes back as it was, on one line.
     """
+    said = _statements(message, (*_AROUND, _VAGUE), classes) or _statements(message, _AROUND, classes)
+    return ("; ".join(said) or " ".join(message.split())).replace(":; ", ": ")
+
+
+def _statements(message: str, surroundings: tuple[str, ...], classes: Collection[str]) -> list[str]:
+    """What is wrong, each statement once, behind the keys that lead to it; no lines that begin like `surroundings`."""
     said: list[str] = []
     keys: list[str] = []
     kind = ""
@@ -76,7 +83,7 @@ def sentence(message: str, classes: Collection[str] = ()) -> str:
         if not text or (around and not _STATEMENT.match(text)):
             continue
         text = text.removeprefix("- ")
-        around = text.startswith(_AROUND)
+        around = text.startswith(surroundings)
         if key := _KEY.fullmatch(text):
             keys, kind = [*keys, key[1]], ""
         elif of := _CLASS.fullmatch(text):
@@ -86,7 +93,7 @@ def sentence(message: str, classes: Collection[str] = ()) -> str:
             text = _TYPE.sub(r"\1", text) + _suggestion(text, classes)
             said.append(f"{where}: {text}" if where else text)
             keys, kind = [], ""
-    return ("; ".join(dict.fromkeys(said)) or " ".join(message.split())).replace(":; ", ": ")
+    return list(dict.fromkeys(said))
 
 
 def _suggestion(text: str, classes: Collection[str]) -> str:

@@ -46,6 +46,13 @@ def test_a_class_is_named_where_no_key_says_more() -> None:
     )
 
 
+def test_what_is_vague_is_said_where_nothing_else_is() -> None:
+    vague = 'Parser key "guider":\n  Not a valid subclass of Denoiser. Got value: 3\n  Subclass types expect one of:\n'
+    vague += "  - a class path (str)\n  - a dict with class_path entry"
+    assert sentence(vague) == "guider: Not a valid subclass of Denoiser. Got value: 3"
+    assert sentence(f"{vague}\n- Expected a <class 'float'>") == "guider: Expected float"
+
+
 def test_whatever_fails_is_told_with_its_kind() -> None:
     with pytest.raises(ValueError, match="^KeyError: 'age'$"), foreseen():
         raise KeyError("age")

@@ -109,7 +109,8 @@ def test_the_folder_of_the_run_is_no_folder_for_results(
     file.write_text("")
     for out, said in (
         (folder / "run", "is the folder of the run itself"),
-        (other, "run_too is the folder of a run; expected one for the results"),  # whose curves would be removed
+        (other, "run_too is a folder of a run or of snapshots; expected"),  # whose curves would be removed
+        (folder / "run/snapshots", "snapshots is a folder of a run or of snapshots; expected one for the results"),
         (file, "file cannot be a folder for the results: File exists"),
     ):
         with pytest.raises(SystemExit) as left:

@@ -78,8 +78,8 @@ class Search(ABC):
             raise ValueError("a search needs the strategy ddp; ddp_spawn takes the sums with it")
         if self.out.resolve() == Path(trainer.default_root_dir).resolve():
             raise ValueError(f"{self.out} is the folder of the run itself; expected one for the results, as --out")
-        if any((self.out / part).exists() for part in ("checkpoints", "snapshots")):
-            raise ValueError(f"{self.out} is the folder of a run; expected one for the results, as --out")
+        if any((self.out / part).exists() for part in ("checkpoints", "snapshots", "index.json")):
+            raise ValueError(f"{self.out} is a folder of a run or of snapshots; expected one for the results, as --out")
         model = settings.model.init_args
         evaluations = _plain(model.get("evaluations")) or {"unguided": {}}
         name, first = next(iter(evaluations.items()))
