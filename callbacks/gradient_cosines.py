@@ -76,7 +76,7 @@ class GradientCosines(GuidedWalks):
 
 def _along(exact: Denoiser, found: Walk, device: torch.device) -> Tensor:
     """D_exact (T, B, *) at the states of a walk."""
-    condition = found.condition.to(device) if found.condition is not None and exact.num_classes else None
+    condition = found.condition.to(device) if found.condition is not None and exact.conditional else None
     said = [exact(x.to(device), s.to(device), condition).cpu() for x, s in zip(found.states, found.sigmas, strict=True)]
     return torch.stack(said)
 

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from callbacks.png import add_picture, render, write_png
+from lightning_guide.conditions import told
 from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory
-from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.guidance import ClassifierGuidance, EnergyGuidance, Guidance
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.samplers import Sampler
@@ -38,7 +38,7 @@ class Walk:
         plain: clean estimate without the guidance, at the same x, (T, B, *).
         guided: clean estimate with it, (T, B, *).
         losses: what the guidance estimates its loss to be, (T, B); NaN where it does not act.
-        condition: of the samples (B,), or None.
+        condition: of the samples, labels (B,) or embeddings (B, L, C), or None.
     """
 
     sigmas: Tensor
@@ -160,19 +160,20 @@ class GuidedWalks(pl.Callback, ABC):
         walks = {}
         for name, guidance in self._resolved.items():
             if isinstance(guidance, EnergyGuidance | ClassifierGuidance):
-                evaluation = module.evaluations.evaluations[name]
-                walks[name] = self._walk(guidance, evaluation, module)
+                walks[name] = self._walk(guidance, name, trainer, module)
         if walks:
             self.draw(trainer, module, walks)
         self._resolved = {}
 
     def _walk(
-        self, guidance: EnergyGuidance | ClassifierGuidance, evaluation: Evaluation, module: DiffusionModule
+        self, guidance: EnergyGuidance | ClassifierGuidance, name: str, trainer: pl.Trainer, module: DiffusionModule
     ) -> Walk:
-        rows = range(min(self.count, evaluation.num_samples))
-        drawn = [evaluation.dataset(module.denoiser.num_classes)[i] for i in rows]
+        evaluation = module.evaluations.evaluations[name]
+        samples = dict(zip(module.evaluations.names, module.sample_sets("validate"), strict=True))[name][0]
+        drawn = [samples[i] for i in range(min(self.count, evaluation.num_samples))]
         seeds = SampleSeeds(evaluation.seed, [int(each.index) for each in drawn])
-        condition = torch.stack([each.condition for each in drawn]).to(module.device) if guidance.num_classes else None
+        numbers = torch.stack([each.condition for each in drawn]).to(module.device)
+        condition = told(guidance, numbers, trainer.datamodule)  # type: ignore[attr-defined]
         x = evaluation.initial(evaluation.sampler.initial(guidance, seeds, module.device), seeds)
         return walk(guidance, evaluation.sampler, seeds=seeds, condition=condition, device=module.device, x=x)
 

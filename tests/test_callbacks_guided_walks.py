@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -15,10 +16,11 @@ from torch import Tensor, nn
 
 from callbacks import AccumulatedGradients, GradientCosines, LossCurves, PostHocEMA
 from callbacks.gradient_cosines import cosines
-from callbacks.guided_walks import walk
+from callbacks.guided_walks import GuidedWalks, Walk, walk
 from callbacks.loss_curves import _numbers
+from datamodules import DigitWords
 from lightning_guide.analytic import GaussianMixture
-from lightning_guide.denoiser import Denoiser
+from lightning_guide.denoiser import Denoiser, Preconditioned
 from lightning_guide.guidance import Unconditional
 from lightning_guide.guidance.energy import (
     DPS,
@@ -30,6 +32,9 @@ from lightning_guide.guidance.energy import (
     Probe,
     Quadratic,
 )
+from lightning_guide.losses import EDMLoss
+from lightning_guide.modules.diffusion import DiffusionModule
+from lightning_guide.networks import EDM2UNet
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers import Euler, Heun, TimeTravel
 from lightning_guide.seeds import SampleSeeds
@@ -184,6 +189,33 @@ def test_callbacks_in_a_run(tmp_path: Path) -> None:
     assert set(found["accumulated_gradients"]["plain"]) == {"loss", "judge", "smoothness"}
     assert found["accumulated_gradients"]["plain"] == found["accumulated_gradients"]["levels"]
     assert any((tmp_path / "tensorboard").rglob("events.*"))
+
+
+class Shown(GuidedWalks):
+    """Keeps what it would draw."""
+
+    def draw(self, trainer: pl.Trainer, module: DiffusionModule, walks: dict[str, Walk]) -> None:
+        self.walks = walks
+
+
+def test_walks_of_a_model_of_texts_are_told_texts(tmp_path: Path) -> None:
+    """Sample i of an evaluation is told prompt i modulo their number, and so is its walk."""
+    torch.manual_seed(0)
+    network = EDM2UNet((1, 8, 8), token_channels=32, model_channels=8, channel_mult=[1], attention_resolutions=[])
+    model = Preconditioned(network).eval()
+    for gain in (p for name, p in model.named_parameters() if name.endswith("gain")):
+        torch.nn.init.ones_(gain)  # they start at 0, and nothing would depend on the text
+    shown, data = Shown(3, None), DigitWords(batch_size=4)
+    pulled = evaluation(DPS(Quadratic([0.3], 0.5), 0.2), first_index=8)
+    module = DiffusionModule(model, EDMLoss(), average=None, heldout_sigmas=(0.3,), evaluations={"pulled": pulled})
+    tiny_trainer(tmp_path, shown).test(module, datamodule=data, verbose=False)
+    found, prompts = shown.walks["pulled"], data.prompts()[[8, 9, 0]]
+    assert found.condition is not None and torch.equal(found.condition, prompts)
+    with torch.no_grad():
+        said = [model(x, s.float(), prompts) for x, s in zip(found.states, found.sigmas, strict=True)]
+        silent = [model(x, s.float()) for x, s in zip(found.states, found.sigmas, strict=True)]
+    torch.testing.assert_close(found.plain, torch.stack(said), rtol=1e-4, atol=1e-5)
+    assert float((found.plain - torch.stack(silent)).abs().max()) > 1e-2
 
 
 def test_mistakes(tmp_path: Path) -> None:
