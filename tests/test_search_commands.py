@@ -110,6 +110,10 @@ def test_a_tuner_hands_over_guidances_that_can_be_used(
     again = json.loads((out / "tune.json").read_text())
     assert again["winners"] == content["winners"] and again["rounds"] == content["rounds"]
 
+    next((out / "blocks").glob("*.safetensors")).write_bytes(b"cut off")
+    with pytest.raises(SystemExit, match="is damaged .*remove it and the search draws it again"):
+        search(folder, "tune", "tune", "--budget", "320", changes=changes)
+
 
 def test_blocks_of_another_search_in_the_folder_are_left_alone(
     folder: Path, drawn: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
