@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,17 @@ def test_a_full_disk_leaves_the_older_checkpoint(tmp_path: Path, monkeypatch: py
     with pytest.raises(OSError, match="no space left"):
         fit(tmp_path, RunCheckpoint(2), steps=6)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000000002.ckpt"]
+
+
+def test_the_file_that_the_disk_has_no_room_for_is_named(tmp_path: Path) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+    try:
+        with pytest.raises(OSError, match=r"(large|space).*step-000000002.ckpt"):
+            fit(tmp_path, RunCheckpoint(2), steps=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert not list((tmp_path / "checkpoints").iterdir())
 
 
 @pytest.mark.parametrize("arguments", [{"every_steps": 0}, {"every_steps": 1, "keep": 0}])
