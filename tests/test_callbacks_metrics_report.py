@@ -18,10 +18,15 @@ from callbacks.metrics_report import MetricsReport
 from datamodules.points import Points
 from lightning_guide.analytic import GaussianMixture
 from lightning_guide.data import Batch
+from lightning_guide.denoiser import Trajectory
 from lightning_guide.evaluation import FrechetDistance, KernelDistance, ModuleFeatures, RawPixels
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.metric import SampleMetric
 from lightning_guide.guidance import Autoguidance, ScoreScaling, Snapshot
+from lightning_guide.guidance.energy import DPS, Constant, EnergyGuidance, Objective, Quadratic
+from lightning_guide.guidance.energy.moves import AtClean
+from lightning_guide.guidance.energy.objectives.objective import Loss
+from lightning_guide.guidance.energy.window import Window
 from lightning_guide.losses import ScoreMatchingLoss
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.networks.log_density_mlp import LogDensityMLP
@@ -123,6 +128,43 @@ def test_a_fit_reports_each_validation_and_says_what_was_skipped(tmp_path: Path,
     assert head.count("|") == rule.count("|") == rows[0].count("|")
     assert rows[0].startswith("| plain | 2 | 4 |") and rows[0].endswith("| 2.5 |")
     assert any(row.startswith("skipped: guided (") for row in rows)
+
+
+class Some(Objective):
+    """A loss without a slope for samples of even index, and for the others until the last of its steps."""
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        raise AssertionError
+
+    def start(self, trajectory: Trajectory) -> Loss:
+        index = torch.tensor(trajectory.seeds.indices)
+
+        def loss(x: Tensor, condition: Tensor | None, number: Tensor) -> Tensor:
+            last = trajectory.step == trajectory.steps - 1
+            return x.square().sum(1) * (index[number] % 2) * last
+
+        return loss
+
+
+def test_samples_that_a_guide_could_not_steer_are_reported(tmp_path: Path, capsys: Any) -> None:
+    guided = [EnergyGuidance(Some(), [AtClean(Constant(0.01))]), DPS(Quadratic([3.0, 3.0], 1.0), 0.1)]
+    never = EnergyGuidance(Some(), [AtClean(Constant(0.01))], window=Window(low=1e4))
+    some, all_of_them, off = (
+        Evaluation(guidance, SAMPLER, num_samples=5, batch_size=2, metrics={}) for guidance in [*guided, never]
+    )
+    evaluations = {"plain": evaluation(), "some": some, "all": all_of_them, "off": off}
+    logger = TensorBoardLogger(str(tmp_path), name="", version="events")
+    options: dict[str, Any] = {"logger": logger, "inference_mode": False}
+    trainer(tmp_path, MetricsReport(), **options).test(module(evaluations), Points(MIXTURE), verbose=False)
+    written = metrics(tmp_path / "report")
+    assert written["some"]["unguided"] == 3  # samples 0, 2 and 4
+    assert not any("unguided" in written[name] for name in ("plain", "all", "off"))
+    head, _, *rows = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert head.split()[-1] == "unguided" and [row.split()[-1] for row in rows] == ["-", "3", "-", "-"]
+    log = EventAccumulator(str(tmp_path / "events"))
+    log.Reload()
+    tags = [tag for tag in log.Tags()["scalars"] if "unguided" in tag]
+    assert len(tags) == 1 and tags[0].startswith("some/unguided") and log.Scalars(tags[0])[0].value == 3
 
 
 def test_extractors_stand_in_the_file_and_below_the_table(tmp_path: Path, capsys: Any) -> None:

@@ -105,6 +105,7 @@ def test_an_impossible_step_is_none_and_counted(rule: str, move: Any, kind: str)
         assert bool(step.x.isfinite().all())
         assert bool((step.diagnostics["skipped"] >= counts).all())
         counts = step.diagnostics["skipped"].clone()
+        assert bool((step.diagnostics["taken"] + counts == step.step + 1).all())
     assert 0 < int(counts.sum()) < 40 * 6
 
 
@@ -115,9 +116,9 @@ def test_the_count_is_of_each_sample_and_over_all_steps() -> None:
 
     for method, times in ((DPS(Never(), 1.0, positive=MIXTURE), 6), (TFG(Never(), 1.0, 1.0, positive=MIXTURE), 30)):
         end = Euler(GRID).sample(method, seeds=SampleSeeds(0, range(3)))
-        assert end.diagnostics["skipped"].tolist() == [times] * 3
+        assert end.diagnostics["skipped"].tolist() == [times] * 3 and end.diagnostics["taken"].tolist() == [0] * 3
     fine = Euler(GRID).sample(DPS(LOSS, 0.1, positive=MIXTURE), seeds=SampleSeeds(0, range(3)))
-    assert fine.diagnostics["skipped"].tolist() == [0] * 3
+    assert fine.diagnostics["skipped"].tolist() == [0] * 3 and fine.diagnostics["taken"].tolist() == [6] * 3
 
 
 def test_the_loss_is_told() -> None:

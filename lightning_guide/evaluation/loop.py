@@ -51,6 +51,7 @@ class SamplingLoop:
     seconds: float = 0.0
     samples: int = 0
     calls: int = 0
+    unguided: int = 0
 
     @classmethod
     def begin(
@@ -99,6 +100,9 @@ class SamplingLoop:
             x, labels = stored[rows], batch.condition[rows]  # one object for all metrics: extractors know it again
             for metric in metrics.values() if len(x) else ():
                 metric.update(x, labels)
+        told_of = trajectory.diagnostics
+        if "taken" in told_of:  # by a guide that may be unable to steer a sample
+            self.unguided += int(((told_of["taken"] == 0) & (told_of["skipped"] > 0)).sum())
         self.calls += trajectory.evaluations * len(stored)
         self.samples += len(stored)
         self.seconds += time.perf_counter() - begin
@@ -107,10 +111,14 @@ class SamplingLoop:
     def finish(self, device: torch.device) -> dict[str, float]:
         """All metrics over all processes, with `nfe` (network calls a sample), `samples` and `seconds`.
 
-        With repetitions KEY is the mean over them, and KEY_min and KEY_max are beside it.
+        With repetitions KEY is the mean over them, and KEY_min and KEY_max are beside it. `unguided` is there where
+        it is not 0: the samples that a loss or a classifier could not steer at any of its steps.
         """
         calls, samples, seconds = self.cost(device).tolist()
         report = {"nfe": calls / max(samples, 1), "samples": samples, "seconds": seconds}
+        unguided = total_over_processes(torch.tensor(float(self.unguided), dtype=torch.float64, device=device))
+        if unguided:
+            report["unguided"] = float(unguided)
         for name in self.metrics:
             values = [each[name].compute() for each in [self.metrics, *self.further]]
             add_results(report, name, _over_repetitions(values) if self.further else values[0])

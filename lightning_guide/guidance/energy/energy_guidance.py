@@ -41,7 +41,8 @@ class EnergyGuidance(Guidance):
 
     One evaluation of `positive`, and one vector-Jacobian product for each move through the denoiser. Nested guidances
     act one after the other; a derivative taken from outside takes the displacement for a constant. Into
-    `trajectory.diagnostics` go the estimated `loss` where it was first taken and the number of `skipped` steps so far.
+    `trajectory.diagnostics` go the estimated `loss` where it was first taken and the numbers of steps `taken` and
+    `skipped` so far; a sample that has taken none is counted as `unguided` in the results of an evaluation.
     """
 
     def __init__(
@@ -136,4 +137,5 @@ class EnergyGuidance(Guidance):
         told = trajectory.diagnostics
         if landscape.loss is not None:
             told["loss"] = landscape.loss
+        told["taken"] = landscape.taken + told.get("taken", 0)
         told["skipped"] = landscape.skipped + told.get("skipped", 0)

@@ -25,7 +25,8 @@ class Landscape:
         point: where the call is made.
         pull: gradient by D (B, *) -> gradient by x (B, *): the product with the transposed Jacobian of D.
         loss: the estimated loss where it was first taken (B,), None before.
-        skipped: how many steps each sample could not take so far (B,).
+        taken: how many steps each sample has taken so far (B,).
+        skipped: how many it could not take (B,).
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Landscape:
         """`loss` of the objective under `condition` (B,), estimated by `estimator`, `guide_batch` rows in one call."""
         self.clean, self.point, self.pull = clean, point, pull
         self.loss: Tensor | None = None
-        self.skipped = torch.zeros(len(clean), dtype=torch.int64, device=clean.device)
+        self.taken, self.skipped = torch.zeros(2, len(clean), dtype=torch.int64, device=clean.device)
         self._loss, self._condition, self._estimator, self._rows = loss, condition, estimator, guide_batch
         self._copies: Copies = estimator.draw(clean, point)
 
@@ -58,6 +59,7 @@ class Landscape:
     def step(self, rule: Descend, loss: Tensor, gradient: Tensor) -> Tensor:
         """The displacement of `rule`, counted where it is impossible."""
         step, possible = finite_step(rule, loss, gradient, self.point)
+        self.taken += possible
         self.skipped += ~possible
         return step
 

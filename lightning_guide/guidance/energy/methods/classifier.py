@@ -74,7 +74,8 @@ class ClassifierGuidance(Guidance):
             point = Point(noise.detach(), level, trajectory.sigma_next, trajectory)
             delta, possible = finite_step(rule, loss.detach(), gradient, point)
             told = trajectory.diagnostics
-            told["loss"], told["skipped"] = loss.detach(), ~possible + told.get("skipped", 0)
+            told["loss"] = loss.detach()
+            told["taken"], told["skipped"] = possible + told.get("taken", 0), ~possible + told.get("skipped", 0)
             implied = None if prediction.noise is None else noise - delta / expand(sigma, x)
             return Prediction(prediction.clean + delta, implied)
 
