@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lightning_guide.evaluation.identity import Identity, weights_hash
 from lightning_guide.library_models import timm_model
 from lightning_guide.networks.classifier import SmallClassifier
 from lightning_guide.raw_network import raw_network
+from lightning_guide.shown import shown
 
 __all__ = ["ClassifierFeatures", "FeatureExtractor", "RawPixels", "TimmFeatures", "check_pictures"]
 
@@ -168,11 +168,15 @@ class TimmFeatures(FeatureExtractor):
         assert self._model is not None
         channels, height, width = self._config["input_size"]
         size = (height, width) if self.size is None else (self.size, self.size)
-        mode = "bilinear" if self._config["interpolation"] == "bilinear" else "bicubic"
-        picture = x.to(torch.float32).expand(-1, channels, -1, -1) / 255
-        picture = F.interpolate(picture, size, mode=mode, align_corners=False, antialias=True)
-        mean, std = (x.new_tensor(self._config[key], dtype=torch.float32)[:, None, None] for key in ("mean", "std"))
-        return self._model.to(x.device)((picture - mean) / std)
+        picture = shown(
+            x.to(torch.float32) / 255,
+            mean=self._config["mean"],
+            std=self._config["std"],
+            size=size,
+            channels=channels,
+            mode="bilinear" if self._config["interpolation"] == "bilinear" else "bicubic",
+        )
+        return self._model.to(x.device)(picture)
 
     def title(self) -> str:
         """With the name of the model, and the size of pictures if it is not the model's own."""

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lightning_guide.evaluation.features import FeatureExtractor
+from lightning_guide.shown import shown
 from lightning_guide.weight_file import read_weights
 
 __all__ = ["ModuleFeatures"]
@@ -60,16 +60,9 @@ class ModuleFeatures(FeatureExtractor):
 
     def title(self) -> str:
         """With the class of the module and how it is shown pictures."""
-        shown = f"size {self.size}, channels {self.channels}, mean {list(self.mean)}, std {list(self.std)}"
-        return f"{type(self).__name__}({type(self.module).__module__}.{type(self.module).__qualname__}, {shown})"
+        how = f"size {self.size}, channels {self.channels}, mean {list(self.mean)}, std {list(self.std)}"
+        return f"{type(self).__name__}({type(self.module).__module__}.{type(self.module).__qualname__}, {how})"
 
     def _picture(self, x: Tensor) -> Tensor:
-        picture = x.to(torch.float32) / 255
-        if self.channels is not None:
-            picture = picture.expand(-1, self.channels, -1, -1)
-        if self.size is not None:
-            picture = F.interpolate(
-                picture, (self.size, self.size), mode="bicubic", align_corners=False, antialias=True
-            )
-        mean, std = (picture.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
-        return (picture - mean) / std
+        size = None if self.size is None else (self.size, self.size)
+        return shown(x.to(torch.float32) / 255, mean=self.mean, std=self.std, size=size, channels=self.channels)
