@@ -20,7 +20,8 @@ from lightning_guide.networks.picture_networks import PictureAutoencoder, Pictur
 from lightning_guide.networks.point_mlp import PointMLP
 from lightning_guide.networks.transformer import DiffusionTransformer
 from lightning_guide.networks.transformer_block import TransformerBlock
-from lightning_guide.networks.unet import Block, EDM2UNet, NoiseEmbedding
+from lightning_guide.networks.unet import EDM2UNet, NoiseEmbedding
+from lightning_guide.networks.unet_block import Block
 
 __all__ = [
     "Block",
