@@ -12,7 +12,7 @@ from datamodules.samples_only import SamplesOnly
 from datamodules.self_synthesis import SelfSynthesised
 from datamodules.shard_writer import write_shards
 from datamodules.shards import Shards
-from datamodules.subspace import SubspacePoints, UnitBall
+from datamodules.subspace import SubspacePoints
 from datamodules.trajectories import Trajectories
 
 __all__ = [
@@ -30,6 +30,5 @@ __all__ = [
     "SubspacePoints",
     "TensorExamples",
     "Trajectories",
-    "UnitBall",
     "write_shards",
 ]

@@ -1,11 +1,11 @@
-"""Simulated data of the gradient-guidance paper: a Gaussian on a linear subspace, and the unit sphere."""
+"""Simulated data of the gradient-guidance paper: a Gaussian on a linear subspace."""
 
 from __future__ import annotations
 
 from datamodules.points import Points
-from lightning_guide.subspace import Sphere, SubspaceGaussian
+from lightning_guide.subspace import SubspaceGaussian
 
-__all__ = ["SubspacePoints", "UnitBall"]
+__all__ = ["SubspacePoints"]
 
 
 class SubspacePoints(Points):
@@ -31,24 +31,3 @@ class SubspacePoints(Points):
         sizes = {"heldout_size": heldout_size, "training_size": training_size}
         super().__init__(distribution, batch_size=batch_size, seed=seed, **sizes)
         self.subspace = subspace
-
-
-class UnitBall(Points):
-    """x = z / |z| with z ~ N(0, I_D): the paper's data whose support is no subspace."""
-
-    def __init__(
-        self,
-        *,
-        dimension: int = 64,
-        batch_size: int = 256,
-        heldout_size: int = 4096,
-        training_size: int = 65536,
-        seed: int = 0,
-    ) -> None:
-        """`dimension` D; `seed` of the draws of training.
-
-        Raises:
-            ValueError: if D is below 1, or as `Points`.
-        """
-        sizes = {"heldout_size": heldout_size, "training_size": training_size}
-        super().__init__(Sphere(dimension), batch_size=batch_size, seed=seed, **sizes)

@@ -1,19 +1,19 @@
-r"""Data on a linear subspace and on the sphere: the simulated worlds of gradient guidance, with exact denoisers.
+r"""Data on a linear subspace: the simulated world of gradient guidance, with its exact denoiser.
 
 Guo et al. 2024, https://arxiv.org/abs/2404.14743, section 6.1: x = A u with A (D, d) orthonormal and u ~ N(0, I_d),
-D = 64, d = 16; and, for data whose support is no subspace, x = z / |z| with z ~ N(0, I_D).
+D = 64, d = 16.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser, expand
 from lightning_guide.recipe import Recorded
 from lightning_guide.seeds import mix
 
-__all__ = ["Direction", "Sphere", "SubspaceGaussian", "basis"]
+__all__ = ["Direction", "SubspaceGaussian", "basis"]
 
 
 def basis(dimension: int, subspace: int, seed: int = 0) -> Tensor:
@@ -54,27 +54,6 @@ class SubspaceGaussian(Denoiser):
         """`count` points (count, D), float32, and their coordinates u (count, d)."""
         u = torch.randn(count, self.basis.shape[1], generator=generator, dtype=torch.float64, device=generator.device)
         return (u @ self.basis.T).float(), u
-
-
-class Sphere(nn.Module):
-    """x = z / |z|, z ~ N(0, I_D): the unit ball of the paper, whose points lie on its surface."""
-
-    def __init__(self, dimension: int = 64) -> None:
-        """`dimension` D of the space.
-
-        Raises:
-            ValueError: if D is below 1.
-        """
-        super().__init__()
-        if dimension < 1:
-            raise ValueError(f"a sphere needs dimension >= 1, got {dimension}")
-        self.dimension = dimension
-
-    def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """`count` points (count, D), float32, and the lengths of z (count,)."""
-        z = torch.randn(count, self.dimension, generator=generator, dtype=torch.float64, device=generator.device)
-        length = z.norm(dim=1)
-        return (z / length[:, None]).float(), length
 
 
 class Direction(Recorded):

@@ -11,7 +11,7 @@ from lightning_guide.objectives import NegativeDistance, Quadratic
 from lightning_guide.optimisation import Gain, GeometricReplay, Goal, LatestOnly, Replay, UniformReplay
 from lightning_guide.optimisation.contraction import overshoot
 from lightning_guide.optimisation.replay import mixture
-from lightning_guide.subspace import Direction, Sphere, SubspaceGaussian, basis
+from lightning_guide.subspace import Direction, SubspaceGaussian, basis
 
 
 def test_target_rules() -> None:
@@ -132,8 +132,6 @@ def test_simulated_worlds(generator: torch.Generator) -> None:
     assert float(on.norm()) == pytest.approx(0.1104, abs=1e-4)
     inside = Direction(64, 16, off_ratio=0.0, seed=3).vector
     torch.testing.assert_close(a @ (a.T @ inside), inside)
-    ball = Sphere(7).sample(30, generator)[0]
-    torch.testing.assert_close(ball.norm(dim=1), torch.ones(30))
-    for wrong in (lambda: SubspaceGaussian(4, 5), lambda: Direction(4, 4, off_ratio=1.0), lambda: Sphere(0)):
+    for wrong in (lambda: SubspaceGaussian(4, 5), lambda: Direction(4, 4, off_ratio=1.0)):
         with pytest.raises(ValueError, match="needs"):
             wrong()
