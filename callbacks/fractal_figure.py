@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any, cast
 
 import lightning.pytorch as pl
@@ -19,9 +18,11 @@ from torch import nn
 
 from callbacks.close_up import CloseUp
 from callbacks.density_map import Window
+from callbacks.destinations import chosen_folder
 from callbacks.evaluation_samples import EvaluationSamples
 from callbacks.fractal_rows import Method, close_up_row, curves_row, samples_row
 from callbacks.png import add_picture, render, write_png
+from callbacks.resolved_guidances import ResolvedGuidances
 from callbacks.truth import KnownDistribution, Truth
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.evaluation.evaluation import Evaluation
@@ -38,7 +39,7 @@ PERCENT = ("outliers", "lost_mass")
 TRUE_SAMPLES = {"outliers (%)": 1.0, "lost mass (%)": 0.0}
 
 
-class FractalFigure(EvaluationSamples):
+class FractalFigure(ResolvedGuidances, EvaluationSamples):
     """Draws `figure.png`, and `report/figure` in TensorBoard, at the end of each validation and test.
 
     First row: true samples and those of the evaluations `panels`, on the true density and the outline of the region
@@ -83,7 +84,6 @@ class FractalFigure(EvaluationSamples):
         self.panels, self.curves, self.close_up = dict(panels), dict(curves), close_up or CloseUp()
         self.window, self.folder = Window((centre[0], centre[1]), half_width), folder
         self._colours = {method: COLOURS[i % len(COLOURS)] for i, method in enumerate(self.curves)}
-        self._resolved: dict[str, Denoiser] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Checks that everything that is to be drawn is evaluated.
@@ -109,18 +109,10 @@ class FractalFigure(EvaluationSamples):
                 "expected a denoiser with log_density, such as LogDensityMLP"
             )
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Takes hold of the guidances, whose models the module lets go right after."""
-        self._take(trainer, pl_module)
-
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """As for validation."""
-        self._take(trainer, pl_module)
-
     @torch.no_grad()
     def draw(self, trainer: pl.Trainer, module: DiffusionModule, samples: dict[str, DrawnSamples]) -> None:
         """Draws, writes and logs the figure."""
-        resolved, self._resolved = self._resolved, {}
+        resolved, self.resolved = self.resolved, {}
         waiting = [name for name in self._needed if name not in samples]
         if waiting:
             rank_zero_info(f"there is no figure yet, it waits for {', '.join(waiting)}")
@@ -140,18 +132,13 @@ class FractalFigure(EvaluationSamples):
         measures = {_label(key): self._curves(key, evaluations, results) for key in MEASURES}
         curves_row(third, measures, colours=self._colours, truth=TRUE_SAMPLES)
         picture = render(figure)
-        folder = Path(trainer.default_root_dir) / "report" if self.folder is None else Path(self.folder)
-        write_png(folder / "figure.png", picture)
+        write_png(chosen_folder(trainer, self.folder) / "figure.png", picture)
         add_picture(trainer, "report/figure", picture)
 
     @property
     def _needed(self) -> list[str]:
         """Evaluations without which there is no figure."""
         return list(dict.fromkeys([*self.panels.values(), self.close_up.unguided, self.close_up.guided]))
-
-    def _take(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
-        if trainer.is_global_zero and not trainer.sanity_checking:
-            self._resolved = module.evaluations.resolved
 
     def _title(self, name: str) -> str:
         """The panel's title of an evaluation, or its name."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import lightning.pytorch as pl
 from matplotlib.figure import Figure
 
+from callbacks.destinations import chosen_folder
 from callbacks.evaluation_samples import EvaluationSamples
 from callbacks.png import add_picture, render, write_png
 from callbacks.sample_pictures import limits_of, picture_grid, scatter
@@ -44,8 +43,7 @@ class Gallery(EvaluationSamples):
         figure = _panels(samples, labels, trainer.datamodule) if points else _rows(samples, labels)  # type: ignore[attr-defined]
         picture = render(figure)
         add_picture(trainer, "gallery", picture)
-        folder = Path(trainer.default_root_dir) / "gallery" if self.folder is None else Path(self.folder)
-        write_png(folder / "gallery.png", picture)
+        write_png(chosen_folder(trainer, self.folder, default="gallery") / "gallery.png", picture)
 
 
 def _rows(samples: dict[str, DrawnSamples], labels: dict[str, str]) -> Figure:

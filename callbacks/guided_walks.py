@@ -8,7 +8,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,7 +15,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from callbacks.destinations import chosen_folder
 from callbacks.png import add_picture, render, write_png
+from callbacks.resolved_guidances import ResolvedGuidances
 from lightning_guide.conditions import told
 from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory
 from lightning_guide.guidance import ClassifierGuidance, EnergyGuidance, Guidance
@@ -109,7 +110,7 @@ def walk(
     )
 
 
-class GuidedWalks(pl.Callback, ABC):
+class GuidedWalks(ResolvedGuidances, ABC):
     """Walks the samples 0 ... `count` - 1 of each evaluation under a loss or a classifier once more, and draws them.
 
     After every validation and test, on process 0. Guidances of other kinds have no loss and are left out.
@@ -125,24 +126,10 @@ class GuidedWalks(pl.Callback, ABC):
         if count < 1:
             raise ValueError(f"{type(self).__name__} needs count >= 1 samples, got {count}")
         self.count, self.folder = count, folder
-        self._resolved: dict[str, Denoiser] = {}
 
     @abstractmethod
     def draw(self, trainer: pl.Trainer, module: DiffusionModule, walks: dict[str, Walk]) -> None:
         """Called with evaluation -> its trajectories; `self.resolved` holds the guidances."""
-
-    @property
-    def resolved(self) -> dict[str, Denoiser]:
-        """Evaluation -> guidance, with models for references."""
-        return self._resolved
-
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Takes hold of the guidances, whose models the module lets go right after."""
-        self._take(trainer, pl_module)
-
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """As for validation."""
-        self._take(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Walks and draws."""
@@ -152,18 +139,14 @@ class GuidedWalks(pl.Callback, ABC):
         """Walks and draws."""
         self._finish(trainer, pl_module)
 
-    def _take(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
-        if trainer.is_global_zero and not trainer.sanity_checking:
-            self._resolved = dict(module.evaluations.resolved)
-
     def _finish(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
         walks = {}
-        for name, guidance in self._resolved.items():
+        for name, guidance in self.resolved.items():
             if isinstance(guidance, EnergyGuidance | ClassifierGuidance):
                 walks[name] = self._walk(guidance, name, trainer, module)
         if walks:
             self.draw(trainer, module, walks)
-        self._resolved = {}
+        self.resolved = {}
 
     def _walk(
         self, guidance: EnergyGuidance | ClassifierGuidance, name: str, trainer: pl.Trainer, module: DiffusionModule
@@ -180,7 +163,7 @@ class GuidedWalks(pl.Callback, ABC):
 
 def record(trainer: pl.Trainer, folder: str | None, name: str, figure: Figure, numbers: Mapping[str, Any]) -> None:
     """Writes `<folder>/<name>.png` and `.json` (default: `report` in the folder of the run), logs `report/<name>`."""
-    place = Path(trainer.default_root_dir) / "report" if folder is None else Path(folder)
+    place = chosen_folder(trainer, folder)
     picture = render(figure)
     write_png(place / f"{name}.png", picture)
     with atomic(place / f"{name}.json", durable=False) as temporary:

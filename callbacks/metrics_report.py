@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.loggers import TensorBoardLogger
 
+from callbacks.destinations import boards, chosen_folder
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.report.tables import Extractors, judges, rows
 from lightning_guide.snapshot_file import atomic
@@ -46,7 +45,7 @@ class MetricsReport(pl.Callback):
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         results, skipped = module.evaluations.results, module.evaluations.skipped
-        folder = Path(trainer.default_root_dir) / "report" if self.folder is None else Path(self.folder)
+        folder = chosen_folder(trainer, self.folder)
         folder.mkdir(parents=True, exist_ok=True)
         with atomic(folder / "metrics.json") as temporary:
             temporary.write_text(_json(results, module.evaluations.extractors), encoding="utf-8")
@@ -57,9 +56,8 @@ class MetricsReport(pl.Callback):
         notes += [f"skipped: {name} ({reason})" for name, reason in skipped.items()]
         print("\n" + "\n".join(_plain(table) + notes), flush=True)
         text = "\n".join(_markdown(table)) + "".join(f"\n\n{note}" for note in notes)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("report/metrics", text, trainer.global_step)
+        for board in boards(trainer):
+            board.experiment.add_text("report/metrics", text, trainer.global_step)
 
 
 def _json(results: Results, extractors: Extractors) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import lightning.pytorch as pl
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
+from callbacks.destinations import chosen_folder
 from callbacks.evaluation_samples import EvaluationSamples
 from callbacks.png import add_picture, render, write_png
 from lightning_guide.evaluation.loop import DrawnSamples
@@ -50,6 +49,5 @@ class PathFigure(EvaluationSamples):
                 axes.plot(*self.goal.goal.tolist(), "k*", markersize=9)
             axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=name, xlabel="metres")
         picture = render(figure)
-        folder = Path(trainer.default_root_dir) / "report" if self.folder is None else Path(self.folder)
-        write_png(folder / "paths.png", picture)
+        write_png(chosen_folder(trainer, self.folder) / "paths.png", picture)
         add_picture(trainer, "report/paths", picture)

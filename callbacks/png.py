@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from callbacks.destinations import boards
 from lightning_guide.sample_file import encode_png
 from lightning_guide.snapshot_file import atomic
 
@@ -39,6 +39,5 @@ def render(figure: Figure) -> Tensor:
 
 def add_picture(trainer: Trainer, tag: str, picture: Tensor) -> None:
     """Logs `picture` (3, H, W), uint8, at the global step to every TensorBoard logger there is."""
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image(tag, picture, trainer.global_step)
+    for board in boards(trainer):
+        board.experiment.add_image(tag, picture, trainer.global_step)

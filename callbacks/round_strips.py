@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from callbacks.destinations import chosen_folder
 from callbacks.png import add_picture, write_png
 from callbacks.sample_pictures import picture_grid
 from lightning_guide.evaluation.loop import DrawnSamples
@@ -62,5 +62,5 @@ class RoundStrips(pl.Callback):
         if not trainer.is_global_zero or not rows or rows[0].ndim != 4:
             return
         picture = picture_grid(torch.cat(rows), len(rows[0]))
-        write_png(Path(trainer.default_root_dir) / "report" / "rounds.png", picture)
+        write_png(chosen_folder(trainer, None) / "rounds.png", picture)
         add_picture(trainer, "rounds/samples", picture)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import lightning.pytorch as pl
 
+from callbacks.destinations import chosen_folder
 from callbacks.evaluation_samples import EvaluationSamples
 from callbacks.png import add_picture, write_png
 from callbacks.sample_pictures import limits_of, picture_grid, scatter
@@ -40,7 +40,7 @@ class SampleGrid(EvaluationSamples):
 
     def draw(self, trainer: pl.Trainer, module: DiffusionModule, samples: dict[str, DrawnSamples]) -> None:
         """Logs and writes one picture for each evaluation."""
-        folder = Path(trainer.default_root_dir) / "grids" if self.folder is None else Path(self.folder)
+        folder = chosen_folder(trainer, self.folder, default="grids")
         assert trainer.state.fn is not None
         stage = f"{trainer.state.fn.value}-{module.images_seen}"
         real: DataView = trainer.datamodule  # type: ignore[attr-defined]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from callbacks.destinations import chosen_folder
 from callbacks.png import add_picture, render, write_png
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance import Guided, Main, Neon, Snapshot
@@ -66,8 +66,7 @@ class WeightCurves(pl.Callback):
             return
         picture = render(_figure(points, plain, self.metric))
         add_picture(trainer, f"curves/{self.metric}", picture)
-        folder = Path(trainer.default_root_dir) / "report" if self.folder is None else Path(self.folder)
-        write_png(folder / f"curves_{self.metric}.png", picture)
+        write_png(chosen_folder(trainer, self.folder) / f"curves_{self.metric}.png", picture)
 
 
 def _point(guidance: Denoiser, value: float, planned_images: int | None) -> Point | None:
