@@ -26,7 +26,7 @@ from lightning_guide.guidance import Autoguidance
 from lightning_guide.modules.models import open_snapshots
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers import DPMSolver2M
-from lightning_guide.search.estimate import Estimate
+from lightning_guide.search.estimate import Estimate, left_out
 from lightning_guide.search.halving import Halving
 from lightning_guide.search.scores import Block, Scorer, Scores, difference
 from lightning_guide.search.search_file import read_search
@@ -90,9 +90,7 @@ class Points(Scorer):
             self.part(place, seed, number // per_part)[number % per_part * self.size :][: self.size]
             for seed, number in blocks
         ]
-        several = len(rows) * (interval and len(rows) > 1)
-        without = [self._score([*rows[:i], *rows[i + 1 :]]) for i in range(several)]
-        return Scores(self._score(rows), without)
+        return Scores(self._score(rows), [self._score(union) for union in left_out(rows)] if interval else [])
 
     def _score(self, rows: Sequence[Tensor]) -> dict[str, float]:
         return {METRIC: float(sliced_wasserstein(torch.cat(list(rows)), self.quantiles))}

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from lightning_guide.search.estimate import jackknife, student_quantile
+from lightning_guide.search.estimate import jackknife, left_out, student_quantile
 from lightning_guide.search.scores import Scores, difference
 from lightning_guide.search.smoothing import smoothed
 
@@ -39,6 +39,30 @@ def test_it_covers_the_truth_of_a_curved_statistic_as_often_as_it_says(generator
         found = jackknife(whole, without)
         hits += abs(found.value - 1) <= found.half_width
     assert 0.92 < hits / 400 < 0.975
+
+
+def test_few_blocks_are_left_out_one_by_one_and_many_in_groups_that_hold_each_block_once() -> None:
+    assert left_out([0]) == left_out([]) == []
+    assert left_out([0, 1, 2]) == [[1, 2], [0, 2], [0, 1]]
+    assert len(left_out(range(32))) == 32
+    unions = left_out(range(75))
+    gone = [sorted(set(range(75)) - set(union)) for union in unions]
+    assert len(unions) == 32 and sorted(sum(gone, [])) == list(range(75))
+    assert {len(group) for group in gone} == {2, 3}
+    assert all(union == sorted(union) for union in unions)
+
+
+def test_groups_of_unequal_size_cover_the_truth_as_often_as_single_blocks(generator: torch.Generator) -> None:
+    hits, widths = 0, []
+    for _ in range(400):
+        blocks = 1 + torch.randn(45, 10, generator=generator, dtype=torch.float64)  # 19 groups of one, 13 of two
+        without = [float(torch.stack(union).mean()) ** 2 for union in left_out(list(blocks))]
+        found = jackknife(float(blocks.mean()) ** 2, without)
+        hits += abs(found.value - 1) <= found.half_width
+        widths.append(found.half_width)
+    assert 0.92 < hits / 400 < 0.975
+    exact = float(stats.t.ppf(0.975, 31)) * 2 / math.sqrt(450)
+    assert sum(widths) / 400 == pytest.approx(exact, rel=0.05)
 
 
 def test_what_two_points_have_in_common_drops_out_of_their_difference(generator: torch.Generator) -> None:

@@ -27,6 +27,7 @@ from lightning_guide.mistakes import foreseen
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.modules.evaluations import GuidedEvaluations
 from lightning_guide.processes import rank_and_world, together
+from lightning_guide.search.estimate import left_out
 from lightning_guide.search.guiders import Rebuilt
 from lightning_guide.search.ledger import named_runs, runs_in
 from lightning_guide.search.scores import Block, Scorer, Scores
@@ -206,8 +207,7 @@ class DrawnBlocks(Scorer):
         self.rebuilt = None
 
     def _scores(self, parts: Sequence[Totals], interval: bool) -> Scores:
-        several = len(parts) > 1 and interval
-        unions = [parts, *([*parts[:i], *parts[i + 1 :]] for i in range(len(parts) * several))]
+        unions = [parts, *(left_out(parts) if interval else ())]
         device = self.trainer.strategy.root_device
         values, *without = (self.evaluations.report(union, cast(DataView, self.data), device) for union in unions)
         return Scores(values, without)

@@ -3,7 +3,9 @@ r"""How sure is a number that was computed from blocks of samples? The jackknife
 With theta the number over all B blocks and theta_b that without block b, the variance of theta is
 (B - 1) / B sum_b (theta_b - mean theta_b)^2 (Tukey 1958; Efron and Stein 1981,
 https://doi.org/10.1214/aos/1176345462). It asks for no distribution of the samples, only that theta is smooth in them,
-and it holds for a difference of two numbers over the same blocks: what both have in common drops out.
+and it holds for a difference of two numbers over the same blocks: what both have in common drops out. Of many blocks
+groups of neighbours are left out instead, so that metrics which cost a while are not asked for a hundred times; to
+first order the variance is the same, groups of unequal size included.
 """
 
 from __future__ import annotations
@@ -12,8 +14,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import TypeVar
 
-__all__ = ["Estimate", "jackknife", "student_quantile"]
+__all__ = ["Estimate", "jackknife", "left_out", "student_quantile"]
+
+GROUPS = 32  # at most: a half width is then right to 1 / sqrt(2 * 31) = 13 %
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -28,8 +35,15 @@ class Estimate:
         return f"{self.value:.4g} +- {self.half_width:.2g}"
 
 
+def left_out(blocks: Sequence[Item]) -> list[list[Item]]:
+    """`blocks` without each of them in turn, of more than 32 without each of 32 groups; none for a single block."""
+    groups = min(len(blocks), GROUPS)
+    ends = [len(blocks) * i // max(groups, 1) for i in range(groups + 1)]
+    return [[*blocks[:i], *blocks[j:]] for i, j in zip(ends, ends[1:], strict=False)] if groups > 1 else []
+
+
 def jackknife(value: float, without: Sequence[float], *, confidence: float = 0.95) -> Estimate:
-    """`value` over all blocks with its interval of `confidence`, from the values `without` each of the blocks."""
+    """`value` over all blocks with its interval of `confidence`, from the values over each of `left_out`."""
     count = len(without)
     if count < 2:
         return Estimate(value, math.nan)

@@ -26,7 +26,7 @@ class Scores:
 
     Attributes:
         values: metric -> value over all of them.
-        without: the same over all but the first, all but the second, ...; empty for a single block.
+        without: the same over each of `left_out`: all but the first, all but the second, ...; empty for a single block.
     """
 
     values: Mapping[str, float]
