@@ -76,14 +76,17 @@ def draw_heat_maps(space: Space, swept: Mapping[Place, Scores], objectives: Sequ
         image = panel.imshow(cells, cmap="viridis_r" if objective.lowest else "viridis", aspect="auto")
         for i, line in enumerate(cells):
             for j, value in enumerate(line):
-                panel.text(j, i, f"{value:.3g}", ha="center", va="center", fontsize=8, color="red")
+                green = image.cmap(image.norm(value))[1]  # most of a colour's brightness
+                color = "black" if green > 0.5 else "white"
+                panel.text(j, i, f"{value:.3g}", ha="center", va="center", fontsize=8, color=color)
         for axis, set_ticks, set_label in (
             (space.axes[across], panel.set_xticks, panel.set_xlabel),
             (space.axes[down], panel.set_yticks, panel.set_ylabel),
         ):
             set_ticks(range(len(axis.values)), [str(value) for value in axis.shown])
             set_label(axis.name)
-        panel.set_title(f"{objective.metric}, best of the other settings", fontsize=9)
+        others = ", best of the other settings" if len(space.axes) > 2 else ""
+        panel.set_title(objective.metric + others, fontsize=9)
         figure.colorbar(image, ax=panel)
     figure.savefig(path)
     return True
