@@ -11,10 +11,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed
 
 from lightning_guide.evaluation.loop import DrawnSamples
 from lightning_guide.modules.diffusion import DiffusionModule
+from lightning_guide.processes import everywhere
 
 __all__ = ["EvaluationSamples"]
 
@@ -88,20 +88,11 @@ class EvaluationSamples(pl.Callback, ABC):
         kept, self._kept = self._kept, {}
         if trainer.sanity_checking:
             return
-        parts = _gathered(kept)
+        parts = everywhere(kept)
         if trainer.is_global_zero:
             by_name = {name: [part[name] for part in parts if name in part] for name in module.evaluations.names}
             samples = {name: _first(drawn, self.count) for name, drawn in by_name.items() if drawn}
             self.draw(trainer, module, samples)
-
-
-def _gathered(kept: dict[str, DrawnSamples]) -> list[dict[str, DrawnSamples]]:
-    """`kept` of every process, in order of rank."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [kept]
-    parts: list[dict[str, DrawnSamples]] = [{} for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(parts, kept)
-    return parts
 
 
 def _first(parts: Sequence[DrawnSamples], count: int) -> DrawnSamples:

@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.distributed
 
-__all__ = ["on_all", "rank_and_world", "together"]
+__all__ = ["everywhere", "on_all", "rank_and_world", "together"]
+
+Value = TypeVar("Value")
+
+
+def _have_met() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def rank_and_world() -> tuple[int, int]:
     """The number of this process and how many there are; (0, 1) before they have come together."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if _have_met():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
 
 
+def everywhere(here: Value) -> list[Value]:
+    """`here` of every process, in order of rank; every process has to call this."""
+    if not _have_met():
+        return [here]
+    found = [here] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, here)
+    return found
+
+
 def on_all(here: bool) -> bool:
     """Whether `here` is true on all processes."""
-    world = rank_and_world()[1]
-    if world == 1:
-        return here
-    everywhere = [here] * world
-    torch.distributed.all_gather_object(everywhere, here)
-    return all(everywhere)
+    return all(everywhere(here))
 
 
 def together(act: Callable[[], None]) -> None:
@@ -41,10 +52,7 @@ def together(act: Callable[[], None]) -> None:
         error = str(mistake)
     except Exception as failure:  # a full disk, no memory on the device
         error, other = f"{type(failure).__name__}: {failure}", failure
-    errors: list[str | None] = [error]
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        errors = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(errors, error)
+    errors = everywhere(error)
     if other is not None:
         raise other
     for message in errors:

@@ -144,17 +144,20 @@ def bench(
         compare("training", trained(direct()), {"compiled": trained(model)}, rounds=rounds, device=device)
     with torch.no_grad():
         base, main, guider = direct().eval(), ours().eval(), ours().eval()
-        direct_call = lambda: base(x, sigma, labels)  # noqa: E731
-        ready = fixed(main)
-        calls: dict[str, Callable[[], object]] = {"fixed": lambda: ready(x, sigma, labels)}
-        if "compiled" in measure:
-            quick = fixed(main, compile=True)
-            calls["compiled"] = lambda: quick(x, sigma, labels)
-        if "evaluation" in measure:
-            ways = {"as in training": lambda: main(x, sigma, labels), **calls}
-            compare("evaluation", direct_call, ways, rounds=rounds, device=device)
-        if "profile" in measure:
-            profile({"baseline": direct_call, **calls})
+        if "evaluation" in measure or "profile" in measure:
+            ready = fixed(main)
+            calls: dict[str, Callable[[], object]] = {
+                "baseline": lambda: base(x, sigma, labels),
+                "as in training": lambda: main(x, sigma, labels),
+                "fixed": lambda: ready(x, sigma, labels),
+            }
+            if "compiled" in measure:
+                quick = fixed(main, compile=True)
+                calls["compiled"] = lambda: quick(x, sigma, labels)
+            if "profile" in measure:
+                profile(calls)
+            if "evaluation" in measure:
+                compare("evaluation", calls.pop("baseline"), calls, rounds=rounds, device=device)
         if "sampling" in measure:
             other, sampler = direct().eval(), Heun(KarrasGrid(steps))
 

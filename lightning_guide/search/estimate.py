@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import NormalDist
 from typing import TypeVar
 
@@ -38,8 +39,10 @@ class Estimate:
 def left_out(blocks: Sequence[Item]) -> list[list[Item]]:
     """`blocks` without each of them in turn, of more than 32 without each of 32 groups; none for a single block."""
     groups = min(len(blocks), GROUPS)
-    ends = [len(blocks) * i // max(groups, 1) for i in range(groups + 1)]
-    return [[*blocks[:i], *blocks[j:]] for i, j in zip(ends, ends[1:], strict=False)] if groups > 1 else []
+    if groups < 2:
+        return []
+    ends = [len(blocks) * i // groups for i in range(groups + 1)]
+    return [[*blocks[:i], *blocks[j:]] for i, j in pairwise(ends)]
 
 
 def jackknife(value: float, without: Sequence[float], *, confidence: float = 0.95) -> Estimate:
