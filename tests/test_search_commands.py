@@ -16,6 +16,7 @@ from lightning_guide.cli import main
 from lightning_guide.search import commands
 from lightning_guide.search.drawing import BlockEvaluations, DrawnBlocks
 from lightning_guide.search.guiders import Rebuilt
+from lightning_guide.search.halving import Halving
 from lightning_guide.snapshots import SnapshotStore
 from tests.searches import METRICS, PIXELS, SEARCH, own_metrics, search
 
@@ -105,14 +106,35 @@ def test_a_tuner_hands_over_guidances_that_can_be_used(
     assert list(json.loads((folder / "used/metrics.json").read_text())) == ["unguided", "tuned_fd"]
 
     drawn.clear()
+    (out / "tune.json").write_text(json.dumps({"search": content["search"]}))  # as if killed just before its end
     search(folder, "tune", "tune", "--budget", "320", changes=changes)
     assert {name for name, _ in drawn} <= {"weight=nan"}
     again = json.loads((out / "tune.json").read_text())
     assert again["winners"] == content["winners"] and again["rounds"] == content["rounds"]
 
+    (out / "tune.json").write_text(json.dumps({"search": content["search"]}))
     next((out / "blocks").glob("*.safetensors")).write_bytes(b"cut off")
     with pytest.raises(SystemExit, match="is damaged .*remove it and the search draws it again"):
         search(folder, "tune", "tune", "--budget", "320", changes=changes)
+
+
+def test_a_finished_tuner_says_again_what_it_found(
+    folder: Path, drawn: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"axes": {"weight": {"path": "guidance.init_args.weight", "values": [3]}}, "objectives": {"fd": "lowest"}}
+    out = search(folder, "tune", "done", "--budget", "144", changes=changes)
+    content, said = (out / "tune.json").read_text(), capsys.readouterr().out.splitlines()[-2:]
+    assert json.loads(content)["statements"] == said[:1]
+    drawn.clear()
+    monkeypatch.setattr(Halving, "run", lambda _: pytest.fail("searched again"))
+    search(folder, "tune", "done", "--budget", "144", changes=changes)
+    assert capsys.readouterr().out.splitlines()[-2:] == said and not drawn
+    assert (out / "tune.json").read_text() == content
+
+    failed = json.loads(content) | {"failed": {"weight=3": "no memory"}}
+    (out / "tune.json").write_text(json.dumps(failed))
+    with pytest.raises(pytest.fail.Exception, match="searched again"):  # what failed is tried once more
+        search(folder, "tune", "done", "--budget", "144", changes=changes)
 
 
 def test_blocks_of_another_search_in_the_folder_are_left_alone(

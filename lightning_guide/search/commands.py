@@ -174,17 +174,25 @@ class Tune(Search):
         halving = Halving(space, scorer, objectives, budget=self.budget, seed=self.file.seed)
         aims = {each.metric: each.lowest for each in objectives}
         ledger = Ledger(self.out / "tune.json", self.identity(scorer) | {"budget": self.budget, "aims": aims})
+        if "winners" in ledger.content and not ledger.content["failed"]:  # what failed is tried again
+            if trainer.is_global_zero:
+                self._say(ledger)
+            return
         if trainer.is_global_zero:
             ledger.write()
         found = halving.run()
         if not trainer.is_global_zero:
             return
-        ledger.content = everything(space, found, objectives, size=size)
-        ledger.write()
         model = {key: value for key in ("images", "average") if (value := getattr(self.file, key)) is not None}
         model["metrics"] = scorer.about["metrics"]
         write_guidances(space, found, objectives, self.out, size=size, model=model, seed=self.file.seed + 2)
-        print("\n".join([*ledger.content["statements"], f"{found.samples} samples drawn: {self.out / 'tune.json'}"]))
+        ledger.content = everything(space, found, objectives, size=size)
+        ledger.write()
+        self._say(ledger)
+
+    @staticmethod
+    def _say(ledger: Ledger) -> None:
+        print("\n".join([*ledger.content["statements"], f"{ledger.content['samples']} samples drawn: {ledger.path}"]))
 
 
 def _first_metric(found: Swept) -> tuple[Objective, ...]:
