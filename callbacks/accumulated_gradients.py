@@ -15,7 +15,7 @@ from torch import Tensor
 
 from callbacks.guided_walks import record
 from lightning_guide.data import DataView
-from lightning_guide.guidance.energy import Objective, Probe
+from lightning_guide.guidance.energy import Energy, Probe
 from lightning_guide.guidance.energy.accumulation import accumulate, smoothness
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.seeds import SampleSeeds
@@ -34,7 +34,7 @@ class AccumulatedGradients(pl.Callback):
     def __init__(
         self,
         probes: dict[str, Probe],
-        judge: Objective | None = None,
+        judge: Energy | None = None,
         *,
         labels: Sequence[int] = tuple(range(10)),
         steps: int = 1000,

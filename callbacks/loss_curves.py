@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from callbacks.guided_walks import GuidedWalks, Walk, record
-from lightning_guide.guidance.energy import Objective
+from lightning_guide.guidance.energy import Energy
 from lightning_guide.modules.diffusion import DiffusionModule
 
 __all__ = ["LossCurves"]
@@ -32,7 +32,7 @@ class LossCurves(GuidedWalks):
     """
 
     def __init__(
-        self, judge: Objective, *, threshold: float = 0.6931, count: int = 64, folder: str | None = None
+        self, judge: Energy, *, threshold: float = 0.6931, count: int = 64, folder: str | None = None
     ) -> None:
         """Configures the picture.
 

@@ -11,7 +11,7 @@ from callbacks.evaluation_samples import EvaluationSamples
 from callbacks.png import add_picture, render, write_png
 from lightning_guide.evaluation.loop import DrawnSamples
 from lightning_guide.guidance.energy import Goal, Obstacle
-from lightning_guide.guidance.energy.objectives.motion import ground_path
+from lightning_guide.guidance.energy.energies.motion import ground_path
 from lightning_guide.modules.diffusion import DiffusionModule
 
 __all__ = ["PathFigure"]

@@ -105,7 +105,7 @@ def told(denoiser: Denoiser, numbers: Tensor, data: DataView) -> Tensor | None:
     if denoiser.num_classes:
         raise ValueError(
             f"a {type(denoiser).__name__} wants labels ({denoiser.num_classes} classes) beside a model that reads "
-            "embeddings; expected an objective with a label of its own (label: ...)"
+            "embeddings; expected an energy with a label of its own (label: ...)"
         )
     prompts, rows = data.prompts(), numbers.cpu()
     if bool((rows >= len(prompts)).any()):

@@ -33,10 +33,10 @@ from lightning_guide.seeds import SampleSeeds
 
 SAVINGS: dict[str, Make] = {
     "LGD, 10 draws, a guide_batch of 8": lambda w, rate: LossGuidedDiffusion(
-        w.objective, rate, guide_batch=8, positive=w.positive
+        w.energy, rate, guide_batch=8, positive=w.positive
     ),
     "UG, every second step": lambda w, rate: UniversalGuidance(
-        w.objective, rate, window=Window(every=2), positive=w.positive
+        w.energy, rate, window=Window(every=2), positive=w.positive
     ),
 }
 

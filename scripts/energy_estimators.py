@@ -22,10 +22,10 @@ from torch import Tensor
 from lightning_guide.analytic import GaussianMixture
 from lightning_guide.guidance.energy import (
     Constant,
+    Energy,
     EnergyGuidance,
     Estimator,
     MonteCarlo,
-    Objective,
     PlugIn,
     Quadratic,
     ThroughDenoiser,
@@ -34,7 +34,7 @@ from lightning_guide.guidance.energy import (
 DRAWS = [1, 3, 10, 30, 100, 1000]
 
 
-class ExactLabel(Objective):
+class ExactLabel(Energy):
     """-log pi_0(x_0), the exact posterior of the first component."""
 
     def __init__(self, problem: Problem) -> None:
@@ -46,7 +46,7 @@ class ExactLabel(Objective):
         return -(-(x[:, None] - means).square().sum(2) / (2 * self.problem.s**2)).log_softmax(1)[:, 0]
 
 
-def slope(prior: GaussianMixture, loss: Objective, estimator: Estimator, x: Tensor, sigma: float) -> Tensor:
+def slope(prior: GaussianMixture, loss: Energy, estimator: Estimator, x: Tensor, sigma: float) -> Tensor:
     """The estimated gradient (n, d), by the code that guides."""
     guide = EnergyGuidance(loss, [ThroughDenoiser(Constant(1.0))], estimator=estimator, positive=prior)
     level = torch.tensor(sigma, dtype=double)

@@ -23,14 +23,14 @@ from torch import Tensor
 
 from lightning_guide.analytic import GaussianMixture
 from lightning_guide.denoiser import Denoiser
-from lightning_guide.guidance.energy import DPS, MPGD, EnergyGuidance, MPGDLatent, Objective, Quadratic, Subspace
+from lightning_guide.guidance.energy import DPS, MPGD, Energy, EnergyGuidance, MPGDLatent, Quadratic, Subspace
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers import Euler
 from lightning_guide.seeds import SampleSeeds
 
 DIM, INNER, K, SPREAD, ACROSS = 128, 8, 6, 0.3, 0.02
 RATES = [0.03, 0.1, 0.3]
-Make = Callable[[Objective, float, Subspace, Denoiser], EnergyGuidance]
+Make = Callable[[Energy, float, Subspace, Denoiser], EnergyGuidance]
 METHODS: dict[str, Make] = {
     "DPS": lambda loss, rate, auto, prior: DPS(loss, rate, positive=prior),
     "MPGD": lambda loss, rate, auto, prior: MPGD(loss, rate, positive=prior),

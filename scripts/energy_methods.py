@@ -18,11 +18,11 @@ from lightning_guide.guidance.energy import (
     Autoencoder,
     ClassifierGuidance,
     EluCD,
+    Energy,
     FreeDoM,
     FreeDoMCLIP,
     LossGuidedDiffusion,
     MPGDLatent,
-    Objective,
     UniversalGuidance,
 )
 from lightning_guide.guidance.energy.methods.freedom import policy
@@ -37,7 +37,7 @@ class Wish:
     `classifier` and `noisy`, classifiers of clean and of noisy pictures, are there if a class is wanted.
     """
 
-    objective: Objective
+    energy: Energy
     positive: Denoiser
     autoencoder: Autoencoder
     classifier: nn.Module | None = None
@@ -46,27 +46,27 @@ class Wish:
 
 Make = Callable[[Wish, float], Denoiser]
 METHODS: dict[str, Make] = {
-    "UG": lambda w, rate: UniversalGuidance(w.objective, rate, positive=w.positive),
-    "UG, backward": lambda w, rate: UniversalGuidance(w.objective, rate, backward_steps=5, positive=w.positive),
-    "LGD, 10 draws": lambda w, rate: LossGuidedDiffusion(w.objective, rate, positive=w.positive),
-    "DPS": lambda w, rate: DPS(w.objective, 0.3 * rate, positive=w.positive),
-    "AdamDPS": lambda w, rate: AdamDPS(w.objective, 0.03 * rate, positive=w.positive),
-    "FreeDoM": lambda w, rate: FreeDoM(w.objective, 0.3 * rate, positive=w.positive),
-    "FreeDoM, rms": lambda w, rate: FreeDoMCLIP(w.objective, 0.1 * rate, positive=w.positive),
-    "Polyak": lambda w, rate: AugmentedPolyak(w.objective, 0.03 * rate, augmentations=[], positive=w.positive),
+    "UG": lambda w, rate: UniversalGuidance(w.energy, rate, positive=w.positive),
+    "UG, backward": lambda w, rate: UniversalGuidance(w.energy, rate, backward_steps=5, positive=w.positive),
+    "LGD, 10 draws": lambda w, rate: LossGuidedDiffusion(w.energy, rate, positive=w.positive),
+    "DPS": lambda w, rate: DPS(w.energy, 0.3 * rate, positive=w.positive),
+    "AdamDPS": lambda w, rate: AdamDPS(w.energy, 0.03 * rate, positive=w.positive),
+    "FreeDoM": lambda w, rate: FreeDoM(w.energy, 0.3 * rate, positive=w.positive),
+    "FreeDoM, rms": lambda w, rate: FreeDoMCLIP(w.energy, 0.1 * rate, positive=w.positive),
+    "Polyak": lambda w, rate: AugmentedPolyak(w.energy, 0.03 * rate, augmentations=[], positive=w.positive),
     "Polyak, capped": lambda w, rate: AugmentedPolyak(
-        w.objective, 0.03 * rate, augmentations=[], cap=0.3, positive=w.positive
+        w.energy, 0.03 * rate, augmentations=[], cap=0.3, positive=w.positive
     ),
-    "MPGD": lambda w, rate: MPGD(w.objective, 0.3 * rate, positive=w.positive),
-    "MPGD, latent": lambda w, rate: MPGDLatent(w.objective, w.autoencoder, 0.3 * rate, positive=w.positive),
-    "TFG": lambda w, rate: TFG(w.objective, 0.3 * rate, 0.075 * rate, 0.01, positive=w.positive),
+    "MPGD": lambda w, rate: MPGD(w.energy, 0.3 * rate, positive=w.positive),
+    "MPGD, latent": lambda w, rate: MPGDLatent(w.energy, w.autoencoder, 0.3 * rate, positive=w.positive),
+    "TFG": lambda w, rate: TFG(w.energy, 0.3 * rate, 0.075 * rate, 0.01, positive=w.positive),
 }
 LABELS_ONLY: dict[str, Make] = {
     "FreeDoM + RA": lambda w, rate: FreeDoM(
-        w.objective, 0.3 * rate, estimator=Augmented(policy(), 10), positive=w.positive
+        w.energy, 0.3 * rate, estimator=Augmented(policy(), 10), positive=w.positive
     ),
-    "Polyak + RA": lambda w, rate: AugmentedPolyak(w.objective, 0.03 * rate, positive=w.positive),
-    "Polyak + RA, capped": lambda w, rate: AugmentedPolyak(w.objective, 0.03 * rate, cap=0.3, positive=w.positive),
+    "Polyak + RA": lambda w, rate: AugmentedPolyak(w.energy, 0.03 * rate, positive=w.positive),
+    "Polyak + RA, capped": lambda w, rate: AugmentedPolyak(w.energy, 0.03 * rate, cap=0.3, positive=w.positive),
     "EluCD": lambda w, rate: EluCD(_there(w.classifier), rate, positive=w.positive),
     "trained on noise": lambda w, rate: ClassifierGuidance(_there(w.noisy), rate, positive=w.positive),
 }

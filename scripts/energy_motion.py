@@ -34,13 +34,13 @@ from lightning_guide.guidance.energy import (
     AddedNoise,
     Augmented,
     AugmentedPolyak,
+    Energy,
     EnergyGuidance,
     FreeDoM,
     Goal,
     Integrated,
     LossGuidedDiffusion,
     Normalised,
-    Objective,
     Obstacle,
     ThroughDenoiser,
     WeightedSum,
@@ -58,7 +58,7 @@ TUNING = math.pi / 2
 NOISE = 0.2 / math.sqrt(32)  # metres, of each step: a walk that strays .2 m by the middle, where the obstacle is
 METRICS = ["target", "obstacle", "total", "hits", "unnatural"]
 
-Make = Callable[[Objective, float, Denoiser], Denoiser]
+Make = Callable[[Energy, float, Denoiser], Denoiser]
 
 
 def methods(metres: float) -> dict[str, tuple[Make, float]]:
@@ -68,7 +68,7 @@ def methods(metres: float) -> dict[str, tuple[Make, float]]:
     def polyak(drawn: list[Augmentation], cap: float | None) -> Make:
         return lambda loss, rate, m: AugmentedPolyak(loss, rate, augmentations=drawn, cap=cap, positive=m)
 
-    def normalised(loss: Objective, rate: float, model: Denoiser) -> Denoiser:
+    def normalised(loss: Energy, rate: float, model: Denoiser) -> Denoiser:
         return EnergyGuidance(loss, [ThroughDenoiser(Normalised(rate))], positive=model)
 
     return {

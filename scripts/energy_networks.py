@@ -29,10 +29,10 @@ from lightning_guide.guidance.energy import (
     MPGD,
     Capped,
     ClassLabel,
+    Energy,
     EnergyGuidance,
     MPGDLatent,
     NetworkDistance,
-    Objective,
     Polyak,
     RunAutoencoder,
     RunNetwork,
@@ -108,13 +108,13 @@ def study(root: str = "runs/digits", out: str = "runs/energy/networks", seeds: i
     figure(pictures, truth).savefig(Path(out) / "networks.png", dpi=130)
 
 
-def distance(objective: Objective) -> dict[str, Make | None]:
+def distance(energy: Energy) -> dict[str, Make | None]:
     """Nothing, DPS and a capped Polyak step."""
     return {
         "unguided": None,
-        "DPS": lambda rate, model: DPS(objective, rate, positive=model),
+        "DPS": lambda rate, model: DPS(energy, rate, positive=model),
         "Polyak, capped": lambda rate, model: EnergyGuidance(
-            objective, [ThroughDenoiser(Capped(Polyak(rate)))], positive=model
+            energy, [ThroughDenoiser(Capped(Polyak(rate)))], positive=model
         ),
     }
 

@@ -20,8 +20,8 @@ from lightning_guide.evaluation import ClassifierFeatures, FrechetDistance, Kern
 from lightning_guide.exploded import exploded
 from lightning_guide.guidance import Unconditional
 from lightning_guide.guidance.energy import ClassLabel, Measurement, RunNetwork, Subspace
-from lightning_guide.guidance.energy.objectives import Blurred, Compressed, Downsampled, Masked
-from lightning_guide.guidance.energy.objectives.operators import Operator
+from lightning_guide.guidance.energy.energies import Blurred, Compressed, Downsampled, Masked
+from lightning_guide.guidance.energy.energies.operators import Operator
 from lightning_guide.modules.models import finished_model
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers import Euler
@@ -129,8 +129,8 @@ class Problem:
         if self.operator is None:
             noisy = RunNetwork(str(s.runs / "noisy_classifier"))
             return Wish(ClassLabel(s.guide), s.positive, s.autoencoder, s.guide, noisy)
-        objective = Measurement(self.operator, s.data.encode(s.hidden.x), noise=NOISE)
-        return Wish(objective, s.positive, s.autoencoder)
+        energy = Measurement(self.operator, s.data.encode(s.hidden.x), noise=NOISE)
+        return Wish(energy, s.positive, s.autoencoder)
 
     def seeds(self, seed: int) -> SampleSeeds:
         """Labels: the first `count` samples of `seed`. Measurements: each seed sees pictures of its own."""
@@ -161,13 +161,13 @@ class Problem:
 
         m and C are mean and covariance of the training pictures. Its error is what a network has to beat.
         """
-        assert self.operator is not None and isinstance(self.wish.objective, Measurement)
+        assert self.operator is not None and isinstance(self.wish.energy, Measurement)
         flat = self.setting.data.encode(self.setting.real.x).flatten(1).double()
         m, C = flat.mean(0), flat.T.cov()
         shape = (-1, *self.setting.data.data_shape)
         A = self.operator(torch.eye(len(m), dtype=m.dtype).reshape(shape)).flatten(1).T  # (measured, pixels)
         x = self.real(seed)
-        y = self.wish.objective.observe(Trajectory(x=x, seeds=self.seeds(seed), sigma=0.0))[1].flatten(1).double()
+        y = self.wish.energy.observe(Trajectory(x=x, seeds=self.seeds(seed), sigma=0.0))[1].flatten(1).double()
         inverse = torch.linalg.pinv(A @ C @ A.T + NOISE**2 * torch.eye(len(A), dtype=m.dtype))
         return (m + (y - A @ m) @ (C @ A.T @ inverse).T).reshape(shape).to(x)
 
@@ -195,8 +195,8 @@ class Problem:
             kids = [distance(each, stored[labels == label]) for label, each in enumerate(s.class_distances)]
             found["class distance"] = sum(kids) / len(kids)
         else:
-            assert isinstance(self.wish.objective, Measurement)
-            truth, y = self.wish.objective.observe(Trajectory(x=seen, seeds=seeds, sigma=0.0))
+            assert isinstance(self.wish.energy, Measurement)
+            truth, y = self.wish.energy.observe(Trajectory(x=seen, seeds=seeds, sigma=0.0))
             rest = (y - self.operator(seen)).flatten(1).square().mean(1).sqrt() / NOISE
             error = (seen - truth).flatten(1).square().mean(1)
             found |= {"misfit": float(rest.mean()), "psnr": float((10 * (4 / error.clamp(min=1e-9)).log10()).mean())}

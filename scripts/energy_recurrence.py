@@ -27,9 +27,9 @@ from lightning_guide.guidance.energy import (
     MPGD,
     TFG,
     AdamDPS,
+    Energy,
     EnergyGuidance,
     LossGuidedDiffusion,
-    Objective,
     Quadratic,
     UniversalGuidance,
 )
@@ -41,7 +41,7 @@ from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers import DDIM, Euler, Sampler, TimeTravel
 from lightning_guide.seeds import SampleSeeds
 
-Make = Callable[[Objective, float, Denoiser], EnergyGuidance]
+Make = Callable[[Energy, float, Denoiser], EnergyGuidance]
 METHODS: dict[str, Make] = {
     "DPS": lambda loss, rate, positive: DPS(loss, 0.1 * rate, positive=positive),
     "AdamDPS": lambda loss, rate, positive: AdamDPS(loss, 0.5 * rate, positive=positive),

@@ -25,9 +25,9 @@ from lightning_guide.denoiser import Trajectory
 from lightning_guide.guidance.energy import (
     Capped,
     Constant,
+    Energy,
     EnergyGuidance,
     Normalised,
-    Objective,
     Polyak,
     PowerLaw,
     RootMeanSquare,
@@ -35,7 +35,7 @@ from lightning_guide.guidance.energy import (
     ThroughDenoiser,
     TruePolyak,
 )
-from lightning_guide.guidance.energy.objectives.objective import Loss
+from lightning_guide.guidance.energy.energies.energy import Loss
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers import FixedShare
 from lightning_guide.seeds import SampleSeeds
@@ -56,7 +56,7 @@ FACTORS = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
 STEPS = [20, 50, 100]
 
 
-class Seen(Objective):
+class Seen(Energy):
     """|phi(x) - phi(ref_i)| with phi(x) = tanh(W x), W (32, 64) fixed; the reference depends on the sample."""
 
     def __init__(self) -> None:

@@ -18,13 +18,13 @@ from lightning_guide.guidance.energy import (
     Augmented,
     AugmentedPolyak,
     Constant,
+    Energy,
     EnergyGuidance,
     FreeDoM,
     FreeDoMCLIP,
     LossGuidedDiffusion,
     MPGDLatent,
     Normalised,
-    Objective,
     Subspace,
     TruePolyak,
     UniversalGuidance,
@@ -46,7 +46,7 @@ def mixture(labels: list[int] | None = None) -> GaussianMixture:
     return GaussianMixture(means, roots @ roots.mT, [1.0, 2.0, 1.0], labels=labels)
 
 
-class Bend(Objective):
+class Bend(Energy):
     """A smooth loss that is neither quadratic nor symmetric, above zero."""
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -58,7 +58,7 @@ def basis() -> Tensor:
     return torch.linalg.qr(torch.tensor([[1.0, 0.2], [0.3, 1.0], [-0.4, 0.5]], dtype=torch.float64))[0]
 
 
-Make = Callable[[Objective, Denoiser], EnergyGuidance]
+Make = Callable[[Energy, Denoiser], EnergyGuidance]
 
 METHODS: dict[str, Make] = {
     "UG forward": lambda loss, positive: UniversalGuidance(loss, 0.4, positive=positive),

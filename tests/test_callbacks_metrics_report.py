@@ -23,9 +23,9 @@ from lightning_guide.evaluation import FrechetDistance, KernelDistance, ModuleFe
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.metric import SampleMetric
 from lightning_guide.guidance import Autoguidance, ScoreScaling, Snapshot
-from lightning_guide.guidance.energy import DPS, Constant, EnergyGuidance, Objective, Quadratic
+from lightning_guide.guidance.energy import DPS, Constant, Energy, EnergyGuidance, Quadratic
+from lightning_guide.guidance.energy.energies.energy import Loss
 from lightning_guide.guidance.energy.moves import AtClean
-from lightning_guide.guidance.energy.objectives.objective import Loss
 from lightning_guide.guidance.energy.window import Window
 from lightning_guide.losses import ScoreMatchingLoss
 from lightning_guide.modules.diffusion import DiffusionModule
@@ -130,7 +130,7 @@ def test_a_fit_reports_each_validation_and_says_what_was_skipped(tmp_path: Path,
     assert any(row.startswith("skipped: guided (") for row in rows)
 
 
-class Some(Objective):
+class Some(Energy):
     """A loss without a slope for samples of even index, and for the others until the last of its steps."""
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:

@@ -28,9 +28,9 @@ LABEL = {
 METHODS = {
     "lgd": {
         "class_path": "LossGuidedDiffusion",
-        "init_args": {"objective": LABEL, "weight": 10, "draws": 3, "guide_batch": 4},
+        "init_args": {"energy": LABEL, "weight": 10, "draws": 3, "guide_batch": 4},
     },
-    "mpgd": {"class_path": "MPGD", "init_args": {"objective": LABEL, "window": {"every": 2}}},
+    "mpgd": {"class_path": "MPGD", "init_args": {"energy": LABEL, "window": {"every": 2}}},
 }
 TINY: dict[str, Any] = {
     "seed_everything": 0,

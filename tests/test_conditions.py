@@ -250,7 +250,7 @@ def test_training_and_evaluation_under_prompts(tmp_path: Path) -> None:
         told(Here.main, torch.tensor([10]), data)
 
 
-def test_labels_for_an_objective_beside_embeddings_for_the_model() -> None:
+def test_labels_for_an_energy_beside_embeddings_for_the_model() -> None:
     class Both(Denoiser):
         data_shape, num_classes, token_channels, sigma_data = (1, 8, 8), 3, 6, 0.5
 

@@ -21,12 +21,12 @@ from lightning_guide.guidance.energy import (
     Augmented,
     Constant,
     Disc,
+    Energy,
     EnergyGuidance,
     HalfSpace,
     LossGuidedDiffusion,
     MonteCarlo,
     Normalised,
-    Objective,
     Polyak,
     Quadratic,
     Resized,
@@ -39,7 +39,7 @@ from lightning_guide.guidance.energy import (
     WeightedSum,
     Window,
 )
-from lightning_guide.guidance.energy.objectives import Boxed, Compressed, Downsampled
+from lightning_guide.guidance.energy.energies import Boxed, Compressed, Downsampled
 from lightning_guide.samplers import Euler, Heun, Sampler, TimeTravel
 from lightning_guide.seeds import SampleSeeds
 from tests.energies import GRID, METHODS, Bend, drawn, mixture
@@ -110,7 +110,7 @@ def test_an_impossible_step_is_none_and_counted(rule: str, move: Any, kind: str)
 
 
 def test_the_count_is_of_each_sample_and_over_all_steps() -> None:
-    class Never(Objective):
+    class Never(Energy):
         def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
             return 0 * x.sum(1)
 
@@ -244,7 +244,7 @@ def test_an_exactly_guided_gaussian_has_the_right_posterior(sampler: Sampler) ->
     prior, T, y = GaussianMixture(torch.zeros(1, 1), torch.ones(1, 1, 1)), 0.7, 1.5
     levels = sampler.grid.sigmas().tolist()
     # exact draws: for a Gaussian the expected likelihood needs no Monte-Carlo, -(D - y)^2 / (2 (T^2 + r^2))
-    class Marginal(Objective):
+    class Marginal(Energy):
         def start(self, trajectory: Any) -> Any:
             def loss(x: Tensor, condition: Tensor | None, number: Tensor) -> Tensor:
                 level = trajectory.sigma_next if trajectory.stage == "corrector" else trajectory.sigma

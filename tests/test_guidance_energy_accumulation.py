@@ -24,7 +24,7 @@ def test_steps_go_straight_to_the_target() -> None:
     torch.testing.assert_close(losses, expected[:, None].expand(20, 2))
 
 
-def test_objectives_share_the_steps_and_rules_are_kept() -> None:
+def test_energies_share_the_steps_and_rules_are_kept() -> None:
     one, other = Quadratic(torch.tensor([4.0, 0.0])), Quadratic(torch.tensor([0.0, 4.0]))
     x = torch.zeros(1, 2, dtype=double)
     seeds = SampleSeeds(0, [0])
@@ -32,9 +32,9 @@ def test_objectives_share_the_steps_and_rules_are_kept() -> None:
     # x: (0, 0) -> (2, 0) -> (3, 0) -> (1.5, 2) -> (.75, 3)
     torch.testing.assert_close(end, torch.tensor([[0.75, 3.0]], dtype=double))
     assert losses[:, 0].tolist() == pytest.approx([8, 2, 12.5, (1.5**2 + 2**2) / 2])
-    with pytest.raises(ValueError, match="2 objectives share 1 steps"):
+    with pytest.raises(ValueError, match="2 energies share 1 steps"):
         accumulate(Probe([one, other]), x, seeds=seeds, steps=1)
-    with pytest.raises(ValueError, match="at least one objective"):
+    with pytest.raises(ValueError, match="at least one energy"):
         Probe([])
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_guide.analytic import GaussianMixture
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance.energy import ClassifierGuidance, EluCD, RunNetwork, UniversalGuidance, Window
-from lightning_guide.guidance.energy.objectives import ClassLabel
+from lightning_guide.guidance.energy.energies import ClassLabel
 from lightning_guide.networks.noisy_classifier import NoisyClassifier
 from lightning_guide.samplers import DPMSolver2M, Euler, Heun, Sampler
 from lightning_guide.seeds import SampleSeeds

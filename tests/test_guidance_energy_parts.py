@@ -1,4 +1,4 @@
-"""Augmentations, objectives, measurements, guide networks: each against a formula of its own."""
+"""Augmentations, energies, measurements, guide networks: each against a formula of its own."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ from lightning_guide.guidance.energy import (
     Translation,
 )
 from lightning_guide.guidance.energy.augmentations import Augmentation
-from lightning_guide.guidance.energy.objectives import Blurred, Boxed, Compressed, Downsampled, Masked
-from lightning_guide.guidance.energy.objectives.operators import Operator
+from lightning_guide.guidance.energy.energies import Blurred, Boxed, Compressed, Downsampled, Masked
+from lightning_guide.guidance.energy.energies.operators import Operator
 from lightning_guide.guidance.energy.point import Point
 from lightning_guide.networks.classifier import SmallClassifier
 from lightning_guide.samplers import Euler
@@ -129,7 +129,7 @@ def test_rescaling_a_disc_changes_its_area() -> None:
     assert float(areas.min()) == pytest.approx(0.64, abs=0.03) and float(areas.max()) == pytest.approx(1.44, abs=0.04)
 
 
-# Objectives
+# Energies
 
 
 def test_distances_and_regions() -> None:

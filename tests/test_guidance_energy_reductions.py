@@ -21,12 +21,12 @@ from lightning_guide.guidance.energy import (
     Balanced,
     Capped,
     Constant,
+    Energy,
     EnergyGuidance,
     FreeDoM,
     LossGuidedDiffusion,
     MonteCarlo,
     MPGDLatent,
-    Objective,
     Polyak,
     PowerLaw,
     Quadratic,
@@ -46,7 +46,7 @@ SAMPLERS: list[Sampler] = [Heun(GRID), TimeTravel(DPMSolver2M(GRID), 2), DDIM(GR
 EXACT = {"rtol": 1e-11, "atol": 1e-11}
 
 
-def guided(make: Make | Denoiser, sampler: Sampler, loss: Objective = LOSS) -> Tensor:
+def guided(make: Make | Denoiser, sampler: Sampler, loss: Energy = LOSS) -> Tensor:
     return drawn(make if isinstance(make, Denoiser) else make(loss, MIXTURE), sampler)
 
 
@@ -255,7 +255,7 @@ def test_balanced_schedules_have_the_mean_one() -> None:
 
 
 def test_cfg_below_and_labels_for_both() -> None:
-    """The condition reaches the positive, and the objective, which may be the only one to have labels."""
+    """The condition reaches the positive, and the energy, which may be the only one to have labels."""
     seen: list[Tensor | None] = []
 
     class Wanting(Bend):

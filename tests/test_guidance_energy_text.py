@@ -1,4 +1,4 @@
-"""The text objective, with a small open_clip model of random weights in place of the large ones."""
+"""The text energy, with a small open_clip model of random weights in place of the large ones."""
 
 from __future__ import annotations
 

@@ -19,10 +19,10 @@ from lightning_guide.guidance.energy import (
     RunNetwork,
     UniversalGuidance,
 )
-from lightning_guide.guidance.energy.objectives import Downsampled
+from lightning_guide.guidance.energy.energies import Downsampled
 from lightning_guide.networks.classifier import SmallClassifier
 from lightning_guide.noise import KarrasGrid
-from lightning_guide.objectives import ClassLogProbability, Linear, NegativeDistance, NegativeLoss, NegativeReward
+from lightning_guide.objectives import ClassLogProbability, Linear, NegativeDistance, NegativeEnergy, NegativeReward
 from lightning_guide.recipe import build
 from lightning_guide.samplers import Euler
 from lightning_guide.seeds import SampleSeeds
@@ -52,11 +52,11 @@ def test_a_reward_guides_as_the_loss_that_it_stands_for(method: Any) -> None:
 
 
 def test_a_loss_leads_gradient_guidance_as_the_reward_that_it_stands_for() -> None:
-    reward, loss = Linear([0.5, -2.0]), NegativeLoss(NegativeReward(Linear([0.5, -2.0])))
+    reward, loss = Linear([0.5, -2.0]), NegativeEnergy(NegativeReward(Linear([0.5, -2.0])))
     at = torch.randn(5, 2, dtype=torch.float64)
     for one, other in zip(reward.value_and_gradient(at), loss.value_and_gradient(at), strict=True):
         torch.testing.assert_close(one, other)
-    value, gradient = NegativeLoss(Quadratic([1.0, 2.0], 2.0)).value_and_gradient(at)
+    value, gradient = NegativeEnergy(Quadratic([1.0, 2.0], 2.0)).value_and_gradient(at)
     gap = torch.tensor([1.0, 2.0]) - at
     torch.testing.assert_close(value, -gap.square().sum(1) / 8)
     torch.testing.assert_close(gradient, gap / 4)
@@ -71,14 +71,14 @@ def test_a_class_is_the_same_wish_in_both(tmp_path: Path) -> None:
     x = torch.randn(6, 1, 8, 8)
     reward, loss = ClassLogProbability(str(tmp_path), 2), ClassLabel(RunNetwork(str(tmp_path)), 2)
     torch.testing.assert_close(NegativeReward(reward)(x), loss(x))
-    torch.testing.assert_close(NegativeLoss(loss)(x), reward(x))
-    again = build(NegativeLoss(loss).recipe)
+    torch.testing.assert_close(NegativeEnergy(loss)(x), reward(x))
+    again = build(NegativeEnergy(loss).recipe)
     torch.testing.assert_close(again(x), reward(x))
 
 
 def test_losses_that_know_more_than_the_sample_are_refused() -> None:
-    with pytest.raises(ValueError, match="NegativeLoss knows no labels, but ClassLabel reads them"):
-        NegativeLoss(ClassLabel(SmallClassifier([1, 8, 8], num_classes=4, widths=[8])))
-    measured = NegativeLoss(Measurement(Downsampled(2), torch.zeros(1, 1, 4, 4)))
+    with pytest.raises(ValueError, match="NegativeEnergy knows no labels, but ClassLabel reads them"):
+        NegativeEnergy(ClassLabel(SmallClassifier([1, 8, 8], num_classes=4, widths=[8])))
+    measured = NegativeEnergy(Measurement(Downsampled(2), torch.zeros(1, 1, 4, 4)))
     with pytest.raises(ValueError, match="needs a trajectory"):
         measured(torch.zeros(1, 1, 4, 4))

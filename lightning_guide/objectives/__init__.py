@@ -1,7 +1,7 @@
 """Objectives: functions of samples that are to be maximised, one number for each sample."""
 
 from lightning_guide.objectives.backbones import Backbone, OpenClipBackbone, TimmBackbone
-from lightning_guide.objectives.bridge import NegativeLoss, NegativeReward
+from lightning_guide.objectives.bridge import NegativeEnergy, NegativeReward
 from lightning_guide.objectives.class_log_probability import ClassLogProbability
 from lightning_guide.objectives.decoded import Decoded
 from lightning_guide.objectives.distance import NegativeDistance
@@ -20,7 +20,7 @@ __all__ = [
     "Head",
     "Linear",
     "NegativeDistance",
-    "NegativeLoss",
+    "NegativeEnergy",
     "NegativeReward",
     "Objective",
     "OpenClipBackbone",

@@ -1,17 +1,17 @@
-"""Rewards as losses and losses as rewards: what is written for one kind of guidance serves the other.
+"""Rewards as energies and energies as rewards: what is written for one kind of guidance serves the other.
 
-`objectives.Objective` f is to be large and knows the sample alone: gradient guidance, look-ahead, fine-tuning. The loss
-of `guidance.energy` is to be small, exp(-loss) is a likelihood, and it may read the condition and the trajectory.
+An `Objective` f is to be large and knows the sample alone: gradient guidance, look-ahead, fine-tuning. An `Energy` of
+`guidance.energy` is a loss, to be small; exp(-loss) is a likelihood, and it may read the condition and the trajectory.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_guide.guidance.energy.objectives.objective import Objective as Energy
+from lightning_guide.guidance.energy.energies.energy import Energy
 from lightning_guide.objectives.objective import Objective
 
-__all__ = ["NegativeLoss", "NegativeReward"]
+__all__ = ["NegativeEnergy", "NegativeReward"]
 
 
 class NegativeReward(Energy):
@@ -28,19 +28,20 @@ class NegativeReward(Energy):
         return -self.weight * value
 
 
-class NegativeLoss(Objective):
+class NegativeEnergy(Objective):
     """f = -loss(x), without a condition."""
 
-    def __init__(self, loss: Energy) -> None:
-        """`loss` of training-free guidance, one that reads neither condition nor trajectory.
+    def __init__(self, energy: Energy) -> None:
+        """`energy` of training-free guidance, one that reads neither condition nor trajectory.
 
         Raises:
             ValueError: if it takes its label from the condition.
         """
         super().__init__()
-        if loss.num_classes:
-            raise ValueError(f"NegativeLoss knows no labels, but {type(loss).__name__} reads them: name one (label: 3)")
-        self.loss = loss
+        if energy.num_classes:
+            reader = type(energy).__name__
+            raise ValueError(f"NegativeEnergy knows no labels, but {reader} reads them: name one (label: 3)")
+        self.energy = energy
 
     def forward(self, x: Tensor) -> Tensor:
         """f (B,) of `x` (B, *).
@@ -48,4 +49,4 @@ class NegativeLoss(Objective):
         Raises:
             ValueError: if the loss needs a trajectory, as that of a `Measurement`.
         """
-        return -self.loss(x)
+        return -self.energy(x)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_guide.guidance.energy.objectives.networks import RunNetwork
+from lightning_guide.guidance.energy.energies.networks import RunNetwork
 from lightning_guide.objectives.objective import Objective
 
 __all__ = ["ClassLogProbability"]

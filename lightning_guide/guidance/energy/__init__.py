@@ -13,6 +13,26 @@ from lightning_guide.guidance.energy.augmentations import (
 from lightning_guide.guidance.energy.augmented import Augmented
 from lightning_guide.guidance.energy.autoencoder import Autoencoder, Reconstructed, RunAutoencoder, Subspace
 from lightning_guide.guidance.energy.capped import Capped
+from lightning_guide.guidance.energy.energies import (
+    AtLevel,
+    ClassLabel,
+    Disc,
+    Distance,
+    Energy,
+    Goal,
+    HalfSpace,
+    Integrated,
+    Measurement,
+    NamedNetwork,
+    NetworkDistance,
+    Obstacle,
+    Quadratic,
+    RunNetwork,
+    Style,
+    TextMatch,
+    TimmNetwork,
+    WeightedSum,
+)
 from lightning_guide.guidance.energy.energy_guidance import EnergyGuidance
 from lightning_guide.guidance.energy.estimator import Estimator, PlugIn
 from lightning_guide.guidance.energy.methods import (
@@ -31,26 +51,6 @@ from lightning_guide.guidance.energy.methods import (
 )
 from lightning_guide.guidance.energy.monte_carlo import MonteCarlo
 from lightning_guide.guidance.energy.moves import AtClean, InLatent, Move, ThroughDenoiser
-from lightning_guide.guidance.energy.objectives import (
-    AtLevel,
-    ClassLabel,
-    Disc,
-    Distance,
-    Goal,
-    HalfSpace,
-    Integrated,
-    Measurement,
-    NamedNetwork,
-    NetworkDistance,
-    Objective,
-    Obstacle,
-    Quadratic,
-    RunNetwork,
-    Style,
-    TextMatch,
-    TimmNetwork,
-    WeightedSum,
-)
 from lightning_guide.guidance.energy.polyak import Polyak, TruePolyak
 from lightning_guide.guidance.energy.schedules import Balanced, PowerLaw, Schedule
 from lightning_guide.guidance.energy.step_rule import Constant, Normalised, RootMeanSquare, StepRule
@@ -94,7 +94,7 @@ __all__ = [
     "NamedNetwork",
     "NetworkDistance",
     "Normalised",
-    "Objective",
+    "Energy",
     "Obstacle",
     "PlugIn",
     "Polyak",

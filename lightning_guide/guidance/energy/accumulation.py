@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from lightning_guide.denoiser import Trajectory
+from lightning_guide.guidance.energy.energies.energy import Energy
 from lightning_guide.guidance.energy.estimator import Estimator, PlugIn
 from lightning_guide.guidance.energy.landscape import Landscape
-from lightning_guide.guidance.energy.objectives.objective import Objective
 from lightning_guide.guidance.energy.point import Point
 from lightning_guide.guidance.energy.step_rule import Normalised, StepRule
 from lightning_guide.recipe import Recorded
@@ -24,17 +24,17 @@ __all__ = ["Probe", "accumulate", "smoothness"]
 
 
 class Probe(Recorded):
-    """A guide to be looked at: its objectives, one after the other for equal shares of the steps, and an estimator."""
+    """A guide to be looked at: its energies, one after the other for equal shares of the steps, and an estimator."""
 
-    def __init__(self, objectives: Sequence[Objective], estimator: Estimator | None = None) -> None:
-        """One objective as a rule; a classifier of noisy pictures has one for each level, `AtLevel`, from above.
+    def __init__(self, energies: Sequence[Energy], estimator: Estimator | None = None) -> None:
+        """One energy as a rule; a classifier of noisy pictures has one for each level, `AtLevel`, from above.
 
         Raises:
-            ValueError: if there is no objective.
+            ValueError: if there is no energy.
         """
-        if not objectives:
-            raise ValueError("a Probe needs at least one objective")
-        self.objectives, self.estimator = list(objectives), estimator or PlugIn()
+        if not energies:
+            raise ValueError("a Probe needs at least one energy")
+        self.energies, self.estimator = list(energies), estimator or PlugIn()
 
 
 def accumulate(
@@ -57,13 +57,13 @@ def accumulate(
         rule: default: steps of length .01 sqrt(d), `Normalised`, at sigma = sigma' = 0.
 
     Raises:
-        ValueError: if there are fewer steps than objectives.
+        ValueError: if there are fewer steps than energies.
     """
-    if steps < len(probe.objectives):
-        raise ValueError(f"{len(probe.objectives)} objectives share {steps} steps; expected one step for each at least")
+    if steps < len(probe.energies):
+        raise ValueError(f"{len(probe.energies)} energies share {steps} steps; expected one step for each at least")
     descend = (rule or Normalised(0.01 * x[0].numel() ** 0.5)).start()
     trajectory = Trajectory(x=x, seeds=seeds, sigma=0.0, steps=steps)
-    started = [objective.start(trajectory) for objective in probe.objectives]
+    started = [energy.start(trajectory) for energy in probe.energies]
     losses = []
     for step in range(steps):
         trajectory.step = step

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_guide.denoiser import Trajectory
-from lightning_guide.guidance.energy.objectives.networks import RunNetwork
-from lightning_guide.guidance.energy.objectives.objective import Loss, Objective
+from lightning_guide.guidance.energy.energies.energy import Energy, Loss
+from lightning_guide.guidance.energy.energies.networks import RunNetwork
 from lightning_guide.recipe import Recorded
 
 __all__ = ["Autoencoder", "Reconstructed", "RunAutoencoder", "Subspace"]
@@ -85,18 +85,18 @@ class RunAutoencoder(Autoencoder):
         return self.network.part("decode", z)
 
 
-class Reconstructed(Objective):
+class Reconstructed(Energy):
     """loss(decode(encode(x))): its gradient is that of MPGD-AE."""
 
-    def __init__(self, objective: Objective, autoencoder: Autoencoder) -> None:
-        """`objective` of what `autoencoder` makes of x."""
+    def __init__(self, energy: Energy, autoencoder: Autoencoder) -> None:
+        """`energy` of what `autoencoder` makes of x."""
         super().__init__()
-        self.objective, self.autoencoder = objective, autoencoder
-        self.num_classes = objective.num_classes
+        self.energy, self.autoencoder = energy, autoencoder
+        self.num_classes = energy.num_classes
 
     def start(self, trajectory: Trajectory) -> Loss:
         """The loss of the reconstruction."""
-        loss = self.objective.start(trajectory)
+        loss = self.energy.start(trajectory)
 
         def reconstructed(x: Tensor, condition: Tensor | None, number: Tensor) -> Tensor:
             return loss(self.autoencoder.decode(self.autoencoder.encode(x)), condition, number)
@@ -105,4 +105,4 @@ class Reconstructed(Objective):
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """The loss (B,) of the reconstruction of `x` (B, *)."""
-        return self.objective(self.autoencoder.decode(self.autoencoder.encode(x)), condition)
+        return self.energy(self.autoencoder.decode(self.autoencoder.encode(x)), condition)

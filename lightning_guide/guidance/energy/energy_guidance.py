@@ -1,6 +1,6 @@
 r"""Training-free guidance: any denoiser is steered by any differentiable loss of its clean estimate.
 
-An *objective* says what is wanted, an *estimator* what it is expected to be given the noisy x, *moves* take gradients
+An *energy* says what is wanted, an *estimator* what it is expected to be given the noisy x, *moves* take gradients
 and turn them by *step rules* into displacements, a *window* says when. The methods of the literature are settings of
 these. Facts and equations: Shen et al. 2024, https://arxiv.org/abs/2403.12404; Ye et al. 2024 (TFG),
 https://arxiv.org/abs/2409.15761.
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from lightning_guide.conditions import readable
 from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory, expand
+from lightning_guide.guidance.energy.energies.energy import Energy
 from lightning_guide.guidance.energy.estimator import Estimator, PlugIn
 from lightning_guide.guidance.energy.landscape import Landscape
 from lightning_guide.guidance.energy.moves import Move
-from lightning_guide.guidance.energy.objectives.objective import Objective
 from lightning_guide.guidance.energy.point import Point
 from lightning_guide.guidance.energy.window import Window
 from lightning_guide.guidance.guidance import Guidance
@@ -47,7 +47,7 @@ class EnergyGuidance(Guidance):
 
     def __init__(
         self,
-        objective: Objective,
+        energy: Energy,
         moves: Sequence[Move],
         *,
         estimator: Estimator | None = None,
@@ -56,15 +56,15 @@ class EnergyGuidance(Guidance):
         guide_batch: int | None = None,
         positive: Denoiser | None = None,
     ) -> None:
-        """Guides `positive` (default: the model under evaluation) by `objective`.
+        """Guides `positive` (default: the model under evaluation) by `energy`.
 
         Args:
-            objective: the loss; it is what labels, if any, are for, beside the positive.
+            energy: the loss; it is what labels, if any, are for, beside the positive.
             moves: what to do with its gradient.
             estimator: of the loss; default: its value at D.
             window: when; default: always.
             noise: direction in which the sampler goes on, see above.
-            guide_batch: rows (samples times copies) in one call of the objective; default: all.
+            guide_batch: rows (samples times copies) in one call of the energy; default: all.
             positive: the denoiser to guide, which may be a guidance.
 
         Raises:
@@ -74,7 +74,7 @@ class EnergyGuidance(Guidance):
         if not moves or noise not in ("kept", "implied") or (guide_batch is not None and guide_batch < 1):
             expected = "at least one move, noise 'kept' or 'implied' and guide_batch >= 1"
             raise ValueError(f"{type(self).__name__} needs {expected}, got {len(moves)}, {noise!r} and {guide_batch}")
-        self.objective = objective
+        self.energy = energy
         self.moves = list(moves)
         self.estimator, self.window = estimator or PlugIn(), window or Window()
         self.noise, self.guide_batch = noise, guide_batch
@@ -82,12 +82,12 @@ class EnergyGuidance(Guidance):
 
     @property
     def num_classes(self) -> int:  # type: ignore[override]
-        """Labels of the positive, or if it has none, those of the objective."""
-        return self.positive.num_classes or self.objective.num_classes
+        """Labels of the positive, or if it has none, those of the energy."""
+        return self.positive.num_classes or self.energy.num_classes
 
     def start(self, trajectory: Trajectory) -> Predict:
         """The guided denoiser of one trajectory."""
-        positive, loss = self.positive.start(trajectory), self.objective.start(trajectory)
+        positive, loss = self.positive.start(trajectory), self.energy.start(trajectory)
         moves = [move.start() for move in self.moves]
         products = sum(move.through_denoiser for move in self.moves)
 

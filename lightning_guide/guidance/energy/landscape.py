@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_guide.denoiser import expand
+from lightning_guide.guidance.energy.energies.energy import Loss
 from lightning_guide.guidance.energy.estimator import Copies, Estimator
-from lightning_guide.guidance.energy.objectives.objective import Loss
 from lightning_guide.guidance.energy.point import Point
 from lightning_guide.guidance.energy.step_rule import Descend
 
@@ -40,7 +40,7 @@ class Landscape:
         estimator: Estimator,
         guide_batch: int | None,
     ) -> None:
-        """`loss` of the objective under `condition` (B,), estimated by `estimator`, `guide_batch` rows in one call."""
+        """`loss` of the energy under `condition` (B,), estimated by `estimator`, `guide_batch` rows in one call."""
         self.clean, self.point, self.pull = clean, point, pull
         self.loss: Tensor | None = None
         self.taken, self.skipped = torch.zeros(2, len(clean), dtype=torch.int64, device=clean.device)
@@ -82,14 +82,14 @@ class Landscape:
         return pooled, gradient
 
     def _rowwise(self, x: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss (R,) and gradient (R, *) of the objective for rows that belong to the samples `number` (R,)."""
+        """Loss (R,) and gradient (R, *) of the energy for rows that belong to the samples `number` (R,)."""
         condition = None if self._condition is None else self._condition[number]
         with torch.enable_grad():
             x = x.requires_grad_()
             losses = self._loss(x, condition, number)
             if losses.shape != (len(x),) or not losses.requires_grad:
                 raise ValueError(
-                    f"an objective returned a loss of shape {tuple(losses.shape)} for {len(x)} samples"
+                    f"an energy returned a loss of shape {tuple(losses.shape)} for {len(x)} samples"
                     f"{'' if losses.requires_grad else ' that does not depend on them'}; "
                     f"expected shape ({len(x)},) and a gradient"
                 )

@@ -7,9 +7,9 @@ import math
 from torch import nn
 
 from lightning_guide.denoiser import Denoiser
+from lightning_guide.guidance.energy.energies.class_label import ClassLabel
 from lightning_guide.guidance.energy.energy_guidance import EnergyGuidance
 from lightning_guide.guidance.energy.moves import ThroughDenoiser
-from lightning_guide.guidance.energy.objectives.class_label import ClassLabel
 from lightning_guide.guidance.energy.point import Point
 from lightning_guide.guidance.energy.schedules import PowerLaw, Schedule
 from lightning_guide.guidance.energy.step_rule import Constant

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from lightning_guide.conditions import readable
 from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory, expand
+from lightning_guide.guidance.energy.energies.class_label import label_loss
 from lightning_guide.guidance.energy.landscape import finite_step
-from lightning_guide.guidance.energy.objectives.class_label import label_loss
 from lightning_guide.guidance.energy.point import Point
 from lightning_guide.guidance.energy.schedules import PowerLaw
 from lightning_guide.guidance.energy.step_rule import Constant, StepRule

@@ -12,10 +12,10 @@ from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance.energy.augmentations import Augmentation, Colour, Cutout, Rescaled, Translation
 from lightning_guide.guidance.energy.augmented import Augmented
 from lightning_guide.guidance.energy.capped import Capped
+from lightning_guide.guidance.energy.energies.energy import Energy
 from lightning_guide.guidance.energy.energy_guidance import EnergyGuidance
 from lightning_guide.guidance.energy.estimator import Estimator
 from lightning_guide.guidance.energy.moves import ThroughDenoiser
-from lightning_guide.guidance.energy.objectives.objective import Objective
 from lightning_guide.guidance.energy.polyak import Polyak
 from lightning_guide.guidance.energy.schedules import PowerLaw
 from lightning_guide.guidance.energy.step_rule import Constant, RootMeanSquare, StepRule
@@ -38,7 +38,7 @@ class FreeDoM(EnergyGuidance):
 
     def __init__(
         self,
-        objective: Objective,
+        energy: Energy,
         rate: float,
         *,
         estimator: Estimator | None = None,
@@ -49,7 +49,7 @@ class FreeDoM(EnergyGuidance):
         """`rate` is the paper's rho. With an `Augmented` estimator: the random augmentation of Shen et al. alone."""
         rule = Constant(rate, schedule=PowerLaw(scale_next=1))
         super().__init__(
-            objective,
+            energy,
             [ThroughDenoiser(rule)],
             estimator=estimator,
             window=window,
@@ -63,7 +63,7 @@ class FreeDoMCLIP(EnergyGuidance):
 
     def __init__(
         self,
-        objective: Objective,
+        energy: Energy,
         rate: float = 0.02,
         *,
         estimator: Estimator | None = None,
@@ -73,7 +73,7 @@ class FreeDoMCLIP(EnergyGuidance):
     ) -> None:
         """`rate` is kappa."""
         super().__init__(
-            objective,
+            energy,
             [ThroughDenoiser(RootMeanSquare(rate))],
             estimator=estimator,
             window=window,
@@ -92,7 +92,7 @@ class AugmentedPolyak(EnergyGuidance):
 
     def __init__(
         self,
-        objective: Objective,
+        energy: Energy,
         rate: float,
         *,
         augmentations: Sequence[Augmentation] | None = None,
@@ -106,7 +106,7 @@ class AugmentedPolyak(EnergyGuidance):
         drawn = policy() if augmentations is None else list(augmentations)
         rule: StepRule = Polyak(rate)
         super().__init__(
-            objective,
+            energy,
             [ThroughDenoiser(rule if cap is None else Capped(rule, cap))],
             estimator=Augmented(drawn, copies if drawn else 1),
             window=window,

@@ -6,10 +6,10 @@ Song et al. 2023, https://proceedings.mlr.press/v202/song23k.html, equations 8 t
 from __future__ import annotations
 
 from lightning_guide.denoiser import Denoiser
+from lightning_guide.guidance.energy.energies.energy import Energy
 from lightning_guide.guidance.energy.energy_guidance import EnergyGuidance
 from lightning_guide.guidance.energy.monte_carlo import MonteCarlo
 from lightning_guide.guidance.energy.moves import ThroughDenoiser
-from lightning_guide.guidance.energy.objectives.objective import Objective
 from lightning_guide.guidance.energy.schedules import PowerLaw
 from lightning_guide.guidance.energy.step_rule import Constant
 from lightning_guide.guidance.energy.window import Window
@@ -25,7 +25,7 @@ class LossGuidedDiffusion(EnergyGuidance):
 
     def __init__(
         self,
-        objective: Objective,
+        energy: Energy,
         weight: float = 1.0,
         *,
         draws: int = 10,
@@ -36,7 +36,7 @@ class LossGuidedDiffusion(EnergyGuidance):
     ) -> None:
         """`draws` and `data_std` as in `MonteCarlo`; the paper's r has `data_std` 1."""
         super().__init__(
-            objective,
+            energy,
             [ThroughDenoiser(Constant(weight, schedule=PowerLaw(2)))],
             estimator=MonteCarlo(draws, data_std=data_std),
             window=window,

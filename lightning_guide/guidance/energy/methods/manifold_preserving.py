@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance.energy.autoencoder import Autoencoder, Reconstructed
+from lightning_guide.guidance.energy.energies.energy import Energy
 from lightning_guide.guidance.energy.energy_guidance import EnergyGuidance
 from lightning_guide.guidance.energy.moves import AtClean, InLatent
-from lightning_guide.guidance.energy.objectives.objective import Objective
 from lightning_guide.guidance.energy.step_rule import Constant, StepRule
 from lightning_guide.guidance.energy.window import Window
 
@@ -21,7 +21,7 @@ class MPGD(EnergyGuidance):
 
     def __init__(
         self,
-        objective: Objective,
+        energy: Energy,
         rate: float = 1.0,
         *,
         rule: StepRule | None = None,
@@ -32,7 +32,7 @@ class MPGD(EnergyGuidance):
     ) -> None:
         """A constant `rate`, unless a `rule` takes its place: `RootMeanSquare` or `Normalised` in its experiments."""
         super().__init__(
-            objective if autoencoder is None else Reconstructed(objective, autoencoder),
+            energy if autoencoder is None else Reconstructed(energy, autoencoder),
             [AtClean(rule or Constant(rate))],
             window=window,
             guide_batch=guide_batch,
@@ -45,7 +45,7 @@ class MPGDLatent(EnergyGuidance):
 
     def __init__(
         self,
-        objective: Objective,
+        energy: Energy,
         autoencoder: Autoencoder,
         rate: float = 1.0,
         *,
@@ -56,7 +56,7 @@ class MPGDLatent(EnergyGuidance):
     ) -> None:
         """As `MPGD`."""
         super().__init__(
-            objective,
+            energy,
             [InLatent(autoencoder, rule or Constant(rate))],
             window=window,
             guide_batch=guide_batch,

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance.energy.adam import Adam
+from lightning_guide.guidance.energy.energies.energy import Energy
 from lightning_guide.guidance.energy.energy_guidance import EnergyGuidance
 from lightning_guide.guidance.energy.estimator import Estimator
 from lightning_guide.guidance.energy.moves import ThroughDenoiser
-from lightning_guide.guidance.energy.objectives.objective import Objective
 from lightning_guide.guidance.energy.schedules import PowerLaw
 from lightning_guide.guidance.energy.step_rule import Constant
 from lightning_guide.guidance.energy.window import Window
@@ -27,7 +27,7 @@ class DPS(EnergyGuidance):
 
     def __init__(
         self,
-        objective: Objective,
+        energy: Energy,
         rate: float,
         *,
         estimator: Estimator | None = None,
@@ -38,7 +38,7 @@ class DPS(EnergyGuidance):
         """`rate` is the paper's zeta."""
         rule = Constant(rate, schedule=PowerLaw(scale=1, scale_next=1))
         super().__init__(
-            objective,
+            energy,
             [ThroughDenoiser(rule)],
             estimator=estimator,
             window=window,
@@ -55,7 +55,7 @@ class AdamDPS(EnergyGuidance):
 
     def __init__(
         self,
-        objective: Objective,
+        energy: Energy,
         rate: float = 0.034,
         *,
         beta1: float = 0.0,
@@ -69,7 +69,7 @@ class AdamDPS(EnergyGuidance):
         scale = PowerLaw(scale=1)
         rule = Adam(rate, beta1=beta1, beta2=beta2, schedule=scale, gradient_schedule=scale)
         super().__init__(
-            objective,
+            energy,
             [ThroughDenoiser(rule)],
             estimator=estimator,
             window=window,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 from lightning_guide.denoiser import Denoiser
+from lightning_guide.guidance.energy.energies.energy import Energy
 from lightning_guide.guidance.energy.energy_guidance import EnergyGuidance
 from lightning_guide.guidance.energy.monte_carlo import MonteCarlo
 from lightning_guide.guidance.energy.moves import AtClean, Move, ThroughDenoiser
-from lightning_guide.guidance.energy.objectives.objective import Objective
 from lightning_guide.guidance.energy.schedules import Balanced, PowerLaw
 from lightning_guide.guidance.energy.step_rule import Constant
 from lightning_guide.guidance.energy.window import Window
@@ -32,7 +32,7 @@ class TFG(EnergyGuidance):
 
     def __init__(
         self,
-        objective: Objective,
+        energy: Energy,
         rho: float,
         mu: float,
         gamma: float = 0.0,
@@ -58,7 +58,7 @@ class TFG(EnergyGuidance):
         if not moves:
             raise ValueError(f"TFG needs rho or mu, got rho={rho}, mu={mu} and iterations={iterations}")
         super().__init__(
-            objective,
+            energy,
             moves,
             estimator=MonteCarlo(draws, scale=gamma) if gamma else None,
             window=window,

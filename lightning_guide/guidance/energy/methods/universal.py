@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance.energy.adam import Adam
+from lightning_guide.guidance.energy.energies.energy import Energy
 from lightning_guide.guidance.energy.energy_guidance import EnergyGuidance
 from lightning_guide.guidance.energy.moves import AtClean, ThroughDenoiser
-from lightning_guide.guidance.energy.objectives.objective import Objective
 from lightning_guide.guidance.energy.schedules import PowerLaw
 from lightning_guide.guidance.energy.step_rule import Constant, StepRule
 from lightning_guide.guidance.energy.window import Window
@@ -24,7 +24,7 @@ class UniversalGuidance(EnergyGuidance):
 
     def __init__(
         self,
-        objective: Objective,
+        energy: Energy,
         weight: float,
         *,
         backward_steps: int = 0,
@@ -35,7 +35,7 @@ class UniversalGuidance(EnergyGuidance):
     ) -> None:
         """`weight` w of the forward part, s(t) = w sqrt(1 - abar), 0 is off; `backward`: default Adam at rate .01."""
         forward = EnergyGuidance(
-            objective,
+            energy,
             [ThroughDenoiser(Constant(weight, schedule=PowerLaw(2)))],
             window=window,
             noise="implied",
@@ -44,7 +44,7 @@ class UniversalGuidance(EnergyGuidance):
         )
         backwards = AtClean(backward or Adam(0.01), backward_steps)
         super().__init__(
-            objective,
+            energy,
             [backwards],
             window=window,
             noise="implied",

@@ -1,4 +1,4 @@
-"""Networks that objectives look through: of a finished run, or of timm; loaded at first use, frozen, in eval mode."""
+"""Networks that energies look through: of a finished run, or of timm; loaded at first use, frozen, in eval mode."""
 
 from __future__ import annotations
 

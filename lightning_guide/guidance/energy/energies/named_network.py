@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_guide.guidance.energy.objectives.networks import GuideNetwork
+from lightning_guide.guidance.energy.energies.networks import GuideNetwork
 from lightning_guide.shown import shown
 from lightning_guide.weight_file import read_weights
 

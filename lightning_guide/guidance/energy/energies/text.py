@@ -7,14 +7,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lightning_guide.guidance.energy.objectives.objective import Objective
+from lightning_guide.guidance.energy.energies.energy import Energy
 from lightning_guide.library_models import clip_model
 from lightning_guide.shown import shown
 
 __all__ = ["TextMatch"]
 
 
-class TextMatch(Objective):
+class TextMatch(Energy):
     """1 - cos(image, text), or |image - text| of the unnormalised embeddings, both of pictures in [-1, 1].
 
     The cosine is what universal guidance and the ImageNet experiments of FreeDoM and Shen et al. take, the distance

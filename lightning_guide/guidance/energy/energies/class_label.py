@@ -8,12 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lightning_guide.guidance.energy.objectives.objective import Objective
+from lightning_guide.guidance.energy.energies.energy import Energy
 
 __all__ = ["ClassLabel"]
 
 
-class ClassLabel(Objective):
+class ClassLabel(Energy):
     """-joint f_y + log sum_c exp(marginal f_c), with logits f: for joint = marginal = 1 the cross-entropy.
 
     A marginal below the joint leans towards ln p(x, y), the joint density, and away from the discriminative answer.

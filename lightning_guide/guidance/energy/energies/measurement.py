@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from lightning_guide.denoiser import Trajectory
-from lightning_guide.guidance.energy.objectives.objective import Loss, Objective
-from lightning_guide.guidance.energy.objectives.operators import Operator
-from lightning_guide.guidance.energy.objectives.stored import stored_for
+from lightning_guide.guidance.energy.energies.energy import Energy, Loss
+from lightning_guide.guidance.energy.energies.operators import Operator
+from lightning_guide.guidance.energy.energies.stored import stored_for
 
 __all__ = ["Measurement"]
 
 
-class Measurement(Objective):
+class Measurement(Energy):
     """|y_i - A x|, not squared, with y_i = A t_i + noise n: sample i hides the example t_i, i modulo their number.
 
     The noise n of sample i depends on (seed, i) alone, as everything about it. With `squared` the loss is

@@ -1,4 +1,4 @@
-"""Reference data of objectives: given as numbers, or as a file of NumPy's."""
+"""Reference data of energies: given as numbers, or as a file of NumPy's."""
 
 from __future__ import annotations
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_guide.guidance.energy.objectives.objective import Objective
+from lightning_guide.guidance.energy.energies.energy import Energy
 
 __all__ = ["Disc", "HalfSpace"]
 
 
-class HalfSpace(Objective):
+class HalfSpace(Energy):
     """max(0, offset - normal . x)^2 / (2 softness^2): zero where normal . x >= offset."""
 
     normal: Tensor
@@ -35,7 +35,7 @@ class HalfSpace(Objective):
         return outside.square() / (2 * self.softness**2)
 
 
-class Disc(Objective):
+class Disc(Energy):
     """max(0, |x - centre| - radius)^2 / (2 softness^2); outside the disc instead if `inside` is false."""
 
     centre: Tensor

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_guide.guidance.energy.objectives.objective import Objective
+from lightning_guide.guidance.energy.energies.energy import Energy
 
 __all__ = ["Goal", "Integrated", "Obstacle", "ground_path"]
 
@@ -27,11 +27,11 @@ def ground_path(x: Tensor) -> Tensor:
     return x.unflatten(1, (-1, 2)).mean(1)
 
 
-class Integrated(Objective):
+class Integrated(Energy):
     """The loss of the path metres (x_1 + ... + x_t), for a denoiser that sees the steps x of a path."""
 
-    def __init__(self, objective: Objective, metres: float = 1.0) -> None:
-        """`objective` of paths in metres; `metres` is the unit of the steps.
+    def __init__(self, energy: Energy, metres: float = 1.0) -> None:
+        """`energy` of paths in metres; `metres` is the unit of the steps.
 
         Raises:
             ValueError: unless `metres` is positive.
@@ -39,15 +39,15 @@ class Integrated(Objective):
         super().__init__()
         if not metres > 0:
             raise ValueError(f"Integrated needs metres > 0, got {metres}")
-        self.objective, self.metres = objective, metres
+        self.energy, self.metres = energy, metres
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """The loss (B,) of steps `x` (B, 2 joints, frames)."""
-        loss: Tensor = self.objective((self.metres * x).cumsum(-1), condition)
+        loss: Tensor = self.energy((self.metres * x).cumsum(-1), condition)
         return loss
 
 
-class Goal(Objective):
+class Goal(Energy):
     """|goal - x(frame)|^2, in square metres."""
 
     goal: Tensor
@@ -70,7 +70,7 @@ class Goal(Objective):
         return (ground_path(x)[..., self.frame] - self.goal.to(x)).square().sum(1)
 
 
-class Obstacle(Objective):
+class Obstacle(Energy):
     """height mean_i sigmoid(-sharpness (|x(i) - centre| - radius - margin)): about `height` x the share of hits.
 
     The mean over the frames is that of the published code, the paper prints the sum; the code guides with a margin of

@@ -1,4 +1,4 @@
-"""Objectives: losses of a clean estimate, low where a sample is as wanted. exp(-loss) is the likelihood."""
+"""Energies: losses of a clean estimate, low where a sample is as wanted. exp(-loss) is the likelihood."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from lightning_guide.denoiser import Trajectory
 from lightning_guide.recipe import Recorded
 
-__all__ = ["Loss", "Objective", "WeightedSum"]
+__all__ = ["Energy", "Loss", "WeightedSum"]
 
 Loss = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 """(clean points (R, *), their conditions (R,) or None, the numbers (R,) of their samples in the batch) -> loss (R,)."""
 
 
-class Objective(Recorded, nn.Module, ABC):
-    """Base of the objectives. Each row of a batch is judged by itself, in whatever company.
+class Energy(Recorded, nn.Module, ABC):
+    """Base of the energies. Each row of a batch is judged by itself, in whatever company.
 
     Attributes:
-        num_classes: number of labels that the condition may be, 0 if the objective does not read it.
+        num_classes: number of labels that the condition may be, 0 if the energy does not read it.
     """
 
     num_classes: int = 0
@@ -31,24 +31,24 @@ class Objective(Recorded, nn.Module, ABC):
         """The loss (B,) of clean points `x` (B, *), differentiable; `condition` (B,) is that of the samples."""
 
     def start(self, trajectory: Trajectory) -> Loss:
-        """The loss along `trajectory`, for objectives that draw something for each sample; here `forward`."""
+        """The loss along `trajectory`, for energies that draw something for each sample; here `forward`."""
         return lambda x, condition, number: self(x, condition)
 
 
-class WeightedSum(Objective):
+class WeightedSum(Energy):
     """sum_i weight_i loss_i."""
 
-    def __init__(self, objectives: Sequence[Objective], weights: Sequence[float] | None = None) -> None:
-        """One weight for each objective; default 1.
+    def __init__(self, energies: Sequence[Energy], weights: Sequence[float] | None = None) -> None:
+        """One weight for each energy; default 1.
 
         Raises:
-            ValueError: if there is not one weight for each objective, or no objective.
+            ValueError: if there is not one weight for each energy, or no energy.
         """
         super().__init__()
-        self.weights = [1.0] * len(objectives) if weights is None else list(weights)
-        if not objectives or len(self.weights) != len(objectives):
-            raise ValueError(f"a sum needs one weight for each loss, got {len(self.weights)} and {len(objectives)}")
-        self.objectives = nn.ModuleList(objectives)
+        self.weights = [1.0] * len(energies) if weights is None else list(weights)
+        if not energies or len(self.weights) != len(energies):
+            raise ValueError(f"a sum needs one weight for each loss, got {len(self.weights)} and {len(energies)}")
+        self.energies = nn.ModuleList(energies)
 
     @property
     def num_classes(self) -> int:  # type: ignore[override]
@@ -56,8 +56,8 @@ class WeightedSum(Objective):
         return max(each.num_classes for each in self._parts)
 
     @property
-    def _parts(self) -> list[Objective]:
-        return list(self.objectives)  # type: ignore[arg-type]
+    def _parts(self) -> list[Energy]:
+        return list(self.energies)  # type: ignore[arg-type]
 
     def start(self, trajectory: Trajectory) -> Loss:
         """The sum of the parts along `trajectory`."""

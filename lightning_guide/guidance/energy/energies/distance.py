@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_guide.denoiser import Trajectory
-from lightning_guide.guidance.energy.objectives.objective import Loss, Objective
-from lightning_guide.guidance.energy.objectives.stored import stored, stored_for
+from lightning_guide.guidance.energy.energies.energy import Energy, Loss
+from lightning_guide.guidance.energy.energies.stored import stored, stored_for
 
 __all__ = ["Distance", "NetworkDistance", "Quadratic", "Style"]
 
 
-class Quadratic(Objective):
+class Quadratic(Energy):
     """|x - target|^2 / (2 temperature^2): the likelihood N(target; x, temperature^2 I)."""
 
     target: Tensor
@@ -36,7 +36,7 @@ class Quadratic(Objective):
         return (x - self.target.to(x)).flatten(1).square().sum(1) / (2 * self.temperature**2)
 
 
-class Distance(Objective):
+class Distance(Energy):
     """|x - target|, not squared: its gradient does not shrink with the distance."""
 
     target: Tensor
@@ -51,7 +51,7 @@ class Distance(Objective):
         return (x - self.target.to(x)).flatten(1).norm(dim=1)
 
 
-class NetworkDistance(Objective):
+class NetworkDistance(Energy):
     """|phi(x) - phi(reference)|, not squared: segmentation maps, sketches, identities, in the eyes of a network phi.
 
     Of several references sample i has reference i, modulo their number.
