@@ -18,13 +18,13 @@ from torch import Tensor
 from callbacks.destinations import chosen_folder
 from callbacks.png import add_picture, render, write_png
 from callbacks.resolved_guidances import ResolvedGuidances
+from lightning_guide.atomic_file import atomic
 from lightning_guide.conditions import told
 from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory
 from lightning_guide.guidance import ClassifierGuidance, EnergyGuidance, Guidance
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.samplers import Sampler
 from lightning_guide.seeds import SampleSeeds
-from lightning_guide.snapshot_file import atomic
 
 __all__ = ["GuidedWalks", "Walk", "record", "walk"]
 

@@ -10,9 +10,9 @@ from typing import Any
 import lightning.pytorch as pl
 
 from callbacks.destinations import boards, chosen_folder
+from lightning_guide.atomic_file import atomic
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.report.tables import Extractors, judges, rows
-from lightning_guide.snapshot_file import atomic
 
 __all__ = ["MetricsReport"]
 

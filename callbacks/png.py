@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from callbacks.destinations import boards
+from lightning_guide.atomic_file import atomic
 from lightning_guide.sample_file import encode_png
-from lightning_guide.snapshot_file import atomic
 
 __all__ = ["add_picture", "render", "write_png"]
 

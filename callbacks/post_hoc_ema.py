@@ -18,8 +18,8 @@ from lightning_guide.ema import gamma, retention, update_
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.modules.sharding import load_whole_, local, twin, whole, whole_state
 from lightning_guide.recipe import equivalent
-from lightning_guide.snapshot_file import read_metadata
 from lightning_guide.snapshots import SnapshotStore
+from lightning_guide.snapshots.file import read_metadata
 
 __all__ = ["PostHocEMA"]
 

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
-from lightning_guide.snapshot_file import atomic
+from lightning_guide.atomic_file import atomic
 
 __all__ = ["RunCheckpoint", "check_checkpoint", "checkpoint_step", "newest_checkpoint"]
 

@@ -12,9 +12,9 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_warn
 
 from callbacks.destinations import boards
+from lightning_guide.atomic_file import atomic
 from lightning_guide.report.environment import environment
 from lightning_guide.report.run_page import ENVIRONMENT, leaves, read_facts, write_page
-from lightning_guide.snapshot_file import atomic
 
 __all__ = ["RunReport"]
 

@@ -16,9 +16,9 @@ import torch
 from webdataset import TarWriter
 
 from callbacks.png import write_png
+from lightning_guide.atomic_file import atomic
 from lightning_guide.evaluation.loop import DrawnSamples
 from lightning_guide.sample_file import encode_sample
-from lightning_guide.snapshot_file import atomic
 
 __all__ = ["NpzArchive", "PngFolder", "SampleFormat", "TarShards"]
 

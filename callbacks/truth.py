@@ -38,7 +38,7 @@ class Truth:
         if missing:
             raise ValueError(
                 f"the distribution of a figure is a {type(distribution).__name__} without {' and '.join(missing)}; "
-                "expected for example lightning_guide.fractal.FractalTree"
+                "expected for example lightning_guide.toys.fractal.FractalTree"
             )
         self.distribution, self.smoothing = distribution, smoothing
         self._maps: dict[tuple[Window, int], DensityMap] = {}

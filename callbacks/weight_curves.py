@@ -15,7 +15,7 @@ from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance import Guided, Main, Neon, Snapshot
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.modules.models import open_snapshots
-from lightning_guide.snapshot_names import parse_images
+from lightning_guide.snapshots.names import parse_images
 
 __all__ = ["WeightCurves"]
 

@@ -19,8 +19,8 @@ from datamodules.shard_examples import MASK, TOKENS
 from datamodules.shard_writer import is_whole, write_json
 from datamodules.shards import shard_paths
 from datamodules.tar_index import ShardIndex, index_shard
+from lightning_guide.atomic_file import atomic
 from lightning_guide.latent_autoencoder import VariationalAutoencoder
-from lightning_guide.snapshot_file import atomic
 
 __all__ = ["encode"]
 

@@ -23,6 +23,7 @@ from datamodules.pictures import decode_sample
 from datamodules.shard_examples import ShardExamples
 from datamodules.synthesis import Synthesis, check_settings, first_difference
 from datamodules.tar_index import SAMPLES
+from lightning_guide.atomic_file import atomic
 from lightning_guide.data import Batch
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.fixed import fixed
@@ -30,7 +31,7 @@ from lightning_guide.guidance import Main
 from lightning_guide.modules.models import RunModels, finished_model
 from lightning_guide.processes import together
 from lightning_guide.samplers import Heun, Sampler
-from lightning_guide.snapshot_file import atomic, checksum
+from lightning_guide.snapshots.file import checksum
 
 __all__ = ["SelfSynthesised"]
 

@@ -18,7 +18,7 @@ from webdataset import TarWriter
 from datamodules.pictures import UndecodableError, from_array, from_pil, shrink
 from datamodules.positions import order
 from datamodules.tar_index import PICTURES, index_shard
-from lightning_guide.snapshot_file import atomic
+from lightning_guide.atomic_file import atomic
 
 __all__ = ["is_whole", "write_json", "write_shards"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datamodules.points import Points
-from lightning_guide.subspace import SubspaceGaussian
+from lightning_guide.toys.subspace import SubspaceGaussian
 
 __all__ = ["SubspacePoints"]
 

@@ -19,13 +19,13 @@ from webdataset import TarWriter
 
 from datamodules.pictures import decode_sample
 from datamodules.tar_index import SAMPLES, index_shard
+from lightning_guide.atomic_file import atomic
 from lightning_guide.data import DataView
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.exploded import exploded
 from lightning_guide.sample_file import encode_sample
 from lightning_guide.samplers import Sampler
 from lightning_guide.seeds import SampleSeeds, mix
-from lightning_guide.snapshot_file import atomic
 
 __all__ = ["Synthesis", "check_settings", "first_difference"]
 

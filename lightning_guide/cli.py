@@ -29,9 +29,12 @@ import lightning_guide.networks
 from callbacks.run_checkpoint import check_checkpoint, checkpoint_step, newest_checkpoint
 from datamodules.convert import convert
 from datamodules.encode import encode
-from lightning_guide.edm2_import import import_snapshot
-from lightning_guide.exchange import export, pull, push
-from lightning_guide.gallery import gallery_config
+from lightning_guide.commands.gallery import gallery_config
+from lightning_guide.commands.neon_run import neon
+from lightning_guide.commands.reconstruct import reconstruct
+from lightning_guide.commands.reference_statistics import reference_statistics
+from lightning_guide.foreign.edm2_import import import_snapshot
+from lightning_guide.foreign.exchange import export, pull, push
 from lightning_guide.mistakes import circumstance, sentence
 from lightning_guide.modules.classifier import ClassifierModule
 from lightning_guide.modules.diffusion import DiffusionModule
@@ -41,9 +44,6 @@ from lightning_guide.modules.monitor import TrainingDivergedError
 from lightning_guide.modules.noisy_classifier import NoisyClassifierModule
 from lightning_guide.modules.picture_tasks import PictureTaskModule
 from lightning_guide.modules.robust_classifier import RobustClassifierModule
-from lightning_guide.neon_run import neon
-from lightning_guide.reconstruct import reconstruct
-from lightning_guide.reference_statistics import reference_statistics
 from lightning_guide.report.run_page import report
 from lightning_guide.search import Search, Sweep, Tune
 

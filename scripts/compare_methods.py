@@ -17,8 +17,8 @@ from jsonargparse import auto_cli
 from run_evaluations import Solver, evaluate, over_seeds, solver
 from seed_summary import show
 
-from lightning_guide.gallery import fitting
-from lightning_guide.guidance_files import read_guidances
+from lightning_guide.commands.gallery import fitting
+from lightning_guide.commands.guidance_files import read_guidances
 
 METRICS = ("fd", "fd_change", "precision", "recall", "class_agreement", "nfe", "seconds")
 SEARCH_SEED = 1000

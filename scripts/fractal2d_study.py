@@ -74,7 +74,7 @@ def study(
 def _one_seed(folder: Path, seed: int, num_samples: int, rate: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Everything that belongs to one seed."""
     for name, classes in (("unconditional", "AB"), ("small", "A"), ("main", "A")):
-        exact = {"class_path": "lightning_guide.fractal.FractalTree", "init_args": {"classes": classes}}
+        exact = {"class_path": "lightning_guide.toys.fractal.FractalTree", "init_args": {"classes": classes}}
         settings: dict[str, Any] = {
             "seed_everything": seed,
             "trainer": {
@@ -118,7 +118,7 @@ def _evaluations(folder: Path, seed: int, num_samples: int) -> dict[str, Any]:
     arguments = {"weight": 4.0, "unconditional": both}
     guidances["cfg_4"] = {"class_path": "ClassifierFreeGuidance", "init_args": arguments}
     guidances["truncation_1.4"] = {"class_path": "ScoreScaling", "init_args": {"scale": 1.4}}
-    truth = {"class_path": "lightning_guide.fractal.FractalTree", "init_args": {"classes": "A"}}
+    truth = {"class_path": "lightning_guide.toys.fractal.FractalTree", "init_args": {"classes": "A"}}
     grid = {
         "class_path": "lightning_guide.noise.KarrasGrid",
         "init_args": {"num_steps": 32, "sigma_min": 0.002, "sigma_max": 5},

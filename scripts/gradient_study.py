@@ -27,7 +27,7 @@ from callbacks.png import render, write_png
 from callbacks.run_checkpoint import newest_checkpoint
 from callbacks.sample_pictures import picture_grid
 from lightning_guide.cli import main as lightning_guide
-from lightning_guide.subspace import Direction, basis
+from lightning_guide.toys.subspace import Direction, basis
 
 Record = dict[str, float]
 Method = tuple[str, str, dict[str, Any]]  # command, config, what differs from it under model.init_args

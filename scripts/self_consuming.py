@@ -21,8 +21,8 @@ from sims_study import written
 from torch import Tensor
 
 from lightning_guide.cli import main as lightning_guide
-from lightning_guide.gaussian_loop import self_consuming
 from lightning_guide.modules.models import open_snapshots
+from lightning_guide.toys.gaussian_loop import self_consuming
 
 WIDTH = 0.05  # sigma_rel of every network here
 METRICS = ("outliers", "total_variation", "lost_mass")
@@ -107,7 +107,7 @@ GRID = {
     "init_args": {"num_steps": 16, "sigma_min": 0.002, "sigma_max": 5},
 }
 SAMPLER = {"class_path": "lightning_guide.samplers.DPMSolver2M", "init_args": {"grid": GRID}}
-TRUTH = {"class_path": "lightning_guide.fractal.FractalTree", "init_args": {"classes": "A"}}
+TRUTH = {"class_path": "lightning_guide.toys.fractal.FractalTree", "init_args": {"classes": "A"}}
 POINTS = {
     "class_path": "datamodules.Points",
     "init_args": {"distribution": TRUTH, "heldout_size": 1024, "training_size": 4096, "batch_size": 2048},

@@ -18,8 +18,8 @@ import yaml
 from jsonargparse import auto_cli
 from run_evaluations import evaluate, solver
 
+from lightning_guide.commands.guidance_files import read_guidances
 from lightning_guide.guidance.energy.beam_search import FACTORS, START, Candidate, beam_search
-from lightning_guide.guidance_files import read_guidances
 
 
 def study(

@@ -15,7 +15,7 @@ from lightning_guide.guidance import Snapshot
 from lightning_guide.losses import EDMLoss
 from lightning_guide.networks import EDM2UNet, LogDensityMLP
 from lightning_guide.recipe import build
-from lightning_guide.subspace import SubspaceGaussian
+from lightning_guide.toys.subspace import SubspaceGaussian
 
 
 def unet() -> Preconditioned:

@@ -26,13 +26,13 @@ from datamodules.points import Points
 from lightning_guide.analytic import GaussianMixture, gaussian
 from lightning_guide.evaluation.density import DensityMetrics
 from lightning_guide.evaluation.evaluation import Evaluation
-from lightning_guide.fractal import FractalTree
 from lightning_guide.guidance import Autoguidance, CosineWeight, Guided, Interval, ScoreScaling, Snapshot
 from lightning_guide.losses import ScoreMatchingLoss
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.networks.log_density_mlp import LogDensityMLP
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers import Heun
+from lightning_guide.toys.fractal import FractalTree
 
 TREE = FractalTree(depth=3)
 NORMAL = gaussian([0.0, 0.0], [[0.04, 0.0], [0.0, 0.04]])

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_guide.commands.guidance_files import build_guidances, read_guidances
 from lightning_guide.denoiser import Denoiser, Preconditioned
-from lightning_guide.guidance_files import build_guidances, read_guidances
 from lightning_guide.networks import EDM2UNet, PictureAutoencoder, PictureNetwork
 from lightning_guide.networks.classifier import SmallClassifier
 from lightning_guide.networks.noisy_classifier import NoisyClassifier

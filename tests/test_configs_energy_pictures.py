@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
+from lightning_guide.commands.guidance_files import build_guidances, read_guidances
 from lightning_guide.denoiser import Denoiser, Preconditioned
 from lightning_guide.guidance.energy import NamedNetwork
-from lightning_guide.guidance_files import build_guidances, read_guidances
 from lightning_guide.networks import EDM2UNet
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers import Euler

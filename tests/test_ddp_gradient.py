@@ -16,7 +16,7 @@ from lightning_guide.modules.gradient_optimisation import GradientOptimisation
 from lightning_guide.modules.learning_rate import InverseSqrtRate
 from lightning_guide.objectives import Quadratic
 from lightning_guide.optimisation import Gain
-from lightning_guide.subspace import Direction, SubspaceGaussian
+from lightning_guide.toys.subspace import Direction, SubspaceGaussian
 from tests.processes import Processes
 from tests.ranks import options
 from tests.runs import checkpoint, tiny_trainer

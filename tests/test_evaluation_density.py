@@ -16,7 +16,7 @@ from lightning_guide.evaluation.density import (
     sliced_wasserstein,
     total_variation,
 )
-from lightning_guide.fractal import FractalTree
+from lightning_guide.toys.fractal import FractalTree
 
 KEYS = ["outliers", "mean_log_density", "total_variation", "lost_mass", "sliced_wasserstein", "non_finite"]
 

@@ -24,7 +24,7 @@ from lightning_guide.guidance.gradient import (
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers import DPMSolver2M, Heun
 from lightning_guide.seeds import SampleSeeds
-from lightning_guide.subspace import Direction, SubspaceGaussian
+from lightning_guide.toys.subspace import Direction, SubspaceGaussian
 
 DOUBLE = torch.float64
 LEVELS = [0.02, 0.3, 2.0, 50.0]

@@ -25,7 +25,7 @@ from lightning_guide.noise import KarrasGrid
 from lightning_guide.objectives import NegativeDistance, Objective, Quadratic
 from lightning_guide.optimisation import Gain, GeometricReplay
 from lightning_guide.samplers import DPMSolver2M, Euler
-from lightning_guide.subspace import Direction, SubspaceGaussian
+from lightning_guide.toys.subspace import Direction, SubspaceGaussian
 from tests.runs import assert_same, checkpoint, tiny_trainer
 
 # The mean of the samples is exact under any grid, as long as it begins far above the data; few steps suffice.

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from lightning_guide.denoiser import Preconditioned
 from lightning_guide.networks import PointMLP
 from lightning_guide.recipe import build
-from lightning_guide.subspace import SubspaceGaussian
+from lightning_guide.toys.subspace import SubspaceGaussian
 
 
 def test_the_formula(generator: torch.Generator) -> None:

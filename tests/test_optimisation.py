@@ -11,7 +11,7 @@ from lightning_guide.objectives import NegativeDistance, Quadratic
 from lightning_guide.optimisation import Gain, GeometricReplay, Goal, LatestOnly, Replay, UniformReplay
 from lightning_guide.optimisation.contraction import overshoot
 from lightning_guide.optimisation.replay import mixture
-from lightning_guide.subspace import Direction, SubspaceGaussian, basis
+from lightning_guide.toys.subspace import Direction, SubspaceGaussian, basis
 
 
 def test_target_rules() -> None:

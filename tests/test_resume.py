@@ -22,8 +22,8 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks.run_checkpoint import newest_checkpoint
-from lightning_guide import snapshot_file
 from lightning_guide.snapshots import SnapshotStore
+from lightning_guide.snapshots import file as snapshot_file
 from tests import runs
 from tests.processes import Processes, kill
 from tests.test_cli import TINY, fit

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_guide import ema, snapshot_file
+from lightning_guide import ema
 from lightning_guide.snapshots import SnapshotMissing, SnapshotStore, fraction_images
+from lightning_guide.snapshots import file as snapshot_file
 from tests.snapshot_stores import RECIPE, NoDenoiser, Tiny, run, save
 
 # --- which images -------------------------------------------------------------------------------------
@@ -153,7 +154,7 @@ def test_many_targets_read_every_file_once(walk: Walk, monkeypatch: pytest.Monke
     single = [store.tensors(images=images, sigma_rel=width) for images, width in targets]
     reads: list[Path] = []
     original = snapshot_file.read
-    monkeypatch.setattr("lightning_guide.snapshots.read", lambda path: reads.append(path) or original(path))
+    monkeypatch.setattr("lightning_guide.snapshots.store.read", lambda path: reads.append(path) or original(path))
     together = store.reconstruct(targets)
     assert len(reads) == len(set(reads)) == 64 + 2
     for one, other in zip(single, together, strict=True):

@@ -19,8 +19,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from lightning_guide import snapshot_file
 from lightning_guide.snapshots import SnapshotStore
+from lightning_guide.snapshots import file as snapshot_file
 from tests.snapshot_stores import content, save
 
 # --- killed writers ------------------------------------------------------------------------------------
@@ -28,8 +28,8 @@ from tests.snapshot_stores import content, save
 WRITER = """
 import os, signal
 import torch
-from lightning_guide import snapshot_file
-from lightning_guide.snapshot_index import SnapshotIndex
+from lightning_guide.snapshots import file as snapshot_file
+from lightning_guide.snapshots.index import SnapshotIndex
 from lightning_guide.snapshots import SnapshotStore
 
 store = SnapshotStore(folder)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from lightning_guide.data import Batch
 from lightning_guide.evaluation.features import FeatureExtractor, check_pictures
 from lightning_guide.evaluation.metric import SampleMetric
-from lightning_guide.library_models import clip_model
+from lightning_guide.foreign.library_models import clip_model
 
 __all__ = ["ClipFeatures", "ClipScore"]
 

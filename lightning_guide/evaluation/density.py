@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from lightning_guide.data import Batch
 from lightning_guide.evaluation.metric import SampleMetric
-from lightning_guide.line_mixture import LineMixture
+from lightning_guide.toys.line_mixture import LineMixture
 
 __all__ = ["DensityMetrics", "lost_mass", "sliced_quantiles", "sliced_wasserstein", "total_variation"]
 

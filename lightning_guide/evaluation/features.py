@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_guide.evaluation.identity import Identity, weights_hash
-from lightning_guide.library_models import timm_model
+from lightning_guide.foreign.library_models import timm_model
 from lightning_guide.networks.classifier import SmallClassifier
 from lightning_guide.raw_network import raw_network
 from lightning_guide.shown import shown

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lightning_guide.snapshot_file import checksum
+from lightning_guide.snapshots.file import checksum
 
 __all__ = ["Identity", "weights_hash"]
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_guide.evaluation.features import FeatureExtractor
+from lightning_guide.foreign.weight_file import read_weights
 from lightning_guide.shown import shown
-from lightning_guide.weight_file import read_weights
 
 __all__ = ["ModuleFeatures"]
 

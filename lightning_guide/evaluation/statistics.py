@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lightning_guide.evaluation.features import FeatureExtractor
 from lightning_guide.evaluation.identity import Identity
-from lightning_guide.inert_arrays import read_arrays
+from lightning_guide.foreign.inert_arrays import read_arrays
 
 __all__ = ["Statistics", "read_statistics", "write_statistics"]
 

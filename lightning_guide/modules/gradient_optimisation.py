@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import Dataset
 
+from lightning_guide.atomic_file import atomic
 from lightning_guide.data import SampleBatch
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.evaluation.evaluation import Evaluation
@@ -26,7 +27,6 @@ from lightning_guide.objectives.objective import Objective
 from lightning_guide.optimisation.history import write_records
 from lightning_guide.optimisation.rounds import Rounds
 from lightning_guide.optimisation.targets import Target
-from lightning_guide.snapshot_file import atomic
 
 __all__ = ["GradientOptimisation"]
 

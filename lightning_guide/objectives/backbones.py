@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_guide.library_models import clip_model, timm_model
+from lightning_guide.foreign.library_models import clip_model, timm_model
 from lightning_guide.recipe import Recorded
 
 __all__ = ["Backbone", "OpenClipBackbone", "TimmBackbone"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_guide.objectives.objective import Objective, check_shape
-from lightning_guide.subspace import Direction
+from lightning_guide.toys.subspace import Direction
 
 __all__ = ["Linear"]
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_guide.objectives.linear import Linear
-from lightning_guide.subspace import Direction
+from lightning_guide.toys.subspace import Direction
 
 __all__ = ["Quadratic"]
 

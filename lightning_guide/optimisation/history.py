@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_guide.snapshot_file import atomic
+from lightning_guide.atomic_file import atomic
 
 __all__ = ["append_record", "read_records", "write_records"]
 

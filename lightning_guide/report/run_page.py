@@ -11,12 +11,12 @@ from typing import Any
 
 import yaml
 
+from lightning_guide.atomic_file import atomic
 from lightning_guide.report.charts import line_chart
 from lightning_guide.report.environment import environment
 from lightning_guide.report.history import History, read_history
 from lightning_guide.report.page import Page
 from lightning_guide.report.tables import judges, rows
-from lightning_guide.snapshot_file import atomic
 from lightning_guide.snapshots import SnapshotStore
 
 __all__ = ["ENVIRONMENT", "METRICS", "leaves", "read_facts", "report", "run_page", "write_page"]

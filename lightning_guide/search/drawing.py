@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lightning_guide.atomic_file import atomic
 from lightning_guide.data import DataView
 from lightning_guide.denoiser import Models
 from lightning_guide.evaluation.evaluation import Evaluation
@@ -32,7 +33,6 @@ from lightning_guide.search.guiders import Rebuilt
 from lightning_guide.search.ledger import named_runs, runs_in
 from lightning_guide.search.scores import Block, Scorer, Scores
 from lightning_guide.search.space import Place, Space
-from lightning_guide.snapshot_file import atomic
 
 __all__ = ["BlockEvaluations", "DrawnBlocks"]
 

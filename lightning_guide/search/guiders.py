@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from lightning_guide.commands.reconstruct import rebuild
 from lightning_guide.guidance.references import Snapshot
 from lightning_guide.modules.models import open_snapshots
-from lightning_guide.post_hoc import shares
-from lightning_guide.reconstruct import rebuild
 from lightning_guide.search.ledger import run_identity
 from lightning_guide.snapshots import SnapshotStore
+from lightning_guide.snapshots.post_hoc import shares
 
 __all__ = ["Rebuilt"]
 

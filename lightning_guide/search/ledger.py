@@ -8,8 +8,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from lightning_guide.atomic_file import atomic
 from lightning_guide.modules.models import open_snapshots
-from lightning_guide.snapshot_file import atomic
 
 __all__ = ["Ledger", "named_runs", "run_identity", "runs_in"]
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_guide.snapshot_names import parse_images
+from lightning_guide.snapshots.names import parse_images
 
 __all__ = ["OWN", "Axis", "Place", "Space", "UNGUIDED", "laid_over"]
 

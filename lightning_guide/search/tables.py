@@ -11,9 +11,9 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from lightning_guide.atomic_file import atomic
 from lightning_guide.search.scores import Scores, difference
 from lightning_guide.search.space import UNGUIDED, Place, Space
-from lightning_guide.snapshot_file import atomic
 
 __all__ = ["COST", "write_csv", "write_hparams"]
 

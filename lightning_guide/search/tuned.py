@@ -8,11 +8,11 @@ from typing import Any
 
 import yaml
 
+from lightning_guide.atomic_file import atomic
 from lightning_guide.search.halving import Found
 from lightning_guide.search.objective import Objective
 from lightning_guide.search.scores import Scores, difference
 from lightning_guide.search.space import UNGUIDED, Place, Space
-from lightning_guide.snapshot_file import atomic
 
 __all__ = ["everything", "pareto", "statement", "write_guidances"]
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_guide.denoiser import Denoiser, Trajectory
+from lightning_guide.foreign.library_models import timm_model
 from lightning_guide.guidance.input.masks import Mask, MaskAt
-from lightning_guide.library_models import timm_model
 from lightning_guide.module_tree import replaced
 from lightning_guide.shown import shown
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_guide.foreign.weight_file import read_weights
 from lightning_guide.guidance.energy.energies.networks import GuideNetwork
 from lightning_guide.shown import shown
-from lightning_guide.weight_file import read_weights
 
 __all__ = ["NamedNetwork"]
 

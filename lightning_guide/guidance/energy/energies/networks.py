@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_guide.library_models import timm_model
+from lightning_guide.foreign.library_models import timm_model
 from lightning_guide.raw_network import raw_network
 from lightning_guide.recipe import Recorded
 from lightning_guide.shown import shown

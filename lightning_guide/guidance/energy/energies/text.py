@@ -7,8 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lightning_guide.foreign.library_models import clip_model
 from lightning_guide.guidance.energy.energies.energy import Energy
-from lightning_guide.library_models import clip_model
 from lightning_guide.shown import shown
 
 __all__ = ["TextMatch"]

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from lightning_guide.fractal import FractalTree
 from lightning_guide.recipe import build
+from lightning_guide.toys.fractal import FractalTree
 
 SCALE = torch.tensor([1.3136, 1.3844], dtype=torch.float64)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.special import digamma, polygamma
 
-from lightning_guide.gaussian_loop import fitted, self_consuming
+from lightning_guide.toys.gaussian_loop import fitted, self_consuming
 
 
 def bias(count: int) -> float:

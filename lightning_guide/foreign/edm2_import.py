@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from lightning_guide.denoiser import Preconditioned
-from lightning_guide.edm2_pickle import Stored, read_edm2_pickle, tensors_of
+from lightning_guide.foreign.edm2_pickle import Stored, read_edm2_pickle, tensors_of
+from lightning_guide.foreign.sampling_run import check_new, write_run
 from lightning_guide.networks.unet import EDM2UNet
-from lightning_guide.sampling_run import check_new, write_run
 
 __all__ = ["import_snapshot"]
 

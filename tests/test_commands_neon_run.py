@@ -10,10 +10,10 @@ import torch
 
 from callbacks import PostHocEMA
 from lightning_guide.cli import main
+from lightning_guide.commands.neon_run import neon
 from lightning_guide.losses import EDMLoss
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.modules.models import finished_model, open_snapshots, pretrained
-from lightning_guide.neon_run import neon
 from tests.runs import TinyNetwork, TinyPictures, tiny_module, tiny_trainer
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_guide import line_mixture
 from lightning_guide.analytic import GaussianMixture
-from lightning_guide.line_mixture import LineMixture
+from lightning_guide.toys import line_mixture
+from lightning_guide.toys.line_mixture import LineMixture
 
 LEVELS = [0.0, 0.002, 0.01, 0.1, 1.0, 5.0, 80.0]
 

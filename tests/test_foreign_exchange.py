@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lightning_guide.exchange import export, pull, push, read_export
+from lightning_guide.foreign.exchange import export, pull, push, read_export
 from lightning_guide.modules.models import finished_model
 from lightning_guide.snapshots import SnapshotStore
 from tests.small_networks import LABELS, SIGMA, pictures, unet

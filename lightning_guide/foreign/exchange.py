@@ -15,11 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lightning_guide import __version__
+from lightning_guide.atomic_file import atomic
 from lightning_guide.denoiser import Denoiser
+from lightning_guide.foreign.sampling_run import check_new, write_run
 from lightning_guide.modules.models import newest_images, open_snapshots
 from lightning_guide.recipe import build
-from lightning_guide.sampling_run import check_new, write_run
-from lightning_guide.snapshot_file import atomic
 
 __all__ = ["export", "pull", "push", "read_export"]
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_guide.inert_pickle import Function, Items, read_inert
+from lightning_guide.foreign.inert_pickle import Function, Items, read_inert
 
 __all__ = ["Stored", "read_edm2_pickle", "tensors_of"]
 

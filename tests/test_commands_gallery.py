@@ -13,7 +13,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_guide.cli import main
-from lightning_guide.gallery import gallery_config
+from lightning_guide.commands.gallery import gallery_config
 
 ROOT = Path(__file__).parent.parent
 SMALL = {

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_guide.analytic import GaussianMixture
 from lightning_guide.denoiser import Denoiser
-from lightning_guide.line_sums import WORK_ARRAYS, Lines, LineSums, line_sums
+from lightning_guide.toys.line_sums import WORK_ARRAYS, Lines, LineSums, line_sums
 
 __all__ = ["LineMixture"]
 

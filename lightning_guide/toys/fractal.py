@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from lightning_guide.line_mixture import LineMixture
+from lightning_guide.toys.line_mixture import LineMixture
 
 __all__ = ["FractalTree"]
 

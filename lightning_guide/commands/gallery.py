@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 import yaml
 
+from lightning_guide.commands.guidance_files import build_guidances, read_guidances
 from lightning_guide.denoiser import Denoiser
-from lightning_guide.guidance_files import build_guidances, read_guidances
 from lightning_guide.modules.models import RunModels, finished_model
 
 __all__ = ["fitting", "gallery_config"]

@@ -10,8 +10,9 @@ import json
 import warnings
 from pathlib import Path
 
-from lightning_guide.snapshot_file import atomic, read_metadata
-from lightning_guide.snapshot_names import Entry, SnapshotMissing, parse_file_names
+from lightning_guide.atomic_file import atomic
+from lightning_guide.snapshots.file import read_metadata
+from lightning_guide.snapshots.names import Entry, SnapshotMissing, parse_file_names
 
 __all__ = ["SnapshotIndex"]
 

@@ -18,20 +18,19 @@ from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.ema import gamma
-from lightning_guide.post_hoc import Rebuilt, accumulate, shares
 from lightning_guide.recipe import build
-from lightning_guide.snapshot_file import Metadata, read, read_metadata, write
-from lightning_guide.snapshot_index import SnapshotIndex
-from lightning_guide.snapshot_names import (
+from lightning_guide.snapshots.file import Metadata, read, read_metadata, write
+from lightning_guide.snapshots.index import SnapshotIndex
+from lightning_guide.snapshots.names import (
     Entry,
     SnapshotMissing,
     available,
     file_name,
-    fraction_images,
     parse_images,
 )
+from lightning_guide.snapshots.post_hoc import Rebuilt, accumulate, shares
 
-__all__ = ["Entry", "Metadata", "SnapshotMissing", "SnapshotStore", "fraction_images"]
+__all__ = ["SnapshotStore"]
 
 
 class SnapshotStore:

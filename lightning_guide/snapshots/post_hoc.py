@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lightning_guide.ema import profile_error, reconstruction_weights
 from lightning_guide.recipe import equivalent
-from lightning_guide.snapshot_file import Metadata
-from lightning_guide.snapshot_names import Entry, SnapshotMissing, available
+from lightning_guide.snapshots.file import Metadata
+from lightning_guide.snapshots.names import Entry, SnapshotMissing, available
 
 __all__ = ["Rebuilt", "accumulate", "shares"]
 

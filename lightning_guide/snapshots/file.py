@@ -11,8 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_guide import __version__
+from lightning_guide.atomic_file import atomic
 
-__all__ = ["Metadata", "atomic", "checksum", "read", "read_metadata", "write"]
+__all__ = ["Metadata", "checksum", "read", "read_metadata", "write"]
 
 FORMAT = "lightning-guide snapshot 1"
 
@@ -101,40 +101,6 @@ def read_metadata(path: Path) -> Metadata:
         ValueError: naming the file, if it is missing, cut off, or no snapshot at all.
     """
     return _decode(path, _header(path))
-
-
-@contextmanager
-def atomic(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """Hands out a temporary path in the folder of `path`; what is written there becomes `path` at once.
-
-    A process killed inside leaves `path` as it was and at most the temporary file, a dot file ending in ``.tmp``.
-    If `durable`, the new file also survives a loss of power from the moment this returns.
-
-    Raises:
-        OSError: naming `path`, if the disk refuses to write on.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        if durable:
-            _sync(temporary)
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
-    if durable:
-        _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    """Waits until a file, or the list of files of a folder, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _storable(tensors: Mapping[str, Tensor], buffers: Collection[str], dtype: torch.dtype) -> dict[str, Tensor]:

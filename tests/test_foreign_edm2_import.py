@@ -18,8 +18,8 @@ import yaml
 from torch import Tensor, nn
 
 from lightning_guide.cli import main
-from lightning_guide.edm2_import import import_snapshot
-from lightning_guide.edm2_pickle import read_edm2_pickle
+from lightning_guide.foreign.edm2_import import import_snapshot
+from lightning_guide.foreign.edm2_pickle import read_edm2_pickle
 from lightning_guide.modules.models import finished_model
 from lightning_guide.snapshots import SnapshotStore
 from scripts.direct_edm2 import DirectEDM2

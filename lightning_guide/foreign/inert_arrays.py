@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_guide.inert_pickle import Function, Items, read_inert
+from lightning_guide.foreign.inert_pickle import Function, Items, read_inert
 
 __all__ = ["read_arrays"]
 

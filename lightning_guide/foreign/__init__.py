@@ -1,0 +1,1 @@
+"""Models from elsewhere, read without trusting them, and ours for other tools."""

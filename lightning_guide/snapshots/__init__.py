@@ -1,0 +1,7 @@
+"""The snapshot store: which weights were kept when, on disk, and how to get any average of them back."""
+
+from lightning_guide.snapshots.file import Metadata
+from lightning_guide.snapshots.names import Entry, SnapshotMissing, fraction_images
+from lightning_guide.snapshots.store import SnapshotStore
+
+__all__ = ["Entry", "Metadata", "SnapshotMissing", "SnapshotStore", "fraction_images"]

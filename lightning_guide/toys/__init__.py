@@ -1,0 +1,1 @@
+"""Toy distributions whose density, score or limit is known exactly."""
