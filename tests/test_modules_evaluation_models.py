@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 
 from callbacks import EarlySnapshots, PostHocEMA
 from datamodules.examples import TensorExamples
+from lightning_guide.denoiser import Denoiser
 from lightning_guide.evaluation.loop import DrawnSamples
-from lightning_guide.guidance import Autoguidance, Snapshot
+from lightning_guide.guidance import Autoguidance, ClassifierFreeGuidance, Guided, Main, Snapshot, Unconditional
 from lightning_guide.networks import EDM2UNet
 from lightning_guide.snapshots import SnapshotMissing
 from tests.evaluated import Log, evaluate, finished_run
@@ -145,6 +147,27 @@ def test_a_training_label_out_of_range_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="class label 3 is out of range; this network knows labels 0 to 2"):
         trainer = tiny_trainer(tmp_path, steps=9)
         trainer.fit(tiny_module(network, average=None, label_dropout=0.0), datamodule=Mislabelled())
+
+
+@pytest.mark.parametrize(
+    ("dropout", "guidance", "warned"),
+    [
+        (0.0, ClassifierFreeGuidance(2.0), True),
+        (0.0, Guided([Unconditional(AUTO)], [2.0], positive=Main()), True),
+        (0.1, ClassifierFreeGuidance(2.0), False),
+        (0.0, ClassifierFreeGuidance(2.0, unconditional=Snapshot("1/2", 0.1, run="unconditional")), False),
+        (0.0, AUTO, False),
+    ],
+)
+def test_conditions_dropped_in_evaluation_but_never_in_training_are_warned_of(
+    dropout: float, guidance: Denoiser, warned: bool, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    module = tiny_module(average=None, label_dropout=dropout, evaluations={"guided": evaluation(guidance)})
+    trainer = tiny_trainer(tmp_path, steps=1)
+    with contextlib.suppress(ValueError):  # there is no other run
+        trainer.fit(module, datamodule=TinyPictures())
+    found = [w for w in recwarn if "'guided' asks the model to do without its condition" in str(w.message)]
+    assert len(found) == warned
 
 
 def test_nothing_to_draw_and_nothing_to_learn_from_are_refused(run: Path, tmp_path: Path) -> None:

@@ -110,6 +110,8 @@ class DiffusionModule(ShardedTraining):
                 average that no callback keeps.
         """
         self._check_fits_data(self.denoiser)
+        if self.denoiser.conditional and not self.label_dropout:
+            self.evaluations.warn_of_dropped_conditions()
         if stage == "fit":
             self.evaluations.check(OtherRuns(self.denoiser, self.trainer.default_root_dir))
             if self.average is not None and self.trainer.enable_validation:

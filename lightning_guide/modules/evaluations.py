@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import cast
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_guide.data import DataView, SampleBatch
 from lightning_guide.denoiser import Denoiser, Models
@@ -15,6 +15,8 @@ from lightning_guide.evaluation.features import FeatureExtractor
 from lightning_guide.evaluation.identity import Identity
 from lightning_guide.evaluation.loop import DrawnSamples, SamplingLoop
 from lightning_guide.evaluation.metric import SampleMetric
+from lightning_guide.guidance.classifier_free import Unconditional
+from lightning_guide.guidance.references import Main
 from lightning_guide.snapshots import SnapshotMissing
 
 __all__ = ["GuidedEvaluations"]
@@ -74,6 +76,17 @@ class GuidedEvaluations:
             except ValueError as error:
                 error.args = (f"evaluation {name!r}: {error}",)
                 raise
+
+    def warn_of_dropped_conditions(self) -> None:
+        """For a model trained without label dropout: names the evaluations that ask it to do without its condition."""
+        for name, evaluation in self.evaluations.items():
+            for part in evaluation.guidance.modules():
+                if isinstance(part, Unconditional) and any(isinstance(each, Main) for each in part.positive.modules()):
+                    rank_zero_warn(
+                        f"evaluation {name!r} asks the model to do without its condition, which its training "
+                        "never shows it: label_dropout is 0; set it (usual: 0.1), or name an unconditional network"
+                    )
+                    break
 
     def begin(self, models: Models, data: DataView, device: torch.device, *, training: bool) -> None:
         """Resolves every guidance. While `training`, one whose guider is still to come is skipped, and said so.
