@@ -7,6 +7,7 @@ functions. `fit` continues from the newest checkpoint of the run's folder if the
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import sys
 import warnings
@@ -46,8 +47,10 @@ from lightning_guide.modules.picture_tasks import PictureTaskModule
 from lightning_guide.modules.robust_classifier import RobustClassifierModule
 from lightning_guide.report.run_page import report
 from lightning_guide.search import Search, Sweep, Tune
+from lightning_guide.yaml_file import read_yaml
 
 __all__ = ["COMMANDS", "GuideCLI", "main"]
+
 
 @functools.wraps(gallery_config)
 def gallery(*args: Any, **kwargs: Any) -> None:
@@ -230,7 +233,17 @@ TRAINER_DEFAULTS = {
 
 
 def _lightning(kind: type[GuideCLI], arguments: Sequence[str] | None, *, save: type[SaveConfig] | None) -> None:
-    """Runs a subcommand of Lightning's."""
+    """Runs a subcommand of Lightning's.
+
+    Raises:
+        ValueError: if a config gives a key twice: the parser would take the last of both.
+    """
+    words = ["", *(sys.argv[1:] if arguments is None else arguments)]
+    flags = ("-c", "--config")
+    named = [file for flag, file in itertools.pairwise(words) if flag in flags]
+    named += [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
+    for file in filter(os.path.isfile, named):
+        read_yaml(file)
     kind(
         pl.LightningModule,
         pl.LightningDataModule,

@@ -189,9 +189,15 @@ def test_mistakes_in_a_config_end_in_one_line(
         ("num_samples: 5", "num_samples: 0", "evaluation 'auto' needs num_samples >= 1"),
         ("num_samples: 5", "batch_size: 0", "evaluation 'auto' needs batch_size >= 1"),
         ("images: 1/2", "images: [1]", "images: Expected int; Expected float"),
+        ("num_samples: 5", "num_samples: 5\n        num_samples: 6", "wrong.yaml, line"),
+        ("trainer:", "trainer: [", "wrong.yaml is no YAML"),
     ):
         assert right in text
         Path("wrong.yaml").write_text(text.replace(right, wrong))
         said = failure(monkeypatch, capsys, "fit", "-c", "wrong.yaml", "--trainer.default_root_dir", run)
         (line,) = [line for line in said.splitlines() if "lightning-guide: error:" in line]
         assert expected in line and "Given value" not in said and "usage:" not in said
+    Path("wrong.yaml").write_text("trainer: {max_steps: 3}\ntrainer: {max_steps: 4}")
+    for words in (["-c", "wrong.yaml"], ["--config=wrong.yaml"]):
+        said = failure(monkeypatch, capsys, "fit", "-c", "tiny.yaml", *words, "--trainer.default_root_dir", run)
+        assert "error: wrong.yaml, line 2: 'trainer' stands in line 1 already; expected it once" in said

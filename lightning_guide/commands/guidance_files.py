@@ -6,11 +6,11 @@ from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentParser
 
 import lightning_guide.guidance  # noqa: F401  # short class names are found among classes that are imported
 from lightning_guide.denoiser import Denoiser
+from lightning_guide.yaml_file import read_yaml
 
 __all__ = ["build_guidances", "read_guidances"]
 
@@ -19,13 +19,13 @@ def read_guidances(methods: list[str]) -> dict[str, dict[str, Any]]:
     """Name -> guidance of the files `methods`, or of all files in a folder, as written there.
 
     Raises:
-        ValueError: if a file holds no guidances, or two guidances share a name.
+        ValueError: if a file is no YAML or holds no guidances, or two guidances share a name.
     """
     paths = [Path(path) for path in methods]
     files = [file for path in paths for file in (sorted(path.glob("*.yaml")) if path.is_dir() else [path])]
     guidances: dict[str, dict[str, Any]] = {}
     for file in files:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = read_yaml(file)
         try:
             found = dict(content["model"]["init_args"]["guidances"])
         except (KeyError, TypeError, ValueError):

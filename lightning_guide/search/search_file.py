@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lightning_guide.search.objective import Objective
 from lightning_guide.search.space import OWN, Axis
+from lightning_guide.yaml_file import read_yaml
 
 __all__ = ["SearchFile", "read_search"]
 
@@ -44,37 +43,13 @@ class SearchFile:
     average: float | None = None
 
 
-class _EveryKeyOnce(yaml.SafeLoader):
-    """Plain data; a key that stands twice in one mapping is an error, not the last of both."""
-
-    def compose_mapping_node(self, anchor: dict[str, yaml.Node]) -> yaml.MappingNode:
-        """As of SafeLoader, before anything is merged.
-
-        Raises:
-            ValueError: naming the line and the key.
-        """
-        node = super().compose_mapping_node(anchor)
-        lines: dict[tuple[str, str], int] = {}
-        for key, _ in node.value:
-            name, line = (key.tag, str(key.value)), key.start_mark.line + 1
-            if name in lines:
-                raise ValueError(f"line {line}: {key.value!r} stands in line {lines[name]} already; expected it once")
-            lines[name] = line
-        return node
-
-
 def read_search(path: str | Path) -> SearchFile:
     """Reads a file such as configs/search/autoguidance.yaml.
 
     Raises:
         ValueError: naming the file and what is wrong in it.
     """
-    try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), _EveryKeyOnce)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
-    except ValueError as error:
-        raise ValueError(f"{path}, {error}") from None
+    content = read_yaml(path)
     known = tuple(SearchFile.__dataclass_fields__)
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds {'nothing' if content is None else repr(content)}; expected {', '.join(known)}")
