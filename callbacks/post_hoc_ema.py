@@ -16,9 +16,10 @@ import torch
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.ema import gamma, retention, update_
 from lightning_guide.modules.diffusion import DiffusionModule
+from lightning_guide.modules.guiders_to_come import warn_of_guiders_not_to_come
 from lightning_guide.modules.sharding import load_whole_, local, twin, whole, whole_state
 from lightning_guide.recipe import equivalent
-from lightning_guide.snapshots import SnapshotStore
+from lightning_guide.snapshots import Entry, SnapshotStore
 from lightning_guide.snapshots.file import read_metadata
 
 __all__ = ["PostHocEMA"]
@@ -96,6 +97,12 @@ class PostHocEMA(pl.Callback):
         """Asks for snapshots at further `times` in images: each at the first update that reaches it."""
         self._extra_times.update(times)
 
+    def times(self, planned_images: int, images_per_step: int) -> list[int]:
+        """All times in images at which a run of that length stores, from its beginning to its end."""
+        pace = images_per_step * self.update_every_steps
+        asked = {*range(self.every_images, planned_images, self.every_images), *self._extra_times}
+        return sorted({min(-(-time // pace) * pace, planned_images) for time in asked} | {planned_images})
+
     # Life with the trainer
 
     @property
@@ -137,8 +144,15 @@ class PostHocEMA(pl.Callback):
             return
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The steps so far are in the averages already."""
+        """The steps so far are in the averages already. A new run says which of its guiders will never be stored."""
         self._step = trainer.global_step
+        assert isinstance(pl_module, DiffusionModule)
+        planned, step = pl_module.planned_images, pl_module.images_per_step
+        if planned is None or self.images or self.folder != PostHocEMA.folder or not trainer.enable_validation:
+            return
+        path = self._store(trainer).folder
+        entries = [Entry(t, self.width(w), path) for t in self.times(planned, step) for w in self.sigma_rels]
+        warn_of_guiders_not_to_come(pl_module.evaluations.evaluations, entries, planned)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from lightning_guide.denoiser import Denoiser
 from lightning_guide.evaluation.loop import DrawnSamples
 from lightning_guide.guidance import Autoguidance, ClassifierFreeGuidance, Guided, Main, Snapshot, Unconditional
 from lightning_guide.networks import EDM2UNet
-from lightning_guide.snapshots import SnapshotMissing
+from lightning_guide.snapshots import SnapshotMissing, SnapshotStore
 from tests.evaluated import Log, evaluate, finished_run
 from tests.runs import TinyNetwork, TinyPictures, evaluation, tiny_module, tiny_trainer
 
@@ -51,6 +53,37 @@ def test_a_guider_that_was_never_stored_ends_training_with_what_there_is(tmp_pat
     with pytest.raises(SnapshotMissing, match=r"images=1/3 \(12 of 36 planned\).*available: images 8, 16 \(2 in all\)"):
         trainer.fit(module, datamodule=TinyPictures())
     assert len(log.results) == 1  # skipped at 8 images, an error at 16
+
+
+@pytest.mark.parametrize(
+    ("guider", "early", "warned"),
+    [
+        (Snapshot("1/2", 0.1), ["1/2"], None),
+        (Snapshot("1/2", 0.1), [], "none is planned near images=1/2 of 32 .*; available: images 12, 24, 32 .3 in all"),
+        (Snapshot("1/2", 0.28), ["1/2"], "images=16, sigma_rel=0.28 cannot be rebuilt well enough"),
+        (Snapshot("1/2", 0.7), ["1/2"], "sigma_rel"),
+        (Snapshot(64, 0.1), [], None),  # a longer run may have it
+        (Snapshot("1/2", 0.1, run="other"), [], None),  # another run is looked at before
+    ],
+)
+def test_a_guider_that_will_never_be_stored_is_warned_of_before_training(
+    guider: Snapshot, early: list[str], warned: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished_run(tmp_path / "other")
+    monkeypatch.chdir(tmp_path)
+    module = tiny_module(average=0.05, evaluations={"auto": evaluation(Autoguidance(guider, 2.0))})
+    stored = [PostHocEMA(10, update_every_steps=3), EarlySnapshots(early, rebuildable=1)]
+    if early:
+        stored = [PostHocEMA(10, update_every_steps=1), stored[1]]
+    trainer = tiny_trainer(tmp_path, *stored, steps=8, limit_val_batches=1.0, val_check_interval=100)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit(module, datamodule=TinyPictures())
+    said = [str(each.message) for each in caught if "will find no guider" in str(each.message)]
+    assert len(said) == (warned is not None)
+    assert warned is None or re.search(f"evaluation 'auto' will find no guider .*: .*{warned}", said[0])
+    planned = stored[0].times(32, 4)  # type: ignore[attr-defined]
+    assert planned == sorted({entry.images for entry in SnapshotStore(tmp_path / "snapshots").entries()})
 
 
 @pytest.mark.parametrize("verb", ["validate", "test"])

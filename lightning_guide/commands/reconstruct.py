@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lightning_guide.modules.models import open_snapshots
 from lightning_guide.snapshots import SnapshotStore
+from lightning_guide.snapshots.post_hoc import MAX_ERROR
 
 __all__ = ["rebuild", "reconstruct"]
 
@@ -17,7 +18,7 @@ def reconstruct(
     *,
     images: list[int | float | str] | None = None,
     out: str | None = None,
-    max_error: float = 0.05,
+    max_error: float = MAX_ERROR,
 ) -> list[str]:
     """Rebuilds averages of the model in `run`, all in one pass over its snapshots.
 

@@ -15,12 +15,11 @@ from lightning_guide.guidance.references import Snapshot
 from lightning_guide.modules.models import open_snapshots
 from lightning_guide.search.ledger import run_identity
 from lightning_guide.snapshots import SnapshotStore
-from lightning_guide.snapshots.post_hoc import shares
+from lightning_guide.snapshots.post_hoc import MAX_ERROR, shares
 
 __all__ = ["Rebuilt"]
 
 Wanted = tuple[str | None, int | float | str, float]  # run, images, sigma_rel
-MAX_ERROR = 0.05
 
 
 class Rebuilt:

@@ -19,6 +19,7 @@ __all__ = [
     "fraction_images",
     "parse_file_names",
     "parse_images",
+    "stored_near",
 ]
 
 _NAME = re.compile(r"images-(\d{12,})-sigma_rel-(0\.\d{4})\.safetensors")
@@ -112,6 +113,12 @@ def fraction_images(fraction: float | str, planned_images: int) -> int:
     if isinstance(share, int):
         raise ValueError(f"expected a fraction of the planned run such as 0.25, '1/16' or 1.0, got {fraction!r}")
     return math.floor(share * planned_images)
+
+
+def stored_near(entries: Sequence[Entry], wanted: int) -> int | None:
+    """The stored count of images nearest to `wanted`, if it lies within 1 % of it."""
+    nearest = min((entry.images for entry in entries), key=lambda stored: abs(stored - wanted), default=None)
+    return nearest if nearest is not None and abs(nearest - wanted) <= 0.01 * wanted else None
 
 
 def available(entries: Sequence[Entry]) -> str:

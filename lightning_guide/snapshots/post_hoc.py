@@ -15,7 +15,9 @@ from lightning_guide.recipe import equivalent
 from lightning_guide.snapshots.file import Metadata
 from lightning_guide.snapshots.names import Entry, SnapshotMissing, available
 
-__all__ = ["Rebuilt", "accumulate", "shares"]
+__all__ = ["MAX_ERROR", "Rebuilt", "accumulate", "shares"]
+
+MAX_ERROR = 0.05  # profile error up to which a rebuilt average serves
 
 Rebuilt = tuple[dict[str, Tensor], Metadata]
 

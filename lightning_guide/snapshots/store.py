@@ -27,8 +27,9 @@ from lightning_guide.snapshots.names import (
     available,
     file_name,
     parse_images,
+    stored_near,
 )
-from lightning_guide.snapshots.post_hoc import Rebuilt, accumulate, shares
+from lightning_guide.snapshots.post_hoc import MAX_ERROR, Rebuilt, accumulate, shares
 
 __all__ = ["SnapshotStore"]
 
@@ -131,8 +132,8 @@ class SnapshotStore:
                 not_yet=False,
             )
         wanted = math.floor(count * (planned or 0))
-        nearest = min((entry.images for entry in entries), key=lambda stored: abs(stored - wanted), default=0)
-        if not entries or abs(nearest - wanted) > 0.01 * wanted:
+        nearest = stored_near(entries, wanted)
+        if nearest is None:
             detail = f" ({wanted} of {planned} planned)" if planned else ""
             raise self._missing(f"images={images}{detail}", wanted, entries, until)
         return nearest
@@ -143,7 +144,7 @@ class SnapshotStore:
         images: int | float | str = 1.0,
         sigma_rel: float,
         until: int | None = None,
-        max_error: float = 0.05,
+        max_error: float = MAX_ERROR,
     ) -> dict[str, Tensor]:
         """The weights averaged with `sigma_rel` over the first `images`: `reconstruct` of a single target."""
         return self.reconstruct([(images, sigma_rel)], until=until, max_error=max_error)[0]
@@ -153,7 +154,7 @@ class SnapshotStore:
         targets: Sequence[tuple[int | float | str, float]],
         *,
         until: int | None = None,
-        max_error: float = 0.05,
+        max_error: float = MAX_ERROR,
     ) -> list[dict[str, Tensor]]:
         """Weights of many (images, sigma_rel) in one pass that reads every file needed exactly once.
 
@@ -174,7 +175,7 @@ class SnapshotStore:
         images: int | float | str = 1.0,
         sigma_rel: float,
         until: int | None = None,
-        max_error: float = 0.05,
+        max_error: float = MAX_ERROR,
     ) -> Denoiser:
         """The denoiser that the recipe of the snapshot describes, with these weights; frozen, in eval mode, on the CPU.
 
