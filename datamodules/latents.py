@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 
 import torch
@@ -129,11 +129,7 @@ class Latents(DiffusionData):
 
     def reference(self, device: torch.device) -> Iterable[Batch]:
         """The real pictures, or the training latents decoded, batch by batch, whole on every process."""
-        if self.pictures is not None:
-            yield from self.pictures.reference(device)
-        else:
-            for batch in super().reference(device):
-                yield batch._replace(x=self.decode(self.encode(batch.x)))
+        return _Decoded(self, super().reference(device)) if self.pictures is None else self.pictures.reference(device)
 
     def training(self) -> Examples:
         """The training set, means and deviations."""
@@ -173,3 +169,14 @@ class Latents(DiffusionData):
             extensions=("npy",),
             decode=decode_sample,
         )
+
+
+class _Decoded:
+    """Batches of latents as pictures; may be iterated more than once."""
+
+    def __init__(self, data: Latents, batches: Iterable[Batch]) -> None:
+        self.data, self.batches = data, batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.batches:
+            yield batch._replace(x=self.data.decode(self.data.encode(batch.x)))

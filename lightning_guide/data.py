@@ -48,4 +48,4 @@ class DataView(Protocol):
         """The inverse of `encode`, rounded and clipped to what can be stored."""
 
     def reference(self, device: torch.device) -> Iterable[Batch]:
-        """The real data that metrics compare with, in stored form, the same on every rank."""
+        """The real data that metrics compare with, in stored form: the same on every rank, whenever gone through."""

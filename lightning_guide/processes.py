@@ -7,8 +7,9 @@ from typing import TypeVar
 
 import torch
 import torch.distributed
+from torch import Tensor
 
-__all__ = ["everywhere", "on_all", "rank_and_world", "together"]
+__all__ = ["added", "everywhere", "on_all", "rank_and_world", "together"]
 
 Value = TypeVar("Value")
 
@@ -31,6 +32,13 @@ def everywhere(here: Value) -> list[Value]:
     found = [here] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(found, here)
     return found
+
+
+def added(here: Tensor) -> Tensor:
+    """The sum of the tensors `here` of every process, in place; every process has to call this."""
+    if _have_met():
+        torch.distributed.all_reduce(here)
+    return here
 
 
 def on_all(here: bool) -> bool:

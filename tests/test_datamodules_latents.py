@@ -175,7 +175,9 @@ def test_scale_and_pictures(encoded: Path) -> None:
     batch = data.on_after_batch_transfer(data.visits()[range(4)], 0)
     assert batch.x.shape == (4, 3, 2, 2) and batch.x.abs().max() < 3
     cpu = torch.device("cpu")
-    (decoded,) = data.reference(cpu)
+    reference = data.reference(cpu)
+    (decoded,) = reference
+    assert [torch.equal(again.x, decoded.x) for again in reference] == [True]  # caches do
     assert (decoded.x.int() - blocks.int()).abs().float().mean() < 6  # noise of .01 to .03 over gain 3, times 255
     pixels = str(encoded / "pixels/train-*.tar")
     (real,) = latents(encoded, vae=vae, pictures=Shards(pixels, pixels, num_classes=3)).reference(cpu)

@@ -27,8 +27,8 @@ from lightning_guide.evaluation import (
     ModuleFeatures,
     RawPixels,
 )
+from lightning_guide.evaluation.reference_cache import fingerprint
 from lightning_guide.evaluation.statistics import Statistics, read_statistics, write_statistics
-from lightning_guide.evaluation.statistics_cache import fingerprint
 from tests.processes import Processes
 
 

@@ -10,8 +10,8 @@ import torch
 
 from lightning_guide.evaluation.features import FeatureExtractor
 from lightning_guide.evaluation.frechet import FrechetDistance
+from lightning_guide.evaluation.reference_cache import fingerprint
 from lightning_guide.evaluation.statistics import write_statistics
-from lightning_guide.evaluation.statistics_cache import fingerprint
 
 __all__ = ["reference_statistics"]
 

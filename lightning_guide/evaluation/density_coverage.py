@@ -22,10 +22,16 @@ class DensityCoverage(NeighbourBalls):
     """
 
     def __init__(
-        self, extractor: FeatureExtractor, *, k: int = 5, max_reference: int = 10_000, chunk: int = 1024
+        self,
+        extractor: FeatureExtractor,
+        *,
+        k: int = 5,
+        max_reference: int = 10_000,
+        chunk: int = 1024,
+        cache: str | None = None,
     ) -> None:
         """As `NeighbourBalls`; the paper recommends k = 5 and equal numbers of samples and real examples."""
-        super().__init__(extractor, k=k, max_reference=max_reference, chunk=chunk)
+        super().__init__(extractor, k=k, max_reference=max_reference, chunk=chunk, cache=cache)
 
     def compute(self) -> dict[str, Tensor]:
         """`density`: mean number of real balls a sample lies in, over k; `coverage`: share of balls with a sample.

@@ -22,9 +22,11 @@ class MeanDiscrepancy(FeatureMetric):
     least = 2
     reference_sums: Tensor
 
-    def __init__(self, extractor: FeatureExtractor, *, max_reference: int = 10_000, chunk: int = 1024) -> None:
-        """Of more than `max_reference` real examples a random subset is used, always the same one."""
-        super().__init__(extractor, max_reference=max_reference)
+    def __init__(
+        self, extractor: FeatureExtractor, *, max_reference: int = 10_000, chunk: int = 1024, cache: str | None = None
+    ) -> None:
+        """As `FeatureMetric`."""
+        super().__init__(extractor, max_reference=max_reference, cache=cache)
         self.chunk = chunk
 
     @abstractmethod
@@ -72,14 +74,20 @@ class CMMD(MeanDiscrepancy):
     """
 
     def __init__(
-        self, extractor: FeatureExtractor, *, bandwidth: float = 10.0, max_reference: int = 10_000, chunk: int = 1024
+        self,
+        extractor: FeatureExtractor,
+        *,
+        bandwidth: float = 10.0,
+        max_reference: int = 10_000,
+        chunk: int = 1024,
+        cache: str | None = None,
     ) -> None:
         """`bandwidth` s of the kernel.
 
         Raises:
             ValueError: unless it is positive.
         """
-        super().__init__(extractor, max_reference=max_reference, chunk=chunk)
+        super().__init__(extractor, max_reference=max_reference, chunk=chunk, cache=cache)
         if not bandwidth > 0:
             raise ValueError(f"CMMD needs a positive bandwidth, got {bandwidth}")
         self.bandwidth = bandwidth

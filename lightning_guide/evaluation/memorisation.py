@@ -30,13 +30,14 @@ class Memorisation(FeatureMetric):
         ratio: float = 1 / 3,
         max_reference: int = 1_000_000,
         chunk: int = 256,
+        cache: str | None = None,
     ) -> None:
-        """`chunk` rows of distances are held at a time.
+        """`chunk` rows of distances are held at a time. Else as `FeatureMetric`.
 
         Raises:
             ValueError: unless 0 < ratio < 1.
         """
-        super().__init__(extractor, max_reference=max_reference)
+        super().__init__(extractor, max_reference=max_reference, cache=cache)
         if not 0 < ratio < 1:
             raise ValueError(f"Memorisation needs a ratio between 0 and 1, got {ratio}")
         self.ratio, self.chunk = ratio, chunk

@@ -44,11 +44,15 @@ class NeighbourBalls(FeatureMetric):
     reference_radii: Tensor
 
     def __init__(
-        self, extractor: FeatureExtractor, *, k: int, max_reference: int = 10_000, chunk: int = 1024
+        self,
+        extractor: FeatureExtractor,
+        *,
+        k: int,
+        max_reference: int = 10_000,
+        chunk: int = 1024,
+        cache: str | None = None,
     ) -> None:
-        """Balls reach to the `k`-th neighbour; `chunk` rows of distances are held at a time.
-
-        Of more than `max_reference` real examples a random subset is used, always the same one.
+        """Balls reach to the `k`-th neighbour; `chunk` rows of distances are held at a time. Else as `FeatureMetric`.
 
         Raises:
             ValueError: unless k >= 1, max_reference > k and chunk >= 1.
@@ -58,7 +62,7 @@ class NeighbourBalls(FeatureMetric):
                 f"{type(self).__name__} needs k >= 1, max_reference > k and chunk >= 1, "
                 f"got {k}, {max_reference} and {chunk}"
             )
-        super().__init__(extractor, max_reference=max_reference)
+        super().__init__(extractor, max_reference=max_reference, cache=cache)
         self.k, self.chunk = k, chunk
         self.least = k + 1
         self.register_buffer("reference_radii", torch.empty(0, dtype=torch.float64), persistent=False)
@@ -86,10 +90,16 @@ class PrecisionRecall(NeighbourBalls):
     """`precision` and `recall` of features, with balls up to the k-th neighbour (3 in the paper)."""
 
     def __init__(
-        self, extractor: FeatureExtractor, *, k: int = 3, max_reference: int = 10_000, chunk: int = 1024
+        self,
+        extractor: FeatureExtractor,
+        *,
+        k: int = 3,
+        max_reference: int = 10_000,
+        chunk: int = 1024,
+        cache: str | None = None,
     ) -> None:
         """As `NeighbourBalls`."""
-        super().__init__(extractor, k=k, max_reference=max_reference, chunk=chunk)
+        super().__init__(extractor, k=k, max_reference=max_reference, chunk=chunk, cache=cache)
 
     def compute(self) -> dict[str, Tensor]:
         """`precision`: share of samples within a ball of the reference; `recall`: the other way round.

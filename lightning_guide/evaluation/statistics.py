@@ -6,13 +6,10 @@ to: `num_images`, the `extractor` and the hash of its `weights`, the `data_shape
 
 from __future__ import annotations
 
-import io
-import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -20,6 +17,7 @@ from torch import Tensor
 
 from lightning_guide.evaluation.features import FeatureExtractor
 from lightning_guide.evaluation.identity import Identity
+from lightning_guide.evaluation.number_archive import read_numbers, write_numbers
 from lightning_guide.foreign.inert_arrays import read_arrays
 
 __all__ = ["Statistics", "read_statistics", "write_statistics"]
@@ -58,18 +56,7 @@ def write_statistics(path: str | Path, statistics: Statistics) -> Path:
     if statistics.data_shape is not None:
         told["data_shape"] = statistics.data_shape
     told |= {"mu": statistics.mean.cpu().numpy(), "sigma": statistics.covariance.cpu().numpy()}
-    content = io.BytesIO()
-    arrays: Any = {key: np.asarray(value) for key, value in told.items() if value is not None}
-    np.savez(content, **arrays)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")  # each writer has its own
-    try:
-        temporary.write_bytes(content.getvalue())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return write_numbers(path, {key: value for key, value in told.items() if value is not None})
 
 
 def read_statistics(path: str | Path, extractor: FeatureExtractor) -> Statistics:
@@ -104,11 +91,7 @@ def read_statistics(path: str | Path, extractor: FeatureExtractor) -> Statistics
 
 
 def _read_archive(path: str | Path) -> Statistics:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            content: dict[str, Any] = {name: archive[name] for name in archive.files}
-    except Exception as error:  # whatever zip and numpy have to say of a damaged file
-        raise ValueError(f"{path} cannot be read as statistics: {type(error).__name__}: {error}") from None
+    content = read_numbers(path, what="statistics")
     mean, covariance = _gaussian(path, content)
     try:
         return Statistics(
