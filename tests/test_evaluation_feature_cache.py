@@ -15,7 +15,7 @@ import torch.distributed as dist
 from lightning_guide.evaluation import CMMD, DensityCoverage, KernelDistance, Memorisation, PrecisionRecall
 from lightning_guide.evaluation.feature_metric import FeatureMetric
 from tests.processes import Processes
-from tests.test_evaluation_statistics import Counted, batches, points
+from tests.test_evaluation_statistics import Counted, batches, bits_flipped, points
 
 KINDS = [KernelDistance, CMMD, PrecisionRecall, DensityCoverage, Memorisation]
 
@@ -65,16 +65,12 @@ def test_a_flipped_bit_is_never_believed(tmp_path: Path) -> None:
     metric = PrecisionRecall(Counted(), max_reference=20, cache=str(tmp_path))
     metric.prepare(batches(points(30)))
     expected, (file,) = metric.reference.clone(), tmp_path.iterdir()
-    whole = file.read_bytes()
-    for at in range(0, len(whole), 31):
-        damaged = bytearray(whole)
-        damaged[at] ^= 1 << at % 8
-        file.write_bytes(damaged)
+    for at in bits_flipped(file, 31):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             metric.prepare(batches(points(30)))
         assert torch.equal(metric.reference, expected), at
-    file.write_bytes(whole[:-100])
+    file.write_bytes(file.read_bytes()[:-100])
     with pytest.warns(UserWarning, match="reference features are computed again: .*npz cannot be read as reference"):
         metric.prepare(batches(points(30)))
 

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +62,17 @@ def distance(metric: FrechetDistance, real: Tensor, samples: Tensor) -> float:
     return float(metric.compute()["fd"])
 
 
+def bits_flipped(file: Path, step: int) -> Iterator[int]:
+    """Flips one bit in every `step`-th byte of `file`, one after the other; leaves it whole."""
+    whole = file.read_bytes()
+    for at in range(0, len(whole), step):
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << at % 8
+        file.write_bytes(damaged)
+        yield at
+    file.write_bytes(whole)
+
+
 @pytest.mark.parametrize("kind", [FrechetDistance, FrechetInterval])
 def test_statistics_are_computed_once_for_their_content(kind: Any, tmp_path: Path) -> None:
     real, samples, folder = points(30), points(40, 1), str(tmp_path / "cache")
@@ -107,11 +119,7 @@ def test_a_flipped_bit_is_never_believed(tmp_path: Path) -> None:
     metric = FrechetDistance(Counted(), cache=str(tmp_path))
     metric.prepare(real)
     expected, (file,) = metric.reference_covariance, tmp_path.iterdir()
-    whole = file.read_bytes()
-    for at in range(0, len(whole), 97):
-        damaged = bytearray(whole)
-        damaged[at] ^= 1 << at % 8
-        file.write_bytes(damaged)
+    for at in bits_flipped(file, 97):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             metric.prepare(real)
