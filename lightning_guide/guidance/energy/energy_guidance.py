@@ -18,7 +18,7 @@ from lightning_guide.conditions import readable
 from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory, expand
 from lightning_guide.guidance.energy.energies.energy import Energy
 from lightning_guide.guidance.energy.estimator import Estimator, PlugIn
-from lightning_guide.guidance.energy.landscape import Landscape
+from lightning_guide.guidance.energy.landscape import Landscape, tell
 from lightning_guide.guidance.energy.moves import Move
 from lightning_guide.guidance.energy.point import Point
 from lightning_guide.guidance.energy.window import Window
@@ -124,7 +124,7 @@ class EnergyGuidance(Guidance):
                     guide_batch=self.guide_batch,
                 )
                 delta = torch.stack([move(landscape) for move in moves]).sum(0)
-            self._tell(trajectory, landscape)
+            tell(trajectory, landscape.loss, landscape.taken, landscape.skipped)
             clean = prediction.clean if outside else landscape.clean
             if self.noise == "kept":
                 return Prediction(clean + delta, prediction.direction(x, sigma) if outside else noise)
@@ -132,10 +132,3 @@ class EnergyGuidance(Guidance):
             return Prediction(clean + delta, implied)
 
         return predict
-
-    def _tell(self, trajectory: Trajectory, landscape: Landscape) -> None:
-        told = trajectory.diagnostics
-        if landscape.loss is not None:
-            told["loss"] = landscape.loss
-        told["taken"] = landscape.taken + told.get("taken", 0)
-        told["skipped"] = landscape.skipped + told.get("skipped", 0)

@@ -8,13 +8,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lightning_guide.denoiser import expand
+from lightning_guide.denoiser import Trajectory, expand
 from lightning_guide.guidance.energy.energies.energy import Loss
 from lightning_guide.guidance.energy.estimator import Copies, Estimator
 from lightning_guide.guidance.energy.point import Point
 from lightning_guide.guidance.energy.step_rule import Descend
 
-__all__ = ["Landscape", "finite_step"]
+__all__ = ["Landscape", "finite_step", "tell"]
 
 
 class Landscape:
@@ -107,3 +107,11 @@ def finite_step(rule: Descend, loss: Tensor, gradient: Tensor, point: Point) -> 
     step = rule(gradient, loss, point)
     possible = finite & (gradient != 0).flatten(1).any(1) & step.flatten(1).isfinite().all(1)
     return step.where(expand(possible, step), 0), possible
+
+
+def tell(trajectory: Trajectory, loss: Tensor | None, taken: Tensor, skipped: Tensor) -> None:
+    """Notes among the diagnostics the `loss` (B,), and adds up how many steps each sample has `taken` and `skipped`."""
+    told = trajectory.diagnostics
+    if loss is not None:
+        told["loss"] = loss
+    told["taken"], told["skipped"] = taken + told.get("taken", 0), skipped + told.get("skipped", 0)

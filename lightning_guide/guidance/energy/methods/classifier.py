@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_guide.conditions import readable
 from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory, expand
 from lightning_guide.guidance.energy.energies.class_label import label_loss
-from lightning_guide.guidance.energy.landscape import finite_step
+from lightning_guide.guidance.energy.landscape import finite_step, tell
 from lightning_guide.guidance.energy.point import Point
 from lightning_guide.guidance.energy.schedules import PowerLaw
 from lightning_guide.guidance.energy.step_rule import Constant, StepRule
@@ -73,9 +73,7 @@ class ClassifierGuidance(Guidance):
             level = trajectory.sigma_next if trajectory.stage == "corrector" else trajectory.sigma
             point = Point(noise.detach(), level, trajectory.sigma_next, trajectory)
             delta, possible = finite_step(rule, loss.detach(), gradient, point)
-            told = trajectory.diagnostics
-            told["loss"] = loss.detach()
-            told["taken"], told["skipped"] = possible + told.get("taken", 0), ~possible + told.get("skipped", 0)
+            tell(trajectory, loss.detach(), possible, ~possible)
             implied = None if prediction.noise is None else noise - delta / expand(sigma, x)
             return Prediction(prediction.clean + delta, implied)
 
