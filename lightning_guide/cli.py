@@ -47,7 +47,7 @@ from lightning_guide.modules.picture_tasks import PictureTaskModule
 from lightning_guide.modules.robust_classifier import RobustClassifierModule
 from lightning_guide.report.run_page import report
 from lightning_guide.search import Search, Sweep, Tune
-from lightning_guide.yaml_file import read_yaml
+from lightning_guide.yaml_file import check_keys
 
 __all__ = ["COMMANDS", "GuideCLI", "main"]
 
@@ -232,18 +232,25 @@ TRAINER_DEFAULTS = {
 }
 
 
+def _named_files(words: Sequence[str]) -> list[str]:
+    """Values of -c and --config, and all others that look like a config: of --model, --data, --trainer."""
+    named = [value for flag, value in itertools.pairwise(words) if flag in ("-c", "--config")]
+    for word in words:
+        flag, _, value = word.partition("=")
+        named += [value] if flag in ("-c", "--config") else []
+        named += [each for each in (word, value, word.removeprefix("-c")) if each.endswith((".yaml", ".yml"))]
+    return named
+
+
 def _lightning(kind: type[GuideCLI], arguments: Sequence[str] | None, *, save: type[SaveConfig] | None) -> None:
     """Runs a subcommand of Lightning's.
 
     Raises:
         ValueError: if a config gives a key twice: the parser would take the last of both.
     """
-    words = ["", *(sys.argv[1:] if arguments is None else arguments)]
-    flags = ("-c", "--config")
-    named = [file for flag, file in itertools.pairwise(words) if flag in flags]
-    named += [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
-    for file in filter(os.path.isfile, named):
-        read_yaml(file)
+    words = sys.argv[1:] if arguments is None else arguments
+    for file in filter(os.path.isfile, _named_files(words)):
+        check_keys(file)
     kind(
         pl.LightningModule,
         pl.LightningDataModule,

@@ -7,26 +7,24 @@ from typing import Any
 
 import yaml
 
-__all__ = ["read_yaml"]
+try:  # the loader that the configs' parser uses: more lenient about tabs than the other
+    from yaml import CSafeLoader as Loader
+except ImportError:  # PyYAML was built without libyaml
+    from yaml import SafeLoader as Loader
+
+__all__ = ["check_keys", "read_yaml"]
+
+_MERGE = "tag:yaml.org,2002:merge"  # of two merges in one mapping neither is lost
 
 
-class _EveryKeyOnce(yaml.SafeLoader):
-    """Plain data; a key that stands twice in one mapping is an error, not the last of both."""
+def check_keys(path: str | Path) -> None:
+    """Refuses a file in which a key stands twice in one mapping: a parser would take the last of both.
 
-    def compose_mapping_node(self, anchor: dict[str, yaml.Node]) -> yaml.MappingNode:
-        """As of SafeLoader, before anything is merged.
-
-        Raises:
-            ValueError: naming the line and the key.
-        """
-        node = super().compose_mapping_node(anchor)
-        lines: dict[tuple[str, str], int] = {}
-        for key, _ in node.value:
-            name, line = (key.tag, str(key.value)), key.start_mark.line + 1
-            if name in lines:
-                raise ValueError(f"line {line}: {key.value!r} stands in line {lines[name]} already; expected it once")
-            lines[name] = line
-        return node
+    Raises:
+        ValueError: naming the file and both lines, or if it is no YAML.
+        OSError: if it cannot be read.
+    """
+    _load(path, build=False)
 
 
 def read_yaml(path: str | Path) -> Any:
@@ -36,9 +34,46 @@ def read_yaml(path: str | Path) -> Any:
         ValueError: naming the file, if it is no YAML, or a key stands twice in one mapping.
         OSError: if it cannot be read.
     """
+    return _load(path, build=True)
+
+
+def _load(path: str | Path, *, build: bool) -> Any:
+    """The data, or nothing if they are only to be checked, as somebody else gives them their types."""
     try:
-        return yaml.load(Path(path).read_text(encoding="utf-8"), _EveryKeyOnce)
+        loader = Loader(Path(path).read_text(encoding="utf-8"))
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            _every_key_once(node)
+            return loader.construct_document(node) if build else None
+        finally:
+            loader.dispose()
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     except ValueError as error:
         raise ValueError(f"{path}, {error}") from None
+
+
+def _every_key_once(root: yaml.Node) -> None:
+    """Looks at every mapping under `root`, before anything is merged.
+
+    Raises:
+        ValueError: naming the line and the key.
+    """
+    seen, waiting = set[int](), [root]
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen or isinstance(node, yaml.ScalarNode):
+            continue
+        seen.add(id(node))  # an alias is the node itself, and may lead back to it
+        if not isinstance(node, yaml.MappingNode):
+            waiting += reversed(node.value)
+            continue
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            name, line = (key.tag, str(key.value)), key.start_mark.line + 1
+            if name in lines and key.tag != _MERGE:
+                raise ValueError(f"line {line}: {key.value!r} stands in line {lines[name]} already; expected it once")
+            lines[name] = line
+        waiting += [value for _, value in reversed(node.value)]
