@@ -86,6 +86,30 @@ def test_a_guider_that_will_never_be_stored_is_warned_of_before_training(
     assert planned == sorted({entry.images for entry in SnapshotStore(tmp_path / "snapshots").entries()})
 
 
+@pytest.mark.parametrize(
+    ("widths", "sigma_rel", "trial", "warned"),
+    [
+        ([0.05, 0.1], 0.1, False, None),  # two callbacks store in one folder: what one lacks the other has
+        ([0.05, 0.1], 0.05, False, None),
+        ([0.05, 0.1], 0.25, False, "cannot be rebuilt"),
+        ([0.05, 0.1], 0.25, True, None),  # a trial stores nothing and says so already
+        ([0.05], 0.0, False, "raw weights .sigma_rel=0. are not stored; available: images 16, 32"),
+    ],
+)
+def test_all_callbacks_that_store_are_asked_for_a_guider(
+    widths: list[float], sigma_rel: float, trial: bool, warned: str | None, tmp_path: Path
+) -> None:
+    module = tiny_module(average=0.05, evaluations={"auto": evaluation(Autoguidance(Snapshot(16, sigma_rel), 2.0))})
+    stored = [PostHocEMA(16, sigma_rels=[width]) for width in widths]
+    trainer = tiny_trainer(tmp_path, *stored, limit_val_batches=1.0, val_check_interval=100, fast_dev_run=8 * trial)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit(module, datamodule=TinyPictures())
+    said = [str(each.message) for each in caught if "will find no guider" in str(each.message)]
+    assert len(said) == (warned is not None)
+    assert warned is None or re.search(warned, said[0])
+
+
 @pytest.mark.parametrize("verb", ["validate", "test"])
 def test_missing_guiders_of_a_finished_run_are_errors(run: Path, verb: str) -> None:
     message = r"images=1/16 \(2 of 32 planned\).*available: images 8, 16, 24, 32 \(4 in all\), sigma_rel 0.05, 0.1"
@@ -187,6 +211,7 @@ def test_a_training_label_out_of_range_is_named(tmp_path: Path) -> None:
     [
         (0.0, ClassifierFreeGuidance(2.0), True),
         (0.0, Guided([Unconditional(AUTO)], [2.0], positive=Main()), True),
+        (0.0, Guided([Unconditional(Snapshot("1/2", 0.1))], [2.0], positive=Main()), True),
         (0.1, ClassifierFreeGuidance(2.0), False),
         (0.0, ClassifierFreeGuidance(2.0, unconditional=Snapshot("1/2", 0.1, run="unconditional")), False),
         (0.0, AUTO, False),
@@ -201,6 +226,16 @@ def test_conditions_dropped_in_evaluation_but_never_in_training_are_warned_of(
         trainer.fit(module, datamodule=TinyPictures())
     found = [w for w in recwarn if "'guided' asks the model to do without its condition" in str(w.message)]
     assert len(found) == warned
+
+
+def test_a_prediction_is_warned_of_as_an_evaluation_is(run: Path, recwarn: pytest.WarningsRecorder) -> None:
+    guided = evaluation(ClassifierFreeGuidance(2.0))
+    for evaluations, prediction, warned in (({"guided": guided}, None, 0), ({}, guided, 1)):
+        recwarn.clear()
+        module = tiny_module(average=0.05, label_dropout=0.0, evaluations=evaluations, prediction=prediction)
+        tiny_trainer(run).predict(module, datamodule=TinyPictures(), return_predictions=False)
+        found = [w for w in recwarn if "'prediction' asks the model to do without" in str(w.message)]
+        assert len(found) == warned and not [w for w in recwarn if "'guided' asks" in str(w.message)]
 
 
 def test_nothing_to_draw_and_nothing_to_learn_from_are_refused(run: Path, tmp_path: Path) -> None:

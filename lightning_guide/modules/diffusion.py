@@ -111,7 +111,7 @@ class DiffusionModule(ShardedTraining):
         """
         self._check_fits_data(self.denoiser)
         if self.denoiser.conditional and not self.label_dropout:
-            self.evaluations.warn_of_dropped_conditions()
+            (self._prediction if stage == "predict" else self.evaluations).warn_of_dropped_conditions()
         if stage == "fit":
             self.evaluations.check(OtherRuns(self.denoiser, self.trainer.default_root_dir))
             if self.average is not None and self.trainer.enable_validation:

@@ -16,7 +16,7 @@ from lightning_guide.evaluation.identity import Identity
 from lightning_guide.evaluation.loop import DrawnSamples, SamplingLoop
 from lightning_guide.evaluation.metric import SampleMetric
 from lightning_guide.guidance.classifier_free import Unconditional
-from lightning_guide.guidance.references import Main
+from lightning_guide.guidance.references import Main, Snapshot
 from lightning_guide.snapshots import SnapshotMissing
 
 __all__ = ["GuidedEvaluations"]
@@ -80,13 +80,12 @@ class GuidedEvaluations:
     def warn_of_dropped_conditions(self) -> None:
         """For a model trained without label dropout: names the evaluations that ask it to do without its condition."""
         for name, evaluation in self.evaluations.items():
-            for part in evaluation.guidance.modules():
-                if isinstance(part, Unconditional) and any(isinstance(each, Main) for each in part.positive.modules()):
-                    rank_zero_warn(
-                        f"evaluation {name!r} asks the model to do without its condition, which its training "
-                        "never shows it: label_dropout is 0; set it (usual: 0.1), or name an unconditional network"
-                    )
-                    break
+            dropped = [part.positive for part in evaluation.guidance.modules() if isinstance(part, Unconditional)]
+            if any(_of_this_run(model) for part in dropped for model in part.modules()):
+                rank_zero_warn(
+                    f"evaluation {name!r} asks the model to do without its condition, which its training "
+                    "never shows it: label_dropout is 0; set it (usual: 0.1), or name an unconditional network"
+                )
 
     def begin(self, models: Models, data: DataView, device: torch.device, *, training: bool) -> None:
         """Resolves every guidance. While `training`, one whose guider is still to come is skipped, and said so.
@@ -133,3 +132,8 @@ class GuidedEvaluations:
         self.results = {loop.name: loop.finish(device) for loop in self._loops if loop is not None}
         self._loops = []
         return self.results
+
+
+def _of_this_run(model: torch.nn.Module) -> bool:
+    """Whether that is a reference to the model in training, or to what it was earlier."""
+    return isinstance(model, Main) or (isinstance(model, Snapshot) and model.run is None)

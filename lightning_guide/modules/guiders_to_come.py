@@ -44,5 +44,8 @@ def _check(wanted: Snapshot, entries: Sequence[Entry], planned_images: int) -> N
             not_yet=False,
         )
     stored = any(e.images == count and math.isclose(e.sigma_rel, wanted.sigma_rel, rel_tol=1e-9) for e in entries)
-    if not stored and count <= planned_images:
-        shares(entries, count, wanted.sigma_rel, MAX_ERROR)
+    if stored or count > planned_images:
+        return
+    if wanted.sigma_rel == 0:
+        raise SnapshotMissing(f"raw weights (sigma_rel=0) are not stored; {available(entries)}", not_yet=False)
+    shares(entries, count, wanted.sigma_rel, MAX_ERROR)
