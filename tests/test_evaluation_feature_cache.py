@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from lightning_guide.evaluation import CMMD, DensityCoverage, KernelDistance, Memorisation, PrecisionRecall
+from lightning_guide.evaluation.feature_cache import FeatureCache
 from lightning_guide.evaluation.feature_metric import FeatureMetric
 from tests.processes import Processes
 from tests.test_evaluation_statistics import Counted, batches, bits_flipped, points
@@ -73,6 +74,21 @@ def test_a_flipped_bit_is_never_believed(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.warns(UserWarning, match="reference features are computed again: .*npz cannot be read as reference"):
         metric.prepare(batches(points(30)))
+
+
+def test_a_file_that_the_disk_refuses_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metric = KernelDistance(Counted(), cache=str(tmp_path))
+    metric.prepare(batches(points(30)))
+    expected = metric.reference.clone()
+
+    def refuses(*_: Any) -> None:
+        raise PermissionError("not ours")
+
+    for owner, name in ((FeatureCache, "read"), (Path, "is_file")):
+        with monkeypatch.context() as patched, pytest.warns(UserWarning, match="computed again: not ours"):
+            patched.setattr(owner, name, refuses)
+            metric.prepare(batches(points(30)))
+        assert torch.equal(metric.reference, expected)
 
 
 def prepare_together(folder: str) -> None:

@@ -108,10 +108,8 @@ class ReferenceCache(ABC, Generic[Value]):
 
     def _stored(self, path: Path, extractor: FeatureExtractor, data: str, count: int) -> Value | None:
         """What the file `path` holds, if it is what it should be."""
-        if not path.is_file():
-            return None
         try:
-            return self.read(path, extractor, data, count)
-        except ValueError as error:
+            return self.read(path, extractor, data, count) if path.is_file() else None
+        except (ValueError, OSError) as error:  # damaged; not ours to read, or gone by now
             warnings.warn(f"{self.what} are computed again: {error}", stacklevel=3)
             return None
