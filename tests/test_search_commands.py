@@ -125,7 +125,13 @@ def test_a_finished_tuner_says_again_what_it_found(
     out = search(folder, "tune", "done", "--budget", "144", changes=changes)
     content, said = (out / "tune.json").read_text(), capsys.readouterr().out.splitlines()[-2:]
     assert json.loads(content)["statements"] == said[:1]
+    guidance = (out / "fd.yaml").read_text()
+    (out / "fd.yaml").unlink()
     drawn.clear()
+    search(folder, "tune", "done", "--budget", "144", changes=changes)
+    assert (out / "fd.yaml").read_text() == guidance and not drawn  # of the blocks that lie there
+    assert capsys.readouterr().out.splitlines()[-2:] == said and (out / "tune.json").read_text() == content
+
     monkeypatch.setattr(Halving, "run", lambda _: pytest.fail("searched again"))
     search(folder, "tune", "done", "--budget", "144", changes=changes)
     assert capsys.readouterr().out.splitlines()[-2:] == said and not drawn

@@ -18,6 +18,7 @@ import lightning_guide.guidance  # noqa: F401
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.mistakes import sentence
 from lightning_guide.modules.diffusion import DiffusionModule
+from lightning_guide.processes import on_all
 from lightning_guide.search.drawing import DrawnBlocks
 from lightning_guide.search.figures import draw_heat_maps, draw_sensitivity
 from lightning_guide.search.guiders import Rebuilt
@@ -28,7 +29,7 @@ from lightning_guide.search.search_file import SearchFile, read_search
 from lightning_guide.search.space import Space, laid_over
 from lightning_guide.search.sweep import Swept, run_sweep, swept
 from lightning_guide.search.tables import COST, write_csv, write_hparams
-from lightning_guide.search.tuned import everything, write_guidances
+from lightning_guide.search.tuned import everything, guidance_file, write_guidances
 
 __all__ = ["Search", "Sweep", "Tune"]
 
@@ -174,7 +175,8 @@ class Tune(Search):
         halving = Halving(space, scorer, objectives, budget=self.budget, seed=self.file.seed)
         aims = {each.metric: each.lowest for each in objectives}
         ledger = Ledger(self.out / "tune.json", self.identity(scorer) | {"budget": self.budget, "aims": aims})
-        if "winners" in ledger.content and not ledger.content["failed"]:  # what failed is tried again
+        finished = "winners" in ledger.content and not ledger.content["failed"]  # what failed is tried again
+        if on_all(finished and all(guidance_file(self.out, metric).is_file() for metric in aims)):
             if trainer.is_global_zero:
                 self._say(ledger)
             return

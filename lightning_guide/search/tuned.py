@@ -14,7 +14,7 @@ from lightning_guide.search.objective import Objective
 from lightning_guide.search.scores import Scores, difference
 from lightning_guide.search.space import UNGUIDED, Place, Space
 
-__all__ = ["everything", "pareto", "statement", "write_guidances"]
+__all__ = ["everything", "guidance_file", "pareto", "statement", "write_guidances"]
 
 
 def statement(space: Space, found: Found, objective: Objective, *, size: int) -> str:
@@ -67,6 +67,11 @@ def everything(space: Space, found: Found, objectives: Sequence[Objective], *, s
     }
 
 
+def guidance_file(folder: Path, metric: str) -> Path:
+    """Where the guidance found for `metric` is written."""
+    return folder / f"{metric.replace('/', '_')}.yaml"
+
+
 def write_guidances(
     space: Space,
     found: Found,
@@ -95,7 +100,7 @@ def write_guidances(
         evaluations = {name: space.evaluation(each) | {"seed": seed} for name, each in chosen.items()}
         content = {"model": {"init_args": {**model, "guidances": None, "evaluations": evaluations}}}
         folder.mkdir(parents=True, exist_ok=True)
-        with atomic(folder / f"{metric.replace('/', '_')}.yaml") as temporary:
+        with atomic(guidance_file(folder, metric)) as temporary:
             temporary.write_text("\n".join(lines) + "\n" + yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
 
