@@ -310,7 +310,7 @@ def test_recipes_of_methods_build_them_again() -> None:
         (lambda: Window(every=0), "every >= 1"),
         (lambda: TFG(LOSS, 0.0, 0.0), "TFG needs rho or mu"),
         (lambda: Adam(0.1, beta1=1.0), "beta1 and beta2 in"),
-        (lambda: WeightedSum([LOSS], [1.0, 2.0]), "one weight for each loss"),
+        (lambda: WeightedSum([LOSS], [1.0, 2.0]), "one weight for each energy"),
         (lambda: HalfSpace([1.0], softness=0.0), "HalfSpace needs softness > 0"),
         (lambda: Disc([0.0], 0.0), "Disc needs radius > 0"),
         (lambda: Style(nn.Identity(), [0.0], scale=0.0), "Style needs scale > 0"),

@@ -1,6 +1,6 @@
 """The snapshot store: which weights were kept when, on disk, and how to get any average of them back.
 
-A folder holds one file for each (images, sigma_rel) and an index of them (`snapshot_index`). Only the training process
+A folder holds one file for each (images, sigma_rel) and an index of them (`SnapshotIndex`). Only the training process
 of rank 0 writes; anybody may read at the same time. A process killed at any moment leaves a readable store: a file has
 its final name only once it is whole, and is found again if the index does not list it yet.
 """

@@ -47,7 +47,7 @@ class WeightedSum(Energy):
         super().__init__()
         self.weights = [1.0] * len(energies) if weights is None else list(weights)
         if not energies or len(self.weights) != len(energies):
-            raise ValueError(f"a sum needs one weight for each loss, got {len(self.weights)} and {len(energies)}")
+            raise ValueError(f"a sum needs one weight for each energy, got {len(self.weights)} and {len(energies)}")
         self.energies = nn.ModuleList(energies)
 
     @property
