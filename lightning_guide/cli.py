@@ -7,7 +7,6 @@ functions. `fit` continues from the newest checkpoint of the run's folder if the
 from __future__ import annotations
 
 import functools
-import itertools
 import os
 import sys
 import warnings
@@ -47,7 +46,7 @@ from lightning_guide.modules.picture_tasks import PictureTaskModule
 from lightning_guide.modules.robust_classifier import RobustClassifierModule
 from lightning_guide.report.run_page import report
 from lightning_guide.search import Search, Sweep, Tune
-from lightning_guide.yaml_file import check_keys
+from lightning_guide.yaml_file import check_named
 
 __all__ = ["COMMANDS", "GuideCLI", "main"]
 
@@ -232,25 +231,13 @@ TRAINER_DEFAULTS = {
 }
 
 
-def _named_files(words: Sequence[str]) -> list[str]:
-    """Values of -c and --config, and all others that look like a config: of --model, --data, --trainer."""
-    named = [value for flag, value in itertools.pairwise(words) if flag in ("-c", "--config")]
-    for word in words:
-        flag, _, value = word.partition("=")
-        named += [value] if flag in ("-c", "--config") else []
-        named += [each for each in (word, value, word.removeprefix("-c")) if each.endswith((".yaml", ".yml"))]
-    return named
-
-
 def _lightning(kind: type[GuideCLI], arguments: Sequence[str] | None, *, save: type[SaveConfig] | None) -> None:
     """Runs a subcommand of Lightning's.
 
     Raises:
         ValueError: if a config gives a key twice: the parser would take the last of both.
     """
-    words = sys.argv[1:] if arguments is None else arguments
-    for file in filter(os.path.isfile, _named_files(words)):
-        check_keys(file)
+    check_named(sys.argv[1:] if arguments is None else arguments)
     kind(
         pl.LightningModule,
         pl.LightningDataModule,

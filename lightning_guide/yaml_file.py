@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ try:  # the loader that the configs' parser uses: more lenient about tabs than t
 except ImportError:  # PyYAML was built without libyaml
     from yaml import SafeLoader as Loader
 
-__all__ = ["check_keys", "read_yaml"]
+__all__ = ["check_keys", "check_named", "read_yaml"]
 
 _MERGE = "tag:yaml.org,2002:merge"  # of two merges in one mapping neither is lost
 
@@ -25,6 +28,22 @@ def check_keys(path: str | Path) -> None:
         OSError: if it cannot be read.
     """
     _load(path, build=False)
+
+
+def check_named(words: Sequence[str]) -> None:
+    """`check_keys` of the files on a command line: -c, --config, and what looks like one (--model, --data, --trainer).
+
+    Raises:
+        ValueError: as `check_keys`.
+        OSError: likewise.
+    """
+    named = [value for flag, value in itertools.pairwise(words) if flag in ("-c", "--config")]
+    for word in words:
+        flag, _, value = word.partition("=")
+        named += [value] if flag in ("-c", "--config") else []
+        named += [each for each in (word, value, word.removeprefix("-c")) if each.endswith((".yaml", ".yml"))]
+    for file in filter(os.path.isfile, named):
+        check_keys(file)
 
 
 def read_yaml(path: str | Path) -> Any:
