@@ -94,12 +94,14 @@ def test_a_guider_that_will_never_be_stored_is_warned_of_before_training(
         ([0.05, 0.1], 0.25, False, "cannot be rebuilt"),
         ([0.05, 0.1], 0.25, True, None),  # a trial stores nothing and says so already
         ([0.05], 0.0, False, "raw weights .sigma_rel=0. are not stored; available: images 16, 32"),
+        ([], 0.05, False, "no average was stored at or before images=16; there are no snapshots"),
     ],
 )
 def test_all_callbacks_that_store_are_asked_for_a_guider(
     widths: list[float], sigma_rel: float, trial: bool, warned: str | None, tmp_path: Path
 ) -> None:
-    module = tiny_module(average=0.05, evaluations={"auto": evaluation(Autoguidance(Snapshot(16, sigma_rel), 2.0))})
+    guided = {"auto": evaluation(Autoguidance(Snapshot(16, sigma_rel), 2.0))}
+    module = tiny_module(average=0.05 if widths else None, evaluations=guided)
     stored = [PostHocEMA(16, sigma_rels=[width]) for width in widths]
     trainer = tiny_trainer(tmp_path, *stored, limit_val_batches=1.0, val_check_interval=100, fast_dev_run=8 * trial)
     with warnings.catch_warnings(record=True) as caught:

@@ -22,6 +22,7 @@ from lightning_guide.evaluation.loop import DrawnSamples
 from lightning_guide.evaluation.metric import SampleMetric
 from lightning_guide.losses import TrainingLoss
 from lightning_guide.modules.evaluations import GuidedEvaluations
+from lightning_guide.modules.guiders_to_come import warn_if_nothing_stores
 from lightning_guide.modules.heldout import HeldoutLoss
 from lightning_guide.modules.learning_rate import InverseSqrtRate, LearningRate
 from lightning_guide.modules.models import OtherRuns, RunModels, finished_model, keeper
@@ -120,6 +121,7 @@ class DiffusionModule(ShardedTraining):
             self.images_seen = self._pending_images = 0
             steps = self.trainer.max_steps
             self.planned_images = steps * self.images_per_step if steps > 0 else None
+            warn_if_nothing_stores(self.evaluations.evaluations, self.trainer, self.planned_images)
 
     def _check_fits_data(self, denoiser: Denoiser) -> None:
         """Refuses a model of another data shape, class count or kind of embedding."""

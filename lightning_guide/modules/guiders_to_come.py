@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.guidance.references import Snapshot
+from lightning_guide.modules.models import LiveAverages
 from lightning_guide.snapshots.names import Entry, SnapshotMissing, available, parse_images, stored_near
 from lightning_guide.snapshots.post_hoc import MAX_ERROR, shares
 
-__all__ = ["warn_of_guiders_not_to_come"]
+__all__ = ["warn_if_nothing_stores", "warn_of_guiders_not_to_come"]
 
 
 def warn_of_guiders_not_to_come(
@@ -26,6 +29,14 @@ def warn_of_guiders_not_to_come(
                     _check(part, entries, planned_images)
                 except ValueError as missing:
                     rank_zero_warn(f"evaluation {name!r} will find no guider when its time has come: {missing}")
+
+
+def warn_if_nothing_stores(evaluations: Mapping[str, Evaluation], trainer: Any, planned_images: int | None) -> None:
+    """The same for a run in which no callback keeps averages; those that do speak for themselves."""
+    stores = any(isinstance(each, LiveAverages) for each in trainer.callbacks)
+    stored = (Path(trainer.default_root_dir) / "snapshots").is_dir()
+    if planned_images and trainer.enable_validation and not (stores or stored or trainer.fast_dev_run):
+        warn_of_guiders_not_to_come(evaluations, [], planned_images)
 
 
 def _check(wanted: Snapshot, entries: Sequence[Entry], planned_images: int) -> None:
