@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.guidance.references import Snapshot
 from lightning_guide.modules.models import LiveAverages
-from lightning_guide.snapshots.names import Entry, SnapshotMissing, available, parse_images, stored_near
+from lightning_guide.snapshots.names import Entry, SnapshotMissing, available, parse_images, stored_exactly, stored_near
 from lightning_guide.snapshots.post_hoc import MAX_ERROR, shares
 
 __all__ = ["warn_if_nothing_stores", "warn_of_guiders_not_to_come"]
@@ -54,8 +54,7 @@ def _check(wanted: Snapshot, entries: Sequence[Entry], planned_images: int) -> N
             f"{available(entries)}",
             not_yet=False,
         )
-    stored = any(e.images == count and math.isclose(e.sigma_rel, wanted.sigma_rel, rel_tol=1e-9) for e in entries)
-    if stored or count > planned_images:
+    if stored_exactly(entries, count, wanted.sigma_rel) or count > planned_images:
         return
     if wanted.sigma_rel == 0:
         raise SnapshotMissing(f"raw weights (sigma_rel=0) are not stored; {available(entries)}", not_yet=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from lightning_guide.guidance.references import Snapshot
 from lightning_guide.modules.models import open_snapshots
 from lightning_guide.search.ledger import run_identity
 from lightning_guide.snapshots import SnapshotStore
+from lightning_guide.snapshots.names import stored_exactly
 from lightning_guide.snapshots.post_hoc import MAX_ERROR, shares
 
 __all__ = ["Rebuilt"]
@@ -73,7 +73,7 @@ def _to_rebuild(store: SnapshotStore, images: int | float | str, sigma_rel: floa
         ValueError: if it cannot be rebuilt.
     """
     count, entries = store.resolve_images(images), store.entries()
-    if any(e.images == count and math.isclose(e.sigma_rel, sigma_rel, rel_tol=1e-9) for e in entries):
+    if stored_exactly(entries, count, sigma_rel):
         return None
     shares([entry for entry in entries if entry.sigma_rel > 0], count, sigma_rel, MAX_ERROR)
     return count, round(float(sigma_rel), 4)

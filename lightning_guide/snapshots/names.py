@@ -19,6 +19,7 @@ __all__ = [
     "fraction_images",
     "parse_file_names",
     "parse_images",
+    "stored_exactly",
     "stored_near",
 ]
 
@@ -119,6 +120,12 @@ def stored_near(entries: Sequence[Entry], wanted: int) -> int | None:
     """The stored count of images nearest to `wanted`, if it lies within 1 % of it."""
     nearest = min((entry.images for entry in entries), key=lambda stored: abs(stored - wanted), default=None)
     return nearest if nearest is not None and abs(nearest - wanted) <= 0.01 * wanted else None
+
+
+def stored_exactly(entries: Sequence[Entry], images: int, sigma_rel: float) -> Entry | None:
+    """The entry of that age and width, if there is one."""
+    same = (e for e in entries if e.images == images and math.isclose(e.sigma_rel, sigma_rel, rel_tol=1e-9))
+    return next(same, None)
 
 
 def available(entries: Sequence[Entry]) -> str:

@@ -27,6 +27,7 @@ from lightning_guide.snapshots.names import (
     available,
     file_name,
     parse_images,
+    stored_exactly,
     stored_near,
 )
 from lightning_guide.snapshots.post_hoc import MAX_ERROR, Rebuilt, accumulate, shares
@@ -213,9 +214,8 @@ class SnapshotStore:
             if sigma_rel != 0:
                 gamma(sigma_rel)  # refuses what is no width of an average before anything is looked up
             count = self.resolve_images(images, until)
-            same = [e for e in entries if e.images == count and math.isclose(e.sigma_rel, sigma_rel, rel_tol=1e-9)]
-            if same:
-                plans.append({same[0]: 1.0})
+            if same := stored_exactly(entries, count, sigma_rel):
+                plans.append({same: 1.0})
                 continue
             self._index.check_not_lost(count, sigma_rel)
             if sigma_rel == 0 or not entries or count > entries[-1].images:
