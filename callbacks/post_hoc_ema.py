@@ -16,7 +16,6 @@ import torch
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.ema import gamma, retention, update_
 from lightning_guide.modules.diffusion import DiffusionModule
-from lightning_guide.modules.guiders_to_come import warn_of_guiders_not_to_come
 from lightning_guide.modules.sharding import load_whole_, local, twin, whole, whole_state
 from lightning_guide.recipe import equivalent
 from lightning_guide.snapshots import Entry, SnapshotStore
@@ -103,6 +102,13 @@ class PostHocEMA(pl.Callback):
         asked = {*range(self.every_images, planned_images, self.every_images), *self._extra_times}
         return sorted({min(-(-time // pace) * pace, planned_images) for time in asked} | {planned_images})
 
+    def to_come(self, planned_images: int, images_per_step: int) -> list[Entry]:
+        """All averages that such a run stores among its own snapshots; elsewhere they guide nobody unasked."""
+        if self.folder != PostHocEMA.folder:
+            return []
+        times = self.times(planned_images, images_per_step)
+        return [Entry(time, self.width(width), Path("snapshots")) for time in times for width in self.sigma_rels]
+
     # Life with the trainer
 
     @property
@@ -144,18 +150,8 @@ class PostHocEMA(pl.Callback):
             return
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The steps so far are in the averages already. A new run says which of its guiders will never be stored."""
+        """The steps so far are in the averages already."""
         self._step = trainer.global_step
-        assert isinstance(pl_module, DiffusionModule)
-        planned, step = pl_module.planned_images, pl_module.images_per_step
-        of_run = [each for each in trainer.callbacks if isinstance(each, PostHocEMA)]  # type: ignore[attr-defined]
-        keepers = [each for each in of_run if each.folder == PostHocEMA.folder]
-        trial = trainer.fast_dev_run or not trainer.enable_validation  # type: ignore[attr-defined]
-        if trial or planned is None or self.images or self not in keepers[:1]:  # the first speaks for all
-            return
-        path = self._store(trainer).folder
-        entries = [Entry(t, c.width(w), path) for c in keepers for t in c.times(planned, step) for w in c.sigma_rels]
-        warn_of_guiders_not_to_come(pl_module.evaluations.evaluations, sorted(entries), planned)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

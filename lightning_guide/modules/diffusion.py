@@ -20,7 +20,7 @@ from lightning_guide.evaluation.evaluation import Evaluation, under_guidances
 from lightning_guide.evaluation.metric import SampleMetric
 from lightning_guide.losses import TrainingLoss
 from lightning_guide.modules.evaluated import EvaluatedModule
-from lightning_guide.modules.guiders_to_come import warn_if_nothing_stores
+from lightning_guide.modules.guiders_to_come import warn_of_guiders_not_to_come
 from lightning_guide.modules.learning_rate import InverseSqrtRate, LearningRate
 from lightning_guide.modules.models import OtherRuns, keeper
 from lightning_guide.modules.monitor import GradientGuard, NoiseLevelMeans
@@ -121,7 +121,16 @@ class DiffusionModule(EvaluatedModule):
             self.images_seen = self._pending_images = 0
             steps = self.trainer.max_steps
             self.planned_images = steps * self.images_per_step if steps > 0 else None
-            warn_if_nothing_stores(self.evaluations.evaluations, self.trainer, self.planned_images)
+
+    def on_fit_start(self) -> None:
+        """Says which guiders will never be stored, when the callbacks have made their plans."""
+        warn_of_guiders_not_to_come(
+            self.evaluations.evaluations,
+            self.trainer,
+            images_seen=self.images_seen,
+            planned_images=self.planned_images,
+            images_per_step=self.images_per_step,
+        )
 
     @property
     def images_per_step(self) -> int:

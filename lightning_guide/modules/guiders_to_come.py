@@ -5,23 +5,45 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.guidance.references import Snapshot
-from lightning_guide.modules.models import LiveAverages
 from lightning_guide.snapshots.names import Entry, SnapshotMissing, available, parse_images, stored_exactly, stored_near
 from lightning_guide.snapshots.post_hoc import MAX_ERROR, shares
 
-__all__ = ["warn_if_nothing_stores", "warn_of_guiders_not_to_come"]
+__all__ = ["Storing", "warn_of_guiders_not_to_come"]
+
+
+@runtime_checkable
+class Storing(Protocol):
+    """A callback that stores averages among the snapshots of the run."""
+
+    def to_come(self, planned_images: int, images_per_step: int) -> list[Entry]:
+        """All that it stores in a run of that length."""
 
 
 def warn_of_guiders_not_to_come(
-    evaluations: Mapping[str, Evaluation], entries: Sequence[Entry], planned_images: int
+    evaluations: Mapping[str, Evaluation],
+    trainer: Any,
+    *,
+    images_seen: int,
+    planned_images: int | None,
+    images_per_step: int,
 ) -> None:
-    """Names the evaluations with a `Snapshot` of this run that `entries`, all that it will store, do not make up."""
+    """Names the evaluations with a `Snapshot` of this run that all its callbacks together will never store.
+
+    A run that continues is asked only if nothing stores any more.
+    """
+    if not planned_images or not trainer.enable_validation or trainer.fast_dev_run:
+        return
+    storing = [each for each in trainer.callbacks if isinstance(each, Storing)]
+    folder = Path(trainer.default_root_dir) / "snapshots"
+    if images_seen if storing else folder.is_dir():
+        return
+    entries = sorted(entry for each in storing for entry in each.to_come(planned_images, images_per_step))
     for name, evaluation in evaluations.items():
         for part in evaluation.guidance.modules():
             if isinstance(part, Snapshot) and part.run is None:
@@ -29,14 +51,6 @@ def warn_of_guiders_not_to_come(
                     _check(part, entries, planned_images)
                 except ValueError as missing:
                     rank_zero_warn(f"evaluation {name!r} will find no guider when its time has come: {missing}")
-
-
-def warn_if_nothing_stores(evaluations: Mapping[str, Evaluation], trainer: Any, planned_images: int | None) -> None:
-    """The same for a run in which no callback keeps averages; those that do speak for themselves."""
-    stores = any(isinstance(each, LiveAverages) for each in trainer.callbacks)
-    stored = (Path(trainer.default_root_dir) / "snapshots").is_dir()
-    if planned_images and trainer.enable_validation and not (stores or stored or trainer.fast_dev_run):
-        warn_of_guiders_not_to_come(evaluations, [], planned_images)
 
 
 def _check(wanted: Snapshot, entries: Sequence[Entry], planned_images: int) -> None:
