@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,7 +16,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
-from jsonargparse import ArgumentParser, auto_cli
+import yaml
+from jsonargparse import ArgumentParser, auto_cli, get_loader, set_loader
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -29,6 +31,7 @@ import lightning_guide.networks
 from callbacks.run_checkpoint import check_checkpoint, checkpoint_step, newest_checkpoint
 from datamodules.convert import convert
 from datamodules.encode import encode
+from lightning_guide import RENAMED
 from lightning_guide.commands.gallery import gallery_config
 from lightning_guide.commands.neon_run import neon
 from lightning_guide.commands.reconstruct import reconstruct
@@ -44,6 +47,7 @@ from lightning_guide.modules.monitor import TrainingDivergedError
 from lightning_guide.modules.noisy_classifier import NoisyClassifierModule
 from lightning_guide.modules.picture_tasks import PictureTaskModule
 from lightning_guide.modules.robust_classifier import RobustClassifierModule
+from lightning_guide.recipe import current_path
 from lightning_guide.report.run_page import report
 from lightning_guide.search import Search, Sweep, Tune
 from lightning_guide.yaml_file import check_named
@@ -108,6 +112,8 @@ _DESCRIPTION = "Train diffusion models, keep their younger selves as guiders, sa
     f"Beside the subcommands below there are: {', '.join(COMMANDS)} (lightning-guide COMMAND --help)."
 )
 
+_OWN_CLASS = re.compile(r"(lightning_guide|callbacks|datamodules)(\.\w+)*\.[A-Z]\w*|lightning_guide(\.\w+)+\.pretrained")
+
 # Classes that configs may name without their module.
 _SHORT_NAMES = (callbacks, datamodules, lightning_guide.evaluation, lightning_guide.guidance, lightning_guide.networks)
 _MODULES = (
@@ -127,8 +133,26 @@ def _one_sentence(message: str) -> str:
     return sentence(message, classes)
 
 
+def _updated(value: Any) -> Any:
+    """Parsed YAML with the class paths of older versions replaced by those of this one."""
+    if isinstance(value, dict):
+        return {key: _updated(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_updated(item) for item in value]
+    if isinstance(value, str) and (value in RENAMED or _OWN_CLASS.fullmatch(value)):
+        return current_path(value)
+    return value
+
+
+set_loader("lightning_guide", lambda text: _updated(get_loader("yaml")(text)), exceptions=(yaml.YAMLError,))
+
+
 class _OneSentence(ArgumentParser):
     """A parser that leaves with one sentence, in place of pages of usage and of values that were right."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Reads values and configs as YAML in which class paths of older versions stay valid."""
+        super().__init__(*args, **({"parser_mode": "lightning_guide"} | kwargs))
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Leaves with status 2."""

@@ -9,13 +9,52 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from typing import Any
 
 import torch
 
-__all__ = ["Recorded", "build", "equivalent"]
+from lightning_guide import PUBLIC, RENAMED
+
+__all__ = ["Recorded", "build", "current_path", "equivalent", "find_class", "public_path"]
 
 Recipe = dict[str, Any]
+
+
+def public_path(cls: type) -> str:
+    """Shortest import path of `cls`: the outermost package that exports it, else the module that defines it."""
+    parts = cls.__module__.split(".")
+    for depth in range(1, len(parts)):
+        package = ".".join(parts[:depth])
+        if vars(sys.modules[package]).get(cls.__qualname__) is cls:
+            return f"{package}.{cls.__qualname__}"
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def find_class(path: str) -> Any:
+    """Object at the import path `path`; one that was moved or renamed since is found by its name in `PUBLIC`.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        if module.split(".")[0] in ("lightning_guide", "callbacks", "datamodules"):
+            for package in map(importlib.import_module, PUBLIC):
+                if (found := getattr(package, RENAMED.get(name, name), None)) is not None:
+                    return found
+        raise ValueError(f"the class {path!r} cannot be imported here: {error}") from None
+
+
+def current_path(path: str) -> str:
+    """Import path by which a class is known today; a path that nothing is found for comes back as it is."""
+    try:
+        found = find_class(path) if "." in path else None
+    except ValueError:
+        return path
+    return public_path(found) if isinstance(found, type) else RENAMED.get(path, path)
 
 
 class Recorded:
@@ -55,7 +94,7 @@ class Recorded:
         """
         cls = self._class
         arguments = {name: _plain(value, f"{cls.__name__}({name}=...)") for name, value in self._arguments.items()}
-        return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": arguments}
+        return {"class_path": public_path(cls), "init_args": arguments}
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -90,14 +129,14 @@ def _completed(value: Any) -> Any:
     if "class_path" not in value:
         return {key: _completed(item) for key, item in value.items()}
     arguments = {name: _completed(item) for name, item in value.get("init_args", {}).items()}
-    module_name, _, class_name = str(value["class_path"]).rpartition(".")
+    path = current_path(str(value["class_path"]))
     try:
-        parameters = inspect.signature(getattr(importlib.import_module(module_name), class_name)).parameters
-    except (ImportError, AttributeError, TypeError, ValueError):
+        parameters = inspect.signature(find_class(path)).parameters
+    except (TypeError, ValueError):
         parameters = {}  # type: ignore[assignment]
     known = {name: each.default for name, each in parameters.items() if each.default is not inspect.Parameter.empty}
     defaults = {name: _plain(default, name) for name, default in known.items()}
-    return {"class_path": value["class_path"], "init_args": defaults | arguments}
+    return {"class_path": path, "init_args": defaults | arguments}
 
 
 def build(recipe: Recipe) -> Any:
@@ -109,11 +148,10 @@ def build(recipe: Recipe) -> Any:
     if not isinstance(recipe, dict) or "class_path" not in recipe:
         raise ValueError(f"a recipe is a dict with class_path and init_args, got {recipe!r}")
     path = recipe["class_path"]
-    module_name, _, class_name = str(path).rpartition(".")
     try:
-        cls = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"recipe names the class {path!r}, which cannot be imported here: {error}") from None
+        cls = find_class(str(path))
+    except ValueError as error:
+        raise ValueError(f"recipe: {error}") from None
     if not (isinstance(cls, type) and issubclass(cls, Recorded)):
         raise ValueError(f"recipe names {path!r}; expected a class of a network or a denoiser (a subclass of Recorded)")
     arguments = {name: _built(value) for name, value in recipe.get("init_args", {}).items()}
