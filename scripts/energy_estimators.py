@@ -27,7 +27,7 @@ from lightning_guide.guidance.energy import (
     Estimator,
     MonteCarlo,
     PlugIn,
-    Quadratic,
+    SquaredDistance,
     ThroughDenoiser,
 )
 
@@ -97,14 +97,14 @@ def study(
 def quadratic(problem: Problem, prior: GaussianMixture, x: Tensor, sigma: float) -> dict[str, float]:
     """Relative errors of all estimators for the quadratic loss."""
     exact = problem.exact_slope(x, sigma)
-    loss = Quadratic(problem.target, problem.T)
+    loss = SquaredDistance(problem.target, problem.T)
     found = {"plug-in": relative(slope(prior, loss, PlugIn(), x, sigma), exact)}
     for name, std in (("LGD", 1.0), ("matched", problem.s)):
         for n in DRAWS:
             if name == "LGD" or n in (10, 1000):
                 estimator = MonteCarlo(n, data_std=std)
                 found[f"{name} {n}"] = relative(slope(prior, loss, estimator, x, sigma), exact)
-        wide = Quadratic(problem.target, math.hypot(problem.T, MonteCarlo(1, data_std=std).spread(sigma)))
+        wide = SquaredDistance(problem.target, math.hypot(problem.T, MonteCarlo(1, data_std=std).spread(sigma)))
         found[f"{name} inf"] = relative(slope(prior, wide, PlugIn(), x, sigma), exact)
     return found
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lightning_guide.analytic import GaussianMixture
 from lightning_guide.denoiser import Denoiser
-from lightning_guide.guidance.energy import DPS, MPGD, Energy, EnergyGuidance, MPGDLatent, Quadratic, Subspace
+from lightning_guide.guidance.energy import DPS, MPGD, Energy, EnergyGuidance, MPGDLatent, SquaredDistance, Subspace
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers import Euler
 from lightning_guide.seeds import SampleSeeds
@@ -60,7 +60,7 @@ def study(out: str = "runs/energy/manifold", seeds: int = 5, count: int = 48, st
             across = torch.nn.functional.normalize(across - basis @ (basis.T @ across), dim=0)
             covariance = ACROSS**2 * torch.eye(DIM, dtype=double) + (SPREAD**2 - ACROSS**2) * basis @ basis.T
             prior = GaussianMixture(means, covariance.expand(K, DIM, DIM))
-            loss, auto = Quadratic(means[0] + offset * across), Subspace(basis)
+            loss, auto = SquaredDistance(means[0] + offset * across), Subspace(basis)
             cases.setdefault("unguided", []).append(run(prior, None, basis, means, count, steps, seed))
             for name, make in METHODS.items():
                 for rate in RATES:

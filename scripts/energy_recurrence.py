@@ -30,7 +30,7 @@ from lightning_guide.guidance.energy import (
     Energy,
     EnergyGuidance,
     LossGuidedDiffusion,
-    Quadratic,
+    SquaredDistance,
     UniversalGuidance,
 )
 from lightning_guide.guidance.energy.landscape import Landscape
@@ -137,7 +137,7 @@ def study(
 
 def run(problem: Problem, method: str, rate: float, name: str, steps: int, count: int, seed: int) -> dict[str, float]:
     """Scores of one method on one mixture."""
-    loss, prior = Quadratic(problem.target, problem.T), problem.prior()
+    loss, prior = SquaredDistance(problem.target, problem.T), problem.prior()
     guide = prior if method == "none" else METHODS[method](loss, rate, prior)
     return scores(problem, drawn(problem, guide, plan(name, steps), count, seed), seed)
 
@@ -168,7 +168,7 @@ def cosines(problem: Problem, count: int, seed: int) -> Iterator[tuple[str, floa
     for rate in (0.03, 0.3):
         for sampler in (Euler(grid), DDIM(grid)):
             move = Recording(rate)
-            loss = Quadratic(problem.target, problem.T)
+            loss = SquaredDistance(problem.target, problem.T)
             drawn(problem, EnergyGuidance(loss, [move], positive=problem.prior()), sampler, count, seed)
             pairs = zip(move.seen, move.seen[1:], strict=False)
             similar = torch.stack([torch.cosine_similarity(a, b, dim=1).mean() for a, b in pairs])

@@ -30,7 +30,7 @@ from lightning_guide.guidance.energy import (
     ClassifierGuidance,
     ClassLabel,
     Probe,
-    Quadratic,
+    SquaredDistance,
 )
 from lightning_guide.losses import EDMLoss
 from lightning_guide.modules.diffusion import DiffusionModule
@@ -93,7 +93,7 @@ class Models:
 
 @pytest.mark.parametrize("sampler", [Heun(GRID), TimeTravel(Euler(GRID), 2)], ids=["heun", "time travel"])
 def test_a_walk_is_the_trajectory_and_costs_nothing(sampler: Any) -> None:
-    prior, loss = mixture(), Quadratic([0.5, 0.5, 0.5], 0.5)
+    prior, loss = mixture(), SquaredDistance([0.5, 0.5, 0.5], 0.5)
     guide, ends = DPS(loss, 0.2, positive=prior), []
     for watched in (False, True):
         seeds = SampleSeeds(0, range(5))
@@ -112,7 +112,7 @@ def test_cosines_of_a_quadratic_loss_around_a_gaussian() -> None:
     """D = x s^2 / (s^2 + sigma^2), so that the push is along target - D, and all cosines are known."""
     prior = GaussianMixture(torch.zeros(1, 3), 0.25 * torch.eye(3)[None])
     target, seeds = torch.tensor([1.0, 0.0, -1.0], dtype=double), SampleSeeds(1, range(4))
-    guide = DPS(Quadratic(target), 0.3, positive=prior)
+    guide = DPS(SquaredDistance(target), 0.3, positive=prior)
     found = walk(guide, Euler(GRID), seeds=seeds, x=start(guide, seeds))
     shrunk = 0.25 / (0.25 + found.sigmas.double() ** 2)
     towards = target - shrunk[:, None, None] * found.states
@@ -124,7 +124,7 @@ def test_cosines_of_a_quadratic_loss_around_a_gaussian() -> None:
 
 def test_the_numbers_of_loss_curves() -> None:
     prior, seeds = mixture(), SampleSeeds(0, range(5))
-    guide = DPS(Quadratic([1.0, 0.5, -0.3], 0.5), 0.2, positive=prior)
+    guide = DPS(SquaredDistance([1.0, 0.5, -0.3], 0.5), 0.2, positive=prior)
     found = walk(guide, Euler(GRID), seeds=seeds, x=start(guide, seeds))
     judged = torch.arange(40.0).reshape(8, 5)
     success = torch.tensor([True, False, True, False, False])
@@ -206,7 +206,7 @@ def test_walks_of_a_model_of_texts_are_told_texts(tmp_path: Path) -> None:
     for gain in (p for name, p in model.named_parameters() if name.endswith("gain")):
         torch.nn.init.ones_(gain)  # they start at 0, and nothing would depend on the text
     shown, data = Shown(3, None), DigitWords(batch_size=4)
-    pulled = evaluation(DPS(Quadratic([0.3], 0.5), 0.2), first_index=8)
+    pulled = evaluation(DPS(SquaredDistance([0.3], 0.5), 0.2), first_index=8)
     module = DiffusionModule(model, EDMLoss(), average=None, heldout_sigmas=(0.3,), evaluations={"pulled": pulled})
     tiny_trainer(tmp_path, shown).test(module, datamodule=data, verbose=False)
     found, prompts = shown.walks["pulled"], data.prompts()[[8, 9, 0]]

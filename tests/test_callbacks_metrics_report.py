@@ -23,7 +23,7 @@ from lightning_guide.evaluation import FrechetDistance, KernelDistance, ModuleFe
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.metric import SampleMetric
 from lightning_guide.guidance import Autoguidance, ScoreScaling, Snapshot
-from lightning_guide.guidance.energy import DPS, Constant, Energy, EnergyGuidance, Quadratic
+from lightning_guide.guidance.energy import DPS, Constant, Energy, EnergyGuidance, SquaredDistance
 from lightning_guide.guidance.energy.energies.energy import Loss
 from lightning_guide.guidance.energy.moves import AtClean
 from lightning_guide.guidance.energy.window import Window
@@ -147,7 +147,7 @@ class Some(Energy):
 
 
 def test_samples_that_a_guide_could_not_steer_are_reported(tmp_path: Path, capsys: Any) -> None:
-    guided = [EnergyGuidance(Some(), [AtClean(Constant(0.01))]), DPS(Quadratic([3.0, 3.0], 1.0), 0.1)]
+    guided = [EnergyGuidance(Some(), [AtClean(Constant(0.01))]), DPS(SquaredDistance([3.0, 3.0], 1.0), 0.1)]
     never = EnergyGuidance(Some(), [AtClean(Constant(0.01))], window=Window(low=1e4))
     some, all_of_them, off = (
         Evaluation(guidance, SAMPLER, num_samples=5, batch_size=2, metrics={}) for guidance in [*guided, never]

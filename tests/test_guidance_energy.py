@@ -28,9 +28,9 @@ from lightning_guide.guidance.energy import (
     MonteCarlo,
     Normalised,
     Polyak,
-    Quadratic,
     Resized,
     RootMeanSquare,
+    SquaredDistance,
     StepRule,
     Style,
     ThroughDenoiser,
@@ -217,7 +217,7 @@ def test_heun_written_out(kind: Any) -> None:
 
 def test_nested_guidances_act_one_after_the_other() -> None:
     x, level = torch.randn(4, 3, dtype=torch.float64), torch.tensor(0.8, dtype=torch.float64)
-    other = Quadratic([1.0, 0.0, 0.0])
+    other = SquaredDistance([1.0, 0.0, 0.0])
     inner = DPS(LOSS, 0.3, positive=MIXTURE)
     moved = inner(x, level)
     torch.testing.assert_close(MPGD(other, 0.2, positive=inner)(x, level), moved - 0.2 * (moved - other.target))
@@ -292,7 +292,7 @@ def test_references_are_resolved_through_all_layers() -> None:
 def test_recipes_of_methods_build_them_again() -> None:
     from lightning_guide.recipe import build
 
-    loss = Quadratic([1.0, 0.0, 0.5], 0.8)
+    loss = SquaredDistance([1.0, 0.0, 0.5], 0.8)
     x, level = torch.randn(3, 3), torch.tensor(1.0)
     for name, make in METHODS.items():
         again = build(make(loss, MIXTURE).recipe)

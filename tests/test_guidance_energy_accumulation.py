@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from lightning_guide.guidance.energy import AddedNoise, Augmented, Constant, Distance, Probe, Quadratic
+from lightning_guide.guidance.energy import AddedNoise, Augmented, Constant, Distance, Probe, SquaredDistance
 from lightning_guide.guidance.energy.accumulation import accumulate, smoothness
 from lightning_guide.seeds import SampleSeeds
 
@@ -25,7 +25,7 @@ def test_steps_go_straight_to_the_target() -> None:
 
 
 def test_energies_share_the_steps_and_rules_are_kept() -> None:
-    one, other = Quadratic(torch.tensor([4.0, 0.0])), Quadratic(torch.tensor([0.0, 4.0]))
+    one, other = SquaredDistance(torch.tensor([4.0, 0.0])), SquaredDistance(torch.tensor([0.0, 4.0]))
     x = torch.zeros(1, 2, dtype=double)
     seeds = SampleSeeds(0, [0])
     end, losses = accumulate(Probe([one, other]), x, seeds=seeds, steps=4, rule=Constant(0.5))
@@ -39,7 +39,7 @@ def test_energies_share_the_steps_and_rules_are_kept() -> None:
 
 
 def test_every_step_draws_anew_and_each_sample_for_itself() -> None:
-    probe = Probe([Quadratic(torch.zeros(3))], Augmented([AddedNoise(1.0)], 1))
+    probe = Probe([SquaredDistance(torch.zeros(3))], Augmented([AddedNoise(1.0)], 1))
     x = torch.ones(3, 3, dtype=double)
     end, losses = accumulate(probe, x, seeds=SampleSeeds(0, range(3)), steps=5, rule=Constant(1e-9))
     assert len(set(losses[:, 0].tolist())) == 5 and len(set(losses[0].tolist())) == 3

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_guide.analytic import GaussianMixture
-from lightning_guide.guidance.energy import TFG, Quadratic
+from lightning_guide.guidance.energy import TFG, SquaredDistance
 from lightning_guide.guidance.energy.beam_search import FACTORS, START, Candidate, Scores, beam_search
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers import DDIM
@@ -71,7 +71,7 @@ def test_not_a_number_is_the_worst() -> None:
 def test_it_tunes_tfg_towards_the_exact_posterior() -> None:
     """The mean of p_0 exp(-loss) is known; the search comes closer to it than its start."""
     prior = mixture()
-    loss = Quadratic([-0.5, 0.4, 0.6], 0.7)
+    loss = SquaredDistance([-0.5, 0.4, 0.6], 0.7)
     sampler = DDIM(KarrasGrid(5, sigma_min=0.1, sigma_max=5.0), eta=1.0)
     wanted = posterior_mean(prior, [-0.5, 0.4, 0.6], 0.7)
 

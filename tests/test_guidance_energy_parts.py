@@ -26,11 +26,11 @@ from lightning_guide.guidance.energy import (
     HalfSpace,
     Measurement,
     NetworkDistance,
-    Quadratic,
     Reconstructed,
     Rescaled,
     Resized,
     RunNetwork,
+    SquaredDistance,
     Style,
     Subspace,
     TimmNetwork,
@@ -134,7 +134,7 @@ def test_rescaling_a_disc_changes_its_area() -> None:
 
 def test_distances_and_regions() -> None:
     x = torch.tensor([[1.0, 2.0], [-1.0, 0.5]], dtype=torch.float64)
-    assert Quadratic([0.0, 0.0], 2.0)(x).tolist() == [5 / 8, 1.25 / 8]
+    assert SquaredDistance([0.0, 0.0], 2.0)(x).tolist() == [5 / 8, 1.25 / 8]
     assert Distance([0.0, 0.0])(x).tolist() == pytest.approx([5**0.5, 1.25**0.5])
     assert HalfSpace([1.0, 0.0], 0.5, softness=2.0)(x).tolist() == [0.0, 1.5**2 / 8]
     assert Disc([0.0, 0.0], 1.5)(x).tolist() == pytest.approx([(5**0.5 - 1.5) ** 2 / 2, 0.0])
@@ -270,7 +270,7 @@ def test_subspace_and_reconstruction() -> None:
     again = auto.decode(auto.encode(x))
     torch.testing.assert_close(again.flatten(1), centre + (x.flatten(1) - centre) @ basis @ basis.T)
     torch.testing.assert_close(auto.decode(auto.encode(again)), again)
-    loss = Quadratic(torch.zeros(2, 3))
+    loss = SquaredDistance(torch.zeros(2, 3))
     torch.testing.assert_close(Reconstructed(loss, auto)(x), loss(again))
     with pytest.raises(ValueError, match="orthonormal columns"):
         Subspace(2 * basis)

@@ -29,8 +29,8 @@ from lightning_guide.guidance.energy import (
     MPGDLatent,
     Polyak,
     PowerLaw,
-    Quadratic,
     Schedule,
+    SquaredDistance,
     Subspace,
     ThroughDenoiser,
     UniversalGuidance,
@@ -206,7 +206,7 @@ def test_lgd_converges_to_its_closed_form() -> None:
         exact_loss = (MIXTURE(leaf, level) - target).square().sum(1) / (2 * (T**2 + r2))
         exact = D - level**2 * torch.autograd.grad(exact_loss.sum(), leaf)[0]
     errors = [
-        float((LossGuidedDiffusion(Quadratic(target, T), draws=n, positive=MIXTURE)(x, level) - exact).norm())
+        float((LossGuidedDiffusion(SquaredDistance(target, T), draws=n, positive=MIXTURE)(x, level) - exact).norm())
         for n in (100, 1600, 25600)
     ]
     scale = float((exact - D).norm())

@@ -15,8 +15,8 @@ from lightning_guide.guidance.energy import (
     Distance,
     LossGuidedDiffusion,
     Measurement,
-    Quadratic,
     RunNetwork,
+    SquaredDistance,
     UniversalGuidance,
 )
 from lightning_guide.guidance.energy.energies import Downsampled
@@ -56,7 +56,7 @@ def test_a_loss_leads_gradient_guidance_as_the_reward_that_it_stands_for() -> No
     at = torch.randn(5, 2, dtype=torch.float64)
     for one, other in zip(reward.value_and_gradient(at), loss.value_and_gradient(at), strict=True):
         torch.testing.assert_close(one, other)
-    value, gradient = NegativeEnergy(Quadratic([1.0, 2.0], 2.0)).value_and_gradient(at)
+    value, gradient = NegativeEnergy(SquaredDistance([1.0, 2.0], 2.0)).value_and_gradient(at)
     gap = torch.tensor([1.0, 2.0]) - at
     torch.testing.assert_close(value, -gap.square().sum(1) / 8)
     torch.testing.assert_close(gradient, gap / 4)

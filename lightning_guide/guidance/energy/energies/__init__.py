@@ -2,7 +2,7 @@
 
 from lightning_guide.guidance.energy.energies.at_level import AtLevel
 from lightning_guide.guidance.energy.energies.class_label import ClassLabel
-from lightning_guide.guidance.energy.energies.distance import Distance, NetworkDistance, Quadratic, Style
+from lightning_guide.guidance.energy.energies.distance import Distance, NetworkDistance, SquaredDistance, Style
 from lightning_guide.guidance.energy.energies.energy import Energy, WeightedSum
 from lightning_guide.guidance.energy.energies.measurement import Measurement
 from lightning_guide.guidance.energy.energies.motion import Goal, Integrated, Obstacle
@@ -30,7 +30,7 @@ __all__ = [
     "NamedNetwork",
     "NetworkDistance",
     "Obstacle",
-    "Quadratic",
+    "SquaredDistance",
     "RunNetwork",
     "Style",
     "TextMatch",

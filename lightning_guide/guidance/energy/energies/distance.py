@@ -11,10 +11,10 @@ from lightning_guide.denoiser import Trajectory
 from lightning_guide.guidance.energy.energies.energy import Energy, Loss
 from lightning_guide.guidance.energy.energies.stored import stored, stored_for
 
-__all__ = ["Distance", "NetworkDistance", "Quadratic", "Style"]
+__all__ = ["Distance", "NetworkDistance", "SquaredDistance", "Style"]
 
 
-class Quadratic(Energy):
+class SquaredDistance(Energy):
     """|x - target|^2 / (2 temperature^2): the likelihood N(target; x, temperature^2 I)."""
 
     target: Tensor
@@ -27,7 +27,7 @@ class Quadratic(Energy):
         """
         super().__init__()
         if not temperature > 0:
-            raise ValueError(f"Quadratic needs temperature > 0, got {temperature}")
+            raise ValueError(f"SquaredDistance needs temperature > 0, got {temperature}")
         self.temperature = temperature
         self.register_buffer("target", torch.as_tensor(target, dtype=torch.float64))
 
