@@ -1,43 +1,48 @@
 """Callbacks: averages, snapshots, checkpoints and clean stops of a run; grids, figures, reports and samples."""
 
-from callbacks.accumulated_gradients import AccumulatedGradients
-from callbacks.budget_snapshots import BudgetSnapshots
-from callbacks.early_snapshots import EarlySnapshots
+from __future__ import annotations
+
+from callbacks import diagnostics, fractal2d
+from callbacks.base import EvaluationSamples, ResolvedGuidances
+from callbacks.checkpoint import RunCheckpoint
+from callbacks.diagnostics import *
 from callbacks.execution import Execution
-from callbacks.fractal_figure import FractalFigure
+from callbacks.fractal2d import *
 from callbacks.gallery import Gallery
-from callbacks.gradient_cosines import GradientCosines
-from callbacks.half_life_ema import HalfLifeEMA
-from callbacks.loss_curves import LossCurves
+from callbacks.graceful_stop import StopCleanly
 from callbacks.metrics_report import MetricsReport
-from callbacks.path_figure import PathFigure
-from callbacks.post_hoc_ema import PostHocEMA
+from callbacks.motion_figure import PathFigure
+from callbacks.post_hoc_ema import HalfLifeEMA, PostHocEMA
 from callbacks.round_strips import RoundStrips
-from callbacks.run_checkpoint import RunCheckpoint
 from callbacks.run_report import RunReport
+from callbacks.sample_formats import NpzArchive, PngFolder, SampleFormat, TarShards
 from callbacks.sample_grid import SampleGrid
 from callbacks.sample_writer import SampleWriter
-from callbacks.stop_cleanly import StopCleanly
+from callbacks.snapshot_schedule import BudgetSnapshots, EarlySnapshots
 from callbacks.weight_curves import WeightCurves
 
 __all__ = [
-    "AccumulatedGradients",
     "BudgetSnapshots",
     "EarlySnapshots",
+    "EvaluationSamples",
     "Execution",
-    "FractalFigure",
     "Gallery",
-    "GradientCosines",
     "HalfLifeEMA",
-    "LossCurves",
     "MetricsReport",
+    "NpzArchive",
     "PathFigure",
+    "PngFolder",
     "PostHocEMA",
+    "ResolvedGuidances",
     "RoundStrips",
     "RunCheckpoint",
     "RunReport",
+    "SampleFormat",
     "SampleGrid",
     "SampleWriter",
     "StopCleanly",
+    "TarShards",
     "WeightCurves",
 ]
+__all__ += diagnostics.__all__
+__all__ += fractal2d.__all__

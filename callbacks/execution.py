@@ -6,9 +6,9 @@ from typing import Literal
 
 import lightning.pytorch as pl
 
-from lightning_guide.denoiser import Preconditioned
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.networks import EDM2UNet
+from lightning_guide.preconditioning import Preconditioned
 
 __all__ = ["Execution"]
 

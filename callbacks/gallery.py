@@ -5,15 +5,14 @@ from __future__ import annotations
 import lightning.pytorch as pl
 from matplotlib.figure import Figure
 
-from callbacks.destinations import chosen_folder
-from callbacks.evaluation_samples import EvaluationSamples
-from callbacks.png import add_picture, render, write_png
-from callbacks.sample_pictures import limits_of, picture_grid, scatter
+from callbacks.base import EvaluationSamples
+from callbacks.output import add_picture, chosen_folder, limits_of, picture_grid, render, scatter, write_png
 from lightning_guide.data import DataView
-from lightning_guide.evaluation.loop import DrawnSamples
+from lightning_guide.evaluation.sampling_loop import DrawnSamples
 from lightning_guide.modules.diffusion import DiffusionModule
 
 __all__ = ["Gallery"]
+
 
 ROW = 0.9  # inches
 

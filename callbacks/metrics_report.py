@@ -9,12 +9,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from callbacks.destinations import boards, chosen_folder
-from lightning_guide.atomic_file import atomic
+from callbacks.output import boards, chosen_folder
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.report.tables import Extractors, judges, rows
+from lightning_guide.utils.files import atomic
 
 __all__ = ["MetricsReport"]
+
 
 Results = Mapping[str, Mapping[str, float]]
 

@@ -8,10 +8,8 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from callbacks.destinations import chosen_folder
-from callbacks.png import add_picture, write_png
-from callbacks.sample_pictures import picture_grid
-from lightning_guide.evaluation.loop import DrawnSamples
+from callbacks.output import add_picture, chosen_folder, picture_grid, write_png
+from lightning_guide.evaluation.sampling_loop import DrawnSamples
 
 __all__ = ["RoundStrips"]
 

@@ -11,10 +11,10 @@ import lightning.pytorch as pl
 import yaml
 from lightning.pytorch.utilities import rank_zero_warn
 
-from callbacks.destinations import boards
-from lightning_guide.atomic_file import atomic
-from lightning_guide.report.environment import environment
+from callbacks.output import boards
 from lightning_guide.report.run_page import ENVIRONMENT, leaves, read_facts, write_page
+from lightning_guide.report.tables import environment
+from lightning_guide.utils.files import atomic
 
 __all__ = ["RunReport"]
 

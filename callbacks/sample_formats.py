@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from webdataset import TarWriter
 
-from callbacks.png import write_png
-from lightning_guide.atomic_file import atomic
-from lightning_guide.evaluation.loop import DrawnSamples
-from lightning_guide.sample_file import encode_sample
+from callbacks.output import write_png
+from lightning_guide.evaluation.sampling_loop import DrawnSamples
+from lightning_guide.utils.files import atomic
+from lightning_guide.utils.images import encode_sample
 
 __all__ = ["NpzArchive", "PngFolder", "SampleFormat", "TarShards"]
 

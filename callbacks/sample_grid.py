@@ -6,15 +6,14 @@ import re
 
 import lightning.pytorch as pl
 
-from callbacks.destinations import chosen_folder
-from callbacks.evaluation_samples import EvaluationSamples
-from callbacks.png import add_picture, write_png
-from callbacks.sample_pictures import limits_of, picture_grid, scatter
+from callbacks.base import EvaluationSamples
+from callbacks.output import add_picture, chosen_folder, limits_of, picture_grid, scatter, write_png
 from lightning_guide.data import DataView
-from lightning_guide.evaluation.loop import DrawnSamples
+from lightning_guide.evaluation.sampling_loop import DrawnSamples
 from lightning_guide.modules.diffusion import DiffusionModule
 
 __all__ = ["SampleGrid"]
+
 
 UNSAFE = r"[^\w.=+-]+"  # in file names
 

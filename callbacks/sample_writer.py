@@ -9,9 +9,10 @@ from typing import Any, Literal, get_args
 import lightning.pytorch as pl
 
 from callbacks.sample_formats import NpzArchive, PngFolder, SampleFormat, TarShards
-from lightning_guide.evaluation.loop import DrawnSamples
+from lightning_guide.evaluation.sampling_loop import DrawnSamples
 
 __all__ = ["SampleWriter"]
+
 
 Format = Literal["png", "npz", "shards"]
 

@@ -9,12 +9,11 @@ import lightning.pytorch as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from callbacks.destinations import chosen_folder
-from callbacks.png import add_picture, render, write_png
+from callbacks.output import add_picture, chosen_folder, render, write_png
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance import Guided, Main, Neon, Snapshot
 from lightning_guide.modules.diffusion import DiffusionModule
-from lightning_guide.modules.models import open_snapshots
+from lightning_guide.runs.run import open_snapshots
 from lightning_guide.snapshots.names import parse_images
 
 __all__ = ["WeightCurves"]

@@ -1,34 +1,50 @@
 """Lightning datamodules: where training data, reference data and sample indices come from."""
 
+from __future__ import annotations
+
 from datamodules.base import DiffusionData
-from datamodules.digit_words import DigitWords
+from datamodules.base_images import ImageData, RecordImages
+from datamodules.digit_captions import DigitWords
 from datamodules.digits import Digits
-from datamodules.examples import Examples, TensorExamples
-from datamodules.images import ImageData
-from datamodules.latents import Latents
-from datamodules.picture_data import Pictures
-from datamodules.points import Points
-from datamodules.samples_only import SamplesOnly
-from datamodules.self_synthesis import SelfSynthesised
-from datamodules.shard_writer import write_shards
+from datamodules.examples import Examples, Slices, TensorExamples, Visits
+from datamodules.image_folder import FileExamples, PictureFiles, Pictures
+from datamodules.latent_space import LatentSpace
+from datamodules.latents import DrawnLatents, Latents
+from datamodules.motion import Gait, Trajectories
+from datamodules.no_data import SamplesOnly
+from datamodules.points import Points, SubspacePoints
+from datamodules.records import RecordExamples
+from datamodules.self_synthesized import SelfSynthesised
+from datamodules.shard_examples import ShardExamples
 from datamodules.shards import Shards
-from datamodules.subspace import SubspacePoints
-from datamodules.trajectories import Trajectories
+from datamodules.storage.shard_writer import write_shards
+from datamodules.stream import Stream
 
 __all__ = [
     "DiffusionData",
     "DigitWords",
     "Digits",
+    "DrawnLatents",
     "Examples",
+    "FileExamples",
+    "Gait",
     "ImageData",
+    "LatentSpace",
     "Latents",
+    "PictureFiles",
     "Pictures",
     "Points",
+    "RecordExamples",
+    "RecordImages",
     "SamplesOnly",
     "SelfSynthesised",
+    "ShardExamples",
     "Shards",
+    "Slices",
+    "Stream",
     "SubspacePoints",
     "TensorExamples",
     "Trajectories",
+    "Visits",
     "write_shards",
 ]

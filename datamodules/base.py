@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.examples import Examples, Slices, Visits
-from datamodules.positions import Stream, shares
-from datamodules.prompts import read_prompts
+from datamodules.examples import Examples, Slices, Visits, read_prompts
+from datamodules.stream import Stream, shares
 from lightning_guide.data import Batch, SampleBatch
 
 __all__ = ["DiffusionData"]

@@ -1,4 +1,4 @@
-r"""Which classes a synthetic set is made of, and which mix moves guided samples to a wanted one.
+"""Which classes a synthetic set is made of, and which mix moves guided samples to a wanted one.
 
 Extrapolating away from a model of the synthetic set aims at p ~ p_base^(1 + omega) p_aux^(-omega), so what the
 synthetic set holds too much of becomes rarer (SIMS, https://arxiv.org/abs/2408.16333): class shares a of the base and b
@@ -13,10 +13,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from datamodules.positions import order
+from datamodules.stream import order
 from lightning_guide.data import Batch
 
 __all__ = ["ClassMix", "class_labels", "class_shares", "mix_against"]
+
 
 ClassMix = Literal["equal", "data"] | list[float]
 

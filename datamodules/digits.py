@@ -7,8 +7,8 @@ from typing import Literal
 
 import torch
 
+from datamodules.base_images import ImageData
 from datamodules.examples import TensorExamples
-from datamodules.images import ImageData
 
 __all__ = ["Digits"]
 

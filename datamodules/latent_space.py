@@ -8,12 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_guide.latent_autoencoder import VariationalAutoencoder
+from lightning_guide.pretrained.autoencoders import VariationalAutoencoder
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "LatentSpace"]
 
+
 # of the latents of ImageNet under stabilityai/sd-vae-ft-mse fed with [0, 1], as EDM2 uses them
 IMAGENET_MEAN = (5.81, 3.25, 0.12, -2.15)
+
+
 IMAGENET_STD = (4.17, 4.62, 3.71, 3.28)
 
 

@@ -1,4 +1,7 @@
-"""Points: endless draws from a distribution that can be sampled exactly, whole batches at once."""
+"""Points: endless draws from a distribution that can be sampled exactly, whole batches at once.
+
+Simulated data of the gradient-guidance paper: a Gaussian on a linear subspace.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,10 @@ from torch.utils.data import Dataset
 from datamodules.base import DiffusionData
 from datamodules.examples import TensorExamples
 from lightning_guide.data import Batch
+from lightning_guide.distributions.subspace import SubspaceGaussian
 from lightning_guide.seeds import mix
 
-__all__ = ["Points"]
+__all__ = ["Points", "SubspacePoints"]
 
 
 class Points(DiffusionData):
@@ -48,7 +52,7 @@ class Points(DiffusionData):
         if not callable(getattr(distribution, "sample", None)):
             raise ValueError(
                 f"distribution is a {type(distribution).__name__}, which has no method sample(n, generator); expected "
-                "for example lightning_guide.analytic.GaussianMixture"
+                "for example lightning_guide.distributions.gaussian_mixture.GaussianMixture"
             )
         if min(heldout_size, training_size) < 1:
             raise ValueError(f"heldout_size is {heldout_size}, training_size {training_size}; expected at least 1")
@@ -102,3 +106,28 @@ def _draw(distribution: Any, count: int, seed: int) -> Tensor:
     """`count` draws (count, *data_shape), float32, by a generator of their own."""
     x, _ = distribution.sample(count, torch.Generator().manual_seed(seed))
     return x.to(torch.float32)
+
+
+class SubspacePoints(Points):
+    """x = A u with A (D, d) orthonormal and u ~ N(0, I_d); Guo et al. 2024, https://arxiv.org/abs/2404.14743."""
+
+    def __init__(
+        self,
+        *,
+        dimension: int = 64,
+        subspace: int = 16,
+        subspace_seed: int = 0,
+        batch_size: int = 256,
+        heldout_size: int = 4096,
+        training_size: int = 65536,
+        seed: int = 0,
+    ) -> None:
+        """`dimension` D, `subspace` d; `subspace_seed` chooses A, `seed` the draws of training.
+
+        Raises:
+            ValueError: unless 1 <= d <= D, or as `Points`.
+        """
+        distribution = SubspaceGaussian(dimension, subspace, seed=subspace_seed)
+        sizes = {"heldout_size": heldout_size, "training_size": training_size}
+        super().__init__(distribution, batch_size=batch_size, seed=seed, **sizes)
+        self.subspace = subspace

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from datamodules.examples import Examples, TensorExamples
-from datamodules.pictures import UndecodableError, decode_picture, shrink
+from datamodules.storage.image_codec import UndecodableError, decode_picture, shrink
 
 __all__ = ["RecordExamples"]
 

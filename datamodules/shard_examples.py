@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.pictures import decode_picture
 from datamodules.records import RecordExamples
-from datamodules.tar_index import PICTURES, ShardIndex, index_shard
-from lightning_guide.conditions import masked, padded
+from datamodules.storage.image_codec import decode_picture
+from datamodules.storage.tar_index import PICTURES, ShardIndex, index_shard
+from lightning_guide.conditioning import masked, padded
 
-__all__ = ["MASK", "TOKENS", "ShardExamples", "token_shape"]
+__all__ = ["ShardExamples", "token_shape"]
 
 
 TOKENS, MASK = "tokens.npy", "mask.npy"

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from webdataset.shardlists import expand_urls
 
-from datamodules.downloads import Downloads, is_url
-from datamodules.record_images import RecordImages, Split
+from datamodules.base_images import RecordImages, Split
 from datamodules.records import RecordExamples
 from datamodules.shard_examples import ShardExamples, token_shape
+from datamodules.storage.downloads import Downloads, is_url
 
 __all__ = ["Shards", "shard_paths"]
 

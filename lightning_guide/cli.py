@@ -8,49 +8,35 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import lightning.pytorch as pl
-import yaml
-from jsonargparse import ArgumentParser, auto_cli, get_loader, set_loader
+from jsonargparse import auto_cli
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 import callbacks
-import datamodules
-import lightning_guide.evaluation
-import lightning_guide.guidance
-import lightning_guide.networks
-from callbacks.run_checkpoint import check_checkpoint, checkpoint_step, newest_checkpoint
-from datamodules.convert import convert
-from datamodules.encode import encode
-from lightning_guide import RENAMED
+from callbacks.checkpoint import check_checkpoint, checkpoint_step, newest_checkpoint
+from datamodules.commands.convert import convert
+from datamodules.commands.encode import encode
 from lightning_guide.commands.gallery import gallery_config
-from lightning_guide.commands.neon_run import neon
+from lightning_guide.commands.neon import neon
+from lightning_guide.commands.parser import LightningParser, Parser, one_sentence
 from lightning_guide.commands.reconstruct import reconstruct
-from lightning_guide.commands.reference_statistics import reference_statistics
-from lightning_guide.foreign.edm2_import import import_snapshot
-from lightning_guide.foreign.exchange import export, pull, push
-from lightning_guide.mistakes import circumstance, sentence
-from lightning_guide.modules.classifier import ClassifierModule
-from lightning_guide.modules.diffusion import DiffusionModule
-from lightning_guide.modules.gradient_fine_tuning import GradientFineTuning
-from lightning_guide.modules.gradient_optimisation import GradientOptimisation
-from lightning_guide.modules.monitor import TrainingDivergedError
-from lightning_guide.modules.noisy_classifier import NoisyClassifierModule
-from lightning_guide.modules.picture_tasks import PictureTaskModule
-from lightning_guide.modules.robust_classifier import RobustClassifierModule
-from lightning_guide.recipe import current_path
+from lightning_guide.commands.search import Search, Sweep, Tune
+from lightning_guide.commands.statistics import reference_statistics
 from lightning_guide.report.run_page import report
-from lightning_guide.search import Search, Sweep, Tune
-from lightning_guide.yaml_file import check_named
+from lightning_guide.runs.edm2_import import import_snapshot
+from lightning_guide.runs.hub import export, pull, push
+from lightning_guide.training.monitor import TrainingDivergedError
+from lightning_guide.utils.errors import circumstance
+from lightning_guide.utils.files import check_named
 
 __all__ = ["COMMANDS", "GuideCLI", "main"]
 
@@ -108,62 +94,10 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "pull": pull,
 }
 
+
 _DESCRIPTION = "Train diffusion models, keep their younger selves as guiders, sample and evaluate under guidance. " + (
     f"Beside the subcommands below there are: {', '.join(COMMANDS)} (lightning-guide COMMAND --help)."
 )
-
-_OWN_CLASS = re.compile(r"(lightning_guide|callbacks|datamodules)(\.\w+)*\.[A-Z]\w*|lightning_guide(\.\w+)+\.pretrained")
-
-# Classes that configs may name without their module.
-_SHORT_NAMES = (callbacks, datamodules, lightning_guide.evaluation, lightning_guide.guidance, lightning_guide.networks)
-_MODULES = (
-    ClassifierModule,
-    DiffusionModule,
-    GradientFineTuning,
-    GradientOptimisation,
-    NoisyClassifierModule,
-    PictureTaskModule,
-    RobustClassifierModule,
-)
-
-
-def _one_sentence(message: str) -> str:
-    """What is wrong in a config or on the command line, and which classes there are if one is unknown."""
-    classes = {name for package in _SHORT_NAMES for name in package.__all__} | {cls.__name__ for cls in _MODULES}
-    return sentence(message, classes)
-
-
-def _updated(value: Any) -> Any:
-    """Parsed YAML with the class paths of older versions replaced by those of this one."""
-    if isinstance(value, dict):
-        return {key: _updated(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_updated(item) for item in value]
-    if isinstance(value, str) and (value in RENAMED or _OWN_CLASS.fullmatch(value)):
-        return current_path(value)
-    return value
-
-
-set_loader("lightning_guide", lambda text: _updated(get_loader("yaml")(text)), exceptions=(yaml.YAMLError,))
-
-
-class _OneSentence(ArgumentParser):
-    """A parser that leaves with one sentence, in place of pages of usage and of values that were right."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Reads values and configs as YAML in which class paths of older versions stay valid."""
-        super().__init__(*args, **({"parser_mode": "lightning_guide"} | kwargs))
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Leaves with status 2."""
-        if os.environ.get("LIGHTNING_GUIDE_TRACEBACK") and ex:
-            raise ex
-        help_of = self.prog.replace(" [options]", "")
-        self.exit(2, f"lightning-guide: error: {_one_sentence(message)} ({help_of} --help)\n")
-
-
-class _GuideParser(_OneSentence, LightningArgumentParser):
-    """The same for the commands of LightningCLI."""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -271,7 +205,7 @@ def _lightning(kind: type[GuideCLI], arguments: Sequence[str] | None, *, save: t
         seed_everything_default=0,
         trainer_defaults=TRAINER_DEFAULTS,
         auto_configure_optimizers=False,
-        parser_class=_GuideParser,
+        parser_class=LightningParser,
         parser_kwargs={"prog": "lightning-guide", "description": _DESCRIPTION},
         args=arguments,  # type: ignore[arg-type]
     )
@@ -298,13 +232,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # a command may run another
     try:
         if words and words[0] in COMMANDS:
-            auto_cli(COMMANDS[words[0]], args=words[1:], prog=f"lightning-guide {words[0]}", parser_class=_OneSentence)
+            auto_cli(COMMANDS[words[0]], args=words[1:], prog=f"lightning-guide {words[0]}", parser_class=Parser)
             return
         _lightning(GuideCLI, arguments, save=SaveConfig)
     except (ValueError, OSError, MisconfigurationException, TrainingDivergedError) as error:
         if os.environ.get("LIGHTNING_GUIDE_TRACEBACK"):
             raise
-        sys.exit(f"lightning-guide: error: {_one_sentence(str(error))}")
+        sys.exit(f"lightning-guide: error: {one_sentence(str(error))}")
     except RuntimeError as error:
         if os.environ.get("LIGHTNING_GUIDE_TRACEBACK") or (found := circumstance(str(error))) is None:
             raise

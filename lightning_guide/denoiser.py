@@ -1,4 +1,4 @@
-r"""Denoisers: D(x, sigma, condition) -> estimate of the clean x, and EDM preconditioning.
+"""Denoisers: D(x, sigma, condition) -> estimate of the clean x, and EDM preconditioning.
 
 Marginals are p(x; sigma) = p_data * N(0, sigma^2 I); the score is (D - x) / sigma^2 and the probability-flow ODE
 dx/dsigma = (x - D) / sigma. Karras et al. 2022, https://arxiv.org/abs/2206.00364, equations 1 to 7 and table 1;
@@ -8,17 +8,17 @@ the uncertainty of Karras et al. 2024, https://arxiv.org/abs/2312.02696, equatio
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from lightning_guide.recipe import Recorded
 from lightning_guide.seeds import SampleSeeds
+from lightning_guide.utils.recipe import Recorded
 
-__all__ = ["Denoiser", "Models", "Network", "Preconditioned", "Predict", "Prediction", "Trajectory", "expand"]
+__all__ = ["Denoiser", "Models", "Predict", "Prediction", "Trajectory", "expand"]
 
 
 def expand(values: Tensor, x: Tensor) -> Tensor:
@@ -124,99 +124,3 @@ class Denoiser(Recorded, nn.Module, ABC):
 
     def constrain(self) -> None:
         """Projects the parameters after an optimizer step (forced weight normalisation); nothing by default."""
-
-
-class Network(Recorded, nn.Module, ABC):
-    """Base of raw networks F(x, c_noise, embedding) under a preconditioning.
-
-    Attributes:
-        data_shape: shape of one x, without the batch.
-        num_classes: number of labels, 0 for a network that knows none.
-        token_channels: C of the tokens of embeddings (B, L, C), 0 for a network that reads none.
-        resizable: x may have other axes than those of `data_shape` after the first (crops, say).
-        parts: names of the submodules, as patterns, that a method acts on by default, by kind of part: "attention"
-            (replaceable attention cores), "block", "dropout", "noise_embedding", "label_embedding".
-    """
-
-    data_shape: tuple[int, ...]
-    num_classes: int
-    token_channels: int = 0
-    resizable: bool = False
-    parts: Mapping[str, Sequence[str]] = {}
-
-    @abstractmethod
-    def embed(self, condition: Tensor | None, batch: int) -> Tensor | None:
-        """Embedding of labels (B,) or tokens (B, L, C), where -1, tokens of zeros or None stand for no condition."""
-
-    @abstractmethod
-    def forward(self, x: Tensor, c_noise: Tensor, embedding: Tensor | None) -> Tensor:
-        """F `(B, *data_shape)` for the scaled input `x` and `c_noise` (B,)."""
-
-    def augmented(self, embedding: Tensor | None, vector: Tensor) -> Tensor:
-        """`embedding` (of `embed`) that tells of an augmentation as well, `vector` (B, A); zeros change nothing.
-
-        Raises:
-            ValueError: if the network cannot be told.
-        """
-        raise ValueError(f"{type(self).__name__} cannot be told how pictures are augmented; DDPMpp can")
-
-    def constrain(self) -> None:
-        """Projects the parameters after an optimizer step; nothing by default."""
-
-    def fixed(self) -> Network:
-        """A network that gives the same with the parameters as they are now, at less cost; by default itself.
-
-        It has submodules of the same names, does not follow these parameters when they change, and is not to learn.
-        """
-        return self
-
-
-class Preconditioned(Denoiser):
-    r"""EDM preconditioning of a network, D = c_skip x + c_out F(c_in x, c_noise).
-
-    c_skip = s_d^2 / (s^2 + s_d^2), c_out = s s_d / sqrt(s^2 + s_d^2), c_in = 1 / sqrt(s^2 + s_d^2), c_noise = ln(s) / 4
-    with s = sigma and s_d = sigma_data (Karras et al. 2022, table 1).
-    """
-
-    def __init__(self, network: Network, *, sigma_data: float = 0.5) -> None:
-        """Wraps `network`; `sigma_data` is the standard deviation of the encoded data.
-
-        Raises:
-            ValueError: unless `sigma_data` is positive.
-        """
-        super().__init__()
-        if not sigma_data > 0:
-            raise ValueError(f"sigma_data must be positive, got {sigma_data}")
-        self.network = network
-        self.data_shape = tuple(network.data_shape)
-        self.num_classes, self.token_channels = network.num_classes, network.token_channels
-        self.sigma_data = sigma_data
-
-    def forward(
-        self, x: Tensor, sigma: Tensor, condition: Tensor | None = None, *, augmentation: Tensor | None = None
-    ) -> Tensor:
-        """D `(B, *data_shape)`; `augmentation` (B, A) tells how `x` was augmented, None not at all.
-
-        Raises:
-            ValueError: if `x` does not have the shape of the network, or its channels if the network is resizable.
-        """
-        shape, expected = tuple(x.shape[1:]), self.data_shape
-        if self.network.resizable and len(shape) == len(expected):
-            shape, expected = shape[:1], expected[:1]
-        if shape != expected:
-            raise ValueError(
-                f"x has shape {tuple(x.shape[1:])} without the batch; this network expects {self.data_shape}"
-            )
-        sigma = sigma.to(torch.float32)
-        s, s_d = expand(sigma, x), self.sigma_data
-        c_in = (s**2 + s_d**2).rsqrt()
-        c_skip, c_out = (s_d * c_in) ** 2, s * s_d * c_in
-        c_noise = (sigma.log() / 4).expand(len(x))
-        embedding = self.network.embed(condition, len(x))
-        if augmentation is not None:
-            embedding = self.network.augmented(embedding, augmentation)
-        return c_skip * x + c_out * self.network(c_in * x, c_noise, embedding).to(torch.float32)
-
-    def constrain(self) -> None:
-        """Passes on to the network."""
-        self.network.constrain()

@@ -4,6 +4,12 @@ Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Model
 https://arxiv.org/abs/2312.02696. Time t is counted in images. The average with exponent g at time T weighs the
 weights of time t by the profile p(t) = (g + 1) t^g / T^(g + 1) on [0, T], whose standard deviation relative to T,
 `sigma_rel`, names it. Profiles of stored averages span a space in which any other profile is approximated.
+
+The average of EDM: exponential, with a half-life that grows with training up to a limit.
+
+Karras et al. 2022, https://arxiv.org/abs/2206.00364, table 7 and appendix F.2: half-life min(500,000, n / 20) after n
+images. While it grows, h = ramp n, this is the power-function average (`ema`) with exponent g = ln(2) / ramp - 1, that
+is sigma_rel .063 for ramp = .05; later its width in images stays, and relative to the run it shrinks.
 """
 
 from __future__ import annotations
@@ -17,6 +23,8 @@ from torch import Tensor
 __all__ = [
     "LARGEST_SIGMA_REL",
     "gamma",
+    "half_life_retention",
+    "half_life_width",
     "inner_product",
     "profile_error",
     "reconstruction_weights",
@@ -25,7 +33,10 @@ __all__ = [
     "update_",
 ]
 
+
 LARGEST_SIGMA_REL = 12**-0.5
+
+
 """The sigma_rel of a flat profile (g = 0): every power-function average is strictly shorter."""
 
 
@@ -124,9 +135,7 @@ def inner_product(t_a: Tensor | float, g_a: Tensor | float, t_b: Tensor | float,
     return (g_a + 1) * (g_b + 1) / ((g_a + g_b + 1) * longest) * decay
 
 
-def reconstruction_weights(
-    stored: Sequence[tuple[float, float]], targets: Sequence[tuple[float, float]]
-) -> Tensor:
+def reconstruction_weights(stored: Sequence[tuple[float, float]], targets: Sequence[tuple[float, float]]) -> Tensor:
     """Weights x `(num_stored, num_targets)`, float64: the average of target j is sum_i x_ij * (stored average i).
 
     `stored` and `targets` hold (images, sigma_rel). Each column minimises the L2 distance of profiles
@@ -195,3 +204,32 @@ def _solve(times: Tensor, gammas: Tensor, target_gamma: float) -> Tensor:
     basis = scale[:, None] * eigenvectors[:, keep] * eigenvalues[keep].rsqrt()
     weights = basis @ (basis.mT @ inner_product(times, gammas, 1.0, target_gamma))
     return weights / weights.sum()
+
+
+def half_life_retention(previous: int, current: int, *, half_life: float = 500_000, ramp: float = 0.05) -> float:
+    """Share 2^(-(current - previous) / min(half_life, ramp previous)) of the old average that survives an update.
+
+    `previous` and `current` are the images seen at the update before and at this one; the first keeps nothing.
+
+    Raises:
+        ValueError: unless 0 <= previous <= current and current > 0.
+    """
+    if not (0 <= previous <= current and current > 0):
+        raise ValueError(f"an update of an average must move forward in images, got {previous} -> {current}")
+    h = min(half_life, ramp * previous)
+    return float(0.5 ** ((current - previous) / h)) if h else 0.0
+
+
+def half_life_width(images: int, *, half_life: float = 500_000, ramp: float = 0.05) -> float:
+    """Relative standard deviation of the profile after `images`, for updates in small steps.
+
+    Of s = images - t, the age of the weights that are averaged: a power profile on [0, T0], T0 = half_life / ramp, with
+    the share e^(-k a) and the age a more, k = ln(2) / half_life, a = images - T0 > 0; and k e^(-k s) on [0, a].
+    """
+    g, k = math.log(2) / ramp - 1, math.log(2) / half_life
+    T0 = min(half_life / ramp, images)
+    a = images - T0
+    left, power, squared = math.exp(-k * a), T0 / (g + 2), T0**2 * 2 / ((g + 2) * (g + 3))  # share, E[s], E[s^2]
+    mean = (1 - (1 + k * a) * left) / k + left * (a + power)
+    square = (2 - (2 + 2 * k * a + (k * a) ** 2) * left) / k**2 + left * (a**2 + 2 * a * power + squared)
+    return math.sqrt(max(square - mean**2, 0.0)) / images

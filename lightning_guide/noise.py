@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from lightning_guide.recipe import Recorded
+from lightning_guide.utils.recipe import Recorded
 
 __all__ = ["Grid", "KarrasGrid", "LogNormal", "LogUniform", "LogUniformGrid", "NoiseDistribution"]
 

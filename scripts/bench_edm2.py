@@ -8,7 +8,7 @@ the machine, if it is steady, cancels.
 
 training: loss, backward pass and optimizer step (the baseline with PyTorch's default Adam), eager.
 compiled: training, and evaluation and sampling if they are measured, with `torch.compile` of the networks, too.
-evaluation: one call of the network without gradients, as in training and with fixed weights (`lightning_guide.fixed`).
+evaluation: one call of the network without gradients, as in training and with fixed weights (`inference`).
 sampling: Heun with autoguidance, fixed weights; and its time over that of its network calls timed alone.
 profile: the operators that take most of an evaluation's time, and their shares of it.
 """
@@ -25,14 +25,15 @@ from direct_edm2 import DirectEDM2
 from jsonargparse import auto_cli
 from torch import Tensor, nn
 
-from lightning_guide.denoiser import Denoiser, Preconditioned
-from lightning_guide.fixed import fixed
+from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance import Autoguidance
-from lightning_guide.modules.optimizer import adam
+from lightning_guide.inference import fixed
 from lightning_guide.networks import EDM2UNet
 from lightning_guide.noise import KarrasGrid
+from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.samplers import Heun
 from lightning_guide.seeds import SampleSeeds
+from lightning_guide.training.learning_rate import adam
 
 Measure = Literal["training", "compiled", "evaluation", "sampling", "profile"]
 

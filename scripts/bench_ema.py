@@ -17,10 +17,10 @@ from collections.abc import Callable
 
 import torch
 
-from lightning_guide.denoiser import Preconditioned
 from lightning_guide.ema import gamma, retention, update_
-from lightning_guide.losses import EDMLoss
 from lightning_guide.networks import EDM2UNet
+from lightning_guide.preconditioning import Preconditioned
+from lightning_guide.training.losses import EDMLoss
 
 CIFAR32 = {"model_channels": 64, "channel_mult": [1, 2, 2], "num_blocks": 2, "attention_resolutions": [16, 8]}
 WIDTHS = (0.05, 0.10)

@@ -22,12 +22,14 @@ from energy_methods import Make, Wish, methods_for
 from jsonargparse import auto_cli
 from torch.profiler import ProfilerActivity, profile
 
-from lightning_guide.denoiser import Denoiser, Preconditioned
-from lightning_guide.guidance.energy import ClassLabel, LossGuidedDiffusion, Subspace, UniversalGuidance, Window
+from lightning_guide.denoiser import Denoiser
+from lightning_guide.guidance.training_free import LossGuidedDiffusion, UniversalGuidance, Window
 from lightning_guide.networks import EDM2UNet
-from lightning_guide.networks.classifier import SmallClassifier
-from lightning_guide.networks.noisy_classifier import NoisyClassifier
+from lightning_guide.networks.classifiers import NoisyClassifier, SmallClassifier
 from lightning_guide.noise import KarrasGrid
+from lightning_guide.objectives import ClassLabel
+from lightning_guide.preconditioning import Preconditioned
+from lightning_guide.pretrained import Subspace
 from lightning_guide.samplers import Euler
 from lightning_guide.seeds import SampleSeeds
 

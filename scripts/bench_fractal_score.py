@@ -17,10 +17,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from lightning_guide.losses import ScoreMatchingLoss
+from lightning_guide.distributions.fractal import FractalTree
 from lightning_guide.networks.log_density_mlp import LogDensityMLP
 from lightning_guide.noise import LogNormal
-from lightning_guide.toys.fractal import FractalTree
+from lightning_guide.training.losses import ScoreMatchingLoss
 
 
 class DirectMixture(nn.Module):

@@ -1,6 +1,6 @@
 """Seconds from the sums over N features of width F to a Frechet distance, and those of the textbook route by scipy.
 
-    python scripts/bench_frechet.py --samples 50000 --width 2048 --threads 2
+python scripts/bench_frechet.py --samples 50000 --width 2048 --threads 2
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from jsonargparse import auto_cli
 from torch import Tensor
 
-from lightning_guide.evaluation.frechet import frechet_distance, mean_and_covariance
+from lightning_guide.evaluation.metrics.frechet import frechet_distance, mean_and_covariance
 
 Sums = tuple[Tensor, Tensor, Tensor]
 

@@ -15,9 +15,10 @@ import torch
 from jsonargparse import auto_cli
 
 from lightning_guide.commands.guidance_files import build_guidances, read_guidances
-from lightning_guide.denoiser import Denoiser, Preconditioned
+from lightning_guide.denoiser import Denoiser
 from lightning_guide.networks import EDM2UNet
 from lightning_guide.noise import KarrasGrid
+from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.samplers import Heun
 from lightning_guide.seeds import SampleSeeds
 

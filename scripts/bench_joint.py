@@ -14,8 +14,8 @@ from statistics import median
 import torch
 from jsonargparse import auto_cli
 
-from lightning_guide.denoiser import Preconditioned
 from lightning_guide.networks import EDM2UNet
+from lightning_guide.preconditioning import Preconditioned
 
 
 @torch.no_grad()

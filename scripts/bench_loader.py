@@ -44,7 +44,7 @@ def unpack(shards: str, folder: Path, count: int) -> None:
                 record[suffix] = tar.extractfile(member).read()  # type: ignore[union-attr]
                 if len(record) == 2:
                     label = record.pop("cls").decode().strip()
-                    (suffix, content), = record.items()
+                    ((suffix, content),) = record.items()
                     place = folder / label / f"{path.stem}-{Path(key).name}.{suffix}"
                     place.parent.mkdir(parents=True, exist_ok=True)
                     place.write_bytes(content)

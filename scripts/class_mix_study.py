@@ -21,7 +21,7 @@ from sims_study import written
 
 from datamodules.class_mix import mix_against
 from lightning_guide.cli import main as lightning_guide
-from lightning_guide.modules.models import open_snapshots
+from lightning_guide.runs.run import open_snapshots
 
 
 def study(

@@ -17,7 +17,7 @@ from run_evaluations import Solver, over_seeds, solver
 from seed_summary import show
 
 NOISE = "lightning_guide.guidance.NoisyInput"
-DROPOUT = "lightning_guide.guidance.degraded.SamplingDropout"
+DROPOUT = "lightning_guide.guidance.SamplingDropout"
 
 
 def study(

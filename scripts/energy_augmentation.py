@@ -23,11 +23,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_guide.denoiser import Denoiser
-from lightning_guide.guidance.energy import (
+from lightning_guide.guidance.training_free import (
     AddedNoise,
     Augmented,
     ClassifierGuidance,
-    ClassLabel,
     Colour,
     Constant,
     Cutout,
@@ -39,10 +38,10 @@ from lightning_guide.guidance.energy import (
     ThroughDenoiser,
     Translation,
 )
-from lightning_guide.modules.robust_classifier import attacked
-from lightning_guide.networks.classifier import SmallClassifier
-from lightning_guide.networks.noisy_classifier import NoisyClassifier
+from lightning_guide.modules.classifiers import attacked
+from lightning_guide.networks.classifiers import NoisyClassifier, SmallClassifier
 from lightning_guide.noise import KarrasGrid
+from lightning_guide.objectives import ClassLabel
 from lightning_guide.samplers import Euler
 from lightning_guide.seeds import SampleSeeds
 
@@ -140,9 +139,7 @@ class Unlabelled(Denoiser):
 def plugged(prior: DigitPrior, network: nn.Module, estimator: Estimator, weight: float) -> EnergyGuidance:
     """D - weight sigma^2 grad_x loss(D), the noise implied."""
     move = ThroughDenoiser(Constant(weight, schedule=PowerLaw(2)))
-    return EnergyGuidance(
-        ClassLabel(network), [move], estimator=estimator, noise="implied", positive=Unlabelled(prior)
-    )
+    return EnergyGuidance(ClassLabel(network), [move], estimator=estimator, noise="implied", positive=Unlabelled(prior))
 
 
 def study(

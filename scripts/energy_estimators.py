@@ -19,17 +19,16 @@ from energy_mixtures import Problem, double, quartiles, write
 from jsonargparse import auto_cli
 from torch import Tensor
 
-from lightning_guide.analytic import GaussianMixture
-from lightning_guide.guidance.energy import (
+from lightning_guide.distributions.gaussian_mixture import GaussianMixture
+from lightning_guide.guidance.training_free import (
     Constant,
-    Energy,
     EnergyGuidance,
     Estimator,
     MonteCarlo,
     PlugIn,
-    SquaredDistance,
     ThroughDenoiser,
 )
+from lightning_guide.objectives import Energy, SquaredDistance
 
 DRAWS = [1, 3, 10, 30, 100, 1000]
 

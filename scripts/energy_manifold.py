@@ -21,10 +21,12 @@ from jsonargparse import auto_cli
 from seed_summary import summarise
 from torch import Tensor
 
-from lightning_guide.analytic import GaussianMixture
 from lightning_guide.denoiser import Denoiser
-from lightning_guide.guidance.energy import DPS, MPGD, Energy, EnergyGuidance, MPGDLatent, SquaredDistance, Subspace
+from lightning_guide.distributions.gaussian_mixture import GaussianMixture
+from lightning_guide.guidance.training_free import DPS, MPGD, EnergyGuidance, MPGDLatent
 from lightning_guide.noise import KarrasGrid
+from lightning_guide.objectives import Energy, SquaredDistance
+from lightning_guide.pretrained import Subspace
 from lightning_guide.samplers import Euler
 from lightning_guide.seeds import SampleSeeds
 

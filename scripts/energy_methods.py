@@ -8,24 +8,24 @@ from dataclasses import dataclass
 from torch import nn
 
 from lightning_guide.denoiser import Denoiser
-from lightning_guide.guidance.energy import (
+from lightning_guide.guidance.training_free import (
     DPS,
     MPGD,
     TFG,
     AdamDPS,
     Augmented,
     AugmentedPolyak,
-    Autoencoder,
     ClassifierGuidance,
     EluCD,
-    Energy,
     FreeDoM,
     FreeDoMCLIP,
     LossGuidedDiffusion,
     MPGDLatent,
     UniversalGuidance,
 )
-from lightning_guide.guidance.energy.methods.freedom import policy
+from lightning_guide.guidance.training_free.freedom import policy
+from lightning_guide.objectives import Energy
+from lightning_guide.pretrained import Autoencoder
 
 __all__ = ["LABELS_ONLY", "METHODS", "Make", "Wish", "methods_for"]
 

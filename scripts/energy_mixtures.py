@@ -17,7 +17,7 @@ import matplotlib
 import torch
 from torch import Tensor
 
-from lightning_guide.analytic import GaussianMixture
+from lightning_guide.distributions.gaussian_mixture import GaussianMixture
 
 matplotlib.use("Agg")
 

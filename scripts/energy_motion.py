@@ -28,26 +28,22 @@ from jsonargparse import auto_cli
 from seed_summary import show, summarise
 from torch import Tensor
 
-from datamodules.trajectories import GAITS, Trajectories
+from datamodules.motion import GAITS, Trajectories
 from lightning_guide.denoiser import Denoiser
-from lightning_guide.guidance.energy import (
+from lightning_guide.guidance.training_free import (
     AddedNoise,
     Augmented,
     AugmentedPolyak,
-    Energy,
     EnergyGuidance,
     FreeDoM,
-    Goal,
-    Integrated,
     LossGuidedDiffusion,
     Normalised,
-    Obstacle,
     ThroughDenoiser,
-    WeightedSum,
 )
-from lightning_guide.guidance.energy.augmentations import Augmentation
-from lightning_guide.modules.models import finished_model
+from lightning_guide.guidance.training_free.augmentations import Augmentation
 from lightning_guide.noise import KarrasGrid
+from lightning_guide.objectives import Energy, Goal, Integrated, Obstacle, WeightedSum
+from lightning_guide.runs.run import finished_model
 from lightning_guide.samplers import Euler
 from lightning_guide.seeds import SampleSeeds
 

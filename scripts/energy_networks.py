@@ -24,23 +24,20 @@ from torch import Tensor
 
 from datamodules import Digits
 from lightning_guide.denoiser import Denoiser
-from lightning_guide.guidance.energy import (
+from lightning_guide.guidance.training_free import (
     DPS,
     MPGD,
     Capped,
-    ClassLabel,
-    Energy,
     EnergyGuidance,
     MPGDLatent,
-    NetworkDistance,
     Polyak,
-    RunAutoencoder,
-    RunNetwork,
     ThroughDenoiser,
 )
-from lightning_guide.modules.models import finished_model
-from lightning_guide.modules.picture_tasks import outline, parts
+from lightning_guide.modules.image_tasks import outline, parts
 from lightning_guide.noise import KarrasGrid
+from lightning_guide.objectives import ClassLabel, Energy, NetworkDistance
+from lightning_guide.pretrained import RunAutoencoder, RunNetwork
+from lightning_guide.runs.run import finished_model
 from lightning_guide.samplers import FixedShare
 from lightning_guide.seeds import SampleSeeds
 

@@ -12,18 +12,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from datamodules import Digits, Shards
+from datamodules.base_images import ImageData
 from datamodules.examples import Examples
-from datamodules.images import ImageData
 from lightning_guide.data import Batch
 from lightning_guide.denoiser import Denoiser, Trajectory
 from lightning_guide.evaluation import ClassifierFeatures, FrechetDistance, KernelDistance
-from lightning_guide.exploded import exploded
 from lightning_guide.guidance import Unconditional
-from lightning_guide.guidance.energy import ClassLabel, Measurement, RunNetwork, Subspace
-from lightning_guide.guidance.energy.energies import Blurred, Compressed, Downsampled, Masked
-from lightning_guide.guidance.energy.energies.operators import Operator
-from lightning_guide.modules.models import finished_model
+from lightning_guide.inference import exploded
 from lightning_guide.noise import KarrasGrid
+from lightning_guide.objectives import Blurred, ClassLabel, Compressed, Downsampled, Masked, Measurement
+from lightning_guide.objectives.measurement import Operator
+from lightning_guide.pretrained import RunNetwork, Subspace
+from lightning_guide.runs.run import finished_model
 from lightning_guide.samplers import Euler
 from lightning_guide.seeds import SampleSeeds
 

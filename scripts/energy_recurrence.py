@@ -6,7 +6,7 @@ Gaussian mixtures with a quadratic loss: the guided distribution p_0 exp(-loss) 
 against it: KL divergence of their mode weights, and sliced Wasserstein distance to exact draws. Each method with 1, 2
 and 4 repetitions of every step, and without repetitions in 2 and 4 times as many steps; the rate is tuned for each of
 these on other mixtures, with the same number of trials. Recorded, too: the cosine of successive gradients. The
-identities between methods are tests: tests/test_guidance_energy_reductions.py.
+identities between methods are tests: tests/test_guidance_training_free_reductions.py.
 """
 
 from __future__ import annotations
@@ -22,22 +22,21 @@ from seed_summary import summarise
 from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser
-from lightning_guide.guidance.energy import (
+from lightning_guide.guidance.training_free import (
     DPS,
     MPGD,
     TFG,
     AdamDPS,
-    Energy,
     EnergyGuidance,
     LossGuidedDiffusion,
-    SquaredDistance,
     UniversalGuidance,
 )
-from lightning_guide.guidance.energy.landscape import Landscape
-from lightning_guide.guidance.energy.moves import Displace, Move, ThroughDenoiser
-from lightning_guide.guidance.energy.schedules import PowerLaw
-from lightning_guide.guidance.energy.step_rule import Constant
+from lightning_guide.guidance.training_free.local_loss import Landscape
+from lightning_guide.guidance.training_free.schedules import PowerLaw
+from lightning_guide.guidance.training_free.step_rules import Constant
+from lightning_guide.guidance.training_free.updates import Displace, Move, ThroughDenoiser
 from lightning_guide.noise import KarrasGrid
+from lightning_guide.objectives import Energy, SquaredDistance
 from lightning_guide.samplers import DDIM, Euler, Sampler, TimeTravel
 from lightning_guide.seeds import SampleSeeds
 
@@ -112,10 +111,7 @@ def study(
         results["methods"][method] = {}
         for name in PLANS:
             trials = {
-                rate: sum(
-                    run(problems[seed], method, rate, name, steps, count, seed)["w2"]
-                    for seed in tuned_on
-                )
+                rate: sum(run(problems[seed], method, rate, name, steps, count, seed)["w2"] for seed in tuned_on)
                 for rate in RATES
             }
             rate = min(trials, key=lambda each: trials[each])

@@ -22,10 +22,9 @@ from seed_summary import summarise
 from torch import Tensor
 
 from lightning_guide.denoiser import Trajectory
-from lightning_guide.guidance.energy import (
+from lightning_guide.guidance.training_free import (
     Capped,
     Constant,
-    Energy,
     EnergyGuidance,
     Normalised,
     Polyak,
@@ -35,8 +34,9 @@ from lightning_guide.guidance.energy import (
     ThroughDenoiser,
     TruePolyak,
 )
-from lightning_guide.guidance.energy.energies.energy import Loss
 from lightning_guide.noise import KarrasGrid
+from lightning_guide.objectives import Energy
+from lightning_guide.objectives.energy import Loss
 from lightning_guide.samplers import FixedShare
 from lightning_guide.seeds import SampleSeeds
 
@@ -114,9 +114,7 @@ def study(
     figure(results).savefig(path.with_suffix(".png"), dpi=130)
 
 
-def draw(
-    prior: DigitPrior, loss: Seen, rule: StepRule | None, steps: int, count: int, seed: int
-) -> dict[str, float]:
+def draw(prior: DigitPrior, loss: Seen, rule: StepRule | None, steps: int, count: int, seed: int) -> dict[str, float]:
     """Mean final loss and log-density; a diverged sample counts with 1e6 less."""
     guide = prior if rule is None else EnergyGuidance(loss, [ThroughDenoiser(rule)], positive=prior)
     sampler = FixedShare(KarrasGrid(steps, sigma_min=0.05, sigma_max=20.0), eta=0.5)

@@ -25,14 +25,9 @@ from seed_summary import summarise
 from torch import nn
 
 from lightning_guide.denoiser import Denoiser
-from lightning_guide.guidance.energy import (
-    AugmentedPolyak,
-    ClassifierGuidance,
-    ClassLabel,
-    FreeDoM,
-    FreeDoMCLIP,
-)
+from lightning_guide.guidance.training_free import AugmentedPolyak, ClassifierGuidance, FreeDoM, FreeDoMCLIP
 from lightning_guide.noise import KarrasGrid
+from lightning_guide.objectives import ClassLabel
 from lightning_guide.samplers import FixedShare
 from lightning_guide.seeds import SampleSeeds
 

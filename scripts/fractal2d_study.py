@@ -27,13 +27,13 @@ from matplotlib import pyplot as plt
 from seed_summary import show, summarise
 
 from lightning_guide.denoiser import Denoiser
-from lightning_guide.modules.models import finished_model
+from lightning_guide.runs.run import finished_model
 
 WIDTH = 0.01  # sigma_rel of every model here
 LEVELS = (0.5, 0.25, 0.08, 0.03, 0.01)
 PUBLISHED_RATE = {
     "learning_rate": {
-        "class_path": "lightning_guide.modules.learning_rate.InverseSqrtRate",
+        "class_path": "lightning_guide.training.InverseSqrtRate",
         "init_args": {"peak": 0.01, "decay_images": 512 * 4096},
     }
 }
@@ -74,7 +74,7 @@ def study(
 def _one_seed(folder: Path, seed: int, num_samples: int, rate: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Everything that belongs to one seed."""
     for name, classes in (("unconditional", "AB"), ("small", "A"), ("main", "A")):
-        exact = {"class_path": "lightning_guide.toys.fractal.FractalTree", "init_args": {"classes": classes}}
+        exact = {"class_path": "lightning_guide.distributions.FractalTree", "init_args": {"classes": classes}}
         settings: dict[str, Any] = {
             "seed_everything": seed,
             "trainer": {
@@ -118,7 +118,7 @@ def _evaluations(folder: Path, seed: int, num_samples: int) -> dict[str, Any]:
     arguments = {"weight": 4.0, "unconditional": both}
     guidances["cfg_4"] = {"class_path": "ClassifierFreeGuidance", "init_args": arguments}
     guidances["truncation_1.4"] = {"class_path": "ScoreScaling", "init_args": {"scale": 1.4}}
-    truth = {"class_path": "lightning_guide.toys.fractal.FractalTree", "init_args": {"classes": "A"}}
+    truth = {"class_path": "lightning_guide.distributions.FractalTree", "init_args": {"classes": "A"}}
     grid = {
         "class_path": "lightning_guide.noise.KarrasGrid",
         "init_args": {"num_steps": 32, "sigma_min": 0.002, "sigma_max": 5},

@@ -23,11 +23,10 @@ from jsonargparse import auto_cli
 from matplotlib.figure import Figure
 from seed_summary import show, summarise
 
-from callbacks.png import render, write_png
-from callbacks.run_checkpoint import newest_checkpoint
-from callbacks.sample_pictures import picture_grid
+from callbacks.checkpoint import newest_checkpoint
+from callbacks.output import picture_grid, render, write_png
 from lightning_guide.cli import main as lightning_guide
-from lightning_guide.toys.subspace import Direction, basis
+from lightning_guide.distributions.subspace import Direction, basis
 
 Record = dict[str, float]
 Method = tuple[str, str, dict[str, Any]]  # command, config, what differs from it under model.init_args

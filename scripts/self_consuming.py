@@ -21,8 +21,8 @@ from sims_study import written
 from torch import Tensor
 
 from lightning_guide.cli import main as lightning_guide
-from lightning_guide.modules.models import open_snapshots
-from lightning_guide.toys.gaussian_loop import self_consuming
+from lightning_guide.runs.run import open_snapshots
+from scripts.studies.sims.gaussian_loop import self_consuming
 
 WIDTH = 0.05  # sigma_rel of every network here
 METRICS = ("outliers", "total_variation", "lost_mass")
@@ -107,7 +107,7 @@ GRID = {
     "init_args": {"num_steps": 16, "sigma_min": 0.002, "sigma_max": 5},
 }
 SAMPLER = {"class_path": "lightning_guide.samplers.DPMSolver2M", "init_args": {"grid": GRID}}
-TRUTH = {"class_path": "lightning_guide.toys.fractal.FractalTree", "init_args": {"classes": "A"}}
+TRUTH = {"class_path": "lightning_guide.distributions.FractalTree", "init_args": {"classes": "A"}}
 POINTS = {
     "class_path": "datamodules.Points",
     "init_args": {"distribution": TRUTH, "heldout_size": 1024, "training_size": 4096, "batch_size": 2048},
@@ -149,10 +149,10 @@ def _synthetic(run: Path, folder: Path, samples: int, guidance: Any, seed: int) 
 def _fit(run: Path, data: dict[str, Any], steps: int, seed: int, *, model: Path | None) -> None:
     """Trains a network from scratch, or onwards from `model` at a tenth of the rate."""
     images = steps * 2048
-    rate, noise = "lightning_guide.modules.learning_rate.InverseSqrtRate", "lightning_guide.noise.LogNormal"
+    rate, noise = "lightning_guide.training.InverseSqrtRate", "lightning_guide.noise.LogNormal"
     network = _object("LogDensityMLP", width=32)
     if model is not None:
-        network = _object("lightning_guide.modules.models.pretrained", run=str(model), sigma_rel=WIDTH)
+        network = _object("lightning_guide.runs.run.pretrained", run=str(model), sigma_rel=WIDTH)
     arguments = {
         "denoiser": network,
         "loss": _object("ScoreMatchingLoss", noise=_object(noise, mean=-2.3, std=1.5)),

@@ -23,7 +23,7 @@ from scipy.optimize import minimize_scalar
 from seed_summary import show, summarise
 
 from lightning_guide.cli import main as lightning_guide
-from lightning_guide.modules.models import open_snapshots
+from lightning_guide.runs.run import open_snapshots
 
 METRICS = ("fd", "fd_change", "precision", "recall", "class_agreement", "nfe")
 FRESH = 10_000  # sampling seeds of the confirmation

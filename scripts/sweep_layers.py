@@ -11,8 +11,8 @@ from jsonargparse import auto_cli
 from run_evaluations import Solver, over_seeds, solver
 from seed_summary import show
 
-from lightning_guide.module_tree import matching
-from lightning_guide.modules.models import finished_model
+from lightning_guide.runs.run import finished_model
+from lightning_guide.utils.modules import matching
 
 
 def sweep(

@@ -1,6 +1,6 @@
 """The three numbers of TFG for a finished run, by the search of its paper: a beam of doublings.
 
-    python scripts/tfg_search.py runs/digits/main configs/energy/tfg.yaml --metric class_agreement
+    python scripts/tfg_search.py runs/digits/main configs/training_free/tfg.yaml --metric class_agreement
 
 Every round evaluates its new points side by side by `lightning-guide test`, with a few samples each, and scores them by
 any metric that the run reports; the judge should be another network than the guide. Stopped and started again, it
@@ -19,7 +19,7 @@ from jsonargparse import auto_cli
 from run_evaluations import evaluate, solver
 
 from lightning_guide.commands.guidance_files import read_guidances
-from lightning_guide.guidance.energy.beam_search import FACTORS, START, Candidate, beam_search
+from scripts.studies.training_free.beam_search import FACTORS, START, Candidate, beam_search
 
 
 def study(
@@ -40,7 +40,7 @@ def study(
 
     Args:
         run: folder of the run.
-        guidance: file with one TFG, such as configs/energy/tfg.yaml; its rho, mu and gamma are replaced.
+        guidance: file with one TFG, such as configs/training_free/tfg.yaml; its rho, mu and gamma are replaced.
         out: folder of everything.
         metric: of the run, by name.
         better: whether high or low values are.

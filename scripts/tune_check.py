@@ -18,8 +18,8 @@ from jsonargparse import auto_cli
 from tune_study import FRESH_SEED, verdict
 
 from lightning_guide.cli import main as lightning_guide
+from lightning_guide.search.config import read_search
 from lightning_guide.search.scores import Scores
-from lightning_guide.search.search_file import read_search
 
 
 def check(

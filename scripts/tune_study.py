@@ -19,19 +19,23 @@ from jsonargparse import auto_cli
 from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser
-from lightning_guide.evaluation.density import QUANTILES, TRUE_SAMPLES, sliced_quantiles, sliced_wasserstein
+from lightning_guide.distributions.fractal import FractalTree
 from lightning_guide.evaluation.evaluation import Evaluation
+from lightning_guide.evaluation.metrics.exact_density import (
+    QUANTILES,
+    TRUE_SAMPLES,
+    sliced_quantiles,
+    sliced_wasserstein,
+)
 from lightning_guide.guidance import Autoguidance
-from lightning_guide.modules.models import open_snapshots
 from lightning_guide.noise import KarrasGrid
+from lightning_guide.runs.run import open_snapshots
 from lightning_guide.samplers import DPMSolver2M
-from lightning_guide.search.estimate import Estimate, left_out
+from lightning_guide.search.config import read_search
 from lightning_guide.search.halving import Halving
-from lightning_guide.search.scores import Block, Scorer, Scores, difference
-from lightning_guide.search.search_file import read_search
+from lightning_guide.search.scores import Block, Estimate, Scorer, Scores, difference, left_out
 from lightning_guide.search.space import UNGUIDED, Place, Space
 from lightning_guide.seeds import SampleSeeds
-from lightning_guide.toys.fractal import FractalTree
 
 METRIC = "sliced_wasserstein"
 GRID_PART, TUNE_PART, FRESH_PART = 2048, 512, 10_000  # points in one call

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_guide.analytic import GaussianMixture
 from lightning_guide.denoiser import Denoiser, Prediction, Trajectory
+from lightning_guide.distributions.gaussian_mixture import GaussianMixture
 from lightning_guide.guidance import Guided, WeightSchedule
-from lightning_guide.guidance.combination import Branch, Combination
+from lightning_guide.guidance.combinations import Combination
+from lightning_guide.guidance.combinations.base import Branch
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers import DPMSolver2M, Euler, Heun, Sampler
 from lightning_guide.seeds import SampleSeeds

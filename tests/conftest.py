@@ -74,7 +74,7 @@ def search_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """(point, blocks missing) of every call of a search that draws something."""
-    from lightning_guide.search.drawing import DrawnBlocks
+    from lightning_guide.search.blocks import DrawnBlocks
 
     calls: list[tuple[str, int]] = []
     before = DrawnBlocks.draw

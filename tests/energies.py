@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lightning_guide.analytic import GaussianMixture
 from lightning_guide.denoiser import Denoiser
-from lightning_guide.guidance.energy import (
+from lightning_guide.distributions.gaussian_mixture import GaussianMixture
+from lightning_guide.guidance.training_free import (
     DPS,
     MPGD,
     TFG,
@@ -18,19 +18,19 @@ from lightning_guide.guidance.energy import (
     Augmented,
     AugmentedPolyak,
     Constant,
-    Energy,
     EnergyGuidance,
     FreeDoM,
     FreeDoMCLIP,
     LossGuidedDiffusion,
     MPGDLatent,
     Normalised,
-    Subspace,
     TruePolyak,
     UniversalGuidance,
 )
-from lightning_guide.guidance.energy.moves import ThroughDenoiser
+from lightning_guide.guidance.training_free.updates import ThroughDenoiser
 from lightning_guide.noise import KarrasGrid
+from lightning_guide.objectives import Energy
+from lightning_guide.pretrained import Subspace
 from lightning_guide.samplers import Sampler
 from lightning_guide.seeds import SampleSeeds
 

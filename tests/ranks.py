@@ -14,8 +14,8 @@ from torch import Tensor
 
 from callbacks import PostHocEMA
 from lightning_guide.denoiser import Denoiser
-from lightning_guide.losses import EDMLoss, LossTerms
 from lightning_guide.snapshots import SnapshotStore
+from lightning_guide.training.losses import EDMLoss, LossTerms
 from tests import runs
 
 STEPS = 8

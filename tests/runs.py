@@ -14,17 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from callbacks import EarlySnapshots, PostHocEMA, RunCheckpoint, StopCleanly
-from callbacks.run_checkpoint import newest_checkpoint
+from callbacks.checkpoint import newest_checkpoint
+from datamodules.base_images import ImageData
 from datamodules.examples import TensorExamples
-from datamodules.images import ImageData
-from lightning_guide.denoiser import Denoiser, Network, Preconditioned
+from lightning_guide.denoiser import Denoiser
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.guidance import Autoguidance, Snapshot
-from lightning_guide.losses import EDMLoss
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.noise import KarrasGrid
+from lightning_guide.preconditioning import Network, Preconditioned
 from lightning_guide.samplers import Euler
 from lightning_guide.snapshots import SnapshotStore
+from lightning_guide.training.losses import EDMLoss
 
 SAMPLER = Euler(KarrasGrid(3, sigma_min=0.1, sigma_max=5.0))
 CLASSES = 3

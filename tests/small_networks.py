@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_guide.denoiser import Preconditioned, Trajectory
+from lightning_guide.denoiser import Trajectory
 from lightning_guide.networks import EDM2UNet
-from lightning_guide.networks.transformer import DiffusionTransformer
+from lightning_guide.networks.dit import DiffusionTransformer
+from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.seeds import SampleSeeds
 
 SIGMA = torch.tensor(0.7)

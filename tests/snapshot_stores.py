@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_guide.denoiser import Denoiser
-from lightning_guide.recipe import Recorded
 from lightning_guide.snapshots import SnapshotStore
+from lightning_guide.utils.recipe import Recorded
 
 RECIPE = {"class_path": "somewhere.Network", "init_args": {"width": 3}}
 

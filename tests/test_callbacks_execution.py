@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from callbacks import Execution, PostHocEMA
-from lightning_guide.denoiser import Preconditioned
 from lightning_guide.networks import EDM2UNet
-from lightning_guide.networks.transformer import DiffusionTransformer
+from lightning_guide.networks.dit import DiffusionTransformer
+from lightning_guide.preconditioning import Preconditioned
 from tests.runs import TinyPictures, assert_same, evaluation, snapshots, tiny_module, tiny_trainer
 
 SHAPE = (1, 8, 8)

@@ -16,22 +16,23 @@ from torch import Tensor
 
 from callbacks.metrics_report import MetricsReport
 from datamodules.points import Points
-from lightning_guide.analytic import GaussianMixture
 from lightning_guide.data import Batch
 from lightning_guide.denoiser import Trajectory
+from lightning_guide.distributions.gaussian_mixture import GaussianMixture
 from lightning_guide.evaluation import FrechetDistance, KernelDistance, ModuleFeatures, RawPixels
 from lightning_guide.evaluation.evaluation import Evaluation
-from lightning_guide.evaluation.metric import SampleMetric
+from lightning_guide.evaluation.metrics.base import SampleMetric
 from lightning_guide.guidance import Autoguidance, ScoreScaling, Snapshot
-from lightning_guide.guidance.energy import DPS, Constant, Energy, EnergyGuidance, SquaredDistance
-from lightning_guide.guidance.energy.energies.energy import Loss
-from lightning_guide.guidance.energy.moves import AtClean
-from lightning_guide.guidance.energy.window import Window
-from lightning_guide.losses import ScoreMatchingLoss
+from lightning_guide.guidance.training_free import DPS, Constant, EnergyGuidance
+from lightning_guide.guidance.training_free.schedules import Window
+from lightning_guide.guidance.training_free.updates import AtClean
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.networks.log_density_mlp import LogDensityMLP
 from lightning_guide.noise import KarrasGrid
+from lightning_guide.objectives import Energy, SquaredDistance
+from lightning_guide.objectives.energy import Loss
 from lightning_guide.samplers import Euler
+from lightning_guide.training.losses import ScoreMatchingLoss
 
 SAMPLER = Euler(KarrasGrid(2))
 MIXTURE = GaussianMixture([[-1.0, 0.0], [1.0, 0.0]], [[[0.01, 0.0], [0.0, 0.01]]] * 2)
@@ -178,10 +179,14 @@ def test_extractors_stand_in_the_file_and_below_the_table(tmp_path: Path, capsys
     trainer(tmp_path, MetricsReport()).test(module(evaluations), data, verbose=False)
     written = metrics(tmp_path / "report")
     assert "extractors" not in written["plain"]
-    assert written["one"]["extractors"] == written["two"]["extractors"] == {
-        "fd": ["RawPixels, no weights"],
-        "kid": [str(net.identity)],
-    }
+    assert (
+        written["one"]["extractors"]
+        == written["two"]["extractors"]
+        == {
+            "fd": ["RawPixels, no weights"],
+            "kid": [str(net.identity)],
+        }
+    )
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2:] == ["fd: RawPixels, no weights", f"kid: {net.title()}, weights {net.identity.weights[:16]}"]
 

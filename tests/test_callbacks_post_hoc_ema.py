@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from callbacks import EarlySnapshots, PostHocEMA, RunCheckpoint
-from callbacks.run_checkpoint import newest_checkpoint
+from callbacks.checkpoint import newest_checkpoint
 from lightning_guide.ema import gamma
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.snapshots import SnapshotStore

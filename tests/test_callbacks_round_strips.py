@@ -11,7 +11,7 @@ from callbacks import RoundStrips
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.guidance import LookAhead, Tilt
-from lightning_guide.modules.gradient_optimisation import GradientOptimisation
+from lightning_guide.modules.gradient_optimization import GradientOptimisation
 from lightning_guide.objectives import TorchFunction
 from tests.runs import SAMPLER, TinyPictures, tiny_trainer
 

@@ -16,20 +16,20 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
-from callbacks.evaluation_samples import EvaluationSamples
+from callbacks.base import EvaluationSamples
 from callbacks.sample_grid import SampleGrid
 from datamodules.base import DiffusionData
 from datamodules.examples import Examples, TensorExamples
 from datamodules.points import Points
-from lightning_guide.analytic import GaussianMixture
 from lightning_guide.denoiser import Denoiser
+from lightning_guide.distributions.gaussian_mixture import GaussianMixture
 from lightning_guide.evaluation.evaluation import Evaluation
-from lightning_guide.evaluation.loop import DrawnSamples
+from lightning_guide.evaluation.sampling_loop import DrawnSamples
 from lightning_guide.guidance import ScoreScaling
-from lightning_guide.losses import EDMLoss
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers import Euler, Heun
+from lightning_guide.training.losses import EDMLoss
 
 SAMPLER = Euler(KarrasGrid(3, sigma_max=5.0))
 

@@ -16,7 +16,7 @@ import webdataset
 from PIL import Image
 from torch import Tensor, nn
 
-from callbacks.evaluation_samples import EvaluationSamples
+from callbacks.base import EvaluationSamples
 from callbacks.sample_formats import NpzArchive
 from callbacks.sample_grid import SampleGrid
 from callbacks.sample_writer import SampleWriter
@@ -24,11 +24,11 @@ from datamodules.base import DiffusionData
 from datamodules.examples import Examples, TensorExamples
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.evaluation.evaluation import Evaluation
-from lightning_guide.evaluation.loop import DrawnSamples
-from lightning_guide.losses import EDMLoss
+from lightning_guide.evaluation.sampling_loop import DrawnSamples
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers import Euler
+from lightning_guide.training.losses import EDMLoss
 from tests.processes import Processes
 
 SAMPLER = Euler(KarrasGrid(3, sigma_max=5.0))

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from lightning_guide.cli import COMMANDS, main
-from lightning_guide.modules.models import open_snapshots
+from lightning_guide.runs.run import open_snapshots
 
 TINY = {
     "seed_everything": 0,
@@ -50,7 +50,7 @@ TINY = {
         "class_path": "datamodules.Points",
         "init_args": {
             "distribution": {
-                "class_path": "lightning_guide.analytic.GaussianMixture",
+                "class_path": "lightning_guide.distributions.GaussianMixture",
                 "init_args": {"means": [[0.3, 0.2]], "covariances": [[[0.2, 0.0], [0.0, 0.1]]]},
             },
             "batch_size": 8,
@@ -139,16 +139,12 @@ def test_mistakes_name_what_is_wrong(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     checked = ("--trainer.limit_val_batches", "1", "--trainer.val_check_interval", "1")
-    said = failure(
-        monkeypatch, capsys, "fit", "-c", "tiny.yaml", "--trainer.default_root_dir", run, *checked, *words
-    )
+    said = failure(monkeypatch, capsys, "fit", "-c", "tiny.yaml", "--trainer.default_root_dir", run, *checked, *words)
     assert expected in said
     assert "Traceback" not in said
 
 
-def test_run_folder_is_required(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_run_folder_is_required(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert "default_root_dir is not set" in failure(monkeypatch, capsys, "fit", "-c", "tiny.yaml")
     said = failure(monkeypatch, capsys, "fit", "-c", "tiny.yaml", "--trainer.default_root_dir", "tiny.yaml")
     assert "default_root_dir is the file tiny.yaml; expected the folder of the run" in said
@@ -185,8 +181,8 @@ def test_mistakes_in_a_config_end_in_one_line(
 ) -> None:
     text = (run.parent / "tiny.yaml").read_text()
     for right, wrong, expected in (
-        ("LogDensityMLP", "LogDensityMPL", "did you mean LogDensityMLP?"),
-        ("class_path: datamodules.Points", "class_path: datamodules.Pionts", "did you mean Points?"),
+        ("LogDensityMLP", "LogDensityMPL", "did you mean LogDensityMLP"),
+        ("class_path: datamodules.Points", "class_path: datamodules.Pionts", "did you mean Points"),
         ("num_samples: 5", "num_samples: 0", "evaluation 'auto' needs num_samples >= 1"),
         ("num_samples: 5", "batch_size: 0", "evaluation 'auto' needs batch_size >= 1"),
         ("images: 1/2", "images: [1]", "images: Expected int; Expected float"),

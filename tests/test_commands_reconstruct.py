@@ -8,7 +8,7 @@ import pytest
 
 from callbacks import EarlySnapshots, PostHocEMA
 from lightning_guide.commands.reconstruct import reconstruct
-from lightning_guide.modules.models import finished_model
+from lightning_guide.runs.run import finished_model
 from lightning_guide.snapshots import SnapshotMissing, SnapshotStore
 from tests import runs
 from tests.runs import TinyPictures, assert_same, evaluation, tiny_module, tiny_trainer

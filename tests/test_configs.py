@@ -13,8 +13,8 @@ import yaml
 from PIL import Image
 
 from lightning_guide.cli import main
-from lightning_guide.denoiser import Preconditioned
 from lightning_guide.networks import EDM2UNet
+from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.snapshots import SnapshotStore
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -29,7 +29,7 @@ PARTS = {
     "fractal2d/report.yaml": "fractal2d/main.yaml",
 }
 FILES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
-GUIDANCES = [name for name in FILES if name.startswith(("guidance/", "energy/"))]
+GUIDANCES = [name for name in FILES if name.startswith(("guidance/", "training_free/"))]
 # as digits/parts.yaml and digits/classifier.yaml
 SLOW = ("digits/autoencoder.yaml", "digits/robust_classifier.yaml", "digits/sketch.yaml")
 # the others: test_configs_guidance.py, ..._energy.py, ..._gradient.py, ..._edm2.py, test_search_refusals.py
@@ -84,9 +84,7 @@ def test_config_is_parsed(
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in FILES if n not in PARTS]
 )
-def test_config_runs_two_steps(
-    name: str, shards: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_config_runs_two_steps(name: str, shards: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     words = ["-c", CONFIGS / name, "-c", CONFIGS / "shrink.yaml", "--data.batch_size", 4]
     words += ["--data.num_samples", 8] if name.startswith("sims/") else []

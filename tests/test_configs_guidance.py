@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from lightning_guide.commands.guidance_files import build_guidances, read_guidances
-from lightning_guide.denoiser import Denoiser, Preconditioned
+from lightning_guide.denoiser import Denoiser
 from lightning_guide.networks import DiffusionTransformer, EDM2UNet
 from lightning_guide.noise import KarrasGrid
+from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.samplers import Heun
 from lightning_guide.seeds import SampleSeeds
 

@@ -13,7 +13,7 @@ from PIL import Image
 from lightning_guide.cli import main
 from lightning_guide.commands.guidance_files import read_guidances
 from lightning_guide.evaluation import PathMetrics
-from lightning_guide.guidance.energy import Goal, Obstacle
+from lightning_guide.objectives import Goal, Obstacle
 
 MOTION = Path(__file__).parent.parent / "configs" / "motion"
 

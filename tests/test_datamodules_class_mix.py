@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from datamodules.class_mix import class_labels, class_shares, mix_against
-from lightning_guide.analytic import GaussianMixture
 from lightning_guide.data import Batch
+from lightning_guide.distributions.gaussian_mixture import GaussianMixture
 from lightning_guide.guidance import SIMS
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers import Heun

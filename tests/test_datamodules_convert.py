@@ -14,7 +14,7 @@ from jsonargparse import auto_cli
 from PIL import Image
 
 from datamodules import Shards, write_shards
-from datamodules.convert import convert
+from datamodules.commands.convert import convert
 
 
 def pixels(number: int, side: int = 8) -> np.ndarray:

@@ -13,7 +13,7 @@ import torch
 
 from datamodules import Digits
 
-SCRIPT = '''
+SCRIPT = """
 import sys
 import lightning.pytorch as pl
 import torch
@@ -56,7 +56,7 @@ if __name__ == "__main__":
     trainer.fit(module, Digits(batch_size=32, num_workers=1))
     found = {"train": torch.stack(module.train_labels), "heldout": module.heldout, "drawn": module.drawn}
     torch.save(found, f"{sys.argv[1]}/{trainer.global_rank}.pt")
-'''
+"""
 
 
 @pytest.mark.slow

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from datamodules import Latents, Shards
-from datamodules.encode import encode
+from datamodules.commands.encode import encode
+from datamodules.examples import read_prompts
 from datamodules.latent_space import LatentSpace
-from datamodules.pictures import UndecodableError, decode_sample
-from datamodules.prompts import read_prompts
-from lightning_guide.latent_autoencoder import Posterior
+from datamodules.storage.image_codec import UndecodableError, decode_sample
+from lightning_guide.pretrained.autoencoders import Posterior
 from tests.test_datamodules_latents import Halves, npy, shard
 
 

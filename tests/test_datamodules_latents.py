@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from callbacks import SampleGrid
 from datamodules import Latents, SamplesOnly, Shards
-from datamodules.encode import encode
-from datamodules.positions import Stream
+from datamodules.commands.encode import encode
+from datamodules.stream import Stream
 from lightning_guide.cli import main
-from lightning_guide.denoiser import Preconditioned
 from lightning_guide.evaluation import FrechetDistance, RawPixels
-from lightning_guide.latent_autoencoder import DiffusersVAE, Posterior, VariationalAutoencoder
-from lightning_guide.losses import EDMLoss
 from lightning_guide.modules.diffusion import DiffusionModule
+from lightning_guide.preconditioning import Preconditioned
+from lightning_guide.pretrained.autoencoders import DiffusersVAE, Posterior, VariationalAutoencoder
+from lightning_guide.training.losses import EDMLoss
 from tests.runs import TinyNetwork, evaluation, tiny_trainer
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from datamodules import Points
-from lightning_guide.analytic import GaussianMixture
 from lightning_guide.data import Batch
+from lightning_guide.distributions.gaussian_mixture import GaussianMixture
 
 
 def mixture() -> GaussianMixture:

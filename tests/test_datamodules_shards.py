@@ -15,7 +15,7 @@ from webdataset import TarWriter
 
 from datamodules import Shards, TensorExamples
 from datamodules.shards import shard_paths
-from datamodules.tar_index import index_shard
+from datamodules.storage.tar_index import index_shard
 from lightning_guide.data import Batch
 
 

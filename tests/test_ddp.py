@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from callbacks import PostHocEMA
-from lightning_guide.mistakes import circumstance
-from lightning_guide.modules.monitor import TrainingDivergedError
+from lightning_guide.training.monitor import TrainingDivergedError
+from lightning_guide.utils.errors import circumstance
 from tests import runs
 from tests.processes import Processes
 from tests.ranks import TRAIN, options, rank, seen, train
@@ -88,9 +88,7 @@ def test_bad_data_on_one_rank_end_both(processes: Processes, tmp_path: Path) -> 
     assert_same(*seen(tmp_path))
 
 
-def test_a_rank_that_dies_ends_the_others_and_the_run_goes_on(
-    processes: Processes, pair: Path, tmp_path: Path
-) -> None:
+def test_a_rank_that_dies_ends_the_others_and_the_run_goes_on(processes: Processes, pair: Path, tmp_path: Path) -> None:
     arguments: dict[str, Any] = {"folder": str(tmp_path), "world": 2}
     begin = time.monotonic()
     pids = processes.start_ranks(2, TRAIN, tmp_path / "log", **arguments, signal_rank=1, dies=True)

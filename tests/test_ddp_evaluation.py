@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_guide.data import SampleBatch
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.evaluation import FrechetDistance, RawPixels
-from lightning_guide.evaluation.loop import DrawnSamples
+from lightning_guide.evaluation.sampling_loop import DrawnSamples
 from lightning_guide.guidance import Autoguidance, Snapshot
 from tests.processes import Processes
 from tests.ranks import options, rank, seen

@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 
 from callbacks import RunCheckpoint
-from callbacks.run_checkpoint import newest_checkpoint
-from lightning_guide.adaptation import MeanRefit, Shifted
+from callbacks.checkpoint import newest_checkpoint
+from lightning_guide.distributions.subspace import Direction, SubspaceGaussian
 from lightning_guide.modules.gradient_fine_tuning import GradientFineTuning
-from lightning_guide.modules.gradient_optimisation import GradientOptimisation
-from lightning_guide.modules.learning_rate import InverseSqrtRate
+from lightning_guide.modules.gradient_optimization import GradientOptimisation
 from lightning_guide.objectives import Quadratic
-from lightning_guide.optimisation import Gain
-from lightning_guide.toys.subspace import Direction, SubspaceGaussian
+from lightning_guide.optimization import Gain, MeanRefit, Shifted
+from lightning_guide.training.learning_rate import InverseSqrtRate
 from tests.processes import Processes
 from tests.ranks import options
 from tests.runs import checkpoint, tiny_trainer

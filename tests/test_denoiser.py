@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_guide.denoiser import Network, Preconditioned, Prediction, Trajectory, expand
+from lightning_guide.denoiser import Prediction, Trajectory, expand
+from lightning_guide.preconditioning import Network, Preconditioned
 from lightning_guide.seeds import SampleSeeds
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_guide.evaluation import ClassifierFeatures, ClassShares
-from lightning_guide.networks.classifier import SmallClassifier
+from lightning_guide.networks.classifiers import SmallClassifier
 
 
 class Bright(ClassifierFeatures):
@@ -33,7 +33,10 @@ def test_shares() -> None:
     metric.update(pictures(1, 255, 2))
     metric.update(pictures(70))
     assert {name: float(share) for name, share in metric.compute().items()} == {
-        "share_0": 0.5, "share_1": 0.25, "share_2": 0.0, "share_3": 0.25
+        "share_0": 0.5,
+        "share_1": 0.25,
+        "share_2": 0.0,
+        "share_3": 0.25,
     }
     metric.reset()
     metric.update(pictures(200), torch.tensor([0]))

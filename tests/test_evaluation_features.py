@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_guide.analytic import GaussianMixture
+from lightning_guide.distributions.gaussian_mixture import GaussianMixture
 from lightning_guide.evaluation import ClassifierFeatures, FeatureExtractor, RawPixels, TimmFeatures
-from lightning_guide.networks.classifier import SmallClassifier
+from lightning_guide.networks.classifiers import SmallClassifier
 from lightning_guide.snapshots import SnapshotStore
 
 

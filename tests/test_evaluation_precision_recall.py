@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_guide.data import Batch
 from lightning_guide.evaluation import PrecisionRecall, RawPixels
-from lightning_guide.evaluation.precision_recall import coverage, neighbour_radii
+from lightning_guide.evaluation.metrics.precision_recall import coverage, neighbour_radii
 
 
 def brute_force(real: np.ndarray, fake: np.ndarray, k: int) -> tuple[float, float]:

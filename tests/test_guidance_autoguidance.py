@@ -12,8 +12,8 @@ import pytest
 import scipy.integrate
 import torch
 
-from lightning_guide.analytic import GaussianMixture, gaussian
 from lightning_guide.denoiser import Denoiser
+from lightning_guide.distributions.gaussian_mixture import GaussianMixture, gaussian
 from lightning_guide.guidance import Autoguidance, AutoguidanceBlend, ClassifierFreeGuidance, Guided, Main
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers import DPMSolver2M, Heun, Sampler

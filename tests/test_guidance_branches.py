@@ -18,8 +18,8 @@ from lightning_guide.guidance import (
     Unconditional,
 )
 from lightning_guide.guidance.branches import SMALL
-from lightning_guide.guidance.combination import RectifiedGradient
-from lightning_guide.guidance.condition import RandomCondition
+from lightning_guide.guidance.combinations import RectifiedGradient
+from lightning_guide.guidance.negatives import RandomCondition
 from lightning_guide.samplers import Euler
 from lightning_guide.seeds import SampleSeeds
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_guide.analytic import GaussianMixture
+from lightning_guide.distributions.gaussian_mixture import GaussianMixture
 from lightning_guide.guidance import Autoguidance
-from lightning_guide.guidance.degraded import NoisyInput, SamplingDropout
-from lightning_guide.guidance.perturbed import Perturbed
+from lightning_guide.guidance.negatives import NoisyInput, SamplingDropout
+from lightning_guide.guidance.perturbation import Perturbed
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers import Heun
 from lightning_guide.seeds import SampleSeeds

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_guide.analytic import gaussian
 from lightning_guide.denoiser import Denoiser, Prediction, Trajectory
+from lightning_guide.distributions.gaussian_mixture import gaussian
+from lightning_guide.distributions.subspace import Direction, SubspaceGaussian
 from lightning_guide.guidance.gradient import (
     ConstantStrength,
     GradientGuidance,
@@ -24,7 +25,6 @@ from lightning_guide.guidance.gradient import (
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers import DPMSolver2M, Heun
 from lightning_guide.seeds import SampleSeeds
-from lightning_guide.toys.subspace import Direction, SubspaceGaussian
 
 DOUBLE = torch.float64
 LEVELS = [0.02, 0.3, 2.0, 50.0]

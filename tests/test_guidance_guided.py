@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_guide.analytic import GaussianMixture
 from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory
+from lightning_guide.distributions.gaussian_mixture import GaussianMixture
 from lightning_guide.guidance import (
     Autoguidance,
     ClassifierFreeGuidance,

@@ -10,29 +10,32 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_guide.denoiser import Denoiser, Preconditioned
+from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance import Guided
-from lightning_guide.guidance.attention import (
+from lightning_guide.guidance.negatives import (
     BlurredAttention,
+    ConditionAnnealedGuidance,
     EntropyRectifyingGuidance,
+    IndependentConditionGuidance,
     NoisyAttention,
     OffDiagonalMask,
     PerturbedAttentionGuidance,
     RandomMask,
     SkipAttention,
+    SkipLayerGuidance,
     SmoothedEnergyGuidance,
     SoftIdentityAttention,
+    StochasticSelfGuidance,
 )
-from lightning_guide.guidance.blocks import SkipLayerGuidance, StochasticSelfGuidance
-from lightning_guide.guidance.condition import ConditionAnnealedGuidance, IndependentConditionGuidance
-from lightning_guide.guidance.noise_level import TimeStepGuidance
-from lightning_guide.guidance.perturbed import Perturbation, Perturbed
-from lightning_guide.guidance.step_window import StepWindow
-from lightning_guide.guidance.tokens import TokenPerturbationGuidance
+from lightning_guide.guidance.negatives.tpg import TokenPerturbationGuidance
+from lightning_guide.guidance.negatives.tsg import TimeStepGuidance
+from lightning_guide.guidance.perturbation import Perturbation, Perturbed
+from lightning_guide.guidance.schedules import StepWindow
 from lightning_guide.noise import KarrasGrid
-from lightning_guide.recipe import build
+from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.samplers import Heun
 from lightning_guide.seeds import SampleSeeds
+from lightning_guide.utils.recipe import build
 from tests.small_networks import LABELS, NETWORKS, SIGMA, pictures, trajectory, transformer
 
 Preset = Callable[..., Guided]

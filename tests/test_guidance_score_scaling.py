@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_guide.analytic import GaussianMixture, gaussian
+from lightning_guide.distributions.gaussian_mixture import GaussianMixture, gaussian
 from lightning_guide.guidance import Interval, ScoreScaling
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers import Heun

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_guide.analytic import GaussianMixture, gaussian
 from lightning_guide.denoiser import Denoiser
+from lightning_guide.distributions.gaussian_mixture import GaussianMixture, gaussian
 from lightning_guide.guidance import SIMS, Interval, Main, Neon
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers import DPMSolver2M, Euler, Heun

@@ -34,6 +34,44 @@ def imported(tree: ast.AST) -> Iterator[str]:
             yield node.module
 
 
+# Folders of lightning_guide in reading order: none imports a later one. Files of the root are the vocabulary.
+ROOMS = (
+    "utils vocabulary samplers distributions snapshots networks training runs pretrained objectives guidance evaluation "
+    "optimization modules search report commands cli"
+).split()
+LIBRARY = ROOT / "lightning_guide"
+VARIANTS = {  # configs of a guidance that are settings of another one
+    "autoguidance_cfg": "autoguidance",
+    "cfg_interval": "cfg",
+    "icg_gaussian": "icg",
+    "m_swg": "swg",
+}
+PROBLEMS = ("inverse", "networks")  # configs of training-free guidance that set a problem, not a method
+
+
+def room(path: Path) -> str:
+    """The folder of a library file, or its part of the root."""
+    parts = path.relative_to(LIBRARY).parts
+    return parts[0] if len(parts) > 1 else "cli" if parts[0] == "cli.py" else "vocabulary"
+
+
+def library_file(module: str) -> Path | None:
+    """File of a module of the library; None if there is none of that name."""
+    path = ROOT.joinpath(*module.split("."))
+    files = [path.with_suffix(".py"), path / "__init__.py"]
+    return next((file for file in files if file.is_file() and LIBRARY in file.parents), None)
+
+
+def dependencies(path: Path) -> set[Path]:
+    """Files of the library that a file imports, the root's __init__ left out."""
+    tree = parse(path)
+    modules = set(imported(tree))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            modules |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {file for file in map(library_file, modules) if file is not None} - {LIBRARY / "__init__.py"}
+
+
 def undocumented(tree: ast.Module) -> Iterator[str]:
     """Public top-level classes and functions without a docstring."""
     for node in tree.body:
@@ -53,6 +91,42 @@ def test_library_imports_neither_callbacks_nor_datamodules(path: Path) -> None:
         pytest.skip("the command line brings the three packages together")
     upward = [module for module in imported(parse(path)) if module.split(".")[0] in PACKAGES[1:]]
     assert not upward, f"{name(path)} imports {upward}, which stand above it"
+
+
+@pytest.mark.parametrize("path", sorted(LIBRARY.rglob("*.py")), ids=name)
+def test_no_room_imports_one_above_it(path: Path) -> None:
+    if path == LIBRARY / "__init__.py":
+        pytest.skip("the front door")
+    above = {name(file) for file in dependencies(path) if ROOMS.index(room(file)) > ROOMS.index(room(path))}
+    assert not above, f"{name(path)} imports {sorted(above)}, which stand above {room(path)} in {ROOMS}"
+
+
+def test_no_circles_of_files() -> None:
+    graph = {path: dependencies(path) for path in LIBRARY.rglob("*.py") if path.name != "__init__.py"}
+    done: set[Path] = set()
+
+    def visit(path: Path, way: tuple[Path, ...]) -> None:
+        assert path not in way, " -> ".join(name(file) for file in (*way, path))
+        if path not in done:
+            for file in graph.get(path, set()):
+                visit(file, (*way, path))
+            done.add(path)
+
+    for path in graph:
+        visit(path, ())
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "configs" / "guidance").glob("*.yaml")), ids=name)
+def test_config_of_a_guidance_has_a_module_of_its_name(config: Path) -> None:
+    method = VARIANTS.get(config.stem, config.stem)
+    folder = LIBRARY / "guidance"
+    assert any((folder / part / f"{method}.py").is_file() for part in ("negatives", "combinations"))
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "configs" / "training_free").glob("*.yaml")), ids=name)
+def test_config_of_a_training_free_method_has_a_module_of_its_name(config: Path) -> None:
+    if config.stem not in PROBLEMS:
+        assert (LIBRARY / "guidance" / "training_free" / f"{config.stem}.py").is_file()
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -16,9 +16,9 @@ from callbacks import EarlySnapshots, PostHocEMA, RunCheckpoint
 from lightning_guide.data import Batch
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance import Autoguidance, Snapshot
-from lightning_guide.losses import EDMLoss, LossTerms
 from lightning_guide.modules.diffusion import DiffusionModule
-from lightning_guide.modules.learning_rate import InverseSqrtRate
+from lightning_guide.training.learning_rate import InverseSqrtRate
+from lightning_guide.training.losses import EDMLoss, LossTerms
 from tests import runs
 from tests.runs import TinyNetwork, TinyPictures, assert_same, evaluation, tiny_module, tiny_trainer
 

@@ -11,21 +11,20 @@ import pytest
 import torch
 
 from callbacks import PostHocEMA, RunCheckpoint
-from callbacks.run_checkpoint import newest_checkpoint
-from datamodules.subspace import SubspacePoints
-from lightning_guide.adaptation import MeanRefit, Shifted
+from callbacks.checkpoint import newest_checkpoint
+from datamodules.points import SubspacePoints
 from lightning_guide.denoiser import Denoiser
+from lightning_guide.distributions.subspace import Direction, SubspaceGaussian
 from lightning_guide.evaluation.evaluation import Evaluation
-from lightning_guide.evaluation.off_support import OffSupport
+from lightning_guide.evaluation.metrics.off_support import OffSupport
 from lightning_guide.guidance.gradient import LookAhead, NaiveGradient, Strength, Tilt
 from lightning_guide.modules.gradient_fine_tuning import GradientFineTuning
-from lightning_guide.modules.gradient_optimisation import GradientOptimisation
-from lightning_guide.modules.learning_rate import InverseSqrtRate
+from lightning_guide.modules.gradient_optimization import GradientOptimisation
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.objectives import NegativeDistance, Objective, Quadratic
-from lightning_guide.optimisation import Gain, GeometricReplay
+from lightning_guide.optimization import Gain, GeometricReplay, MeanRefit, Shifted
 from lightning_guide.samplers import DPMSolver2M, Euler
-from lightning_guide.toys.subspace import Direction, SubspaceGaussian
+from lightning_guide.training.learning_rate import InverseSqrtRate
 from tests.runs import assert_same, checkpoint, tiny_trainer
 
 # The mean of the samples is exact under any grid, as long as it begins far above the data; few steps suffice.

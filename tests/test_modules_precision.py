@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from callbacks import PostHocEMA
-from lightning_guide.denoiser import Preconditioned
-from lightning_guide.fixed import fixed
+from lightning_guide.inference import fixed
 from lightning_guide.modules.diffusion import DiffusionModule
-from lightning_guide.modules.optimizer import adam
 from lightning_guide.networks import EDM2UNet
+from lightning_guide.preconditioning import Preconditioned
+from lightning_guide.training.learning_rate import adam
 from tests.runs import TinyPictures, evaluation, snapshots, tiny_module, tiny_trainer
 from tests.small_networks import LABELS, SIGMA, pictures, unet
 

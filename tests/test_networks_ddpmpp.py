@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_guide.denoiser import Preconditioned
 from lightning_guide.guidance import PerturbedAttentionGuidance
 from lightning_guide.networks import DDPMpp
-from lightning_guide.networks.ddpm_block import DDPMBlock, PictureAttention
+from lightning_guide.networks.ddpmpp_block import DDPMBlock, PictureAttention
+from lightning_guide.preconditioning import Preconditioned
 from tests.small_networks import trajectory
 
 SMALL = {"model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attention_resolutions": [4], "dropout": 0.0}

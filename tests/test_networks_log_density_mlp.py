@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_guide.networks import LogDensityMLP, MPLinear
-from lightning_guide.recipe import build
+from lightning_guide.utils.recipe import build
 
 
 def trained(**options: int) -> LogDensityMLP:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lightning_guide.denoiser import Preconditioned
+from lightning_guide.distributions.subspace import SubspaceGaussian
 from lightning_guide.networks import PointMLP
-from lightning_guide.recipe import build
-from lightning_guide.toys.subspace import SubspaceGaussian
+from lightning_guide.preconditioning import Preconditioned
+from lightning_guide.utils.recipe import build
 
 
 def test_the_formula(generator: torch.Generator) -> None:

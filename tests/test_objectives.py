@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_guide.networks.classifier import SmallClassifier
+from lightning_guide.networks.classifiers import SmallClassifier
 from lightning_guide.objectives import (
     ClassLogProbability,
     Decoded,
@@ -19,15 +19,14 @@ from lightning_guide.objectives import (
     Linear,
     NegativeDistance,
     Objective,
-    OpenClipBackbone,
     Quadratic,
     RandomHead,
     Reward,
-    TimmBackbone,
     TorchFunction,
 )
-from lightning_guide.recipe import build
+from lightning_guide.pretrained import OpenClipBackbone, TimmBackbone
 from lightning_guide.snapshots import SnapshotStore
+from lightning_guide.utils.recipe import build
 
 
 def nearness(x: Tensor, scale: float) -> Tensor:

@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 
 from callbacks import MetricsReport, RunReport, SampleGrid
-from callbacks.png import write_png
+from callbacks.output import write_png
 from lightning_guide.cli import main
 from lightning_guide.evaluation import FrechetDistance, RawPixels
 from lightning_guide.report.charts import line_chart, ticks

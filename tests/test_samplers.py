@@ -11,8 +11,8 @@ import scipy.integrate
 import torch
 from torch import Tensor
 
-from lightning_guide.analytic import GaussianMixture, gaussian
 from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory
+from lightning_guide.distributions.gaussian_mixture import GaussianMixture, gaussian
 from lightning_guide.noise import Grid, KarrasGrid
 from lightning_guide.samplers import DPMSolver2M, Euler, Heun, Sampler
 from lightning_guide.seeds import SampleSeeds

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_guide.analytic import GaussianMixture
 from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory
+from lightning_guide.distributions.gaussian_mixture import GaussianMixture
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers import DPMSolver2M, Euler, Heun, Sampler
 from lightning_guide.seeds import SampleSeeds

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from lightning_guide.analytic import GaussianMixture, gaussian
+from lightning_guide.distributions.gaussian_mixture import GaussianMixture, gaussian
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers import DDIM, DPMSolver2M, Euler, Heun, Sampler, TimeTravel
 from lightning_guide.seeds import SampleSeeds

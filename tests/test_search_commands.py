@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 from lightning_guide.cli import main
-from lightning_guide.search import commands
-from lightning_guide.search.drawing import BlockEvaluations, DrawnBlocks
-from lightning_guide.search.guiders import Rebuilt
+from lightning_guide.commands import search as commands
+from lightning_guide.search.blocks import BlockEvaluations, DrawnBlocks
 from lightning_guide.search.halving import Halving
+from lightning_guide.search.rebuilt_guiders import Rebuilt
 from lightning_guide.snapshots import SnapshotStore
 from tests.searches import METRICS, PIXELS, SEARCH, own_metrics, search
 

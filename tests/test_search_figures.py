@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
+from lightning_guide.search.config import Objective
 from lightning_guide.search.figures import draw_heat_maps, draw_sensitivity
-from lightning_guide.search.objective import Objective
 from lightning_guide.search.scores import Scores
 from lightning_guide.search.space import UNGUIDED, Axis, Space
 

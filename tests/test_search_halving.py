@@ -10,12 +10,12 @@ import pytest
 import torch
 import yaml
 
+from lightning_guide.search.config import Objective
 from lightning_guide.search.halving import Halving
-from lightning_guide.search.objective import Objective
 from lightning_guide.search.race import Race
 from lightning_guide.search.scores import Block, Scorer, Scores
 from lightning_guide.search.space import UNGUIDED, Axis, Place, Space
-from lightning_guide.search.tuned import pareto, statement, write_guidances
+from lightning_guide.search.tune_report import pareto, statement, write_guidances
 from lightning_guide.seeds import mix
 
 AXES = [Axis(name, name, tuple(range(6))) for name in ("a", "b")] + [Axis("c", "c", ("x", "y", "z"))]

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from lightning_guide.cli import main
-from lightning_guide.search.ledger import Ledger, run_identity
-from lightning_guide.search.search_file import read_search
+from lightning_guide.search.config import read_search
+from lightning_guide.search.results_file import Ledger, run_identity
 from lightning_guide.snapshots import SnapshotStore
 from tests.searches import METRICS, SEARCH, other_data, own_metrics, search
 

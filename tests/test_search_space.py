@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightning_guide.search.search_file import read_search
+from lightning_guide.search.config import read_search
 from lightning_guide.search.space import UNGUIDED, Axis, Space, laid_over
 
 BASE = {

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from lightning_guide.cli import main
-from lightning_guide.modules.models import finished_model, open_snapshots, pretrained
+from lightning_guide.runs.run import finished_model, open_snapshots, pretrained
 from tests.processes import Processes, kill
 from tests.runs import assert_same, snapshots
 from tests.test_cli import TINY, failure, guide
@@ -44,7 +44,7 @@ def settings() -> dict[str, Any]:
         {"class_path": "WeightCurves", "init_args": {"metric": "nfe"}},
     ]
     sims["model"]["init_args"] |= {
-        "denoiser": {"class_path": "lightning_guide.modules.models.pretrained", "init_args": {"run": "base"}},
+        "denoiser": {"class_path": "lightning_guide.runs.run.pretrained", "init_args": {"run": "base"}},
         "evaluations": {"base": DRAWN | {"guidance": BASE}},
         "guidances": {
             name: {"class_path": kind, "init_args": {"auxiliary": AUXILIARY, "base": BASE, "weight": weight}}
@@ -97,7 +97,10 @@ def test_one_command_synthesises_retrains_and_evaluates(base: Path, monkeypatch:
     assert sorted({entry.images for entry in open_snapshots("sims").entries()}) == [16, 32, 48]
     results = json.loads(Path("sims/report/metrics.json").read_text())
     assert {name: values["nfe"] for name, values in results.items()} == {
-        "base": 3, "sims_1.5": 6, "sims_2": 6, "neon": 3
+        "base": 3,
+        "sims_1.5": 6,
+        "sims_2": 6,
+        "neon": 3,
     }
     assert Path("sims/report/curves_nfe.png").exists()
     shards = files(Path("synthetic"))
@@ -113,7 +116,7 @@ def test_the_auxiliary_begins_as_the_average_of_the_base(base: Path) -> None:
     for one, other in zip(begun.parameters(), average.parameters(), strict=True):
         assert torch.equal(one, other) and one.requires_grad and not other.requires_grad
     assert begun.training and not average.training
-    rate = {"class_path": "lightning_guide.modules.learning_rate.ConstantRate", "init_args": {"peak": 1e-30}}
+    rate = {"class_path": "lightning_guide.training.ConstantRate", "init_args": {"peak": 1e-30}}
     sims = settings()
     sims["model"]["init_args"]["learning_rate"] = rate
     Path("still.yaml").write_text(yaml.safe_dump(sims))

@@ -1,1 +1,1 @@
-"""What the commands beside Lightning's own do, one file each; searches have a room of their own."""
+"""What the commands beside Lightning's own do, one file each."""

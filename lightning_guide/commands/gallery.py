@@ -10,7 +10,8 @@ import yaml
 
 from lightning_guide.commands.guidance_files import build_guidances, read_guidances
 from lightning_guide.denoiser import Denoiser
-from lightning_guide.modules.models import RunModels, finished_model
+from lightning_guide.runs.models import RunModels
+from lightning_guide.runs.run import finished_model
 
 __all__ = ["fitting", "gallery_config"]
 

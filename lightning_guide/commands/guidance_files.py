@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser
 
 import lightning_guide.guidance  # noqa: F401  # short class names are found among classes that are imported
 from lightning_guide.denoiser import Denoiser
-from lightning_guide.yaml_file import read_yaml
+from lightning_guide.utils.files import read_yaml
 
 __all__ = ["build_guidances", "read_guidances"]
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
-from lightning_guide.modules.models import open_snapshots
-from lightning_guide.snapshots import SnapshotStore
+from lightning_guide.runs.run import open_snapshots, rebuild
 from lightning_guide.snapshots.post_hoc import MAX_ERROR
 
-__all__ = ["rebuild", "reconstruct"]
+__all__ = ["reconstruct"]
 
 
 def reconstruct(
@@ -44,28 +40,3 @@ def reconstruct(
     ages = [source.resolve_images(age) for age in images] if images else [entries[-1].images]
     targets = [(age, width) for age in ages for width in sigma_rels]
     return [str(path) for path in rebuild(source, targets, out or f"{run}/reconstructed", max_error=max_error)]
-
-
-def rebuild(
-    source: SnapshotStore, targets: Sequence[tuple[int, float]], run: str | Path, *, max_error: float
-) -> list[Path]:
-    """Writes the averages `targets`, (images, sigma_rel), of `source` to the folder `run`; reads each file once.
-
-    Raises:
-        ValueError: if there are not enough snapshots for one of them.
-    """
-    recipe = source.load([entry for entry in source.entries() if entry.sigma_rel > 0][-1])[1]
-    store = SnapshotStore(Path(run) / "snapshots")
-    files = []
-    for (images, sigma_rel), tensors in zip(targets, source.reconstruct(targets, max_error=max_error), strict=True):
-        path = store.save(
-            tensors,
-            images=images,
-            sigma_rel=sigma_rel,
-            recipe=recipe.recipe,
-            planned_images=recipe.planned_images,
-            buffers=recipe.buffers,
-        )
-        print(f"sigma_rel {sigma_rel:g} after {images} images: {path}")
-        files.append(path)
-    return files

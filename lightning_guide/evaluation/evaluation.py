@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from lightning_guide.data import SampleBatch
 from lightning_guide.denoiser import Denoiser, Models
-from lightning_guide.evaluation.metric import SampleMetric
+from lightning_guide.evaluation.metrics.base import SampleMetric
 from lightning_guide.guidance import Main
 from lightning_guide.samplers import Heun, Sampler
 from lightning_guide.seeds import SampleSeeds, mix

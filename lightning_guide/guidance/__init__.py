@@ -1,106 +1,50 @@
 """Guidances: denoisers made of denoisers, configured by class_path and composed by nesting."""
 
-from lightning_guide.guidance.attention import (
-    EntropyRectifyingGuidance,
-    PerturbedAttentionGuidance,
-    SmoothedEnergyGuidance,
-)
-from lightning_guide.guidance.autoguidance import Autoguidance, AutoguidanceBlend
-from lightning_guide.guidance.blocks import SkipLayerGuidance, StochasticSelfGuidance
-from lightning_guide.guidance.classifier_free import ClassifierFreeGuidance, Unconditional
-from lightning_guide.guidance.classifier_free_pp import ClassifierFreeGuidancePP
-from lightning_guide.guidance.condition import ConditionAnnealedGuidance, IndependentConditionGuidance
-from lightning_guide.guidance.degraded import NoisyInput
-from lightning_guide.guidance.energy import (
-    DPS,
-    MPGD,
-    TFG,
-    AdamDPS,
-    AugmentedPolyak,
-    ClassifierGuidance,
-    EluCD,
-    EnergyGuidance,
-    FreeDoM,
-    FreeDoMCLIP,
-    LossGuidedDiffusion,
-    MPGDLatent,
-    UniversalGuidance,
-)
-from lightning_guide.guidance.gradient import (
-    ConstantStrength,
-    GradientGuidance,
-    LookAhead,
-    LookAheadWithoutJacobian,
-    NaiveGradient,
-    PaperStrength,
-    PosteriorStrength,
-    Tilt,
-)
-from lightning_guide.guidance.guidance import Guidance
+from __future__ import annotations
+
+from lightning_guide.guidance import combinations, gradient, negatives, training_free
+from lightning_guide.guidance.attention import AttentionPerturbation, ChangedMap, ChangedQueries
+from lightning_guide.guidance.base import Guidance, Main, Reference, Snapshot
+from lightning_guide.guidance.branches import Branches, OtherCondition, Reaction
+from lightning_guide.guidance.combinations import *
+from lightning_guide.guidance.gradient import *
 from lightning_guide.guidance.guided import Guided
-from lightning_guide.guidance.input import (
-    MaskedSlidingWindowGuidance,
-    SelfAttentionGuidance,
-    SlidingWindowGuidance,
+from lightning_guide.guidance.negatives import *
+from lightning_guide.guidance.perturbation import (
+    Around,
+    ChangedEmbedding,
+    ConditionPerturbation,
+    Perturbation,
+    Perturbed,
+    Replacement,
 )
-from lightning_guide.guidance.neon import Neon
-from lightning_guide.guidance.noise_level import TimeStepGuidance
-from lightning_guide.guidance.perturbed import Perturbed
-from lightning_guide.guidance.references import Main, Snapshot
-from lightning_guide.guidance.score_scaling import ScoreScaling
-from lightning_guide.guidance.sims import SIMS
-from lightning_guide.guidance.tokens import TokenPerturbationGuidance
-from lightning_guide.guidance.weights import CosineWeight, Interval, WeightSchedule
+from lightning_guide.guidance.schedules import CosineWeight, Interval, StepWindow, WeightSchedule
+from lightning_guide.guidance.training_free import *
 
 __all__ = [
-    "AdamDPS",
-    "AugmentedPolyak",
-    "Autoguidance",
-    "AutoguidanceBlend",
-    "ClassifierFreeGuidance",
-    "ClassifierFreeGuidancePP",
-    "ClassifierGuidance",
-    "ConditionAnnealedGuidance",
-    "ConstantStrength",
+    "Around",
+    "AttentionPerturbation",
+    "Branches",
+    "ChangedEmbedding",
+    "ChangedMap",
+    "ChangedQueries",
+    "ConditionPerturbation",
     "CosineWeight",
-    "DPS",
-    "EluCD",
-    "EnergyGuidance",
-    "EntropyRectifyingGuidance",
-    "FreeDoM",
-    "FreeDoMCLIP",
-    "GradientGuidance",
     "Guidance",
     "Guided",
-    "IndependentConditionGuidance",
     "Interval",
-    "LookAhead",
-    "LookAheadWithoutJacobian",
-    "LossGuidedDiffusion",
-    "MPGD",
-    "MPGDLatent",
     "Main",
-    "MaskedSlidingWindowGuidance",
-    "NaiveGradient",
-    "Neon",
-    "NoisyInput",
-    "PaperStrength",
+    "OtherCondition",
+    "Perturbation",
     "Perturbed",
-    "PerturbedAttentionGuidance",
-    "PosteriorStrength",
-    "SIMS",
-    "ScoreScaling",
-    "SelfAttentionGuidance",
-    "SkipLayerGuidance",
-    "SlidingWindowGuidance",
-    "SmoothedEnergyGuidance",
+    "Reaction",
+    "Reference",
+    "Replacement",
     "Snapshot",
-    "StochasticSelfGuidance",
-    "TFG",
-    "Tilt",
-    "TimeStepGuidance",
-    "TokenPerturbationGuidance",
-    "Unconditional",
-    "UniversalGuidance",
+    "StepWindow",
     "WeightSchedule",
 ]
+__all__ += combinations.__all__
+__all__ += gradient.__all__
+__all__ += negatives.__all__
+__all__ += training_free.__all__

@@ -1,4 +1,14 @@
-"""The positive and the negatives of one trajectory, evaluated so that nothing they have in common is computed twice.
+"""The model under another condition than the sample's: the negatives of classifier-free guidance and its kin.
+
+Such a negative has weights and input in common with its positive, so that both can run as one batch (`Branches`).
+
+Negatives made out of the positive prediction: what they need is evaluated once and shared.
+
+Self-attention guidance blurs what the positive predicted, where the positive looked; masked sliding windows replace a
+part of what it predicted. Such a negative can be had by itself, as any denoiser; next to its positive, in `Guided`,
+the positive is evaluated once for both.
+
+The positive and the negatives of one trajectory, evaluated so that nothing they have in common is computed twice.
 
 * A `Reaction` of the positive reads its prediction instead of making it again.
 * An `OtherCondition` of the positive runs with it as one batch while both are needed and the batch is small: on a CPU
@@ -8,19 +18,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from lightning_guide.conditions import joined
+from lightning_guide.conditioning import joined
 from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory
-from lightning_guide.guidance.combination import Branch
-from lightning_guide.guidance.guidance import Guidance
-from lightning_guide.guidance.other_condition import OtherCondition, Replace
-from lightning_guide.guidance.reaction import React, Reaction
+from lightning_guide.guidance.base import Guidance, Main
+from lightning_guide.guidance.combinations.base import Branch
 
-__all__ = ["Branches"]
+__all__ = ["Branches", "OtherCondition", "React", "Reaction", "Replace"]
+
+
+Replace = Callable[[Tensor, Tensor | None], Tensor | None]
+
+
+"""(x (B, *), condition of the samples) -> the condition that takes its place."""
+
+
+class OtherCondition(Guidance, ABC):
+    """D(x, sigma, c') with another condition c'. One evaluation."""
+
+    def __init__(self, positive: Denoiser | None = None) -> None:
+        """`positive` is the model with labels; default: the one under evaluation."""
+        super().__init__()
+        self.positive = positive if positive is not None else Main()
+
+    @abstractmethod
+    def begin(self, trajectory: Trajectory) -> Replace:
+        """How conditions are replaced along one trajectory."""
+
+    def start(self, trajectory: Trajectory) -> Predict:
+        """The denoiser's own trajectory, under the other condition."""
+        predict, other = self.positive.start(trajectory), self.begin(trajectory)
+        return lambda x, sigma, condition: predict(x, sigma, other(x, condition))
+
+
+React = Callable[[Prediction, Tensor, Tensor, Tensor | None], Prediction]
+
+
+"""(positive prediction, x (B, *), sigma (), condition) -> negative prediction, all at the same point."""
+
+
+class Reaction(Guidance, ABC):
+    """Base of negatives made out of the prediction of their positive."""
+
+    @abstractmethod
+    def attach(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, React]:
+        """What runs in the place of `model` so that this can read it along `trajectory`, and the negative.
+
+        `model` is the positive, or what another reaction has put in its place; it predicts the same to the bit.
+        """
+
+    def start(self, trajectory: Trajectory) -> Predict:
+        """The negative by itself: it evaluates its positive first."""
+        model, react = self.attach(self.positive, trajectory)
+        positive = model.start(trajectory)
+        return lambda x, sigma, condition: react(positive(x, sigma, condition), x, sigma, condition)
+
 
 SMALL = 64  # samples that run with their negatives as one batch
 

@@ -1,4 +1,4 @@
-r"""The one formula of negative guidance: D = D_neg + w (D_pos - D_neg), for any number of negatives.
+"""The one formula of negative guidance: D = D_neg + w (D_pos - D_neg), for any number of negatives.
 
 With several, D = D_pos + sum_i (w_i - 1) (D_pos - D_i) (Karras et al. 2024, https://arxiv.org/abs/2406.02507, appendix
 B.2). w = 1 is off: that negative is not called. Papers that write s, gamma or omega mean w - 1.
@@ -12,11 +12,10 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from lightning_guide.denoiser import Denoiser, Models, Predict, Prediction, Trajectory
+from lightning_guide.guidance.base import Guidance, Main, Reference
 from lightning_guide.guidance.branches import Branches
-from lightning_guide.guidance.combination import Combination, Plain
-from lightning_guide.guidance.guidance import Guidance
-from lightning_guide.guidance.references import Main, Reference
-from lightning_guide.guidance.weights import WeightSchedule, weight_at
+from lightning_guide.guidance.combinations.base import Combination, Plain
+from lightning_guide.guidance.schedules import WeightSchedule, weight_at
 
 __all__ = ["Guided"]
 

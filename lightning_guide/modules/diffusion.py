@@ -13,20 +13,19 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
-from lightning_guide.conditions import without
+from lightning_guide.conditioning import without
 from lightning_guide.data import Batch
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.evaluation.evaluation import Evaluation, under_guidances
-from lightning_guide.evaluation.metric import SampleMetric
-from lightning_guide.losses import TrainingLoss
-from lightning_guide.modules.evaluated import EvaluatedModule
-from lightning_guide.modules.guiders_to_come import warn_of_guiders_not_to_come
-from lightning_guide.modules.learning_rate import InverseSqrtRate, LearningRate
-from lightning_guide.modules.models import OtherRuns, keeper
-from lightning_guide.modules.monitor import GradientGuard, NoiseLevelMeans
-from lightning_guide.modules.optimizer import adam
-from lightning_guide.modules.sharding import average_gradients_
+from lightning_guide.evaluation.metrics.base import SampleMetric
+from lightning_guide.evaluation.planned_guiders import warn_of_guiders_not_to_come
+from lightning_guide.modules.evaluation_mixin import EvaluatedModule
+from lightning_guide.runs.models import OtherRuns, keeper
 from lightning_guide.seeds import mix
+from lightning_guide.training.learning_rate import InverseSqrtRate, LearningRate, adam
+from lightning_guide.training.losses import TrainingLoss
+from lightning_guide.training.monitor import GradientGuard, NoiseLevelMeans
+from lightning_guide.training.sharding import average_gradients_
 
 __all__ = ["DiffusionModule"]
 

@@ -1,4 +1,4 @@
-r"""Adaptive fine-tuning: the model follows the samples that gradient guidance finds, and goes beyond its data.
+"""Adaptive fine-tuning: the model follows the samples that gradient guidance finds, and goes beyond its data.
 
 Guo et al. 2024, "Gradient Guidance for Diffusion Models: An Optimization Perspective",
 https://arxiv.org/abs/2404.14743, algorithm 2. Round k draws samples with the present model under the present guidance,
@@ -19,18 +19,19 @@ from torch import Tensor
 from lightning_guide.data import Batch, SampleBatch
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.evaluation.evaluation import Evaluation
-from lightning_guide.guidance.references import Reference
-from lightning_guide.losses import TrainingLoss
+from lightning_guide.guidance.base import Reference
 from lightning_guide.modules.diffusion import DiffusionModule
-from lightning_guide.modules.models import RunModels
 from lightning_guide.objectives.objective import Objective
-from lightning_guide.optimisation.history import write_records
-from lightning_guide.optimisation.replay import GeometricReplay, Replay, mixture
-from lightning_guide.optimisation.rounds import Rounds
-from lightning_guide.optimisation.targets import Target
+from lightning_guide.optimization.replay import GeometricReplay, Replay, mixture
+from lightning_guide.optimization.round_buffers import write_records
+from lightning_guide.optimization.rounds import Rounds
+from lightning_guide.optimization.targets import Target
+from lightning_guide.runs.models import RunModels
 from lightning_guide.seeds import mix
+from lightning_guide.training.losses import TrainingLoss
 
 __all__ = ["GradientFineTuning"]
+
 
 _NEGLIGIBLE = 1e-9  # a weight that no batch would ever show
 

@@ -20,6 +20,7 @@ from lightning_guide.snapshots import SnapshotStore
 
 __all__ = ["SupervisedModule"]
 
+
 _RAMP = 0.05
 
 

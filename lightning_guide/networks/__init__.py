@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from lightning_guide.networks.attention import CosineAttention, SelfAttention
-from lightning_guide.networks.ddpmpp import DDPMpp
+from lightning_guide.networks.classifiers import Classifier, NoisyClassifier, PatchClassifier, SmallClassifier
+from lightning_guide.networks.ddpmpp import DDPMpp, NoiseWaves
+from lightning_guide.networks.ddpmpp_block import DDPMBlock, PictureAttention
+from lightning_guide.networks.dit import DiffusionTransformer, NoiseMLP, PatchOutput
+from lightning_guide.networks.dit_block import Modulation, TokenAttention, TransformerBlock
+from lightning_guide.networks.edm2_block import Block
+from lightning_guide.networks.edm2_unet import EDM2UNet, NoiseEmbedding
+from lightning_guide.networks.image_to_image import PictureAutoencoder, PictureNetwork
+from lightning_guide.networks.inputs import ReadTokens, TokenMean
 from lightning_guide.networks.log_density_mlp import LogDensityMLP
 from lightning_guide.networks.magnitude_preserving import (
     MPConv,
@@ -16,16 +24,13 @@ from lightning_guide.networks.magnitude_preserving import (
     normalize_weights_,
     pixel_norm,
 )
-from lightning_guide.networks.picture_networks import PictureAutoencoder, PictureNetwork
 from lightning_guide.networks.point_mlp import PointMLP
-from lightning_guide.networks.transformer import DiffusionTransformer
-from lightning_guide.networks.transformer_block import TransformerBlock
-from lightning_guide.networks.unet import EDM2UNet, NoiseEmbedding
-from lightning_guide.networks.unet_block import Block
 
 __all__ = [
     "Block",
+    "Classifier",
     "CosineAttention",
+    "DDPMBlock",
     "DDPMpp",
     "DiffusionTransformer",
     "EDM2UNet",
@@ -33,11 +38,22 @@ __all__ = [
     "MPConv",
     "MPFourier",
     "MPLinear",
+    "Modulation",
     "NoiseEmbedding",
+    "NoiseMLP",
+    "NoiseWaves",
+    "NoisyClassifier",
+    "PatchClassifier",
+    "PatchOutput",
+    "PictureAttention",
     "PictureAutoencoder",
     "PictureNetwork",
     "PointMLP",
+    "ReadTokens",
     "SelfAttention",
+    "SmallClassifier",
+    "TokenAttention",
+    "TokenMean",
     "TransformerBlock",
     "mp_cat",
     "mp_silu",

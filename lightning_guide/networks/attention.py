@@ -1,4 +1,4 @@
-r"""Cosine self-attention of the EDM2 U-Net; its core is a submodule of its own, to be replaced by other methods.
+"""Cosine self-attention of the EDM2 U-Net; its core is a submodule of its own, to be replaced by other methods.
 
 Karras et al. 2024, https://arxiv.org/abs/2312.02696, section 2.
 """

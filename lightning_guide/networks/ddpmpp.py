@@ -1,4 +1,4 @@
-r"""The "DDPM++" network of EDM: a U-Net with group normalisation, for pictures of CIFAR-10's size.
+"""The "DDPM++" network of EDM: a U-Net with group normalisation, for pictures of CIFAR-10's size.
 
 Ho et al. 2020, https://arxiv.org/abs/2006.11239; Song et al. 2021, https://arxiv.org/abs/2011.13456, appendix H
 (residuals divided by sqrt 2, resampling inside blocks); Karras et al. 2022, https://arxiv.org/abs/2206.00364, table 7
@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_guide.denoiser import Network
-from lightning_guide.networks.ddpm_block import NEARLY_NOTHING, DDPMBlock, group_norm, initialised
-from lightning_guide.networks.labels import one_hot
-from lightning_guide.networks.sizes import check_size
+from lightning_guide.networks.ddpmpp_block import NEARLY_NOTHING, DDPMBlock, group_norm, initialised
+from lightning_guide.networks.inputs import check_size, one_hot
+from lightning_guide.preconditioning import Network
 
 __all__ = ["DDPMpp", "NoiseWaves"]
 

@@ -1,4 +1,4 @@
-r"""The small network of the 2D study: a scalar log-density G whose gradient is the score.
+"""The small network of the 2D study: a scalar log-density G whose gradient is the score.
 
 Karras et al. 2024, "Guiding a Diffusion Model with a Bad Version of Itself", https://arxiv.org/abs/2406.02507,
 the appendix on the 2D toy example.

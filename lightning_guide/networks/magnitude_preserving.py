@@ -1,4 +1,4 @@
-r"""Magnitude-preserving layers: unit root-mean-square (RMS) in, unit RMS out, in expectation.
+"""Magnitude-preserving layers: unit root-mean-square (RMS) in, unit RMS out, in expectation.
 
 Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models",
 https://arxiv.org/abs/2312.02696, section 2 and its appendix.
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
-from lightning_guide.module_tree import apart
+from lightning_guide.utils.modules import apart
 
 __all__ = [
     "EPSILON",
@@ -41,9 +41,13 @@ __all__ = [
     "with_fixed_weights",
 ]
 
+
 Module = TypeVar("Module", bound=nn.Module)
 
+
 EPSILON = 1e-4
+
+
 SILU_RMS = 0.596  # sqrt(E[silu(z)^2]) of z ~ N(0, 1), rounded as in the paper
 
 

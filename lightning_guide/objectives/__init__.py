@@ -1,32 +1,63 @@
-"""Objectives: functions of samples that are to be maximised, one number for each sample."""
+"""Objectives: functions of samples that are to be maximised, one number for each sample.
 
-from lightning_guide.objectives.backbones import Backbone, OpenClipBackbone, TimmBackbone
-from lightning_guide.objectives.bridge import NegativeEnergy, NegativeReward
-from lightning_guide.objectives.class_log_probability import ClassLogProbability
-from lightning_guide.objectives.decoded import Decoded
-from lightning_guide.objectives.distance import NegativeDistance
+Losses of the clean estimate: what samples are wanted.
+"""
+
+from __future__ import annotations
+
+from lightning_guide.objectives.class_label import ClassLabel, ClassLogProbability
+from lightning_guide.objectives.energy import Energy, Reconstructed, WeightedSum
 from lightning_guide.objectives.function import TorchFunction
-from lightning_guide.objectives.heads import FileHead, Head, RandomHead
-from lightning_guide.objectives.linear import Linear
-from lightning_guide.objectives.objective import Objective
-from lightning_guide.objectives.quadratic import Quadratic
-from lightning_guide.objectives.reward import Reward
+from lightning_guide.objectives.measurement import (
+    Blurred,
+    Boxed,
+    Compressed,
+    Downsampled,
+    Masked,
+    Measurement,
+    Operator,
+)
+from lightning_guide.objectives.motion import Goal, Integrated, Obstacle
+from lightning_guide.objectives.objective import NegativeEnergy, NegativeReward, Objective
+from lightning_guide.objectives.reference import Distance, NetworkDistance, SquaredDistance, Style
+from lightning_guide.objectives.regions import Disc, HalfSpace
+from lightning_guide.objectives.reward import Decoded, FileHead, Head, RandomHead, Reward
+from lightning_guide.objectives.synthetic import Linear, NegativeDistance, Quadratic
+from lightning_guide.objectives.text import TextMatch
 
 __all__ = [
-    "Backbone",
+    "Blurred",
+    "Boxed",
+    "ClassLabel",
     "ClassLogProbability",
+    "Compressed",
     "Decoded",
+    "Disc",
+    "Distance",
+    "Downsampled",
+    "Energy",
     "FileHead",
+    "Goal",
+    "HalfSpace",
     "Head",
+    "Integrated",
     "Linear",
+    "Masked",
+    "Measurement",
     "NegativeDistance",
     "NegativeEnergy",
     "NegativeReward",
+    "NetworkDistance",
     "Objective",
-    "OpenClipBackbone",
+    "Obstacle",
+    "Operator",
     "Quadratic",
     "RandomHead",
+    "Reconstructed",
     "Reward",
-    "TimmBackbone",
+    "SquaredDistance",
+    "Style",
+    "TextMatch",
     "TorchFunction",
+    "WeightedSum",
 ]

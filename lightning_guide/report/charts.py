@@ -8,9 +8,15 @@ from html import escape
 
 __all__ = ["COLOURS", "line_chart", "ticks"]
 
+
 COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#222222", "#EE8866", "#999933", "#882255")
+
+
 MOST = len(COLOURS)
+
+
 LEFT, RIGHT, TOP, BOTTOM, WIDTH, HEIGHT, LEGEND = 60, 12, 26, 38, 420, 260, 190
+
 
 Points = Sequence[tuple[float, float]]
 

@@ -10,6 +10,7 @@ from lightning_guide.report.charts import Points
 
 __all__ = ["History", "read_history"]
 
+
 _NO_METRIC = ("nfe", "samples", "seconds", "skipped", "unguided")
 
 

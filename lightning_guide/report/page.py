@@ -8,6 +8,7 @@ from html import escape
 
 __all__ = ["Page"]
 
+
 _STYLE = """
 body { font: 15px/1.5 sans-serif; margin: 2em auto; max-width: 1100px; padding: 0 1em; color: #222; background: #fff }
 h1 { margin-bottom: 0 }
@@ -24,6 +25,8 @@ tr:nth-child(even) { background: #f4f4f4 }
 pre { background: #f4f4f4; padding: 1em; overflow-x: auto; font-size: 13px }
 summary { cursor: pointer }
 """
+
+
 # A browser will neither fetch nor run anything, whatever a name in a run may contain.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 

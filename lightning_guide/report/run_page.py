@@ -11,18 +11,22 @@ from typing import Any
 
 import yaml
 
-from lightning_guide.atomic_file import atomic
 from lightning_guide.report.charts import line_chart
-from lightning_guide.report.environment import environment
 from lightning_guide.report.history import History, read_history
 from lightning_guide.report.page import Page
-from lightning_guide.report.tables import judges, rows
+from lightning_guide.report.tables import environment, judges, rows
 from lightning_guide.snapshots import SnapshotStore
+from lightning_guide.utils.files import atomic
 
-__all__ = ["ENVIRONMENT", "METRICS", "leaves", "read_facts", "report", "run_page", "write_page"]
+__all__ = ["leaves", "read_facts", "report", "run_page", "write_page"]
+
 
 METRICS, ENVIRONMENT = "report/metrics.json", "report/environment.json"
+
+
 _FIGURES = ("report", "gallery")  # folders of a run
+
+
 _GRID = re.compile(r"(?P<stage>[a-z]+)-(?P<images>\d+)-(?P<name>.+)\.png")
 
 

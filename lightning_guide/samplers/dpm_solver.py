@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_guide.denoiser import Trajectory
-from lightning_guide.samplers.sampler import Memory, PredictAt, Sampler
+from lightning_guide.samplers.base import Memory, PredictAt, Sampler
 
 __all__ = ["DPMSolver2M"]
 

@@ -11,7 +11,7 @@ import math
 from torch import Tensor
 
 from lightning_guide.denoiser import Trajectory
-from lightning_guide.samplers.sampler import Memory, PredictAt, Sampler
+from lightning_guide.samplers.base import Memory, PredictAt, Sampler
 
 __all__ = ["TimeTravel"]
 

@@ -10,7 +10,7 @@ from typing import Literal
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lightning_guide.search.objective import Objective
+from lightning_guide.search.config import Objective
 from lightning_guide.search.scores import Scores
 from lightning_guide.search.space import UNGUIDED, Axis, Place, Space
 
@@ -103,9 +103,7 @@ def _scale(values: Sequence[float]) -> Literal["linear", "log"]:
     return "log" if finite and 0 < 10 * min(finite) < max(finite) else "linear"
 
 
-def _curve(
-    panel: Axes, axis: Axis, points: Sequence[tuple[int, Scores]], metric: str, label: str | None
-) -> None:
+def _curve(panel: Axes, axis: Axis, points: Sequence[tuple[int, Scores]], metric: str, label: str | None) -> None:
     """A curve with its band; numbers stand where they are on the axis, fractions evenly in their order."""
     plain = all(isinstance(value, int | float) for value in axis.values)
     x = [axis.values[i] if plain else i for i, _ in points]

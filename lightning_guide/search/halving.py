@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lightning_guide.search.objective import Objective, check_objectives
+from lightning_guide.search.config import Objective, check_objectives
+from lightning_guide.search.gaussian_process import smoothed
 from lightning_guide.search.race import Race, Raced, in_turns
 from lightning_guide.search.scores import Block, Scorer
-from lightning_guide.search.smoothing import smoothed
 from lightning_guide.search.space import UNGUIDED, Place, Space
 
 __all__ = ["Found", "Halving", "Round"]
@@ -120,10 +120,9 @@ class Halving:
         """As many rounds as leave the last one room for all who race; the blocks of the first one."""
         last = self.race.candidates
         rounds = 1
-        while (
-            last * self.factor**rounds <= self.search_blocks // (rounds + 1)
-            and last * self.factor ** (rounds - 1) < len(self.places)
-        ):
+        while last * self.factor**rounds <= self.search_blocks // (rounds + 1) and last * self.factor ** (
+            rounds - 1
+        ) < len(self.places):
             rounds += 1
         begin = min(len(self.places), self.search_blocks // rounds)
         return rounds, max(1, self.search_blocks // rounds // (begin + 1))

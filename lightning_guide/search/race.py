@@ -5,19 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lightning_guide.search.objective import Objective
+from lightning_guide.search.config import Objective
 from lightning_guide.search.scores import Block, Scorer, Scores
 from lightning_guide.search.space import UNGUIDED, Place
 
 __all__ = ["Race", "Raced", "in_turns"]
 
+
 MIN_BLOCKS = 4
+
+
 """Fewest blocks: with fewer an interval says nothing."""
 
+
 FINALISTS = 2
+
+
 """Points on the most blocks, for each objective."""
 
+
 FIELDS = (4, FINALISTS)
+
+
 """Candidates for each objective; the first number that the blocks are enough for."""
 
 

@@ -11,15 +11,24 @@ from typing import Any
 
 from lightning_guide.snapshots.names import parse_images
 
-__all__ = ["OWN", "Axis", "Place", "Space", "UNGUIDED", "laid_over"]
+__all__ = ["Axis", "OWN", "Place", "Space", "UNGUIDED", "laid_over"]
+
 
 Place = tuple[int, ...]
+
+
 """A point of a space: the number of its value on each axis."""
 
+
 UNGUIDED: Place = ()
+
+
 """The place of no guidance at all, which every search compares with."""
 
+
 OWN = ("metrics", "num_samples", "repetitions", "seed", "first_index")
+
+
 """What a search decides itself, so that all points are drawn from the same seeds and judged in the same way."""
 
 

@@ -22,9 +22,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_guide import __version__
-from lightning_guide.atomic_file import atomic
+from lightning_guide.utils.files import atomic
 
 __all__ = ["Metadata", "checksum", "read", "read_metadata", "write"]
+
 
 FORMAT = "lightning-guide snapshot 1"
 
@@ -36,7 +37,7 @@ class Metadata:
     Attributes:
         images: number of training images seen, exactly.
         sigma_rel: relative width of the average; 0 means raw weights.
-        recipe: how to build the network (`lightning_guide.recipe`).
+        recipe: how to build the network (`lightning_guide.utils.recipe`).
         planned_images: planned length of the run, if there was a plan.
         buffers: names of the tensors that are copied, not averaged.
         code_version: version of lightning-guide that wrote the file.

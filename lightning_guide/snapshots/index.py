@@ -10,11 +10,12 @@ import json
 import warnings
 from pathlib import Path
 
-from lightning_guide.atomic_file import atomic
 from lightning_guide.snapshots.file import read_metadata
 from lightning_guide.snapshots.names import Entry, SnapshotMissing, parse_file_names
+from lightning_guide.utils.files import atomic
 
 __all__ = ["SnapshotIndex"]
+
 
 _NAME = "index.json"
 

@@ -23,6 +23,7 @@ __all__ = [
     "stored_near",
 ]
 
+
 _NAME = re.compile(r"images-(\d{12,})-sigma_rel-(0\.\d{4})\.safetensors")
 
 
@@ -81,8 +82,7 @@ def parse_images(images: int | float | str) -> int | Fraction:
         ValueError: if `images` is neither.
     """
     wanted = (
-        "expected a count of images or a fraction of the planned run such as 0.25, '1/16' or '1/3.5', "
-        f"got {images!r}"
+        f"expected a count of images or a fraction of the planned run such as 0.25, '1/16' or '1/3.5', got {images!r}"
     )
     if isinstance(images, bool) or not isinstance(images, int | float | str):
         raise ValueError(wanted)

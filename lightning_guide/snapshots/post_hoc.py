@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from lightning_guide.ema import profile_error, reconstruction_weights
-from lightning_guide.recipe import equivalent
 from lightning_guide.snapshots.file import Metadata
 from lightning_guide.snapshots.names import Entry, SnapshotMissing, available
+from lightning_guide.utils.recipe import equivalent
 
 __all__ = ["MAX_ERROR", "Rebuilt", "accumulate", "shares"]
 
+
 MAX_ERROR = 0.05  # profile error up to which a rebuilt average serves
+
 
 Rebuilt = tuple[dict[str, Tensor], Metadata]
 

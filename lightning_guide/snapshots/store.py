@@ -18,7 +18,6 @@ from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.ema import gamma
-from lightning_guide.recipe import build
 from lightning_guide.snapshots.file import Metadata, read, read_metadata, write
 from lightning_guide.snapshots.index import SnapshotIndex
 from lightning_guide.snapshots.names import (
@@ -31,6 +30,7 @@ from lightning_guide.snapshots.names import (
     stored_near,
 )
 from lightning_guide.snapshots.post_hoc import MAX_ERROR, Rebuilt, accumulate, shares
+from lightning_guide.utils.recipe import build
 
 __all__ = ["SnapshotStore"]
 

@@ -1,12 +1,15 @@
 """Gradient guidance: samples are led up a linearised objective, by look-ahead or naively."""
 
-from lightning_guide.guidance.gradient.gradient_guidance import GradientGuidance
+from __future__ import annotations
+
+from lightning_guide.guidance.gradient.base import GradientGuidance, Linearisation
 from lightning_guide.guidance.gradient.look_ahead import LookAhead, LookAheadWithoutJacobian
 from lightning_guide.guidance.gradient.naive import NaiveGradient
 from lightning_guide.guidance.gradient.strengths import (
     ConstantStrength,
     PaperStrength,
     PosteriorStrength,
+    Slope,
     Strength,
     Tilt,
 )
@@ -14,11 +17,13 @@ from lightning_guide.guidance.gradient.strengths import (
 __all__ = [
     "ConstantStrength",
     "GradientGuidance",
+    "Linearisation",
     "LookAhead",
     "LookAheadWithoutJacobian",
     "NaiveGradient",
     "PaperStrength",
     "PosteriorStrength",
+    "Slope",
     "Strength",
     "Tilt",
 ]

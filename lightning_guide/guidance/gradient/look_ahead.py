@@ -1,4 +1,4 @@
-r"""Look-ahead guidance G_loss: the gradient runs through the denoiser and therefore stays on the data's support.
+"""Look-ahead guidance G_loss: the gradient runs through the denoiser and therefore stays on the data's support.
 
 Guo et al. 2024, https://arxiv.org/abs/2404.14743, definition 1, lemma 1 and theorem 1: G = c J with
 J = grad_x g^T D(x, sigma) = (dD/dx)^T g, one vector-Jacobian product for the whole batch. For data on a subspace
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_guide.denoiser import Denoiser, Predict, Prediction
-from lightning_guide.guidance.gradient.gradient_guidance import GradientGuidance, Linearisation, check_seen
+from lightning_guide.guidance.gradient.base import GradientGuidance, Linearisation, check_seen
 from lightning_guide.guidance.gradient.strengths import Strength
 
 __all__ = ["LookAhead", "LookAheadWithoutJacobian"]

@@ -1,4 +1,4 @@
-r"""Naive guidance G: the gradient itself is added to the score, and pulls samples off the data's support.
+"""Naive guidance G: the gradient itself is added to the score, and pulls samples off the data's support.
 
 Guo et al. 2024, https://arxiv.org/abs/2404.14743, proposition 3 with Sigma = I:
 G_t = alpha (y - v) g / (s^2 + h |g|^2) in their form, so that in ours
@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser, Predict
-from lightning_guide.guidance.gradient.gradient_guidance import GradientGuidance, Linearisation, check_seen
+from lightning_guide.guidance.gradient.base import GradientGuidance, Linearisation, check_seen
 from lightning_guide.guidance.gradient.strengths import Strength
 
 __all__ = ["NaiveGradient"]

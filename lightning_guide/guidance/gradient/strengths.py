@@ -1,4 +1,4 @@
-r"""How strongly a linear label y = g^T x_0 + noise pulls: the factor c of G = c J with J = grad_x g^T D(x, sigma).
+"""How strongly a linear label y = g^T x_0 + noise pulls: the factor c of G = c J with J = grad_x g^T D(x, sigma).
 
 Guo et al. 2024, "Gradient Guidance for Diffusion Models: An Optimization Perspective",
 https://arxiv.org/abs/2404.14743, definition 1 and lemma 1. They write in the variance-preserving form
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_guide.recipe import Recorded
+from lightning_guide.utils.recipe import Recorded
 
 __all__ = ["ConstantStrength", "PaperStrength", "PosteriorStrength", "Slope", "Strength", "Tilt"]
 

@@ -1,0 +1,108 @@
+"""What guides want to see: their gradients accumulated on random backgrounds, a row of pictures for each.
+
+After figure 2 of Shen et al. 2024, https://arxiv.org/abs/2403.12404.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from callbacks.diagnostics.trajectories import record
+from lightning_guide.data import DataView
+from lightning_guide.guidance.training_free import Probe
+from lightning_guide.guidance.training_free.gradient_probe import accumulate, smoothness
+from lightning_guide.modules.diffusion import DiffusionModule
+from lightning_guide.objectives import Energy
+from lightning_guide.seeds import SampleSeeds
+
+__all__ = ["AccumulatedGradients"]
+
+
+class AccumulatedGradients(pl.Callback):
+    """Gradients of each of the `probes` on the same backgrounds: `accumulated_gradients.png` and `.json`.
+
+    Backgrounds are uniform on [-1/2, 1/2]. For each probe the numbers are means over the pictures: of its loss at the
+    end, of that of the `judge`, and of the share of low frequencies in what was added (`smoothness`). After validation
+    and test, on process 0.
+    """
+
+    def __init__(
+        self,
+        probes: dict[str, Probe],
+        judge: Energy | None = None,
+        *,
+        labels: Sequence[int] = tuple(range(10)),
+        steps: int = 1000,
+        seed: int = 0,
+        folder: str | None = None,
+    ) -> None:
+        """Configures the picture.
+
+        Args:
+            probes: name -> guide.
+            judge: another network than those, to see whether it recognises what was made.
+            labels: one picture each.
+            steps: of length .01 sqrt(d), along the gradient.
+            seed: of backgrounds and draws.
+            folder: of the files; None is `report` in the folder of the run.
+
+        Raises:
+            ValueError: if there is nothing to draw.
+        """
+        super().__init__()
+        if not probes or not labels or steps < 1:
+            raise ValueError(
+                f"AccumulatedGradients needs probes, labels and steps >= 1, got {len(probes)}, {len(labels)}, {steps}"
+            )
+        self.probes, self.judge, self.labels = dict(probes), judge, list(labels)
+        self.steps, self.seed, self.folder = steps, seed, folder
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Draws, on process 0."""
+        self._draw(trainer, pl_module)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Draws, on process 0."""
+        self._draw(trainer, pl_module)
+
+    @torch.no_grad()
+    def _draw(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        data: DataView = trainer.datamodule  # type: ignore[attr-defined]
+        labels = torch.tensor(self.labels, device=module.device)
+        pictures, numbers = {}, {}
+        for name, probe in self.probes.items():
+            seeds = SampleSeeds(self.seed, range(len(labels)))
+            start = seeds.uniform("background", data.data_shape, module.device) - 0.5
+            x, losses = accumulate(probe, start, seeds=seeds, condition=labels, steps=self.steps)
+            pictures[name] = data.decode(x).cpu()
+            numbers[name] = {"loss": float(losses[-1].mean()), "smoothness": float(smoothness(x - start).mean())}
+            if self.judge is not None:
+                numbers[name]["judge"] = float(self.judge(x, labels).mean())
+        record(trainer, self.folder, "accumulated_gradients", _figure(pictures, self.labels, numbers), numbers)
+
+
+def _figure(
+    pictures: Mapping[str, Tensor], labels: Sequence[int], numbers: Mapping[str, Mapping[str, float]]
+) -> Figure:
+    """A row for each probe, a column for each label."""
+    figure = Figure(figsize=(1.0 * len(labels) + 2.2, 1.15 * len(pictures)), dpi=100, layout="constrained")
+    rows = figure.subplots(len(pictures), len(labels), squeeze=False)
+    for row, (name, drawn) in zip(rows, pictures.items(), strict=True):
+        for axes, picture, label in zip(row, drawn, labels, strict=True):
+            shown = picture.permute(1, 2, 0).squeeze(-1)
+            axes.imshow(shown.numpy(), cmap="gray", vmin=0, vmax=255)
+            axes.set(xticks=[], yticks=[])
+            if row is rows[0]:
+                axes.set_title(str(label), fontsize=8)
+        told = numbers[name].get("judge")
+        said = name if told is None else f"{name}\njudge {told:.2f}"
+        row[0].set_ylabel(said, fontsize=8, rotation=0, ha="right", va="center")
+    return figure

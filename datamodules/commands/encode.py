@@ -1,0 +1,180 @@
+"""The command `encode`: shards of pictures become shards of latents."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from webdataset import TarWriter
+
+from datamodules.shard_examples import MASK, TOKENS
+from datamodules.shards import shard_paths
+from datamodules.storage.downloads import Downloads
+from datamodules.storage.image_codec import UndecodableError, decode_picture, shrink
+from datamodules.storage.latent_inventory import INVENTORY, begun, origin
+from datamodules.storage.shard_writer import is_whole, write_json
+from datamodules.storage.tar_index import ShardIndex, index_shard
+from lightning_guide.pretrained.autoencoders import VariationalAutoencoder
+from lightning_guide.utils.files import atomic
+
+__all__ = ["encode"]
+
+
+def encode(
+    shards: str | list[str],
+    folder: str,
+    *,
+    vae: VariationalAutoencoder,
+    size: int | None = None,
+    batch_size: int = 16,
+    device: str | None = None,
+    downloads: str | None = None,
+) -> None:
+    """Encodes picture shards, one file each under the same name; run again, it goes on where it was.
+
+    A record keeps its key, label and embedding; in place of the picture stands KEY.npy, float32 (2 C, h, w): mean and
+    standard deviation of its latents. Mean and deviation of all latents, which `datamodules.Latents` needs, are printed
+    and kept in `latents.json`.
+
+    Args:
+        shards: tar files of pictures, as "data/train-*.tar".
+        folder: where the shards of latents go.
+        vae: the autoencoder, as --vae DiffusersVAE --vae.path stabilityai/sd-vae-ft-mse.
+        size: crop to the central square and shrink to `size` x `size` first; None keeps the pictures as they are.
+        batch_size: pictures in one call of the autoencoder.
+        device: default: a GPU if there is one.
+        downloads: folder for copies of shards that are given by URL, as for `datamodules.Shards`.
+
+    Raises:
+        ValueError: for missing or damaged shards, pictures of different sizes, latents that are not finite, a device
+            that is not there, or a folder encoded with other settings or of other pictures.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; expected at least 1 picture in one call of the autoencoder")
+    if size is not None and size < 1:
+        raise ValueError(f"size is {size}; expected at least 1 pixel, or none to keep the pictures as they are")
+    remote = None if downloads is None else Downloads(downloads)
+    paths, path = shard_paths(shards, remote), Path(folder) / INVENTORY
+    if len({each.name for each in paths}) < len(paths):
+        raise ValueError(f"two of the shards {shards!r} have one name; expected different ones for their latents")
+    if path.parent.resolve() in {each.parent.resolve() for each in paths}:
+        raise ValueError(f"{folder} holds the pictures themselves; expected another folder for their latents")
+    where = _device(device)
+    vae = vae.to(where).eval()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    settings = {"vae": vae.recipe, "size": size}
+    done = begun(path, settings)
+    for source in tqdm(paths, unit="shard", disable=None):
+        if remote is not None:
+            remote.fetch([source])
+        target, entry = path.with_name(source.name), done.get(source.name, {})
+        pictures = {"origin": origin(source)}
+        if not is_whole(target, entry or None, extensions=("npy",)):
+            entry = _encode_shard(source, target, vae, size=size, batch_size=batch_size, device=where)
+            done[source.name] = entry | pictures
+            write_json(path, {"settings": settings, "shards": done})
+        elif entry.get("origin") not in (None, pictures["origin"]):
+            raise ValueError(
+                f"{target} holds latents of other pictures than {source}, which has the same name; expected another "
+                "folder, or other names"
+            )
+    rows = [torch.tensor([entry["sum"], entry["squares"]], dtype=torch.float64) for entry in done.values()]
+    mean, square = torch.stack(rows).sum(0) / sum(entry["values"] for entry in done.values())
+    std = (square - mean**2).sqrt()
+    moments = {"mean": [round(m, 4) for m in mean.tolist()], "std": [round(s, 4) for s in std.tolist()]}
+    write_json(path, {"settings": settings, **moments, "shards": done})
+    records, corrupt = (sum(entry[key] for entry in done.values()) for key in ("records", "corrupt"))
+    print(
+        f"latents of {records} pictures in {len(done)} shards: {folder}/*.tar ({corrupt} corrupt pictures left out); "
+        f"for datamodules.Latents: mean: {moments['mean']}, std: {moments['std']}"
+    )
+
+
+def _encode_shard(
+    source: Path, target: Path, vae: VariationalAutoencoder, *, size: int | None, batch_size: int, device: torch.device
+) -> dict[str, Any]:
+    """Writes one shard beside its place and renames it; returns its entry in the inventory."""
+    index = index_shard(source, num_classes=0, beside=("cls", TOKENS, MASK))
+    keys, corrupt, sums, written = index.keys(), 0, [], 0
+    with atomic(target) as temporary, temporary.open("wb") as file, TarWriter(file, mtime=0) as tar:
+        for first in range(0, len(index), batch_size):
+            sound, pictures = _pictures(index, range(first, min(first + batch_size, len(index))), size)
+            corrupt += min(batch_size, len(index) - first) - len(sound)
+            if not sound:
+                continue
+            with torch.no_grad():
+                mean, std = vae.posterior(pictures.to(device).to(torch.float32) / 255)
+            latents = torch.cat([mean, std], dim=1).to("cpu", torch.float32)
+            for record, latent in zip(sound, latents, strict=True):
+                if not bool(latent.isfinite().all()):
+                    raise ValueError(f"the latents of record {keys[record]!r} of {source} are not finite")
+            for record, latent in zip(sound, latents, strict=True):
+                tar.write({"__key__": keys[record], "npy": _npy(latent), **_beside(index, record)})
+            mean, std = mean.double().cpu(), std.double().cpu()
+            sums.append(torch.stack([mean.sum((0, 2, 3)), (mean**2 + std**2).sum((0, 2, 3))]))
+            written += mean.numel() // mean.shape[1]
+        if not sums:
+            raise ValueError(f"all {len(index)} pictures in {source} are corrupt; expected at least one sound one")
+    total, squares = torch.stack(sums).sum(0).tolist()
+    return {
+        "records": len(index) - corrupt, "corrupt": corrupt, "values": written, "sum": total, "squares": squares
+    }  # fmt: skip
+
+
+def _pictures(index: ShardIndex, records: range, size: int | None) -> tuple[list[int], Tensor]:
+    """Those of `records` that can be read, and their pictures (B, 3, H, W) uint8."""
+    sound: list[int] = []
+    pictures: list[Tensor] = []
+    with index.path.open("rb") as file:
+        for record in records:
+            file.seek(int(index.offsets[record]))
+            try:
+                picture = decode_picture(file.read(int(index.sizes[record])))
+            except UndecodableError:
+                continue
+            picture = picture if size is None else shrink(picture, size)
+            if pictures and picture.shape != pictures[0].shape:
+                raise ValueError(
+                    f"record {index.key(record)!r} of {index.path} has {picture.shape[1]}x{picture.shape[2]} pixels, "
+                    f"others {pictures[0].shape[1]}x{pictures[0].shape[2]}; set size to crop and shrink them to one"
+                )
+            sound.append(record)
+            pictures.append(picture)
+    return sound, torch.stack(pictures) if pictures else torch.empty(0)
+
+
+def _beside(index: ShardIndex, record: int) -> dict[str, bytes]:
+    """Label and embedding of a record, as they are."""
+    found = {}
+    with index.path.open("rb") as file:
+        for name, places in index.beside.items():
+            offset, length = places[record].tolist()
+            if length >= 0:
+                file.seek(offset)
+                found[name] = file.read(length)
+    return found
+
+
+def _npy(x: Tensor) -> bytes:
+    """An array file."""
+    buffer = io.BytesIO()
+    np.save(buffer, x.numpy())
+    return buffer.getvalue()
+
+
+def _device(name: str | None) -> torch.device:
+    """The device of that name, by default a GPU if there is one.
+
+    Raises:
+        ValueError: if there is no such device.
+    """
+    chosen = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=chosen).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device is {chosen!r}, which is not here: {str(error).splitlines()[0]}") from None

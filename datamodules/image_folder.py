@@ -1,0 +1,237 @@
+"""Pictures in a folder or a zip archive, with labels from `dataset.json` or from class folders.
+
+Pictures in folders and zip archives, trained on as they are: no conversion, one file read for each picture.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import torch
+
+from datamodules.base_images import RecordImages, Split
+from datamodules.records import RecordExamples
+from datamodules.storage.image_codec import SUFFIXES, UndecodableError
+from lightning_guide.seeds import mix
+
+__all__ = ["FileExamples", "PictureFiles", "Pictures", "is_hidden", "is_picture", "labels_of", "picture_files"]
+
+
+class PictureFiles(ABC):
+    """The files of a folder or archive, by their names with slashes, relative to it."""
+
+    place: Path
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """Names of all files, sorted."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """Content of a file.
+
+        Raises:
+            UndecodableError: if an archive is damaged there, encrypted, or compressed in an unknown way.
+        """
+
+
+class _Folder(PictureFiles):
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def names(self) -> list[str]:
+        walk = (Path(folder) / file for folder, _, files in os.walk(self.place, followlinks=True) for file in files)
+        return sorted(path.relative_to(self.place).as_posix() for path in walk)
+
+    def read(self, name: str) -> bytes:
+        return (self.place / name).read_bytes()
+
+
+class _Zip(PictureFiles):
+    """Opened anew in each process: loader workers must not share a file position."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self._opened: tuple[int, zipfile.ZipFile] | None = None
+
+    def names(self) -> list[str]:
+        return sorted(info.filename for info in self._archive().infolist() if not info.is_dir())
+
+    def read(self, name: str) -> bytes:
+        try:
+            return self._archive().read(name)
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # the last: encrypted, unknown method
+            raise UndecodableError(f"{type(error).__name__}: {error}") from None
+
+    def _archive(self) -> zipfile.ZipFile:
+        if self._opened is None or self._opened[0] != os.getpid():
+            try:
+                self._opened = os.getpid(), zipfile.ZipFile(self.place)
+            except zipfile.BadZipFile as error:
+                raise ValueError(f"{self.place} is damaged, or no zip archive: {error}") from None
+        return self._opened[1]
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"place": self.place, "_opened": None}
+
+
+def picture_files(place: str | Path) -> PictureFiles:
+    """The files of a folder, or of a zip archive.
+
+    Raises:
+        ValueError: if there is neither.
+    """
+    path = Path(place)
+    if path.is_dir():
+        return _Folder(path)
+    if path.is_file():
+        return _Zip(path)
+    raise ValueError(f"{path} does not exist; expected a folder of pictures or a zip archive of them")
+
+
+class FileExamples(RecordExamples):
+    """The pictures among some files.
+
+    Labels come from `dataset.json` beside them, {"labels": [[name, label], ...]}, if there is one, else from the first
+    folder in each name, classes in alphabetical order.
+    """
+
+    def __init__(
+        self, files: PictureFiles, names: Sequence[str], *, size: int | None, num_classes: int, classes: dict[str, int]
+    ) -> None:
+        """The pictures `names`, with labels `classes` (name -> label) if `num_classes` is not 0.
+
+        Raises:
+            ValueError: if a picture has no label, or one out of range; if not one picture is readable.
+        """
+        self.files, self.names = files, list(names)
+        if not self.names:
+            raise ValueError(f"{files.place} holds no pictures here; expected files ending in {', '.join(SUFFIXES)}")
+        if num_classes:
+            wrong = next((name for name in self.names if not 0 <= classes.get(name, -1) < num_classes), None)
+            if wrong is not None:
+                found = f"the label {classes[wrong]}" if wrong in classes else "no label"
+                raise ValueError(f"{wrong} in {files.place} has {found}; expected 0 to {num_classes - 1}")
+        labels = torch.tensor([classes[name] if num_classes else -1 for name in self.names])
+        super().__init__(labels, labelled=num_classes > 0, size=size)
+
+    @property
+    def place(self) -> str:
+        """The folder or archive."""
+        return str(self.files.place)
+
+    def name(self, record: int) -> str:
+        """A picture, as shown to the user."""
+        return f"{self.names[record]} in {self.files.place}"
+
+    def content(self, record: int) -> bytes:
+        """The file of a picture."""
+        return self.files.read(self.names[record])
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file is taken for a picture, by its name."""
+    return PurePosixPath(name).suffix.lower() in SUFFIXES and not is_hidden(name)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden, lies in a hidden folder, or is what macOS adds to archives."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+
+
+def labels_of(files: PictureFiles) -> tuple[list[str], dict[str, int]]:
+    """Names of all pictures, sorted, and their labels.
+
+    Raises:
+        ValueError: if `dataset.json` is there and holds something else.
+    """
+    names = files.names()
+    pictures = [name for name in names if is_picture(name)]
+    if "dataset.json" in names:
+        try:
+            rows = json.loads(files.read("dataset.json"))["labels"]
+            return pictures, {str(name): int(label) for name, label in rows or []}
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f'dataset.json in {files.place} is damaged ({error}); expected {{"labels": [["NAME", 0], ...]}} with '
+                "whole numbers, or null"
+            ) from None
+    folders = sorted({name.split("/")[0] for name in pictures if "/" in name})
+    return pictures, {name: folders.index(name.split("/")[0]) for name in pictures if "/" in name}
+
+
+class Pictures(RecordImages):
+    """Pictures in a folder or a zip archive, as RGB, with labels of `dataset.json` or of class folders.
+
+    Archives in the format of EDM2's dataset tool can be used as they are. Corrupt pictures are counted and reported;
+    their names are in `corrupt`. Shards (`lightning-guide convert`) are read faster from slow or remote disks.
+    """
+
+    def __init__(
+        self,
+        train: str,
+        heldout: float | str = 0.02,
+        *,
+        num_classes: int = 0,
+        size: int | None = None,
+        cache: bool | None = None,
+        flip: bool = False,
+        batch_size: int = 128,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        """Lists the files.
+
+        Args:
+            train: folder or zip archive to train on.
+            heldout: another one, or the share of `train` that is held out, chosen by the names of the files.
+            num_classes: number of classes; 0 ignores the labels.
+            size: crop pictures to their central square and shrink them to `size` x `size` by the mean over areas;
+                None leaves them as they are.
+            cache: decode everything once into memory; None does so below 1 GiB.
+            flip: mirror training pictures with probability 1/2.
+            batch_size: pictures per process and micro-step.
+            num_workers: loader processes; of no use when the pictures are in memory.
+            seed: order of the training data.
+
+        Raises:
+            ValueError: if a place does not exist, holds no pictures, or has labels missing or out of range.
+        """
+        if isinstance(heldout, float | int) and not 0 < heldout < 1:
+            raise ValueError(f"heldout is {heldout}; expected a folder, a zip archive, or a share between 0 and 1")
+        files = picture_files(train)
+        names, labels = labels_of(files)
+        if isinstance(heldout, str):
+            other = picture_files(heldout)
+            self._files = {"train": (files, names, labels), "heldout": (other, *labels_of(other))}
+        else:
+            kept = [mix(name, "heldout") >= heldout * 2**63 for name in names]
+            self._files = {
+                "train": (files, [name for name, keep in zip(names, kept, strict=True) if keep], labels),
+                "heldout": (files, [name for name, keep in zip(names, kept, strict=True) if not keep], labels),
+            }
+        super().__init__(
+            num_classes=num_classes,
+            size=size,
+            cache=cache,
+            flip=flip,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            seed=seed,
+        )
+
+    def first(self) -> FileExamples:
+        """The first training pictures."""
+        files, names, labels = self._files["train"]
+        return FileExamples(files, names[:100], size=None, num_classes=self.num_classes, classes=labels)
+
+    def records(self, split: Split) -> FileExamples:
+        """The pictures of a split."""
+        files, names, labels = self._files[split]
+        return FileExamples(files, names, size=self.size, num_classes=self.num_classes, classes=labels)

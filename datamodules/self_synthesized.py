@@ -1,0 +1,231 @@
+"""Data that a finished model has drawn itself, made once and then trained on.
+
+The synthetic set of SIMS (Alemohammad et al. 2024, https://arxiv.org/abs/2408.16333, steps 2 and 3 of the algorithm):
+n_s samples of the base model by its usual sampler, on which an auxiliary that begins as the base is trained.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from datamodules.base import DiffusionData
+from datamodules.class_mix import ClassMix, class_labels, class_shares
+from datamodules.examples import Examples
+from datamodules.shard_examples import ShardExamples
+from datamodules.storage.image_codec import decode_sample
+from datamodules.storage.synthesis import Synthesis, check_settings, first_difference
+from datamodules.storage.tar_index import SAMPLES
+from lightning_guide.data import Batch
+from lightning_guide.denoiser import Denoiser
+from lightning_guide.guidance import Main
+from lightning_guide.inference import fixed
+from lightning_guide.runs.models import RunModels
+from lightning_guide.runs.run import finished_model
+from lightning_guide.samplers import Heun, Sampler
+from lightning_guide.snapshots.file import checksum
+from lightning_guide.utils.distributed import together
+from lightning_guide.utils.files import atomic
+
+__all__ = ["SelfSynthesised"]
+
+
+_IN_MEMORY_BELOW = 2**30  # bytes
+
+
+class SelfSynthesised(DiffusionData):
+    """Samples of the model in `run` as training data; held-out and reference data are those of `data`.
+
+    `setup("fit")` draws what is missing in `folder`, on all ranks, and goes on where it was interrupted. The folder
+    holds the shards `synthetic-*.tar` (`.png`, or `.npy` of what is no picture, and `.cls`), the same bytes for any
+    number of processes, and `synthetic.json`. Shards of pictures can be read by `datamodules.Shards`, too.
+    """
+
+    def __init__(
+        self,
+        data: DiffusionData,
+        run: str,
+        folder: str,
+        num_samples: int,
+        *,
+        images: int | float | str | None = None,
+        sigma_rel: float = 0.05,
+        guidance: Denoiser | None = None,
+        sampler: Sampler | None = None,
+        classes: ClassMix = "data",
+        sampling_seed: int = 0,
+        chunk_size: int = 250,
+        batch_size: int = 128,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        """Configures the set; nothing is read or drawn yet.
+
+        Args:
+            data: the data that the model was trained on: their shape, classes and stored form, held-out and real data.
+            run: folder of the finished run.
+            folder: of the synthetic set.
+            num_samples: n_s.
+            images: age of the model, a count or a fraction of the run; None: its newest snapshot.
+            sigma_rel: of the average that draws.
+            guidance: of the model, made of references; None: the model itself.
+            sampler: default: Heun with 32 steps.
+            classes: "equal", "data" (as in the training data), or one share for each class.
+            sampling_seed: of the samples; they share no noise with any evaluation, whatever its seed.
+            chunk_size: samples in one call of the network and in one shard.
+            batch_size: samples in training, for each process and micro-step.
+            num_workers: loader processes in training.
+            seed: order of the samples in training.
+
+        Raises:
+            ValueError: if a number is below 1.
+        """
+        super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
+        if num_samples < 1 or chunk_size < 1:
+            raise ValueError(
+                f"SelfSynthesised needs num_samples >= 1 and chunk_size >= 1, got {num_samples} and {chunk_size}"
+            )
+        self.data, self.run, self.folder, self.num_samples = data, run, Path(folder), num_samples
+        self.images, self.sigma_rel, self.classes = images, sigma_rel, classes
+        self.guidance, self.sampler = guidance or Main(), sampler or Heun()
+        self.sampling_seed, self.chunk_size = sampling_seed, chunk_size
+        self.data_shape, self.num_classes = tuple(data.data_shape), data.num_classes
+        self._made_of: dict[str, Any] = {}
+
+    def setup(self, stage: str) -> None:
+        """Draws what is missing; all ranks leave together, also if one of them fails.
+
+        Raises:
+            ValueError: if there is no such model, it does not fit the data, the folder holds another set, or samples
+                are not finite.
+        """
+        if stage != "fit":
+            return
+        rank, world = self._place()
+        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        base = finished_model(self.run, self.images, self.sigma_rel).to(device)
+        self._check_fits(base)
+        denoiser = self.guidance.resolve(RunModels(base, run=self.run, device=device)).eval()
+        labels, settings = self._labels(base), self._settings(base, denoiser)
+        counts = torch.bincount(labels, minlength=self.num_classes).tolist() if base.num_classes else []
+        description = self.folder / "synthetic.json"
+        together(lambda: check_settings(description, settings, counts))
+        if rank == 0:
+            together(lambda: self._describe(description, {"run": self.run, "counts": counts, "settings": settings}))
+        else:
+            together(lambda: None)
+        self._made_of = json.loads(json.dumps({**settings, "counts": counts}))
+        set_ = Synthesis(fixed(denoiser), self.sampler, labels, self.sampling_seed, self.chunk_size, self.folder)
+        together(lambda: set_.write(self.data, device, rank=rank, world=world))
+        self.__dict__.pop("_examples", None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For checkpoints: what the set was made of."""
+        return dict(self._made_of)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuses to continue on another set than the one that training began with.
+
+        Raises:
+            ValueError: naming the first setting that differs.
+        """
+        difference = first_difference(state_dict, self._made_of) if self._made_of else None
+        if difference:
+            raise ValueError(
+                f"the checkpoint comes from training on another synthetic set than the one in {self.folder}: "
+                f"{difference}; expected the same set, or another trainer.default_root_dir"
+            )
+
+    def training(self) -> Examples:
+        """The synthetic set.
+
+        Raises:
+            ValueError: if it is not all there.
+        """
+        return self._examples
+
+    def heldout(self) -> Examples:
+        """The held-out set of the real data."""
+        return self.data.heldout()
+
+    def reference(self, device: torch.device) -> Iterable[Batch]:
+        """The real training data."""
+        return self.data.reference(device)
+
+    def encode(self, raw: Tensor) -> Tensor:
+        """As of the real data."""
+        return self.data.encode(raw)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """As of the real data."""
+        return self.data.decode(x)
+
+    @cached_property
+    def _examples(self) -> Examples:
+        """The shards, decoded into memory below 1 GiB."""
+        paths = sorted(self.folder.glob("synthetic-*.tar"))
+        told = self.folder / "synthetic.json"
+        if not paths or not told.is_file():
+            raise ValueError(f"{self.folder} holds no synthetic set yet; `fit`, or setup('fit'), draws it")
+        classes = self.num_classes if json.loads(told.read_text(encoding="utf-8"))["counts"] else 0
+        records = ShardExamples(paths, size=None, num_classes=classes, extensions=SAMPLES, decode=decode_sample)
+        if len(records) != self.num_samples:
+            raise ValueError(
+                f"{self.folder} holds {len(records)} of {self.num_samples} samples; `fit`, or setup('fit'), draws all"
+            )
+        return records.decoded() if records.nbytes() < _IN_MEMORY_BELOW else records
+
+    def _check_fits(self, base: Denoiser) -> None:
+        """Refuses a model of other data; says so if the one in training is of another architecture."""
+        if tuple(base.data_shape) != self.data_shape:
+            raise ValueError(
+                f"the model in {self.run} draws x of shape {tuple(base.data_shape)}, the data have {self.data_shape}"
+            )
+        if base.token_channels:
+            raise ValueError(f"the model in {self.run} is told embeddings; expected one with labels, or without either")
+        if base.num_classes not in (0, self.num_classes):
+            raise ValueError(
+                f"the model in {self.run} knows {base.num_classes} classes, the data have {self.num_classes}"
+            )
+        trained = None if self.trainer is None else getattr(self._module(), "denoiser", None)
+        if isinstance(trained, Denoiser) and trained.recipe != base.recipe:
+            rank_zero_warn(
+                f"the model in training is of another architecture than the one in {self.run}, whose samples it learns "
+                "from; SIMS begins with that one (lightning_guide.runs.run.pretrained), and Neon needs it"
+            )
+
+    def _labels(self, base: Denoiser) -> Tensor:
+        """Labels of the samples (n,), -1 if the model has none."""
+        if not base.num_classes:
+            if isinstance(self.classes, list):
+                raise ValueError(f"classes are the shares {self.classes}, but the model in {self.run} has no labels")
+            return torch.full((self.num_samples,), -1)
+        shares = class_shares(self.classes, base.num_classes, self.data.reference(torch.device("cpu")))
+        return class_labels(shares, self.num_samples, seed=self.sampling_seed)
+
+    def _describe(self, path: Path, told: dict[str, Any]) -> None:
+        """Writes the description of the set."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with atomic(path) as temporary:
+            temporary.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+
+    def _settings(self, base: Denoiser, denoiser: Denoiser) -> dict[str, Any]:
+        """All that the samples depend on, as plain data."""
+        weights = {name: tensor.cpu() for name, tensor in denoiser.state_dict().items()}
+        return {
+            "model": base.recipe,
+            "guidance": self.guidance.recipe,
+            "sampler": self.sampler.recipe,
+            "classes": self.classes,
+            "num_samples": self.num_samples,
+            "sampling_seed": self.sampling_seed,
+            "chunk_size": self.chunk_size,
+            "weights_sha256": checksum(weights, {}),
+        }

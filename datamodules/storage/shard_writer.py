@@ -1,0 +1,194 @@
+"""Writing WebDataset shards `NAME-00000.tar`, ... and their inventory `NAME.json`, so that it can be interrupted."""
+
+from __future__ import annotations
+
+import io
+import json
+import operator
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from tqdm import tqdm
+from webdataset import TarWriter
+
+from datamodules.storage.image_codec import UndecodableError, from_array, from_pil, shrink
+from datamodules.storage.tar_index import PICTURES, index_shard
+from datamodules.stream import order
+from lightning_guide.utils.files import atomic
+
+__all__ = ["is_whole", "write_json", "write_shards"]
+
+
+def write_shards(
+    source: Sequence[Any] | Iterable[Any],
+    folder: str | Path,
+    *,
+    name: str = "train",
+    size: int | None = None,
+    records_per_shard: int = 5000,
+    shuffle_seed: int | None = 0,
+    quality: int | None = None,
+) -> dict[str, Any]:
+    """Writes (picture, label) pairs as KEY.png (or .jpg) and KEY.cls, KEY being the number in the source.
+
+    A picture is a PIL image, a uint8 array (H, W) or (H, W, C), or a uint8 tensor (C, H, W) with C = 1 or 3; it is
+    stored as 8-bit RGB. A source may say its `classes`, and the `name(index)` of a picture. A source with
+    `__len__` and `__getitem__` is read at random, one picture at a time; any other iterable is read into memory first.
+    A shard appears under its name only when it is complete. Complete shards of an interrupted conversion are kept.
+    Corrupt pictures are counted and left out. Returns the inventory, which is also in `NAME.json`:
+    settings, classes, records, counts (per class), size ([H, W], None if they differ), corrupt, shards.
+
+    Raises:
+        ValueError: for an empty source, a label that is no class number, an unusable picture or argument, or a folder
+            that holds a conversion with other settings under this name.
+    """
+    if records_per_shard < 1:
+        raise ValueError(f"records_per_shard is {records_per_shard}; expected at least 1")
+    if quality is not None and not 1 <= quality <= 100:
+        raise ValueError(f"quality is {quality}; expected 1 to 100 for JPEG, or None for PNG")
+    classes = getattr(source, "classes", None)
+    items: Any = source if hasattr(source, "__len__") and hasattr(source, "__getitem__") else list(source)
+    if not len(items):
+        raise ValueError("the source holds no pictures; expected at least one (picture, label)")
+    settings = {
+        "source_records": len(items),
+        "size": size,
+        "records_per_shard": records_per_shard,
+        "shuffle_seed": shuffle_seed,
+        "quality": quality,
+        "classes": None if classes is None else [str(label) for label in classes],
+    }
+    path = Path(folder) / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shards = _earlier(path, settings)
+    write_json(path, {"settings": settings, "shards": shards})
+    indices = list(range(len(items))) if shuffle_seed is None else order(shuffle_seed, 0, len(items)).tolist()
+    with tqdm(total=len(items), unit="picture", desc=name, disable=None) as bar:
+        for number, first in enumerate(range(0, len(items), records_per_shard)):
+            chosen = indices[first : first + records_per_shard]
+            shard = path.with_name(f"{name}-{number:05d}.tar")
+            if not is_whole(shard, shards.get(shard.name)):
+                shards[shard.name] = _write_shard(shard, items, chosen, size=size, quality=quality, bar=bar)
+                write_json(path, {"settings": settings, "shards": shards})
+            bar.update(first + len(chosen) - bar.n)
+    inventory = {"settings": settings, **_totals(shards, classes), "shards": shards}
+    write_json(path, inventory)
+    return inventory
+
+
+def _write_shard(
+    path: Path, items: Any, indices: list[int], *, size: int | None, quality: int | None, bar: Any
+) -> dict[str, Any]:
+    """Writes one shard beside its place and renames it; returns its entry in the inventory."""
+    labels: Counter[str] = Counter()
+    sizes: set[tuple[int, int]] = set()
+    corrupt: list[str] = []
+    with atomic(path) as temporary, temporary.open("wb") as file, TarWriter(file, mtime=0) as tar:
+        for index in indices:
+            try:
+                x, label = _record(items, index, size)
+            except (UndecodableError, UnidentifiedImageError) as error:
+                corrupt.append(f"{index}: {error}")
+            else:
+                data, extension = _encoded(x, quality)
+                tar.write({"__key__": f"{index:08d}", extension: data, "cls": str(label).encode()})
+                labels[str(label)] += 1
+                sizes.add((x.shape[1], x.shape[2]))
+            bar.update()
+        if not labels:
+            raise ValueError(f"all {len(indices)} pictures meant for {path} are corrupt, first {corrupt[0]}")
+    counts = dict(sorted(labels.items(), key=lambda entry: int(entry[0])))
+    return {"records": labels.total(), "counts": counts, "sizes": sorted(sizes), "corrupt": corrupt}
+
+
+def _record(items: Any, index: int, size: int | None) -> tuple[Tensor, int]:
+    """Picture uint8 (3, H, W) and label number `index` of the source."""
+    item = items[index]
+    try:
+        picture, label = item
+        label = operator.index(label)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"item {index} of the source is a {type(item).__name__}; expected a pair (picture, class number)"
+        ) from None
+    classes = getattr(items, "classes", None)
+    if label < 0 or (classes is not None and label >= len(classes)):
+        last = f"to {len(classes) - 1}" if classes is not None else "upwards"
+        raise ValueError(f"item {index} of the source has the label {label}; expected a class number from 0 {last}")
+    try:
+        x = from_pil(picture) if isinstance(picture, Image.Image) else from_array(picture)
+        return (x if size is None else shrink(x, size)), label
+    except (OSError, SyntaxError) as error:
+        raise UndecodableError(f"{type(error).__name__}: {error}") from None
+    except ValueError as error:
+        named = items.name(index) if hasattr(items, "name") else f"item {index} of the source"
+        raise ValueError(f"{named}: {error}") from None
+
+
+def _encoded(x: Tensor, quality: int | None) -> tuple[bytes, str]:
+    """A picture as a file, and its extension."""
+    buffer = io.BytesIO()
+    image = Image.fromarray(x.permute(1, 2, 0).numpy())
+    if quality is None:
+        image.save(buffer, "PNG")
+        return buffer.getvalue(), "png"
+    image.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue(), "jpg"
+
+
+def _earlier(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The shards that an earlier conversion with the same settings completed."""
+    if not path.exists():
+        foreign = sorted(path.parent.glob(f"{path.stem}-*.tar"))
+        if foreign:
+            raise ValueError(f"{foreign[0]} is there without the inventory {path.name}; expected an empty folder")
+        return {}
+    try:
+        inventory = json.loads(path.read_text())
+        known, shards = inventory["settings"], inventory["shards"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} is no inventory of a conversion; expected none, or one written by convert") from None
+    differing = " and ".join(
+        f"{key} {known.get(key)!r}, not {value!r}" for key, value in settings.items() if known.get(key) != value
+    )
+    if differing:
+        raise ValueError(
+            f"{path} belongs to a conversion with {differing}; expected the same settings, "
+            "another folder, or another name"
+        )
+    return dict(shards)
+
+
+def is_whole(path: Path, entry: dict[str, Any] | None, *, extensions: Sequence[str] = PICTURES) -> bool:
+    """Whether a shard is there with all the records that the inventory gives it."""
+    try:
+        return entry is not None and len(index_shard(path, num_classes=0, extensions=extensions)) == entry["records"]
+    except ValueError:
+        return False
+
+
+def _totals(shards: dict[str, Any], classes: Any) -> dict[str, Any]:
+    """The inventory over all shards."""
+    counts: Counter[str] = Counter()
+    for entry in shards.values():
+        counts.update(entry["counts"])
+    sizes = {tuple(size) for entry in shards.values() for size in entry["sizes"]}
+    number = max(int(label) for label in counts) + 1
+    names = [str(index) for index in range(number)] if classes is None else [str(name) for name in classes]
+    return {
+        "classes": names,
+        "records": counts.total(),
+        "counts": [counts[str(label)] for label in range(max(number, len(names)))],
+        "size": list(sizes.pop()) if len(sizes) == 1 else None,
+        "corrupt": [name for entry in shards.values() for name in entry["corrupt"]],
+    }
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Replaces a JSON file in one step."""
+    with atomic(path, durable=False) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")

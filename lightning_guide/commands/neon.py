@@ -1,0 +1,79 @@
+"""Neon as a command: the merged weights of a base and an auxiliary, written as the snapshot of a run of their own."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from lightning_guide.guidance.negatives.neon import extrapolated
+from lightning_guide.runs.run import newest_images, open_snapshots
+from lightning_guide.snapshots import SnapshotStore
+
+__all__ = ["neon"]
+
+
+def neon(
+    base: str,
+    auxiliary: str,
+    *,
+    out: str | None = None,
+    weight: float = 2.0,
+    base_images: int | float | str | None = None,
+    base_sigma_rel: float = 0.05,
+    auxiliary_images: int | float | str | None = None,
+    auxiliary_sigma_rel: float = 0.05,
+) -> str:
+    """Writes theta_aux + w (theta_base - theta_aux) as an ordinary snapshot: guidance without extra evaluations.
+
+    Its age and width are those of the base, and buffers too. https://arxiv.org/abs/2510.03597; omega is w - 1.
+
+    Args:
+        base: folder of the base run.
+        auxiliary: folder of the run that was trained on samples of the base.
+        out: folder of the new run; default BASE/neon.
+        weight: w; 1 is the base.
+        base_images: age of the base; default its newest snapshot.
+        base_sigma_rel: width of its average.
+        auxiliary_images: age of the auxiliary, its budget; default its newest snapshot.
+        auxiliary_sigma_rel: width of its average.
+
+    Returns:
+        The file written.
+
+    Raises:
+        ValueError: if a run or snapshot is missing, the architectures differ, or the new run has snapshots already.
+    """
+    if not math.isfinite(weight):
+        raise ValueError(f"Neon needs a finite weight, 1 is the base, got {weight}")
+    folder = Path(out or f"{base}/neon")
+    target = SnapshotStore(folder / "snapshots")
+    if target.entries():
+        raise ValueError(f"{folder} has snapshots already; expected a folder without them")
+    stores = [open_snapshots(base), open_snapshots(auxiliary)]
+    wanted = (base_images, auxiliary_images)
+    ages = [
+        newest_images(store) if age is None else store.resolve_images(age)
+        for store, age in zip(stores, wanted, strict=True)
+    ]
+    thetas = [
+        store.guider(images=age, sigma_rel=width)
+        for store, age, width in zip(stores, ages, (base_sigma_rel, auxiliary_sigma_rel), strict=True)
+    ]
+    merged = extrapolated(thetas[0], thetas[1], weight)
+    path = target.save(
+        merged.state_dict(),
+        images=ages[0],
+        sigma_rel=base_sigma_rel,
+        recipe=merged.recipe,
+        planned_images=stores[0].planned_images,
+        buffers=[name for name, _ in merged.named_buffers()],
+    )
+    made_of = {
+        "base": {"run": base, "images": ages[0], "sigma_rel": base_sigma_rel},
+        "auxiliary": {"run": auxiliary, "images": ages[1], "sigma_rel": auxiliary_sigma_rel},
+        "weight": weight,
+    }
+    (folder / "neon.json").write_text(json.dumps(made_of, indent=1) + "\n", encoding="utf-8")
+    print(f"Neon of {base} and {auxiliary} at w = {weight:g}: {path}")
+    return str(path)

@@ -1,0 +1,62 @@
+"""Parsers of the command line: short class names, class paths of older versions, errors on one line."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import ArgumentParser, get_loader, set_loader
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lightning_guide import PUBLIC, RENAMED
+from lightning_guide.utils.errors import sentence
+from lightning_guide.utils.recipe import current_path
+
+__all__ = ["LightningParser", "Parser", "one_sentence"]
+
+_OWN_CLASS = re.compile(
+    r"(lightning_guide|callbacks|datamodules)(\.\w+)*\.[A-Z]\w*|lightning_guide(\.\w+)+\.pretrained"
+)
+
+
+def one_sentence(message: str) -> str:
+    """What is wrong in a config or on the command line, and which classes there are if one is unknown."""
+    return sentence(message, {name for package in map(importlib.import_module, PUBLIC) for name in package.__all__})
+
+
+def _updated(value: Any) -> Any:
+    """Parsed YAML with the class paths of older versions replaced by those of this one."""
+    if isinstance(value, dict):
+        return {key: _updated(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_updated(item) for item in value]
+    if isinstance(value, str) and (value in RENAMED or _OWN_CLASS.fullmatch(value)):
+        return current_path(value)
+    return value
+
+
+set_loader("lightning_guide", lambda text: _updated(get_loader("yaml")(text)), exceptions=(yaml.YAMLError,))
+
+
+class Parser(ArgumentParser):
+    """A parser that leaves with one sentence, in place of pages of usage and of values that were right."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Reads values and configs as YAML; whatever `PUBLIC` exports needs no module in a class path."""
+        for package in PUBLIC:
+            importlib.import_module(package)
+        super().__init__(*args, **({"parser_mode": "lightning_guide"} | kwargs))
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Leaves with status 2."""
+        if os.environ.get("LIGHTNING_GUIDE_TRACEBACK") and ex:
+            raise ex
+        help_of = self.prog.replace(" [options]", "")
+        self.exit(2, f"lightning-guide: error: {one_sentence(message)} ({help_of} --help)\n")
+
+
+class LightningParser(Parser, LightningArgumentParser):
+    """The same for the commands of LightningCLI."""

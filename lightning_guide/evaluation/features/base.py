@@ -1,0 +1,221 @@
+"""Feature extractors: what a picture looks like to a Frechet distance or to precision and recall."""
+
+from __future__ import annotations
+
+import weakref
+from abc import ABC, abstractmethod
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lightning_guide.evaluation.features.identity import Identity, weights_hash
+from lightning_guide.networks.classifiers import SmallClassifier
+from lightning_guide.pretrained.loading import timm_model
+from lightning_guide.runs.run import raw_network
+from lightning_guide.utils.images import shown
+
+__all__ = ["ClassifierFeatures", "FeatureExtractor", "RawPixels", "TimmFeatures", "check_pictures"]
+
+
+class FeatureExtractor(nn.Module, ABC):
+    """Base of extractors: data in stored form (B, *) -> features (B, F), float32.
+
+    Always in eval mode, without gradients and autocast. A copy is the same object: clones of a metric share it. The
+    features of the last batch are remembered, so that several metrics pay for the network once.
+
+    Attributes:
+        published: under which name published files hold statistics of these features, such as "fid"; None for no name.
+    """
+
+    published: ClassVar[str | None] = None
+    _last: tuple[weakref.ref[Tensor], int, Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (B, F) of `x`; `extract` says of what kind it must be.
+
+        Raises:
+            ValueError: if `x` is not what the extractor was made for, or its weights cannot be found.
+        """
+        version = None if x.is_inference() else x._version  # inference tensors do not count their changes
+        if self._last is not None and self._last[0]() is x and self._last[1] == version:
+            return self._last[2]
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            features = self.extract(x).flatten(1).to(torch.float32)
+        self._last = None if version is None else (weakref.ref(x), version, features)
+        return features
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the last batch."""
+        return {name: value for name, value in self.__dict__.items() if name != "_last"}
+
+    @abstractmethod
+    def extract(self, x: Tensor) -> Tensor:
+        """Features (B, *) of `x`, the part that subclasses write; call the extractor itself instead."""
+
+    def load(self) -> None:
+        """Reads the weights, into a submodule, unless that was done; nothing where they are there from the start.
+
+        Raises:
+            ValueError: if they cannot be found.
+        """
+
+    def title(self) -> str:
+        """The class and the settings that change the features."""
+        return type(self).__name__
+
+    @cached_property
+    def identity(self) -> Identity:
+        """Name and hash of the weights, which are read for it.
+
+        Raises:
+            ValueError: if they cannot be found.
+        """
+        self.load()
+        return Identity(self.title(), weights_hash(self))
+
+    def train(self, mode: bool = True) -> FeatureExtractor:
+        """Stays in eval mode."""
+        return super().train(False)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FeatureExtractor:
+        """Itself."""
+        return self
+
+
+class RawPixels(FeatureExtractor):
+    """The data themselves: pictures as x / 127.5 - 1, float points as they are."""
+
+    def extract(self, x: Tensor) -> Tensor:
+        """`x` (B, *), uint8 or float."""
+        return x.to(torch.float32) / 127.5 - 1 if x.dtype == torch.uint8 else x
+
+
+class ClassifierFeatures(FeatureExtractor):
+    """Penultimate layer of the classifier that the run in folder `run` has trained (`modules.ClassifierModule`).
+
+    The newest one is read at first use, so that the object can be configured before the classifier exists.
+    """
+
+    def __init__(self, run: str) -> None:
+        """`run` is the folder of the classifier's training run."""
+        super().__init__()
+        self.run = run
+        self._classifier: SmallClassifier | None = None
+
+    def extract(self, x: Tensor) -> Tensor:
+        """Features of pictures uint8 (B, C, H, W) of the shape that the classifier was trained on."""
+        return self.classifier(x.device).features(_scaled(x))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Class logits (B, K) of pictures uint8 (B, C, H, W).
+
+        Raises:
+            ValueError: as for features.
+        """
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            return self.classifier(x.device)(_scaled(x))
+
+    def classifier(self, device: torch.device) -> SmallClassifier:
+        """The classifier on `device`, frozen.
+
+        Raises:
+            ValueError: if the run has none, or its newest snapshot is damaged or holds something else.
+        """
+        self.load()
+        assert self._classifier is not None
+        return self._classifier.to(device)
+
+    def load(self) -> None:
+        """Reads the classifier.
+
+        Raises:
+            ValueError: if the run has none, or its newest snapshot is damaged or holds something else.
+        """
+        if self._classifier is None:
+            network = raw_network(self.run, kind=SmallClassifier, what="classifier")
+            self._classifier = network.eval().requires_grad_(False)
+
+
+class TimmFeatures(FeatureExtractor):
+    """Pooled features of a timm model, on pictures resized and normalised the way the model was trained.
+
+    The whole picture is resized, with antialiasing, and not cropped; one channel is repeated three times. The model
+    is read at first use.
+    """
+
+    def __init__(self, name: str, weights: str | None = None, *, size: int | None = None) -> None:
+        """`name` as in `timm.list_models()`; `weights` a local file, None for timm's own download.
+
+        `size`: pictures are resized to `size` x `size` instead of the model's own size; transformers with learned
+        positions then interpolate them (bicubic, antialiased).
+
+        Raises:
+            ValueError: if size is below 1.
+        """
+        super().__init__()
+        if size is not None and size < 1:
+            raise ValueError(f"{type(self).__name__} needs size >= 1, got {size}")
+        self.name, self.weights, self.size = name, weights, size
+        self._model: nn.Module | None = None
+        self._config: dict[str, Any] = {}
+
+    def extract(self, x: Tensor) -> Tensor:
+        """Features of pictures uint8 (B, 1 or 3, H, W) of any size."""
+        check_pictures(x)
+        self.load()
+        assert self._model is not None
+        channels, height, width = self._config["input_size"]
+        size = (height, width) if self.size is None else (self.size, self.size)
+        picture = shown(
+            x.to(torch.float32) / 255,
+            mean=self._config["mean"],
+            std=self._config["std"],
+            size=size,
+            channels=channels,
+            mode="bilinear" if self._config["interpolation"] == "bilinear" else "bicubic",
+        )
+        return self._model.to(x.device)(picture)
+
+    def title(self) -> str:
+        """With the name of the model, and the size of pictures if it is not the model's own."""
+        return f"{type(self).__name__}({self.name}{'' if self.size is None else f', size {self.size}'})"
+
+    def load(self) -> None:
+        """Reads the model.
+
+        Raises:
+            ValueError: if timm has no such model, or its weights cannot be had.
+        """
+        if self._model is not None:
+            return
+        from timm.data import resolve_data_config  # takes a second, and most runs have no use for it
+
+        model = self.model()
+        model.reset_classifier(0)
+        self._config = resolve_data_config(model=model)
+        self._model = model
+
+    def plain_model(self) -> Any:
+        """The model with its head, for pictures of its own size."""
+        return timm_model(self.name, weights=self.weights)
+
+    def model(self) -> Any:
+        """The same for pictures of `size`."""
+        model = self.plain_model()
+        if self.size is not None and hasattr(model, "set_input_size"):
+            model.set_input_size(img_size=self.size)
+        return model
+
+
+def check_pictures(x: Tensor) -> None:
+    """Raises ValueError unless `x` holds pictures uint8 (B, C, H, W)."""
+    if x.dtype != torch.uint8 or x.ndim != 4:
+        raise ValueError(f"this extractor takes pictures uint8 (B, C, H, W), got {x.dtype} of shape {tuple(x.shape)}")
+
+
+def _scaled(x: Tensor) -> Tensor:
+    """Pictures as a classifier sees them, x / 127.5 - 1."""
+    check_pictures(x)
+    return x.to(torch.float32) / 127.5 - 1

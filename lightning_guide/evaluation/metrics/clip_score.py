@@ -1,0 +1,64 @@
+"""CLIP: features of pictures, and how well pictures agree with the words for their class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_guide.data import Batch
+from lightning_guide.evaluation.features.clip import ClipFeatures
+from lightning_guide.evaluation.metrics.base import SampleMetric
+
+__all__ = ["ClipScore"]
+
+
+class ClipScore(SampleMetric):
+    """`clip_score`: mean of 100 max(cos(picture, words), 0) over the samples with a label.
+
+    Hessel et al. 2021, https://arxiv.org/abs/2104.08718 (there 2.5 in place of 100).
+    """
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, extractor: ClipFeatures, prompts: Sequence[str]) -> None:
+        """`prompts`: the words for each class, such as "a photo of an airplane"."""
+        super().__init__()
+        if not prompts:
+            raise ValueError("ClipScore needs the words for each class, got none")
+        self.extractor, self.prompts = extractor, list(prompts)
+        self.register_buffer("words", torch.empty(0, 0), persistent=False)
+        self.add_sum("total")
+        self.add_sum("count")
+
+    def prepare(self, reference: Iterable[Batch]) -> None:
+        """Embeds the prompts; reads no data.
+
+        Raises:
+            ValueError: if the weights cannot be found.
+        """
+        self.words = F.normalize(self.extractor.words(self.prompts, self.device), dim=1)
+
+    def update(self, x: Tensor, condition: Tensor | None = None) -> None:
+        """Adds pictures `x` uint8 (B, C, H, W) with labels `condition` (B,), -1 or None = no label.
+
+        Raises:
+            ValueError: if `prepare` is still to be called, or a label has no prompt.
+        """
+        self._check_prepared(len(self.words) > 0)
+        if condition is None or not bool((condition >= 0).any()):
+            return
+        labelled = condition >= 0
+        labels = condition[labelled].to(self.device)
+        if int(labels.max()) >= len(self.prompts):
+            raise ValueError(f"ClipScore has {len(self.prompts)} prompts, and none for class {int(labels.max())}")
+        pictures = F.normalize(self.extractor(x[labelled].to(self.device)), dim=1)
+        self.total += 100 * (pictures * self.words[labels]).sum(1).clamp(min=0).to(torch.float64).sum()
+        self.count += len(labels)
+
+    def compute(self) -> dict[str, Tensor]:
+        """`clip_score`, from 0 to 100; NaN if no sample had a label."""
+        return {"clip_score": self.total / self.count}

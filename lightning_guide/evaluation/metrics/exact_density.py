@@ -1,0 +1,169 @@
+"""How well samples match a distribution known exactly, made of branches: outliers, lost branches, transport.
+
+With p(x) = p(x; sigma = smoothing), branch weights w_b, and the mean posterior responsibilities r_b of the samples:
+
+* `outliers`: share of the samples below the 1 % quantile of ln p under p itself (draws from p score 1 %);
+* `mean_log_density`: mean of ln p over the samples (guidance may push it above that of the truth);
+* `total_variation`: TV = sum_b |r_b - w_b| / 2, between 0 and 1;
+* `lost_mass`: sum of the w_b with r_b < w_b / 4;
+* `sliced_wasserstein`: see `sliced_wasserstein`;
+* `non_finite`: share of the samples that are NaN, infinite, or so far out that ln p overflows. They count as outliers
+  and are left out of the four other numbers.
+
+True samples are not perfect either: 16,384 draws from class A of the fractal have 1.0 +- .1 % outliers, a TV of
+.023 +- .002, no lost mass and a sliced Wasserstein distance of .004 +- .001 (8,192 draws: a TV of .033); two such sets
+have a TV of .033 from each other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_guide.data import Batch
+from lightning_guide.distributions.line_mixture import LineMixture
+from lightning_guide.evaluation.metrics.base import SampleMetric
+
+__all__ = ["DensityMetrics", "lost_mass", "sliced_quantiles", "sliced_wasserstein", "total_variation"]
+
+
+DIRECTIONS = 32  # of projection, equally spaced over half a turn
+
+
+TRUE_SAMPLES, QUANTILES = 2**18, 2**14
+
+
+OUTLIER_QUANTILE = 0.01
+
+
+CHUNK = 2**14
+
+
+def total_variation(p: Tensor, q: Tensor) -> Tensor:
+    """sum |p - q| / 2 over the last axis of two distributions (*, N); a tensor (*)."""
+    return (p - q).abs().sum(-1) / 2
+
+
+def lost_mass(found: Tensor, true: Tensor) -> Tensor:
+    """Sum of the `true` weights (N,) of which less than a quarter was `found` (N,); NaN if `found` is."""
+    lost = true[found < true / 4].sum()
+    return lost.where(found.isfinite().all(), torch.nan)
+
+
+def sliced_quantiles(x: Tensor, count: int | None = None) -> Tensor:
+    """Quantiles of the points `x` (B, 2) along fixed directions, ascending, `(DIRECTIONS, count or B)`.
+
+    With a count, which must divide B, each is the mean of B / count neighbours.
+    """
+    angle = (torch.arange(DIRECTIONS, device=x.device, dtype=x.dtype) + 0.5) * (math.pi / DIRECTIONS)
+    ordered = (torch.stack([angle.cos(), angle.sin()], 1) @ x.T).sort(dim=1).values
+    return ordered if count is None else ordered.unflatten(1, (count, -1)).mean(2)
+
+
+def sliced_wasserstein(x: Tensor, reference: Tensor) -> Tensor:
+    r"""Sliced Wasserstein-2 distance of the points `x` (B, 2) from `reference`, a result of `sliced_quantiles`.
+
+    SW_2^2 is the mean over the directions of the integral of (F^-1(u) - G^-1(u))^2 over u in (0, 1), F^-1 and G^-1
+    being the quantile functions of the projections (Bonneel et al. 2015, https://doi.org/10.1007/s10851-014-0506-3).
+    The reference is interpolated at u = (i + 1/2) / B. NaN if there are no points.
+    """
+    if not len(x):
+        return x.new_full((), torch.nan)
+    target = F.interpolate(reference[None], size=len(x), mode="linear", align_corners=False)[0]
+    return (sliced_quantiles(x) - target).square().mean().sqrt()
+
+
+class DensityMetrics(SampleMetric):
+    """Metrics of points (B, 2) against an exact distribution; see the module's docstring.
+
+    What it needs of the truth (quantiles of 262,144 draws with a generator of its own) it draws in `prepare`, or in the
+    first `update` if nobody called that.
+    """
+
+    threshold: Tensor
+    quantiles: Tensor
+    count: Tensor
+    outliers: Tensor
+    non_finite: Tensor
+    log_density: Tensor
+    responsibility: Tensor
+    points: list[Tensor]
+
+    def __init__(self, distribution: LineMixture, *, smoothing: float = 0.002, seed: int = 0) -> None:
+        """`smoothing`: the noise level at which the densities are compared; `seed`: of the true draws.
+
+        Raises:
+            ValueError: if `smoothing` is negative.
+        """
+        super().__init__()
+        if not smoothing >= 0:
+            raise ValueError(f"DensityMetrics: smoothing must not be negative, got {smoothing}")
+        self.distribution = distribution
+        self.smoothing = smoothing
+        self.seed = seed
+        self.register_buffer("threshold", torch.empty(0), persistent=False)
+        self.register_buffer("quantiles", torch.empty(DIRECTIONS, 0), persistent=False)
+        self.add_sum("count")
+        self.add_sum("outliers")
+        self.add_sum("non_finite")
+        self.add_sum("log_density")
+        self.add_sum("responsibility", distribution.branches)
+        self.add_rows("points", 2)
+
+    @torch.no_grad()
+    def prepare(self, reference: Iterable[Batch] = ()) -> None:
+        """Draws from the exact distribution; the real data are not looked at."""
+        generator = torch.Generator().manual_seed(self.seed)
+        true = self.distribution.sample(TRUE_SAMPLES, generator)[0]
+        smoothed = torch.add(true, torch.randn(true.shape, generator=generator), alpha=self.smoothing)
+        log_density = self.distribution.log_density(smoothed.to(self.device), self.smoothing)
+        self.threshold = log_density.sort().values[int(OUTLIER_QUANTILE * TRUE_SAMPLES)]
+        self.quantiles = sliced_quantiles(true.to(self.device), QUANTILES)
+
+    def update(self, x: Tensor, condition: Tensor | None = None) -> None:
+        """Adds the points `x` (B, 2); labels do not matter.
+
+        Raises:
+            ValueError: if `x` has another shape.
+        """
+        self._know_truth()
+        for part in x.to(self.device, torch.float32).split(CHUNK):
+            log_density = self.distribution.log_density(part, self.smoothing)
+            finite = log_density.isfinite()
+            self.count += len(part)
+            self.non_finite += (~finite).sum()
+            self.outliers += (~(log_density >= self.threshold)).sum()
+            self.log_density += log_density[finite].sum(dtype=torch.float64)
+            found = self.distribution.responsibilities(part[finite], self.smoothing)
+            self.responsibility += found.sum(0, dtype=torch.float64)
+            self.points.append(part[finite])
+
+    def compute(self) -> dict[str, Tensor]:
+        """All metrics by name; where no sample is finite, NaN but for `outliers` and `non_finite`.
+
+        Raises:
+            ValueError: if there are no samples.
+        """
+        if not self.count:
+            raise ValueError("DensityMetrics: there are no samples to compare with the distribution")
+        self._know_truth()
+        finite = self.count - self.non_finite
+        found = self.responsibility / finite
+        true = self.distribution.branch_weights
+        return {
+            "outliers": self.outliers / self.count,
+            "mean_log_density": self.log_density / finite,
+            "total_variation": total_variation(found, true),
+            "lost_mass": lost_mass(found, true),
+            "sliced_wasserstein": sliced_wasserstein(self.rows("points"), self.quantiles),
+            "non_finite": self.non_finite / self.count,
+        }
+
+    def _know_truth(self) -> None:
+        """Prepares unless that was done."""
+        if not self.threshold.numel():
+            self.prepare()

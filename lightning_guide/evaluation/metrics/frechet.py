@@ -1,0 +1,193 @@
+"""Frechet distance between the Gaussians fitted to real and to generated features.
+
+Dowson and Landau 1982, https://doi.org/10.1016/0047-259X(82)90077-X; as a measure of generated images Heusel et al.
+2017, https://arxiv.org/abs/1706.08500. FID and FD_DINOv2 are this distance under two feature extractors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from lightning_guide.data import Batch
+from lightning_guide.evaluation.features.base import FeatureExtractor
+from lightning_guide.evaluation.metrics.base import SampleMetric
+from lightning_guide.evaluation.reference.cache import StatisticsCache
+from lightning_guide.evaluation.reference.statistics import Statistics, read_statistics
+from lightning_guide.utils.distributed import rank_and_world
+
+__all__ = ["FrechetDistance", "frechet_distance", "mean_and_covariance"]
+
+
+def frechet_distance(mean_1: Tensor, cov_1: Tensor, mean_2: Tensor, cov_2: Tensor) -> Tensor:
+    r"""|m_1 - m_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)), a float64 scalar; NaN if anything is not finite.
+
+    With any A such that A A^T = S_1, the eigenvalues of S_1 S_2 are those of the symmetric A^T S_2 A (and zeros), and
+    the trace of the root is the sum of their roots. A is the Cholesky factor of S_1; where S_1 is singular,
+    A = Q w^(1/2) over the eigenvectors Q whose eigenvalues w are not zero up to rounding.
+
+    Args:
+        mean_1: m_1 (F,).
+        cov_1: S_1 (F, F), symmetric positive semidefinite.
+        mean_2: m_2 (F,).
+        cov_2: S_2 (F, F).
+
+    Raises:
+        ValueError: if the shapes do not fit.
+    """
+    shapes = [tuple(t.shape) for t in (mean_1, cov_1, mean_2, cov_2)]
+    size = mean_1.numel()
+    if shapes != [(size,), (size, size)] * 2:
+        raise ValueError(f"Frechet distance needs shapes (F,), (F, F), (F,), (F, F) with one F, got {shapes}")
+    mean_1, cov_1, mean_2, cov_2 = (t.to(torch.float64) for t in (mean_1, cov_1, mean_2, cov_2))
+    plain = (mean_1 - mean_2).square().sum() + cov_1.trace() + cov_2.trace()
+    if not (plain + cov_1.sum() + cov_2.sum()).isfinite():
+        return torch.full_like(plain, torch.nan)
+    factor, failed = torch.linalg.cholesky_ex(cov_1)
+    if failed:
+        values, vectors = torch.linalg.eigh(cov_1)
+        kept = values > values.max().clamp(min=0) * size * torch.finfo(torch.float64).eps
+        factor = vectors[:, kept] * values[kept].sqrt()
+    roots = torch.linalg.eigvalsh(factor.mT @ cov_2 @ factor).clamp(min=0).sqrt()
+    return (plain - 2 * roots.sum()).clamp(min=0)
+
+
+def mean_and_covariance(count: Tensor, total: Tensor, outer: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (F,) and unbiased covariance (F, F) from n (), sum f (F,) and sum f f^T (F, F), in float64."""
+    mean = total / count
+    return mean, (outer - torch.outer(total, mean)) / (count - 1)
+
+
+class FrechetDistance(SampleMetric):
+    """Frechet distance of generated to real features; holds sums alone, whatever the number of samples."""
+
+    count: Tensor
+    total: Tensor
+    outer: Tensor
+    reference_mean: Tensor
+    reference_covariance: Tensor
+
+    def __init__(
+        self, extractor: FeatureExtractor, *, name: str = "fd", statistics: str | None = None, cache: str | None = None
+    ) -> None:
+        """Compares features of `extractor`; the result is called `name`.
+
+        `statistics`: a file with mean and covariance of real features (`read_statistics`), instead of the real data.
+        `cache`: a folder that keeps those of the real data (`StatisticsCache`); None computes them in every run.
+
+        Raises:
+            ValueError: if both are given.
+        """
+        super().__init__()
+        if statistics is not None and cache is not None:
+            raise ValueError(f"{name}: statistics of a file are not cached; expected statistics or cache, got both")
+        self.extractor = extractor
+        self.name, self.statistics, self.cache = name, statistics, cache
+        self._data_shape: tuple[int, ...] | None = None
+        self._declare(0)
+        self.register_buffer("reference_mean", torch.empty(0, dtype=torch.float64), persistent=False)
+        self.register_buffer("reference_covariance", torch.empty(0, 0, dtype=torch.float64), persistent=False)
+
+    def prepare(self, reference: Iterable[Batch]) -> None:
+        """Mean and covariance of the features of the real data; with `statistics` the data are not looked at.
+
+        Raises:
+            ValueError: if there are fewer than two examples, or the file does not hold statistics of these features.
+        """
+        if self.statistics is not None:
+            self.extractor.load()  # what is missing is said before samples are drawn
+            known = read_statistics(self.statistics, self.extractor)
+        elif self.cache is not None:
+            known = StatisticsCache(self.cache).get(self.extractor, reference, lambda: self.fit(reference))
+        else:
+            known = self.fit(reference)
+        self.reference_mean, self.reference_covariance = (
+            part.to(self.device) for part in (known.mean, known.covariance)
+        )
+        self._data_shape = known.data_shape
+        self._declare(len(known.mean))
+
+    def update(self, x: Tensor, condition: Tensor | None = None) -> None:
+        """Adds the features of `x` (B, *); labels do not matter.
+
+        Raises:
+            ValueError: if `prepare` is still to be called, or the samples or their features have another shape than
+                those of the reference.
+        """
+        self._add(self._sample_features(x))
+
+    def compute(self) -> dict[str, Tensor]:
+        """The distance, under `name`.
+
+        Raises:
+            ValueError: if there are fewer than two samples.
+        """
+        self._check_prepared(self.reference_mean.numel() > 0)
+        self._check_count("samples")
+        mean, covariance = mean_and_covariance(self.count, self.total, self.outer)
+        return {self.name: frechet_distance(self.reference_mean, self.reference_covariance, mean, covariance)}
+
+    def fit(self, reference: Iterable[Batch]) -> Statistics:
+        """Statistics of the features of `reference`; adds nothing to the samples, but forgets those seen so far.
+
+        Every process has to call this with the same `reference`: each extracts the features of its share of the
+        batches, and the sums are added.
+
+        Raises:
+            ValueError: if there are fewer than two examples.
+        """
+        self._declare(0)
+        shape: tuple[int, ...] | None = None
+        rank, world = rank_and_world()
+        for number, batch in enumerate(reference):
+            shape = tuple(batch.x.shape[1:])
+            if number and number % world != rank:
+                continue
+            features = self._features(batch.x)
+            if number == 0:  # seen by all, to know the width
+                self._declare(features.shape[1])
+            if number % world == rank:
+                self._add(features)
+        with self.sync_context():
+            self._check_count("real examples")
+            mean, covariance = mean_and_covariance(self.count, self.total, self.outer)
+            count = int(self.count)
+        self.reset()
+        return Statistics(mean, covariance, num_images=count, data_shape=shape)
+
+    def _sample_features(self, x: Tensor) -> Tensor:
+        """Features (B, F) of samples, float64, that can be compared with the reference."""
+        self._check_prepared(self.reference_mean.numel() > 0)
+        if self._data_shape not in (None, tuple(x.shape[1:])):
+            raise ValueError(
+                f"{self.name}: the reference statistics are those of data of shape {self._data_shape}, "
+                f"the samples have shape {tuple(x.shape[1:])}"
+            )
+        features = self._features(x)
+        if features.shape[1] != len(self.reference_mean):
+            raise ValueError(
+                f"{self.name}: the reference statistics are those of {len(self.reference_mean)} features, "
+                f"{self.extractor.title()} gives {features.shape[1]}"
+            )
+        return features
+
+    def _declare(self, width: int) -> None:
+        """States for features of `width`."""
+        self.add_sum("count")
+        self.add_sum("total", width)
+        self.add_sum("outer", width, width)
+
+    def _features(self, x: Tensor) -> Tensor:
+        return self.extractor(x.to(self.device)).to(torch.float64)
+
+    def _add(self, features: Tensor) -> None:
+        """Adds rows (B, F) to the sums."""
+        self.count += len(features)
+        self.total += features.sum(0)
+        self.outer += features.mT @ features
+
+    def _check_count(self, what: str) -> None:
+        if self.count < 2:
+            raise ValueError(f"{self.name} needs at least 2 {what} to estimate a covariance, got {int(self.count)}")

@@ -1,0 +1,82 @@
+"""Distance of samples to the linear subspace that real data span, for data on a subspace or nearly so.
+
+Guo et al. 2024, https://arxiv.org/abs/2404.14743, section 6.1: the off/on-support ratio |x - P x| / |P x| with the
+orthogonal projection P on the support.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from lightning_guide.data import Batch
+from lightning_guide.evaluation.metrics.base import SampleMetric
+
+__all__ = ["OffSupport"]
+
+
+class OffSupport(SampleMetric):
+    """Means over samples: `off_ratio` |x - P x| / (|P x| + 1e-8), `off_norm` |x - P x| and `on_norm` |P x|.
+
+    P projects on the leading `subspace` eigenvectors of E[x x^T] of the real data: exactly the support where they lie
+    on a linear subspace of that dimension.
+    """
+
+    basis: Tensor
+    sums: Tensor
+
+    def __init__(self, subspace: int) -> None:
+        """`subspace`: dimension of the support.
+
+        Raises:
+            ValueError: if it is below 1.
+        """
+        super().__init__()
+        if subspace < 1:
+            raise ValueError(f"OffSupport needs subspace >= 1, got {subspace}")
+        self.subspace = subspace
+        self.register_buffer("basis", torch.empty(0, 0, dtype=torch.float64))
+        self.add_sum("sums", 4)  # ratio, off, on, count
+
+    def prepare(self, reference: Iterable[Batch]) -> None:
+        """Finds the support.
+
+        Raises:
+            ValueError: if the data have fewer coordinates or examples than the subspace dimensions.
+        """
+        total, count = torch.zeros(()), 0
+        for batch in reference:
+            x = batch.x.flatten(1).double()
+            total, count = total.to(x.device) + x.T @ x, count + len(x)
+        if min(count, len(total) if total.ndim else 0) < self.subspace:
+            shape = f"{count} examples" + (f" of {len(total)} numbers" if total.ndim else "")
+            raise ValueError(f"a support of dimension {self.subspace} cannot be found in {shape}")
+        self.basis = torch.linalg.eigh(total / count).eigenvectors[:, -self.subspace :].to(self.basis.device)
+
+    def update(self, x: Tensor, condition: Tensor | None = None) -> None:
+        """Adds samples `x` (B, *).
+
+        Raises:
+            ValueError: before `prepare`, or if they do not have the shape of the real data.
+        """
+        self._check_prepared(bool(self.basis.numel()))
+        rows = x.flatten(1).double()
+        if rows.shape[1] != len(self.basis):
+            raise ValueError(f"samples have {rows.shape[1]} numbers each, the real data {len(self.basis)}")
+        basis = self.basis.to(rows.device)
+        inside = rows @ basis @ basis.T
+        on, off = inside.norm(dim=1), (rows - inside).norm(dim=1)
+        self.sums += torch.stack([(off / (on + 1e-8)).sum(), off.sum(), on.sum(), off.new_tensor(len(x))])
+
+    def compute(self) -> dict[str, Tensor]:
+        """The three means.
+
+        Raises:
+            ValueError: without samples.
+        """
+        ratio, off, on, count = self.sums
+        if not float(count):
+            raise ValueError("OffSupport has seen no samples")
+        return {"off_ratio": ratio / count, "off_norm": off / count, "on_norm": on / count}

@@ -1,0 +1,158 @@
+"""One evaluation under way: resolves its guidance, draws batches of samples, feeds the metrics, reports once."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, cast
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from lightning_guide.conditioning import without
+from lightning_guide.data import DataView, SampleBatch
+from lightning_guide.denoiser import Denoiser, Models
+from lightning_guide.evaluation.evaluation import Evaluation
+from lightning_guide.evaluation.metrics.base import SampleMetric
+from lightning_guide.inference import exploded, fixed
+from lightning_guide.seeds import SampleSeeds
+from lightning_guide.utils.distributed import total_over_processes
+
+__all__ = ["DrawnSamples", "SamplingLoop", "add_results", "told"]
+
+
+class DrawnSamples(NamedTuple):
+    """What a sampling step hands to callbacks: sample `index` (B,), `condition` (B,) and `x` in stored form."""
+
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
+    condition: Tensor
+    x: Tensor
+
+
+@dataclass
+class SamplingLoop:
+    """An evaluation with its guidance resolved and its metrics ready; lives for one pass."""
+
+    name: str
+    evaluation: Evaluation
+    denoiser: Denoiser
+    metrics: dict[str, SampleMetric]
+    further: list[dict[str, SampleMetric]] = field(default_factory=list)
+    seconds: float = 0.0
+    samples: int = 0
+    calls: int = 0
+    unguided: int = 0
+
+    @classmethod
+    def begin(cls, name: str, evaluation: Evaluation, models: Models, metrics: dict[str, SampleMetric]) -> SamplingLoop:
+        """Resolves the references of `evaluation` in `models`; `metrics` are prepared ones of its own.
+
+        Every further repetition gets copies of them.
+
+        Raises:
+            SnapshotMissing: if a guider does not exist (yet).
+            ValueError: as `Evaluation.resolve`.
+        """
+        for metric in metrics.values():
+            metric.reset()
+        further = [
+            {key: cast(SampleMetric, metric.clone()) for key, metric in metrics.items()}
+            for _ in range(evaluation.repetitions - 1)
+        ]
+        denoiser = fixed(evaluation.resolve(models).eval(), compile=evaluation.compile)
+        return cls(name, evaluation, denoiser, metrics, further)
+
+    def draw(self, batch: SampleBatch, data: DataView) -> DrawnSamples:
+        """Draws the samples of `batch` and adds them to the metrics."""
+        begin = time.perf_counter()
+        condition = told(self.denoiser, batch.condition, data)
+        seeds = SampleSeeds(self.evaluation.seed, batch.index.tolist())
+        trajectory = self.evaluation.sampler.sample(
+            self.denoiser,
+            seeds=seeds,
+            condition=condition,
+            device=batch.index.device,
+            start=lambda noise: self.evaluation.initial(noise, seeds),
+        )
+        bad = exploded(trajectory.x, self.denoiser.sigma_data)
+        if bool(bad.any()):
+            warnings.warn(
+                f"evaluation {self.name!r}: {int(bad.sum())} of {len(bad)} samples are not finite or out of bounds, "
+                f"first index {int(batch.index[bad][0])}; the weight of its guidance may be too large",
+                stacklevel=2,
+            )
+        stored = data.decode(trajectory.x)
+        number = (batch.index - self.evaluation.first_index) // self.evaluation.num_samples
+        for repetition, metrics in enumerate([self.metrics, *self.further]):
+            rows = number == repetition
+            x, labels = stored[rows], batch.condition[rows]  # one object for all metrics: extractors know it again
+            for metric in metrics.values() if len(x) else ():
+                metric.update(x, labels)
+        told_of = trajectory.diagnostics
+        if "taken" in told_of:  # by a guide that may be unable to steer a sample
+            self.unguided += int(((told_of["taken"] == 0) & (told_of["skipped"] > 0)).sum())
+        self.calls += trajectory.evaluations * len(stored)
+        self.samples += len(stored)
+        self.seconds += time.perf_counter() - begin
+        return DrawnSamples(batch.index, batch.condition, stored)
+
+    def finish(self, device: torch.device) -> dict[str, float]:
+        """All metrics over all processes, with `nfe` (network calls a sample), `samples` and `seconds`.
+
+        With repetitions KEY is the mean over them, and KEY_min and KEY_max are beside it. `unguided` is there where
+        it is not 0: the samples that a loss or a classifier could not steer at any of its steps.
+        """
+        calls, samples, seconds = self.cost(device).tolist()
+        report = {"nfe": calls / max(samples, 1), "samples": samples, "seconds": seconds}
+        unguided = total_over_processes(torch.tensor(float(self.unguided), dtype=torch.float64, device=device))
+        if unguided:
+            report["unguided"] = float(unguided)
+        for name in self.metrics:
+            values = [each[name].compute() for each in [self.metrics, *self.further]]
+            add_results(report, name, _over_repetitions(values) if self.further else values[0])
+        return report
+
+    def cost(self, device: torch.device) -> Tensor:
+        """Network calls, samples and seconds (3,) over all processes, float64."""
+        return total_over_processes(
+            torch.tensor([self.calls, self.samples, self.seconds], dtype=torch.float64, device=device)
+        )
+
+
+def _over_repetitions(values: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Mean, smallest and largest value of each key."""
+    found: dict[str, Tensor] = {}
+    for key in values[0]:
+        column = torch.stack([each[key] for each in values])
+        found |= {key: column.mean(), f"{key}_min": column.min(), f"{key}_max": column.max()}
+    return found
+
+
+def add_results(report: dict[str, float], metric: str, values: Mapping[str, Tensor]) -> None:
+    """Adds the results of a metric to `report`; a key that is taken gets the name of the metric before it."""
+    for key, value in values.items():
+        report[key if key not in report else f"{metric}_{key}"] = float(value)
+
+
+def told(denoiser: Denoiser, numbers: Tensor, data: DataView) -> Tensor | None:
+    """What `denoiser` is told for the samples' `numbers` (B,): labels, or for one that reads embeddings, of prompts.
+
+    Number -1 is no condition; None for a denoiser that knows none.
+
+    Raises:
+        ValueError: if a number has no prompt, or a part of `denoiser` wants labels while another reads embeddings.
+    """
+    if not denoiser.token_channels:
+        return numbers if denoiser.num_classes else None
+    if denoiser.num_classes:
+        raise ValueError(
+            f"a {type(denoiser).__name__} wants labels ({denoiser.num_classes} classes) beside a model that reads "
+            "embeddings; expected an energy with a label of its own (label: ...)"
+        )
+    prompts, rows = data.prompts(), numbers.cpu()
+    if bool((rows >= len(prompts)).any()):
+        raise ValueError(f"prompt {int(rows.max())} is asked for; the data has prompts 0 to {len(prompts) - 1}")
+    return without(prompts[rows.clamp(min=0)], rows < 0).to(numbers.device)

@@ -1,1 +1,0 @@
-"""Models from elsewhere, read without trusting them, and ours for other tools."""

@@ -1,0 +1,115 @@
+"""The base of guidances: denoisers made of denoisers, whose references to models are replaced when sampling begins.
+
+References to models: what a config can say before any model exists.
+
+`Main` is the model under evaluation, `Snapshot` a model out of a run's snapshots. `Denoiser.resolve` replaces them by
+real models when an evaluation begins.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_guide.denoiser import Denoiser, Models, Trajectory
+from lightning_guide.seeds import SampleSeeds
+from lightning_guide.utils.modules import exchanged
+
+__all__ = ["Guidance", "Main", "Reference", "Snapshot"]
+
+
+class Guidance(Denoiser):
+    """Base of guidances: denoisers made of denoisers. Their shapes are those of `positive`."""
+
+    positive: Denoiser
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Shape of one x."""
+        return self.positive.data_shape
+
+    @property
+    def num_classes(self) -> int:  # type: ignore[override]
+        """Number of labels."""
+        return self.positive.num_classes
+
+    @property
+    def token_channels(self) -> int:  # type: ignore[override]
+        """C of embeddings."""
+        return self.positive.token_channels
+
+    @property
+    def sigma_data(self) -> float:  # type: ignore[override]
+        """Standard deviation of the data."""
+        return self.positive.sigma_data
+
+    def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The guided D (B, *) at one common `sigma` (), as the first step of a fresh trajectory.
+
+        Raises:
+            ValueError: if `sigma` holds different levels, since an interval is decided for all samples at once.
+        """
+        if sigma.numel() > 1 and bool((sigma != sigma.reshape(-1)[0]).any()):
+            raise ValueError(f"{type(self).__name__} guides at one noise level at a time, got {sigma.numel()} of them")
+        level = sigma.reshape(-1)[0]
+        trajectory = Trajectory(x=x, seeds=SampleSeeds(0, range(len(x))), sigma=float(level))
+        return self.start(trajectory)(x, level, condition).clean
+
+    def resolve(self, models: Models) -> Denoiser:
+        """A copy with every reference replaced by its model, all the way down."""
+        resolved = copy.copy(self)
+        resolved._modules = {
+            name: None if child is None else exchanged(child, lambda part: _resolved(part, models))
+            for name, child in self._modules.items()
+        }
+        return resolved
+
+
+def _resolved(module: nn.Module, models: Models) -> nn.Module | None:
+    """The resolution of a denoiser; None for any other module."""
+    return module.resolve(models) if isinstance(module, Denoiser) else None
+
+
+class Reference(Denoiser):
+    """A name for a denoiser that is not there yet."""
+
+    def __getattr__(self, name: str) -> Any:
+        """What only the model knows.
+
+        Raises:
+            ValueError: for its data_shape, num_classes and sigma_data.
+        """
+        if name in ("data_shape", "num_classes", "sigma_data"):
+            raise ValueError(f"{type(self).__name__} is a reference without {name}; call resolve(models) first")
+        return super().__getattr__(name)
+
+    def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Never possible: a reference has to be resolved first.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(f"{type(self).__name__} is a reference; call resolve(models) before sampling from it")
+
+
+class Main(Reference):
+    """The model under evaluation."""
+
+    def resolve(self, models: Models) -> Denoiser:
+        """That model."""
+        return models.main
+
+
+class Snapshot(Reference):
+    """The average with `sigma_rel` after `images` of training, out of `run` (None: the run under evaluation)."""
+
+    def __init__(self, images: int | float | str = "1/1", sigma_rel: float = 0.10, run: str | None = None) -> None:
+        """`images`: a count, or a fraction of the planned run such as "1/16"; `sigma_rel`: length of the average."""
+        super().__init__()
+        self.images, self.sigma_rel, self.run = images, sigma_rel, run
+
+    def resolve(self, models: Models) -> Denoiser:
+        """The model, read or rebuilt from the snapshots."""
+        return models.snapshot(run=self.run, images=self.images, sigma_rel=self.sigma_rel)

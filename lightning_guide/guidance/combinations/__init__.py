@@ -1,0 +1,30 @@
+"""How the difference between positive and negative is applied: the plain line and its published variants."""
+
+from __future__ import annotations
+
+from lightning_guide.guidance.combinations.apg import AdaptiveProjection
+from lightning_guide.guidance.combinations.base import Combination, Pair, PairCombination, Plain
+from lightning_guide.guidance.combinations.beta_cfg import BetaWeighted
+from lightning_guide.guidance.combinations.cfg_pp import RenoiseWithNegative
+from lightning_guide.guidance.combinations.cfg_rescale import Rescale
+from lightning_guide.guidance.combinations.cfg_zero_star import ZeroStar
+from lightning_guide.guidance.combinations.fdg import FrequencyDecoupled
+from lightning_guide.guidance.combinations.mambo_g import MagnitudeAware
+from lightning_guide.guidance.combinations.reg import RectifiedGradient
+from lightning_guide.guidance.combinations.tcfg import Tangential
+
+__all__ = [
+    "AdaptiveProjection",
+    "BetaWeighted",
+    "Combination",
+    "FrequencyDecoupled",
+    "MagnitudeAware",
+    "Pair",
+    "PairCombination",
+    "Plain",
+    "RectifiedGradient",
+    "RenoiseWithNegative",
+    "Rescale",
+    "Tangential",
+    "ZeroStar",
+]

@@ -1,0 +1,69 @@
+"""Guidance rescale: the guided estimate brought back to the spread of the positive.
+
+Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed", https://arxiv.org/abs/2305.08891,
+equations 15 and 16: D = phi D_g std(D_pos) / std(D_g) + (1 - phi) D_g, std over everything but the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_guide.denoiser import Prediction, Trajectory
+from lightning_guide.guidance.combinations.base import TINY, Branch, Combination, Combine, Plain, norm
+
+__all__ = ["Rescale"]
+
+
+class Rescale(Combination):
+    """The clean estimate of an inner combination, rescaled towards the standard deviation of the positive's.
+
+    At phi = 0 the inner combination, to the bit; where no weight is on, the positive, to the bit. A noise direction
+    that the inner combination tells apart stays as it is. If that does not ask the positive, nothing is rescaled.
+    """
+
+    def __init__(self, phi: float = 0.7, *, combination: Combination | None = None) -> None:
+        """`phi` in [0, 1] (0.7 in the paper) and the inner `combination`; default: `Plain`.
+
+        Raises:
+            ValueError: if `phi` is outside.
+        """
+        if not 0 <= phi <= 1:
+            raise ValueError(f"Rescale needs phi between 0 and 1, got {phi}")
+        self.phi, self.combination = phi, combination or Plain()
+
+    def weights(self, weights: Sequence[float], trajectory: Trajectory) -> list[float]:
+        """Those of the inner rule."""
+        return self.combination.weights(weights, trajectory)
+
+    def start(self, trajectory: Trajectory) -> Combine:
+        """The inner rule, rescaled."""
+        inner = self.combination.start(trajectory)
+
+        def combine(
+            positive: Branch, negatives: Sequence[tuple[float, Branch]], x: Tensor, sigma: Tensor
+        ) -> Prediction:
+            spreads: list[Tensor] = []
+
+            def overheard(x: Tensor, sigma: Tensor) -> Prediction:
+                pos = positive(x, sigma)
+                spreads.append(_spread(pos.clean))
+                return pos
+
+            guided = inner(overheard, negatives, x, sigma)
+            if not spreads:
+                return guided
+            spread = _spread(guided.clean)
+            ratio = torch.where(spread > 0, spreads[0] / spread.clamp(min=TINY), 1.0)
+            factor = 1 + self.phi * (ratio - 1)
+            return Prediction((guided.clean * factor).to(guided.clean), guided.noise)
+
+        return combine
+
+
+def _spread(clean: Tensor) -> Tensor:
+    """Standard deviation of each sample up to a constant, float64, `(B, 1, ..., 1)`."""
+    wide = clean.double()
+    return norm(wide - wide.mean(dim=list(range(1, clean.ndim)), keepdim=True))

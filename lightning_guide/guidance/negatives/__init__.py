@@ -1,0 +1,104 @@
+"""Guidances whose negative has other attention: replacements of the networks' attention cores.
+
+Guidances whose negative lacks whole blocks.
+
+Guidances that change the condition of a branch.
+
+Synthetic degradations of a finished model: denoisers that are worse on purpose, as positive or negative.
+
+Guidances whose negative has another input: blurred where the network looks, or seen through windows.
+"""
+
+from __future__ import annotations
+
+from lightning_guide.guidance.negatives.autoguidance import Autoguidance, AutoguidanceBlend
+from lightning_guide.guidance.negatives.cads import AnnealedCondition, ConditionAnnealedGuidance
+from lightning_guide.guidance.negatives.cfg import ClassifierFreeGuidance, Unconditional
+from lightning_guide.guidance.negatives.cfg_pp import ClassifierFreeGuidancePP
+from lightning_guide.guidance.negatives.degraded import NoisyInput, SamplingDropout
+from lightning_guide.guidance.negatives.erg import EntropyRectifyingGuidance, ScaledQueries
+from lightning_guide.guidance.negatives.icg import GaussianCondition, IndependentConditionGuidance, RandomCondition
+from lightning_guide.guidance.negatives.neon import Neon
+from lightning_guide.guidance.negatives.pag import IdentityAttention, PerturbedAttentionGuidance, SoftIdentityAttention
+from lightning_guide.guidance.negatives.pag_maps import (
+    BlurredAttention,
+    NoisyAttention,
+    OffDiagonalMask,
+    RandomMask,
+    SkipAttention,
+)
+from lightning_guide.guidance.negatives.s2 import StochasticSelfGuidance, StochasticSkip
+from lightning_guide.guidance.negatives.sag import BlurredInput, SelfAttentionGuidance
+from lightning_guide.guidance.negatives.sag_masks import (
+    AttentionMask,
+    Everywhere,
+    HighFrequency,
+    Mask,
+    RandomPixels,
+    RandomSquare,
+)
+from lightning_guide.guidance.negatives.sag_saliency import SaliencyMask
+from lightning_guide.guidance.negatives.score_scaling import ScoreScaling, ZeroScore
+from lightning_guide.guidance.negatives.seg import BlurredQueries, SmoothedEnergyGuidance
+from lightning_guide.guidance.negatives.sims import SIMS
+from lightning_guide.guidance.negatives.skip_layer import SkipBlocks, SkipLayerGuidance
+from lightning_guide.guidance.negatives.swg import (
+    MaskedSlidingWindow,
+    MaskedSlidingWindowGuidance,
+    SlidingWindow,
+    SlidingWindowGuidance,
+)
+from lightning_guide.guidance.negatives.tpg import ShuffledTokens, TokenPerturbationGuidance
+from lightning_guide.guidance.negatives.tsg import NoisyNoiseEmbedding, TimeStepGuidance
+
+__all__ = [
+    "AnnealedCondition",
+    "AttentionMask",
+    "Autoguidance",
+    "AutoguidanceBlend",
+    "BlurredAttention",
+    "BlurredInput",
+    "BlurredQueries",
+    "ClassifierFreeGuidance",
+    "ClassifierFreeGuidancePP",
+    "ConditionAnnealedGuidance",
+    "EntropyRectifyingGuidance",
+    "Everywhere",
+    "GaussianCondition",
+    "HighFrequency",
+    "IdentityAttention",
+    "IndependentConditionGuidance",
+    "Mask",
+    "MaskedSlidingWindow",
+    "MaskedSlidingWindowGuidance",
+    "Neon",
+    "NoisyAttention",
+    "NoisyInput",
+    "NoisyNoiseEmbedding",
+    "OffDiagonalMask",
+    "PerturbedAttentionGuidance",
+    "RandomCondition",
+    "RandomMask",
+    "RandomPixels",
+    "RandomSquare",
+    "SIMS",
+    "SaliencyMask",
+    "SamplingDropout",
+    "ScaledQueries",
+    "ScoreScaling",
+    "SelfAttentionGuidance",
+    "ShuffledTokens",
+    "SkipAttention",
+    "SkipBlocks",
+    "SkipLayerGuidance",
+    "SlidingWindow",
+    "SlidingWindowGuidance",
+    "SmoothedEnergyGuidance",
+    "SoftIdentityAttention",
+    "StochasticSelfGuidance",
+    "StochasticSkip",
+    "TimeStepGuidance",
+    "TokenPerturbationGuidance",
+    "Unconditional",
+    "ZeroScore",
+]

@@ -1,0 +1,65 @@
+"""Autoguidance: a worse version of a model steers the good one.
+
+Karras et al. 2024, "Guiding a Diffusion Model with a Bad Version of Itself", https://arxiv.org/abs/2406.02507,
+equation 4: D = D_bad + w (D_good - D_bad), both under the same condition.
+"""
+
+from __future__ import annotations
+
+from lightning_guide.denoiser import Denoiser
+from lightning_guide.guidance.base import Main
+from lightning_guide.guidance.combinations.base import Combination
+from lightning_guide.guidance.guided import Guided
+from lightning_guide.guidance.negatives.cfg import Unconditional
+from lightning_guide.guidance.schedules import Interval, WeightSchedule
+
+__all__ = ["Autoguidance", "AutoguidanceBlend"]
+
+
+class Autoguidance(Guided):
+    """D_bad + w (D_good - D_bad) with an earlier, smaller or longer averaged `guider`. Good and bad: 2 evaluations."""
+
+    def __init__(
+        self,
+        guider: Denoiser,
+        weight: float | WeightSchedule = 2.0,
+        *,
+        positive: Denoiser | None = None,
+        combination: Combination | None = None,
+    ) -> None:
+        """`guider` is the bad model, usually `Snapshot`; `positive` the good one (default: the one evaluated)."""
+        super().__init__([guider], [weight], positive=positive, combination=combination)
+
+
+class AutoguidanceBlend(Guided):
+    """Between classifier-free guidance (alpha = 0) and autoguidance (alpha = 1), appendix B.2 of the paper.
+
+    D = D_good + (w_u - 1) (D_good - D_uncond) + (w_c - 1) (D_good - D_bad) with
+    w_u = (1 - alpha) (w - 1) + 1 and w_c = alpha (w - 1) + 1.
+    """
+
+    def __init__(
+        self,
+        guider: Denoiser,
+        weight: float = 2.0,
+        *,
+        alpha: float = 0.5,
+        interval: tuple[float, float] | None = None,
+        unconditional: Denoiser | None = None,
+        positive: Denoiser | None = None,
+    ) -> None:
+        """`weight` w and blend `alpha` in [0, 1]; `interval` (low, high] in sigma, None for all levels.
+
+        `unconditional` defaults to `positive` without its condition.
+
+        Raises:
+            ValueError: if `alpha` is outside, a weight is not finite, or the interval is empty.
+        """
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"the blend needs alpha between 0 (CFG) and 1 (autoguidance), got {alpha}")
+        weights: list[float | WeightSchedule] = [(1 - alpha) * (weight - 1) + 1, alpha * (weight - 1) + 1]
+        if interval is not None:
+            weights = [Interval(weight, *interval) for weight in weights]
+        positive = positive if positive is not None else Main()
+        unconditional = unconditional if unconditional is not None else Unconditional(positive)
+        super().__init__([unconditional, guider], weights, positive=positive)

@@ -1,0 +1,66 @@
+"""Classifier-free guidance. Ho and Salimans 2022, https://arxiv.org/abs/2207.12598."""
+
+from __future__ import annotations
+
+from lightning_guide.denoiser import Denoiser, Models, Trajectory
+from lightning_guide.guidance.base import Main
+from lightning_guide.guidance.branches import OtherCondition, Replace
+from lightning_guide.guidance.combinations.base import Combination
+from lightning_guide.guidance.guided import Guided
+from lightning_guide.guidance.schedules import WeightSchedule
+
+__all__ = ["ClassifierFreeGuidance", "Unconditional"]
+
+
+class Unconditional(OtherCondition):
+    """A denoiser whose condition is dropped: D(x, sigma, no condition). It was trained with label dropout."""
+
+    @property
+    def num_classes(self) -> int:  # type: ignore[override]
+        """0: labels are ignored."""
+        return 0
+
+    @property
+    def token_channels(self) -> int:  # type: ignore[override]
+        """0: embeddings are ignored."""
+        return 0
+
+    def resolve(self, models: Models) -> Denoiser:
+        """As `Guidance.resolve`.
+
+        Raises:
+            ValueError: if the model has no condition to drop.
+        """
+        resolved = super().resolve(models)
+        assert isinstance(resolved, Unconditional)
+        if not resolved.positive.conditional:
+            raise ValueError(
+                "classifier-free guidance needs a model with labels or embeddings (this one has num_classes=0), "
+                "or an unconditional network of its own (unconditional: ...)"
+            )
+        return resolved
+
+    def begin(self, trajectory: Trajectory) -> Replace:
+        """No condition."""
+        return lambda x, condition: None
+
+
+class ClassifierFreeGuidance(Guided):
+    """D_uncond + w (D_cond - D_uncond). Two evaluations where w is not 1.
+
+    The unconditional model is the same network without its label (it must have been trained with label dropout), or
+    a network of its own.
+    """
+
+    def __init__(
+        self,
+        weight: float | WeightSchedule = 1.5,
+        *,
+        unconditional: Denoiser | None = None,
+        positive: Denoiser | None = None,
+        combination: Combination | None = None,
+    ) -> None:
+        """`unconditional` defaults to `positive` without its label; the paper's own weight is w - 1."""
+        positive = positive if positive is not None else Main()
+        negative = unconditional if unconditional is not None else Unconditional(positive)
+        super().__init__([negative], [weight], positive=positive, combination=combination)

@@ -1,0 +1,91 @@
+"""Independent condition guidance for any condition: noise in the place of its embedding.
+
+Sadat et al. 2024, "No Training, No Problem: Rethinking Classifier-Free Guidance for Diffusion Models",
+https://arxiv.org/abs/2407.02687, section 3.
+
+Independent condition guidance: the negative is told a condition that has nothing to do with the sample.
+
+Sadat et al. 2024, "No Training, No Problem: Rethinking Classifier-Free Guidance for Diffusion Models",
+https://arxiv.org/abs/2407.02687, section 3. For models trained without label dropout.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from lightning_guide.denoiser import Denoiser, Models, Trajectory
+from lightning_guide.guidance.branches import OtherCondition, Replace
+from lightning_guide.guidance.combinations.base import Combination
+from lightning_guide.guidance.guided import Guided
+from lightning_guide.guidance.perturbation import ChangedEmbedding, ConditionPerturbation
+from lightning_guide.guidance.schedules import WeightSchedule
+
+__all__ = ["GaussianCondition", "IndependentConditionGuidance", "RandomCondition"]
+
+
+class GaussianCondition(ConditionPerturbation):
+    """std(y) n in the place of the embedding y, n fresh at each call; std over the E numbers of each label or token.
+
+    y is (B, E) of labels or (B, L, E) of tokens; where there is none, zeros stay zeros.
+
+    The paper's variant for conditions that cannot be drawn: a negative `Perturbed([GaussianCondition()])`.
+    """
+
+    def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
+        """Noise of the size of the embedding."""
+
+        def gaussian(y: Tensor) -> Tensor:
+            n = trajectory.seeds.normal("gaussian condition", y.shape[1:], y.device).to(y.dtype)
+            return y.std(dim=-1, keepdim=True, correction=0) * n
+
+        return ChangedEmbedding(module, gaussian)
+
+
+class RandomCondition(OtherCondition):
+    """D(x, sigma, c'), each sample's class c' uniform over all classes and drawn afresh at each call."""
+
+    def resolve(self, models: Models) -> Denoiser:
+        """As `Guidance.resolve`.
+
+        Raises:
+            ValueError: if the model has no labels.
+        """
+        resolved = super().resolve(models)
+        assert isinstance(resolved, RandomCondition)
+        resolved._check_labels()
+        return resolved
+
+    def begin(self, trajectory: Trajectory) -> Replace:
+        """Random labels.
+
+        Raises:
+            ValueError: if the model has no labels.
+        """
+        self._check_labels()
+        return lambda x, condition: trajectory.seeds.integers("random condition", self.num_classes, x.device)
+
+    def _check_labels(self) -> None:
+        if self.token_channels:
+            raise ValueError(
+                "ICG draws random labels; this model reads embeddings, which cannot be drawn: take GaussianCondition, "
+                "as configs/guidance/icg_gaussian.yaml does"
+            )
+        if self.num_classes == 0:
+            raise ValueError("ICG draws random labels; this model has none (num_classes=0)")
+
+
+class IndependentConditionGuidance(Guided):
+    """D(c') + w (D(c) - D(c')), c' a random class. Two evaluations; needs labels, but no training without them.
+
+    Published: w = 1.4 for DiT-XL/2, 1.25 for EDM2, where classifier-free guidance has 1.5 and 1.25.
+    """
+
+    def __init__(
+        self,
+        weight: float | WeightSchedule = 1.25,
+        *,
+        positive: Denoiser | None = None,
+        combination: Combination | None = None,
+    ) -> None:
+        """`positive` is the model with labels; default: the one under evaluation."""
+        super().__init__([RandomCondition(positive)], [weight], positive=positive, combination=combination)

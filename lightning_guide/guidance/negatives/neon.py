@@ -1,0 +1,63 @@
+"""Neon: negative guidance in weight space, with no extra evaluations.
+
+https://arxiv.org/abs/2510.03597: theta = (1 + omega) theta_base - omega theta_aux, theta_aux
+being the base after some training on its own samples. Any worse model of the same architecture can stand in for it.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+
+from lightning_guide.denoiser import Denoiser, Models
+from lightning_guide.guidance.base import Main, Reference
+
+__all__ = ["Neon", "extrapolated"]
+
+
+class Neon(Reference):
+    """The network with weights theta_aux + w (theta_base - theta_aux). One evaluation; w = 1 is the base."""
+
+    def __init__(self, auxiliary: Denoiser, weight: float = 2.0, *, base: Denoiser | None = None) -> None:
+        """`auxiliary` is usually a `Snapshot`; `base` the model under evaluation by default; omega is w - 1.
+
+        Raises:
+            ValueError: if `weight` is not finite.
+        """
+        super().__init__()
+        if not math.isfinite(weight):
+            raise ValueError(f"Neon needs a finite weight, 1 is the base, got {weight}")
+        self.auxiliary, self.weight = auxiliary, weight
+        self.base = base if base is not None else Main()
+
+    def resolve(self, models: Models) -> Denoiser:
+        """A network of its own with the extrapolated weights.
+
+        Raises:
+            ValueError: if the two models do not have the same parameters.
+        """
+        return extrapolated(self.base.resolve(models), self.auxiliary.resolve(models), self.weight)
+
+
+@torch.no_grad()
+def extrapolated(base: Denoiser, auxiliary: Denoiser, weight: float) -> Denoiser:
+    """A copy of `base` with parameters aux + `weight` (base - aux); buffers are those of the base.
+
+    Raises:
+        ValueError: naming the first parameter that one of them lacks, or has in another shape.
+    """
+    merged = copy.deepcopy(base)
+    other = dict(auxiliary.named_parameters())
+    for name, parameter in merged.named_parameters():
+        if name not in other or other[name].shape != parameter.shape:
+            found = tuple(other[name].shape) if name in other else "missing"
+            raise ValueError(
+                f"Neon merges models of one architecture: {name} has shape {tuple(parameter.shape)} in the base and is "
+                f"{found} in the auxiliary"
+            )
+        parameter.copy_(torch.lerp(other.pop(name).to(parameter), parameter, weight))
+    if other:
+        raise ValueError(f"Neon merges models of one architecture: the base has no parameter {next(iter(other))}")
+    return merged

@@ -1,0 +1,85 @@
+"""Perturbed-attention guidance: the attention map of the negative is the identity, wholly or in part.
+
+Ahn et al. 2024, "Self-Rectifying Diffusion Sampling with Perturbed-Attention Guidance",
+https://arxiv.org/abs/2403.17377; soft interpolation: https://arxiv.org/abs/2506.10978.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lightning_guide.denoiser import Denoiser, Trajectory
+from lightning_guide.guidance.attention import AttentionPerturbation
+from lightning_guide.guidance.combinations.base import Combination
+from lightning_guide.guidance.guided import Guided
+from lightning_guide.guidance.perturbation import Perturbed
+from lightning_guide.guidance.schedules import WeightSchedule
+
+__all__ = ["IdentityAttention", "PerturbedAttentionGuidance", "SoftIdentityAttention"]
+
+
+class _ValuesAlone(nn.Module):
+    """softmax(...) = I: every token attends to itself."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int] | None) -> Tensor:
+        return v
+
+
+class _TowardsValues(nn.Module):
+    """(1 - alpha) A v + alpha v."""
+
+    def __init__(self, core: nn.Module, alpha: float) -> None:
+        super().__init__()
+        self.core, self.alpha = core, alpha
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int] | None) -> Tensor:
+        return torch.lerp(self.core(q, k, v, grid), v, self.alpha)
+
+
+class IdentityAttention(AttentionPerturbation):
+    """Attention map A = I, so that the core returns its values; queries and keys are not used."""
+
+    def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
+        """The values alone."""
+        return _ValuesAlone()
+
+
+class SoftIdentityAttention(AttentionPerturbation):
+    """Attention map (1 - alpha) A + alpha I; alpha = 0 changes nothing, alpha = 1 is `IdentityAttention`."""
+
+    def __init__(self, alpha: float = 0.5, *, layers: Sequence[str] | None = None) -> None:
+        """`alpha` in [0, 1]; `layers`: attention cores.
+
+        Raises:
+            ValueError: if `alpha` is outside.
+        """
+        super().__init__(layers=layers)
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"SoftIdentityAttention needs alpha between 0 (off) and 1 (identity), got {alpha}")
+        self.alpha = alpha
+
+    def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
+        """Between the module and its values."""
+        return _TowardsValues(module, self.alpha) if self.alpha else module
+
+
+class PerturbedAttentionGuidance(Guided):
+    """D_pag + w (D - D_pag), D_pag with identity attention in the chosen layers. Two evaluations; needs attention.
+
+    The paper's s is w - 1 (s = 3 on ADM).
+    """
+
+    def __init__(
+        self,
+        weight: float | WeightSchedule = 2.0,
+        *,
+        layers: Sequence[str] | None = None,
+        positive: Denoiser | None = None,
+        combination: Combination | None = None,
+    ) -> None:
+        """`layers`: attention cores by name or pattern; None: the default of the architecture."""
+        negative = Perturbed([IdentityAttention(layers=layers)], positive=positive)
+        super().__init__([negative], [weight], positive=positive, combination=combination)

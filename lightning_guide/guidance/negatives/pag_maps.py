@@ -1,0 +1,148 @@
+"""A variant of perturbed-attention guidance: the attention map blurred as if it were a picture.
+
+Ahn et al. 2024, https://arxiv.org/abs/2403.17377.
+
+The ablation of perturbed-attention guidance: attention maps with additive noise.
+
+Ahn et al. 2024, https://arxiv.org/abs/2403.17377, table 9.
+
+The ablation of perturbed-attention guidance: attention maps with random gaps.
+
+Ahn et al. 2024, https://arxiv.org/abs/2403.17377, table 9. A gap before the softmax (logit -infinity) is a gap in the
+map A whose rows then get their sum of 1 back. Every sample, head and call has gaps of its own.
+
+Guidance by skipped attention: the cores of the negative return nothing.
+
+Hyung et al. 2024, "Spatiotemporal Skip Guidance", https://arxiv.org/abs/2411.18664, where it is one of two ways to skip
+a layer; the other one, the whole block, is `SkipBlocks`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lightning_guide.denoiser import Trajectory
+from lightning_guide.guidance.attention import AttentionPerturbation, ChangedMap
+from lightning_guide.guidance.negatives.seg import blur_matrix, kernel_size
+
+__all__ = ["BlurredAttention", "NoisyAttention", "OffDiagonalMask", "RandomMask", "SkipAttention"]
+
+
+class BlurredAttention(AttentionPerturbation):
+    """K A K^T over its row sums: the map A (N, N) blurred over queries and keys, in the order of the tokens.
+
+    K is `blur_matrix` of N cells; sigma = .8 gives 5 taps. sigma <= 1/6 changes nothing, sigma = infinity is uniform
+    attention. Neighbours here are neighbours in the sequence, for a picture those of the same row.
+    """
+
+    def __init__(self, sigma: float = 0.8, *, layers: Sequence[str] | None = None) -> None:
+        """`sigma` of the blur in tokens; `layers`: attention cores.
+
+        Raises:
+            ValueError: if `sigma` is negative or not a number.
+        """
+        super().__init__(layers=layers)
+        if not sigma >= 0:
+            raise ValueError(f"BlurredAttention needs sigma >= 0, in tokens, or infinity, got {sigma}")
+        self.sigma = sigma
+
+    def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
+        """The module with its map blurred."""
+        if math.isfinite(self.sigma) and kernel_size(self.sigma, 3) == 1:
+            return module
+
+        def change(A: Tensor) -> Tensor:
+            K = blur_matrix(A.shape[-1], self.sigma, A)
+            A = K @ A @ K.mT
+            return A / A.sum(-1, keepdim=True)
+
+        return ChangedMap(module, change)
+
+
+class NoisyAttention(AttentionPerturbation):
+    """A + scale n, n standard normal for each sample, head, pair of tokens and call; rows keep no sum of 1.
+
+    scale = 0 changes nothing.
+    """
+
+    def __init__(self, scale: float = 0.1, *, layers: Sequence[str] | None = None) -> None:
+        """`scale` of the noise, where a row of N entries sums to 1; `layers`: attention cores.
+
+        Raises:
+            ValueError: if `scale` is negative or not finite.
+        """
+        super().__init__(layers=layers)
+        if not (scale >= 0 and math.isfinite(scale)):
+            raise ValueError(f"NoisyAttention needs a finite scale >= 0, got {scale}")
+        self.scale = scale
+
+    def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
+        """The module with noise on its map."""
+
+        def change(A: Tensor) -> Tensor:
+            return A + self.scale * trajectory.seeds.normal("attention noise", A.shape[1:], A.device).to(A.dtype)
+
+        return ChangedMap(module, change) if self.scale else module
+
+
+class RandomMask(AttentionPerturbation):
+    """A_ij m_ij / sum_j A_ij m_ij with m_ij = 0 with `probability`, else 1; a row of gaps alone attends to nothing.
+
+    probability = 0 changes nothing.
+    """
+
+    def __init__(self, probability: float = 0.5, *, layers: Sequence[str] | None = None) -> None:
+        """`probability` of a gap, in [0, 1]; `layers`: attention cores.
+
+        Raises:
+            ValueError: if `probability` is outside.
+        """
+        super().__init__(layers=layers)
+        if not 0 <= probability <= 1:
+            raise ValueError(f"{type(self).__name__} needs a probability between 0 (off) and 1, got {probability}")
+        self.probability = probability
+
+    def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
+        """The module with gaps in its map."""
+
+        def change(A: Tensor) -> Tensor:
+            return self.masked(A, trajectory.seeds.uniform("attention mask", A.shape[1:], A.device) >= self.probability)
+
+        return ChangedMap(module, change) if self.probability else module
+
+    def masked(self, A: Tensor, kept: Tensor) -> Tensor:
+        """The map `A` (B, heads, N, N) where it is `kept` (B, heads, N, N), its rows of sum 1 again."""
+        A = A * kept
+        return A / A.sum(-1, keepdim=True).clamp(min=torch.finfo(A.dtype).tiny)
+
+
+class OffDiagonalMask(RandomMask):
+    """`RandomMask` that leaves the diagonal alone; probability = 1 is `IdentityAttention`."""
+
+    def masked(self, A: Tensor, kept: Tensor) -> Tensor:
+        """As above, with the diagonal kept, and never quite 0."""
+        diagonal = torch.eye(A.shape[-1], dtype=torch.bool, device=A.device)
+        return super().masked(torch.where(diagonal, A.clamp(min=torch.finfo(A.dtype).tiny), A), kept | diagonal)
+
+
+class _Nothing(nn.Module):
+    """A v = 0."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int] | None) -> Tensor:
+        return torch.zeros_like(v)
+
+
+class SkipAttention(AttentionPerturbation):
+    """Attention map A = 0: the core returns zeros, and nothing is added to the residual stream but an output bias.
+
+    The magnitude-preserving sum of the EDM2 U-Net still shrinks the stream then, by (1 - t) / sqrt((1 - t)^2 + t^2) =
+    .92 at its t = .3. `SkipBlocks(layers=["decoder.*_in0.attention"])` hands the stream through as it is.
+    """
+
+    def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
+        """Zeros."""
+        return _Nothing()

@@ -1,0 +1,225 @@
+"""Masks of self-attention guidance: where the negative's input is blurred. M = 1 is blurred, M = 0 kept.
+
+The six of the ablation in Hong et al. 2022, https://arxiv.org/abs/2210.00939: everywhere, high frequencies, random
+pixels, a square, an external model's saliency (`SaliencyMask`) and the network's own attention (`AttentionMask`).
+
+Where the network looks: a mask out of the self-attention of the positive pass itself.
+
+Hong et al. 2022, https://arxiv.org/abs/2210.00939: of A = softmax(q k^T / sqrt(d)) `(B, heads, N, N)`, the mean over
+heads, summed over queries, is the attention that each key receives, 1 on average; M = (that > psi).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_guide.denoiser import Denoiser, Trajectory
+from lightning_guide.guidance.attention import AttentionPerturbation
+from lightning_guide.guidance.perturbation import Perturbed
+from lightning_guide.utils.recipe import Recorded
+
+__all__ = ["AttentionMask", "Everywhere", "HighFrequency", "Mask", "MaskAt", "RandomPixels", "RandomSquare"]
+
+
+MaskAt = Callable[[Tensor], Tensor]
+
+
+"""clean (B, C, H, W) -> mask (B or 1, 1, H, W) of zeros and ones, in dtype and device of `clean`."""
+
+
+class Mask(Recorded, ABC):
+    """Base of the masks."""
+
+    def check(self, model: Denoiser) -> None:
+        """Refuses a `model` that the mask cannot read.
+
+        Raises:
+            ValueError: saying what the mask needs.
+        """
+
+    @abstractmethod
+    def attach(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, MaskAt]:
+        """What runs in the place of the positive `model` along `trajectory`, and the mask of its clean estimates.
+
+        Most masks need nothing but the clean estimate, and leave the model as it is.
+        """
+
+
+class Everywhere(Mask):
+    """M = 1: blur guidance, the whole picture."""
+
+    def attach(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, MaskAt]:
+        """Ones."""
+        return model, lambda clean: clean.new_ones(1, 1, *clean.shape[2:])
+
+
+class HighFrequency(Mask):
+    """M = (|h| > psi mean |h|), h the part of the clean estimate above a frequency, |h| summed over channels.
+
+    The paper does not say where it cuts; both numbers are ours.
+    """
+
+    def __init__(self, *, cutoff: float = 0.5, psi: float = 1.0) -> None:
+        """`cutoff`: highest frequency that is taken away, 1 being the Nyquist frequency; `psi`: of the mean.
+
+        Raises:
+            ValueError: if `cutoff` is not in [0, 1).
+        """
+        if not 0 <= cutoff < 1:
+            raise ValueError(f"HighFrequency needs a cutoff in [0, 1), as a fraction of Nyquist's, got {cutoff}")
+        self.cutoff, self.psi = cutoff, psi
+
+    def attach(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, MaskAt]:
+        """The thresholded high-pass."""
+        return model, self._mask
+
+    def _mask(self, clean: Tensor) -> Tensor:
+        H, W = clean.shape[2:]
+        rows, columns = (2 * torch.fft.fftfreq(n, device=clean.device, dtype=clean.dtype) for n in (H, W))
+        keep = torch.hypot(rows[:, None], columns[None]) > self.cutoff
+        high = torch.fft.ifft2(torch.fft.fft2(clean) * keep).real.abs().sum(1, keepdim=True)
+        return (high > self.psi * high.mean((2, 3), keepdim=True)).to(clean)
+
+
+class RandomPixels(Mask):
+    """M = 1 at each pixel with probability `area`, drawn anew at each evaluation and for each sample."""
+
+    def __init__(self, area: float = 0.5) -> None:
+        """`area`: expected fraction of the picture.
+
+        Raises:
+            ValueError: if `area` is not in [0, 1].
+        """
+        self.area = _fraction(area, self)
+
+    def attach(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, MaskAt]:
+        """Draws from the streams of `trajectory`."""
+
+        def mask(clean: Tensor) -> Tensor:
+            draws = trajectory.seeds.uniform("random pixels", (1, *clean.shape[2:]), clean.device)
+            return (draws < self.area).to(clean)
+
+        return model, mask
+
+
+class RandomSquare(Mask):
+    """M = 1 in one square at a random place, drawn anew at each evaluation and for each sample.
+
+    Its side is sqrt(area H W), rounded; where that is longer than a side of the picture, it is a rectangle.
+    """
+
+    def __init__(self, area: float = 0.5) -> None:
+        """`area`: fraction of the picture.
+
+        Raises:
+            ValueError: if `area` is not in [0, 1].
+        """
+        self.area = _fraction(area, self)
+
+    def attach(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, MaskAt]:
+        """Draws from the streams of `trajectory`."""
+
+        def inside(purpose: str, size: int, side: int, clean: Tensor) -> Tensor:
+            first = trajectory.seeds.integers(purpose, size - side + 1, clean.device)[:, None]
+            at = torch.arange(size, device=clean.device)
+            return (at >= first) & (at < first + side)  # (B, size)
+
+        def mask(clean: Tensor) -> Tensor:
+            H, W = clean.shape[2:]
+            side = math.sqrt(self.area * H * W)
+            height = min(H, round(max(side, side * side / W)))
+            width = min(W, round(side * side / height)) if height else 0
+            rows, columns = inside("square row", H, height, clean), inside("square column", W, width, clean)
+            return (rows[:, None, :, None] & columns[:, None, None, :]).to(clean)
+
+        return model, mask
+
+
+def _fraction(area: float, mask: Mask) -> float:
+    if not 0 <= area <= 1:
+        raise ValueError(f"{type(mask).__name__} needs an area between 0 and 1, got {area}")
+    return area
+
+
+class _Note:
+    """What tokens of a layer received at the last evaluation, `received` (B, 1, h, w); copies of a tree share it."""
+
+    received: Tensor
+
+
+class _Observed(nn.Module):
+    """An attention core that also writes down what each token receives; its result is the core's own."""
+
+    def __init__(self, core: nn.Module, note: _Note) -> None:
+        super().__init__()
+        self.core, self.note = core, note
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int] | None) -> Tensor:
+        if grid is None:
+            raise ValueError("AttentionMask needs attention over a 2D token grid; this network has none")
+        scores = q @ k.mT / math.sqrt(q.shape[-1])  # (B, heads, N, N)
+        dtype = torch.promote_types(scores.dtype, torch.float32)
+        self.note.received = scores.softmax(dim=-1, dtype=dtype).mean(dim=1).sum(dim=1).unflatten(1, (1, *grid))
+        return self.core(q, k, v, grid)
+
+
+class ObservedAttention(AttentionPerturbation):
+    """Attention cores that also compute their map, softmax written out, for one trajectory."""
+
+    def __init__(self, *, layers: Sequence[str] | None) -> None:
+        super().__init__(layers=layers)
+        self.notes: list[_Note] = []
+
+    def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
+        self.notes.append(_Note())
+        return _Observed(module, self.notes[-1])
+
+
+class AttentionMask(Mask):
+    """M = (attention received > psi), on the token grid, enlarged to the picture by nearest neighbours.
+
+    Costs one attention map (B, heads, N, N) in each layer observed, and no evaluation. With several layers the
+    attention received is averaged over them.
+    """
+
+    def __init__(self, *, layers: Sequence[str] | None = None, psi: float = 1.0) -> None:
+        """`layers`: attention cores by name or pattern, None: the network's default; `psi`: 1 in the paper.
+
+        Raises:
+            ValueError: if there is no layer, or `psi` is not a number.
+        """
+        if layers is not None and not layers:
+            raise ValueError("AttentionMask needs one layer or more to look at, got layers: []; null is the default")
+        if math.isnan(psi):
+            raise ValueError("AttentionMask needs a number psi, 1 in the paper, got nan")
+        self.layers, self.psi = layers, psi
+
+    def check(self, model: Denoiser) -> None:
+        """The layers must exist.
+
+        Raises:
+            ValueError: if they do not, or `model` is no network under EDM preconditioning.
+        """
+        Perturbed([ObservedAttention(layers=self.layers)], positive=model).layers()
+
+    def attach(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, MaskAt]:
+        """`model` with observed attention, and the mask of the evaluation before.
+
+        Raises:
+            ValueError: as `check`.
+        """
+        observation = ObservedAttention(layers=self.layers)
+        observed = Perturbed([observation], positive=model).network(trajectory)
+
+        def mask(clean: Tensor) -> Tensor:
+            size = tuple(clean.shape[2:])
+            received = [F.interpolate(note.received, size, mode="nearest-exact") for note in observation.notes]
+            return (torch.stack(received).mean(0) > self.psi).to(clean)
+
+        return observed, mask

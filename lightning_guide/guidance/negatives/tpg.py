@@ -1,0 +1,76 @@
+"""Token perturbation guidance: the tokens of the negative are shuffled.
+
+Rajabi et al. 2025, "Token Perturbation Guidance for Diffusion Models", https://arxiv.org/abs/2506.10036.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_guide.denoiser import Denoiser, Trajectory
+from lightning_guide.guidance.combinations.base import Combination
+from lightning_guide.guidance.guided import Guided
+from lightning_guide.guidance.perturbation import Around, Perturbed, Replacement
+from lightning_guide.guidance.schedules import WeightSchedule
+
+__all__ = ["ShuffledTokens", "TokenPerturbationGuidance"]
+
+
+class _Shuffled(Around):
+    """A block behind a shuffle of its tokens."""
+
+    def __init__(self, inner: nn.Module, shuffle: ShuffledTokens, trajectory: Trajectory) -> None:
+        super().__init__(inner)
+        self.shuffle, self.trajectory = shuffle, trajectory
+
+    def forward(self, x: Tensor, *arguments: Any) -> Tensor:
+        if x.ndim not in (3, 4):
+            raise ValueError(
+                f"TPG shuffles tokens (B, N, C) or the positions of feature maps (B, C, H, W); "
+                f"this block gets x of shape {tuple(x.shape)}"
+            )
+        count = x.shape[1] if x.ndim == 3 else x.shape[2] * x.shape[3]
+        order = self.shuffle.order(count, self.trajectory).to(x.device)
+        x = x[:, order] if x.ndim == 3 else x.flatten(2)[..., order].reshape(x.shape)
+        return self.inner(x, *arguments)
+
+
+class ShuffledTokens(Replacement):
+    """block(x P, ...) with a random permutation P of the tokens or positions, which is not undone after the block.
+
+    A permutation is drawn for each block and call. All samples of a seed share it, as in the paper: one gather for the
+    batch, and no sample depends on the batch it travels in.
+    """
+
+    kind = "block"
+
+    def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
+        """The block behind a shuffle."""
+        return _Shuffled(module, self, trajectory)
+
+    def order(self, count: int, trajectory: Trajectory) -> Tensor:
+        """The next permutation `(count,)` of 0 ... count - 1."""
+        return torch.randperm(count, generator=trajectory.seeds.shared("token order"))
+
+
+class TokenPerturbationGuidance(Guided):
+    """D_tpg + w (D - D_tpg), D_tpg with shuffled tokens in the chosen blocks. Two evaluations.
+
+    The paper's s is w - 1 (s = 3).
+    """
+
+    def __init__(
+        self,
+        weight: float | WeightSchedule = 2.0,
+        *,
+        layers: Sequence[str] | None = None,
+        positive: Denoiser | None = None,
+        combination: Combination | None = None,
+    ) -> None:
+        """`layers`: blocks by name or pattern; None: the default of the architecture."""
+        negative = Perturbed([ShuffledTokens(layers=layers)], positive=positive)
+        super().__init__([negative], [weight], positive=positive, combination=combination)

@@ -1,0 +1,102 @@
+"""Guidance weights as functions of the noise level; w = 1 is off.
+
+Intervals: Kynkaanniemi et al. 2024, https://arxiv.org/abs/2404.07724. The level is that of the predictor, decided once
+for each step.
+
+Guidance in some of the steps only, counted in steps, for methods that are published so.
+
+Where the noise level is meant, take `Interval`: it does not depend on the number of steps.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from lightning_guide.denoiser import Trajectory
+from lightning_guide.guidance.combinations.base import Combination, Combine, Plain
+from lightning_guide.utils.recipe import Recorded
+
+__all__ = ["CosineWeight", "Interval", "StepWindow", "WeightSchedule", "weight_at"]
+
+
+class WeightSchedule(Recorded, ABC):
+    """A guidance weight that depends on sigma."""
+
+    @abstractmethod
+    def at(self, sigma: float) -> float:
+        """The weight at noise level `sigma`; 1 means that the negative is not evaluated."""
+
+
+class Interval(WeightSchedule):
+    """`weight` for low < sigma <= high, 1 elsewhere."""
+
+    def __init__(self, weight: float | WeightSchedule, low: float, high: float) -> None:
+        """`weight` inside the interval (`low`, `high`] of noise levels; a schedule may be cut, too.
+
+        Raises:
+            ValueError: if the interval is empty, or the weight is not finite.
+        """
+        if not 0 <= low < high:
+            raise ValueError(f"a guidance interval needs 0 <= low < high in sigma, got low={low}, high={high}")
+        if isinstance(weight, int | float) and not math.isfinite(weight):
+            raise ValueError(f"a guidance interval needs a finite weight, got {weight}")
+        self.weight, self.low, self.high = weight, low, high
+
+    def at(self, sigma: float) -> float:
+        """`weight` inside, 1 outside."""
+        return weight_at(self.weight, sigma) if self.low < sigma <= self.high else 1.0
+
+
+class CosineWeight(WeightSchedule):
+    """1 + (weight - 1) (1 - cos(pi p^power)) / 2 with p = 1 - sigma / sigma_max: rises from 1 to `weight`."""
+
+    def __init__(self, weight: float, *, sigma_max: float = 80.0, power: float = 1.0) -> None:
+        """`weight` reached at sigma = 0; the rise begins at `sigma_max`.
+
+        Raises:
+            ValueError: unless the weight is finite and the others are positive.
+        """
+        if not (math.isfinite(weight) and sigma_max > 0 and power > 0):
+            expected = "CosineWeight needs a finite weight, sigma_max > 0 and power > 0"
+            raise ValueError(f"{expected}, got {weight}, {sigma_max} and {power}")
+        self.weight, self.sigma_max, self.power = weight, sigma_max, power
+
+    def at(self, sigma: float) -> float:
+        """The weight at `sigma`."""
+        p = min(max(1 - sigma / self.sigma_max, 0.0), 1.0)
+        return 1 + (self.weight - 1) * (1 - math.cos(math.pi * p**self.power)) / 2
+
+
+def weight_at(weight: float | WeightSchedule, sigma: float) -> float:
+    """The number a weight or schedule stands for at `sigma`."""
+    return weight.at(sigma) if isinstance(weight, WeightSchedule) else float(weight)
+
+
+class StepWindow(Combination):
+    """`combination` in the steps i of N with low <= i / N < high, i = 0 ... N - 1; outside every weight is 1.
+
+    So the negatives are not called outside. A step is inside or outside with all its stages.
+    """
+
+    def __init__(self, low: float = 0.0, high: float = 1.0, combination: Combination | None = None) -> None:
+        """`low` and `high` are fractions of the trajectory; `combination` defaults to `Plain`.
+
+        Raises:
+            ValueError: unless 0 <= low < high <= 1.
+        """
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"a window of steps needs 0 <= low < high <= 1, got low={low}, high={high}")
+        self.low, self.high = low, high
+        self.combination = combination or Plain()
+
+    def weights(self, weights: Sequence[float], trajectory: Trajectory) -> list[float]:
+        """1 outside."""
+        if self.low <= trajectory.step / trajectory.steps < self.high:
+            return self.combination.weights(weights, trajectory)
+        return [1.0] * len(weights)
+
+    def start(self, trajectory: Trajectory) -> Combine:
+        """The rule inside, started afresh."""
+        return self.combination.start(trajectory)

@@ -1,0 +1,93 @@
+"""Nothing but the gradients of a guide, accumulated on a background: what it wants to see, without any diffusion model.
+
+After figure 2 of Shen et al. 2024, https://arxiv.org/abs/2403.12404: a thousand steps along the gradients of a
+classifier make noise of an ordinary one, a picture of a robust or noise-conditional one; augmentation is in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_guide.denoiser import Trajectory
+from lightning_guide.guidance.training_free.estimators import Estimator, PlugIn
+from lightning_guide.guidance.training_free.local_loss import Landscape
+from lightning_guide.guidance.training_free.schedules import Point
+from lightning_guide.guidance.training_free.step_rules import Normalised, StepRule
+from lightning_guide.objectives.energy import Energy
+from lightning_guide.seeds import SampleSeeds
+from lightning_guide.utils.recipe import Recorded
+
+__all__ = ["Probe", "accumulate", "smoothness"]
+
+
+class Probe(Recorded):
+    """A guide to be looked at: its energies, one after the other for equal shares of the steps, and an estimator."""
+
+    def __init__(self, energies: Sequence[Energy], estimator: Estimator | None = None) -> None:
+        """One energy as a rule; a classifier of noisy pictures has one for each level, `AtLevel`, from above.
+
+        Raises:
+            ValueError: if there is no energy.
+        """
+        if not energies:
+            raise ValueError("a Probe needs at least one energy")
+        self.energies, self.estimator = list(energies), estimator or PlugIn()
+
+
+def accumulate(
+    probe: Probe,
+    x: Tensor,
+    *,
+    seeds: SampleSeeds,
+    condition: Tensor | None = None,
+    steps: int = 1000,
+    rule: StepRule | None = None,
+) -> tuple[Tensor, Tensor]:
+    """x after `steps` of `rule` along the gradients of `probe`, and the loss (steps, B) before each.
+
+    Args:
+        probe: the guide.
+        x: backgrounds (B, *).
+        seeds: of the samples; every step has draws of its own.
+        condition: labels (B,).
+        steps: how many.
+        rule: default: steps of length .01 sqrt(d), `Normalised`, at sigma = sigma' = 0.
+
+    Raises:
+        ValueError: if there are fewer steps than energies.
+    """
+    if steps < len(probe.energies):
+        raise ValueError(f"{len(probe.energies)} energies share {steps} steps; expected one step for each at least")
+    descend = (rule or Normalised(0.01 * x[0].numel() ** 0.5)).start()
+    trajectory = Trajectory(x=x, seeds=seeds, sigma=0.0, steps=steps)
+    started = [energy.start(trajectory) for energy in probe.energies]
+    losses = []
+    for step in range(steps):
+        trajectory.step = step
+        landscape = Landscape(
+            x,
+            Point(torch.zeros_like(x), 0.0, 0.0, trajectory),
+            lambda gradient: gradient,
+            loss=started[step * len(started) // steps],
+            condition=condition,
+            estimator=probe.estimator,
+            guide_batch=None,
+        )
+        loss, gradient = landscape.here
+        losses.append(loss)
+        x = x + landscape.step(descend, loss, gradient)
+    return x, torch.stack(losses)
+
+
+def smoothness(x: Tensor) -> Tensor:
+    """Share (B,) of the energy of pictures `x` (B, C, H, W), without means, at frequencies up to half the highest.
+
+    White noise has about a quarter there, and .38 on 8 x 8 pixels.
+    """
+    spectrum = torch.fft.fft2(x - x.mean((2, 3), keepdim=True)).abs().square()
+    rows, columns = (torch.fft.fftfreq(side, device=x.device).abs() <= 0.25 for side in x.shape[2:])
+    low = rows[:, None] & columns
+    return (spectrum * low).sum((1, 2, 3)) / spectrum.sum((1, 2, 3))

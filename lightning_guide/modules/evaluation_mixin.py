@@ -1,0 +1,164 @@
+"""Guided evaluation in the loops of validation, test and prediction: what diffusion modules do beside training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from torch.utils.data import Dataset
+
+from lightning_guide.data import Batch, SampleBatch
+from lightning_guide.denoiser import Denoiser
+from lightning_guide.evaluation.evaluation import Evaluation
+from lightning_guide.evaluation.metrics.base import SampleMetric
+from lightning_guide.evaluation.runner import GuidedEvaluations
+from lightning_guide.evaluation.sampling_loop import DrawnSamples
+from lightning_guide.runs.models import RunModels, keeper
+from lightning_guide.runs.run import finished_model
+from lightning_guide.training.heldout import HeldoutLoss
+from lightning_guide.training.losses import TrainingLoss
+from lightning_guide.training.sharding import ShardedTraining, whole
+
+__all__ = ["EvaluatedModule"]
+
+
+class EvaluatedModule(ShardedTraining):
+    """A `denoiser`, or its averages, evaluated under any number of named guidances, with its held-out loss.
+
+    Attributes:
+        evaluations: those of validation and test, and their newest results.
+        images_seen: how many images of training there were, over all processes.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        loss: TrainingLoss,
+        *,
+        seed: int,
+        evaluations: Mapping[str, Evaluation],
+        prediction: Evaluation,
+        metrics: Mapping[str, SampleMetric],
+        average: float | Literal["half_life"] | None,
+        images: int | float | str | None,
+        heldout_sigmas: Sequence[float],
+    ) -> None:
+        """As `DiffusionModule`."""
+        super().__init__()
+        self.denoiser, self.loss = denoiser, loss
+        self.evaluations = GuidedEvaluations(evaluations, metrics)
+        self._prediction = GuidedEvaluations({"prediction": prediction}, {})
+        self.average, self.images = average, images
+        self.images_seen = 0
+        self._heldout = HeldoutLoss(heldout_sigmas, seed=seed)
+        self._main: list[Denoiser] = []  # in a list: it must not become a submodule
+
+    def _check_fits_data(self, denoiser: Denoiser) -> None:
+        """Refuses a model of another data shape, class count or kind of embedding."""
+        data = self._data
+        if tuple(data.data_shape) != tuple(denoiser.data_shape):
+            shapes = f"{tuple(data.data_shape)}, the network expects {tuple(denoiser.data_shape)}"
+            raise ValueError(f"the data has shape {shapes}")
+        if denoiser.num_classes and data.num_classes != denoiser.num_classes:
+            raise ValueError(f"the data has {data.num_classes} classes, the network {denoiser.num_classes}")
+        if denoiser.token_channels and data.token_channels != denoiser.token_channels:
+            raise ValueError(
+                f"the data has embeddings of {data.token_channels} channels (0 is none), the network reads "
+                f"{denoiser.token_channels} (token_channels)"
+            )
+
+    @property
+    def _data(self) -> Any:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def sample_sets(self, stage: str) -> list[tuple[Dataset[SampleBatch], int]]:
+        """(sample indices, batch size) of each sampling loop of `stage`, in the order of the loops.
+
+        Raises:
+            ValueError: if a process would have nothing at all to draw: Lightning would leave it out, and the others
+                would wait for it.
+        """
+        chosen = (self._prediction if stage == "predict" else self.evaluations).evaluations
+        most = max((e.num_samples for e in chosen.values()), default=0)
+        world = 1 if self._trainer is None else self.trainer.world_size
+        if stage in ("test", "predict") and 0 < most < world:
+            raise ValueError(f"{stage}: num_samples is at most {most}; {world} processes need at least one sample each")
+        count = len(self._data.prompts()) if chosen and self.denoiser.token_channels else self.denoiser.num_classes
+        return [(e.dataset(count), e.batch_size) for e in chosen.values()]
+
+    def _begin_evaluations(self, evaluations: GuidedEvaluations) -> None:
+        """Finds the model under evaluation and the guiders; all ranks wait until rank 0 has written its snapshots."""
+        self.trainer.strategy.barrier()
+        models = RunModels(
+            self._main_model(),
+            run=self.trainer.default_root_dir,
+            device=self.device,
+            until=self.images_seen if self._fitting else None,
+        )
+        self._check_fits_data(models.main)
+        evaluations.begin(models, self._data, self.device, training=self._fitting)
+        self._main = [models.main]
+
+    @property
+    def _fitting(self) -> bool:
+        return self.trainer.state.fn == "fit"
+
+    def _main_model(self) -> Denoiser:
+        """The average under evaluation: alive in a callback while training, from the snapshots afterwards."""
+        if self.average is None or self.trainer.sanity_checking:  # nothing is averaged before the first step
+            return whole(self.denoiser)
+        if not self._fitting:
+            return finished_model(self.trainer.default_root_dir, self.images, self.average).to(self.device)
+        return keeper(self.trainer.callbacks, self.average).live(self.average)  # type: ignore[attr-defined]
+
+    def on_validation_epoch_start(self) -> None:
+        """Resolves guidances and starts the sums anew."""
+        self._begin_evaluations(self.evaluations)
+        self._heldout.reset(self.device)
+
+    def on_test_epoch_start(self) -> None:
+        """As for validation."""
+        self._begin_evaluations(self.evaluations)
+
+    def on_predict_epoch_start(self) -> None:
+        """Resolves the guidance of the prediction."""
+        self._begin_evaluations(self._prediction)
+
+    def validation_step(  # type: ignore[override]
+        self, batch: Batch | SampleBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> DrawnSamples | None:
+        """Held-out loss of a `Batch`, or one batch of samples of the loop that `dataloader_idx` names."""
+        if isinstance(batch, SampleBatch):
+            return self.evaluations.step(dataloader_idx - 1, batch, self._data)
+        world, size = self.trainer.world_size, int(self._data.batch_size)
+        indices = [self.global_rank + world * (batch_idx * size + j) for j in range(len(batch.x))]
+        self._heldout.update(self.loss, self._main[0], batch, indices)
+        return None
+
+    def test_step(  # type: ignore[override]
+        self, batch: SampleBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> DrawnSamples | None:
+        """One batch of samples of loop `dataloader_idx`."""
+        return self.evaluations.step(dataloader_idx, batch, self._data)
+
+    def predict_step(self, batch: SampleBatch, batch_idx: int, dataloader_idx: int = 0) -> DrawnSamples | None:
+        """One batch of the prediction's samples."""
+        return self._prediction.step(0, batch, self._data)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs held-out losses and all evaluations."""
+        self._report({f"heldout/{key}": value for key, value in self._heldout.compute().items()})
+
+    def on_test_epoch_end(self) -> None:
+        """Logs all evaluations."""
+        self._report({})
+
+    def _report(self, values: dict[str, float]) -> None:
+        """One reduction on all ranks, then numbers to loggers and the progress output."""
+        for name, metrics in self.evaluations.finish(self.device).items():
+            values |= {f"{name}/{metric}": value for metric, value in metrics.items()}
+        values |= {f"{name}/skipped": 1.0 for name in self.evaluations.skipped}
+        if self._fitting:
+            values["step"] = float(self.global_step)  # where loggers put these values; by default one step too early
+        # they are equal on all ranks already; asked for their mean, Lightning need not warn about each of them
+        self.log_dict(values, sync_dist=True, batch_size=1)

@@ -1,0 +1,129 @@
+"""Class labels as network input: one-hot rows, a zero row for "no condition", and a check that costs no sync.
+
+How networks read the tokens of an embedding (B, L, C), in which a token of zeros is no token (`conditions`).
+
+Attention to tokens beside the self-attention: Chen et al. 2023 (PixArt-alpha), https://arxiv.org/abs/2310.00426,
+section 2.3, with an output of zeros at first.
+
+Sizes of pictures that a U-Net can halve at every level.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_guide.conditioning import present
+from lightning_guide.networks.magnitude_preserving import MPLinear, normalize
+
+__all__ = ["ReadTokens", "TokenMean", "check_size", "check_tokens", "one_hot"]
+
+
+def one_hot(condition: Tensor | None, num_classes: int, *, batch: int, like: Tensor) -> Tensor:
+    """One-hot rows `(batch, num_classes)` of the labels `condition` (batch,), in dtype and device of `like`.
+
+    The label -1, and None for the whole batch, give rows of zeros. On CUDA devices and inside compiled code the range
+    is asserted on the device, without waiting for it.
+
+    Raises:
+        ValueError: if `condition` is not integers of shape (batch,), or holds a label outside -1 ... num_classes - 1.
+    """
+    if condition is None:
+        return like.new_zeros(batch, num_classes)
+    if condition.shape != (batch,) or condition.is_floating_point() or condition.dtype == torch.bool:
+        raise ValueError(
+            f"class labels have shape {tuple(condition.shape)} and type {condition.dtype}; "
+            f"expected integers of shape ({batch},), one label for each sample"
+        )
+    if not condition.is_meta:
+        _check_range(condition, num_classes)
+    classes = torch.arange(num_classes, device=condition.device)
+    return (condition[:, None] == classes).to(device=like.device, dtype=like.dtype)
+
+
+def _check_range(condition: Tensor, num_classes: int) -> None:
+    """Refuses labels outside -1 ... num_classes - 1."""
+    valid = (condition >= -1) & (condition < num_classes)
+    if condition.is_cuda or torch.compiler.is_compiling():
+        torch._assert_async(valid.all(), f"class label outside -1 ... {num_classes - 1} (-1 is no condition)")
+    elif not valid.all():
+        value = condition[~valid][0].item()
+        raise ValueError(
+            f"class label {value} is out of range; "
+            f"this network knows labels 0 to {num_classes - 1}, and -1 for no condition"
+        )
+
+
+def check_tokens(condition: Tensor | None, channels: int, *, batch: int, like: Tensor) -> Tensor:
+    """Tokens `(batch, L, channels)` in dtype and device of `like`; None gives one token of zeros.
+
+    Raises:
+        ValueError: if `condition` is anything else than floats (batch, L, channels).
+    """
+    if condition is None:
+        return like.new_zeros(batch, 1, channels)
+    expected = condition.ndim == 3 and (len(condition), condition.shape[2]) == (batch, channels)
+    if not (expected and condition.is_floating_point()):
+        raise ValueError(
+            f"the condition has shape {tuple(condition.shape)} and type {condition.dtype}; expected embeddings "
+            f"({batch}, tokens, {channels}) of floats for a network with token_channels={channels}"
+        )
+    return condition.to(like)
+
+
+class TokenMean(nn.Module):
+    """W normalize(mean of the tokens), (B, L, C) -> (B, out), magnitude preserving; zeros if there is no token.
+
+    The direction of the mean over the tokens that are there is that of the sum over all: zeros add nothing. The order
+    of the tokens is not seen.
+    """
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.linear = MPLinear(channels, out_channels)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """`(B, out)` of `tokens` (B, L, C)."""
+        count = present(tokens).sum(dim=1, keepdim=True).clamp(min=1)
+        return self.linear(normalize(tokens.sum(dim=1) / count, dim=-1))
+
+
+class ReadTokens(nn.Module):
+    """x + output(softmax(q k^T / sqrt(d)) v): N tokens of the picture ask the L tokens of an embedding.
+
+    One learned token is always there to be read: where nothing else is, it is what "no condition" looks like.
+    """
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(channels, eps=1e-6)
+        self.nothing = nn.Parameter(torch.randn(channels) * 0.02)
+        self.q = nn.Linear(channels, channels)
+        self.kv = nn.Linear(channels, 2 * channels)
+        self.output = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """`(B, N, C)` of `x` (B, N, C) and `tokens` (B, L, C)."""
+        B, N, C = x.shape
+        mask = F.pad(present(tokens), (1, 0), value=True)  # (B, 1 + L)
+        tokens = torch.cat([self.nothing.to(tokens).expand(B, 1, C), tokens], dim=1)
+        q = self.q(self.norm(x)).reshape(B, N, self.heads, -1).transpose(1, 2)  # (B, heads, N, d)
+        k, v = self.kv(tokens).reshape(B, tokens.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None])
+        return x + self.output(y.transpose(1, 2).reshape(B, N, C))
+
+
+def check_size(network: str, height: int, width: int, *, stride: int) -> None:
+    """Refuses a size that is no positive multiple of the total `stride`.
+
+    Raises:
+        ValueError: naming the `network` and the size.
+    """
+    if height % stride or width % stride or not (height and width):
+        raise ValueError(
+            f"{network}: the size {height}x{width} cannot be halved at every level; "
+            f"height and width must be multiples of {stride}"
+        )

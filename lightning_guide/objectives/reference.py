@@ -1,0 +1,146 @@
+"""Reference data of energies: given as numbers, or as a file of NumPy's.
+
+Distances to a point, of the clean estimate itself or of what a network sees in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightning_guide.denoiser import Trajectory
+from lightning_guide.objectives.energy import Energy, Loss
+
+__all__ = ["Distance", "NetworkDistance", "SquaredDistance", "Style", "stored", "stored_for"]
+
+
+def stored(data: str | Sequence[float] | Tensor, like: Tensor) -> Tensor:
+    """`data` as (N, *) of the shape of the samples `like` (B, *), its dtype and device; one example may lack the N.
+
+    A string is the path of a .npy file with clean examples in the form that the denoiser sees.
+
+    Raises:
+        ValueError: if the file does not exist, is none of NumPy's, or the examples have another shape.
+    """
+    examples = _read(data) if isinstance(data, str) else torch.as_tensor(data)
+    shape = tuple(like.shape[1:])
+    if tuple(examples.shape) == shape:
+        examples = examples[None]
+    if tuple(examples.shape[1:]) != shape:
+        where = f" in {data}" if isinstance(data, str) else ""
+        raise ValueError(f"reference examples{where} have shape {tuple(examples.shape)}; expected (N, {shape})")
+    return examples.to(like)
+
+
+def stored_for(data: str | Sequence[float] | Tensor, trajectory: Trajectory) -> Tensor:
+    """One example for each sample of `trajectory` (B, *): example i for sample i, modulo their number.
+
+    Raises:
+        ValueError: as `stored`.
+    """
+    examples = stored(data, trajectory.x)
+    numbers = [index % len(examples) for index in trajectory.seeds.indices]
+    return examples[torch.tensor(numbers, device=examples.device)]
+
+
+@lru_cache(maxsize=8)
+def _read(path: str) -> Tensor:
+    if not Path(path).is_file():
+        raise ValueError(f"reference examples: there is no file {path}; expected a .npy file of clean examples")
+    try:
+        return torch.from_numpy(np.load(path, allow_pickle=False))
+    except (ValueError, TypeError, OSError) as error:
+        raise ValueError(f"reference examples: {path} is no .npy file of numbers ({error})") from None
+
+
+class SquaredDistance(Energy):
+    """|x - target|^2 / (2 temperature^2): the likelihood N(target; x, temperature^2 I)."""
+
+    target: Tensor
+
+    def __init__(self, target: Sequence[float] | Tensor, temperature: float = 1.0) -> None:
+        """`target` of the shape of one x, or one that broadcasts.
+
+        Raises:
+            ValueError: unless `temperature` is positive.
+        """
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"SquaredDistance needs temperature > 0, got {temperature}")
+        self.temperature = temperature
+        self.register_buffer("target", torch.as_tensor(target, dtype=torch.float64))
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The loss (B,)."""
+        return (x - self.target.to(x)).flatten(1).square().sum(1) / (2 * self.temperature**2)
+
+
+class Distance(Energy):
+    """|x - target|, not squared: its gradient does not shrink with the distance."""
+
+    target: Tensor
+
+    def __init__(self, target: Sequence[float] | Tensor) -> None:
+        """`target` of the shape of one x, or one that broadcasts."""
+        super().__init__()
+        self.register_buffer("target", torch.as_tensor(target, dtype=torch.float64))
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The loss (B,)."""
+        return (x - self.target.to(x)).flatten(1).norm(dim=1)
+
+
+class NetworkDistance(Energy):
+    """|phi(x) - phi(reference)|, not squared: segmentation maps, sketches, identities, in the eyes of a network phi.
+
+    Of several references sample i has reference i, modulo their number.
+    """
+
+    def __init__(self, network: nn.Module, reference: str | Sequence[float] | Tensor) -> None:
+        """`reference`: clean x in the form that the denoiser sees, one or several, or a file of them, see `stored`."""
+        super().__init__()
+        self.network, self.reference = network, reference
+
+    def start(self, trajectory: Trajectory) -> Loss:
+        """The loss along `trajectory`, which knows the samples."""
+        with torch.no_grad():
+            wanted = self._describe(stored_for(self.reference, trajectory))
+        return lambda x, condition, number: (self._describe(x) - wanted[number]).flatten(1).norm(dim=1)
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The loss (B,) of samples 0 ... B - 1."""
+        references = stored(self.reference, x)
+        with torch.no_grad():
+            wanted = self._describe(references[torch.arange(len(x), device=x.device) % len(references)])
+        return (self._describe(x) - wanted).flatten(1).norm(dim=1)
+
+    def _describe(self, x: Tensor) -> Tensor:
+        seen: Tensor = self.network(x)
+        return seen
+
+
+class Style(NetworkDistance):
+    """|Gram(phi(x)) - Gram(phi(reference))| / scale with Gram = F F^T / pixels of the features F (channels, pixels).
+
+    Gatys et al. 2016. Ye et al. 2024 take the second hidden layer of CLIP and a scale of 100.
+    """
+
+    def __init__(self, network: nn.Module, reference: str | Sequence[float] | Tensor, *, scale: float = 1.0) -> None:
+        """`network` maps pictures to features (B, C, H, W).
+
+        Raises:
+            ValueError: unless `scale` is positive.
+        """
+        super().__init__(network, reference)
+        if not scale > 0:
+            raise ValueError(f"Style needs scale > 0, got {scale}")
+        self.scale = scale
+
+    def _describe(self, x: Tensor) -> Tensor:
+        features = super()._describe(x).flatten(2)  # (B, C, pixels)
+        return features @ features.mT / features.shape[-1] / self.scale

@@ -1,0 +1,60 @@
+"""Regions that samples are to lie in, for points of any dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_guide.objectives.energy import Energy
+
+__all__ = ["Disc", "HalfSpace"]
+
+
+class HalfSpace(Energy):
+    """max(0, offset - normal . x)^2 / (2 softness^2): zero where normal . x >= offset."""
+
+    normal: Tensor
+
+    def __init__(self, normal: Sequence[float] | Tensor, offset: float = 0.0, *, softness: float = 1.0) -> None:
+        """`normal` (d,) points into the region; `softness` is the depth outside at which the loss is 1/2.
+
+        Raises:
+            ValueError: unless `softness` is positive.
+        """
+        super().__init__()
+        if not softness > 0:
+            raise ValueError(f"HalfSpace needs softness > 0, got {softness}")
+        self.offset, self.softness = offset, softness
+        self.register_buffer("normal", torch.as_tensor(normal, dtype=torch.float64))
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The loss (B,) of points `x` (B, d)."""
+        outside = (self.offset - x @ self.normal.to(x)).clamp(min=0)
+        return outside.square() / (2 * self.softness**2)
+
+
+class Disc(Energy):
+    """max(0, |x - centre| - radius)^2 / (2 softness^2); outside the disc instead if `inside` is false."""
+
+    centre: Tensor
+
+    def __init__(
+        self, centre: Sequence[float] | Tensor, radius: float, *, softness: float = 1.0, inside: bool = True
+    ) -> None:
+        """`centre` (d,) and `radius` of the disc to be in, or of the obstacle to stay out of; `softness` as above.
+
+        Raises:
+            ValueError: unless `radius` and `softness` are positive.
+        """
+        super().__init__()
+        if not min(radius, softness) > 0:
+            raise ValueError(f"Disc needs radius > 0 and softness > 0, got {radius} and {softness}")
+        self.radius, self.softness, self.inside = radius, softness, inside
+        self.register_buffer("centre", torch.as_tensor(centre, dtype=torch.float64))
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The loss (B,) of points `x` (B, d)."""
+        beyond = (x - self.centre.to(x)).norm(dim=1) - self.radius
+        return (beyond if self.inside else -beyond).clamp(min=0).square() / (2 * self.softness**2)

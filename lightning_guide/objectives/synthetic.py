@@ -1,0 +1,85 @@
+"""A linear objective.
+
+The concave quadratic objective f1 of the gradient-guidance paper: flat in all directions but one.
+
+The concave objective f2 of the gradient-guidance paper: nearness to a point that may lie off the data's support.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_guide.distributions.subspace import Direction
+from lightning_guide.objectives.objective import Objective, check_shape
+
+__all__ = ["Linear", "NegativeDistance", "Quadratic"]
+
+
+class Linear(Objective):
+    """f = theta^T x."""
+
+    theta: Tensor
+
+    def __init__(self, theta: Sequence[Any] | Tensor | Direction) -> None:
+        """`theta` (*data_shape), or a `Direction` relative to a subspace."""
+        super().__init__()
+        vector = theta.vector if isinstance(theta, Direction) else torch.as_tensor(theta, dtype=torch.float64)
+        self.register_buffer("theta", vector)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """f (B,) of `x` (B, *data_shape).
+
+        Raises:
+            ValueError: if x has another shape than theta.
+        """
+        check_shape(self, tuple(self.theta.shape), x)
+        return (self.theta.to(x) * x).flatten(1).sum(1)
+
+
+class Quadratic(Linear):
+    """f1 = top - (theta^T x - peak)^2; top = 10 and peak = 3 in https://arxiv.org/abs/2404.14743."""
+
+    def __init__(self, theta: Sequence[Any] | Tensor | Direction, *, peak: float = 3.0, top: float = 10.0) -> None:
+        """`theta` (*data_shape) or a `Direction`; `top` is reached where theta^T x = `peak`."""
+        super().__init__(theta)
+        self.peak, self.top = peak, top
+
+    def forward(self, x: Tensor) -> Tensor:
+        """f1 (B,) of `x` (B, *data_shape).
+
+        Raises:
+            ValueError: if x has another shape than theta.
+        """
+        return self.top - (super().forward(x) - self.peak) ** 2
+
+
+class NegativeDistance(Objective):
+    """f2 = top - slope |x - b|; top = 5, slope = 1/2, b = (4, ..., 4) in https://arxiv.org/abs/2404.14743."""
+
+    b: Tensor
+
+    def __init__(self, b: float | Sequence[Any] | Tensor = 4.0, *, top: float = 5.0, slope: float = 0.5) -> None:
+        """`b` (*data_shape), or one number for all coordinates.
+
+        Raises:
+            ValueError: if `slope` is not positive.
+        """
+        super().__init__()
+        if not slope > 0:
+            raise ValueError(f"NegativeDistance needs slope > 0, got {slope}")
+        self.top, self.slope = top, slope
+        self.register_buffer("b", torch.as_tensor(b, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """f2 (B,) of `x` (B, *data_shape).
+
+        Raises:
+            ValueError: if x has another shape than b.
+        """
+        if self.b.ndim:
+            check_shape(self, tuple(self.b.shape), x)
+        return self.top - self.slope * (x - self.b.to(x)).flatten(1).norm(dim=1)

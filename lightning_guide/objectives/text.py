@@ -1,0 +1,73 @@
+"""What a picture has to do with a prompt, in the eyes of an open_clip model."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_guide.objectives.energy import Energy
+from lightning_guide.pretrained.loading import clip_model
+from lightning_guide.utils.images import shown
+
+__all__ = ["TextMatch"]
+
+
+class TextMatch(Energy):
+    """1 - cos(image, text), or |image - text| of the unnormalised embeddings, both of pictures in [-1, 1].
+
+    The cosine is what universal guidance and the ImageNet experiments of FreeDoM and Shen et al. take, the distance
+    what their faces take. The picture is resized, bicubic, and normalised as the model was trained. Score samples with
+    another model than the one that guides (ViT-L/14 when ViT-B/16 guides).
+    """
+
+    def __init__(
+        self,
+        prompt: str,
+        *,
+        model: str = "ViT-B-16",
+        weights: str | None = "openai",
+        kind: Literal["cosine", "distance"] = "cosine",
+    ) -> None:
+        """`model` as in `open_clip.list_models()`; `weights`: a local file, a name of open_clip's, None for random.
+
+        Raises:
+            ValueError: if `kind` is unknown.
+        """
+        super().__init__()
+        if kind not in ("cosine", "distance"):
+            raise ValueError(f"TextMatch measures 'cosine' or 'distance', got {kind!r}")
+        self.prompt, self.model, self.weights, self.kind = prompt, model, weights, kind
+        self._loaded: list[Any] = []
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The loss (B,) of pictures `x` (B, 1 or 3, H, W), computed in float32.
+
+        Raises:
+            ValueError: if the model or its weights cannot be found.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            return self._loss(x.to(torch.float32)).to(x.dtype)
+
+    def _loss(self, x: Tensor) -> Tensor:
+        network, text = self._network(x.device)
+        size, mean, std = (network.visual.image_size, network.visual.image_mean, network.visual.image_std)
+        size = (size, size) if isinstance(size, int) else size
+        image = network.encode_image(shown((x + 1) / 2, mean=mean, std=std, size=size, channels=3))
+        if self.kind == "distance":
+            distance: Tensor = (image - text).norm(dim=1)
+            return distance
+        return 1 - torch.cosine_similarity(image, text, dim=1)
+
+    def _network(self, device: torch.device) -> tuple[Any, Tensor]:
+        if not self._loaded:
+            self._loaded.append(clip_model(self.model, weights=self.weights))
+        network = self._loaded[0].to(device)
+        if len(self._loaded) == 1:
+            import open_clip
+
+            with torch.no_grad():
+                tokens = open_clip.get_tokenizer(self.model)([self.prompt]).to(device)
+                self._loaded.append(network.encode_text(tokens))
+        return network, self._loaded[1].to(device)

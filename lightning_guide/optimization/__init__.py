@@ -1,0 +1,32 @@
+"""Optimisation by sampling: rounds of samples, what each tells the guidance of the next, and what is replayed.
+
+Models that are fine-tuned in part: by a shift of their mean, or by weights of low rank.
+"""
+
+from __future__ import annotations
+
+from lightning_guide.optimization.contraction import Bound
+from lightning_guide.optimization.feedback import Feedback
+from lightning_guide.optimization.low_rank import LowRank
+from lightning_guide.optimization.mean_shift import MeanRefit, Shifted
+from lightning_guide.optimization.replay import GeometricReplay, LatestOnly, Replay, UniformReplay
+from lightning_guide.optimization.round_buffers import Tables
+from lightning_guide.optimization.rounds import Rounds
+from lightning_guide.optimization.targets import Gain, Goal, Target
+
+__all__ = [
+    "Bound",
+    "Feedback",
+    "Gain",
+    "GeometricReplay",
+    "Goal",
+    "LatestOnly",
+    "LowRank",
+    "MeanRefit",
+    "Replay",
+    "Rounds",
+    "Shifted",
+    "Tables",
+    "Target",
+    "UniformReplay",
+]

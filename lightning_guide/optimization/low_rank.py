@@ -1,0 +1,103 @@
+"""Low-rank adaptation: a frozen network whose weights W become W + scale U V with small U and V that learn.
+
+Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", https://arxiv.org/abs/2106.09685, section 4.1:
+U (out, rank) begins at zero, V (rank, in) at random, so that the adapted network begins as the network. The sum is
+put in the place of the weight itself, so every kind of layer with a weight can be adapted, also one that normalises it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from lightning_guide.denoiser import Denoiser, Models
+from lightning_guide.guidance.base import Reference
+from lightning_guide.seeds import mix
+from lightning_guide.utils.modules import named
+
+__all__ = ["LowRank"]
+
+
+class _Addition(nn.Module):
+    """W -> W + scale (U V) reshaped, for a weight of `shape` (out, *)."""
+
+    def __init__(self, shape: Sequence[int], rank: int, scale: float, seed: int) -> None:
+        super().__init__()
+        size = torch.Size(shape[1:]).numel()
+        generator = torch.Generator().manual_seed(seed)
+        self.scale = scale
+        self.up = nn.Parameter(torch.zeros(shape[0], rank))
+        self.down = nn.Parameter(torch.randn(rank, size, generator=generator) / size**0.5)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.scale * (self.up @ self.down).reshape(weight.shape)
+
+
+class LowRank(Denoiser):
+    """`denoiser` with frozen weights and low-rank additions to those of its linear and convolutional layers."""
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        *,
+        rank: int = 4,
+        scale: float = 1.0,
+        layers: Sequence[str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        """A copy of `denoiser` is adapted; a reference is first replaced by its model, see `resolve`.
+
+        Args:
+            denoiser: the model.
+            rank: r; a layer with fewer than r rows or columns is left alone.
+            scale: factor of U V.
+            layers: names of layers, or patterns with ``*``; None: all that have a weight of two axes or more.
+            seed: of V.
+
+        Raises:
+            ValueError: if `rank` is below 1, a name matches nothing, or there is nothing to adapt.
+        """
+        super().__init__()
+        if rank < 1:
+            raise ValueError(f"LowRank needs rank >= 1, got {rank}")
+        self.rank, self.scale, self.layers, self.seed = rank, scale, layers, seed
+        if isinstance(denoiser, Reference):
+            self.denoiser: Denoiser = denoiser
+            return
+        self.denoiser = copy.deepcopy(denoiser).requires_grad_(False)
+        self.data_shape, self.num_classes = tuple(denoiser.data_shape), denoiser.num_classes
+        self.token_channels, self.sigma_data = denoiser.token_channels, denoiser.sigma_data
+        adapted = [name for name, layer in self._chosen() if self._adapt(name, layer)]
+        if not adapted:
+            raise ValueError(f"LowRank finds no layer of rank {rank} or more to adapt in a {type(denoiser).__name__}")
+
+    def _chosen(self) -> list[tuple[str, nn.Module]]:
+        """Layers by name."""
+        modules = dict(self.denoiser.named_modules())
+        if self.layers is None:
+            return list(modules.items())
+        return [(name, modules[name]) for name in named(self.denoiser, self.layers, "LowRank")]
+
+    def _adapt(self, name: str, layer: nn.Module) -> bool:
+        """Adds to the weight of one layer, if it has a large one of its own."""
+        weight = layer._parameters.get("weight")
+        if weight is None or weight.ndim < 2 or min(len(weight), weight[0].numel()) < self.rank:
+            return False
+        addition = _Addition(weight.shape, self.rank, self.scale, mix(self.seed, name)).to(weight)
+        parametrize.register_parametrization(layer, "weight", addition)
+        return True
+
+    def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
+        """D (B, *data_shape)."""
+        return self.denoiser(x, sigma, condition)
+
+    def resolve(self, models: Models) -> Denoiser:
+        """Itself; one of a reference, with fresh additions to the real model."""
+        if not isinstance(self.denoiser, Reference):
+            return self
+        options = {"rank": self.rank, "scale": self.scale, "layers": self.layers, "seed": self.seed}
+        return LowRank(self.denoiser.resolve(models), **options)  # type: ignore[arg-type]

@@ -1,0 +1,68 @@
+"""Target rules: which label y the next round's samples are asked to have, g^T x_0 = y.
+
+g = grad f(z) is the gradient at a sample z, or at the mean of a round. Guo et al. 2024,
+https://arxiv.org/abs/2404.14743, algorithm 1, and the constants of its experiments. The constant-eta rule of their
+analysis needs no target: it is the strength `Tilt`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from lightning_guide.utils.recipe import Recorded
+
+__all__ = ["Gain", "Goal", "Target"]
+
+
+class Target(Recorded, ABC):
+    """A rule for y."""
+
+    @abstractmethod
+    def at(self, along: Tensor, value: Tensor) -> Tensor:
+        """y (B,) from `along` g^T z (B,) and `value` f(z) (B,)."""
+
+
+class Gain(Target):
+    """y = delta + g^T z: the linearised objective is to grow by delta.
+
+    On Gaussian data N(mu, Sigma) rounds with the exact posterior settle where z = mu + (delta / s^2) Sigma grad f(z),
+    s being the noise of the label: the maximum of f(x) - lambda |x - mu|^2_{Sigma^-1} / 2 with lambda = s^2 / delta.
+    """
+
+    def __init__(self, delta: float = 0.2) -> None:
+        """`delta` in units of the objective.
+
+        Raises:
+            ValueError: if it is not positive.
+        """
+        if not (delta > 0 and math.isfinite(delta)):
+            raise ValueError(f"Gain needs delta > 0 and finite, got {delta}")
+        self.delta = delta
+
+    def at(self, along: Tensor, value: Tensor) -> Tensor:
+        """y (B,)."""
+        return self.delta + along
+
+
+class Goal(Target):
+    """y = (goal - f(z)) + g^T z: the linearised objective f(z) + g^T (x - z) is to reach the goal.
+
+    The rule of the paper's experiment with pictures, there with goals 2, 4 and 10.
+    """
+
+    def __init__(self, goal: float) -> None:
+        """`goal` in units of the objective.
+
+        Raises:
+            ValueError: if it is not finite.
+        """
+        if not math.isfinite(goal):
+            raise ValueError(f"Goal needs a finite goal, got {goal}")
+        self.goal = goal
+
+    def at(self, along: Tensor, value: Tensor) -> Tensor:
+        """y (B,)."""
+        return self.goal - value + along

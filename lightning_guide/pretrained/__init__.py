@@ -1,0 +1,31 @@
+"""pretrained."""
+
+from __future__ import annotations
+
+from lightning_guide.pretrained.autoencoders import (
+    Autoencoder,
+    DiffusersVAE,
+    Posterior,
+    RunAutoencoder,
+    Subspace,
+    VariationalAutoencoder,
+)
+from lightning_guide.pretrained.backbones import Backbone, OpenClipBackbone, TimmBackbone
+from lightning_guide.pretrained.networks import AtLevel, GuideNetwork, NamedNetwork, RunNetwork, TimmNetwork
+
+__all__ = [
+    "AtLevel",
+    "Autoencoder",
+    "Backbone",
+    "DiffusersVAE",
+    "GuideNetwork",
+    "NamedNetwork",
+    "OpenClipBackbone",
+    "Posterior",
+    "RunAutoencoder",
+    "RunNetwork",
+    "Subspace",
+    "TimmBackbone",
+    "TimmNetwork",
+    "VariationalAutoencoder",
+]

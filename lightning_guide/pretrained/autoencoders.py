@@ -1,0 +1,169 @@
+"""Autoencoders that keep a guided estimate near the data, and losses seen through them.
+
+He et al. 2024 (MPGD), https://arxiv.org/abs/2311.16424.
+
+Variational autoencoders of pictures: what turns pictures into latents that are trained on, and back.
+
+Rombach et al. 2022, https://arxiv.org/abs/2112.10752. EDM2 trains on latents of `stabilityai/sd-vae-ft-mse`, fed with
+pixels in [0, 1] (Karras et al. 2024, https://arxiv.org/abs/2312.02696, appendix).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lightning_guide.pretrained.networks import RunNetwork
+from lightning_guide.utils.recipe import Recorded
+
+__all__ = ["Autoencoder", "DiffusersVAE", "Posterior", "RunAutoencoder", "Subspace", "VariationalAutoencoder"]
+
+
+class Autoencoder(Recorded, nn.Module, ABC):
+    """Base of autoencoders of clean data."""
+
+    @abstractmethod
+    def encode(self, x: Tensor) -> Tensor:
+        """Latent (B, *) of `x` (B, *)."""
+
+    @abstractmethod
+    def decode(self, z: Tensor) -> Tensor:
+        """Data (B, *) of the latent `z` (B, *)."""
+
+
+class Subspace(Autoencoder):
+    """z = U^T (x - centre), x = centre + U z with orthonormal columns U: the perfect one of data in a subspace."""
+
+    basis: Tensor
+    centre: Tensor
+
+    def __init__(
+        self,
+        basis: Sequence[Sequence[float]] | Tensor,
+        *,
+        centre: Sequence[float] | Tensor | None = None,
+        data_shape: Sequence[int] | None = None,
+    ) -> None:
+        """`basis` U (d, k) for data of d elements and shape `data_shape`, default (d,); `centre` (d,), default 0.
+
+        Raises:
+            ValueError: if the columns of `basis` are not orthonormal.
+        """
+        super().__init__()
+        columns = torch.as_tensor(basis, dtype=torch.float64)
+        identity = torch.eye(columns.shape[-1]).double()
+        if columns.ndim != 2 or not torch.allclose(columns.T @ columns, identity, atol=1e-5):
+            raise ValueError(f"Subspace needs orthonormal columns (d, k), got a basis of shape {tuple(columns.shape)}")
+        middle = torch.zeros(len(columns)) if centre is None else torch.as_tensor(centre)
+        self.register_buffer("basis", columns)
+        self.register_buffer("centre", middle.double())
+        self.data_shape = (len(columns),) if data_shape is None else tuple(data_shape)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """U^T (x - centre), (B, k)."""
+        return (x.flatten(1) - self.centre.to(x)) @ self.basis.to(x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """centre + U z, (B, *data_shape)."""
+        return (self.centre.to(z) + z @ self.basis.to(z).T).reshape(-1, *self.data_shape)
+
+
+class RunAutoencoder(Autoencoder):
+    """The autoencoder that the run in folder `run` has trained (`PictureTaskModule` with `Reconstruction`)."""
+
+    def __init__(self, run: str) -> None:
+        """`run`: its folder; the network is loaded at first use, frozen."""
+        super().__init__()
+        self.network = RunNetwork(run)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Its latent, in the dtype of `x`."""
+        return self.network.part("encode", x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Its picture, in the dtype of `z`."""
+        return self.network.part("decode", z)
+
+
+class Posterior(NamedTuple):
+    """The Gaussian of latents of each picture, `mean` and `std` (B, C, h, w)."""
+
+    mean: Tensor
+    std: Tensor
+
+
+class VariationalAutoencoder(Autoencoder):
+    """Base: pictures (B, 3, H, W) in [0, 1] to Gaussians of latents, and latents to pictures.
+
+    A subclass gives `posterior` and `decode`, whose pictures may lie outside of [0, 1].
+    """
+
+    @abstractmethod
+    def posterior(self, x: Tensor) -> Posterior:
+        """The Gaussian of each of the pictures `x` (B, 3, H, W) in [0, 1]."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Mean of the latents (B, C, h, w) of `x` (B, 3, H, W) in [0, 1]."""
+        return self.posterior(x).mean
+
+
+class DiffusersVAE(VariationalAutoencoder):
+    """An `AutoencoderKL` of the diffusers library, loaded at its first use."""
+
+    def __init__(self, path: str, *, subfolder: str | None = None, lowest: float = 0.0) -> None:
+        """Names the model.
+
+        Args:
+            path: a folder as `save_pretrained` writes it, or a name on the Hugging Face hub.
+            subfolder: folder inside of it, such as "vae".
+            lowest: what black is for the model, white being 1: 0 as in EDM2's data, -1 as most models were trained.
+
+        Raises:
+            ValueError: if `lowest` is not below 1.
+        """
+        super().__init__()
+        if not lowest < 1:
+            raise ValueError(f"DiffusersVAE: lowest is {lowest}; expected the model's black, 0 or -1, below white, 1")
+        self.path, self.subfolder, self.lowest = path, subfolder, lowest
+        self._loaded: list[Any] = []  # in a list: no part of a checkpoint
+
+    def posterior(self, x: Tensor) -> Posterior:
+        """As `VariationalAutoencoder.posterior`.
+
+        Raises:
+            ValueError: if diffusers is not installed or the model cannot be loaded.
+        """
+        gaussian = self._model(x).encode(self.lowest + (1 - self.lowest) * x).latent_dist
+        return Posterior(gaussian.mean, gaussian.std)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W), about in [0, 1], of the latents `z` (B, C, h, w).
+
+        Raises:
+            ValueError: as `posterior`.
+        """
+        return (self._model(z).decode(z).sample - self.lowest) / (1 - self.lowest)
+
+    def _model(self, like: Tensor) -> Any:
+        """The model, on the device of `like`."""
+        if not self._loaded:
+            try:
+                from diffusers import AutoencoderKL
+            except ImportError:
+                raise ValueError(
+                    "DiffusersVAE needs the diffusers library, which is not installed; install it with "
+                    "`pip install lightning-guide[latents]`"
+                ) from None
+            options = {} if self.subfolder is None else {"subfolder": self.subfolder}
+            try:
+                model = AutoencoderKL.from_pretrained(self.path, **options)
+            except (OSError, ValueError) as error:
+                raise ValueError(f"no AutoencoderKL can be loaded from {self.path!r}: {error}") from None
+            self._loaded.append(model.eval().requires_grad_(False))
+        if like.device != torch.device(self._loaded[0].device):
+            self._loaded[0].to(like.device)
+        return self._loaded[0]

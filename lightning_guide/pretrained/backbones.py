@@ -1,0 +1,102 @@
+"""Backbones of reward networks: features of pictures by models of timm and open_clip."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_guide.pretrained.loading import clip_model, timm_model
+from lightning_guide.utils.recipe import Recorded
+
+__all__ = ["Backbone", "OpenClipBackbone", "TimmBackbone"]
+
+
+class Backbone(Recorded, nn.Module, ABC):
+    """Features (B, F) of pictures in [0, 1]; its model is built at first use, frozen and in eval mode.
+
+    It is no submodule: a checkpoint of what is optimised does not hold it, before that use nor after.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is loaded yet."""
+        super().__init__()
+        self._loaded: list[Any] = []
+        self._size = 224
+        self._mean: tuple[float, ...] = ()
+        self._std: tuple[float, ...] = ()
+
+    @abstractmethod
+    def load(self) -> nn.Module:
+        """The model; sets size, mean and deviation of its input."""
+
+    def features(self, picture: Tensor) -> Tensor:
+        """What the model makes of `picture` (B, 3, size, size), normalised."""
+        features: Tensor = self._loaded[0](picture)
+        return features
+
+    def forward(self, picture: Tensor) -> Tensor:
+        """Features (B, F) of `picture` (B, 1 or 3, H, W) in [0, 1].
+
+        Its shorter side is resized to that of the model, with antialiasing, and the middle is cut out.
+        """
+        if not self._loaded:
+            self._loaded.append(self.load().eval().requires_grad_(False))
+        self._loaded[0].to(picture.device)
+        side = min(picture.shape[2:])
+        height, width = (round(length * self._size / side) for length in picture.shape[2:])
+        x = F.interpolate(picture.expand(-1, 3, -1, -1), (height, width), mode="bilinear", antialias=True)
+        top, left = (height - self._size) // 2, (width - self._size) // 2
+        x = x[:, :, top : top + self._size, left : left + self._size]
+        mean, std = (x.new_tensor(values)[:, None, None] for values in (self._mean, self._std))
+        return self.features((x - mean) / std)
+
+
+class TimmBackbone(Backbone):
+    """Features of a model of timm."""
+
+    def __init__(self, name: str = "resnet18", weights: str | None = None) -> None:
+        """`name` as in `timm.list_models()`; `weights` a local file, None for timm's own download."""
+        super().__init__()
+        self.name, self.weights = name, weights
+
+    def load(self) -> nn.Module:
+        """The model without its classifier.
+
+        Raises:
+            ValueError: if timm has no such model, or its weights cannot be had.
+        """
+        from timm.data import resolve_data_config  # takes a second, and most runs have no use for it
+
+        model = timm_model(self.name, weights=self.weights)
+        model.reset_classifier(0)
+        config = resolve_data_config(model=model)
+        self._size, self._mean, self._std = config["input_size"][1], config["mean"], config["std"]
+        return model
+
+
+class OpenClipBackbone(Backbone):
+    """Image embeddings of a CLIP model of open_clip, normalised to length 1."""
+
+    def __init__(self, name: str = "ViT-L-14", weights: str = "openai") -> None:
+        """`name` as in `open_clip.list_models()`; `weights` a tag of open_clip or a local file."""
+        super().__init__()
+        self.name, self.weights = name, weights
+
+    def load(self) -> nn.Module:
+        """The model.
+
+        Raises:
+            ValueError: if open_clip has no such model, or its weights cannot be had.
+        """
+        model = clip_model(self.name, weights=self.weights)
+        size = model.visual.image_size
+        self._size = size[0] if isinstance(size, tuple | list) else size
+        self._mean, self._std = model.visual.image_mean, model.visual.image_std
+        return model
+
+    def features(self, picture: Tensor) -> Tensor:
+        """Embeddings (B, F) of length 1."""
+        return F.normalize(self._loaded[0].encode_image(picture), dim=1)

@@ -1,0 +1,8 @@
+"""Models from elsewhere, read without trusting them, and ours for other tools."""
+
+from __future__ import annotations
+
+from lightning_guide.runs.edm2_pickle import Stored
+from lightning_guide.runs.models import LiveAverages, OtherRuns, RunModels
+
+__all__ = ["LiveAverages", "OtherRuns", "RunModels", "Stored"]

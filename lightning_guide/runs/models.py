@@ -1,0 +1,99 @@
+"""Where an evaluation finds its models: the averages alive in training and the snapshots on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from lightning_guide.denoiser import Denoiser
+from lightning_guide.runs.run import open_snapshots
+from lightning_guide.snapshots import SnapshotStore
+
+__all__ = ["LiveAverages", "OtherRuns", "RunModels", "keeper"]
+
+
+@runtime_checkable
+class LiveAverages(Protocol):
+    """A callback that holds averages of the model while it trains."""
+
+    @property
+    def sigma_rels(self) -> Collection[float | str]:
+        """The lengths of its averages, or the name of another kind."""
+
+    def live(self, sigma_rel: float | str) -> Denoiser:
+        """The average of that length as it stands now."""
+
+
+def keeper(callbacks: Iterable[object], average: float | str) -> LiveAverages:
+    """That of `callbacks` which holds `average`.
+
+    Raises:
+        ValueError: if none does.
+    """
+    holders = [each for each in callbacks if isinstance(each, LiveAverages)]
+    if not holders:
+        raise ValueError(
+            f"average={average} is to be evaluated, but no callback keeps averages: "
+            "add callbacks.PostHocEMA or set average to null"
+        )
+    tracked = [width for each in holders for width in each.sigma_rels]
+    if average not in tracked:
+        raise ValueError(f"no average with sigma_rel={average} is tracked; tracked: {tracked}")
+    return next(each for each in holders if average in each.sigma_rels)
+
+
+class RunModels:
+    """The models of one evaluation: `main`, and snapshots of this or other runs, each loaded once."""
+
+    def __init__(self, main: Denoiser, *, run: str | Path, device: torch.device, until: int | None = None) -> None:
+        """`run` is the folder of the run under evaluation; its snapshots later than `until` images do not exist yet."""
+        self._main = main
+        self.run, self.device, self.until = Path(run), device, until
+        self._loaded: dict[tuple[str | None, int | float | str, float], Denoiser] = {}
+
+    @property
+    def main(self) -> Denoiser:
+        """The model under evaluation."""
+        return self._main
+
+    def snapshot(self, *, run: str | None, images: int | float | str, sigma_rel: float) -> Denoiser:
+        """That average, read or rebuilt, on the device of the evaluation.
+
+        Raises:
+            SnapshotMissing: if there is no such snapshot; its `not_yet` tells whether it is still to come.
+            ValueError: if the run does not exist.
+        """
+        key = (run, images, sigma_rel)
+        if key not in self._loaded:
+            if run is None:
+                store, until = SnapshotStore(self.run / "snapshots"), self.until
+            else:
+                store, until = open_snapshots(run), None
+            self._loaded[key] = store.guider(images=images, sigma_rel=sigma_rel, until=until).to(self.device)
+        return self._loaded[key]
+
+
+class OtherRuns:
+    """Models for a look ahead, before training: snapshots of other runs must be there, those of this run need not."""
+
+    def __init__(self, main: Denoiser, run: str | Path) -> None:
+        """`main` stands in for all snapshots of `run`."""
+        self._main, self.run = main, Path(run)
+
+    @property
+    def main(self) -> Denoiser:
+        """The model that will be trained."""
+        return self._main
+
+    def snapshot(self, *, run: str | None, images: int | float | str, sigma_rel: float) -> Denoiser:
+        """The average of another run; of this one the model itself.
+
+        Raises:
+            ValueError: if the other run does not exist, or has no such snapshot.
+        """
+        if run is None or Path(run).resolve() == self.run.resolve():
+            return self._main
+        return open_snapshots(run).guider(images=images, sigma_rel=sigma_rel)

@@ -1,0 +1,239 @@
+"""Blocks of samples, drawn by the test loop of a trainer and kept as what the metrics added up."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lightning_guide.data import DataView
+from lightning_guide.denoiser import Models
+from lightning_guide.evaluation.evaluation import Evaluation
+from lightning_guide.evaluation.metrics.base import SampleMetric
+from lightning_guide.evaluation.runner import GuidedEvaluations
+from lightning_guide.evaluation.sampling_loop import add_results
+from lightning_guide.modules.diffusion import DiffusionModule
+from lightning_guide.search.rebuilt_guiders import Rebuilt
+from lightning_guide.search.results_file import named_runs, runs_in
+from lightning_guide.search.scores import Block, Scorer, Scores, left_out
+from lightning_guide.search.space import Place, Space
+from lightning_guide.utils.distributed import rank_and_world, together
+from lightning_guide.utils.errors import foreseen
+from lightning_guide.utils.files import atomic
+
+__all__ = ["BlockEvaluations", "DrawnBlocks"]
+
+
+_STOPPED = "lightning-guide: stopped by SIGTERM; begun again, the search goes on where it stood"
+
+
+Totals = dict[str, Tensor]
+
+
+COST = ""  # in place of the name of a metric: network calls, samples and seconds
+
+
+class BlockEvaluations(GuidedEvaluations):
+    """Evaluations that end with what their metrics have added up over all processes, not yet with numbers."""
+
+    def __init__(self, metrics: Mapping[str, SampleMetric], *, before: Callable[[], None]) -> None:
+        """`metrics` are prepared once, whatever is drawn; `before` is called first, when all processes are there."""
+        super().__init__({}, metrics)
+        self.before = before
+        self.totals: dict[str, Totals] = {}
+
+    def begin(self, models: Models, data: DataView, device: torch.device, *, training: bool) -> None:
+        """As `GuidedEvaluations.begin`; what fails on one process fails on all.
+
+        Raises:
+            ValueError: whatever it is that fails.
+        """
+
+        def resolve() -> None:
+            with foreseen():
+                super(BlockEvaluations, self).begin(models, data, device, training=training)
+
+        together(self.before)
+        together(resolve)
+
+    def finish(self, device: torch.device) -> dict[str, dict[str, float]]:
+        """Fills `totals`: evaluation -> `METRIC.STATE` -> sum or rows; there are no results."""
+        self.totals = {}
+        for loop in self._loops:
+            assert loop is not None
+            found = {f"{COST}.total": loop.cost(device)}
+            for name, metric in loop.metrics.items():
+                found |= {f"{name}.{state}": value.cpu() for state, value in metric.totals().items()}
+            self.totals[loop.name] = found
+        self._loops = []
+        return {}
+
+    def report(self, parts: Sequence[Totals], data: DataView, device: torch.device) -> dict[str, float]:
+        """All metrics over the union of `parts`, on this process alone, with `nfe`, `samples` and `seconds`.
+
+        Raises:
+            ValueError: if a metric cannot be computed from them.
+        """
+        calls, samples, seconds = torch.stack([part[f"{COST}.total"] for part in parts]).sum(0).tolist()
+        report = {"nfe": calls / max(samples, 1), "samples": samples, "seconds": seconds}
+        for name, metric in self.metrics.items():
+            prefix = f"{name}."
+            of_metric = [{k.removeprefix(prefix): v for k, v in part.items() if k.startswith(prefix)} for part in parts]
+            add_results(report, name, self._prepare(metric, data, device).compute_over(of_metric))
+        return report
+
+
+class DrawnBlocks(Scorer):
+    """The scorer of a run: draws by `trainer.test`, over all its processes, and keeps the blocks in a folder.
+
+    Every process must make the same calls. Scores are computed on process 0 and the same everywhere.
+
+    Attributes:
+        runs: other runs that points refer to, and what tells each from another one in its folder.
+    """
+
+    def __init__(
+        self,
+        trainer: pl.Trainer,
+        module: DiffusionModule,
+        data: pl.LightningDataModule,
+        space: Space,
+        *,
+        folder: str | Path,
+        size: int,
+        build: Callable[[Place], Evaluation],
+        metrics: Mapping[str, SampleMetric],
+        rebuilt: Rebuilt,
+        about: Mapping[str, Any],
+    ) -> None:
+        """Blocks of `size` samples, written to `folder`; `build` makes the evaluation at a place.
+
+        `about` is what a block depends on beside its evaluation: those of others in the folder are not touched.
+        """
+        self.trainer, self.module, self.data, self.space = trainer, module, data, space
+        self.folder, self.size, self.build = Path(folder), size, build
+        self.about, self.rebuilt = dict(about), cast(Rebuilt | None, rebuilt)
+        self.evaluations = module.evaluations = BlockEvaluations(metrics, before=self._rebuild)
+        self.runs = named_runs([space.evaluation(place) for place in [(), *space.places]])
+        self._keys = {self._key(place): place for place in [(), *space.places]}
+        self._on_disk: dict[Place, set[Block]] = {}
+        for path in sorted(self.folder.glob("*.safetensors")):
+            key, *numbers = path.stem.split("-")
+            if key in self._keys:
+                seed, number = numbers
+                self._on_disk.setdefault(self._keys[key], set()).add(Block(int(seed), int(number)))
+
+    def drawn(self, place: Place) -> set[Block]:
+        """Blocks that are there."""
+        return self._on_disk.get(place, set())
+
+    def draw(self, place: Place, blocks: Sequence[Block]) -> None:
+        """Draws those of `blocks` that are not there yet, all in one test of the trainer; SIGTERM leaves with status 1.
+
+        Raises:
+            ValueError: if the point cannot be drawn from.
+        """
+        missing = [block for block in blocks if block not in self.drawn(place)]
+        if not missing:
+            return
+        with foreseen():
+            evaluation = replace(self.build(place), metrics=None, num_samples=self.size, repetitions=1)
+        names = {f"block {block.number} of seed {block.seed}": block for block in missing}
+        self.evaluations.evaluations = {
+            name: replace(evaluation, seed=block.seed, first_index=block.number * self.size)
+            for name, block in names.items()
+        }
+        self.evaluations.totals = {}
+        # what fails while several processes draw ends the search: the others may still be waiting for this one
+        try:
+            with foreseen() if self.trainer.world_size == 1 else nullcontext():
+                self.trainer.test(self.module, datamodule=self.data, verbose=False)
+        except SIGTERMException:  # whose status is 0
+            sys.exit(_STOPPED)
+        except ValueError as error:  # of the first block, which a search alone gives a name
+            raise ValueError(str(error).removeprefix(f"evaluation {next(iter(names))!r}: ")) from error
+        if self.evaluations.totals.keys() != names.keys():
+            raise RuntimeError("the test loop ended before all samples were drawn")
+        for name, block in names.items():
+            if self.trainer.is_global_zero:
+                self._write(place, block, self.evaluations.totals[name])
+        self._on_disk.setdefault(place, set()).update(missing)
+        if self.trainer.received_sigterm:  # while the last samples were drawn; another test would forget it
+            sys.exit(_STOPPED)
+
+    def scores(self, place: Place, blocks: Sequence[Block], *, interval: bool = True) -> Scores:
+        """Metrics over the union of `blocks`, all drawn; without `interval` over all of them alone.
+
+        Raises:
+            ValueError: if a metric cannot be computed from them.
+        """
+        found: Scores | str | None = None
+        if rank_and_world()[0] == 0:  # each for itself before all have come together, which they do to draw
+            parts = [self._read(place, block) for block in blocks]
+            try:
+                with foreseen():
+                    found = self._scores(parts, interval)
+            except ValueError as error:
+                found = str(error)
+        found = self.trainer.strategy.broadcast(found)
+        if isinstance(found, str):
+            raise ValueError(found)
+        assert found is not None
+        return found
+
+    def forget(self, place: Place) -> None:
+        """Removes the blocks of a point from the folder."""
+        for block in self._on_disk.pop(place, set()):
+            if self.trainer.is_global_zero:
+                self._path(place, block).unlink(missing_ok=True)
+
+    def _rebuild(self) -> None:
+        """Once, on process 0.
+
+        Raises:
+            ValueError: if it fails; another point tries again.
+        """
+        with foreseen():
+            if self.rebuilt is not None and self.trainer.is_global_zero:
+                self.rebuilt.write()
+        self.rebuilt = None
+
+    def _scores(self, parts: Sequence[Totals], interval: bool) -> Scores:
+        unions = [parts, *(left_out(parts) if interval else ())]
+        device = self.trainer.strategy.root_device
+        values, *without = (self.evaluations.report(union, cast(DataView, self.data), device) for union in unions)
+        return Scores(values, without)
+
+    def _key(self, place: Place) -> str:
+        """A name for the evaluation at a point: its own settings and runs alone, so that axes may grow."""
+        evaluation = self.space.evaluation(place)
+        runs = {run: self.runs[run] for run in runs_in(evaluation)}
+        written = json.dumps([self.about, evaluation, runs], sort_keys=True, default=str)
+        return hashlib.sha256(written.encode()).hexdigest()[:16]
+
+    def _path(self, place: Place, block: Block) -> Path:
+        return self.folder / f"{self._key(place)}-{block.seed}-{block.number:06d}.safetensors"
+
+    def _write(self, place: Place, block: Block, totals: Totals) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with atomic(self._path(place, block), durable=False) as temporary:
+            save_file({name: value.contiguous() for name, value in totals.items()}, temporary)
+
+    def _read(self, place: Place, block: Block) -> Totals:
+        path = self._path(place, block)
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise OSError(f"{path} is damaged ({error}); remove it and the search draws it again") from None

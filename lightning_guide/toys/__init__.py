@@ -1,1 +1,0 @@
-"""Toy distributions whose density, score or limit is known exactly."""

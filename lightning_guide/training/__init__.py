@@ -1,0 +1,37 @@
+"""training."""
+
+from __future__ import annotations
+
+from lightning_guide.training.augmentation import AugmentedLoss, GeometricAugmentation
+from lightning_guide.training.heldout import HeldoutLoss
+from lightning_guide.training.learning_rate import ConstantRate, Cooldown, InverseSqrtRate, LearningRate
+from lightning_guide.training.losses import (
+    EDMLoss,
+    LossTerms,
+    PredictionLoss,
+    ScoreMatchingLoss,
+    TrainingLoss,
+    Uncertainty,
+)
+from lightning_guide.training.monitor import GradientGuard, NoiseLevelMeans, TrainingDivergedError
+from lightning_guide.training.sharding import ShardedTraining
+
+__all__ = [
+    "AugmentedLoss",
+    "ConstantRate",
+    "Cooldown",
+    "EDMLoss",
+    "GeometricAugmentation",
+    "GradientGuard",
+    "HeldoutLoss",
+    "InverseSqrtRate",
+    "LearningRate",
+    "LossTerms",
+    "NoiseLevelMeans",
+    "PredictionLoss",
+    "ScoreMatchingLoss",
+    "ShardedTraining",
+    "TrainingDivergedError",
+    "TrainingLoss",
+    "Uncertainty",
+]

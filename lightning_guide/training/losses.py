@@ -1,0 +1,125 @@
+"""Training losses of a denoiser, one noise level for each example.
+
+* `EDMLoss`: E[lambda(s) / exp(u(s)) |D(y + s n) - y|^2 + u(s)] with lambda = (s^2 + s_d^2) / (s s_d)^2 and a learned
+  log-uncertainty u (Karras et al. 2024, https://arxiv.org/abs/2312.02696, equations 14 and 15).
+* `ScoreMatchingLoss`: E[s^2 |score(x) - target|^2], the target being the exact score of a known distribution
+  (explicit) or (y - x) / s^2 (denoising); Karras et al. 2024, https://arxiv.org/abs/2406.02507, appendix C.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lightning_guide.denoiser import Denoiser, expand
+from lightning_guide.networks.magnitude_preserving import MPFourier, MPLinear, normalize_weights_
+from lightning_guide.noise import LogNormal, NoiseDistribution
+
+__all__ = ["EDMLoss", "LossTerms", "PredictionLoss", "ScoreMatchingLoss", "TrainingLoss", "Uncertainty"]
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """Of each example (B,): `objective` to be minimised, the plain weighted `error`, and its noise level `sigma`."""
+
+    objective: Tensor
+    error: Tensor
+    sigma: Tensor
+
+
+class TrainingLoss(nn.Module, ABC):
+    """Base of the losses: draws noise levels and noise, at which a subclass says what a denoiser is to be."""
+
+    def __init__(self, noise: NoiseDistribution | None = None) -> None:
+        """`noise`: distribution of the noise level, default LogNormal(-1.2, 1.2)."""
+        super().__init__()
+        self.noise = noise or LogNormal()
+
+    def forward(
+        self, denoiser: Denoiser, clean: Tensor, condition: Tensor | None, generator: torch.Generator
+    ) -> LossTerms:
+        """The terms for the clean examples `clean` (B, *), all draws from `generator`."""
+        sigma = self.noise.sample(len(clean), generator)
+        noise = torch.randn(clean.shape, generator=generator, device=clean.device)
+        return self.at(denoiser, clean, condition, sigma, noise)
+
+    @abstractmethod
+    def at(
+        self, denoiser: Denoiser, clean: Tensor, condition: Tensor | None, sigma: Tensor, noise: Tensor
+    ) -> LossTerms:
+        """The terms at given noise levels `sigma` (B,) with given standard normal `noise` (B, *)."""
+
+    def constrain(self) -> None:
+        """Normalises the weights of a learned part after an optimizer step."""
+        normalize_weights_(self)
+
+
+class PredictionLoss(TrainingLoss):
+    """Base of the losses of what the denoiser says of noised examples."""
+
+    def at(
+        self, denoiser: Denoiser, clean: Tensor, condition: Tensor | None, sigma: Tensor, noise: Tensor
+    ) -> LossTerms:
+        """The terms of D(clean + sigma noise; sigma)."""
+        noised = clean + expand(sigma, clean) * noise
+        return self.compare(denoiser(noised, sigma, condition), clean, noised, sigma, denoiser.sigma_data)
+
+    @abstractmethod
+    def compare(self, denoised: Tensor, clean: Tensor, noised: Tensor, sigma: Tensor, sigma_data: float) -> LossTerms:
+        """The terms of one prediction `denoised` (B, *) by a denoiser for data of standard deviation `sigma_data`."""
+
+
+class Uncertainty(nn.Module):
+    """u(sigma), the learned logarithm of the weighted error: a linear map of Fourier features of ln(sigma) / 4."""
+
+    def __init__(self, channels: int = 128) -> None:
+        """`channels`: number of Fourier features."""
+        super().__init__()
+        self.fourier, self.linear = MPFourier(channels), MPLinear(channels, 1)
+
+    def forward(self, sigma: Tensor) -> Tensor:
+        """u `(B,)` of `sigma` (B,)."""
+        return self.linear(self.fourier(sigma.log() / 4)).squeeze(-1)
+
+
+class EDMLoss(PredictionLoss):
+    """lambda / exp(u) |D - y|^2 + u, averaged over the elements of an example."""
+
+    def __init__(self, noise: NoiseDistribution | None = None, *, uncertainty: bool = True) -> None:
+        """`uncertainty`: learn u(sigma); without it u = 0."""
+        super().__init__(noise)
+        self.uncertainty = Uncertainty() if uncertainty else None
+
+    def compare(self, denoised: Tensor, clean: Tensor, noised: Tensor, sigma: Tensor, sigma_data: float) -> LossTerms:
+        """`error` is lambda |D - y|^2, about 1 for an untrained denoiser at every level."""
+        weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+        error = weight * (denoised - clean).square().flatten(1).mean(1)
+        if self.uncertainty is None:
+            return LossTerms(error, error, sigma)
+        u = self.uncertainty(sigma)
+        return LossTerms(error / u.exp() + u, error, sigma)
+
+
+class ScoreMatchingLoss(PredictionLoss):
+    """s^2 |score - target|^2 = |D - D*|^2 / s^2, averaged over the elements of an example."""
+
+    def __init__(self, noise: NoiseDistribution | None = None, *, exact: nn.Module | None = None) -> None:
+        """`exact`: a distribution with `denoise(x, sigma)`, whose exact score is the target; None: D* = y."""
+        super().__init__(noise)
+        if exact is not None and not hasattr(exact, "denoise"):
+            raise ValueError(
+                f"exact scores need a distribution with denoise(x, sigma); {type(exact).__name__} has none"
+            )
+        self.exact = exact
+
+    def compare(self, denoised: Tensor, clean: Tensor, noised: Tensor, sigma: Tensor, sigma_data: float) -> LossTerms:
+        """`error` equals the objective."""
+        target = clean
+        if self.exact is not None:
+            with torch.no_grad():
+                target = self.exact.denoise(noised, sigma)  # type: ignore[operator]
+        error = (denoised - target).square().flatten(1).mean(1) / sigma**2
+        return LossTerms(error, error, sigma)

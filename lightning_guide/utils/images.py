@@ -1,0 +1,90 @@
+"""Pictures as a network that others have trained wants to see them.
+
+One sample as the bytes of a file: a picture as PNG, anything else as npy.
+
+Gaussian blur of pictures.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["encode_png", "encode_sample", "gaussian_blur", "shown"]
+
+
+def shown(
+    picture: Tensor,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    size: Sequence[int] | None = None,
+    channels: int | None = None,
+    mode: Literal["bicubic", "bilinear"] = "bicubic",
+) -> Tensor:
+    """(resized - mean) / std `(B, channels, *size)` of a `picture` (B, C, H, W) with values in [0, 1], differentiable.
+
+    The whole picture is resized to `size` (height, width), by `mode` and antialiased, not cropped; one channel is
+    repeated `channels` times. `mean` and `std` are one number for each channel, or for all.
+    """
+    if channels is not None:
+        picture = picture.expand(-1, channels, -1, -1)
+    if size is not None:
+        picture = F.interpolate(picture, tuple(size), mode=mode, align_corners=False, antialias=True)
+    middle, spread = (picture.new_tensor(each)[:, None, None] for each in (mean, std))
+    return (picture - middle) / spread
+
+
+def encode_png(picture: Tensor) -> bytes:
+    """The PNG file of a `picture` (1 or 3, H, W), uint8.
+
+    Raises:
+        ValueError: if it is no such picture.
+    """
+    if not _is_picture(picture):
+        raise ValueError(
+            f"a PNG file holds a picture of shape (1 or 3, H, W) and type torch.uint8, got {tuple(picture.shape)} "
+            f"and {picture.dtype}"
+        )
+    pixels = picture.permute(1, 2, 0).contiguous().cpu().numpy()
+    file = io.BytesIO()
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, format="PNG")
+    return file.getvalue()
+
+
+def encode_sample(x: Tensor) -> tuple[str, bytes]:
+    """Extension and content of the file of one sample `x` (*data_shape): uint8 as it is, all else as float32."""
+    if _is_picture(x):
+        return "png", encode_png(x)
+    file = io.BytesIO()
+    np.save(file, (x if x.dtype == torch.uint8 else x.float()).contiguous().cpu().numpy())
+    return "npy", file.getvalue()
+
+
+def _is_picture(x: Tensor) -> bool:
+    return x.dtype == torch.uint8 and x.ndim == 3 and x.shape[0] in (1, 3)
+
+
+def gaussian_blur(
+    x: Tensor, *, sigma: float, radius: int, border: Literal["reflect", "replicate"] = "reflect"
+) -> Tensor:
+    """`x` (B, C, H, W) convolved with exp(-i^2 / 2 sigma^2), |i| <= radius, normalised, along both axes.
+
+    `sigma` and `radius` are in pixels; along a side of n pixels the radius is n - 1 at most. Beyond the `border` the
+    picture is reflected without repeating the outermost pixel, or that pixel is replicated.
+    """
+    C = x.shape[1]
+    for axis in (2, 3):
+        reach = min(radius, x.shape[axis] - 1)
+        taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64) / sigma) ** 2)
+        taps = (taps / taps.sum()).to(x)
+        shape, padding = ((-1, 1), (0, 0, reach, reach)) if axis == 2 else ((1, -1), (reach, reach, 0, 0))
+        x = F.conv2d(F.pad(x, padding, mode=border), taps.reshape(1, 1, *shape).expand(C, -1, -1, -1), groups=C)
+    return x

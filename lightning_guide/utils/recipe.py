@@ -1,0 +1,173 @@
+"""Recipes: the constructor call of an object, remembered as plain data, so that a file can rebuild it.
+
+A snapshot stores weights and the recipe of the network they belong to. A recipe is what a YAML config
+holds as well: ``{"class_path": "package.module.Class", "init_args": {...}}``, nested where an argument is
+itself such an object. Building a recipe imports and calls only subclasses of `Recorded`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from typing import Any
+
+import torch
+
+from lightning_guide import PUBLIC, RENAMED
+
+__all__ = ["Recorded", "build", "current_path", "equivalent", "find_class", "public_path"]
+
+
+Recipe = dict[str, Any]
+
+
+def public_path(cls: type) -> str:
+    """Shortest import path of `cls`: the outermost package that exports it, else the module that defines it."""
+    parts = cls.__module__.split(".")
+    for depth in range(1, len(parts)):
+        package = ".".join(parts[:depth])
+        if vars(sys.modules[package]).get(cls.__qualname__) is cls:
+            return f"{package}.{cls.__qualname__}"
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def find_class(path: str) -> Any:
+    """Object at the import path `path`; one that was moved or renamed since is found by its name in `PUBLIC`.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        if module.split(".")[0] in ("lightning_guide", "callbacks", "datamodules"):
+            for package in map(importlib.import_module, PUBLIC):
+                if (found := getattr(package, RENAMED.get(path, RENAMED.get(name, name)), None)) is not None:
+                    return found
+        raise ValueError(f"the class {path!r} cannot be imported here: {error}") from None
+
+
+def current_path(path: str) -> str:
+    """Import path by which a class is known today; a path that nothing is found for comes back as it is."""
+    try:
+        found = find_class(path) if "." in path else None
+    except ValueError:
+        return path
+    return public_path(found) if isinstance(found, type) else RENAMED.get(path, path)
+
+
+class Recorded:
+    """Remembers the arguments of its own construction, defaults included, in `recipe`.
+
+    A default that a later version changes does not change what a recipe on disk builds. Arguments may be numbers,
+    strings, None, lists, tuples, tensors, dicts with string keys of those, and other `Recorded` objects.
+    """
+
+    _arguments: dict[str, Any]
+    _class: type
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Creates the object and notes the arguments."""
+        self = super().__new__(cls)
+        signature = inspect.signature(cls.__init__)
+        bound = signature.bind_partial(self, *args, **kwargs)
+        bound.apply_defaults()
+        arguments: dict[str, Any] = {}
+        for name, value in list(bound.arguments.items())[1:]:  # all but self
+            if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+                arguments.update(value)
+            elif signature.parameters[name].kind is not inspect.Parameter.VAR_POSITIONAL:
+                arguments[name] = value
+        # nn.Module.__setattr__ is not usable before nn.Module.__init__; a module among the arguments must
+        # not be registered as a child here anyway.
+        object.__setattr__(self, "_arguments", arguments)
+        object.__setattr__(self, "_class", cls)  # PyTorch's sharding changes the class of a module
+        return self
+
+    @property
+    def recipe(self) -> Recipe:
+        """``{"class_path", "init_args"}`` of this object, JSON-able.
+
+        Raises:
+            ValueError: if an argument cannot be written as plain data.
+        """
+        cls = self._class
+        arguments = {name: _plain(value, f"{cls.__name__}({name}=...)") for name, value in self._arguments.items()}
+        return {"class_path": public_path(cls), "init_args": arguments}
+
+
+def _plain(value: Any, where: str) -> Any:
+    """Writes one constructor argument as JSON-able data."""
+    if isinstance(value, Recorded):
+        return value.recipe
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(item, where) for item in value]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _plain(item, where) for key, item in value.items()}
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    raise ValueError(
+        f"{where} is a {type(value).__name__}, which a recipe cannot hold; "
+        "expected numbers, strings, lists, dicts with string keys or objects that record their own recipe"
+    )
+
+
+def equivalent(one: Recipe, other: Recipe) -> bool:
+    """Whether two recipes build the same, what an older version did not know yet standing at its default."""
+    return bool(_completed(one) == _completed(other))
+
+
+def _completed(value: Any) -> Any:
+    """A recipe, or one argument of it, with all defaults; what cannot be imported stays as it is."""
+    if isinstance(value, list):
+        return [_completed(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "class_path" not in value:
+        return {key: _completed(item) for key, item in value.items()}
+    arguments = {name: _completed(item) for name, item in value.get("init_args", {}).items()}
+    path = current_path(str(value["class_path"]))
+    try:
+        parameters = inspect.signature(find_class(path)).parameters
+    except (TypeError, ValueError):
+        parameters = {}  # type: ignore[assignment]
+    known = {name: each.default for name, each in parameters.items() if each.default is not inspect.Parameter.empty}
+    defaults = {name: _plain(default, name) for name, default in known.items()}
+    return {"class_path": path, "init_args": defaults | arguments}
+
+
+def build(recipe: Recipe) -> Any:
+    """Calls the constructor that a recipe describes.
+
+    Raises:
+        ValueError: if it is no recipe, the class does not exist, is not a `Recorded` class, or refuses its arguments.
+    """
+    if not isinstance(recipe, dict) or "class_path" not in recipe:
+        raise ValueError(f"a recipe is a dict with class_path and init_args, got {recipe!r}")
+    path = recipe["class_path"]
+    try:
+        cls = find_class(str(path))
+    except ValueError as error:
+        raise ValueError(f"recipe: {error}") from None
+    if not (isinstance(cls, type) and issubclass(cls, Recorded)):
+        raise ValueError(f"recipe names {path!r}; expected a class of a network or a denoiser (a subclass of Recorded)")
+    arguments = {name: _built(value) for name, value in recipe.get("init_args", {}).items()}
+    try:
+        return cls(**arguments)
+    except TypeError as error:
+        raise ValueError(f"recipe of {path} does not fit its constructor: {error}") from None
+
+
+def _built(value: Any) -> Any:
+    """Builds nested recipes inside one argument."""
+    if isinstance(value, dict):
+        if "class_path" in value:
+            return build(value)
+        return {key: _built(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_built(item) for item in value]
+    return value

@@ -1,0 +1,152 @@
+"""Pickles from elsewhere, read without running anything in them.
+
+A pickle names the functions and classes it wants called. This reader is given the few names that a kind of file needs,
+each with an inert stand-in; a file that asks for any other is refused, and so is any reference to the outside.
+
+Pickles of numbers, dicts and numpy arrays, read without numpy's own unpickling: arrays are made of their bytes.
+"""
+
+from __future__ import annotations
+
+import collections
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+import numpy as np
+
+__all__ = ["Function", "Items", "read_arrays", "read_inert"]
+
+
+class Items(dict[str, Any]):
+    """A dict with attributes, as data."""
+
+    def __setstate__(self, state: Any) -> None:
+        self.update(state)
+
+
+class Function:
+    """A function of the file's choice, which may be called and not altered."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self._call = call
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._call(*arguments)
+
+    def __setstate__(self, state: Any) -> NoReturn:
+        raise pickle.UnpicklingError("it alters a function")
+
+
+class _Reader(pickle.Unpickler):
+    """Finds stand-ins and nothing else."""
+
+    def __init__(self, file: IO[bytes], known: Mapping[tuple[str, str], Any], kind: str) -> None:
+        super().__init__(file)
+        self.known, self.kind = known, kind
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.known:
+            raise pickle.UnpicklingError(
+                f"it asks for {module}.{name}, which no {self.kind} needs; nothing in the file was run"
+            )
+        return self.known[module, name]
+
+    def persistent_load(self, pid: Any) -> NoReturn:
+        raise pickle.UnpicklingError("it refers to objects outside the file")
+
+
+def read_inert(path: str | Path, known: Mapping[tuple[str, str], Any], *, kind: str) -> Any:
+    """The content of a pickle that asks for nothing but the names (module, name) that are `known`, each a stand-in.
+
+    Raises:
+        ValueError: naming the file and what it asks for beyond that, or if it is cut off or no pickle; `kind` says what
+            was expected.
+        OSError: if it cannot be opened.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return _Reader(file, known, kind).load()
+    except OSError:
+        raise
+    except Exception as error:  # a damaged or hostile pickle can raise anything, here in inert stand-ins only
+        reason = str(error) if isinstance(error, pickle.UnpicklingError) else f"{type(error).__name__}: {error}"
+        article = "an" if kind[0] in "AEIO" else "a"
+        raise ValueError(f"{path} cannot be read as {article} {kind}: {reason}") from None
+
+
+class _Kind:
+    """The type of an array's numbers: only plain booleans, integers and floats."""
+
+    def __init__(self, code: Any, *_: Any) -> None:
+        if not isinstance(code, str) or not re.fullmatch(r"[biuf]\d+", code):
+            raise pickle.UnpicklingError(f"it holds an array of {code!r}, expected numbers")
+        self.code, self.order = code, "="
+
+    def __setstate__(self, state: Any) -> None:
+        self.order = {"<": "<", ">": ">"}.get(state[1], "=")
+
+    def numpy(self) -> np.dtype[Any]:
+        return np.dtype(self.order.replace("=", "") + self.code)
+
+
+class _Array:
+    """An array whose bytes come as its state."""
+
+    def __init__(self, *_: Any) -> None:
+        self.value = np.empty(0)
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, kind, columns_first, data = state
+        self.value = _from_bytes(data, kind, shape, "F" if columns_first else "C")
+
+
+def _from_bytes(data: Any, kind: Any, shape: Any, order: str) -> np.ndarray[Any, Any]:
+    if not isinstance(kind, _Kind) or not isinstance(data, bytes | bytearray):
+        raise pickle.UnpicklingError("it holds an array of something else than numbers")
+    return np.frombuffer(bytes(data), kind.numpy()).reshape(shape, order="F" if order == "F" else "C")
+
+
+def _scalar(kind: Any, data: Any) -> Any:
+    return _from_bytes(data, kind, (), "C").item()
+
+
+def _encoded(text: Any, encoding: Any) -> bytes:
+    if not isinstance(text, str) or encoding != "latin1":
+        raise pickle.UnpicklingError("it encodes something else than the bytes of an array")
+    return text.encode("latin1")
+
+
+_KNOWN: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("dnnlib.util", "EasyDict"): Items,
+    ("numpy", "dtype"): _Kind,
+    ("numpy", "ndarray"): _Array,
+    ("_codecs", "encode"): Function(_encoded),
+}
+
+
+for _package in ("numpy.core", "numpy._core"):  # before and after numpy 2
+    _KNOWN[f"{_package}.multiarray", "_reconstruct"] = _Array
+    _KNOWN[f"{_package}.multiarray", "scalar"] = Function(_scalar)
+    _KNOWN[f"{_package}.numeric", "_frombuffer"] = Function(_from_bytes)
+
+
+def read_arrays(path: str | Path, *, kind: str) -> Any:
+    """The content of a pickle: a dict of numbers, arrays of numbers, and dicts of these.
+
+    Raises:
+        ValueError: naming the file and what it asks for beyond that, or if it is cut off or no pickle; `kind` says what
+            was expected.
+        OSError: if it cannot be opened.
+    """
+    return _plain(read_inert(path, _KNOWN, kind=kind), depth=2)
+
+
+def _plain(value: Any, *, depth: int) -> Any:
+    """Stand-ins for arrays replaced by the arrays, in dicts within dicts."""
+    if isinstance(value, dict) and depth:  # a file may hold a dict that contains itself
+        return {key: _plain(each, depth=depth - 1) for key, each in value.items()}
+    return value.value if isinstance(value, _Array) else value

@@ -1,0 +1,102 @@
+"""Checkpoints of a run: when, how many, and whole whatever goes wrong while one is written."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from callbacks import RunCheckpoint
+from callbacks.checkpoint import newest_checkpoint
+from tests.runs import TinyPictures, tiny_module, tiny_trainer
+
+
+class Names(pl.Callback):
+    """Notes the files in the folder of checkpoints at the begin of each micro-step."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[str]] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        folder = Path(trainer.default_root_dir) / "checkpoints"
+        self.seen.append(sorted(path.name for path in folder.glob("*")))
+
+
+def fit(folder: Path, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:
+    trainer = tiny_trainer(folder, *callbacks, **options)
+    trainer.fit(tiny_module(average=None), datamodule=TinyPictures(), weights_only=True)
+    return trainer
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_saves_at_the_interval_and_at_the_end_and_keeps_the_newest(tmp_path: Path, accumulate: int) -> None:
+    names = Names()
+    fit(tmp_path, RunCheckpoint(2), names, steps=7, accumulate_grad_batches=accumulate)
+    two, four, six, seven = (f"step-{k:09d}.ckpt" for k in (2, 4, 6, 7))
+    expected = [[], [], [two], [two], [two, four], [two, four], [four, six]]
+    assert names.seen == [files for files in expected for _ in range(accumulate)]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [six, seven]
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoints" / seven
+    for path in (tmp_path / "checkpoints").iterdir():
+        assert torch.load(path, weights_only=True)["global_step"] == int(path.stem[5:])
+
+
+def test_there_is_no_newest_checkpoint_before_the_first(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path) is None
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / ".step-000000004.ckpt.tmp").write_bytes(b"half")
+    assert newest_checkpoint(tmp_path) is None
+
+
+def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
+    fit(tmp_path, RunCheckpoint(100), steps=2)
+    path = newest_checkpoint(tmp_path)
+    assert path is not None
+    before = path.stat().st_mtime_ns
+    trainer = tiny_trainer(tmp_path, RunCheckpoint(100), steps=2)
+    trainer.fit(tiny_module(average=None), datamodule=TinyPictures(), ckpt_path=path, weights_only=True)
+    assert trainer.global_step == 2 and path.stat().st_mtime_ns == before
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    stray, other = tmp_path / "checkpoints" / ".step-000000001.ckpt.tmp", tmp_path / "checkpoints" / "notes.txt"
+    stray.write_bytes(b"half")
+    other.write_text("mine")
+    fit(tmp_path, RunCheckpoint(2), steps=2)
+    assert not stray.exists() and other.exists()
+
+
+def test_a_full_disk_leaves_the_older_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = pl.Trainer.save_checkpoint
+
+    def fails(trainer: pl.Trainer, path: Path, **options: Any) -> None:
+        save(trainer, path, **options)
+        if trainer.global_step == 4:
+            raise OSError("no space left on device")
+
+    monkeypatch.setattr(pl.Trainer, "save_checkpoint", fails)
+    with pytest.raises(OSError, match="no space left"):
+        fit(tmp_path, RunCheckpoint(2), steps=6)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000000002.ckpt"]
+
+
+def test_the_file_that_the_disk_has_no_room_for_is_named(tmp_path: Path) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+    try:
+        with pytest.raises(OSError, match=r"(large|space).*step-000000002.ckpt"):
+            fit(tmp_path, RunCheckpoint(2), steps=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("arguments", [{"every_steps": 0}, {"every_steps": 1, "keep": 0}])
+def test_impossible_settings_are_refused(arguments: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="needs every_steps >= 1 and keep >= 1, got"):
+        RunCheckpoint(**arguments)

@@ -1,0 +1,132 @@
+"""The files for ImageNet and faces, with randomly initialised networks of the same kind in place of large ones."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.nn import functional as F
+
+from lightning_guide.commands.guidance_files import build_guidances, read_guidances
+from lightning_guide.denoiser import Denoiser
+from lightning_guide.networks import EDM2UNet
+from lightning_guide.noise import KarrasGrid
+from lightning_guide.preconditioning import Preconditioned
+from lightning_guide.pretrained import NamedNetwork
+from lightning_guide.samplers import Euler
+from lightning_guide.seeds import SampleSeeds
+from tests.face_networks import BiSeNet, Sketcher
+from tests.test_objectives_text import CONFIG
+
+FOLDER = Path(__file__).parent.parent / "configs" / "training_free" / "pictures"
+LEVELS = KarrasGrid(3, sigma_min=0.5, sigma_max=5.0)
+
+
+class One:
+    """The model under evaluation, of 3 x 32 x 32 pictures."""
+
+    def __init__(self, num_classes: int) -> None:
+        sizes: dict[str, Any] = {"model_channels": 8, "channel_mult": [1], "num_blocks": 1, "attention_resolutions": []}
+        network = EDM2UNet([3, 32, 32], num_classes=num_classes, **sizes)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                if parameter.ndim == 0:
+                    parameter.fill_(0.5)
+        self.main: Denoiser = Preconditioned(network).eval()
+
+    def snapshot(self, **_: Any) -> Denoiser:
+        raise AssertionError
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working folder with weights and reference faces where the file looks for them, and a tiny CLIP."""
+    import open_clip
+
+    monkeypatch.chdir(tmp_path)
+    for folder in ("weights", "data"):
+        Path(folder).mkdir()
+    torch.manual_seed(0)
+    torch.save(BiSeNet(19).state_dict(), "weights/face_parsing.pth")
+    torch.save(Sketcher().state_dict(), "weights/face_sketch.pth")
+    np.save("data/faces.npy", np.random.default_rng(0).uniform(-1, 1, (2, 3, 32, 32)).astype(np.float32))
+    Path("tiny-test.json").write_text(json.dumps(CONFIG))
+    open_clip.add_model_config(Path("tiny-test.json"))
+
+
+def smaller(settings: Any) -> Any:
+    """The same with small networks of random weights."""
+    if isinstance(settings, list):
+        return [smaller(each) for each in settings]
+    if not isinstance(settings, dict):
+        return settings
+    new = {key: smaller(value) for key, value in copy.deepcopy(settings).items()}
+    kind, options = str(new.get("class_path", "")).rpartition(".")[2], new.get("init_args", {})
+    if kind == "TimmNetwork":
+        options |= {"name": "test_resnet", "pretrained": False}
+    elif kind == "TextMatch":
+        options |= {"model": "tiny-test", "weights": None}
+    elif kind == "NamedNetwork":
+        options["name"] = "tests.face_networks." + options["name"].rpartition(".")[2]
+        options |= {"size": 40} if "size" in options else {}
+    elif kind == "Augmented":
+        options["copies"] = 3
+    elif kind == "Resized":
+        options["size"] = 40
+    return new
+
+
+@pytest.mark.parametrize("file", ["imagenet", "faces"])
+def test_it_runs_with_the_users_networks(file: str, small: None) -> None:
+    path = FOLDER / f"{file}.yaml"
+    lines = path.read_text().splitlines()
+    assert lines[1].startswith("# lightning-guide ") and f"configs/training_free/pictures/{file}.yaml" in lines[1]
+    models = One(1000 if file == "imagenet" else 0)
+    labels = torch.tensor([3, 7]) if file == "imagenet" else None
+    none = None if labels is None else torch.full_like(labels, -1)
+    plain = Euler(LEVELS).sample(models.main, seeds=SampleSeeds(0, range(2)), condition=none)
+    written = read_guidances([str(path)])
+    torch.manual_seed(0)
+    for name, guidance in build_guidances(smaller(written)).items():
+        guided = Euler(LEVELS).sample(guidance.resolve(models), seeds=SampleSeeds(0, range(2)), condition=labels)
+        assert bool(guided.x.isfinite().all()) and guided.evaluations == plain.evaluations, name
+        assert (guided.x - plain.x).abs().max() > 1e-4, f"{name} does nothing"
+        assert not guided.diagnostics["skipped"].any(), name
+
+
+def test_a_named_network_sees_what_it_was_told_to_see(small: None) -> None:
+    torch.manual_seed(1)
+    direct, x = BiSeNet(5).eval(), 2 * torch.rand(2, 3, 8, 8) - 1
+    save_file(direct.state_dict(), "weights/parsing.safetensors")
+    sizes = {"size": 12, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
+    picture = F.interpolate((x + 1) / 2, (12, 12), mode="bicubic", align_corners=False, antialias=True)
+    mean, std = (torch.tensor(sizes[key])[:, None, None] for key in ("mean", "std"))
+    for output in (0, 1):
+        eye = NamedNetwork(
+            "tests.face_networks.BiSeNet",
+            "weights/parsing.safetensors",
+            options={"n_classes": 5},
+            output=output,
+            **sizes,  # type: ignore[arg-type]
+        )
+        torch.testing.assert_close(eye(x), direct((picture - mean) / std)[output])
+    assert NamedNetwork("tests.face_networks.Sketcher", "weights/face_sketch.pth")(x.double()).dtype == torch.float64
+
+
+def test_mistakes_are_one_sentence(small: None) -> None:
+    x = torch.zeros(1, 3, 8, 8)
+    for name, weights, said in (
+        ("tests.face_networks.Missing", None, "there is no network 'tests.face_networks.Missing'"),
+        ("nowhere.Network", None, "there is no network 'nowhere.Network'"),
+        ("tests.face_networks.no_network", None, "makes a int; expected an nn.Module"),
+        ("tests.face_networks.Sketcher", "weights/missing.pth", "there is no file weights/missing.pth"),
+        ("tests.face_networks.Sketcher", "weights/face_parsing.pth", "cannot be read from weights/face_parsing.pth"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            NamedNetwork(name, weights)(x)

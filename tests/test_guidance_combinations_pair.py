@@ -1,0 +1,73 @@
+"""The three spaces of a pair: each prediction again as a noise, as a velocity, and back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_guide.denoiser import Prediction, Trajectory
+from lightning_guide.guidance.combinations import Pair, PairCombination
+from lightning_guide.guidance.combinations.base import Push
+from tests.branches import combined
+
+
+def pair(dtype: torch.dtype = torch.float64, sigma: float = 0.7) -> tuple[Pair, Tensor]:
+    """x_0 and eps of a positive and a negative that agree on x = x_0 + sigma eps, and the positive's eps."""
+    x, pos, neg = torch.randn(3, 4, 3, 5, dtype=torch.float64).to(dtype)
+    return Pair(Prediction(pos), Prediction(neg), 2.0, x, torch.tensor(sigma, dtype=dtype)), (x - pos) / sigma
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.7, 50.0])
+def test_spaces(sigma: float) -> None:
+    at, eps = pair(sigma=sigma)
+    t = sigma / (1 + sigma)
+    for clean, noise, velocity in zip(at.clean, at.noise, at.velocity, strict=True):
+        torch.testing.assert_close(clean + sigma * noise, at.x)
+        flow = (1 - t) * clean + t * noise  # the flow's point is x, scaled, and v its slope in t
+        torch.testing.assert_close(flow, at.x / (1 + sigma))
+        torch.testing.assert_close(flow - t * velocity, clean)
+    torch.testing.assert_close(at.noise[0], eps)
+    assert torch.equal(at.difference, at.clean[0] - at.clean[1])
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.7, 50.0])
+def test_a_step_in_one_space_is_a_step_in_another(sigma: float) -> None:
+    at, _ = pair(sigma=sigma)
+    for (pos, neg), back in ((at.noise, at.from_noise), (at.velocity, at.from_velocity)):
+        torch.testing.assert_close(back(pos - neg), at.difference)
+
+
+def test_half_precision_is_widened() -> None:
+    at, _ = pair(torch.float16, sigma=0.002)
+    x, pos = at.x.double(), at.pos.clean.double()
+    eps = (x - pos) / at.sigma.double()
+    for tensor in (*at.clean, *at.noise, *at.velocity, at.difference, at.from_noise(at.noise[0])):
+        assert tensor.dtype == torch.float32 and bool(tensor.isfinite().all())
+    torch.testing.assert_close(at.velocity[0].double(), eps - pos, rtol=1e-5, atol=1e-3)
+    double, _ = pair()
+    assert double.noise[0].dtype == torch.float64
+
+
+class Numbered(PairCombination):
+    """Adds the number of calls that this negative has had, times the weight."""
+
+    def start_push(self, trajectory: Trajectory) -> Push:
+        calls: list[float] = []
+
+        def push(at: Pair) -> Tensor:
+            calls.append(at.weight)
+            return torch.full_like(at.x, sum(calls))
+
+        return push
+
+
+def test_each_negative_has_a_state_of_its_own_also_while_others_are_off() -> None:
+    x, pos = torch.zeros(2, 1), torch.zeros(2, 1)
+    assert float(combined(Numbered(), x, 0.7, pos, (2.0, x), (1.0, x), (3.0, x))[0]) == 5.0
+    combine = Numbered().start(Trajectory(x=x, seeds=None, sigma=0.7))  # type: ignore[arg-type]
+    totals = []
+    for weights in ((2.0, 1.0), (1.0, 10.0), (2.0, 10.0)):
+        branches = [(weight, lambda x, sigma: Prediction(x)) for weight in weights]
+        totals.append(float(combine(lambda x, sigma: Prediction(x), branches, x, torch.tensor(0.7)).clean[0]))
+    assert totals == [2.0, 10.0, 4.0 + 20.0]

@@ -1,0 +1,32 @@
+"""Samples out of all bounds are found, and an evaluation says so."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_guide.denoiser import Denoiser
+from lightning_guide.guidance import Main, ScoreScaling
+from lightning_guide.inference import exploded
+from tests.runs import TinyPictures, evaluation, tiny_module, tiny_trainer
+
+
+def test_what_counts() -> None:
+    x = torch.tensor([[0.0, 49.9], [0.0, -50.1], [math.nan, 0.0], [0.0, -math.inf]])
+    assert exploded(x, 0.5).tolist() == [False, True, True, True]
+    assert exploded(x[:, :, None], 1.0).tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize(("guidance", "said"), [(Main(), False), (ScoreScaling(1e9), True)])
+def test_an_evaluation_warns(tmp_path: Path, guidance: Denoiser, said: bool) -> None:
+    module = tiny_module(evaluations={"wild": evaluation(guidance)}, average=None)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        tiny_trainer(tmp_path, limit_val_batches=1.0).validate(module, datamodule=TinyPictures(), verbose=False)
+    messages = [str(warning.message) for warning in caught]
+    found = [message for message in messages if "are not finite or out of bounds, first index" in message]
+    assert bool(found) == said and all("evaluation 'wild'" in message for message in found)

@@ -1,0 +1,87 @@
+"""A reward serves training-free guidance and a loss serves gradient guidance, with the same samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_guide.distributions.gaussian_mixture import GaussianMixture
+from lightning_guide.guidance import LookAhead
+from lightning_guide.guidance.training_free import LossGuidedDiffusion, UniversalGuidance
+from lightning_guide.networks.classifiers import SmallClassifier
+from lightning_guide.noise import KarrasGrid
+from lightning_guide.objectives import (
+    ClassLabel,
+    ClassLogProbability,
+    Distance,
+    Downsampled,
+    Linear,
+    Measurement,
+    NegativeDistance,
+    NegativeEnergy,
+    NegativeReward,
+    SquaredDistance,
+)
+from lightning_guide.pretrained import RunNetwork
+from lightning_guide.samplers import Euler
+from lightning_guide.seeds import SampleSeeds
+from lightning_guide.snapshots import SnapshotStore
+from lightning_guide.utils.recipe import build
+
+PRIOR = GaussianMixture([[1.0, 0.0], [-1.0, 0.5]], [[[0.2, 0.0], [0.0, 0.2]], [[0.2, 0.05], [0.05, 0.3]]], [0.5, 0.5])
+SAMPLER = Euler(KarrasGrid(8, sigma_min=0.05, sigma_max=10.0))
+AWAY = [0.3, -2.0]
+
+
+def drawn(guide: Any) -> torch.Tensor:
+    seeds = SampleSeeds(0, range(5))
+    *_, end = SAMPLER.steps(guide, SAMPLER.initial(PRIOR, seeds).double(), seeds=seeds)
+    return end.x
+
+
+@pytest.mark.parametrize("method", [UniversalGuidance, LossGuidedDiffusion])
+def test_a_reward_guides_as_the_loss_that_it_stands_for(method: Any) -> None:
+    reward = NegativeReward(NegativeDistance(AWAY, top=5.0, slope=0.5), weight=3.0)  # -3 (5 - |x - b| / 2)
+    loss = Distance(AWAY)
+    x = torch.randn(4, 2, dtype=torch.float64)
+    torch.testing.assert_close(reward(x), 1.5 * loss(x) - 15)
+    guided = drawn(method(reward, 1.0, positive=PRIOR))
+    assert (guided - drawn(PRIOR)).abs().max() > 0.1
+    if method is UniversalGuidance:  # linear in the loss
+        torch.testing.assert_close(guided, drawn(method(loss, 1.5, positive=PRIOR)), rtol=1e-9, atol=1e-9)
+
+
+def test_a_loss_leads_gradient_guidance_as_the_reward_that_it_stands_for() -> None:
+    reward, loss = Linear([0.5, -2.0]), NegativeEnergy(NegativeReward(Linear([0.5, -2.0])))
+    at = torch.randn(5, 2, dtype=torch.float64)
+    for one, other in zip(reward.value_and_gradient(at), loss.value_and_gradient(at), strict=True):
+        torch.testing.assert_close(one, other)
+    value, gradient = NegativeEnergy(SquaredDistance([1.0, 2.0], 2.0)).value_and_gradient(at)
+    gap = torch.tensor([1.0, 2.0]) - at
+    torch.testing.assert_close(value, -gap.square().sum(1) / 8)
+    torch.testing.assert_close(gradient, gap / 4)
+    guided = drawn(LookAhead(positive=PRIOR).towards(gradient, value + 1))
+    assert guided.isfinite().all() and (guided - drawn(PRIOR)).abs().max() > 1e-3
+
+
+def test_a_class_is_the_same_wish_in_both(tmp_path: Path) -> None:
+    network = SmallClassifier([1, 8, 8], num_classes=4, widths=[8, 16])
+    store = SnapshotStore(tmp_path / "snapshots")
+    store.save(network.state_dict(), images=8, sigma_rel=0.0, recipe=network.recipe, planned_images=8)
+    x = torch.randn(6, 1, 8, 8)
+    reward, loss = ClassLogProbability(str(tmp_path), 2), ClassLabel(RunNetwork(str(tmp_path)), 2)
+    torch.testing.assert_close(NegativeReward(reward)(x), loss(x))
+    torch.testing.assert_close(NegativeEnergy(loss)(x), reward(x))
+    again = build(NegativeEnergy(loss).recipe)
+    torch.testing.assert_close(again(x), reward(x))
+
+
+def test_losses_that_know_more_than_the_sample_are_refused() -> None:
+    with pytest.raises(ValueError, match="NegativeEnergy knows no labels, but ClassLabel reads them"):
+        NegativeEnergy(ClassLabel(SmallClassifier([1, 8, 8], num_classes=4, widths=[8])))
+    measured = NegativeEnergy(Measurement(Downsampled(2), torch.zeros(1, 1, 4, 4)))
+    with pytest.raises(ValueError, match="needs a trajectory"):
+        measured(torch.zeros(1, 1, 4, 4))

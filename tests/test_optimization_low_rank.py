@@ -1,0 +1,127 @@
+"""Models fine-tuned in part: a shifted Gaussian is a Gaussian elsewhere, low-rank additions begin at nothing."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_guide.denoiser import Denoiser
+from lightning_guide.distributions.gaussian_mixture import gaussian
+from lightning_guide.distributions.subspace import SubspaceGaussian
+from lightning_guide.guidance import Snapshot
+from lightning_guide.networks import EDM2UNet, LogDensityMLP
+from lightning_guide.optimization import LowRank, MeanRefit, Shifted
+from lightning_guide.preconditioning import Preconditioned
+from lightning_guide.training.losses import EDMLoss
+from lightning_guide.utils.recipe import build
+
+
+def unet() -> Preconditioned:
+    net = EDM2UNet([1, 8, 8], model_channels=16, channel_mult=[1, 2], num_blocks=1, attention_resolutions=[4])
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.ndim == 0:
+                parameter.fill_(0.5)
+    return Preconditioned(net)
+
+
+class Fixed:
+    """Hands out one model."""
+
+    def __init__(self, model: Denoiser) -> None:
+        self.main = model
+
+    def snapshot(self, **wanted: object) -> Denoiser:
+        return self.main
+
+
+def test_a_shifted_gaussian_is_the_gaussian_elsewhere(generator: torch.Generator) -> None:
+    root = torch.randn(3, 2, generator=generator, dtype=torch.float64)
+    mean = torch.randn(3, generator=generator, dtype=torch.float64)
+    shift = torch.tensor([1.0, -2.0, 0.5])
+    shifted = Shifted(gaussian(mean, root @ root.T))
+    with torch.no_grad():
+        shifted.offset.copy_(shift)
+    x, sigma = torch.randn(6, 3, generator=generator, dtype=torch.float64), torch.tensor(0.7, dtype=torch.float64)
+    expected = gaussian(mean + shift.double(), root @ root.T)(x, sigma)
+    torch.testing.assert_close(shifted(x, sigma), expected, rtol=1e-9, atol=1e-9)
+    assert [name for name, p in shifted.named_parameters() if p.requires_grad] == ["offset"]
+    again = build(shifted.recipe)
+    again.load_state_dict(shifted.state_dict())
+    assert torch.equal(again(x, sigma), shifted(x, sigma))
+
+
+def test_the_mean_refit_is_where_score_matching_has_its_minimum(generator: torch.Generator) -> None:
+    model = Shifted(SubspaceGaussian(4, 2))
+    clean = torch.randn(200, 4, generator=generator) + 3
+    noise, sigma = torch.randn(200, 4, generator=generator), torch.full((200,), 0.8)
+    noise = torch.cat([noise[:100], -noise[:100]])
+    clean = torch.cat([clean[:100], clean[:100]])  # pairs with opposite noise: it has no part in the minimum
+    loss = MeanRefit().at(model, clean, None, sigma, noise).objective.mean()
+    (gradient,) = torch.autograd.grad(loss, model.offset)
+    with torch.no_grad():
+        model.offset -= gradient  # one step of SGD with rate 1
+    torch.testing.assert_close(model.offset.detach(), clean.mean(0))
+    matching = EDMLoss(uncertainty=False).at(model, clean, None, sigma, noise).objective.mean()
+    (slope,) = torch.autograd.grad(matching, model.offset)
+    assert float(slope.abs().max()) < 1e-5
+    with pytest.raises(ValueError, match="the offset of a Shifted denoiser, got a SubspaceGaussian"):
+        MeanRefit().at(SubspaceGaussian(4, 2), clean, None, sigma, noise)
+
+
+@pytest.mark.parametrize("build_model", [unet, lambda: LogDensityMLP(width=16, dimensions=5)], ids=["unet", "mlp"])
+def test_low_rank_additions_begin_at_nothing_and_alone_learn(build_model: object, generator: torch.Generator) -> None:
+    model = build_model()  # type: ignore[operator]
+    x, sigma = torch.randn(3, *model.data_shape, generator=generator), torch.tensor([0.3, 1.0, 4.0])
+    before = model(x, sigma).detach()
+    adapted = LowRank(model, rank=2)
+    torch.testing.assert_close(adapted(x, sigma), before)
+    learning = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
+    assert learning and all(name.endswith((".up", ".down")) for name in learning)
+    assert sum(p.numel() for p in learning.values()) < sum(p.numel() for p in model.parameters()) / 2
+    frozen = {name: p.detach().clone() for name, p in adapted.named_parameters() if not p.requires_grad}
+    optimizer = torch.optim.Adam(learning.values(), lr=0.02)
+    losses = []
+    for _ in range(15):
+        loss = (adapted(x, sigma) - before - 0.1).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        adapted.constrain()
+        losses.append(float(loss))
+    assert losses[-1] < 0.7 * losses[0]
+    parameters = dict(adapted.named_parameters())
+    assert all(torch.equal(parameters[name], value) for name, value in frozen.items())
+    torch.testing.assert_close(model(x, sigma), before)  # the model itself stays as it was
+
+
+def test_a_low_rank_model_survives_copies_recipes_and_references(generator: torch.Generator) -> None:
+    model = LogDensityMLP(width=16, dimensions=3)
+    adapted = LowRank(Snapshot(run="elsewhere"), rank=2, layers=["layers.*"]).resolve(Fixed(model))
+    assert isinstance(adapted, LowRank) and adapted.data_shape == (3,)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if name.endswith(".up"):
+                parameter.normal_(generator=generator)
+    x, sigma = torch.randn(4, 3, generator=generator), torch.tensor(0.6)
+    said: Tensor = adapted(x, sigma)
+    assert (said - model(x, sigma)).abs().max() > 1e-3
+    assert not [name for name in adapted.state_dict() if "input" in name and name.endswith(".up")]
+    torch.testing.assert_close(copy.deepcopy(adapted)(x, sigma), said)
+    again = build(adapted.recipe)
+    again.load_state_dict(adapted.state_dict())
+    torch.testing.assert_close(again(x, sigma), said)
+    shifted = Shifted(Snapshot(run="elsewhere")).resolve(Fixed(model))
+    torch.testing.assert_close(shifted(x, sigma), model(x, sigma))
+
+
+def test_mistakes_end_in_a_sentence() -> None:
+    with pytest.raises(ValueError, match="rank >= 1"):
+        LowRank(LogDensityMLP(width=8), rank=0)
+    with pytest.raises(ValueError, match="no layer of LogDensityMLP is called 'nothing'"):
+        LowRank(LogDensityMLP(width=8), layers=["nothing"])
+    with pytest.raises(ValueError, match="no layer of rank 99 or more"):
+        LowRank(LogDensityMLP(width=8), rank=99)

@@ -1,0 +1,50 @@
+"""Configs are checked before they are parsed: what the parser takes is not refused, but for a key given twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_guide.utils.files import check_keys, read_yaml
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", None),
+        ('{\n\t"a": 1,\n\t"b": [2]\n}', {"a": 1, "b": [2]}),  # JSON indented with tabs
+        ("a: 1\t# one\nb: 2\t\n", {"a": 1, "b": 2}),
+        ("x: &x {a: 1}\ny: &y {b: 2}\nz:\n  <<: *x\n  <<: *y\n", {"x": {"a": 1}, "y": {"b": 2}, "z": {"a": 1, "b": 2}}),
+        ("x: &x {a: 1}\ny: *x\nz: {<<: *x, a: 2}\n", {"x": {"a": 1}, "y": {"a": 1}, "z": {"a": 2}}),
+        ("1: a\n'1': b\n", {1: "a", "1": "b"}),
+    ],
+)
+def test_what_a_parser_takes_is_read(text: str, expected: Any, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    check_keys(tmp_path / "config.yaml")
+    assert read_yaml(tmp_path / "config.yaml") == expected
+
+
+def test_only_keys_are_checked(tmp_path: Path) -> None:
+    for text in ("run: 2026-21-11\n", "a: &a {b: *a}\n"):  # no date for the configs' parser; one that holds itself
+        (tmp_path / "config.yaml").write_text(text)
+        check_keys(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: 1\nb: 2\n'a': 3\n", "config.yaml, line 3: 'a' stands in line 1 already"),
+        ("- x:\n  - {k: 1,\n     k: 2}\n", "config.yaml, line 3: 'k' stands in line 2 already"),
+        ("a: [", "config.yaml is no YAML"),
+        ("a:\n\tb: 1\n", "config.yaml is no YAML: .* cannot start any token"),
+        ("a: 1\n---\nb: 2\n", "config.yaml is no YAML: expected a single document"),
+    ],
+)
+def test_mistakes_name_the_file(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    for read in (check_keys, read_yaml):
+        with pytest.raises(ValueError, match=said):
+            read(tmp_path / "config.yaml")
