@@ -6,12 +6,12 @@ from callbacks import diagnostics, fractal2d
 from callbacks.base import EvaluationSamples, ResolvedGuidances
 from callbacks.checkpoint import RunCheckpoint
 from callbacks.diagnostics import *
-from callbacks.execution import Execution
+from callbacks.execution import TrainingOptimizations
 from callbacks.fractal2d import *
 from callbacks.gallery import Gallery
-from callbacks.graceful_stop import StopCleanly
+from callbacks.graceful_stop import GracefulStop
 from callbacks.metrics_report import MetricsReport
-from callbacks.motion_figure import PathFigure
+from callbacks.motion_figure import MotionFigure
 from callbacks.post_hoc_ema import HalfLifeEMA, PostHocEMA
 from callbacks.round_strips import RoundStrips
 from callbacks.run_report import RunReport
@@ -25,12 +25,12 @@ __all__ = [
     "BudgetSnapshots",
     "EarlySnapshots",
     "EvaluationSamples",
-    "Execution",
+    "TrainingOptimizations",
     "Gallery",
     "HalfLifeEMA",
     "MetricsReport",
     "NpzArchive",
-    "PathFigure",
+    "MotionFigure",
     "PngFolder",
     "PostHocEMA",
     "ResolvedGuidances",
@@ -40,7 +40,7 @@ __all__ = [
     "SampleFormat",
     "SampleGrid",
     "SampleWriter",
-    "StopCleanly",
+    "GracefulStop",
     "TarShards",
     "WeightCurves",
 ]

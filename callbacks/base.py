@@ -18,7 +18,7 @@ import torch
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.evaluation.sampling_loop import DrawnSamples
 from lightning_guide.modules.diffusion import DiffusionModule
-from lightning_guide.utils.distributed import everywhere
+from lightning_guide.utils.distributed import all_gather_objects
 
 __all__ = ["EvaluationSamples", "ResolvedGuidances"]
 
@@ -92,7 +92,7 @@ class EvaluationSamples(pl.Callback, ABC):
         kept, self._kept = self._kept, {}
         if trainer.sanity_checking:
             return
-        parts = everywhere(kept)
+        parts = all_gather_objects(kept)
         if trainer.is_global_zero:
             by_name = {name: [part[name] for part in parts if name in part] for name in module.evaluations.names}
             samples = {name: _first(drawn, self.count) for name, drawn in by_name.items() if drawn}

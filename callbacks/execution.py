@@ -10,10 +10,10 @@ from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.networks import EDM2UNet
 from lightning_guide.preconditioning import Preconditioned
 
-__all__ = ["Execution"]
+__all__ = ["TrainingOptimizations"]
 
 
-class Execution(pl.Callback):
+class TrainingOptimizations(pl.Callback):
     """Switches for the network in training. Averages, snapshots and checkpoints know nothing of them."""
 
     def __init__(
@@ -43,7 +43,9 @@ class Execution(pl.Callback):
         denoiser = pl_module.denoiser if isinstance(pl_module, DiffusionModule) else None
         if not isinstance(denoiser, Preconditioned):
             trained = type(pl_module if denoiser is None else denoiser).__name__
-            raise ValueError(f"Execution is for the network of a Preconditioned denoiser in training, got a {trained}")
+            raise ValueError(
+                f"TrainingOptimizations is for the network of a Preconditioned denoiser in training, got a {trained}"
+            )
         network = denoiser.network
         if self.recompute:
             if not isinstance(network, EDM2UNet):

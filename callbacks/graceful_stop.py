@@ -10,10 +10,10 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
 
-__all__ = ["StopCleanly"]
+__all__ = ["GracefulStop"]
 
 
-class StopCleanly(pl.Callback):
+class GracefulStop(pl.Callback):
     """Stops training at the next optimizer step after SIGINT or SIGTERM; `RunCheckpoint` then saves exactly that step.
 
     No validation comes in between. A second signal interrupts at once. Under several processes one of them being asked
@@ -28,7 +28,7 @@ class StopCleanly(pl.Callback):
         """
         super().__init__()
         if every_steps < 1:
-            raise ValueError(f"StopCleanly needs every_steps >= 1, got {every_steps}")
+            raise ValueError(f"GracefulStop needs every_steps >= 1, got {every_steps}")
         self.every_steps = every_steps
         self.asked: str | None = None
         self._step = 0

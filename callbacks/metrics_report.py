@@ -9,9 +9,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from callbacks.output import boards, chosen_folder
+from callbacks.output import output_folder, tensorboard_loggers
 from lightning_guide.modules.diffusion import DiffusionModule
-from lightning_guide.report.tables import Extractors, judges, rows
+from lightning_guide.report.tables import Extractors, judge_networks, metric_rows
 from lightning_guide.utils.files import atomic
 
 __all__ = ["MetricsReport"]
@@ -46,18 +46,18 @@ class MetricsReport(pl.Callback):
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         results, skipped = module.evaluations.results, module.evaluations.skipped
-        folder = chosen_folder(trainer, self.folder)
+        folder = output_folder(trainer, self.folder)
         folder.mkdir(parents=True, exist_ok=True)
         with atomic(folder / "metrics.json") as temporary:
             temporary.write_text(_json(results, module.evaluations.extractors), encoding="utf-8")
         if not results and not skipped:
             return
-        table = rows(results)
-        notes = judges(module.evaluations.extractors)
+        table = metric_rows(results)
+        notes = judge_networks(module.evaluations.extractors)
         notes += [f"skipped: {name} ({reason})" for name, reason in skipped.items()]
         print("\n" + "\n".join(_plain(table) + notes), flush=True)
         text = "\n".join(_markdown(table)) + "".join(f"\n\n{note}" for note in notes)
-        for board in boards(trainer):
+        for board in tensorboard_loggers(trainer):
             board.experiment.add_text("report/metrics", text, trainer.global_step)
 
 

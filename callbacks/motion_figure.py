@@ -7,16 +7,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
 from callbacks.base import EvaluationSamples
-from callbacks.output import add_picture, chosen_folder, render, write_png
+from callbacks.output import log_image, output_folder, render, write_png
 from lightning_guide.evaluation.sampling_loop import DrawnSamples
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.objectives import Goal, Obstacle
 from lightning_guide.objectives.motion import ground_path
 
-__all__ = ["PathFigure"]
+__all__ = ["MotionFigure"]
 
 
-class PathFigure(EvaluationSamples):
+class MotionFigure(EvaluationSamples):
     """`<folder>/paths.png`, and `report/paths` in TensorBoard, at the end of each validation and test."""
 
     def __init__(
@@ -27,7 +27,7 @@ class PathFigure(EvaluationSamples):
         count: int = 24,
         folder: str | None = None,
     ) -> None:
-        """`count` paths of each evaluation, in metres; `folder` is `report` in the folder of the run if None."""
+        """`count` paths of each evaluation, in meters; `folder` is `report` in the folder of the run if None."""
         super().__init__(count)
         self.goal, self.obstacle, self.folder = goal, obstacle, folder
 
@@ -42,11 +42,11 @@ class PathFigure(EvaluationSamples):
             for x, z in path.tolist():
                 axes.plot(x, z, linewidth=0.8, color="#0072B2", alpha=0.7)
             if self.obstacle is not None:
-                centre = self.obstacle.centre.tolist()
-                axes.add_patch(Circle((centre[0], centre[1]), self.obstacle.radius, color="#CC3311", alpha=0.4))
+                center = self.obstacle.center.tolist()
+                axes.add_patch(Circle((center[0], center[1]), self.obstacle.radius, color="#CC3311", alpha=0.4))
             if self.goal is not None:
                 axes.plot(*self.goal.goal.tolist(), "k*", markersize=9)
-            axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=name, xlabel="metres")
+            axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=name, xlabel="meters")
         picture = render(figure)
-        write_png(chosen_folder(trainer, self.folder) / "paths.png", picture)
-        add_picture(trainer, "report/paths", picture)
+        write_png(output_folder(trainer, self.folder) / "paths.png", picture)
+        log_image(trainer, "report/paths", picture)

@@ -20,19 +20,28 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from lightning_guide.data import DataView
+from lightning_guide.data import DataInterface
 from lightning_guide.utils.files import atomic
 from lightning_guide.utils.images import encode_png
 
-__all__ = ["add_picture", "boards", "chosen_folder", "limits_of", "picture_grid", "render", "scatter", "write_png"]
+__all__ = [
+    "log_image",
+    "tensorboard_loggers",
+    "output_folder",
+    "limits_of",
+    "image_grid",
+    "render",
+    "scatter",
+    "write_png",
+]
 
 
-def chosen_folder(trainer: pl.Trainer, folder: str | None, *, default: str = "report") -> Path:
+def output_folder(trainer: pl.Trainer, folder: str | None, *, default: str = "report") -> Path:
     """`folder`, or `default` in the folder of the run if None."""
     return Path(trainer.default_root_dir) / default if folder is None else Path(folder)
 
 
-def boards(trainer: pl.Trainer) -> list[TensorBoardLogger]:
+def tensorboard_loggers(trainer: pl.Trainer) -> list[TensorBoardLogger]:
     """Every TensorBoard logger there is."""
     return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
@@ -56,16 +65,16 @@ def render(figure: Figure) -> Tensor:
     return torch.from_numpy(np.array(canvas.buffer_rgba())[:, :, :3]).permute(2, 0, 1)
 
 
-def add_picture(trainer: Trainer, tag: str, picture: Tensor) -> None:
+def log_image(trainer: Trainer, tag: str, picture: Tensor) -> None:
     """Logs `picture` (3, H, W), uint8, at the global step to every TensorBoard logger there is."""
-    for board in boards(trainer):
+    for board in tensorboard_loggers(trainer):
         board.experiment.add_image(tag, picture, trainer.global_step)
 
 
 SMALLEST_SIDE = 64  # pixels; smaller pictures are enlarged by a whole number
 
 
-def picture_grid(x: Tensor, columns: int) -> Tensor:
+def image_grid(x: Tensor, columns: int) -> Tensor:
     """Pictures `x` (B, C, H, W) side by side, (3, height, width) uint8, enlarged if they are tiny.
 
     Of data that is no picture, such as latents, the first three channels are shown, from the smallest to the largest
@@ -87,7 +96,7 @@ def _coordinates(x: Tensor) -> Tensor:
     return x[:, :2].float() if x.shape[1] > 1 else torch.stack([x[:, 0].float(), torch.arange(len(x)).float()], dim=1)
 
 
-def limits_of(real: DataView) -> tuple[Tensor, Tensor]:
+def limits_of(real: DataInterface) -> tuple[Tensor, Tensor]:
     """Lowest and highest values (2,) on the axes: those of the first batch of real points, and some margin."""
     dots = _coordinates(next(iter(real.reference(torch.device("cpu")))).x)
     low, high = dots.amin(dim=0), dots.amax(dim=0)

@@ -22,7 +22,7 @@ from lightning_guide.ema import gamma, half_life_retention, half_life_width, ret
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.snapshots import Entry, SnapshotStore
 from lightning_guide.snapshots.file import read_metadata
-from lightning_guide.training.sharding import load_whole_, local, twin, whole, whole_state
+from lightning_guide.training.sharding import clone_sharded, load_unsharded_, local_tensor, unshard, unsharded_state
 from lightning_guide.utils.recipe import equivalent
 
 __all__ = ["HalfLifeEMA", "PostHocEMA"]
@@ -94,7 +94,7 @@ class PostHocEMA(pl.Callback):
         if not self.images:
             raise ValueError(f"the average with sigma_rel={sigma_rel} holds nothing before the first training step")
         self._copy_buffers()
-        return whole(self._averages[sigma_rel])
+        return unshard(self._averages[sigma_rel])
 
     def also_at(self, times: Sequence[int]) -> None:
         """Asks for snapshots at further `times` in images: each at the first update that reaches it."""
@@ -134,9 +134,9 @@ class PostHocEMA(pl.Callback):
             self.images, self._averages = 0, {}
         for width in self.sigma_rels:
             if width not in self._averages or self._restored:
-                self._averages[width] = twin(self._source)
+                self._averages[width] = clone_sharded(self._source)
             if self._restored:
-                load_whole_(self._averages[width], self._restored[str(width)])
+                load_unsharded_(self._averages[width], self._restored[str(width)])
         self._restored = {}
 
     def _check_folder(self, trainer: pl.Trainer, denoiser: Denoiser) -> None:
@@ -167,9 +167,9 @@ class PostHocEMA(pl.Callback):
         self._step = trainer.global_step
         assert isinstance(pl_module, DiffusionModule) and self._source is not None
         before, now = self.images, pl_module.images_seen
-        weights = local(parameter.detach() for parameter in self._source.parameters())
+        weights = local_tensor(parameter.detach() for parameter in self._source.parameters())
         for width, average in self._averages.items():
-            update_(local(average.parameters()), weights, self.retained(width, before, now))
+            update_(local_tensor(average.parameters()), weights, self.retained(width, before, now))
         self.images = now
         due = now // self.every_images > before // self.every_images
         if due or last or any(before < time <= now for time in self._extra_times):
@@ -182,7 +182,7 @@ class PostHocEMA(pl.Callback):
         self._copy_buffers()
         store = self._store(trainer)
         for width, average in self._averages.items():
-            tensors = whole_state(average)
+            tensors = unsharded_state(average)
             if not trainer.is_global_zero:
                 continue
             store.save(
@@ -209,7 +209,7 @@ class PostHocEMA(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Adds the averages, equal on all ranks."""
-        averages = {str(width): whole_state(average) for width, average in self._averages.items()}
+        averages = {str(width): unsharded_state(average) for width, average in self._averages.items()}
         checkpoint[self.state_key] = {"images": self.images, "averages": averages}
 
     def on_load_checkpoint(

@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from callbacks.output import add_picture, chosen_folder, picture_grid, write_png
+from callbacks.output import image_grid, log_image, output_folder, write_png
 from lightning_guide.evaluation.sampling_loop import DrawnSamples
 
 __all__ = ["RoundStrips"]
@@ -59,6 +59,6 @@ class RoundStrips(pl.Callback):
         rows = [torch.cat(row) for _, row in sorted(self._rows.items()) if row]
         if not trainer.is_global_zero or not rows or rows[0].ndim != 4:
             return
-        picture = picture_grid(torch.cat(rows), len(rows[0]))
-        write_png(chosen_folder(trainer, None) / "rounds.png", picture)
-        add_picture(trainer, "rounds/samples", picture)
+        picture = image_grid(torch.cat(rows), len(rows[0]))
+        write_png(output_folder(trainer, None) / "rounds.png", picture)
+        log_image(trainer, "rounds/samples", picture)

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import yaml
 from lightning.pytorch.utilities import rank_zero_warn
 
-from callbacks.output import boards
+from callbacks.output import tensorboard_loggers
 from lightning_guide.report.run_page import ENVIRONMENT, leaves, read_facts, write_page
 from lightning_guide.report.tables import environment
 from lightning_guide.utils.files import atomic
@@ -68,7 +68,7 @@ class RunReport(pl.Callback):
         with atomic(path) as temporary:
             temporary.write_text(json.dumps(known | {trainer.state.fn.value: facts}, indent=1) + "\n", encoding="utf-8")
         table = "\n".join(["| | |", "| :-- | :-- |", *[f"| {name} | {fact} |" for name, fact in facts.items()]])
-        for logger in boards(trainer):
+        for logger in tensorboard_loggers(trainer):
             logger.experiment.add_text("report/environment", table, trainer.global_step)
             for config in _configs(trainer):
                 text = config.read_text(encoding="utf-8")
@@ -78,7 +78,7 @@ class RunReport(pl.Callback):
     def _write(self, trainer: pl.Trainer) -> None:
         if not trainer.is_global_zero:
             return
-        for logger in boards(trainer):
+        for logger in tensorboard_loggers(trainer):
             logger.experiment.flush()  # the page reads the files
         try:
             write_page(trainer.default_root_dir)
@@ -95,7 +95,7 @@ class RunReport(pl.Callback):
             loaded = yaml.safe_load(config.read_text(encoding="utf-8"))
             for part in ("seed_everything", "model", "data"):
                 settings |= {key: value for key, value in leaves(loaded.get(part), part) if value is not None}
-        for logger in boards(trainer):
+        for logger in tensorboard_loggers(trainer):
             logger.log_hyperparams(settings, metrics, trainer.global_step)
 
 

@@ -7,8 +7,8 @@ import re
 import lightning.pytorch as pl
 
 from callbacks.base import EvaluationSamples
-from callbacks.output import add_picture, chosen_folder, limits_of, picture_grid, scatter, write_png
-from lightning_guide.data import DataView
+from callbacks.output import image_grid, limits_of, log_image, output_folder, scatter, write_png
+from lightning_guide.data import DataInterface
 from lightning_guide.evaluation.sampling_loop import DrawnSamples
 from lightning_guide.modules.diffusion import DiffusionModule
 
@@ -39,14 +39,14 @@ class SampleGrid(EvaluationSamples):
 
     def draw(self, trainer: pl.Trainer, module: DiffusionModule, samples: dict[str, DrawnSamples]) -> None:
         """Logs and writes one picture for each evaluation."""
-        folder = chosen_folder(trainer, self.folder, default="grids")
+        folder = output_folder(trainer, self.folder, default="grids")
         assert trainer.state.fn is not None
         stage = f"{trainer.state.fn.value}-{module.images_seen}"
-        real: DataView = trainer.datamodule  # type: ignore[attr-defined]
+        real: DataInterface = trainer.datamodule  # type: ignore[attr-defined]
         for name, drawn in samples.items():
             if drawn.x.ndim == 2:
                 picture = scatter(drawn.x, f"{name}, {module.images_seen:,} images seen", limits_of(real))
             else:
-                picture = picture_grid(drawn.x, self.columns)
-            add_picture(trainer, f"samples/{name}", picture)
+                picture = image_grid(drawn.x, self.columns)
+            log_image(trainer, f"samples/{name}", picture)
             write_png(folder / f"{stage}-{re.sub(UNSAFE, '_', name)}.png", picture)

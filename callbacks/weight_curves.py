@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from callbacks.output import add_picture, chosen_folder, render, write_png
+from callbacks.output import log_image, output_folder, render, write_png
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance import Guided, Main, Neon, Snapshot
 from lightning_guide.modules.diffusion import DiffusionModule
@@ -19,7 +19,7 @@ from lightning_guide.snapshots.names import parse_images
 __all__ = ["WeightCurves"]
 
 
-class Point(NamedTuple):
+class WeightPoint(NamedTuple):
     """One evaluation: a `method` at `weight`, with the guider after `images`."""
 
     method: str
@@ -56,7 +56,7 @@ class WeightCurves(pl.Callback):
         found = {n: r[self.metric] for n, r in module.evaluations.results.items() if self.metric in r}
         guidances = {name: module.evaluations.evaluations[name].guidance for name in found}
         plain = {name: found[name] for name, guidance in guidances.items() if isinstance(guidance, Main | Snapshot)}
-        points: dict[str, list[Point]] = {}
+        points: dict[str, list[WeightPoint]] = {}
         for name, guidance in guidances.items():
             if point := _point(guidance, found[name], module.planned_images):
                 points.setdefault(point.method, []).append(point)
@@ -64,11 +64,11 @@ class WeightCurves(pl.Callback):
         if not points:
             return
         picture = render(_figure(points, plain, self.metric))
-        add_picture(trainer, f"curves/{self.metric}", picture)
-        write_png(chosen_folder(trainer, self.folder) / f"curves_{self.metric}.png", picture)
+        log_image(trainer, f"curves/{self.metric}", picture)
+        write_png(output_folder(trainer, self.folder) / f"curves_{self.metric}.png", picture)
 
 
-def _point(guidance: Denoiser, value: float, planned_images: int | None) -> Point | None:
+def _point(guidance: Denoiser, value: float, planned_images: int | None) -> WeightPoint | None:
     """Where an evaluation belongs; None unless it is one guider of a known age at one weight."""
     if isinstance(guidance, Neon):
         weight: Any = guidance.weight
@@ -87,10 +87,10 @@ def _point(guidance: Denoiser, value: float, planned_images: int | None) -> Poin
             return None
     if not isinstance(images, int):
         images = int(images * (planned_images or 1_000_000))  # without a plan: millionths of the run
-    return Point(type(guidance).__name__, float(weight), images, value)
+    return WeightPoint(type(guidance).__name__, float(weight), images, value)
 
 
-def _figure(points: Mapping[str, list[Point]], plain: Mapping[str, float], metric: str) -> Figure:
+def _figure(points: Mapping[str, list[WeightPoint]], plain: Mapping[str, float], metric: str) -> Figure:
     """A row of two panels for each method."""
     figure = Figure(figsize=(11, 3.6 * len(points)), dpi=90, layout="constrained")
     rows = figure.subplots(len(points), 2, squeeze=False, sharey="row")

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from datamodules.base import DiffusionData
 from datamodules.base_images import ImageData, RecordImages
-from datamodules.digit_captions import DigitWords
+from datamodules.digit_captions import DigitCaptions
 from datamodules.digits import Digits
 from datamodules.examples import Examples, Slices, TensorExamples, Visits
-from datamodules.image_folder import FileExamples, PictureFiles, Pictures
+from datamodules.image_folder import FileExamples, ImageFiles, ImageFolder
 from datamodules.latent_space import LatentSpace
 from datamodules.latents import DrawnLatents, Latents
 from datamodules.motion import Gait, Trajectories
-from datamodules.no_data import SamplesOnly
+from datamodules.no_data import NoData
 from datamodules.points import Points, SubspacePoints
 from datamodules.records import RecordExamples
-from datamodules.self_synthesized import SelfSynthesised
+from datamodules.self_synthesized import SelfSynthesized
 from datamodules.shard_examples import ShardExamples
 from datamodules.shards import Shards
 from datamodules.storage.shard_writer import write_shards
@@ -22,7 +22,7 @@ from datamodules.stream import Stream
 
 __all__ = [
     "DiffusionData",
-    "DigitWords",
+    "DigitCaptions",
     "Digits",
     "DrawnLatents",
     "Examples",
@@ -31,13 +31,13 @@ __all__ = [
     "ImageData",
     "LatentSpace",
     "Latents",
-    "PictureFiles",
-    "Pictures",
+    "ImageFiles",
+    "ImageFolder",
     "Points",
     "RecordExamples",
     "RecordImages",
-    "SamplesOnly",
-    "SelfSynthesised",
+    "NoData",
+    "SelfSynthesized",
     "ShardExamples",
     "Shards",
     "Slices",

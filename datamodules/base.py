@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.examples import Examples, Slices, Visits, read_prompts
-from datamodules.stream import Stream, shares
+from datamodules.stream import Stream, split_evenly
 from lightning_guide.data import Batch, SampleBatch
 
 __all__ = ["DiffusionData"]
@@ -124,7 +124,7 @@ class DiffusionData(pl.LightningDataModule, ABC):
     def reference(self, device: torch.device) -> Iterable[Batch]:
         """The training set on `device` in stored form and order, batch by batch, whole on every process."""
         examples = self.training()
-        split = shares(len(examples), 512)
+        split = split_evenly(len(examples), 512)
         return _Moved(self._loader(self.in_order(examples), split, self._workers(examples)), device)
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -137,7 +137,7 @@ class DiffusionData(pl.LightningDataModule, ABC):
         """The held-out loader, then the sample sets of `fit` or `validate`."""
         examples = self.heldout()
         rank, world = self._place()
-        split = shares(len(examples), self.batch_size, rank=rank, world=world)
+        split = split_evenly(len(examples), self.batch_size, rank=rank, world=world)
         stage = "validate" if self.trainer is not None and self.trainer.state.fn == "validate" else "fit"
         return [self._loader(self.in_order(examples), split, self._workers(examples)), *self._sample_loaders(stage)]
 

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from datamodules.stream import order
+from datamodules.stream import epoch_order
 from lightning_guide.data import Batch
 
 __all__ = ["ClassMix", "class_labels", "class_shares", "mix_against"]
@@ -23,7 +23,7 @@ ClassMix = Literal["equal", "data"] | list[float]
 
 
 def class_shares(classes: ClassMix, num_classes: int, data: Iterable[Batch]) -> Tensor:
-    """Shares of the classes, float64 (num_classes,): equal, those of the labels in `data`, or as given, normalised.
+    """Shares of the classes, float64 (num_classes,): equal, those of the labels in `data`, or as given, normalized.
 
     Raises:
         ValueError: if as many numbers >= 0 as classes, not all 0, were expected; if the data have no labels.
@@ -57,7 +57,7 @@ def class_labels(shares: Tensor, count: int, *, seed: int) -> Tensor:
     counts = (wanted + 1e-9).floor().to(torch.int64)
     left = count - int(counts.sum())
     counts[(wanted - counts).argsort(descending=True, stable=True)[:left]] += 1
-    return torch.arange(len(shares)).repeat_interleave(counts)[order(seed, 0, count)]
+    return torch.arange(len(shares)).repeat_interleave(counts)[epoch_order(seed, 0, count)]
 
 
 def mix_against(target: Sequence[float], base: Sequence[float], *, omega: float) -> list[float]:

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from datamodules.digits import Digits
 from datamodules.examples import TensorExamples
-from lightning_guide.conditioning import padded
+from lightning_guide.conditioning import pad_tokens
 from lightning_guide.seeds import mix
 
-__all__ = ["DigitWords", "spelled"]
+__all__ = ["DigitCaptions", "spell_number"]
 
 
-def spelled(words: Sequence[str], *, channels: int, length: int | None = None) -> Tensor:
+def spell_number(words: Sequence[str], *, channels: int, length: int | None = None) -> Tensor:
     """Embeddings (P, L, channels) of words of up to L letters, default the longest; shorter ones end in zeros.
 
     Token i of a word is (a + b) / sqrt(2), with a standard normal vector a of its letter and b of the place i. The same
@@ -38,14 +38,14 @@ def spelled(words: Sequence[str], *, channels: int, length: int | None = None) -
         torch.stack([(vector("letter", letter) + vector("place", i)) / 2**0.5 for i, letter in enumerate(word.lower())])
         for word in words
     ]
-    return torch.stack([padded(each, longest if length is None else length) for each in tokens])
+    return torch.stack([pad_tokens(each, longest if length is None else length) for each in tokens])
 
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
-class DigitWords(Digits):
-    """The digits as `Digits`, each conditioned on the letters of its name (`spelled`), (5, token_channels).
+class DigitCaptions(Digits):
+    """The digits as `Digits`, each conditioned on the letters of its name (`spell_number`), (5, token_channels).
 
     Prompt p is the name of digit p, so that metrics can ask whether a sample of prompt p is a p. There are no labels.
     """
@@ -56,7 +56,7 @@ class DigitWords(Digits):
         """`token_channels`: numbers that a letter is told by."""
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
         self.token_channels = token_channels
-        self._names = spelled(NAMES, channels=token_channels)
+        self._names = spell_number(NAMES, channels=token_channels)
 
     def prompts(self) -> Tensor:
         """The ten names (10, 5, token_channels)."""

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.stream import order
-from lightning_guide.conditioning import masked
+from datamodules.stream import epoch_order
+from lightning_guide.conditioning import mask_tokens
 from lightning_guide.data import Batch
 from lightning_guide.seeds import mix
 
@@ -31,11 +31,11 @@ class Examples(Dataset[tuple[Tensor, int | Tensor]], ABC):
     The condition is a label, -1 where there is none, or an embedding (L, C), of the same L for all elements.
 
     Attributes:
-        labelled: whether the elements carry labels or embeddings.
+        labeled: whether the elements carry labels or embeddings.
         in_memory: whether reading an element costs nothing, so that loader workers would only be in the way.
     """
 
-    labelled: bool
+    labeled: bool
     in_memory: bool = False
 
     @abstractmethod
@@ -49,7 +49,7 @@ class Examples(Dataset[tuple[Tensor, int | Tensor]], ABC):
     def take(self, indices: Tensor) -> Batch:
         """The elements `indices` (B,) as one batch: x (B, *data_shape), condition (B,), (B, L, C) or None."""
         items = [self[index] for index in indices.tolist()]
-        condition = torch.stack([torch.as_tensor(each) for _, each in items]) if self.labelled else None
+        condition = torch.stack([torch.as_tensor(each) for _, each in items]) if self.labeled else None
         return Batch(torch.stack([x for x, _ in items]), condition)
 
 
@@ -70,7 +70,7 @@ class TensorExamples(Examples):
             raise ValueError(f"labels have shape {tuple(labels.shape)}; expected ({len(x)},), one for each element")
         self.x = x
         self.labels = labels
-        self.labelled = labels is not None
+        self.labeled = labels is not None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -129,7 +129,7 @@ class Visits(Dataset[Batch]):
             count = len(self.examples)
             generator = torch.Generator().manual_seed(mix(self.seed, "flip", visit))
             flips = torch.rand(count, generator=generator) < 0.5
-            self._pass = visit, order(self.seed, visit, count), flips
+            self._pass = visit, epoch_order(self.seed, visit, count), flips
         return self._pass[1], self._pass[2]
 
 
@@ -142,7 +142,7 @@ def read_prompts(path: str, channels: int) -> Tensor:
     """Embeddings (P, L, channels), float32, of a file: npy with zeros for padding, or npz with `tokens` and `mask`.
 
     Raises:
-        ValueError: naming the file, if it is missing, holds something else, or what `masked` refuses.
+        ValueError: naming the file, if it is missing, holds something else, or what `mask_tokens` refuses.
     """
     if not Path(path).is_file():
         raise ValueError(f"the file of prompts {path} does not exist; expected npy or npz of (P, L, {channels})")
@@ -157,6 +157,6 @@ def read_prompts(path: str, channels: int) -> Tensor:
         raise ValueError(f"the prompts in {path} have shape {tuple(tokens.shape)}; expected (P, L, {channels}), P >= 1")
     tokens = tokens.to(torch.float32)
     try:
-        return masked(tokens, (tokens != 0).any(dim=-1) if mask is None else mask)
+        return mask_tokens(tokens, (tokens != 0).any(dim=-1) if mask is None else mask)
     except ValueError as error:
         raise ValueError(f"the prompts in {path}: {error}") from None

@@ -20,10 +20,10 @@ from datamodules.records import RecordExamples
 from datamodules.storage.image_codec import SUFFIXES, UndecodableError
 from lightning_guide.seeds import mix
 
-__all__ = ["FileExamples", "PictureFiles", "Pictures", "is_hidden", "is_picture", "labels_of", "picture_files"]
+__all__ = ["FileExamples", "ImageFiles", "ImageFolder", "is_hidden", "is_image", "labels_of", "image_files"]
 
 
-class PictureFiles(ABC):
+class ImageFiles(ABC):
     """The files of a folder or archive, by their names with slashes, relative to it."""
 
     place: Path
@@ -41,7 +41,7 @@ class PictureFiles(ABC):
         """
 
 
-class _Folder(PictureFiles):
+class _Folder(ImageFiles):
     def __init__(self, place: Path) -> None:
         self.place = place
 
@@ -53,7 +53,7 @@ class _Folder(PictureFiles):
         return (self.place / name).read_bytes()
 
 
-class _Zip(PictureFiles):
+class _Zip(ImageFiles):
     """Opened anew in each process: loader workers must not share a file position."""
 
     def __init__(self, place: Path) -> None:
@@ -81,7 +81,7 @@ class _Zip(PictureFiles):
         return {"place": self.place, "_opened": None}
 
 
-def picture_files(place: str | Path) -> PictureFiles:
+def image_files(place: str | Path) -> ImageFiles:
     """The files of a folder, or of a zip archive.
 
     Raises:
@@ -103,7 +103,7 @@ class FileExamples(RecordExamples):
     """
 
     def __init__(
-        self, files: PictureFiles, names: Sequence[str], *, size: int | None, num_classes: int, classes: dict[str, int]
+        self, files: ImageFiles, names: Sequence[str], *, size: int | None, num_classes: int, classes: dict[str, int]
     ) -> None:
         """The pictures `names`, with labels `classes` (name -> label) if `num_classes` is not 0.
 
@@ -119,7 +119,7 @@ class FileExamples(RecordExamples):
                 found = f"the label {classes[wrong]}" if wrong in classes else "no label"
                 raise ValueError(f"{wrong} in {files.place} has {found}; expected 0 to {num_classes - 1}")
         labels = torch.tensor([classes[name] if num_classes else -1 for name in self.names])
-        super().__init__(labels, labelled=num_classes > 0, size=size)
+        super().__init__(labels, labeled=num_classes > 0, size=size)
 
     @property
     def place(self) -> str:
@@ -135,7 +135,7 @@ class FileExamples(RecordExamples):
         return self.files.read(self.names[record])
 
 
-def is_picture(name: str) -> bool:
+def is_image(name: str) -> bool:
     """Whether a file is taken for a picture, by its name."""
     return PurePosixPath(name).suffix.lower() in SUFFIXES and not is_hidden(name)
 
@@ -145,14 +145,14 @@ def is_hidden(name: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
 
 
-def labels_of(files: PictureFiles) -> tuple[list[str], dict[str, int]]:
+def labels_of(files: ImageFiles) -> tuple[list[str], dict[str, int]]:
     """Names of all pictures, sorted, and their labels.
 
     Raises:
         ValueError: if `dataset.json` is there and holds something else.
     """
     names = files.names()
-    pictures = [name for name in names if is_picture(name)]
+    pictures = [name for name in names if is_image(name)]
     if "dataset.json" in names:
         try:
             rows = json.loads(files.read("dataset.json"))["labels"]
@@ -166,7 +166,7 @@ def labels_of(files: PictureFiles) -> tuple[list[str], dict[str, int]]:
     return pictures, {name: folders.index(name.split("/")[0]) for name in pictures if "/" in name}
 
 
-class Pictures(RecordImages):
+class ImageFolder(RecordImages):
     """Pictures in a folder or a zip archive, as RGB, with labels of `dataset.json` or of class folders.
 
     Archives in the format of EDM2's dataset tool can be used as they are. Corrupt pictures are counted and reported;
@@ -205,10 +205,10 @@ class Pictures(RecordImages):
         """
         if isinstance(heldout, float | int) and not 0 < heldout < 1:
             raise ValueError(f"heldout is {heldout}; expected a folder, a zip archive, or a share between 0 and 1")
-        files = picture_files(train)
+        files = image_files(train)
         names, labels = labels_of(files)
         if isinstance(heldout, str):
-            other = picture_files(heldout)
+            other = image_files(heldout)
             self._files = {"train": (files, names, labels), "heldout": (other, *labels_of(other))}
         else:
             kept = [mix(name, "heldout") >= heldout * 2**63 for name in names]

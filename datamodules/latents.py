@@ -17,7 +17,7 @@ from datamodules.shard_examples import ShardExamples, token_shape
 from datamodules.shards import shard_paths
 from datamodules.storage.downloads import Downloads
 from datamodules.storage.image_codec import decode_sample
-from datamodules.storage.latent_inventory import doubts
+from datamodules.storage.latent_inventory import check_compatibility
 from lightning_guide.data import Batch
 from lightning_guide.pretrained.autoencoders import VariationalAutoencoder
 from lightning_guide.seeds import SampleSeeds
@@ -108,7 +108,7 @@ class Latents(DiffusionData):
             )
         self.data_shape = (stored[0] // 2, *stored[1:])
         for folder in sorted({path.parent for paths in self._paths.values() for path in paths}):
-            for doubt in doubts(folder, vae, mean, std):
+            for doubt in check_compatibility(folder, vae, mean, std):
                 rank_zero_warn(doubt)
 
     def encode(self, raw: Tensor) -> Tensor:

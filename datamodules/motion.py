@@ -23,7 +23,7 @@ from datamodules.base import DiffusionData
 from datamodules.examples import TensorExamples
 from lightning_guide.seeds import mix
 
-__all__ = ["GAITS", "Gait", "Trajectories", "walks"]
+__all__ = ["GAITS", "Gait", "Trajectories", "generate_walks"]
 
 
 SPREAD, MEMORY = 0.1, 1.5  # relative spread of the speed; seconds over which speed and turning rate forget
@@ -48,8 +48,8 @@ GAITS = (
 )
 
 
-def walks(labels: Tensor, generator: torch.Generator, *, frames: int = 64, seconds: float = 0.1) -> Tensor:
-    """Paths (n, 2, frames) in metres of the gaits `labels` (n,); frame i is (i + 1) `seconds` after the start."""
+def generate_walks(labels: Tensor, generator: torch.Generator, *, frames: int = 64, seconds: float = 0.1) -> Tensor:
+    """Paths (n, 2, frames) in meters of the gaits `labels` (n,); frame i is (i + 1) `seconds` after the start."""
     speed, turning, sway, steps = (
         torch.tensor([getattr(gait, key) for gait in GAITS], dtype=torch.float64)[labels, None]
         for key in ("speed", "turning", "sway", "steps")
@@ -76,11 +76,11 @@ def _wandering(n: int, frames: int, seconds: float, generator: torch.Generator) 
 
 
 class Trajectories(DiffusionData):
-    """Paths (2, frames) of four `GAITS`, which are the labels; stored in metres, seen as steps in units of `metres`.
+    """Paths (2, frames) of four `GAITS`, which are the labels; stored in meters, seen as steps in units of `meters`.
 
-    A step leads from one frame to the next, the first one from the origin: of two neighbouring steps a network sees
+    A step leads from one frame to the next, the first one from the origin: of two neighboring steps a network sees
     at once how alike they are, of two positions far away hardly. With the default the standard deviation of what the
-    denoiser sees is 1. Objectives of paths act on it through `guidance.energy.Integrated`, whose `metres` must be
+    denoiser sees is 1. Objectives of paths act on it through `guidance.energy.Integrated`, whose `meters` must be
     these. Paths are the same for every seed; that is of their order in training.
     """
 
@@ -91,7 +91,7 @@ class Trajectories(DiffusionData):
         *,
         frames: int = 64,
         seconds: float = 0.1,
-        metres: float = 0.0955,
+        meters: float = 0.0955,
         training_size: int = 16384,
         heldout_size: int = 1024,
         batch_size: int = 256,
@@ -103,23 +103,23 @@ class Trajectories(DiffusionData):
             ValueError: if a size or a unit is not positive.
         """
         super().__init__(batch_size=batch_size, seed=seed)
-        if min(frames, training_size, heldout_size) < 1 or not (seconds > 0 and metres > 0):
+        if min(frames, training_size, heldout_size) < 1 or not (seconds > 0 and meters > 0):
             raise ValueError(
-                "Trajectories needs positive frames, seconds, metres and sizes, got "
-                f"{frames}, {seconds}, {metres}, {training_size} and {heldout_size}"
+                "Trajectories needs positive frames, seconds, meters and sizes, got "
+                f"{frames}, {seconds}, {meters}, {training_size} and {heldout_size}"
             )
         self.data_shape = (2, frames)
-        self.seconds, self.metres = seconds, metres
+        self.seconds, self.meters = seconds, meters
         self.sizes = {"training": training_size, "heldout": heldout_size}
 
     def encode(self, raw: Tensor) -> Tensor:
-        """The steps of paths in units of `metres`, float32."""
+        """The steps of paths in units of `meters`, float32."""
         path = raw.to(torch.float32)
-        return torch.cat([path[..., :1], path.diff(dim=-1)], -1) / self.metres
+        return torch.cat([path[..., :1], path.diff(dim=-1)], -1) / self.meters
 
     def decode(self, x: Tensor) -> Tensor:
-        """Paths in metres, float32."""
-        return (x.to(torch.float32) * self.metres).cumsum(-1)
+        """Paths in meters, float32."""
+        return (x.to(torch.float32) * self.meters).cumsum(-1)
 
     def training(self) -> TensorExamples:
         """As many paths of each gait."""
@@ -135,6 +135,6 @@ class Trajectories(DiffusionData):
         for name, size in self.sizes.items():
             labels = torch.arange(size) % self.num_classes
             generator = torch.Generator().manual_seed(mix("trajectories", name))
-            paths = walks(labels, generator, frames=self.data_shape[1], seconds=self.seconds)
+            paths = generate_walks(labels, generator, frames=self.data_shape[1], seconds=self.seconds)
             found[name] = TensorExamples(paths, labels)
         return found

@@ -13,13 +13,13 @@ from datamodules.latent_space import IMAGENET_MEAN, IMAGENET_STD, LatentSpace
 from lightning_guide.data import Batch
 from lightning_guide.pretrained.autoencoders import VariationalAutoencoder
 
-__all__ = ["SamplesOnly"]
+__all__ = ["NoData"]
 
 
 class _Nothing(Examples):
     """No examples."""
 
-    labelled, in_memory = False, True
+    labeled, in_memory = False, True
 
     def __len__(self) -> int:
         return 0
@@ -31,7 +31,7 @@ class _Nothing(Examples):
         raise IndexError(indices)
 
 
-class SamplesOnly(DiffusionData):
+class NoData(DiffusionData):
     """The shape of one x and what samples look like: (1 or 3, H, W) are pictures in bytes, else x stays as it is.
 
     Latents become pictures by `vae`. A model that reads embeddings is told those of `prompt_file`.
@@ -76,7 +76,7 @@ class SamplesOnly(DiffusionData):
         Raises:
             ValueError: always.
         """
-        raise ValueError("SamplesOnly has no examples: expected another datamodule to train or compare with")
+        raise ValueError("NoData has no examples: expected another datamodule to train or compare with")
 
     def reference(self, device: torch.device) -> Iterator[Batch]:
         """Nothing to read: metrics that look at no data, those with stored `statistics`, need nothing else.

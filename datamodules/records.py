@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from datamodules.examples import Examples, TensorExamples
-from datamodules.storage.image_codec import UndecodableError, decode_picture, shrink
+from datamodules.storage.image_codec import UndecodableError, decode_image, shrink
 
 __all__ = ["RecordExamples"]
 
@@ -24,7 +24,7 @@ class RecordExamples(Examples):
     """
 
     def __init__(
-        self, labels: Tensor, *, labelled: bool, size: int | None, decode: Callable[[bytes], Tensor] = decode_picture
+        self, labels: Tensor, *, labeled: bool, size: int | None, decode: Callable[[bytes], Tensor] = decode_image
     ) -> None:
         """Records with `labels` (n,); pictures are shrunk to `size` x `size` if given, else must all be of one size.
 
@@ -33,7 +33,7 @@ class RecordExamples(Examples):
         Raises:
             ValueError: if not one picture of the set is readable.
         """
-        self.labels, self.labelled = labels, labelled
+        self.labels, self.labeled = labels, labeled
         self.size, self.decode = size, decode
         self.unreadable = torch.zeros(len(self.labels), dtype=torch.bool).share_memory_()
         self.shape: tuple[int, ...] | None = None if size is None else (3, size, size)
@@ -111,7 +111,7 @@ class RecordExamples(Examples):
                 stacklevel=2,
             )
             x = x[sound]
-        if not self.labelled:
+        if not self.labeled:
             return TensorExamples(x)
         conditions = [torch.as_tensor(self.condition(int(record))) for record in sound.nonzero()]
         return TensorExamples(x, torch.stack(conditions))

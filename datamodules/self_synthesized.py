@@ -26,21 +26,21 @@ from datamodules.storage.tar_index import SAMPLES
 from lightning_guide.data import Batch
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance import Main
-from lightning_guide.inference import fixed
+from lightning_guide.inference import fuse_weights
 from lightning_guide.runs.models import RunModels
 from lightning_guide.runs.run import finished_model
 from lightning_guide.samplers import Heun, Sampler
 from lightning_guide.snapshots.file import checksum
-from lightning_guide.utils.distributed import together
+from lightning_guide.utils.distributed import run_on_all_ranks
 from lightning_guide.utils.files import atomic
 
-__all__ = ["SelfSynthesised"]
+__all__ = ["SelfSynthesized"]
 
 
 _IN_MEMORY_BELOW = 2**30  # bytes
 
 
-class SelfSynthesised(DiffusionData):
+class SelfSynthesized(DiffusionData):
     """Samples of the model in `run` as training data; held-out and reference data are those of `data`.
 
     `setup("fit")` draws what is missing in `folder`, on all ranks, and goes on where it was interrupted. The folder
@@ -90,7 +90,7 @@ class SelfSynthesised(DiffusionData):
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
         if num_samples < 1 or chunk_size < 1:
             raise ValueError(
-                f"SelfSynthesised needs num_samples >= 1 and chunk_size >= 1, got {num_samples} and {chunk_size}"
+                f"SelfSynthesized needs num_samples >= 1 and chunk_size >= 1, got {num_samples} and {chunk_size}"
             )
         self.data, self.run, self.folder, self.num_samples = data, run, Path(folder), num_samples
         self.images, self.sigma_rel, self.classes = images, sigma_rel, classes
@@ -116,14 +116,16 @@ class SelfSynthesised(DiffusionData):
         labels, settings = self._labels(base), self._settings(base, denoiser)
         counts = torch.bincount(labels, minlength=self.num_classes).tolist() if base.num_classes else []
         description = self.folder / "synthetic.json"
-        together(lambda: check_settings(description, settings, counts))
+        run_on_all_ranks(lambda: check_settings(description, settings, counts))
         if rank == 0:
-            together(lambda: self._describe(description, {"run": self.run, "counts": counts, "settings": settings}))
+            run_on_all_ranks(
+                lambda: self._describe(description, {"run": self.run, "counts": counts, "settings": settings})
+            )
         else:
-            together(lambda: None)
+            run_on_all_ranks(lambda: None)
         self._made_of = json.loads(json.dumps({**settings, "counts": counts}))
-        set_ = Synthesis(fixed(denoiser), self.sampler, labels, self.sampling_seed, self.chunk_size, self.folder)
-        together(lambda: set_.write(self.data, device, rank=rank, world=world))
+        set_ = Synthesis(fuse_weights(denoiser), self.sampler, labels, self.sampling_seed, self.chunk_size, self.folder)
+        run_on_all_ranks(lambda: set_.write(self.data, device, rank=rank, world=world))
         self.__dict__.pop("_examples", None)
 
     def state_dict(self) -> dict[str, Any]:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from datamodules.records import RecordExamples
-from datamodules.storage.image_codec import decode_picture
+from datamodules.storage.image_codec import decode_image
 from datamodules.storage.tar_index import PICTURES, ShardIndex, index_shard
-from lightning_guide.conditioning import masked, padded
+from lightning_guide.conditioning import mask_tokens, pad_tokens
 
 __all__ = ["ShardExamples", "token_shape"]
 
@@ -52,7 +52,7 @@ class ShardExamples(RecordExamples):
         num_classes: int,
         token_shape: tuple[int, int] | None = None,
         extensions: Sequence[str] = PICTURES,
-        decode: Callable[[bytes], Tensor] = decode_picture,
+        decode: Callable[[bytes], Tensor] = decode_image,
     ) -> None:
         """Indexes the shards; the file of a record has one of `extensions`. Otherwise as `RecordExamples`.
 
@@ -71,7 +71,7 @@ class ShardExamples(RecordExamples):
         self.sizes = torch.cat([shard.sizes for shard in self.shards])
         self.ends = list(accumulate(len(shard) for shard in self.shards))
         labels = torch.cat([shard.labels for shard in self.shards])
-        super().__init__(labels, labelled=num_classes > 0 or token_shape is not None, size=size, decode=decode)
+        super().__init__(labels, labeled=num_classes > 0 or token_shape is not None, size=size, decode=decode)
 
     @property
     def place(self) -> str:
@@ -92,7 +92,7 @@ class ShardExamples(RecordExamples):
         """As `RecordExamples.condition`; embeddings in float32, padded.
 
         Raises:
-            ValueError: if the record has no embedding, or one of another size, or one that `masked` refuses.
+            ValueError: if the record has no embedding, or one of another size, or one that `mask_tokens` refuses.
         """
         if self.token_shape is None:
             return super().condition(record)
@@ -105,8 +105,8 @@ class ShardExamples(RecordExamples):
                 "(token_length and token_channels of the data)"
             )
         try:
-            kept = masked(tokens.to(torch.float32), torch.ones(len(tokens)) if mask is None else mask)
-            return padded(kept, length)
+            kept = mask_tokens(tokens.to(torch.float32), torch.ones(len(tokens)) if mask is None else mask)
+            return pad_tokens(kept, length)
         except ValueError as error:
             raise ValueError(f"{self.name(record)}: {error}") from None
 

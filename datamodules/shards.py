@@ -1,4 +1,4 @@
-"""WebDataset shards of labelled pictures, local or fetched to a local disk: read at random, runs resume exactly."""
+"""WebDataset shards of labeled pictures, local or fetched to a local disk: read at random, runs resume exactly."""
 
 from __future__ import annotations
 

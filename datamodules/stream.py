@@ -1,7 +1,7 @@
 """Positions: which data a process reads, as arithmetic on counts of images and never as state.
 
 Training reads an endless stream. Position k of it, counted in images from the start of the run over all processes,
-is element `order(seed, k // n, n)[k % n]` of the n elements. A process that knows how many images were seen knows
+is element `epoch_order(seed, k // n, n)[k % n]` of the n elements. A process that knows how many images were seen knows
 where to go on, whatever number of processes, workers or steps came before.
 """
 
@@ -15,15 +15,15 @@ from torch.utils.data import Sampler
 
 from lightning_guide.seeds import mix
 
-__all__ = ["Stream", "order", "shares"]
+__all__ = ["Stream", "epoch_order", "split_evenly"]
 
 
-def order(seed: int, visit: int, count: int) -> Tensor:
+def epoch_order(seed: int, visit: int, count: int) -> Tensor:
     """The permutation (count,), int64, in which pass number `visit` over the data reads its elements."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(mix(seed, "order", visit)))
 
 
-def shares(count: int, batch_size: int, *, rank: int = 0, world: int = 1) -> list[range]:
+def split_evenly(count: int, batch_size: int, *, rank: int = 0, world: int = 1) -> list[range]:
     """The elements range(rank, count, world) of one process, cut into batches; no element twice, none left out.
 
     >>> shares(7, 2, rank=1, world=2)

@@ -35,8 +35,8 @@ from lightning_guide.report.run_page import report
 from lightning_guide.runs.edm2_import import import_snapshot
 from lightning_guide.runs.hub import export, pull, push
 from lightning_guide.training.monitor import TrainingDivergedError
-from lightning_guide.utils.errors import circumstance
-from lightning_guide.utils.files import check_named
+from lightning_guide.utils.errors import explain_runtime_error
+from lightning_guide.utils.files import check_config_files
 
 __all__ = ["COMMANDS", "GuideCLI", "main"]
 
@@ -141,7 +141,7 @@ class GuideCLI(LightningCLI):
                 purge_step=checkpoint_step(begun) + 1 if begun else None,
             )
         kwargs["callbacks"] = list(config.get("callbacks") or [])
-        for default in (callbacks.StopCleanly, callbacks.RunCheckpoint):
+        for default in (callbacks.GracefulStop, callbacks.RunCheckpoint):
             if not any(isinstance(callback, default) for callback in kwargs["callbacks"]):
                 kwargs["callbacks"].append(default())
         return super().instantiate_trainer(**kwargs)
@@ -195,7 +195,7 @@ def _lightning(kind: type[GuideCLI], arguments: Sequence[str] | None, *, save: t
     Raises:
         ValueError: if a config gives a key twice: the parser would take the last of both.
     """
-    check_named(sys.argv[1:] if arguments is None else arguments)
+    check_config_files(sys.argv[1:] if arguments is None else arguments)
     kind(
         pl.LightningModule,
         pl.LightningDataModule,
@@ -240,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         sys.exit(f"lightning-guide: error: {one_sentence(str(error))}")
     except RuntimeError as error:
-        if os.environ.get("LIGHTNING_GUIDE_TRACEBACK") or (found := circumstance(str(error))) is None:
+        if os.environ.get("LIGHTNING_GUIDE_TRACEBACK") or (found := explain_runtime_error(str(error))) is None:
             raise
         sys.exit(f"lightning-guide: error: {found}")
 

@@ -18,10 +18,10 @@ from torch.nn import functional as F
 
 from lightning_guide.denoiser import Denoiser
 
-__all__ = ["joined", "masked", "padded", "present", "readable", "without"]
+__all__ = ["concatenate_conditions", "mask_tokens", "pad_tokens", "token_mask", "condition_for", "drop_condition"]
 
 
-def masked(tokens: Tensor, mask: Tensor) -> Tensor:
+def mask_tokens(tokens: Tensor, mask: Tensor) -> Tensor:
     """`tokens` (*, L, C) with zeros where `mask` (*, L) is 0 or False.
 
     Raises:
@@ -39,17 +39,17 @@ def masked(tokens: Tensor, mask: Tensor) -> Tensor:
     kept = tokens.masked_fill(~counts[..., None], 0)
     if not bool(kept.isfinite().all()):
         raise ValueError("an embedding holds numbers that are not finite in a token that counts")
-    if bool((counts & ~present(kept)).any()):
+    if bool((counts & ~token_mask(kept)).any()):
         raise ValueError("an embedding has a token of zeros that counts by its mask; zeros stand for no token")
     return kept
 
 
-def present(tokens: Tensor) -> Tensor:
+def token_mask(tokens: Tensor) -> Tensor:
     """Mask (*, L) of the tokens of `tokens` (*, L, C): True where one is not all zeros."""
     return (tokens != 0).any(dim=-1)
 
 
-def padded(tokens: Tensor, length: int) -> Tensor:
+def pad_tokens(tokens: Tensor, length: int) -> Tensor:
     """`tokens` (*, L, C) with `length` - L tokens of zeros behind them.
 
     Raises:
@@ -61,14 +61,14 @@ def padded(tokens: Tensor, length: int) -> Tensor:
     return F.pad(tokens, (0, 0, 0, length - L))
 
 
-def without(condition: Tensor, dropped: Tensor) -> Tensor:
+def drop_condition(condition: Tensor, dropped: Tensor) -> Tensor:
     """`condition`, labels (B,) or embeddings (B, L, C), replaced by none where `dropped` (B,) is True."""
     if condition.is_floating_point():
         return condition.masked_fill(dropped[:, None, None], 0)
     return condition.masked_fill(dropped, -1)
 
 
-def joined(conditions: Sequence[Tensor | None], batch: int, device: torch.device) -> Tensor:
+def concatenate_conditions(conditions: Sequence[Tensor | None], batch: int, device: torch.device) -> Tensor:
     """Conditions of `batch` samples each as those of one large batch; None is no condition for the whole of its part.
 
     Embeddings of different lengths are padded to the longest.
@@ -79,10 +79,10 @@ def joined(conditions: Sequence[Tensor | None], batch: int, device: torch.device
         return torch.cat([none if condition is None else condition for condition in conditions])
     length = max(tokens.shape[1] for tokens in given)
     nothing = given[0].new_zeros(batch, length, given[0].shape[2])
-    return torch.cat([nothing if tokens is None else padded(tokens, length) for tokens in conditions])
+    return torch.cat([nothing if tokens is None else pad_tokens(tokens, length) for tokens in conditions])
 
 
-def readable(condition: Tensor | None, denoiser: Denoiser) -> Tensor | None:
+def condition_for(condition: Tensor | None, denoiser: Denoiser) -> Tensor | None:
     """`condition` as a part of a guidance passes it on to its `denoiser`: no labels to one that knows none.
 
     A guide by labels then steers a model without; embeddings are for the model, and are passed on.

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "DataView", "SampleBatch"]
+__all__ = ["Batch", "DataInterface", "SampleBatch"]
 
 
 class Batch(NamedTuple):
@@ -31,7 +31,7 @@ class SampleBatch(NamedTuple):
     condition: Tensor
 
 
-class DataView(Protocol):
+class DataInterface(Protocol):
     """What a module asks of a datamodule."""
 
     data_shape: tuple[int, ...]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_guide.seeds import SampleSeeds
-from lightning_guide.utils.recipe import Recorded
+from lightning_guide.utils.recipe import HasRecipe
 
 __all__ = ["Denoiser", "Models", "Predict", "Prediction", "Trajectory", "expand"]
 
@@ -85,7 +85,7 @@ class Models(Protocol):
         """A model out of the snapshots of `run` (None: the run under evaluation)."""
 
 
-class Denoiser(Recorded, nn.Module, ABC):
+class Denoiser(HasRecipe, nn.Module, ABC):
     """Base of everything a sampler can follow: D(x, sigma, condition).
 
     Attributes:
@@ -123,4 +123,4 @@ class Denoiser(Recorded, nn.Module, ABC):
         return self
 
     def constrain(self) -> None:
-        """Projects the parameters after an optimizer step (forced weight normalisation); nothing by default."""
+        """Projects the parameters after an optimizer step (forced weight normalization); nothing by default."""

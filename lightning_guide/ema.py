@@ -138,7 +138,7 @@ def inner_product(t_a: Tensor | float, g_a: Tensor | float, t_b: Tensor | float,
 def reconstruction_weights(stored: Sequence[tuple[float, float]], targets: Sequence[tuple[float, float]]) -> Tensor:
     """Weights x `(num_stored, num_targets)`, float64: the average of target j is sum_i x_ij * (stored average i).
 
-    `stored` and `targets` hold (images, sigma_rel). Each column minimises the L2 distance of profiles
+    `stored` and `targets` hold (images, sigma_rel). Each column minimizes the L2 distance of profiles
     ||sum_i x_i p_i - p_target|| and is then divided by its sum, so that it sums to 1. Stored entries later than
     the target get exactly 0; a stored entry equal to the target gets exactly 1 and the others 0.
     Source: EDM2, algorithm 3 (without the division).

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.preconditioning import Network
-from lightning_guide.utils.modules import apart, exchanged
+from lightning_guide.utils.modules import map_modules, shallow_clone
 
-__all__ = ["exploded", "fixed"]
+__all__ = ["is_diverged", "fuse_weights"]
 
 
-def fixed(denoiser: Denoiser, *, compile: bool = False) -> Denoiser:
+def fuse_weights(denoiser: Denoiser, *, compile: bool = False) -> Denoiser:
     """`denoiser` with every network in it replaced by `Network.fixed()`, each once; the original is left as it is.
 
     References have to be resolved before. What is shared stays shared. `compile` compiles these networks with
@@ -29,11 +29,11 @@ def fixed(denoiser: Denoiser, *, compile: bool = False) -> Denoiser:
             return None
         network = module.fixed()
         if compile:
-            network = apart(network)
+            network = shallow_clone(network)
             network.compile()
         return network
 
-    result = exchanged(denoiser, prepared)
+    result = map_modules(denoiser, prepared)
     assert isinstance(result, Denoiser)
     if compile and result is denoiser:
         raise ValueError(f"compile is for networks of Preconditioned denoisers; a {type(denoiser).__name__} has none")
@@ -43,7 +43,7 @@ def fixed(denoiser: Denoiser, *, compile: bool = False) -> Denoiser:
 _LIMIT = 100.0
 
 
-def exploded(x: Tensor, sigma_data: float) -> Tensor:
+def is_diverged(x: Tensor, sigma_data: float) -> Tensor:
     """Which of the samples `x` (B, *) are not finite or reach beyond 100 standard deviations of the data; bool (B,)."""
     largest = x.flatten(1).abs().amax(1)
     return ~(largest <= _LIMIT * sigma_data)  # true for NaN, too

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from lightning_guide.utils.recipe import Recorded
+from lightning_guide.utils.recipe import HasRecipe
 
 __all__ = ["Grid", "KarrasGrid", "LogNormal", "LogUniform", "LogUniformGrid", "NoiseDistribution"]
 
@@ -61,7 +61,7 @@ class LogUniform(NoiseDistribution):
         return self.low * (self.high / self.low) ** u
 
 
-class Grid(Recorded, ABC):
+class Grid(HasRecipe, ABC):
     """Descending noise levels sigma_0 > ... > sigma_{N-1} > sigma_N = 0 of a sampler with N steps."""
 
     @abstractmethod

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_guide.denoiser import Denoiser, expand
-from lightning_guide.utils.recipe import Recorded
+from lightning_guide.utils.recipe import HasRecipe
 
 __all__ = ["Network", "Preconditioned"]
 
 
-class Network(Recorded, nn.Module, ABC):
+class Network(HasRecipe, nn.Module, ABC):
     """Base of raw networks F(x, c_noise, embedding) under a preconditioning.
 
     Attributes:

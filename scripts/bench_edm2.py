@@ -2,8 +2,8 @@
 
     python scripts/bench_edm2.py [--device cuda] [--threads 2] [--measure '[training,sampling]']
 
-The baseline is `direct_edm2.DirectEDM2` in plain eager PyTorch, its weights normalised in every forward pass. What is
-compared takes turns in one process; printed are the medians of the ratios of neighbouring times, so that other load on
+The baseline is `direct_edm2.DirectEDM2` in plain eager PyTorch, its weights normalized in every forward pass. What is
+compared takes turns in one process; printed are the medians of the ratios of neighboring times, so that other load on
 the machine, if it is steady, cancels.
 
 training: loss, backward pass and optimizer step (the baseline with PyTorch's default Adam), eager.
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance import Autoguidance
-from lightning_guide.inference import fixed
+from lightning_guide.inference import fuse_weights
 from lightning_guide.networks import EDM2UNet
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.preconditioning import Preconditioned
@@ -146,14 +146,14 @@ def bench(
     with torch.no_grad():
         base, main, guider = direct().eval(), ours().eval(), ours().eval()
         if "evaluation" in measure or "profile" in measure:
-            ready = fixed(main)
+            ready = fuse_weights(main)
             calls: dict[str, Callable[[], object]] = {
                 "baseline": lambda: base(x, sigma, labels),
                 "as in training": lambda: main(x, sigma, labels),
                 "fixed": lambda: ready(x, sigma, labels),
             }
             if "compiled" in measure:
-                quick = fixed(main, compile=True)
+                quick = fuse_weights(main, compile=True)
                 calls["compiled"] = lambda: quick(x, sigma, labels)
             if "profile" in measure:
                 profile(calls)
@@ -166,13 +166,13 @@ def bench(
                 seeds = SampleSeeds(0, range(batch))
                 return lambda: sampler.sample(denoiser, seeds=seeds, condition=labels, device=device)
 
-            guided = drawn(fixed(Autoguidance(guider, 2.0, positive=main)))
+            guided = drawn(fuse_weights(Autoguidance(guider, 2.0, positive=main)))
             plainly = drawn(Autoguidance(other, 2.0, positive=base))
             ways = {"Heun, autoguidance": guided}
             if "compiled" in measure:
-                ways["compiled"] = drawn(fixed(Autoguidance(guider, 2.0, positive=main), compile=True))
+                ways["compiled"] = drawn(fuse_weights(Autoguidance(guider, 2.0, positive=main), compile=True))
             compare("sampling", plainly, ways, rounds=rounds, device=device)
-            both, level = [fixed(main), fixed(guider)], torch.tensor(1.0, device=device)
+            both, level = [fuse_weights(main), fuse_weights(guider)], torch.tensor(1.0, device=device)
 
             def alone() -> None:
                 for _ in range(2 * steps - 1):

@@ -1,6 +1,6 @@
 """Averages of the weights against the training step they follow, side by side in one run.
 
-A training step (loss, backward pass, Adam, forced weight normalisation) of the network of configs/cifar32/main.yaml,
+A training step (loss, backward pass, Adam, forced weight normalization) of the network of configs/cifar32/main.yaml,
 then the update of both averages as `PostHocEMA` does it, and for comparison the same update tensor by tensor. The
 goal is that both averages cost at most 2 % of a step.
 

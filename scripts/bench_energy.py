@@ -23,7 +23,7 @@ from jsonargparse import auto_cli
 from torch.profiler import ProfilerActivity, profile
 
 from lightning_guide.denoiser import Denoiser
-from lightning_guide.guidance.training_free import LossGuidedDiffusion, UniversalGuidance, Window
+from lightning_guide.guidance.training_free import LossGuidedDiffusion, SigmaWindow, UniversalGuidance
 from lightning_guide.networks import EDM2UNet
 from lightning_guide.networks.classifiers import NoisyClassifier, SmallClassifier
 from lightning_guide.noise import KarrasGrid
@@ -38,7 +38,7 @@ SAVINGS: dict[str, Make] = {
         w.energy, rate, guide_batch=8, positive=w.positive
     ),
     "UG, every second step": lambda w, rate: UniversalGuidance(
-        w.energy, rate, window=Window(every=2), positive=w.positive
+        w.energy, rate, window=SigmaWindow(every=2), positive=w.positive
     ),
 }
 

@@ -3,7 +3,7 @@
 Direct: each point against each of the 1016 Gaussians by einsum, and the network's score by automatic
 differentiation, so that training differentiates twice. Ours: `FractalTree`, which sums over lines, and
 `LogDensityMLP`, whose gradient is written out. Prints the times of the score and of one whole training iteration
-(data, noise, target, network, backward pass, Adam, forced weight normalisation) and how far the results agree.
+(data, noise, target, network, backward pass, Adam, forced weight normalization) and how far the results agree.
 
     python scripts/bench_fractal_score.py --threads 2
 """

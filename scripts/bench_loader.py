@@ -3,7 +3,8 @@
     python scripts/bench_loader.py --shards 'DATA/train-*.tar' [--pictures 20000]
 
 The shards are unpacked to CLASS/KEY.png in a folder that is removed at the end. `torchvision.datasets.ImageFolder` with
-`PILToTensor` in a shuffled `DataLoader` reads that folder, `datamodules.Shards` the shards, `datamodules.Pictures` the
+`PILToTensor` in a shuffled `DataLoader` reads that folder, `datamodules.Shards` the shards, `datamodules.ImageFolder`
+the
 folder. All decode every picture at every visit, in one process, and take turns; printed is the median of the ratios of
 CPU time. What a visit costs once all pictures are decoded in memory is a line of its own. Memory is the resident set
 after 20 passes over that after 2.
@@ -27,7 +28,7 @@ import torchvision
 from jsonargparse import auto_cli
 from torch.utils.data import DataLoader
 
-from datamodules import Pictures, Shards
+from datamodules import ImageFolder, Shards
 from datamodules.shards import shard_paths
 
 Loader = Callable[[], Iterator[Any]]
@@ -91,10 +92,10 @@ def bench(
         def theirs() -> Iterator[Any]:
             return iter(DataLoader(reference, batch_size=batch, shuffle=True, drop_last=True))
 
-        def ours(data: Shards | Pictures) -> Loader:
+        def ours(data: Shards | ImageFolder) -> Loader:
             return lambda: iter(data.train_dataloader())
 
-        files = Pictures(name, num_classes=classes, batch_size=batch, cache=False)
+        files = ImageFolder(name, num_classes=classes, batch_size=batch, cache=False)
         tars = Shards(shards, shards, num_classes=classes, batch_size=batch, cache=False)
         cached = Shards(shards, shards, num_classes=classes, batch_size=batch, cache=True)
         loaders = {"shards": ours(tars), "folder": ours(files), "shards, decoded in memory": ours(cached)}

@@ -17,7 +17,7 @@ from jsonargparse import auto_cli
 from run_evaluations import Solver, evaluate, over_seeds, solver
 from seed_summary import show
 
-from lightning_guide.commands.gallery import fitting
+from lightning_guide.commands.gallery import applicable_guidances
 from lightning_guide.commands.guidance_files import read_guidances
 
 METRICS = ("fd", "fd_change", "precision", "recall", "class_agreement", "nfe", "seconds")
@@ -58,7 +58,7 @@ def compare(
     tried: dict[str, list[tuple[float, dict[str, Any]]]] = {}
     config = yaml.safe_load(Path(run_config).read_text())
     run, settings = config["trainer"]["default_root_dir"], config["model"]["init_args"]
-    for name, guidance in fitting(read_guidances(methods), run, settings).items():
+    for name, guidance in applicable_guidances(read_guidances(methods), run, settings).items():
         own = interpolating_weights if guidance["class_path"].endswith("PP") else weights
         tried[name] = [(weight, _with_weight(guidance, weight)) for weight in own]
     points: dict[str, dict[str, Any]] = {"unguided": {**common, "seed": SEARCH_SEED, "num_samples": search_samples}}

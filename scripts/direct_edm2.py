@@ -1,6 +1,6 @@
 """The EDM2 denoiser written straight down from its description, under the parameter names of published snapshots.
 
-Plain eager PyTorch that normalises every weight in every forward pass: what benchmarks compare with, and the oracle of
+Plain eager PyTorch that normalizes every weight in every forward pass: what benchmarks compare with, and the oracle of
 the importer's tests. Karras et al. 2024, https://arxiv.org/abs/2312.02696, section 2 and appendix.
 """
 
@@ -121,7 +121,7 @@ class DirectEDM2(nn.Module):
     def _weight(self, name: str, gain: Tensor | float = 1.0) -> Tensor:
         w = getattr(self, name.replace(".", "/"))
         dims = tuple(range(1, w.ndim))
-        if self.training:  # forced normalisation, as the paper has it: at the start of every training forward
+        if self.training:  # forced normalization, as the paper has it: at the start of every training forward
             with torch.no_grad():
                 w.copy_(_normal(w, dims))
         return _normal(w, dims) * (gain / math.sqrt(w[0].numel()))

@@ -18,7 +18,7 @@ import torch
 from energy_digits import DigitPrior, double
 from energy_mixtures import write
 from jsonargparse import auto_cli
-from seed_summary import show, summarise
+from seed_summary import show, summarize
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,8 +27,8 @@ from lightning_guide.guidance.training_free import (
     AddedNoise,
     Augmented,
     ClassifierGuidance,
-    Colour,
-    Constant,
+    ColorJitter,
+    ConstantStep,
     Cutout,
     EnergyGuidance,
     Estimator,
@@ -38,7 +38,7 @@ from lightning_guide.guidance.training_free import (
     ThroughDenoiser,
     Translation,
 )
-from lightning_guide.modules.classifiers import attacked
+from lightning_guide.modules.classifiers import adversarial_images
 from lightning_guide.networks.classifiers import NoisyClassifier, SmallClassifier
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.objectives import ClassLabel
@@ -49,9 +49,9 @@ WIDTHS = [16, 32, 32]
 LEVELS = {"high": 5.0, "mid": 1.0, "low": 0.2}
 ESTIMATORS: dict[str, Estimator] = {
     "plain": PlugIn(),
-    "RA10, all": Augmented([Colour(), Translation(), Rescaled(), Cutout()], 10),
+    "RA10, all": Augmented([ColorJitter(), Translation(), Rescaled(), Cutout()], 10),
     "RA10, translation": Augmented([Translation()], 10),
-    "RA10, colour": Augmented([Colour()], 10),
+    "RA10, color": Augmented([ColorJitter()], 10),
     "RA10, cutout": Augmented([Cutout()], 10),
     "noise .5, 10 copies": Augmented([AddedNoise(0.5)], 10),
 }
@@ -101,7 +101,7 @@ def trained(kind: str, prior: DigitPrior, seed: int, *, examples: int, steps: in
             noise = torch.randn(batch.shape, generator=generator)
             loss = F.cross_entropy(network(batch + sigma[:, None, None, None] * noise, sigma), y)
         else:
-            batch = attacked(network, batch, y) if kind == "robust" else batch
+            batch = adversarial_images(network, batch, y) if kind == "robust" else batch
             loss = F.cross_entropy(network(batch), y)
         optimizer.zero_grad()
         loss.backward()
@@ -113,8 +113,8 @@ def trained(kind: str, prior: DigitPrior, seed: int, *, examples: int, steps: in
 def guides(prior: DigitPrior, nets: dict[str, InDouble], weight: float) -> dict[str, Denoiser]:
     """Guidance of the same weight by each guide."""
     found: dict[str, Denoiser] = {
-        "exact": ClassifierGuidance(Exact(prior), weight, positive=Unlabelled(prior)),
-        "noise-conditional": ClassifierGuidance(nets["noisy"], weight, positive=Unlabelled(prior)),
+        "exact": ClassifierGuidance(Exact(prior), weight, positive=Unlabeled(prior)),
+        "noise-conditional": ClassifierGuidance(nets["noisy"], weight, positive=Unlabeled(prior)),
         "robust": plugged(prior, nets["robust"], PlugIn(), weight),
     }
     for name, estimator in ESTIMATORS.items():
@@ -122,7 +122,7 @@ def guides(prior: DigitPrior, nets: dict[str, InDouble], weight: float) -> dict[
     return found
 
 
-class Unlabelled(Denoiser):
+class Unlabeled(Denoiser):
     """The prior without its labels."""
 
     data_shape, num_classes, sigma_data = (1, 8, 8), 0, 0.5
@@ -138,8 +138,8 @@ class Unlabelled(Denoiser):
 
 def plugged(prior: DigitPrior, network: nn.Module, estimator: Estimator, weight: float) -> EnergyGuidance:
     """D - weight sigma^2 grad_x loss(D), the noise implied."""
-    move = ThroughDenoiser(Constant(weight, schedule=PowerLaw(2)))
-    return EnergyGuidance(ClassLabel(network), [move], estimator=estimator, noise="implied", positive=Unlabelled(prior))
+    move = ThroughDenoiser(ConstantStep(weight, schedule=PowerLaw(2)))
+    return EnergyGuidance(ClassLabel(network), [move], estimator=estimator, noise="implied", positive=Unlabeled(prior))
 
 
 def study(
@@ -168,7 +168,7 @@ def study(
             for i, (kind, number) in enumerate((("clean", 300), ("noisy", 800), ("robust", 200)))
         }
         judge = trained("robust", prior, seed * 10 + 5, examples=examples, steps=200)
-        for name, guide in {"unguided": Unlabelled(prior), **guides(prior, nets, weight)}.items():
+        for name, guide in {"unguided": Unlabeled(prior), **guides(prior, nets, weight)}.items():
             own = {"exact": None, "noise-conditional": None, "robust": nets["robust"]}.get(name, nets["clean"])
             values = judged(prior, guide, judge, own, count, steps, seed)
             if name != "unguided":
@@ -176,7 +176,7 @@ def study(
             found.setdefault(name, []).append(values)
         print(f"seed {seed} done", flush=True)
     found["unguided"] = [values | dict.fromkeys(LEVELS, 0.0) for values in found["unguided"]]
-    summary = {name: summarise(values) for name, values in found.items()}
+    summary = {name: summarize(values) for name, values in found.items()}
     show(summary, ("judge", "own", "class", "logp"))
     show(summary, tuple(LEVELS))
     path = write(out, "augmentation", summary)
@@ -205,7 +205,7 @@ def aligned(prior: DigitPrior, guide: Denoiser, count: int, seed: int) -> dict[s
     generator, found = torch.Generator().manual_seed(seed), {}
     x, labels = prior.sample(count, generator)
     wanted = (labels + 1 + torch.randint(9, labels.shape, generator=generator)) % 10
-    exact = ClassifierGuidance(Exact(prior), positive=Unlabelled(prior))
+    exact = ClassifierGuidance(Exact(prior), positive=Unlabeled(prior))
     for name, sigma in LEVELS.items():
         noised = x + sigma * torch.randn(x.shape, generator=generator, dtype=double)
         level = torch.tensor(sigma, dtype=double)

@@ -9,7 +9,7 @@
 Problems: "label" (sample i is to be of class i modulo 10), and measurements of held-out pictures with noise of .05.
 Three networks look at labels. The guide has learnt on the first half of the training pictures; the judge, another
 architecture, on the second half, and takes no part in tuning; a third one, trained on all, gives the features. Each
-method has one rate and `trials` of them on one tuning seed: three a decade apart, then always a neighbour of the best,
+method has one rate and `trials` of them on one tuning seed: three a decade apart, then always a neighbor of the best,
 half a decade away. The lowest cost wins: the kernel distance to the real pictures of each class, in the third network's
 features, mean over classes; for measurements the mean squared error of the pictures, which are other ones than those of
 the results. Every number is appended to `OUT/DATA.jsonl` as it comes; a second call goes on from there.
@@ -55,7 +55,7 @@ class Log:
 
 
 def searched(cost: Callable[[float], float], trials: int) -> float:
-    """The best rate 10^(k / 2) of so many: k = 0, -2, 2, then always a neighbour of the best, the smaller one first."""
+    """The best rate 10^(k / 2) of so many: k = 0, -2, 2, then always a neighbor of the best, the smaller one first."""
     found = {k: cost(10 ** (k / 2)) for k in (0, -2, 2)[:trials]}
     while len(found) < trials:
         best = min(found, key=lambda k: found[k])
@@ -81,7 +81,7 @@ class Study:
         given = {"real": problem.real} | ({} if problem.operator is None else {"linear estimate": problem.linear})
         rows = {name: (0.0, [self.given(name, make, seed) for seed in range(seeds)]) for name, make in given.items()}
         if problem.operator is None:
-            guides["trained with labels"] = 0.0, setting.model(setting.labelled)
+            guides["trained with labels"] = 0.0, setting.model(setting.labeled)
         for name, make in methods_for(problem.wish).items():
             if not methods or name in methods:
                 rate = searched(partial(self.cost, name, make), trials)

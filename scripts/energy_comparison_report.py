@@ -6,7 +6,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from seed_summary import Metrics, summarise
+from seed_summary import Metrics, summarize
 from torch import Tensor
 
 LABEL_COLUMNS = ("guide accuracy", "judge accuracy", "guide loss", "judge loss", "gap", "fd", "class distance")
@@ -31,7 +31,7 @@ def write_table(found: Found, path: Path) -> str:
 
 def over_seeds(rows: dict[str, tuple[float, list[dict[str, float]]]]) -> Found:
     """Means and intervals."""
-    return {name: (rate, summarise(scores)) for name, (rate, scores) in rows.items()}
+    return {name: (rate, summarize(scores)) for name, (rate, scores) in rows.items()}
 
 
 def draw_samples(rows: dict[str, Tensor], path: Path) -> None:

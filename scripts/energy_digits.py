@@ -33,9 +33,9 @@ class DigitPrior(Denoiser):
         super().__init__()
         x, labels = pictures()
         flat = x.flatten(1)
-        self.centre = flat.mean(0)
+        self.center = flat.mean(0)
         self.basis = torch.linalg.eigh(torch.cov(flat.T))[1]  # (64, 64), columns
-        z = ((flat - self.centre) @ self.basis).numpy()
+        z = ((flat - self.center) @ self.basis).numpy()
         means, variances, weights = [], [], []
         for label in range(10):
             own = z[(labels == label).numpy()]
@@ -50,7 +50,7 @@ class DigitPrior(Denoiser):
         self.labels = torch.arange(10).repeat_interleave(components)
 
     def _coordinates(self, x: Tensor) -> Tensor:
-        return (x.flatten(1).to(double) - self.centre) @ self.basis
+        return (x.flatten(1).to(double) - self.center) @ self.basis
 
     def log_joint(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """ln p(x, k; sigma) (B, K) of all components."""
@@ -78,11 +78,11 @@ class DigitPrior(Denoiser):
         gain = self.variances / (self.variances + level)
         estimates = self.means + gain * (self._coordinates(x)[:, None] - self.means)
         z = (joint.softmax(1)[..., None] * estimates).sum(1)
-        return (z @ self.basis.T + self.centre).reshape(x.shape).to(x.dtype)
+        return (z @ self.basis.T + self.center).reshape(x.shape).to(x.dtype)
 
     def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """`count` pictures (count, 1, 8, 8) and their labels."""
         k = torch.multinomial(self.log_weights.exp(), count, replacement=True, generator=generator)
         noise = torch.randn(count, 64, generator=generator, dtype=double)
         z = self.means[k] + self.variances[k].sqrt() * noise
-        return (z @ self.basis.T + self.centre).reshape(-1, 1, 8, 8), self.labels[k]
+        return (z @ self.basis.T + self.center).reshape(-1, 1, 8, 8), self.labels[k]

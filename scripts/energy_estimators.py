@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lightning_guide.distributions.gaussian_mixture import GaussianMixture
 from lightning_guide.guidance.training_free import (
-    Constant,
+    ConstantStep,
     EnergyGuidance,
     Estimator,
     MonteCarlo,
@@ -47,7 +47,7 @@ class ExactLabel(Energy):
 
 def slope(prior: GaussianMixture, loss: Energy, estimator: Estimator, x: Tensor, sigma: float) -> Tensor:
     """The estimated gradient (n, d), by the code that guides."""
-    guide = EnergyGuidance(loss, [ThroughDenoiser(Constant(1.0))], estimator=estimator, positive=prior)
+    guide = EnergyGuidance(loss, [ThroughDenoiser(ConstantStep(1.0))], estimator=estimator, positive=prior)
     level = torch.tensor(sigma, dtype=double)
     return prior(x, level) - guide(x, level)
 
@@ -122,17 +122,17 @@ def label(problem: Problem, prior: GaussianMixture, x: Tensor, sigma: float) -> 
 
 
 def figure(results: dict[str, Any], dims: list[int], sigmas: list[float]) -> plt.Figure:
-    """Error over n, a panel for each noise level and a colour for each dimension."""
+    """Error over n, a panel for each noise level and a color for each dimension."""
     fig, axes = plt.subplots(1, len(sigmas), figsize=(4 * len(sigmas), 3.6), sharey=True, layout="constrained")
     for axis, sigma in zip(axes, sigmas, strict=True):
         for i, dim in enumerate(dims):
             found = results[f"d={dim} sigma={sigma:g}"]
             lines = [found[f"LGD {n}"] for n in DRAWS]
-            colour = f"C{i}"
-            axis.plot(DRAWS, [each["median"] for each in lines], "o-", color=colour, label=f"d = {dim}")
-            axis.fill_between(DRAWS, [e["q25"] for e in lines], [e["q75"] for e in lines], color=colour, alpha=0.15)
-            axis.axhline(found["plug-in"]["median"], color=colour, linestyle="--", linewidth=1)
-            axis.axhline(found["LGD inf"]["median"], color=colour, linestyle=":", linewidth=1)
+            color = f"C{i}"
+            axis.plot(DRAWS, [each["median"] for each in lines], "o-", color=color, label=f"d = {dim}")
+            axis.fill_between(DRAWS, [e["q25"] for e in lines], [e["q75"] for e in lines], color=color, alpha=0.15)
+            axis.axhline(found["plug-in"]["median"], color=color, linestyle="--", linewidth=1)
+            axis.axhline(found["LGD inf"]["median"], color=color, linestyle=":", linewidth=1)
         axis.set(xscale="log", yscale="log", title=f"sigma = {sigma:g}", xlabel="draws n")
     axes[0].set_ylabel("relative error of the gradient")
     axes[0].legend(title="LGD; -- plug-in, .. n = inf", fontsize=8, title_fontsize=8)

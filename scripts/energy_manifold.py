@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 import torch
 from energy_mixtures import double, write
 from jsonargparse import auto_cli
-from seed_summary import summarise
+from seed_summary import summarize
 from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser
@@ -68,7 +68,7 @@ def study(out: str = "runs/energy/manifold", seeds: int = 5, count: int = 48, st
                 for rate in RATES:
                     guide = make(loss, rate, auto, prior)
                     cases.setdefault(f"{name} {rate:g}", []).append(run(prior, guide, basis, means, count, steps, seed))
-        results[f"offset {offset:g}"] = {name: summarise(each) for name, each in cases.items()}
+        results[f"offset {offset:g}"] = {name: summarize(each) for name, each in cases.items()}
         for name, each in results[f"offset {offset:g}"].items():
             cells = [f"{key} {value['mean']:.3f} +- {value['half_width']:.3f}" for key, value in each.items()]
             print(f"offset {offset:g}  {name:14}", "  ".join(cells), flush=True)
@@ -117,7 +117,7 @@ def figure(results: dict[str, Any]) -> plt.Figure:
                 values = [found[f"{name} {rate:g}"][key] for rate in RATES]
                 means, halves = [v["mean"] for v in values], [v["half_width"] for v in values]
                 axis.errorbar(RATES, means, halves, marker="o", capsize=2, label=name)
-            axis.axhline(found["unguided"][key]["mean"], color="grey", linestyle=":", label="unguided")
+            axis.axhline(found["unguided"][key]["mean"], color="gray", linestyle=":", label="unguided")
             axis.set(xscale="log")
             axis.set_xticks(RATES, [f"{rate:g}" for rate in RATES])
             axis.minorticks_off()

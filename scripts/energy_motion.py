@@ -3,11 +3,11 @@
     python scripts/energy_motion.py --run runs/motion/main --out runs/energy/motion
 
 A model of walking-like paths (configs/motion/train.yaml) under the losses of Shen et al. 2024,
-https://arxiv.org/abs/2403.12404, table 3: |goal - x(T)|^2 + 100 mean sigmoid(-50 (|x - centre| - radius)), the obstacle
+https://arxiv.org/abs/2403.12404, table 3: |goal - x(T)|^2 + 100 mean sigmoid(-50 (|x - center| - radius)), the obstacle
 halfway to the goal. Four gaits, three directions each. Guidance keeps .2 m away from the obstacle, as in the published
-code; the judgement is without that margin. Cells of the comparison: FreeDoM; with random augmentation of the path (10
+code; the judgment is without that margin. Cells of the comparison: FreeDoM; with random augmentation of the path (10
 copies that stray by .2 m until they reach the obstacle); with Polyak's step; with both; these two again with a cap;
-beside them LGD-MC and the normalised step of the published motion code. Each rate is tuned by the same five trials in a
+beside them LGD-MC and the normalized step of the published motion code. Each rate is tuned by the same five trials in a
 fourth direction: the smallest total loss of the rates that make no more than `slack` more unnatural paths than no
 guidance. A path is unnatural if it jerks, that is if its largest second difference is above the 99 % quantile of the
 held-out paths of its gait. Samples are independent of each other: groups of them serve as seeds, drawn in one batch.
@@ -25,7 +25,7 @@ import matplotlib.pyplot as plt
 import torch
 from energy_mixtures import write
 from jsonargparse import auto_cli
-from seed_summary import show, summarise
+from seed_summary import show, summarize
 from torch import Tensor
 
 from datamodules.motion import GAITS, Trajectories
@@ -37,7 +37,7 @@ from lightning_guide.guidance.training_free import (
     EnergyGuidance,
     FreeDoM,
     LossGuidedDiffusion,
-    Normalised,
+    NormalizedStep,
     ThroughDenoiser,
 )
 from lightning_guide.guidance.training_free.augmentations import Augmentation
@@ -51,21 +51,21 @@ DISTANCES = {"walking": 6 * math.sqrt(2), "backwards": 3.6, "balance beam": 2.6,
 RADII = {"walking": 1.0, "backwards": 0.5, "balance beam": 0.4, "jogging": 1.0}
 DIRECTIONS = {"45": math.pi / 4, "165": 11 * math.pi / 12, "285": 19 * math.pi / 12}
 TUNING = math.pi / 2
-NOISE = 0.2 / math.sqrt(32)  # metres, of each step: a walk that strays .2 m by the middle, where the obstacle is
+NOISE = 0.2 / math.sqrt(32)  # meters, of each step: a walk that strays .2 m by the middle, where the obstacle is
 METRICS = ["target", "obstacle", "total", "hits", "unnatural"]
 
 Make = Callable[[Energy, float, Denoiser], Denoiser]
 
 
-def methods(metres: float) -> dict[str, tuple[Make, float]]:
+def methods(meters: float) -> dict[str, tuple[Make, float]]:
     """Name -> how to make it, and the middle of the rates that are tried."""
-    copies, drawn = Augmented([AddedNoise(NOISE / metres)], 10), [AddedNoise(NOISE / metres)]
+    copies, drawn = Augmented([AddedNoise(NOISE / meters)], 10), [AddedNoise(NOISE / meters)]
 
     def polyak(drawn: list[Augmentation], cap: float | None) -> Make:
         return lambda loss, rate, m: AugmentedPolyak(loss, rate, augmentations=drawn, cap=cap, positive=m)
 
-    def normalised(loss: Energy, rate: float, model: Denoiser) -> Denoiser:
-        return EnergyGuidance(loss, [ThroughDenoiser(Normalised(rate))], positive=model)
+    def normalized(loss: Energy, rate: float, model: Denoiser) -> Denoiser:
+        return EnergyGuidance(loss, [ThroughDenoiser(NormalizedStep(rate))], positive=model)
 
     return {
         "FreeDoM": (lambda loss, rate, m: FreeDoM(loss, rate, positive=m), 0.03),
@@ -75,7 +75,7 @@ def methods(metres: float) -> dict[str, tuple[Make, float]]:
         "Polyak, capped": (polyak([], 0.3), 1.0),
         "augmentation, Polyak, capped": (polyak(drawn, 0.3), 1.0),
         "LGD-MC": (lambda loss, rate, m: LossGuidedDiffusion(loss, rate, positive=m), 0.1),
-        "normalised": (normalised, 0.3),
+        "normalized": (normalized, 0.3),
     }
 
 
@@ -98,8 +98,8 @@ class Walkers:
         return Goal(goal), Obstacle(goal / 2, RADII[name], margin=0.2)
 
     def draw(self, gait: int, angle: float, make: Make | None, rate: float, indices: range) -> Tensor:
-        """Paths (n, 2, frames) in metres."""
-        loss = Integrated(WeightedSum(self.scene(gait, angle)), self.data.metres)
+        """Paths (n, 2, frames) in meters."""
+        loss = Integrated(WeightedSum(self.scene(gait, angle)), self.data.meters)
         guide = self.model if make is None else make(loss, rate, self.model)
         condition = torch.full((len(indices),), gait)
         drawn = self.sampler.sample(guide, seeds=SampleSeeds(0, indices), condition=condition)
@@ -108,7 +108,7 @@ class Walkers:
     def judge(self, paths: Tensor, gait: int, angle: float) -> dict[str, Tensor]:
         """Metric -> values (count,); a path that has left the world, or is not finite, counts with a loss of 1000."""
         goal, obstacle = self.scene(gait, angle)
-        obstacle = Obstacle(obstacle.centre, obstacle.radius)
+        obstacle = Obstacle(obstacle.center, obstacle.radius)
         bad = ~paths.flatten(1).isfinite().all(1)
         paths = paths.where(~bad[:, None, None], 0)
         target, hit = (each.masked_fill(bad, 1e3).clamp(max=1e3) for each in (goal(paths), obstacle(paths)))
@@ -123,7 +123,7 @@ class Walkers:
 
 
 def jerk(paths: Tensor) -> Tensor:
-    """Largest second difference (n,) of paths, metres."""
+    """Largest second difference (n,) of paths, meters."""
     return paths.diff(n=2, dim=2).norm(dim=1).amax(1)
 
 
@@ -149,7 +149,7 @@ def study(
     walkers = Walkers(run, steps=steps)
     path = Path(out) / "motion.json"
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rates": {}, "seeds": {}, "gaits": {}}
-    for name, (make, middle) in {"unguided": (None, 0.0), **methods(walkers.data.metres)}.items():
+    for name, (make, middle) in {"unguided": (None, 0.0), **methods(walkers.data.meters)}.items():
         if name not in results["seeds"]:
             tried = {r: tuned(walkers, make, r) for r in (middle * 10 ** (k / 2) for k in range(-2, 3))} if make else {}
             fair = {r: t for r, t in tried.items() if t["unnatural"] <= results["tuning"]["unnatural"] + slack}
@@ -163,7 +163,7 @@ def study(
                 {key: float(torch.cat([f[key][:, seed::seeds] for f in found.values()]).mean()) for key in METRICS}
                 for seed in range(seeds)
             ]
-            results["summary"] = {each: summarise(several) for each, several in results["seeds"].items()}
+            results["summary"] = {each: summarize(several) for each, several in results["seeds"].items()}
             write(out, "motion", results)
             print(name, rate, results["summary"][name], flush=True)
     show(results["summary"], METRICS)
@@ -194,19 +194,19 @@ def mean_of(values: list[dict[str, float]]) -> dict[str, float]:
 
 
 def figure(walkers: Walkers, results: dict[str, Any]) -> plt.Figure:
-    """Paths of the walking and the jogging gait towards the first direction."""
-    names = ["unguided", *methods(walkers.data.metres)]
+    """Paths of the walking and the jogging gait toward the first direction."""
+    names = ["unguided", *methods(walkers.data.meters)]
     fig, axes = plt.subplots(2, len(names), figsize=(2.6 * len(names), 5.6), layout="constrained")
     angle = DIRECTIONS["45"]
     for row, gait in zip(axes, (0, 3), strict=True):
         goal, obstacle = walkers.scene(gait, angle)
         for axis, name in zip(row, names, strict=True):
-            make, _ = {"unguided": (None, 0.0), **methods(walkers.data.metres)}[name]
+            make, _ = {"unguided": (None, 0.0), **methods(walkers.data.meters)}[name]
             rate = results["rates"].get(name, {"rate": 0.0})["rate"]
             paths = walkers.draw(gait, angle, make, rate, range(12))
             for one in paths:
                 axis.plot(*one, linewidth=0.8, color="#0072B2", alpha=0.7)
-            axis.add_patch(plt.Circle(obstacle.centre.tolist(), obstacle.radius, color="#CC3311", alpha=0.4))
+            axis.add_patch(plt.Circle(obstacle.center.tolist(), obstacle.radius, color="#CC3311", alpha=0.4))
             axis.plot(*goal.goal.tolist(), "k*", markersize=9)
             reach = 1.25 * float(goal.goal.norm())
             axis.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=f"{GAITS[gait].name}\n{name}")

@@ -2,7 +2,8 @@
 
     python scripts/energy_networks.py --root runs/digits --out runs/energy/networks
 
-Guides are the runs `parts` and `sketch` of `root`, the judges the rules that these networks have learned, on which they
+Guides are the runs `parts` and `sketch` of `root`, the judges the rules that these networks have learned, on
+which they
 are no part: the share of pixels with the same part, and the distance of the outlines. References are held-out pictures,
 one a sample. MPGD, MPGD-AE and MPGD-Z get a label from the run `guide`, through the run `autoencoder`; the judge is the
 run `judge`, and the distance to the nearest training picture says whether a digit is left. The model is the run
@@ -19,7 +20,7 @@ import matplotlib.pyplot as plt
 import torch
 from energy_mixtures import write
 from jsonargparse import auto_cli
-from seed_summary import show, summarise
+from seed_summary import show, summarize
 from torch import Tensor
 
 from datamodules import Digits
@@ -27,18 +28,18 @@ from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance.training_free import (
     DPS,
     MPGD,
-    Capped,
+    ClippedStep,
     EnergyGuidance,
     MPGDLatent,
-    Polyak,
+    NoiseScaledPolyakStep,
     ThroughDenoiser,
 )
-from lightning_guide.modules.image_tasks import outline, parts
+from lightning_guide.modules.image_tasks import outline, part_masks
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.objectives import ClassLabel, Energy, NetworkDistance
 from lightning_guide.pretrained import RunAutoencoder, RunNetwork
 from lightning_guide.runs.run import finished_model
-from lightning_guide.samplers import FixedShare
+from lightning_guide.samplers import ProportionalAncestral
 from lightning_guide.seeds import SampleSeeds
 
 Make = Callable[[float, Denoiser], Denoiser]
@@ -73,7 +74,7 @@ def study(root: str = "runs/digits", out: str = "runs/energy/networks", seeds: i
             },
         ),
     }
-    sampler, pictures = FixedShare(KarrasGrid(30, sigma_min=0.02, sigma_max=40.0), eta=0.5), {}
+    sampler, pictures = ProportionalAncestral(KarrasGrid(30, sigma_min=0.02, sigma_max=40.0), eta=0.5), {}
     results: dict[str, Any] = {}
 
     def drawn(make: Make | None, rate: float, indices: range) -> Tensor:
@@ -98,8 +99,8 @@ def study(root: str = "runs/digits", out: str = "runs/energy/networks", seeds: i
             groups = [
                 {key: float(v[seed::seeds].double().mean()) for key, v in values.items()} for seed in range(seeds)
             ]
-            results.setdefault(task, {})[name] = {"rate": rate, "trials": trials, "seeds": groups} | summarise(groups)
-            print(task, name, rate, summarise(groups), flush=True)
+            results.setdefault(task, {})[name] = {"rate": rate, "trials": trials, "seeds": groups} | summarize(groups)
+            print(task, name, rate, summarize(groups), flush=True)
             write(out, "networks", results)
         show({name: {key: results[task][name][key] for key in METRICS} for name in methods}, METRICS)
     figure(pictures, truth).savefig(Path(out) / "networks.png", dpi=130)
@@ -111,14 +112,14 @@ def distance(energy: Energy) -> dict[str, Make | None]:
         "unguided": None,
         "DPS": lambda rate, model: DPS(energy, rate, positive=model),
         "Polyak, capped": lambda rate, model: EnergyGuidance(
-            energy, [ThroughDenoiser(Capped(Polyak(rate)))], positive=model
+            energy, [ThroughDenoiser(ClippedStep(NoiseScaledPolyakStep(rate)))], positive=model
         ),
     }
 
 
 def same_parts(x: Tensor, reference: Tensor) -> Tensor:
     """Share (B,) of pixels of the same part."""
-    return (parts(x) == parts(reference)).double().mean((1, 2))
+    return (part_masks(x) == part_masks(reference)).double().mean((1, 2))
 
 
 def same_outline(x: Tensor, reference: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from pathlib import Path
 from energy_comparison_report import LABEL_COLUMNS, MEASURED_COLUMNS
 from energy_problems import TUNING_SEED, Scores
 from jsonargparse import auto_cli
-from seed_summary import show, summarise
+from seed_summary import show, summarize
 
 
 def paired(log: str, one: str, other: str, *, problem: str = "label", steps: int = 20, count: int = 100) -> None:
@@ -33,7 +33,7 @@ def paired(log: str, one: str, other: str, *, problem: str = "label", steps: int
         raise SystemExit(f"{log} has no {problem} of {one!r} and {other!r} at {steps} steps and {count} samples")
     columns = LABEL_COLUMNS if problem == "label" else MEASURED_COLUMNS
     changes = [{key: scored[0][seed][key] - scored[1][seed][key] for key in columns} for seed in seeds]
-    show({f"{one} - {other}": summarise(changes)}, columns)
+    show({f"{one} - {other}": summarize(changes)}, columns)
 
 
 def scored_at_seeds(log: Path, begin: list[str], end: list[int]) -> dict[int, Scores]:

@@ -18,7 +18,7 @@ from lightning_guide.data import Batch
 from lightning_guide.denoiser import Denoiser, Trajectory
 from lightning_guide.evaluation import ClassifierFeatures, FrechetDistance, KernelDistance
 from lightning_guide.guidance import Unconditional
-from lightning_guide.inference import exploded
+from lightning_guide.inference import is_diverged
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.objectives import Blurred, ClassLabel, Compressed, Downsampled, Masked, Measurement
 from lightning_guide.objectives.measurement import Operator
@@ -42,13 +42,13 @@ Scores = dict[str, float]
 class Setting:
     """One data set with its finished runs.
 
-    `unlabelled` is the model that is guided and `labelled`, if another, one that knows the labels.
+    `unlabeled` is the model that is guided and `labeled`, if another, one that knows the labels.
     """
 
     data: ImageData
     runs: Path
-    unlabelled: str
-    labelled: str
+    unlabeled: str
+    labeled: str
 
     def model(self, name: str) -> Denoiser:
         """The newest average of a run."""
@@ -57,7 +57,7 @@ class Setting:
     @cached_property
     def positive(self) -> Denoiser:
         """What is guided."""
-        model = self.model(self.unlabelled)
+        model = self.model(self.unlabeled)
         return Unconditional(model) if model.num_classes else model
 
     @cached_property
@@ -106,7 +106,7 @@ class Setting:
         """The first principal components of the training pictures, a third of all."""
         flat = self.data.encode(self.real.x[:5000]).flatten(1).double()
         directions = torch.linalg.svd(flat - flat.mean(0), full_matrices=False).Vh
-        return Subspace(directions[: flat.shape[1] // 3].T, centre=flat.mean(0), data_shape=self.data.data_shape)
+        return Subspace(directions[: flat.shape[1] // 3].T, center=flat.mean(0), data_shape=self.data.data_shape)
 
 
 @dataclass
@@ -181,7 +181,7 @@ class Problem:
     def score(self, x: Tensor, seed: int) -> Scores:
         """Everything but the cost."""
         s, seeds = self.setting, self.seeds(seed)
-        labels, lost = self.labels(seeds), exploded(x, s.positive.sigma_data)
+        labels, lost = self.labels(seeds), is_diverged(x, s.positive.sigma_data)
         stored = s.data.decode(x.nan_to_num(nan=0.0, posinf=1.0, neginf=-1.0))
         seen = s.data.encode(stored)
         found = {"lost": float(lost.double().mean()), "fd": distance(s.fd, stored)}
@@ -223,13 +223,13 @@ def distance(metric: FrechetDistance | KernelDistance, stored: Tensor) -> float:
 
 def digits(runs: Path) -> Setting:
     """The handwritten digits."""
-    return Setting(Digits(), runs, unlabelled="unconditional", labelled="main")
+    return Setting(Digits(), runs, unlabeled="unconditional", labeled="main")
 
 
 def cifar8(runs: Path) -> Setting:
-    """CIFAR-10 at 8x8; guided is the labelled model without a label, as in a tenth of its training."""
+    """CIFAR-10 at 8x8; guided is the labeled model without a label, as in a tenth of its training."""
     shards = Shards("data/cifar10/train-*.tar", "data/cifar10/test-*.tar", num_classes=10, size=8, cache=False)
-    return Setting(shards, runs, unlabelled="main", labelled="main")
+    return Setting(shards, runs, unlabeled="main", labeled="main")
 
 
 SETTINGS = {"digits": digits, "cifar8": cifar8}

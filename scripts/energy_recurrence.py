@@ -5,7 +5,7 @@
 Gaussian mixtures with a quadratic loss: the guided distribution p_0 exp(-loss) is known, so that samples can be held
 against it: KL divergence of their mode weights, and sliced Wasserstein distance to exact draws. Each method with 1, 2
 and 4 repetitions of every step, and without repetitions in 2 and 4 times as many steps; the rate is tuned for each of
-these on other mixtures, with the same number of trials. Recorded, too: the cosine of successive gradients. The
+these on other mixtures, with the same number of trials. HasRecipe, too: the cosine of successive gradients. The
 identities between methods are tests: tests/test_guidance_training_free_reductions.py.
 """
 
@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 import torch
 from energy_mixtures import Problem, double, write
 from jsonargparse import auto_cli
-from seed_summary import summarise
+from seed_summary import summarize
 from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser
@@ -31,10 +31,10 @@ from lightning_guide.guidance.training_free import (
     LossGuidedDiffusion,
     UniversalGuidance,
 )
-from lightning_guide.guidance.training_free.local_loss import Landscape
+from lightning_guide.guidance.training_free.local_loss import LocalLoss
 from lightning_guide.guidance.training_free.schedules import PowerLaw
-from lightning_guide.guidance.training_free.step_rules import Constant
-from lightning_guide.guidance.training_free.updates import Displace, Move, ThroughDenoiser
+from lightning_guide.guidance.training_free.step_rules import ConstantStep
+from lightning_guide.guidance.training_free.updates import Displace, ThroughDenoiser, Update
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.objectives import Energy, SquaredDistance
 from lightning_guide.samplers import DDIM, Euler, Sampler, TimeTravel
@@ -103,7 +103,7 @@ def study(
     tuned_on = range(1000, 1000 + tuning)
     problems = {seed: Problem.draw(seed, dim=dim, T=0.5 * dim**0.5) for seed in [*range(seeds), *tuned_on]}
     plain = {
-        name: summarise([run(problems[seed], "none", 0.0, name, steps, count, seed) for seed in range(seeds)])
+        name: summarize([run(problems[seed], "none", 0.0, name, steps, count, seed) for seed in range(seeds)])
         for name in PLANS
     }
     results["methods"]["unguided"] = plain
@@ -115,7 +115,7 @@ def study(
                 for rate in RATES
             }
             rate = min(trials, key=lambda each: trials[each])
-            summary = summarise([run(problems[s], method, rate, name, steps, count, s) for s in range(seeds)])
+            summary = summarize([run(problems[s], method, rate, name, steps, count, s) for s in range(seeds)])
             results["methods"][method][name] = {"rate": rate, **summary}
             kl, w2 = summary["kl"], summary["w2"]
             print(
@@ -126,7 +126,7 @@ def study(
     for seed in range(seeds):
         for key, value in cosines(problems[seed], count, seed):
             results["cosines"].setdefault(key, []).append(value)
-    results["cosines"] = {key: summarise([{"cosine": v} for v in each]) for key, each in results["cosines"].items()}
+    results["cosines"] = {key: summarize([{"cosine": v} for v in each]) for key, each in results["cosines"].items()}
     path = write(out, "recurrence", results)
     figure(results["methods"]).savefig(path.with_suffix(".png"), dpi=130)
 
@@ -138,19 +138,19 @@ def run(problem: Problem, method: str, rate: float, name: str, steps: int, count
     return scores(problem, drawn(problem, guide, plan(name, steps), count, seed), seed)
 
 
-class Recording(Move):
+class Recording(Update):
     """A move through the denoiser that notes its gradients."""
 
     through_denoiser = True
 
     def __init__(self, rate: float) -> None:
-        self.inner = ThroughDenoiser(Constant(rate, schedule=PowerLaw(scale=1, scale_next=1)))
+        self.inner = ThroughDenoiser(ConstantStep(rate, schedule=PowerLaw(scale=1, scale_next=1)))
         self.seen: list[Tensor] = []
 
     def start(self) -> Displace:
         inner = self.inner.start()
 
-        def displace(landscape: Landscape) -> Tensor:
+        def displace(landscape: LocalLoss) -> Tensor:
             delta = inner(landscape)
             self.seen.append(delta)
             return delta

@@ -3,7 +3,8 @@
     python scripts/energy_step_rules.py --out runs/energy/step_rules
 
 The digits as a mixture with an exact denoiser; the loss is the distance to a reference picture in the eyes of a fixed
-random layer, |phi(D) - phi(ref)|. 20, 50 and 100 steps of `FixedShare` with eta = .5. For each rule and number of steps
+random layer, |phi(D) - phi(ref)|. 20, 50 and 100 steps of `ProportionalAncestral` with eta = .5. For each rule and
+number of steps
 the rate is tuned on other seeds, with the same trials for all: the smallest final loss among the rates that keep the
 log-density of the samples within `slack` nats of the unguided one. So rules are compared at about equal plausibility.
 """
@@ -18,39 +19,39 @@ import torch
 from energy_digits import DigitPrior, double, pictures
 from energy_mixtures import write
 from jsonargparse import auto_cli
-from seed_summary import summarise
+from seed_summary import summarize
 from torch import Tensor
 
 from lightning_guide.denoiser import Trajectory
 from lightning_guide.guidance.training_free import (
-    Capped,
-    Constant,
+    ClippedStep,
+    ConstantStep,
     EnergyGuidance,
-    Normalised,
-    Polyak,
+    NoiseScaledPolyakStep,
+    NormalizedStep,
+    PolyakStep,
     PowerLaw,
-    RootMeanSquare,
+    RootMeanSquareStep,
     StepRule,
     ThroughDenoiser,
-    TruePolyak,
 )
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.objectives import Energy
 from lightning_guide.objectives.energy import Loss
-from lightning_guide.samplers import FixedShare
+from lightning_guide.samplers import ProportionalAncestral
 from lightning_guide.seeds import SampleSeeds
 
 RULES: dict[str, tuple[Callable[[float], StepRule], float]] = {
-    "FreeDoM": (lambda rate: Constant(rate, schedule=PowerLaw(scale_next=1)), 0.1),
-    "constant": (lambda rate: Constant(rate, schedule=PowerLaw(scale=1, scale_next=1)), 0.1),
-    "rms": (RootMeanSquare, 0.3),
-    "Polyak surrogate": (Polyak, 0.01),
-    "true Polyak": (TruePolyak, 0.1),
-    "normalised": (Normalised, 0.1),
-    "Polyak surrogate, capped": (lambda rate: Capped(Polyak(rate)), 0.03),
-    "true Polyak, capped": (lambda rate: Capped(TruePolyak(rate)), 0.1),
-    "normalised, capped": (lambda rate: Capped(Normalised(rate)), 0.1),
-    "FreeDoM, capped": (lambda rate: Capped(Constant(rate, schedule=PowerLaw(scale_next=1))), 0.3),
+    "FreeDoM": (lambda rate: ConstantStep(rate, schedule=PowerLaw(scale_next=1)), 0.1),
+    "constant": (lambda rate: ConstantStep(rate, schedule=PowerLaw(scale=1, scale_next=1)), 0.1),
+    "rms": (RootMeanSquareStep, 0.3),
+    "Polyak surrogate": (NoiseScaledPolyakStep, 0.01),
+    "true Polyak": (PolyakStep, 0.1),
+    "normalized": (NormalizedStep, 0.1),
+    "Polyak surrogate, capped": (lambda rate: ClippedStep(NoiseScaledPolyakStep(rate)), 0.03),
+    "true Polyak, capped": (lambda rate: ClippedStep(PolyakStep(rate)), 0.1),
+    "normalized, capped": (lambda rate: ClippedStep(NormalizedStep(rate)), 0.1),
+    "FreeDoM, capped": (lambda rate: ClippedStep(ConstantStep(rate, schedule=PowerLaw(scale_next=1))), 0.3),
 }
 FACTORS = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
 STEPS = [20, 50, 100]
@@ -96,7 +97,7 @@ def study(
     results: dict[str, Any] = {"real log-density": float(real), "unguided": {}, "rules": {}}
     for steps in STEPS:
         plain = [draw(prior, loss, None, steps, count, seed) for seed in range(seeds)]
-        results["unguided"][steps] = summarise(plain)
+        results["unguided"][steps] = summarize(plain)
         least = results["unguided"][steps]["logp"]["mean"] - slack
         for name, (make, base) in RULES.items():
             trials = {}
@@ -105,7 +106,7 @@ def study(
                 trials[base * factor] = {key: sum(each[key] for each in tried) / tuning for key in tried[0]}
             fair = {rate: each for rate, each in trials.items() if each["logp"] >= least}
             rate = min(fair, key=lambda each: fair[each]["loss"]) if fair else min(trials)
-            found = summarise([draw(prior, loss, make(rate), steps, count, seed) for seed in range(seeds)])
+            found = summarize([draw(prior, loss, make(rate), steps, count, seed) for seed in range(seeds)])
             results["rules"].setdefault(name, {})[steps] = {"rate": rate, "trials": trials, **found}
             cells = [f"{key} {value['mean']:.3f} +- {value['half_width']:.3f}" for key, value in found.items()]
             print(f"{steps:4} steps  {name:26} rate {rate:7.3g}  {'  '.join(cells)}", flush=True)
@@ -117,7 +118,7 @@ def study(
 def draw(prior: DigitPrior, loss: Seen, rule: StepRule | None, steps: int, count: int, seed: int) -> dict[str, float]:
     """Mean final loss and log-density; a diverged sample counts with 1e6 less."""
     guide = prior if rule is None else EnergyGuidance(loss, [ThroughDenoiser(rule)], positive=prior)
-    sampler = FixedShare(KarrasGrid(steps, sigma_min=0.05, sigma_max=20.0), eta=0.5)
+    sampler = ProportionalAncestral(KarrasGrid(steps, sigma_min=0.05, sigma_max=20.0), eta=0.5)
     seeds = SampleSeeds(seed, range(count))
     *_, end = sampler.steps(guide, sampler.initial(prior, seeds).double(), seeds=seeds)
     final = (loss.phi(end.x) - loss.phi(loss.reference(seeds))).norm(dim=1)

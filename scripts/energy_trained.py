@@ -4,7 +4,8 @@
 
 The digits as a mixture with an exact denoiser, so that the class of a sample is known by Bayes' rule, which also knows
 the perfect guide. A convolutional classifier of clean pictures guides by FreeDoM's rules and by Polyak's; another one,
-which has seen noise and knows its level, by classifier guidance. 20, 50 and 100 steps of `FixedShare` with eta = .5, as
+which has seen noise and knows its level, by classifier guidance. 20, 50 and 100 steps of `ProportionalAncestral` with
+eta = .5, as
 in energy_step_rules.py. Each guide is tuned for each number of steps on another seed with 6 rates: the smallest exact
 cross-entropy of the class among the rates that cost at most `slack` nats of log-density.
 """
@@ -16,19 +17,19 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
-from energy_augmentation import Exact, Unlabelled, trained
+from energy_augmentation import Exact, Unlabeled, trained
 from energy_digits import DigitPrior
 from energy_mixtures import write
 from energy_step_rules import FACTORS, STEPS
 from jsonargparse import auto_cli
-from seed_summary import summarise
+from seed_summary import summarize
 from torch import nn
 
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance.training_free import AugmentedPolyak, ClassifierGuidance, FreeDoM, FreeDoMCLIP
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.objectives import ClassLabel
-from lightning_guide.samplers import FixedShare
+from lightning_guide.samplers import ProportionalAncestral
 from lightning_guide.seeds import SampleSeeds
 
 Make = Callable[[float], Denoiser]
@@ -61,14 +62,14 @@ def study(
     results: dict[str, Any] = {"accuracy on noise": accuracies(prior, noisy), "unguided": {}, "guides": {}}
     print(results["accuracy on noise"], flush=True)
     for number in steps:
-        plain = summarise([draw(prior, Unlabelled(prior), number, count, seed) for seed in range(seeds)])
+        plain = summarize([draw(prior, Unlabeled(prior), number, count, seed) for seed in range(seeds)])
         results["unguided"][number] = plain
         print(f"{number:4} steps  unguided {plain}", flush=True)
         for name, (make, base) in guides(prior, clean, noisy).items():
             trials = {base * f: draw(prior, make(base * f), number, count, 1000) for f in FACTORS}
             fair = {r: each for r, each in trials.items() if each["logp"] >= plain["logp"]["mean"] - slack}
             rate = min(fair, key=lambda each: fair[each]["loss"]) if fair else min(trials)
-            found = summarise([draw(prior, make(rate), number, count, seed) for seed in range(seeds)])
+            found = summarize([draw(prior, make(rate), number, count, seed) for seed in range(seeds)])
             results["guides"].setdefault(name, {})[number] = {"rate": rate, "trials": trials, **found}
             cells = [f"{key} {value['mean']:.3f} +- {value['half_width']:.3f}" for key, value in found.items()]
             print(f"{number:4} steps  {name:22} rate {rate:7.3g}  {'  '.join(cells)}", flush=True)
@@ -78,7 +79,7 @@ def study(
 
 def guides(prior: DigitPrior, clean: nn.Module, noisy: nn.Module) -> dict[str, tuple[Make, float]]:
     """Guide -> how to make it of a rate, and the unit of its rates."""
-    loss, positive = ClassLabel(clean), Unlabelled(prior)
+    loss, positive = ClassLabel(clean), Unlabeled(prior)
     return {
         "exact": (lambda rate: ClassifierGuidance(Exact(prior), rate, positive=positive), 1.0),
         "trained on noise": (lambda rate: ClassifierGuidance(noisy, rate, positive=positive), 1.0),
@@ -107,7 +108,7 @@ def accuracies(prior: DigitPrior, noisy: nn.Module) -> dict[str, dict[str, float
 def draw(prior: DigitPrior, guide: Denoiser, steps: int, count: int, seed: int) -> dict[str, float]:
     """Exact cross-entropy of the wanted class, its share, and log-density; a diverged sample counts with 1e6 less."""
     seeds, labels = SampleSeeds(seed, range(count)), torch.arange(count) % 10
-    sampler = FixedShare(KarrasGrid(steps, sigma_min=0.05, sigma_max=20.0), eta=0.5)
+    sampler = ProportionalAncestral(KarrasGrid(steps, sigma_min=0.05, sigma_max=20.0), eta=0.5)
     *_, end = sampler.steps(guide, sampler.initial(prior, seeds).double(), seeds=seeds, condition=labels)
     x = end.x.nan_to_num(nan=1e3, posinf=1e3, neginf=-1e3).clamp(-1e3, 1e3)
     exact = prior.log_labels(x, 0.05)

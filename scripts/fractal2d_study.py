@@ -24,7 +24,7 @@ import torch
 import yaml
 from jsonargparse import auto_cli
 from matplotlib import pyplot as plt
-from seed_summary import show, summarise
+from seed_summary import show, summarize
 
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.runs.run import finished_model
@@ -65,7 +65,7 @@ def study(
 
     with ThreadPoolExecutor(jobs) as pool:
         results = list(pool.map(run, range(seeds)))
-    summary = {name: summarise([result[name] for result in results]) for name in results[0]}
+    summary = {name: summarize([result[name] for result in results]) for name in results[0]}
     (folder / "summary.json").write_text(json.dumps(summary, indent=1))
     show(summary, METRICS)
     _draw_densities(folder / "seed-0", folder / "densities.png")
@@ -157,7 +157,7 @@ def _draw_densities(folder: Path, path: Path) -> None:
     titles = ["main", "CFG guider", "main / CFG guider", "autoguidance guider", "main / autoguidance guider"]
     figure, axes = plt.subplots(len(LEVELS), len(titles), figsize=(15, 15), layout="constrained")
     for row, sigma in zip(axes, LEVELS, strict=True):
-        logs = {name: _normalised(model, x, sigma) for name, model in models.items()}
+        logs = {name: _normalized(model, x, sigma) for name, model in models.items()}
         logs["main / CFG guider"] = logs["main"] - logs["CFG guider"]
         logs["main / autoguidance guider"] = logs["main"] - logs["autoguidance guider"]
         support = logs["main"] > logs["main"].max() - 12
@@ -176,8 +176,8 @@ def _draw_densities(folder: Path, path: Path) -> None:
     plt.close(figure)
 
 
-def _normalised(model: Denoiser, x: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Log-density of a network on the grid `x`, normalised over it."""
+def _normalized(model: Denoiser, x: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Log-density of a network on the grid `x`, normalized over it."""
     values = model.log_density(x, torch.tensor(sigma)).cpu()  # type: ignore[operator]
     return values - values.logsumexp(0)
 

@@ -21,10 +21,10 @@ import torch
 import yaml
 from jsonargparse import auto_cli
 from matplotlib.figure import Figure
-from seed_summary import show, summarise
+from seed_summary import show, summarize
 
 from callbacks.checkpoint import newest_checkpoint
-from callbacks.output import picture_grid, render, write_png
+from callbacks.output import image_grid, render, write_png
 from lightning_guide.cli import main as lightning_guide
 from lightning_guide.distributions.subspace import Direction, basis
 
@@ -32,7 +32,7 @@ Record = dict[str, float]
 Method = tuple[str, str, dict[str, Any]]  # command, config, what differs from it under model.init_args
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "gradient"
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 def subspace(
@@ -51,17 +51,17 @@ def subspace(
     frozen = {"num_rounds": rounds, "denoiser": model}
     large = _gain(2.0)  # the naive guidance never gets to 3 with less
     methods: dict[str, Method] = {
-        "G": ("test", "optimise.yaml", frozen | large | {"sampling": {"guidance": {"class_path": "NaiveGradient"}}}),
-        "G_loss": ("test", "optimise.yaml", frozen),
+        "G": ("test", "optimize.yaml", frozen | large | {"sampling": {"guidance": {"class_path": "NaiveGradient"}}}),
+        "G_loss": ("test", "optimize.yaml", frozen),
         "no Jacobian": (
             "test",
-            "optimise.yaml",
+            "optimize.yaml",
             frozen | large | {"sampling": {"guidance": {"class_path": "LookAheadWithoutJacobian"}}},
         ),
         "mean refit": ("fit", "mean_refit_trained.yaml", {"denoiser": _class("adaptation.Shifted", denoiser=model)}),
         "all weights": ("fit", "fine_tune.yaml", {"denoiser": model}),
         "low rank": ("fit", "low_rank.yaml", {"denoiser": _class("adaptation.LowRank", denoiser=model, rank=4)}),
-        "last round only": ("fit", "fine_tune.yaml", {"denoiser": model, "replay": _class("optimisation.LatestOnly")}),
+        "last round only": ("fit", "fine_tune.yaml", {"denoiser": model, "replay": _class("optimization.LatestOnly")}),
     }
     folder = Path(out)
     runs = {
@@ -89,7 +89,7 @@ def subspace(
                     "seconds_over_plain": _mean([r["seconds"] for r in run[1:]]) / run[0]["seconds"],
                 }
             )
-        summary[name] = summarise(rows)
+        summary[name] = summarize(rows)
     (folder / "summary.json").write_text(json.dumps({"start": start, "methods": summary}, indent=1))
     print("pre-trained:", start)
     show(summary, ("f_near", "excess", "excess_norm", "f_best", "ratio_there", "norm_there", "f_on_support"))
@@ -137,8 +137,8 @@ def digits(*, out: str, seeds: int = 5, rounds: int = 5, num_samples: int = 100,
         for name, method in methods.items()
     }
     keys = ("objective", "fd", "class_agreement", "spread")
-    last = {name: summarise([{key: run[-1][key] for key in keys} for run in each]) for name, each in runs.items()}
-    last["unguided"] = summarise([{key: run[0][key] for key in keys} for run in runs["G_loss"]])
+    last = {name: summarize([{key: run[-1][key] for key in keys} for run in each]) for name, each in runs.items()}
+    last["unguided"] = summarize([{key: run[0][key] for key in keys} for run in runs["G_loss"]])
     (folder / "summary.json").write_text(json.dumps(last, indent=1))
     show(last, keys)
     figure = Figure(figsize=(13, 4), dpi=100, layout="constrained")
@@ -149,7 +149,7 @@ def digits(*, out: str, seeds: int = 5, rounds: int = 5, num_samples: int = 100,
     states = {name: _state(path / "0") for name, path in folders.items()}
     rows = [states["G_loss"]["prior"], *[state["samples"] for state in states.values()]]
     x = torch.cat([row[:10] for row in rows])
-    write_png(folder / "samples.png", picture_grid((127.5 * x + 127.5).round().clip(0, 255).to(torch.uint8), 10))
+    write_png(folder / "samples.png", image_grid((127.5 * x + 127.5).round().clip(0, 255).to(torch.uint8), 10))
     print("rows of samples.png: unguided,", ", ".join(states))
 
 
@@ -158,7 +158,7 @@ def _class(path: str, **arguments: Any) -> dict[str, Any]:
 
 
 def _gain(delta: float) -> dict[str, Any]:
-    return {"target": _class("optimisation.Gain", delta=delta)}
+    return {"target": _class("optimization.Gain", delta=delta)}
 
 
 def _run(method: Method, seed: int, folder: Path, *, steps: int | None = None) -> list[Record]:
@@ -195,19 +195,19 @@ def _mean(values: Sequence[float]) -> float:
 
 def _curves(axes: Any, runs: Mapping[str, list[list[Record]]], key: str, *, log: bool = False) -> None:
     """The mean over seeds and the range of them, over rounds."""
-    for colour, (name, each) in zip(COLOURS, runs.items(), strict=False):
+    for color, (name, each) in zip(COLORS, runs.items(), strict=False):
         table = torch.tensor([[record[key] for record in run] for run in each])
-        axes.plot(table.mean(0), color=colour, label=name)
-        axes.fill_between(range(table.shape[1]), table.amin(0), table.amax(0), color=colour, alpha=0.15, linewidth=0)
+        axes.plot(table.mean(0), color=color, label=name)
+        axes.fill_between(range(table.shape[1]), table.amin(0), table.amax(0), color=color, alpha=0.15, linewidth=0)
     axes.set(xlabel="round", title=key, yscale="log" if log else "linear")
     axes.legend(fontsize=7)
 
 
 def _pareto(axes: Any, runs: Mapping[str, list[list[Record]]], key: str, level: float | None) -> None:
     """`key` against the objective, one dot for each round of each seed."""
-    for colour, (name, each) in zip(COLOURS, runs.items(), strict=False):
+    for color, (name, each) in zip(COLORS, runs.items(), strict=False):
         dots = [(record["objective"], record[key]) for run in each for record in run]
-        axes.scatter(*zip(*dots, strict=True), s=5, color=colour, label=name, linewidths=0)
+        axes.scatter(*zip(*dots, strict=True), s=5, color=color, label=name, linewidths=0)
     if level is not None:
         axes.axhline(2 * level, color="black", linewidth=0.5)
         axes.set(yscale="log")
@@ -220,10 +220,10 @@ def _before_and_after(axes: Any, folder: Path) -> None:
     theta = Direction().vector
     states = {name: _state(folder / name / "0") for name in ("G", "G_loss", "mean_refit")}
     clouds = {"unguided": states["G"]["prior"]} | {name: state["samples"] for name, state in states.items()}
-    for colour, (name, x) in zip(("grey", *COLOURS), clouds.items(), strict=False):
+    for color, (name, x) in zip(("gray", *COLORS), clouds.items(), strict=False):
         inside = x.double() @ a
         off = (x.double() - inside @ a.T).norm(dim=1)
-        axes.scatter(inside @ (a.T @ theta) / (a.T @ theta).norm(), off, s=8, color=colour, label=name, linewidths=0)
+        axes.scatter(inside @ (a.T @ theta) / (a.T @ theta).norm(), off, s=8, color=color, label=name, linewidths=0)
     axes.set(xlabel="along theta on the support", title="distance to the support, first and last round", yscale="log")
     axes.legend(fontsize=7)
 

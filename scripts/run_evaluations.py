@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from seed_summary import summarise
+from seed_summary import summarize
 
 from lightning_guide.cli import main as lightning_guide
 
@@ -44,7 +44,7 @@ def over_seeds(
         for seed in seeds:
             run, plain = results[f"{name} seed={seed}"], results[f"unguided seed={seed}"]
             run["fd_change"] = run["fd"] / plain["fd"] - 1
-    summary = {name: summarise([results[f"{name} seed={seed}"] for seed in seeds]) for name in points}
+    summary = {name: summarize([results[f"{name} seed={seed}"] for seed in seeds]) for name in points}
     (folder / "summary.json").write_text(json.dumps(summary, indent=1))
     return summary
 

@@ -11,7 +11,7 @@ from scipy import stats
 Metrics = dict[str, float]
 
 
-def summarise(runs: Sequence[Metrics]) -> dict[str, Metrics]:
+def summarize(runs: Sequence[Metrics]) -> dict[str, Metrics]:
     """metric -> {"mean", "half_width"} over `runs`; the half width is NaN for a single run."""
     return {metric: _interval([run[metric] for run in runs]) for metric in runs[0]}
 

@@ -143,7 +143,7 @@ def _synthetic(run: Path, folder: Path, samples: int, guidance: Any, seed: int) 
     """The samples of `run` as data."""
     settings = {"run": str(run), "folder": str(folder), "num_samples": samples, "sigma_rel": WIDTH, "data": POINTS}
     settings |= {"guidance": guidance, "sampler": SAMPLER, "sampling_seed": seed, "chunk_size": samples}
-    return _object("datamodules.SelfSynthesised", **settings, batch_size=2048)
+    return _object("datamodules.SelfSynthesized", **settings, batch_size=2048)
 
 
 def _fit(run: Path, data: dict[str, Any], steps: int, seed: int, *, model: Path | None) -> None:

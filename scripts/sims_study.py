@@ -20,7 +20,7 @@ from jsonargparse import auto_cli
 from matplotlib import pyplot as plt
 from run_evaluations import Results, Solver, evaluate, solver
 from scipy.optimize import minimize_scalar
-from seed_summary import show, summarise
+from seed_summary import show, summarize
 
 from lightning_guide.cli import main as lightning_guide
 from lightning_guide.runs.run import open_snapshots
@@ -212,13 +212,13 @@ def _paired(results: list[Results]) -> Summary:
     for run in results:
         for values in run.values():
             values["fd_change"] = values["fd"] / run["base"]["fd"] - 1
-    return {name: summarise([run[name] for run in results]) for name in results[0]}
+    return {name: summarize([run[name] for run in results]) for name in results[0]}
 
 
 def _refined(
     point: Point, guides: _Guides, weights: list[float], config: str, common: dict[str, Any], count: int, folder: Path
 ) -> Point:
-    """`point` with the weight that a bounded Brent search between its neighbours in the grid finds."""
+    """`point` with the weight that a bounded Brent search between its neighbors in the grid finds."""
     kind, budget, weight = point
     grid = [1.0, *sorted(weights)]
     at = grid.index(weight)

@@ -12,7 +12,7 @@ from run_evaluations import Solver, over_seeds, solver
 from seed_summary import show
 
 from lightning_guide.runs.run import finished_model
-from lightning_guide.utils.modules import matching
+from lightning_guide.utils.modules import matching_names
 
 
 def sweep(
@@ -44,7 +44,7 @@ def sweep(
     """
     network = finished_model(run, None, sigma_rel).network
     points = {"unguided": {"num_samples": num_samples, "batch_size": batch_size, "sampler": solver(sampler, num_steps)}}
-    for layer in matching(network, "*.attention.core", "PAG"):  # type: ignore[arg-type]
+    for layer in matching_names(network, "*.attention.core", "PAG"):  # type: ignore[arg-type]
         for weight in weights:
             arguments = {"weight": weight, "layers": [layer]}
             guidance = {"class_path": "PerturbedAttentionGuidance", "init_args": arguments}

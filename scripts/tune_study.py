@@ -33,7 +33,7 @@ from lightning_guide.runs.run import open_snapshots
 from lightning_guide.samplers import DPMSolver2M
 from lightning_guide.search.config import read_search
 from lightning_guide.search.halving import Halving
-from lightning_guide.search.scores import Block, Estimate, Scorer, Scores, difference, left_out
+from lightning_guide.search.scores import Estimate, ScoreBlock, Scorer, Scores, difference, leave_one_out
 from lightning_guide.search.space import UNGUIDED, Place, Space
 from lightning_guide.seeds import SampleSeeds
 
@@ -80,21 +80,21 @@ class Points(Scorer):
             self.parts[place, seed, number] = drawn.x
         return self.parts[place, seed, number]
 
-    def drawn(self, place: Place) -> set[Block]:
+    def drawn(self, place: Place) -> set[ScoreBlock]:
         """Never asked for here."""
         return set()
 
-    def draw(self, place: Place, blocks: Sequence[Block]) -> None:
+    def draw(self, place: Place, blocks: Sequence[ScoreBlock]) -> None:
         """Nothing: `part` draws what is needed."""
 
-    def scores(self, place: Place, blocks: Sequence[Block], *, interval: bool = True) -> Scores:
+    def scores(self, place: Place, blocks: Sequence[ScoreBlock], *, interval: bool = True) -> Scores:
         """The sliced Wasserstein distance."""
         per_part = self.at_once // self.size
         rows = [
             self.part(place, seed, number // per_part)[number % per_part * self.size :][: self.size]
             for seed, number in blocks
         ]
-        return Scores(self._score(rows), [self._score(union) for union in left_out(rows)] if interval else [])
+        return Scores(self._score(rows), [self._score(union) for union in leave_one_out(rows)] if interval else [])
 
     def _score(self, rows: Sequence[Tensor]) -> dict[str, float]:
         return {METRIC: float(sliced_wasserstein(torch.cat(list(rows)), self.quantiles))}
@@ -135,7 +135,7 @@ def study(
         content = json.loads(path.read_text())
     by_name = {space.name(place): place for place in [UNGUIDED, *space.places]}
     grid_samples = len(space.places) * file.block * file.blocks
-    blocks = [Block(0, number) for number in range(file.blocks)]
+    blocks = [ScoreBlock(0, number) for number in range(file.blocks)]
     for name, place in by_name.items():
         if name not in content["grid"]:
             scorer = Points(run, space, file.block, part=GRID_PART)
@@ -155,7 +155,7 @@ def study(
     for name in dict.fromkeys([space.name(UNGUIDED), *leading, *(each["tuned"] for each in content["repetitions"])]):
         if name not in content["fresh"]:
             scorer = Points(run, space, FRESH_PART, part=FRESH_PART)
-            blocks = [Block(FRESH_SEED, number) for number in range(-(-fresh // FRESH_PART))]
+            blocks = [ScoreBlock(FRESH_SEED, number) for number in range(-(-fresh // FRESH_PART))]
             scores = scorer.scores(by_name[name], blocks)
             content["fresh"][name] = {"value": dict(scores.values), "without": [dict(each) for each in scores.without]}
             path.write_text(json.dumps(content, indent=1))

@@ -26,7 +26,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def global_seed() -> None:
-    """Seed torch's global generator, which initialises networks, so that tests pass in any order."""
+    """Seed torch's global generator, which initializes networks, so that tests pass in any order."""
     torch.manual_seed(0)
 
 
@@ -74,15 +74,15 @@ def search_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """(point, blocks missing) of every call of a search that draws something."""
-    from lightning_guide.search.blocks import DrawnBlocks
+    from lightning_guide.search.blocks import SampledBlocks
 
     calls: list[tuple[str, int]] = []
-    before = DrawnBlocks.draw
+    before = SampledBlocks.draw
 
-    def draw(self: DrawnBlocks, place: Any, blocks: Any) -> None:
+    def draw(self: SampledBlocks, place: Any, blocks: Any) -> None:
         if missing := len(set(blocks) - self.drawn(place)):
             calls.append((self.space.name(place), missing))
         before(self, place, blocks)
 
-    monkeypatch.setattr(DrawnBlocks, "draw", draw)
+    monkeypatch.setattr(SampledBlocks, "draw", draw)
     return calls

@@ -17,14 +17,14 @@ from lightning_guide.guidance.training_free import (
     AddedNoise,
     Augmented,
     AugmentedPolyak,
-    Constant,
+    ConstantStep,
     EnergyGuidance,
     FreeDoM,
     FreeDoMCLIP,
     LossGuidedDiffusion,
     MPGDLatent,
-    Normalised,
-    TruePolyak,
+    NormalizedStep,
+    PolyakStep,
     UniversalGuidance,
 )
 from lightning_guide.guidance.training_free.updates import ThroughDenoiser
@@ -64,7 +64,7 @@ METHODS: dict[str, Make] = {
     "UG forward": lambda loss, positive: UniversalGuidance(loss, 0.4, positive=positive),
     "UG backward": lambda loss, positive: UniversalGuidance(loss, 0.0, backward_steps=3, positive=positive),
     "UG": lambda loss, positive: UniversalGuidance(
-        loss, 0.4, backward_steps=2, backward=Constant(0.1), positive=positive
+        loss, 0.4, backward_steps=2, backward=ConstantStep(0.1), positive=positive
     ),
     "LGD": lambda loss, positive: LossGuidedDiffusion(loss, 0.8, draws=4, positive=positive),
     "DPS": lambda loss, positive: DPS(loss, 0.3, positive=positive),
@@ -79,8 +79,10 @@ METHODS: dict[str, Make] = {
         loss, 0.05, augmentations=[AddedNoise(0.3)], copies=5, positive=positive
     ),
     "Polyak capped": lambda loss, positive: AugmentedPolyak(loss, 0.5, augmentations=[], cap=0.3, positive=positive),
-    "true Polyak": lambda loss, positive: EnergyGuidance(loss, [ThroughDenoiser(TruePolyak(0.3))], positive=positive),
-    "normalised": lambda loss, positive: EnergyGuidance(loss, [ThroughDenoiser(Normalised(0.2))], positive=positive),
+    "true Polyak": lambda loss, positive: EnergyGuidance(loss, [ThroughDenoiser(PolyakStep(0.3))], positive=positive),
+    "normalized": lambda loss, positive: EnergyGuidance(
+        loss, [ThroughDenoiser(NormalizedStep(0.2))], positive=positive
+    ),
     "MPGD": lambda loss, positive: MPGD(loss, 0.2, positive=positive),
     "MPGD-AE": lambda loss, positive: MPGD(loss, 0.2, autoencoder=Subspace(basis()), positive=positive),
     "MPGD-Z": lambda loss, positive: MPGDLatent(loss, Subspace(basis()), 0.2, positive=positive),

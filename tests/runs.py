@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from callbacks import EarlySnapshots, PostHocEMA, RunCheckpoint, StopCleanly
+from callbacks import EarlySnapshots, GracefulStop, PostHocEMA, RunCheckpoint
 from callbacks.checkpoint import newest_checkpoint
 from datamodules.base_images import ImageData
 from datamodules.examples import TensorExamples
@@ -131,7 +131,7 @@ def full_run(
         PostHocEMA(24, update_every_steps=update_every_steps),
         EarlySnapshots(["1/2", "1/3.5"], rebuildable=2),
         RunCheckpoint(3),
-        StopCleanly(),
+        GracefulStop(),
         *options.pop("callbacks", ()),
         steps=steps,
         **{"accumulate_grad_batches": accumulate, "limit_val_batches": 1.0, "val_check_interval": 8} | options,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.snapshots import SnapshotStore
-from lightning_guide.utils.recipe import Recorded
+from lightning_guide.utils.recipe import HasRecipe
 
 RECIPE = {"class_path": "somewhere.Network", "init_args": {"width": 3}}
 
@@ -29,7 +29,7 @@ class Tiny(Denoiser):
         return x @ self.weight.T
 
 
-class NoDenoiser(Recorded, nn.Module):
+class NoDenoiser(HasRecipe, nn.Module):
     """Something a recipe can build and nobody can sample from."""
 
 

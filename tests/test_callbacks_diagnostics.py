@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from callbacks import AccumulatedGradients, GradientCosines, LossCurves, PostHocEMA
 from callbacks.diagnostics.gradient_cosines import cosines
 from callbacks.diagnostics.loss_curves import _numbers
-from callbacks.diagnostics.trajectories import GuidedWalks, Walk, walk
-from datamodules import DigitWords
+from callbacks.diagnostics.trajectories import GuidedTrajectories, Walk, record_walk
+from datamodules import DigitCaptions
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.distributions.gaussian_mixture import GaussianMixture
 from lightning_guide.guidance import Unconditional
@@ -60,18 +60,18 @@ def start(denoiser: Denoiser, seeds: SampleSeeds) -> Tensor:
 
 def test_exact_classifier_guidance_pushes_exactly() -> None:
     """D + sigma^2 grad ln p(y | x) is the denoiser of the class: every cosine with it is 1."""
-    labelled = mixture([0, 1, 2])
-    guide = ClassifierGuidance(Posterior(), positive=Unconditional().resolve(Models(labelled)))
+    labeled = mixture([0, 1, 2])
+    guide = ClassifierGuidance(Posterior(), positive=Unconditional().resolve(Models(labeled)))
     seeds = SampleSeeds(0, range(5))
-    found = walk(guide, Euler(GRID), seeds=seeds, condition=LABELS, x=start(guide, seeds))
+    found = record_walk(guide, Euler(GRID), seeds=seeds, condition=LABELS, x=start(guide, seeds))
     assert found.states.dtype == double and torch.equal(found.sigmas, GRID.sigmas()[:-1].double())
     for step, sigma in enumerate(found.sigmas.double()):
-        exact = labelled(found.states[step], sigma, LABELS)
+        exact = labeled(found.states[step], sigma, LABELS)
         torch.testing.assert_close(found.guided[step], exact, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(found.plain[step], labelled(found.states[step], sigma, None))
+        torch.testing.assert_close(found.plain[step], labeled(found.states[step], sigma, None))
         wanted = Posterior()(found.states[step], sigma)[torch.arange(5), LABELS]
         torch.testing.assert_close(found.losses[step].double(), -wanted, rtol=1e-4, atol=1e-4)
-    exact = torch.stack([labelled(x, s, LABELS) for x, s in zip(found.states, found.sigmas.double(), strict=True)])
+    exact = torch.stack([labeled(x, s, LABELS) for x, s in zip(found.states, found.sigmas.double(), strict=True)])
     assert float(cosines(found.pushes, exact - found.plain).min()) > 1 - 1e-6
 
 
@@ -93,7 +93,7 @@ def test_a_walk_is_the_trajectory_and_costs_nothing(sampler: Any) -> None:
         seeds = SampleSeeds(0, range(5))
         x = start(guide, seeds)
         if watched:
-            found = walk(guide, sampler, seeds=seeds, x=x)
+            found = record_walk(guide, sampler, seeds=seeds, x=x)
         *_, end = sampler.steps(guide, x, seeds=SampleSeeds(0, range(5)))
         ends.append((end.x, end.evaluations))
     assert torch.equal(ends[0][0], ends[1][0]) and ends[0][1] == ends[1][1]
@@ -107,11 +107,11 @@ def test_cosines_of_a_quadratic_loss_around_a_gaussian() -> None:
     prior = GaussianMixture(torch.zeros(1, 3), 0.25 * torch.eye(3)[None])
     target, seeds = torch.tensor([1.0, 0.0, -1.0], dtype=double), SampleSeeds(1, range(4))
     guide = DPS(SquaredDistance(target), 0.3, positive=prior)
-    found = walk(guide, Euler(GRID), seeds=seeds, x=start(guide, seeds))
+    found = record_walk(guide, Euler(GRID), seeds=seeds, x=start(guide, seeds))
     shrunk = 0.25 / (0.25 + found.sigmas.double() ** 2)
-    towards = target - shrunk[:, None, None] * found.states
-    torch.testing.assert_close(cosines(found.pushes, towards), torch.ones(8, 4, dtype=double), rtol=0, atol=1e-6)
-    expected = torch.cosine_similarity(towards[1:], towards[:-1], dim=2)
+    toward = target - shrunk[:, None, None] * found.states
+    torch.testing.assert_close(cosines(found.pushes, toward), torch.ones(8, 4, dtype=double), rtol=0, atol=1e-6)
+    expected = torch.cosine_similarity(toward[1:], toward[:-1], dim=2)
     torch.testing.assert_close(cosines(found.pushes[1:], found.pushes[:-1]), expected, rtol=0, atol=1e-5)
     assert math.isnan(float(cosines(torch.zeros(1, 1, 3), torch.ones(1, 1, 3))))
 
@@ -119,7 +119,7 @@ def test_cosines_of_a_quadratic_loss_around_a_gaussian() -> None:
 def test_the_numbers_of_loss_curves() -> None:
     prior, seeds = mixture(), SampleSeeds(0, range(5))
     guide = DPS(SquaredDistance([1.0, 0.5, -0.3], 0.5), 0.2, positive=prior)
-    found = walk(guide, Euler(GRID), seeds=seeds, x=start(guide, seeds))
+    found = record_walk(guide, Euler(GRID), seeds=seeds, x=start(guide, seeds))
     judged = torch.arange(40.0).reshape(8, 5)
     success = torch.tensor([True, False, True, False, False])
     values = _numbers(found, judged, success)
@@ -185,7 +185,7 @@ def test_callbacks_in_a_run(tmp_path: Path) -> None:
     assert any((tmp_path / "tensorboard").rglob("events.*"))
 
 
-class Shown(GuidedWalks):
+class Shown(GuidedTrajectories):
     """Keeps what it would draw."""
 
     def draw(self, trainer: pl.Trainer, module: DiffusionModule, walks: dict[str, Walk]) -> None:
@@ -199,7 +199,7 @@ def test_walks_of_a_model_of_texts_are_told_texts(tmp_path: Path) -> None:
     model = Preconditioned(network).eval()
     for gain in (p for name, p in model.named_parameters() if name.endswith("gain")):
         torch.nn.init.ones_(gain)  # they start at 0, and nothing would depend on the text
-    shown, data = Shown(3, None), DigitWords(batch_size=4)
+    shown, data = Shown(3, None), DigitCaptions(batch_size=4)
     pulled = evaluation(DPS(SquaredDistance([0.3], 0.5), 0.2), first_index=8)
     module = DiffusionModule(model, EDMLoss(), average=None, heldout_sigmas=(0.3,), evaluations={"pulled": pulled})
     tiny_trainer(tmp_path, shown).test(module, datamodule=data, verbose=False)

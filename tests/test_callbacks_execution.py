@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from callbacks import Execution, PostHocEMA
+from callbacks import PostHocEMA, TrainingOptimizations
 from lightning_guide.networks import EDM2UNet
 from lightning_guide.networks.dit import DiffusionTransformer
 from lightning_guide.preconditioning import Preconditioned
@@ -24,7 +24,7 @@ def trained(folder: Path, *, dropout: float = 0.2, **options: Any) -> dict[str, 
     network = EDM2UNet(SHAPE, num_classes=3, model_channels=8, channel_mult=[1, 2], num_blocks=1,
                        attention_resolutions=[4], dropout=dropout)  # fmt: skip
     module = tiny_module(network, evaluations={"plain": evaluation()}, average=0.05)
-    callbacks = [PostHocEMA(8), *([Execution(**options)] if options else [])]
+    callbacks = [PostHocEMA(8), *([TrainingOptimizations(**options)] if options else [])]
     trainer = tiny_trainer(folder, *callbacks, steps=3, limit_val_batches=1.0, val_check_interval=3)
     trainer.fit(module, datamodule=TinyPictures(shape=SHAPE))
     return dict(module.denoiser.state_dict())
@@ -62,7 +62,7 @@ def test_switches_reach_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for options in ({"recompute": True}, {"compile": True}, {"compile": True, "mode": "max-autotune"}, {}):
         network = EDM2UNet(SHAPE, model_channels=8, channel_mult=[1, 2], num_blocks=1, attention_resolutions=[4])
         trainer, module = tiny_trainer(tmp_path, steps=1), tiny_module(network, average=None)
-        Execution(**options).on_fit_start(trainer, module)  # type: ignore[arg-type]
+        TrainingOptimizations(**options).on_fit_start(trainer, module)  # type: ignore[arg-type]
         assert network.recompute is ("recompute" in options)
         assert compiled == ([(network, options.get("mode", "default"))] if "compile" in options else [])
         compiled.clear()
@@ -78,7 +78,7 @@ def test_compiled_training_is_eager_training(tmp_path: Path) -> None:
 
 
 def test_a_switch_that_does_not_fit_is_said(tmp_path: Path) -> None:
-    trainer = tiny_trainer(tmp_path, Execution(recompute=True), steps=1)
+    trainer = tiny_trainer(tmp_path, TrainingOptimizations(recompute=True), steps=1)
     with pytest.raises(ValueError, match="a TinyNetwork cannot recompute its blocks"):
         trainer.fit(tiny_module(average=None), datamodule=TinyPictures())
     network = DiffusionTransformer(SHAPE, num_classes=3, channels=16, depth=1, heads=2)

@@ -19,9 +19,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from callbacks.fractal2d import figure as fractal_figure
 from callbacks.fractal2d import rows as fractal_rows
-from callbacks.fractal2d.density import DensityMap, Truth, Window
+from callbacks.fractal2d.density import DensityMap, ReferenceDensity, ViewWindow
 from callbacks.fractal2d.figure import FractalFigure
-from callbacks.fractal2d.rows import CloseUp, starts, trajectories
+from callbacks.fractal2d.rows import ZoomWindow, start_points, trajectories
 from datamodules.points import Points
 from lightning_guide.distributions.fractal import FractalTree
 from lightning_guide.distributions.gaussian_mixture import GaussianMixture, gaussian
@@ -39,7 +39,7 @@ NORMAL = gaussian([0.0, 0.0], [[0.04, 0.0], [0.0, 0.04]])
 SAMPLER = Heun(KarrasGrid(4, sigma_max=5.0))
 PANELS = {"plain": "unguided", "double": "ag_2"}
 CURVES = {"young": "ag_*", "scaled": "scale*"}
-CLOSE_UP = CloseUp(guided="ag_2", centre=(0.3, 0.3), candidates=400, steps=4)
+CLOSE_UP = ZoomWindow(guided="ag_2", center=(0.3, 0.3), candidates=400, steps=4)
 
 
 def evaluations(**guided: Any) -> dict[str, Evaluation]:
@@ -126,8 +126,8 @@ def test_the_whole_figure_of_a_test_run(tmp_path: Path, coarse: list[Figure]) ->
     assert np.allclose(np.asarray(curves["young"]), outliers)
     assert np.allclose(np.asarray(curves["scaled"])[:, 0], [1.0, 1.4])
     assert [axes.get_ylabel() for axes in rows[2]] == ["outliers (%)", "lost mass (%)", "total variation"]
-    colours = {line.get_label(): line.get_color() for line in rows[2][0].lines}
-    assert colours["young"] != colours["scaled"]
+    colors = {line.get_label(): line.get_color() for line in rows[2][0].lines}
+    assert colors["young"] != colors["scaled"]
 
 
 def test_there_is_no_figure_before_the_guider(tmp_path: Path, coarse: list[Figure]) -> None:
@@ -144,8 +144,8 @@ def test_there_is_no_figure_before_the_guider(tmp_path: Path, coarse: list[Figur
     [
         ({"panels": {"x": "cfg"}}, "the evaluation 'cfg', which does not exist; there are unguided, ag_1.5"),
         ({"curves": {"cfg": "cfg_*"}}, r"'cfg_\*' of the curve 'cfg' matches no evaluation; there are unguided"),
-        ({"close_up": CloseUp(guided="unguided")}, "evaluation 'unguided' of the close-up has no guider"),
-        ({"close_up": CloseUp(guided="nothing")}, "the evaluation 'nothing', which does not exist"),
+        ({"close_up": ZoomWindow(guided="unguided")}, "evaluation 'unguided' of the close-up has no guider"),
+        ({"close_up": ZoomWindow(guided="nothing")}, "the evaluation 'nothing', which does not exist"),
     ],
 )
 def test_refuses_what_is_not_evaluated(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
@@ -182,24 +182,24 @@ def test_weights_are_read_from_the_guidance(guidance: Any, weight: float) -> Non
 
 
 def test_outline_holds_99_percent_of_a_normal_distribution() -> None:
-    truth = Truth(NORMAL, smoothing=0.0)
+    truth = ReferenceDensity(NORMAL, smoothing=0.0)
     peak = -math.log(2 * math.pi * 0.04)
     assert truth.level == pytest.approx(peak + math.log(0.01), abs=0.1)  # P(chi^2_2 > q) = exp(-q / 2)
     assert truth.outside(truth.sample(20000, seed=7)) == pytest.approx(0.01, abs=0.003)
     assert truth.outside(torch.tensor([[0.0, 0.0], [9.0, 0.0], [torch.nan, 0.0]])) == pytest.approx(2 / 3)
     assert float(truth.sample(20000, sigma=0.15).std()) == pytest.approx(0.25, abs=0.005)
-    window = Window((0.0, 0.0), 1.0)
+    window = ViewWindow((0.0, 0.0), 1.0)
     assert truth.map(window, 10) is truth.map(window, 10)
 
 
-def test_maps_are_normalised_in_their_window_and_compared_in_nats() -> None:
-    window = Window((0.1, -0.2), 1.5)
+def test_maps_are_normalized_in_their_window_and_compared_in_nats() -> None:
+    window = ViewWindow((0.1, -0.2), 1.5)
     grid = window.grid(60)
     assert grid.shape == (3600, 2) and bool(window.contains(grid).all())
     assert grid[0].tolist() == pytest.approx([0.1 - 1.475, -0.2 - 1.475]) and grid[1, 0] > grid[0, 0]
     assert window.contains(torch.tensor([[1.7, 0.0], [0.0, 1.29]])).tolist() == [False, True]
     narrow, wide = (
-        DensityMap.of(lambda x, s=s: NORMAL.log_density(x, torch.tensor(s)) + 5, window, 300).normalised()  # type: ignore[misc]
+        DensityMap.of(lambda x, s=s: NORMAL.log_density(x, torch.tensor(s)) + 5, window, 300).normalized()  # type: ignore[misc]
         for s in (0.0, 0.2)
     )
     assert float(narrow.values.exp().mean()) * 9 == pytest.approx(1.0, abs=1e-4)
@@ -209,14 +209,14 @@ def test_maps_are_normalised_in_their_window_and_compared_in_nats() -> None:
 
 
 def test_starting_points_keep_their_distance() -> None:
-    truth = Truth(NORMAL, smoothing=0.002)
-    close_up = CloseUp(centre=(0.2, 0.0), spacing=0.05, candidates=2000)
-    x = starts(truth, close_up)
+    truth = ReferenceDensity(NORMAL, smoothing=0.002)
+    close_up = ZoomWindow(center=(0.2, 0.0), spacing=0.05, candidates=2000)
+    x = start_points(truth, close_up)
     assert len(x) > 30 and bool(close_up.window.contains(x).all())
     distances = torch.cdist(x, x) + 9 * torch.eye(len(x))
     assert float(distances.min()) >= 0.05
     with pytest.raises(ValueError, match=r"none of 32768 true points lies in the close-up around \(0.45, 1.22\)"):
-        starts(truth, CloseUp(half_width=0.01))
+        start_points(truth, ZoomWindow(half_width=0.01))
 
 
 def test_trajectories_follow_the_exact_flow_of_a_normal_distribution() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 
-from callbacks import RunCheckpoint, StopCleanly
+from callbacks import GracefulStop, RunCheckpoint
 from callbacks.checkpoint import newest_checkpoint
 from tests.runs import TinyPictures, evaluation, tiny_module, tiny_trainer
 
@@ -40,7 +40,7 @@ class Signal(pl.Callback):
 
 def fit(folder: Path, sender: Signal, **options: Any) -> pl.Trainer:
     chosen: dict[str, Any] = {"accumulate_grad_batches": 2, "steps": 20, "limit_val_batches": 1.0} | options
-    trainer = tiny_trainer(folder, StopCleanly(), RunCheckpoint(100), sender, **{"val_check_interval": 8} | chosen)
+    trainer = tiny_trainer(folder, GracefulStop(), RunCheckpoint(100), sender, **{"val_check_interval": 8} | chosen)
     module = tiny_module(average=None, evaluations={"plain": evaluation()})
     trainer.fit(module, datamodule=TinyPictures())
     return trainer
@@ -103,11 +103,11 @@ def test_outside_of_the_main_thread_it_does_nothing(tmp_path: Path) -> None:
 def test_serves_any_module(tmp_path: Path) -> None:
     from lightning.pytorch.demos.boring_classes import BoringModel
 
-    trainer = tiny_trainer(tmp_path, StopCleanly(), Signal(signal.SIGTERM, 3), steps=20)
+    trainer = tiny_trainer(tmp_path, GracefulStop(), Signal(signal.SIGTERM, 3), steps=20)
     trainer.fit(BoringModel())
     assert trainer.global_step == 4
 
 
 def test_every_steps_is_at_least_one() -> None:
     with pytest.raises(ValueError, match="needs every_steps >= 1, got 0"):
-        StopCleanly(every_steps=0)
+        GracefulStop(every_steps=0)

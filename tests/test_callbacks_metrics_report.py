@@ -23,8 +23,8 @@ from lightning_guide.evaluation import FrechetDistance, KernelDistance, ModuleFe
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.metrics.base import SampleMetric
 from lightning_guide.guidance import Autoguidance, ScoreScaling, Snapshot
-from lightning_guide.guidance.training_free import DPS, Constant, EnergyGuidance
-from lightning_guide.guidance.training_free.schedules import Window
+from lightning_guide.guidance.training_free import DPS, ConstantStep, EnergyGuidance
+from lightning_guide.guidance.training_free.schedules import SigmaWindow
 from lightning_guide.guidance.training_free.updates import AtClean
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.networks.log_density_mlp import LogDensityMLP
@@ -148,8 +148,8 @@ class Some(Energy):
 
 
 def test_samples_that_a_guide_could_not_steer_are_reported(tmp_path: Path, capsys: Any) -> None:
-    guided = [EnergyGuidance(Some(), [AtClean(Constant(0.01))]), DPS(SquaredDistance([3.0, 3.0], 1.0), 0.1)]
-    never = EnergyGuidance(Some(), [AtClean(Constant(0.01))], window=Window(low=1e4))
+    guided = [EnergyGuidance(Some(), [AtClean(ConstantStep(0.01))]), DPS(SquaredDistance([3.0, 3.0], 1.0), 0.1)]
+    never = EnergyGuidance(Some(), [AtClean(ConstantStep(0.01))], window=SigmaWindow(low=1e4))
     some, all_of_them, off = (
         Evaluation(guidance, SAMPLER, num_samples=5, batch_size=2, metrics={}) for guidance in [*guided, never]
     )

@@ -11,13 +11,13 @@ from callbacks import RoundStrips
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.guidance import LookAhead, Tilt
-from lightning_guide.modules.gradient_optimization import GradientOptimisation
+from lightning_guide.modules.gradient_optimization import GradientOptimization
 from lightning_guide.objectives import TorchFunction
 from tests.runs import SAMPLER, TinyPictures, tiny_trainer
 
 
-class Grey(Denoiser):
-    """Pictures around grey: N(0, .2^2 I)."""
+class Gray(Denoiser):
+    """Pictures around gray: N(0, .2^2 I)."""
 
     data_shape, num_classes, sigma_data = (1, 4, 4), 0, 0.2
 
@@ -28,7 +28,7 @@ class Grey(Denoiser):
 def test_rows_are_rounds_and_get_brighter(tmp_path: Path) -> None:
     sampling = Evaluation(guidance=LookAhead(Tilt(80.0)), sampler=SAMPLER, num_samples=6, batch_size=2)
     brighter = TorchFunction("torch.mean", {"dim": [1, 2, 3]})
-    module = GradientOptimisation(Grey(), brighter, sampling, num_rounds=5, at="sample", redraw=False)
+    module = GradientOptimization(Gray(), brighter, sampling, num_rounds=5, at="sample", redraw=False)
     trainer = tiny_trainer(tmp_path, RoundStrips(columns=3, every=2), limit_test_batches=1.0)
     trainer.test(module, datamodule=TinyPictures(shape=(1, 4, 4)), verbose=False)
     picture = Image.open(tmp_path / "report/rounds.png")

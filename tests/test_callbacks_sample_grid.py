@@ -176,7 +176,7 @@ def test_draws_at_each_validation_of_a_fit_at_its_step_but_not_in_the_sanity_che
     assert [event.step for event in events(tmp_path).Images("samples/plain")] == [2, 4]
 
 
-def test_colour_pictures_are_not_enlarged_beyond_need_and_may_be_alone(tmp_path: Path) -> None:
+def test_color_pictures_are_not_enlarged_beyond_need_and_may_be_alone(tmp_path: Path) -> None:
     trainer(tmp_path, SampleGrid(2)).test(pictures((3, 64, 70), count=2), Pictures((3, 64, 70)), verbose=False)
     assert pixels(tmp_path / "grids" / "test-0-plain.png").shape == (64 + 4, 2 * 72 + 2, 3)
 

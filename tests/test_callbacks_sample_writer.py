@@ -149,7 +149,7 @@ def test_png_files_are_named_by_index_in_folders_of_a_thousand(tmp_path: Path) -
         assert (np.array(Image.open(tmp_path / "samples" / name)) == picture.transpose(1, 2, 0)).all()
 
 
-def test_grey_pictures_stay_grey(tmp_path: Path) -> None:
+def test_gray_pictures_stay_gray(tmp_path: Path) -> None:
     predict(tmp_path, ["png"], (1, 4, 4), count=1)
     assert Image.open(tmp_path / "samples" / "000000" / "000000.png").mode == "L"
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from datamodules import DigitWords, SamplesOnly
-from datamodules.digit_captions import NAMES, spelled
-from lightning_guide.conditioning import joined, masked, padded, present, without
+from datamodules import DigitCaptions, NoData
+from datamodules.digit_captions import NAMES, spell_number
+from lightning_guide.conditioning import concatenate_conditions, drop_condition, mask_tokens, pad_tokens, token_mask
 from lightning_guide.data import SampleBatch
 from lightning_guide.denoiser import Denoiser
-from lightning_guide.evaluation import AgreementByClass
-from lightning_guide.evaluation.sampling_loop import SamplingLoop, told
+from lightning_guide.evaluation import AccuracyByClass
+from lightning_guide.evaluation.sampling_loop import SamplingLoop, build_condition
 from lightning_guide.guidance import ClassifierFreeGuidance, ConditionAnnealedGuidance, Guided
 from lightning_guide.guidance.negatives import AnnealedCondition, GaussianCondition, RandomCondition
 from lightning_guide.modules.diffusion import DiffusionModule
@@ -26,7 +26,7 @@ from lightning_guide.training.losses import EDMLoss
 from tests.runs import evaluation, tiny_trainer
 from tests.small_networks import NETWORKS, SIGMA, pictures, trajectory
 
-WORDS = spelled(["one", "three", "four"], channels=6)  # (3, 5, 6) with 3, 5 and 4 letters
+WORDS = spell_number(["one", "three", "four"], channels=6)  # (3, 5, 6) with 3, 5 and 4 letters
 
 
 def network(kind: str) -> Preconditioned:
@@ -40,34 +40,34 @@ def run(model: nn.Module, condition: Tensor | None) -> Tensor:
 
 def test_zeros_stand_for_what_a_mask_hides() -> None:
     tokens, mask = torch.randn(2, 3, 4), torch.tensor([[1, 0, 1], [0, 0, 0]])
-    kept = masked(tokens, mask)
-    assert torch.equal(kept, tokens * mask[..., None]) and torch.equal(present(kept), mask.bool())
+    kept = mask_tokens(tokens, mask)
+    assert torch.equal(kept, tokens * mask[..., None]) and torch.equal(token_mask(kept), mask.bool())
     hidden = tokens.clone()
     hidden[0, 1] = torch.nan  # what is hidden may be anything
-    assert torch.equal(masked(hidden, mask), kept)
+    assert torch.equal(mask_tokens(hidden, mask), kept)
     hidden[0, 0, 2] = torch.inf
     with pytest.raises(ValueError, match="not finite in a token that counts"):
-        masked(hidden, mask)
+        mask_tokens(hidden, mask)
     with pytest.raises(ValueError, match="token of zeros that counts"):
-        masked(torch.zeros(2, 4), torch.tensor([1, 0]))
+        mask_tokens(torch.zeros(2, 4), torch.tensor([1, 0]))
     with pytest.raises(ValueError, match=r"its mask \(2,\); expected floats \(L, C\) and a mask \(L,\)"):
-        masked(torch.zeros(3, 4), torch.tensor([1, 0]))
+        mask_tokens(torch.zeros(3, 4), torch.tensor([1, 0]))
     for wrong in (torch.tensor([0.0, -1e4, 0.0]), torch.tensor([1.0, torch.nan, 0.0])):  # what is added to logits, say
         with pytest.raises(ValueError, match="other numbers than 0"):
-            masked(tokens[0], wrong)
-    assert torch.equal(padded(tokens, 5)[:, :3], tokens) and not padded(tokens, 5)[:, 3:].any()
+            mask_tokens(tokens[0], wrong)
+    assert torch.equal(pad_tokens(tokens, 5)[:, :3], tokens) and not pad_tokens(tokens, 5)[:, 3:].any()
     with pytest.raises(ValueError, match="3 tokens; expected at most 2"):
-        padded(tokens, 2)
+        pad_tokens(tokens, 2)
 
 
 def test_no_condition_is_the_same_for_labels_and_embeddings() -> None:
     dropped = torch.tensor([True, False, True])
-    assert without(torch.tensor([4, 5, 6]), dropped).tolist() == [-1, 5, -1]
-    assert present(without(WORDS, dropped)).any(1).tolist() == [False, True, False]
+    assert drop_condition(torch.tensor([4, 5, 6]), dropped).tolist() == [-1, 5, -1]
+    assert token_mask(drop_condition(WORDS, dropped)).any(1).tolist() == [False, True, False]
     device = torch.device("cpu")
-    assert joined([None, torch.tensor([2, 3])], 2, device).tolist() == [-1, -1, 2, 3]
-    assert joined([None, None], 1, device).tolist() == [-1, -1]
-    long = joined([WORDS[:2, :3], None, padded(WORDS[:2], 7)], 2, device)
+    assert concatenate_conditions([None, torch.tensor([2, 3])], 2, device).tolist() == [-1, -1, 2, 3]
+    assert concatenate_conditions([None, None], 1, device).tolist() == [-1, -1]
+    long = concatenate_conditions([WORDS[:2, :3], None, pad_tokens(WORDS[:2], 7)], 2, device)
     assert long.shape == (6, 7, 6) and not long[2:4].any() and torch.equal(long[:2, :3], WORDS[:2, :3])
 
 
@@ -75,7 +75,7 @@ def test_no_condition_is_the_same_for_labels_and_embeddings() -> None:
 def test_padding_says_nothing_and_no_token_is_no_condition(kind: str) -> None:
     model = network(kind)
     D = run(model, WORDS)
-    torch.testing.assert_close(run(model, padded(WORDS, 9)), D, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(run(model, pad_tokens(WORDS, 9)), D, rtol=1e-4, atol=1e-5)
     scattered = torch.zeros(3, 9, 6)
     scattered[:, [1, 2, 4, 7, 8]] = WORDS  # where the padding lies does not matter either
     torch.testing.assert_close(run(model, scattered), D, rtol=1e-4, atol=1e-5)
@@ -84,7 +84,7 @@ def test_padding_says_nothing_and_no_token_is_no_condition(kind: str) -> None:
     assert all((D[i] - none[i]).abs().max() > 1e-3 for i in range(3))
     other = run(model, WORDS.roll(1, dims=0))
     assert (other - D).abs().max() > 1e-3
-    mixed = run(model, without(WORDS, torch.tensor([False, True, False])))
+    mixed = run(model, drop_condition(WORDS, torch.tensor([False, True, False])))
     torch.testing.assert_close(mixed[[0, 2]], D[[0, 2]], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(mixed[1], none[1], rtol=1e-4, atol=1e-5)
     wrong: list[Tensor] = [torch.randn(3, 5, 7), torch.randn(2, 5, 6), torch.arange(3)]
@@ -144,11 +144,11 @@ def test_noise_on_embeddings_leaves_padding_alone(kind: str) -> None:
         (name,) = perturbation.chosen(model.network)
         assert name == "embedding_label"
         noisy = perturbation.replace(nn.Identity(), place)(y)
-        assert torch.equal(present(noisy), present(y))
-        assert (noisy - y)[present(y)].abs().mean() > 0.1
-    annealed = AnnealedCondition(0.4).replace(nn.Identity(), trajectory(step=0))(y)[present(y)]
-    torch.testing.assert_close(annealed.mean(-1), y[present(y)].mean(-1), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(annealed.std(-1), y[present(y)].std(-1), rtol=1e-4, atol=1e-5)
+        assert torch.equal(token_mask(noisy), token_mask(y))
+        assert (noisy - y)[token_mask(y)].abs().mean() > 0.1
+    annealed = AnnealedCondition(0.4).replace(nn.Identity(), trajectory(step=0))(y)[token_mask(y)]
+    torch.testing.assert_close(annealed.mean(-1), y[token_mask(y)].mean(-1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(annealed.std(-1), y[token_mask(y)].std(-1), rtol=1e-4, atol=1e-5)
     place = trajectory(step=0)
     with torch.no_grad():
         cads = ConditionAnnealedGuidance(1.0, scale=0.5, positive=model).start(place)(place.x, SIGMA, WORDS).clean
@@ -169,22 +169,24 @@ def test_guiders_read_the_same_embeddings() -> None:
 
 
 def test_digits_by_their_names() -> None:
-    data = DigitWords(batch_size=8, token_channels=16)
+    data = DigitCaptions(batch_size=8, token_channels=16)
     prompts = data.prompts()
-    assert prompts.shape == (10, 5, 16) and present(prompts).sum(1).tolist() == [len(name) for name in NAMES]
-    assert torch.equal(prompts, DigitWords(token_channels=16).prompts())
+    assert prompts.shape == (10, 5, 16) and token_mask(prompts).sum(1).tolist() == [len(name) for name in NAMES]
+    assert torch.equal(prompts, DigitCaptions(token_channels=16).prompts())
     o = prompts[1, 0] - prompts[0, 3]  # the letter o at places 0 and 3: only the places differ
-    torch.testing.assert_close(o, spelled(["o"], channels=16)[0, 0] - spelled(["tttotttt"], channels=16)[0, 3])
+    torch.testing.assert_close(
+        o, spell_number(["o"], channels=16)[0, 0] - spell_number(["tttotttt"], channels=16)[0, 3]
+    )
     means = nn.functional.normalize(prompts.sum(1), dim=-1)
     assert (means @ means.T - torch.eye(10)).max() < 0.95  # no two names look alike to a network that reads the mean
-    digits = super(DigitWords, data).training()
+    digits = super(DigitCaptions, data).training()
     batch = data.training().take(torch.tensor([3, 700]))
     assert batch.condition is not None
     assert torch.equal(batch.condition, prompts[digits.labels[[3, 700]]])  # type: ignore[index]
     x, one = data.heldout()[7]
     assert isinstance(one, Tensor) and one.shape == (5, 16) and x.dtype == torch.uint8
-    with pytest.raises(ValueError, match="SamplesOnly has no embeddings"):
-        SamplesOnly((1, 8, 8)).prompts()
+    with pytest.raises(ValueError, match="NoData has no embeddings"):
+        NoData((1, 8, 8)).prompts()
 
 
 def test_prompts_of_a_file(tmp_path: Path) -> None:
@@ -193,21 +195,21 @@ def test_prompts_of_a_file(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", tokens)
     np.savez(tmp_path / "b.npz", tokens=tokens, mask=np.array([[1, 1, 0], [1, 0, 0]]))
     options = {"data_shape": (1, 8, 8), "token_channels": 4}
-    plain = SamplesOnly(**options, prompt_file=str(tmp_path / "a.npy")).prompts()  # type: ignore[arg-type]
+    plain = NoData(**options, prompt_file=str(tmp_path / "a.npy")).prompts()  # type: ignore[arg-type]
     assert plain.dtype == torch.float32 and torch.equal(plain, torch.from_numpy(tokens).float())
-    hidden = SamplesOnly(**options, prompt_file=str(tmp_path / "b.npz")).prompts()  # type: ignore[arg-type]
-    assert present(hidden).int().tolist() == [[1, 1, 0], [1, 0, 0]] and torch.equal(hidden[0, :2], plain[0, :2])
+    hidden = NoData(**options, prompt_file=str(tmp_path / "b.npz")).prompts()  # type: ignore[arg-type]
+    assert token_mask(hidden).int().tolist() == [[1, 1, 0], [1, 0, 0]] and torch.equal(hidden[0, :2], plain[0, :2])
     np.save(tmp_path / "wrong.npy", tokens[0])
     (tmp_path / "text.npy").write_text("a cat")
     for name, message in (
         ("wrong.npy", r"wrong.npy have shape \(3, 4\); expected \(P, L, 4\)"),
         ("text.npy", "text.npy cannot be read"),
         ("none.npy", "none.npy does not exist"),
-        (None, "SamplesOnly holds no embeddings to draw samples under; set prompt_file"),
+        (None, "NoData holds no embeddings to draw samples under; set prompt_file"),
     ):
         file = None if name is None else str(tmp_path / name)
         with pytest.raises(ValueError, match=message):
-            SamplesOnly(**options, prompt_file=file).prompts()  # type: ignore[arg-type]
+            NoData(**options, prompt_file=file).prompts()  # type: ignore[arg-type]
 
 
 def module(**options: Any) -> DiffusionModule:
@@ -218,7 +220,7 @@ def module(**options: Any) -> DiffusionModule:
 
 
 def test_training_and_evaluation_under_prompts(tmp_path: Path) -> None:
-    data = DigitWords(batch_size=16)
+    data = DigitCaptions(batch_size=16)
     cfg = evaluation(ClassifierFreeGuidance(2.0), num_samples=12, batch_size=5)
     learns = module(label_dropout=0.5, evaluations={"cfg": cfg})
     told_to: list[Tensor] = []
@@ -226,12 +228,14 @@ def test_training_and_evaluation_under_prompts(tmp_path: Path) -> None:
     learns.denoiser.network.embed = lambda c, n: (told_to.append(c), embed(c, n))[1]  # type: ignore[union-attr]
     trainer = tiny_trainer(tmp_path, steps=6)
     trainer.fit(learns, datamodule=data)
-    shares = [float(present(condition).any(1).float().mean()) for condition in told_to]
+    shares = [float(token_mask(condition).any(1).float().mean()) for condition in told_to]
     assert len(shares) == 6 and 0.2 < sum(shares) / 6 < 0.8  # half of them, to four standard deviations of 96 draws
     (samples, size), *_ = learns.sample_sets("test")
     assert size == 5 and [int(samples[i].condition) for i in range(12)] == [*range(10), 0, 1]
     with pytest.raises(ValueError, match="embeddings of 16 channels .* the network reads 32"):
-        tiny_trainer(tmp_path / "other", steps=1).fit(module(), datamodule=DigitWords(batch_size=4, token_channels=16))
+        tiny_trainer(tmp_path / "other", steps=1).fit(
+            module(), datamodule=DigitCaptions(batch_size=4, token_channels=16)
+        )
     with pytest.raises(ValueError, match="needs a model with labels or embeddings"):
         module(label_dropout=0.1, token_channels=0)
 
@@ -244,10 +248,10 @@ def test_training_and_evaluation_under_prompts(tmp_path: Path) -> None:
     alone = SamplingLoop.begin("cfg", cfg, Here(), {}).draw(SampleBatch(index[3:4], index[3:4]), data)  # type: ignore[arg-type]
     assert torch.equal(drawn.condition, index % 10)
     assert (drawn.x[3].int() - alone.x[0].int()).abs().max() <= 1
-    assert torch.equal(told(Here.main, torch.tensor([4, -1]), data)[0], data.prompts()[4])  # type: ignore[index]
-    assert not told(Here.main, torch.tensor([4, -1]), data)[1].any()  # type: ignore[index]
+    assert torch.equal(build_condition(Here.main, torch.tensor([4, -1]), data)[0], data.prompts()[4])  # type: ignore[index]
+    assert not build_condition(Here.main, torch.tensor([4, -1]), data)[1].any()  # type: ignore[index]
     with pytest.raises(ValueError, match="prompt 10 is asked for; the data has prompts 0 to 9"):
-        told(Here.main, torch.tensor([10]), data)
+        build_condition(Here.main, torch.tensor([10]), data)
 
 
 def test_labels_for_an_energy_beside_embeddings_for_the_model() -> None:
@@ -258,7 +262,7 @@ def test_labels_for_an_energy_beside_embeddings_for_the_model() -> None:
             return x
 
     with pytest.raises(ValueError, match=r"a Both wants labels \(3 classes\) beside a model that reads embeddings"):
-        told(Both(), torch.tensor([0]), DigitWords())
+        build_condition(Both(), torch.tensor([0]), DigitCaptions())
 
 
 def test_agreement_class_by_class() -> None:
@@ -273,7 +277,7 @@ def test_agreement_class_by_class() -> None:
         def logits(self, x: Tensor) -> Tensor:
             return nn.functional.one_hot(x[:, 0, 0, 0].long(), 3).float()
 
-    metric = AgreementByClass(Reads())  # type: ignore[arg-type]
+    metric = AccuracyByClass(Reads())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="has seen no real data yet"):
         metric.update(torch.zeros(1, 1, 1, 1), torch.tensor([0]))
     metric.prepare([])

@@ -46,7 +46,7 @@ def test_the_subspace_from_training_to_optimum(tmp_path: Path, monkeypatch: pyte
     command(monkeypatch, "fit", "-c", FOLDER / "score.yaml", *CPU, *few, *small)
     run = tmp_path / "runs/gradient"
     rounds = ["--model.num_rounds", 3, "--model.sampling.num_samples", 5]
-    for name in ("optimise", "exact"):
+    for name in ("optimize", "exact"):
         command(monkeypatch, "test", "-c", FOLDER / f"{name}.yaml", *CPU, *small, *rounds)
         assert [record["round"] for record in history(run / name)] == [0, 1, 2]
     events = EventAccumulator(str(run / "exact/tensorboard"))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from lightning_guide.cli import main
 from lightning_guide.commands.guidance_files import read_guidances
-from lightning_guide.evaluation import PathMetrics
+from lightning_guide.evaluation import MotionMetrics
 from lightning_guide.objectives import Goal, Obstacle
 
 MOTION = Path(__file__).parent.parent / "configs" / "motion"
@@ -42,7 +42,7 @@ def test_metrics_are_means_over_all_paths() -> None:
     goal, obstacle = Goal([3.0, 0.0]), Obstacle([1.5, 0.0], 0.5)
     x = torch.linspace(0.5, 3, 6)
     straight, around = torch.stack([x, 0 * x]), torch.stack([x, 1.0 - (x == 3.0).float()])
-    metric = PathMetrics(goal, obstacle)
+    metric = MotionMetrics(goal, obstacle)
     with pytest.raises(ValueError, match="has seen no paths"):
         metric.compute()
     metric.update(straight[None])

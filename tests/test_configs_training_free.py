@@ -11,7 +11,7 @@ import torch
 
 from lightning_guide.commands.guidance_files import build_guidances, read_guidances
 from lightning_guide.denoiser import Denoiser
-from lightning_guide.networks import EDM2UNet, PictureAutoencoder, PictureNetwork
+from lightning_guide.networks import EDM2UNet, ImageAutoencoder, ImageToImageNetwork
 from lightning_guide.networks.classifiers import NoisyClassifier, SmallClassifier
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.preconditioning import Preconditioned
@@ -47,9 +47,9 @@ def guides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     networks: dict[str, Any] = {
         "guide": SmallClassifier([1, 8, 8], num_classes=10, widths=[8, 16]),
         "noisy_classifier": NoisyClassifier([1, 8, 8], num_classes=10, widths=[8, 16]),
-        "parts": PictureNetwork([1, 8, 8], 3, widths=[8]),
-        "sketch": PictureNetwork([1, 8, 8], 1, widths=[8]),
-        "autoencoder": PictureAutoencoder([1, 8, 8], widths=[8, 16]),
+        "parts": ImageToImageNetwork([1, 8, 8], 3, widths=[8]),
+        "sketch": ImageToImageNetwork([1, 8, 8], 1, widths=[8]),
+        "autoencoder": ImageAutoencoder([1, 8, 8], widths=[8, 16]),
     }
     for name, network in networks.items():
         with torch.no_grad():

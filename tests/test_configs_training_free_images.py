@@ -1,4 +1,4 @@
-"""The files for ImageNet and faces, with randomly initialised networks of the same kind in place of large ones."""
+"""The files for ImageNet and faces, with randomly initialized networks of the same kind in place of large ones."""
 
 from __future__ import annotations
 

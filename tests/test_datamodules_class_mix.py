@@ -72,7 +72,7 @@ def test_the_mix_of_many_classes_is_undone_by_the_extrapolation() -> None:
 
 
 @pytest.mark.parametrize(("target", "expected"), [(0.5, 0.5), (0.55, 0.55), (0.6, 0.596), (0.8, 0.73)])
-def test_separate_modes_move_towards_the_target(target: float, expected: float) -> None:
+def test_separate_modes_move_toward_the_target(target: float, expected: float) -> None:
     """The exact guided flow of two narrow modes far apart meets small shifts and falls short of large ones.
 
     With h half the log-odds of the modes at +-1, D = tanh(x / s^2 + h); (1 + omega) tanh(u + h_a) - omega tanh(u + h_b)

@@ -15,7 +15,7 @@ from PIL import Image
 from datamodules.storage.image_codec import (
     UndecodableError,
     _decoded_directly,
-    decode_picture,
+    decode_image,
     decode_sample,
     from_array,
     from_pil,
@@ -36,7 +36,7 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 def test_png_decodes_as_pil_does(mode: str) -> None:
     """Exactly, for every kind of PNG with up to 8 bits."""
     image = Image.fromarray(PIXELS).convert(mode)
-    x = decode_picture(encoded(image, "PNG"))
+    x = decode_image(encoded(image, "PNG"))
     assert x.dtype == torch.uint8 and x.shape == (3, 12, 10)
     assert np.array_equal(x.permute(1, 2, 0).numpy(), np.asarray(image.convert("RGB")))
 
@@ -46,17 +46,17 @@ def test_lossy_files_decode_as_pil_does(mode: str, kind: str) -> None:
     """Gray and CMYK become RGB."""
     data = encoded(Image.fromarray(PIXELS).convert(mode), kind)
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    assert np.array_equal(decode_picture(data).permute(1, 2, 0).numpy(), expected)
+    assert np.array_equal(decode_image(data).permute(1, 2, 0).numpy(), expected)
 
 
 def test_sixteen_bits_become_eight() -> None:
     """round(v / 257), in gray."""
     gray = np.array([[0, 128, 129, 257], [25700, 65535, 65407, 65406]], dtype=np.uint16)
-    x = decode_picture(encoded(Image.fromarray(gray), "PNG"))
+    x = decode_image(encoded(Image.fromarray(gray), "PNG"))
     assert x.tolist() == [[[0, 0, 1, 1], [100, 255, 255, 254]]] * 3
 
 
-def test_of_sixteen_bits_in_colour_the_upper_eight_are_kept() -> None:
+def test_of_sixteen_bits_in_color_the_upper_eight_are_kept() -> None:
     """Of a PNG, which PIL cannot write: a header, one row without a filter, the end."""
     row = np.array([0, 255, 256, 25700, 65535, 65407], dtype=">u2")  # two pixels
 
@@ -65,23 +65,23 @@ def test_of_sixteen_bits_in_colour_the_upper_eight_are_kept() -> None:
 
     header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
     parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" + row.tobytes())) + chunk(b"IEND", b"")
-    x = decode_picture(b"\x89PNG\r\n\x1a\n" + parts)
+    x = decode_image(b"\x89PNG\r\n\x1a\n" + parts)
     assert x.movedim(0, -1).tolist() == [[[0, 0, 1], [100, 255, 255]]]
 
 
 def test_why_a_file_is_no_picture_is_said_without_addresses() -> None:
-    for decode in (decode_picture, decode_sample):
+    for decode in (decode_image, decode_sample):
         with pytest.raises(UndecodableError, match="^no picture in a format that PIL reads$"):
             decode(b"not a picture")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_corrupt_files_are_recognised(kind: str) -> None:
+def test_corrupt_files_are_recognized(kind: str) -> None:
     """Cut off, empty, and no picture at all."""
     whole = encoded(Image.fromarray(PIXELS), kind)
     for data in (whole[: len(whole) // 2], whole[:4], b"", b"not a picture"):
         with pytest.raises(UndecodableError):
-            decode_picture(data)
+            decode_image(data)
 
 
 @pytest.mark.parametrize(("side", "size"), [(32, 8), (9, 3), (12, 2), (10, 10), (10, 4), (7, 5)])
@@ -134,7 +134,7 @@ def test_the_quick_way_is_taken_and_refuses_what_is_cut_off(kind: str) -> None:
         except (OSError, SyntaxError):
             assert _decoded_directly(whole[:length]) is None
             with pytest.raises(UndecodableError):
-                decode_picture(whole[:length])
+                decode_image(whole[:length])
 
 
 def test_what_is_rare_is_left_to_pil() -> None:
@@ -145,4 +145,4 @@ def test_what_is_rare_is_left_to_pil() -> None:
     assert _decoded_directly(encoded(picture.convert("CMYK"), "JPEG")) is None
     transparent = io.BytesIO()
     picture.save(transparent, "PNG", transparency=(1, 2, 3))
-    assert torch.equal(decode_picture(transparent.getvalue()), torch.from_numpy(PIXELS.copy()).permute(2, 0, 1))
+    assert torch.equal(decode_image(transparent.getvalue()), torch.from_numpy(PIXELS.copy()).permute(2, 0, 1))

@@ -13,8 +13,8 @@ import torch
 from jsonargparse import ArgumentParser
 from torch import Tensor
 
-from datamodules import Pictures, Shards, write_shards
-from datamodules.commands.convert import ClassFolder, PictureArchive
+from datamodules import ImageFolder, Shards, write_shards
+from datamodules.commands.convert import ClassFolder, ImageArchive
 from lightning_guide.utils.images import encode_png
 
 COUNT = 40
@@ -45,7 +45,7 @@ def archive(place: Path, files: dict[str, bytes] | None = None, kind: int = zipf
     return str(place)
 
 
-def everything(data: Pictures | Shards, split: str) -> list[tuple[int, int]]:
+def everything(data: ImageFolder | Shards, split: str) -> list[tuple[int, int]]:
     """(number of the picture, label) of a split, found by its pixels."""
     examples = getattr(data, split)()
     known = {picture(i).numpy().tobytes(): i for i in range(COUNT)}
@@ -60,14 +60,14 @@ def test_folders_and_archives_are_the_same_data(tmp_path: Path, kind: str, cache
         if kind == "folder"
         else archive(tmp_path / "a.zip", kind=zipfile.ZIP_STORED if kind == "stored" else zipfile.ZIP_DEFLATED)
     )
-    data = Pictures(place, 0.25, num_classes=2, cache=cache)
+    data = ImageFolder(place, 0.25, num_classes=2, cache=cache)
     assert data.data_shape == (3, 8, 8)
     train, heldout = everything(data, "training"), everything(data, "heldout")
     assert sorted(train + heldout) == [(i, i % 2) for i in range(COUNT)]
     assert 3 <= len(heldout) <= 17
     # the split follows from the names: the same for a file that stays when others come and go
-    again = Pictures(place, 0.25, num_classes=2, cache=cache)
-    assert everything(again, "heldout") == heldout and everything(Pictures(place, 0.25), "heldout") == [
+    again = ImageFolder(place, 0.25, num_classes=2, cache=cache)
+    assert everything(again, "heldout") == heldout and everything(ImageFolder(place, 0.25), "heldout") == [
         (i, -1) for i, _ in heldout
     ]
 
@@ -76,30 +76,30 @@ def test_labels_of_dataset_json_and_a_place_of_its_own_for_heldout(tmp_path: Pat
     names = [f"00000/img{i:08d}.png" for i in range(COUNT)]
     rows = {"labels": [[name, (i * 7) % 5] for i, name in enumerate(names)]}
     files = {name: encode_png(picture(i)) for i, name in enumerate(names)}
-    labelled = files | {"dataset.json": json.dumps(rows).encode()}
-    data = Pictures(archive(tmp_path / "a.zip", labelled), archive(tmp_path / "b.zip", labelled), num_classes=5)
+    labeled = files | {"dataset.json": json.dumps(rows).encode()}
+    data = ImageFolder(archive(tmp_path / "a.zip", labeled), archive(tmp_path / "b.zip", labeled), num_classes=5)
     assert everything(data, "training") == everything(data, "heldout") == [(i, (i * 7) % 5) for i in range(COUNT)]
-    unlabelled = files | {"dataset.json": b'{"labels": null}'}
-    place = archive(tmp_path / "c.zip", unlabelled)
-    assert {label for _, label in everything(Pictures(place, place), "training")} == {-1}
+    unlabeled = files | {"dataset.json": b'{"labels": null}'}
+    place = archive(tmp_path / "c.zip", unlabeled)
+    assert {label for _, label in everything(ImageFolder(place, place), "training")} == {-1}
     with pytest.raises(ValueError, match=r"00000/img00000000.png in .*c.zip has no label; expected 0 to 4"):
-        Pictures(place, place, num_classes=5)
+        ImageFolder(place, place, num_classes=5)
 
 
 def test_an_archive_is_converted_to_shards(tmp_path: Path) -> None:
-    write_shards(PictureArchive(archive(tmp_path / "a.zip")), tmp_path / "shards", name="train", records_per_shard=16)
+    write_shards(ImageArchive(archive(tmp_path / "a.zip")), tmp_path / "shards", name="train", records_per_shard=16)
     path = str(tmp_path / "shards" / "train-*.tar")
     assert sorted(everything(Shards(path, path, num_classes=2), "training")) == [(i, i % 2) for i in range(COUNT)]
     told = json.loads((tmp_path / "shards" / "train.json").read_text())
     assert told["classes"] == ["ant", "cat"]
     with pytest.raises(ValueError, match="00.png in .*c.zip has no label; expected a class folder"):
-        PictureArchive(archive(tmp_path / "c.zip", {"00.png": encode_png(picture(0))}))
+        ImageArchive(archive(tmp_path / "c.zip", {"00.png": encode_png(picture(0))}))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_training_stream_reads_archives_in_workers(tmp_path: Path, workers: int) -> None:
     place = archive(tmp_path / "a.zip")
-    data = Pictures(place, place, num_classes=2, cache=False, batch_size=16, num_workers=workers)
+    data = ImageFolder(place, place, num_classes=2, cache=False, batch_size=16, num_workers=workers)
     batches = iter(data.train_dataloader())
     known = {picture(i).numpy().tobytes(): i for i in range(COUNT)}
     seen = []
@@ -114,12 +114,12 @@ def test_the_training_stream_reads_archives_in_workers(tmp_path: Path, workers: 
 def test_pictures_are_shrunk_and_mixed_sizes_refused(tmp_path: Path) -> None:
     files = {f"a/{i}.png": encode_png(picture(i, 16 if i else 8)) for i in range(4)}
     place = folder(tmp_path / "mixed", files)
-    assert Pictures(place, place, size=4).training()[1][0].shape == (3, 4, 4)
+    assert ImageFolder(place, place, size=4).training()[1][0].shape == (3, 4, 4)
     with pytest.raises(ValueError, match=r"a/1.png in .*mixed has 16x16 pixels; expected 8x8"):
-        Pictures(place, place).training()
+        ImageFolder(place, place).training()
     other = folder(tmp_path / "other", {"a/0.png": encode_png(picture(0, 4))})
     with pytest.raises(ValueError, match=r"heldout pictures in .*other have shape \(3, 4, 4\); expected \(3, 8, 8\)"):
-        Pictures(folder(tmp_path / "small"), other).heldout()
+        ImageFolder(folder(tmp_path / "small"), other).heldout()
 
 
 @pytest.mark.parametrize("cache", [True, False])
@@ -131,7 +131,7 @@ def test_corrupt_pictures_are_counted_and_left_out(tmp_path: Path, cache: bool) 
     at = damaged.find(files["cat/deep/003.png"])
     damaged[at + 50] ^= 0xFF  # now its checksum in the archive is wrong
     place.write_bytes(damaged)
-    data = Pictures(str(place), str(place), num_classes=2, cache=cache)
+    data = ImageFolder(str(place), str(place), num_classes=2, cache=cache)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         numbers = {i for i, _ in everything(data, "training")}
@@ -151,29 +151,29 @@ def test_corrupt_pictures_are_counted_and_left_out(tmp_path: Path, cache: bool) 
 )
 def test_mistakes_are_one_sentence(tmp_path: Path, arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        Pictures(**({"train": folder(tmp_path / "a"), "heldout": 0.5} | arguments)).heldout()
+        ImageFolder(**({"train": folder(tmp_path / "a"), "heldout": 0.5} | arguments)).heldout()
 
 
 def test_other_files_and_damaged_lists_are_named(tmp_path: Path) -> None:
     (tmp_path / "no.zip").write_bytes(b"PK, but not really")
     with pytest.raises(ValueError, match="no.zip is damaged, or no zip archive"):
-        Pictures(str(tmp_path / "no.zip"))
+        ImageFolder(str(tmp_path / "no.zip"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty holds no pictures here; expected files ending in .jpg"):
-        Pictures(str(tmp_path / "empty"))
+        ImageFolder(str(tmp_path / "empty"))
     for text in (b"{", b'{"labels": [["a.png", "cat"]]}', b"[]"):
         place = folder(tmp_path / "listed", {"a.png": encode_png(picture(0)), "dataset.json": text})
         with pytest.raises(ValueError, match="dataset.json in .*listed is damaged .*expected"):
-            Pictures(place, place)
+            ImageFolder(place, place)
 
 
 def test_hidden_files_and_those_that_macos_adds_are_no_pictures(tmp_path: Path) -> None:
     junk = {name: b"\x00\x05\x16\x07" for name in ("__MACOSX/cat/._001.png", "cat/._001.png", ".trash/001.png")}
     files = contents() | junk
     place = folder(tmp_path / "a", files)
-    for data in (PictureArchive(archive(tmp_path / "a.zip", files)), ClassFolder(place)):
+    for data in (ImageArchive(archive(tmp_path / "a.zip", files)), ClassFolder(place)):
         assert len(data) == COUNT and list(data.classes) == ["ant", "cat"]
-    whole = Pictures(place, place, num_classes=2)
+    whole = ImageFolder(place, place, num_classes=2)
     assert sorted(everything(whole, "training")) == [(i, i % 2) for i in range(COUNT)] and not whole.corrupt
 
 
@@ -187,12 +187,12 @@ def test_an_encrypted_archive_is_said_to_be_so(tmp_path: Path) -> None:
     place.write_bytes(data)
     with pytest.raises(ValueError, match=r"none of the 40 pictures in .*a.zip can be decoded"):
         with pytest.warns(UserWarning, match="is encrypted, password required"):
-            Pictures(str(place), str(place))
+            ImageFolder(str(place), str(place))
 
 
 def test_a_share_may_be_said_on_the_command_line() -> None:
     parser = ArgumentParser()
-    parser.add_class_arguments(Pictures, "data")
+    parser.add_class_arguments(ImageFolder, "data")
     for given in ("0.25", "elsewhere"):
         parsed = parser.parse_args(["--data.train=here", f"--data.heldout={given}"]).data.heldout
         assert parsed == (0.25 if given == "0.25" else given)

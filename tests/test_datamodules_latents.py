@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from callbacks import SampleGrid
-from datamodules import Latents, SamplesOnly, Shards
+from datamodules import Latents, NoData, Shards
 from datamodules.commands.encode import encode
 from datamodules.stream import Stream
 from lightning_guide.cli import main
@@ -166,10 +166,10 @@ def test_scale_and_pictures(encoded: Path) -> None:
     assert pictures.dtype == torch.uint8 and pictures.shape == (11, 3, 4, 4)
     assert (pictures.int() - blocks.int()).abs().max() <= 1
     assert data.decode(x + 100).min() == 255 and data.decode(x - 100).max() == 0
-    only = SamplesOnly((3, 2, 2), vae=vae, mean=(1.0, 1.5, 2.0), std=(0.5, 1.0, 2.0))
+    only = NoData((3, 2, 2), vae=vae, mean=(1.0, 1.5, 2.0), std=(0.5, 1.0, 2.0))
     assert torch.equal(only.decode(x), pictures)
     with pytest.raises(ValueError, match="the latents have 3 channels; mean and std have 4"):
-        SamplesOnly((3, 2, 2), vae=vae)
+        NoData((3, 2, 2), vae=vae)
     with pytest.raises(ValueError, match="all std > 0"):
         latents(encoded, std=(1.0, 0.0, 1.0))
     batch = data.on_after_batch_transfer(data.visits()[range(4)], 0)

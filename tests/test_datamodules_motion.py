@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from datamodules import Trajectories
-from datamodules.motion import GAITS, walks
+from datamodules.motion import GAITS, generate_walks
 
 
 def drawn(label: int, count: int, **options: float) -> Tensor:
     labels = torch.full((count,), label)
-    return walks(labels, torch.Generator().manual_seed(0), **options).double()  # type: ignore[arg-type]
+    return generate_walks(labels, torch.Generator().manual_seed(0), **options).double()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("label", range(len(GAITS)))
@@ -40,7 +40,7 @@ def test_without_chance_a_walker_goes_straight_and_sways(monkeypatch: pytest.Mon
         "datamodules.motion.GAITS", tuple(type(g)(g.name, g.speed, 0.0, g.sway, g.steps) for g in GAITS)
     )
     generator = torch.Generator().manual_seed(5)
-    paths = walks(torch.tensor([3, 0]), generator, frames=7, seconds=0.1).double()
+    paths = generate_walks(torch.tensor([3, 0]), generator, frames=7, seconds=0.1).double()
     start, phase = 2 * math.pi * torch.rand(2, 2, 1, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     for i, gait in enumerate((GAITS[3], GAITS[0])):
         s, p, along = float(start[i]), float(phase[i]), 0.0
@@ -63,7 +63,7 @@ def test_data() -> None:
     path, steps = data.training().x[5], x[5]
     for frame in (0, 1, 63):  # encoded are steps, the first one from the origin
         before = path[:, frame - 1] if frame else torch.zeros(2)
-        torch.testing.assert_close(steps[:, frame], (path[:, frame] - before) / data.metres)
+        torch.testing.assert_close(steps[:, frame], (path[:, frame] - before) / data.meters)
     other = Trajectories(batch_size=32, training_size=4096, heldout_size=64, seed=1)
     assert torch.equal(other.training().x, data.training().x)
     assert not torch.equal(data.heldout().x, data.training().x[:64])
@@ -73,4 +73,4 @@ def test_mistakes() -> None:
     with pytest.raises(ValueError, match="positive frames"):
         Trajectories(frames=0)
     with pytest.raises(ValueError, match="positive frames"):
-        Trajectories(metres=0)
+        Trajectories(meters=0)

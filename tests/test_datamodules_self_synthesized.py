@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from callbacks import PostHocEMA
-from datamodules import Points, SelfSynthesised, Shards
+from datamodules import Points, SelfSynthesized, Shards
 from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory
 from lightning_guide.distributions.gaussian_mixture import gaussian
 from lightning_guide.guidance import Autoguidance, Guidance, Main, Snapshot
@@ -21,7 +21,7 @@ from lightning_guide.runs.run import finished_model, pretrained
 from lightning_guide.samplers import Euler
 from lightning_guide.seeds import SampleSeeds, mix
 from lightning_guide.training.losses import EDMLoss
-from lightning_guide.utils.distributed import together
+from lightning_guide.utils.distributed import run_on_all_ranks
 from tests.processes import Processes, kill
 from tests.ranks import options
 from tests.runs import SAMPLER, TinyNetwork, TinyPictures, tiny_module, tiny_trainer
@@ -37,9 +37,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def synthetic(base: Path | str, folder: Path | str, **changed: Any) -> SelfSynthesised:
+def synthetic(base: Path | str, folder: Path | str, **changed: Any) -> SelfSynthesized:
     settings: dict[str, Any] = {"data": TinyPictures(), "sampler": SAMPLER, "chunk_size": CHUNK, "num_samples": COUNT}
-    return SelfSynthesised(**{"run": str(base), "folder": str(folder), **settings, **changed})
+    return SelfSynthesized(**{"run": str(base), "folder": str(folder), **settings, **changed})
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -112,7 +112,7 @@ def _points_model() -> Denoiser:
     return tiny_module(TinyNetwork((2,), 0)).denoiser
 
 
-def test_colour_pictures_are_shards_as_any(tmp_path: Path) -> None:
+def test_color_pictures_are_shards_as_any(tmp_path: Path) -> None:
     pictures = TinyPictures(shape=(3, 4, 4))
     module = tiny_module(TinyNetwork((3, 4, 4)), average=None)
     tiny_trainer(tmp_path / "base", PostHocEMA(16), steps=4).fit(module, datamodule=pictures)
@@ -262,7 +262,7 @@ def test_any_error_of_one_process_keeps_its_type_and_is_told_to_the_others(
         raise failure
 
     with pytest.raises(type(failure), match=str(failure)):
-        together(act)
+        run_on_all_ranks(act)
     assert len(told) == 1 and str(failure) in told[0]
 
 
@@ -294,7 +294,7 @@ class Bad(Guidance):
         return predict
 
 
-def synthesise(base: str, folder: str, world: int, bad: bool = False, slow: bool = False) -> None:
+def synthesize(base: str, folder: str, world: int, bad: bool = False, slow: bool = False) -> None:
     """One training step on a synthetic set, which it draws first."""
     sampler = Slow(SAMPLER.grid) if slow else SAMPLER
     data = synthetic(base, folder, guidance=Bad() if bad else None, sampler=sampler, num_samples=23)
@@ -302,7 +302,7 @@ def synthesise(base: str, folder: str, world: int, bad: bool = False, slow: bool
     tiny_trainer(Path(folder) / "run", steps=1, **options(world)).fit(module, datamodule=data)
 
 
-SYNTHESISE = ("tests.test_datamodules_self_synthesized", "synthesise")
+SYNTHESIZE = ("tests.test_datamodules_self_synthesized", "synthesize")
 
 
 def made(folder: Path) -> dict[str, bytes]:
@@ -313,13 +313,13 @@ def test_two_processes_make_the_same_bytes_as_one(processes: Processes, base: Pa
     for world in (1, 2):
         folder = tmp_path / str(world)
         folder.mkdir()
-        processes.call_ranks(world, SYNTHESISE, folder / "log", base=str(base), folder=str(folder), world=world)
+        processes.call_ranks(world, SYNTHESIZE, folder / "log", base=str(base), folder=str(folder), world=world)
     assert len(made(tmp_path / "1")) == 7 and made(tmp_path / "1") == made(tmp_path / "2")
 
 
 def test_bad_samples_of_one_process_end_both(processes: Processes, base: Path, tmp_path: Path) -> None:
     arguments: dict[str, Any] = {"base": str(base), "folder": str(tmp_path), "world": 2, "bad": True}
-    pids = processes.start_ranks(2, SYNTHESISE, tmp_path / "log", **arguments)
+    pids = processes.start_ranks(2, SYNTHESIZE, tmp_path / "log", **arguments)
     assert [processes.wait(pid) for pid in pids] == [1, 1]
     for number in range(2):
         said = (tmp_path / f"log.{number}").read_text()
@@ -331,14 +331,14 @@ def test_killed_in_the_middle_and_started_again(processes: Processes, base: Path
     arguments: dict[str, Any] = {"base": str(base), "world": 1, "slow": True}
     for folder in (whole, parted):
         folder.mkdir()
-    processes.call(SYNTHESISE, whole / "log", folder=str(whole), **arguments)
-    pid = processes.start(SYNTHESISE, parted / "log", folder=str(parted), **arguments)
+    processes.call(SYNTHESIZE, whole / "log", folder=str(whole), **arguments)
+    pid = processes.start(SYNTHESIZE, parted / "log", folder=str(parted), **arguments)
     while len(list(parted.glob("*.tar"))) < 2:
         time.sleep(0.005)
     kill(pid)
     assert processes.wait(pid) == -9
     first = {path.name: path.stat().st_mtime_ns for path in parted.glob("*.tar")}
     assert 2 <= len(first) < 6
-    processes.call(SYNTHESISE, parted / "log", folder=str(parted), **arguments)
+    processes.call(SYNTHESIZE, parted / "log", folder=str(parted), **arguments)
     assert made(parted) == made(whole)
     assert all((parted / name).stat().st_mtime_ns == stamp for name, stamp in first.items())

@@ -12,7 +12,7 @@ import torch
 from datamodules import Digits, TensorExamples
 from datamodules.base_images import ImageData
 from datamodules.examples import Visits
-from datamodules.stream import Stream, order, shares
+from datamodules.stream import Stream, epoch_order, split_evenly
 from lightning_guide.data import Batch
 
 COUNT = 23
@@ -53,7 +53,7 @@ def trainer(rank: int, world: int, seen: int = 0, *, distributed_sampler: bool =
 
 def expected(first: int, count: int, seed: int = 0) -> list[int]:
     """The stream by its definition, element by element."""
-    return [int(order(seed, k // COUNT, COUNT)[k % COUNT]) for k in range(first, first + count)]
+    return [int(epoch_order(seed, k // COUNT, COUNT)[k % COUNT]) for k in range(first, first + count)]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -112,7 +112,7 @@ def test_flip_depends_on_seed_and_position_alone() -> None:
 @pytest.mark.parametrize(("count", "world"), [(23, 1), (23, 2), (23, 4), (1, 2), (8, 2)])
 def test_shares_split_exactly(count: int, world: int) -> None:
     """Every element once over all ranks, in batches that are full but for the last."""
-    ranks = [shares(count, 3, rank=rank, world=world) for rank in range(world)]
+    ranks = [split_evenly(count, 3, rank=rank, world=world) for rank in range(world)]
     assert sorted(i for batches in ranks for batch in batches for i in batch) == list(range(count))
     assert all(len(batch) == 3 for batches in ranks for batch in batches[:-1])
     assert [[i for batch in batches for i in batch] for batches in ranks] == [

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from callbacks import PostHocEMA
 from lightning_guide.training.monitor import TrainingDivergedError
-from lightning_guide.utils.errors import circumstance
+from lightning_guide.utils.errors import explain_runtime_error
 from tests import runs
 from tests.processes import Processes
 from tests.ranks import TRAIN, options, rank, seen, train
@@ -95,9 +95,9 @@ def test_a_rank_that_dies_ends_the_others_and_the_run_goes_on(processes: Process
     assert [processes.wait(pid, seconds=90) for pid in pids] == [1, -signal.SIGKILL]
     assert time.monotonic() - begin < 60
     said = (tmp_path / "log.0").read_text().strip().rpartition("RuntimeError: ")[2]
-    sentence = circumstance(said)
+    sentence = explain_runtime_error(said)
     assert sentence is not None and sentence.startswith("another process of this run died or hangs (")
-    assert circumstance("mat1 and mat2 shapes cannot be multiplied") is None
+    assert explain_runtime_error("mat1 and mat2 shapes cannot be multiplied") is None
     assert runs.checkpoint(tmp_path)["global_step"] == 3
     processes.call_ranks(2, TRAIN, tmp_path / "log", **arguments)
     assert_same(runs.checkpoint(tmp_path), runs.checkpoint(pair))

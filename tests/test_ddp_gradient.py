@@ -12,9 +12,9 @@ from callbacks import RunCheckpoint
 from callbacks.checkpoint import newest_checkpoint
 from lightning_guide.distributions.subspace import Direction, SubspaceGaussian
 from lightning_guide.modules.gradient_fine_tuning import GradientFineTuning
-from lightning_guide.modules.gradient_optimization import GradientOptimisation
+from lightning_guide.modules.gradient_optimization import GradientOptimization
 from lightning_guide.objectives import Quadratic
-from lightning_guide.optimization import Gain, MeanRefit, Shifted
+from lightning_guide.optimization import GainTarget, MeanRefit, Shifted
 from lightning_guide.training.learning_rate import InverseSqrtRate
 from tests.processes import Processes
 from tests.ranks import options
@@ -24,11 +24,11 @@ from tests.test_modules_gradient import data, sampling, u_of
 SAMPLES = 13  # 7 and 6, in batches of 2: one process draws one batch more than the other
 
 
-def optimise(folder: str, world: int, *, at: Any, rounds: int) -> None:
+def optimize(folder: str, world: int, *, at: Any, rounds: int) -> None:
     """Algorithm 1 on `world` ranks."""
     chosen = sampling(samples=SAMPLES, batch_size=2)
-    module = GradientOptimisation(
-        SubspaceGaussian(), Quadratic(Direction()), chosen, num_rounds=rounds, at=at, target=Gain(0.4)
+    module = GradientOptimization(
+        SubspaceGaussian(), Quadratic(Direction()), chosen, num_rounds=rounds, at=at, target=GainTarget(0.4)
     )
     trainer = tiny_trainer(folder, limit_test_batches=1.0, **options(world))
     trainer.test(module, datamodule=data(), verbose=False)
@@ -44,7 +44,7 @@ def fine_tune(folder: str, world: int, *, steps: int, every: int = 1000) -> None
         objective=Quadratic(Direction()),
         sampling=sampling(samples=SAMPLES, batch_size=4),
         steps_per_round=2,
-        target=Gain(0.2),
+        target=GainTarget(0.2),
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1.0),
         learning_rate=InverseSqrtRate(1.0),
     )
@@ -64,7 +64,7 @@ def test_algorithm_1_has_the_numbers_of_one_process(processes: Processes, tmp_pa
         folder.mkdir()
         for rounds in stops:
             arguments: dict[str, Any] = {"folder": str(folder), "world": world, "at": at, "rounds": rounds}
-            processes.call_ranks(world, ("tests.test_ddp_gradient", "optimise"), folder / "log", **arguments)
+            processes.call_ranks(world, ("tests.test_ddp_gradient", "optimize"), folder / "log", **arguments)
     alone, both = history(tmp_path / "1"), history(tmp_path / "2")
     assert len(alone) == len(both) == 8 and len({record["objective"] for record in alone}) == 8
     for one, two in zip(alone, both, strict=True):

@@ -236,7 +236,7 @@ def test_a_stored_target_is_returned_exactly() -> None:
     assert sorted(twice.tolist())[-2:] == [0, 1]
 
 
-def test_nearly_equal_profiles_share_instead_of_cancelling() -> None:
+def test_nearly_equal_profiles_share_instead_of_canceling() -> None:
     stored = [(1e6, 0.05), (1e6, 0.05), (1e6 + 1e-3, 0.05), (1e6 + 1e-3, 0.1)]
     weights = ema.reconstruction_weights(stored, [(1e6 + 1e-3, 0.07)])[:, 0]
     assert float(weights.sum()) == pytest.approx(1, abs=1e-12) and weights.abs().max() < 3

@@ -8,20 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_guide.evaluation import ClassAgreement, ClassifierFeatures
+from lightning_guide.evaluation import ClassAccuracy, ClassifierFeatures
 from lightning_guide.networks.classifiers import SmallClassifier
 from lightning_guide.snapshots import SnapshotStore
 
 
 @pytest.fixture
-def metric(tmp_path: Path) -> ClassAgreement:
+def metric(tmp_path: Path) -> ClassAccuracy:
     """Of a classifier that sees class 2 in everything."""
     network = SmallClassifier([1, 4, 4], num_classes=3, widths=[8])
     with torch.no_grad():
         network.head.weight.zero_()
         network.head.bias.copy_(torch.tensor([0.0, 1.0, 2.0]))
     SnapshotStore(tmp_path / "snapshots").save(network.state_dict(), images=9, sigma_rel=0.0, recipe=network.recipe)
-    metric = ClassAgreement(ClassifierFeatures(str(tmp_path)))
+    metric = ClassAccuracy(ClassifierFeatures(str(tmp_path)))
     metric.prepare([])
     return metric
 
@@ -31,18 +31,18 @@ def pictures(count: int) -> Tensor:
     return torch.randint(256, (count, 1, 4, 4), dtype=torch.uint8)
 
 
-def test_counts_labelled_samples_only(metric: ClassAgreement) -> None:
+def test_counts_labeled_samples_only(metric: ClassAccuracy) -> None:
     metric.update(pictures(5), torch.tensor([2, 2, 1, -1, 0]))
     metric.update(pictures(2), torch.tensor([2, -1]))
     metric.update(pictures(3), None)
     assert metric.compute()["class_agreement"].item() == pytest.approx(3 / 5)
 
 
-def test_without_labels_there_is_no_number(metric: ClassAgreement) -> None:
+def test_without_labels_there_is_no_number(metric: ClassAccuracy) -> None:
     metric.update(pictures(3), torch.full((3,), -1))
     assert metric.compute()["class_agreement"].isnan()
 
 
 def test_a_missing_classifier_is_reported_before_samples_are_drawn(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no classifier in the run '.*nowhere': .* does not exist"):
-        ClassAgreement(ClassifierFeatures(str(tmp_path / "nowhere"))).prepare([])
+        ClassAccuracy(ClassifierFeatures(str(tmp_path / "nowhere"))).prepare([])

@@ -108,8 +108,8 @@ def test_inception_features_and_score_are_those_of_torch_fidelity(inception: tup
     p = logits.double().softmax(1)
     expected = (p * (p / p.mean(0)).log()).sum(1).mean().exp().item()
     assert metric.compute()["inception_score"].item() == pytest.approx(expected, rel=1e-6)
-    grey = pictures(2, 1, 8, 8)
-    assert torch.equal(extractor(grey), extractor(grey.expand(-1, 3, -1, -1)))
+    gray = pictures(2, 1, 8, 8)
+    assert torch.equal(extractor(gray), extractor(gray.expand(-1, 3, -1, -1)))
 
 
 def test_what_inception_cannot_load_is_named_and_nothing_is_run(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from lightning_guide.evaluation import (
     FrechetInterval,
     InceptionScore,
     KernelDistance,
-    Memorisation,
+    Memorization,
     PrecisionRecall,
     RawPixels,
     SampleMetric,
@@ -132,15 +132,15 @@ def test_kid_has_no_bias_where_the_plain_mean_has(generator: torch.Generator) ->
     assert abs(mean) < 3 * error and error < 0.05  # the biased one would be 2 (E k(x, x) - E k(x, y)) / 20 = .7
 
 
-def test_copies_of_real_examples_are_memorised_and_fresh_draws_are_not(generator: torch.Generator) -> None:
+def test_copies_of_real_examples_are_memorized_and_fresh_draws_are_not(generator: torch.Generator) -> None:
     real, fresh = torch.randn(500, 8, generator=generator), torch.randn(100, 8, generator=generator)
-    assert score(Memorisation(RawPixels()), real, fresh)["memorised"] < 0.02
+    assert score(Memorization(RawPixels()), real, fresh)["memorized"] < 0.02
     near = real[:100] + 1e-3 * torch.randn(100, 8, generator=generator)
-    assert score(Memorisation(RawPixels()), real, near)["memorised"] == 1
-    half = score(Memorisation(RawPixels(), chunk=7), real, torch.cat([near[:50], fresh[:50]]))
-    assert half["memorised"] == pytest.approx(0.5, abs=0.02)
-    one = score(Memorisation(RawPixels()), torch.tensor([[0.0], [4.0]]), torch.tensor([[1.0], [0.9], [2.0]]))
-    assert one == {"memorised": pytest.approx(1 / 3), "nearest": pytest.approx(1.3)}  # 1 / 3 itself is not below
+    assert score(Memorization(RawPixels()), real, near)["memorized"] == 1
+    half = score(Memorization(RawPixels(), chunk=7), real, torch.cat([near[:50], fresh[:50]]))
+    assert half["memorized"] == pytest.approx(0.5, abs=0.02)
+    one = score(Memorization(RawPixels()), torch.tensor([[0.0], [4.0]]), torch.tensor([[1.0], [0.9], [2.0]]))
+    assert one == {"memorized": pytest.approx(1 / 3), "nearest": pytest.approx(1.3)}  # 1 / 3 itself is not below
 
 
 def test_the_interval_covers_the_limit_and_the_limit_has_less_bias(generator: torch.Generator) -> None:
@@ -175,7 +175,7 @@ def test_the_interval_is_that_of_the_plain_distance_and_does_not_depend_on_batch
     [
         (lambda: DensityCoverage(RawPixels(), k=0), "DensityCoverage needs k >= 1"),
         (lambda: CMMD(RawPixels(), bandwidth=0), "positive bandwidth, got 0"),
-        (lambda: Memorisation(RawPixels(), ratio=1), "ratio between 0 and 1, got 1"),
+        (lambda: Memorization(RawPixels(), ratio=1), "ratio between 0 and 1, got 1"),
         (lambda: KernelDistance(RawPixels(), max_reference=1), "max_reference >= 2, got 1"),
         (lambda: FrechetInterval(RawPixels(), resamples=1), "resamples >= 10"),
     ],
@@ -185,7 +185,7 @@ def test_settings_that_mean_nothing_are_refused(make: Any, sentence: str) -> Non
         make()
 
 
-@pytest.mark.parametrize("kind", [KernelDistance, CMMD, Memorisation, DensityCoverage])
+@pytest.mark.parametrize("kind", [KernelDistance, CMMD, Memorization, DensityCoverage])
 def test_too_few_samples_are_counted(kind: Any) -> None:
     metric = kind(RawPixels())
     with pytest.raises(ValueError, match=f"{kind.__name__} has seen no real data yet"):
@@ -208,7 +208,7 @@ def all_metrics(rank: int, world: int) -> list[dict[str, float]]:
         KernelDistance(RawPixels()),
         CMMD(RawPixels()),
         DensityCoverage(RawPixels()),
-        Memorisation(RawPixels()),
+        Memorization(RawPixels()),
         FrechetInterval(RawPixels()),
         InceptionScore(Logits()),
     ]

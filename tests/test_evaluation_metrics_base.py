@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_guide.data import Batch
 from lightning_guide.evaluation import (
     CMMD,
-    ClassAgreement,
+    ClassAccuracy,
     ClassifierFeatures,
     ClassShares,
     ClipScore,
@@ -23,7 +23,7 @@ from lightning_guide.evaluation import (
     FrechetInterval,
     InceptionScore,
     KernelDistance,
-    Memorisation,
+    Memorization,
     OffSupport,
     PrecisionRecall,
     RawPixels,
@@ -52,7 +52,7 @@ def prepared(run: str) -> list[SampleMetric]:
     metrics: list[SampleMetric] = [
         FrechetDistance(RawPixels()),
         PrecisionRecall(RawPixels(), k=2),
-        ClassAgreement(ClassifierFeatures(run)),
+        ClassAccuracy(ClassifierFeatures(run)),
         ClassShares(ClassifierFeatures(run)),
         OffSupport(3),
         ClipScore(Words(), ["dark", "light"]),  # type: ignore[arg-type]
@@ -180,14 +180,14 @@ def test_memory_grows_with_the_samples_only_where_all_features_are_needed(tmp_pa
     constant: list[SampleMetric] = [
         FrechetDistance(RawPixels()),
         InceptionScore(Judge()),
-        ClassAgreement(ClassifierFeatures(save_classifier(tmp_path))),
+        ClassAccuracy(ClassifierFeatures(save_classifier(tmp_path))),
         ClassShares(ClassifierFeatures(str(tmp_path))),
         OffSupport(3),
         ClipScore(Words(), ["dark", "light"]),  # type: ignore[arg-type]
     ]
     growing: list[SampleMetric] = [
         kind(RawPixels())
-        for kind in (KernelDistance, CMMD, PrecisionRecall, DensityCoverage, Memorisation, FrechetInterval)
+        for kind in (KernelDistance, CMMD, PrecisionRecall, DensityCoverage, Memorization, FrechetInterval)
     ]
     for number, metric in enumerate([*constant, *growing]):
         metric.prepare([Batch(pictures(20, 0))])

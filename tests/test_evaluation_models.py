@@ -178,7 +178,7 @@ def test_data_of_another_shape_or_class_count_are_refused(run: Path, tmp_path: P
         fit(TinyNetwork(), classes=4)
     with pytest.raises(ValueError, match="the data has 0 classes, the network 3"):
         fit(TinyNetwork(), classes=0)
-    fit(TinyNetwork(num_classes=0), classes=3)  # an unconditional network on labelled data
+    fit(TinyNetwork(num_classes=0), classes=3)  # an unconditional network on labeled data
 
     # a config that fits the data, on a run that does not
     network = TinyNetwork((1, 3, 3))
@@ -195,7 +195,7 @@ def test_labels_out_of_range_are_refused(run: Path, label: int) -> None:
 
 
 def test_a_training_label_out_of_range_is_named(tmp_path: Path) -> None:
-    class Mislabelled(TinyPictures):
+    class Mislabeled(TinyPictures):
         def training(self) -> TensorExamples:
             examples = super().training()
             assert examples.labels is not None
@@ -205,7 +205,7 @@ def test_a_training_label_out_of_range_is_named(tmp_path: Path) -> None:
     network = EDM2UNet(data_shape=(1, 4, 4), num_classes=3, **sizes)
     with pytest.raises(ValueError, match="class label 3 is out of range; this network knows labels 0 to 2"):
         trainer = tiny_trainer(tmp_path, steps=9)
-        trainer.fit(tiny_module(network, average=None, label_dropout=0.0), datamodule=Mislabelled())
+        trainer.fit(tiny_module(network, average=None, label_dropout=0.0), datamodule=Mislabeled())
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_guide.data import Batch
 from lightning_guide.evaluation import PrecisionRecall, RawPixels
-from lightning_guide.evaluation.metrics.precision_recall import coverage, neighbour_radii
+from lightning_guide.evaluation.metrics.precision_recall import coverage, neighbor_radii
 
 
 def brute_force(real: np.ndarray, fake: np.ndarray, k: int) -> tuple[float, float]:
@@ -18,9 +18,9 @@ def brute_force(real: np.ndarray, fake: np.ndarray, k: int) -> tuple[float, floa
     def radius(points: np.ndarray, i: int) -> float:
         return sorted(float(np.linalg.norm(points[i] - points[j])) for j in range(len(points)) if j != i)[k - 1]
 
-    def share(points: np.ndarray, centres: np.ndarray) -> float:
-        radii = [radius(centres, i) for i in range(len(centres))]
-        inside = [any(np.linalg.norm(p - c) <= r for c, r in zip(centres, radii, strict=True)) for p in points]
+    def share(points: np.ndarray, centers: np.ndarray) -> float:
+        radii = [radius(centers, i) for i in range(len(centers))]
+        inside = [any(np.linalg.norm(p - c) <= r for c, r in zip(centers, radii, strict=True)) for p in points]
         return sum(inside) / len(points)
 
     return share(fake, real), share(real, fake)
@@ -79,12 +79,12 @@ def test_repeated_examples_have_balls_of_no_size() -> None:
 
 def test_radii_and_coverage_by_hand() -> None:
     points = torch.tensor([[0.0], [1.0], [3.0], [7.0]])
-    assert neighbour_radii(points, 1).tolist() == [1, 1, 2, 4]
-    assert neighbour_radii(points, 2, chunk=3).tolist() == [3, 2, 3, 6]
-    centres, radii = torch.tensor([[0.0], [5.0]]), torch.tensor([1.0, 2.0])
-    assert coverage(torch.tensor([[-1.0], [1.5], [3.0], [7.1]]), centres, radii, chunk=3).item() == 0.5
-    with pytest.raises(ValueError, match="4-th nearest neighbour needs k >= 1 and more than k features, got 4"):
-        neighbour_radii(points, 4)
+    assert neighbor_radii(points, 1).tolist() == [1, 1, 2, 4]
+    assert neighbor_radii(points, 2, chunk=3).tolist() == [3, 2, 3, 6]
+    centers, radii = torch.tensor([[0.0], [5.0]]), torch.tensor([1.0, 2.0])
+    assert coverage(torch.tensor([[-1.0], [1.5], [3.0], [7.1]]), centers, radii, chunk=3).item() == 0.5
+    with pytest.raises(ValueError, match="4-th nearest neighbor needs k >= 1 and more than k features, got 4"):
+        neighbor_radii(points, 4)
 
 
 def test_a_large_reference_is_thinned_to_the_same_random_subset_whatever_the_batches() -> None:

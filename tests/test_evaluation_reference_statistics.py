@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from datamodules import SamplesOnly
+from datamodules import NoData
 from lightning_guide.data import Batch
 from lightning_guide.evaluation import (
     FeatureExtractor,
@@ -275,12 +275,12 @@ def test_stored_statistics_need_no_data_at_all(tmp_path: Path) -> None:
     extractor = ModuleFeatures(nn.Flatten())
     np.savez(tmp_path / "f.npz", **published(torch.randn(20, 12)))
     metric = FrechetDistance(extractor, statistics=str(tmp_path / "f.npz"))
-    imported = SamplesOnly([3, 2, 2])
+    imported = NoData([3, 2, 2])
     with pytest.warns(UserWarning, match="does not say which extractor"):
         metric.prepare(imported.reference(torch.device("cpu")))
     metric.update(torch.randint(256, (20, 3, 2, 2), dtype=torch.uint8))
     assert metric.compute()["fd"] > 0
-    with pytest.raises(ValueError, match="SamplesOnly has no examples"):
+    with pytest.raises(ValueError, match="NoData has no examples"):
         FrechetDistance(extractor).prepare(imported.reference(torch.device("cpu")))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from callbacks import PostHocEMA
 from lightning_guide.data import Batch, SampleBatch
 from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory
-from lightning_guide.evaluation import FrechetDistance, KernelDistance, Memorisation, RawPixels, SampleMetric
+from lightning_guide.evaluation import FrechetDistance, KernelDistance, Memorization, RawPixels, SampleMetric
 from lightning_guide.evaluation.evaluation import Evaluation, under_guidances
 from lightning_guide.evaluation.sampling_loop import DrawnSamples
 from lightning_guide.guidance import Autoguidance, ClassifierFreeGuidance, Guidance, Main, ScoreScaling, Snapshot
@@ -309,7 +309,7 @@ def test_metrics_that_are_configured_alike_share_one_network_and_its_calls(run: 
         return evaluate(run, evaluations).results[0]["plain"]
 
     def kinds() -> dict[str, SampleMetric]:
-        return {"fd": FrechetDistance(Counted()), "kid": KernelDistance(Counted()), "m": Memorisation(Counted())}
+        return {"fd": FrechetDistance(Counted()), "kid": KernelDistance(Counted()), "m": Memorization(Counted())}
 
     alone = {}
     for name, metric in kinds().items():

@@ -54,9 +54,9 @@ def _rounds(folder: Path) -> int:
 def test_algorithm_1_killed_at_random_instants_ends_with_the_same_rounds(processes: Processes, tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     arguments = {"at": "mean", "rounds": ROUNDS}
-    call = ("tests.test_ddp_gradient", "optimise")
+    call = ("tests.test_ddp_gradient", "optimize")
     processes.wait(processes.start(call, tmp_path / "log", folder=str(tmp_path / "whole"), world=1, **arguments))
-    assert _until_done(processes, tmp_path / "killed", "optimise", 1, **arguments) >= 1
+    assert _until_done(processes, tmp_path / "killed", "optimize", 1, **arguments) >= 1
     whole = _history(tmp_path / "whole")
     assert _history(tmp_path / "killed") == whole and len(whole) == ROUNDS
 

@@ -105,7 +105,7 @@ def test_the_mean_is_extrapolated_too() -> None:
 # Identities of autoguidance and the blend
 
 
-def labelled(spread: float) -> GaussianMixture:
+def labeled(spread: float) -> GaussianMixture:
     means = torch.tensor([[-1.0, 0.2], [1.0, 0.5]])
     return GaussianMixture(means, spread * torch.eye(2).expand(2, 2, 2), labels=[0, 1])
 
@@ -116,12 +116,12 @@ LABELS = torch.arange(8) % 2
 @pytest.mark.parametrize("weight", [0.0, 1.0, 1.7, 4.0])
 @pytest.mark.parametrize("sigma", [0.1, 2.0])
 def test_guiding_with_itself_changes_no_bit(weight: float, sigma: float) -> None:
-    x, level, good = torch.randn(8, 2), torch.tensor(sigma), labelled(0.2)
-    assert torch.equal(Autoguidance(labelled(0.2), weight, positive=good)(x, level, LABELS), good(x, level, LABELS))
+    x, level, good = torch.randn(8, 2), torch.tensor(sigma), labeled(0.2)
+    assert torch.equal(Autoguidance(labeled(0.2), weight, positive=good)(x, level, LABELS), good(x, level, LABELS))
 
 
 def test_both_models_see_the_same_condition() -> None:
-    x, level, good, bad = torch.randn(8, 2), torch.tensor(0.5), labelled(0.2), labelled(0.6)
+    x, level, good, bad = torch.randn(8, 2), torch.tensor(0.5), labeled(0.2), labeled(0.6)
     guided = Autoguidance(bad, 2.0, positive=good)(x, level, LABELS)
     torch.testing.assert_close(guided, 2 * good(x, level, LABELS) - bad(x, level, LABELS), rtol=1e-5, atol=1e-6)
 
@@ -132,7 +132,7 @@ def test_blend_ends_at_classifier_free_guidance_and_autoguidance(
     interval: tuple[float, float] | None, sigma: float
 ) -> None:
     """To the bit, and the other guider is never called (an unresolved reference would raise)."""
-    x, level, good, bad = torch.randn(8, 2), torch.tensor(sigma), labelled(0.2), labelled(0.6)
+    x, level, good, bad = torch.randn(8, 2), torch.tensor(sigma), labeled(0.2), labeled(0.6)
     cfg = AutoguidanceBlend(Main(), 2.3, alpha=0.0, interval=interval, positive=good)(x, level, LABELS)
     auto = AutoguidanceBlend(bad, 2.3, alpha=1.0, interval=interval, unconditional=Main(), positive=good)(
         x, level, LABELS
@@ -146,7 +146,7 @@ def test_blend_ends_at_classifier_free_guidance_and_autoguidance(
 
 @pytest.mark.parametrize("alpha", [0.25, 0.5, 0.9])
 def test_blend_in_between(alpha: float) -> None:
-    x, level, good, bad = torch.randn(8, 2).double(), torch.tensor(0.5), labelled(0.2), labelled(0.6)
+    x, level, good, bad = torch.randn(8, 2).double(), torch.tensor(0.5), labeled(0.2), labeled(0.6)
     blend = AutoguidanceBlend(bad, 2.6, alpha=alpha, positive=good)(x, level, LABELS)
     pos, uncond, worse = good(x, level, LABELS), good(x, level), bad(x, level, LABELS)
     w_u, w_c = (1 - alpha) * 1.6 + 1, alpha * 1.6 + 1

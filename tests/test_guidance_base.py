@@ -27,7 +27,7 @@ from lightning_guide.samplers import Euler
 from lightning_guide.seeds import SampleSeeds
 
 
-def labelled(spread: float, classes: int = 2) -> GaussianMixture:
+def labeled(spread: float, classes: int = 2) -> GaussianMixture:
     means = torch.arange(float(classes))[:, None].expand(classes, 2)
     return GaussianMixture(means, spread * torch.eye(2).expand(classes, 2, 2), labels=list(range(classes)))
 
@@ -49,14 +49,14 @@ def references(module: nn.Module) -> list[Reference]:
 
 
 def test_plain_denoisers_and_references_resolve() -> None:
-    store = Store(labelled(0.2), labelled(0.5))
+    store = Store(labeled(0.2), labeled(0.5))
     assert Main().resolve(store) is store.main and store.main.resolve(store) is store.main
     assert Snapshot("1/16", 0.1, run="runs/small").resolve(store) is store.guider
     assert store.asked == [{"run": "runs/small", "images": "1/16", "sigma_rel": 0.1}]
 
 
 def test_references_deep_inside_are_replaced_and_the_original_is_untouched() -> None:
-    store = Store(labelled(0.2), labelled(0.5))
+    store = Store(labeled(0.2), labeled(0.5))
     config = ClassifierFreeGuidance(
         Interval(2.0, 0.1, 5.0), positive=ScoreScaling(1.1, positive=Autoguidance(Snapshot("1/8"), 1.5))
     )
@@ -76,9 +76,9 @@ def test_references_deep_inside_are_replaced_and_the_original_is_untouched() -> 
 
 def test_resolving_twice_gives_independent_guidances() -> None:
     config = Autoguidance(Snapshot("1/8"), 2.0)
-    one, two = (config.resolve(Store(labelled(s), labelled(3 * s))) for s in (0.2, 0.7))
+    one, two = (config.resolve(Store(labeled(s), labeled(3 * s))) for s in (0.2, 0.7))
     x, level = torch.randn(4, 2), torch.tensor(0.5)
-    expected = Autoguidance(labelled(0.6), 2.0, positive=labelled(0.2))
+    expected = Autoguidance(labeled(0.6), 2.0, positive=labeled(0.2))
     torch.testing.assert_close(one(x, level), expected(x, level), rtol=1e-5, atol=1e-6)
     assert not torch.allclose(one(x, level), two(x, level))
 
@@ -98,7 +98,7 @@ class Held(Guidance):
 
 def test_references_in_any_container_are_found() -> None:
     held = Held()
-    resolved = held.resolve(Store(labelled(0.2), labelled(0.5)))
+    resolved = held.resolve(Store(labeled(0.2), labeled(0.5)))
     assert not references(resolved) and len(references(held)) == 2
     assert resolved.other is held.other
 
@@ -109,14 +109,14 @@ def test_models_that_do_not_fit_are_refused() -> None:
         Autoguidance(Snapshot(), 2.0).resolve(Store(plane, line))
     assert str(caught.value) == "the guider works on x of shape (1,), the main model on (2,)"
     with pytest.raises(ValueError) as caught:
-        Autoguidance(Snapshot(), 2.0).resolve(Store(labelled(0.2, 2), labelled(0.5, 3)))
+        Autoguidance(Snapshot(), 2.0).resolve(Store(labeled(0.2, 2), labeled(0.5, 3)))
     assert str(caught.value) == "the guider knows 3 classes, the main model 2"
     with pytest.raises(ValueError, match=r"shape \(1,\)"):  # also where one guidance is the guider of another
         Guided([Guided([line], [2.0], positive=line)], [2.0]).resolve(Store(plane, line))
 
 
 def test_an_unconditional_guider_fits_a_model_with_labels() -> None:
-    guided = Autoguidance(Snapshot(), 2.0).resolve(Store(labelled(0.2), gaussian([0.0, 0.0], torch.eye(2))))
+    guided = Autoguidance(Snapshot(), 2.0).resolve(Store(labeled(0.2), gaussian([0.0, 0.0], torch.eye(2))))
     assert guided.num_classes == 2 and bool(
         guided(torch.zeros(2, 2), torch.tensor(1.0), torch.tensor([0, 1])).isfinite().all()
     )

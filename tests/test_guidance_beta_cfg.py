@@ -1,4 +1,4 @@
-"""Beta-CFG: the density over the steps against SciPy, the normalised difference against its formula."""
+"""Beta-CFG: the density over the steps against SciPy, the normalized difference against its formula."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_formula(shape: tuple[int, ...], gamma: float) -> None:
     torch.testing.assert_close(out, torch.stack(rows))
 
 
-def test_normalised_steps_have_one_length_whatever_the_difference() -> None:
+def test_normalized_steps_have_one_length_whatever_the_difference() -> None:
     x, pos = torch.randn(2, 6, 3, 4, 5, dtype=torch.float64)
     neg = pos + torch.tensor([1e-12, 1e-6, 1e-3, 1.0, 1e3, 1e6]).double().reshape(-1, 1, 1, 1) * torch.randn_like(x)
     out = combined(BetaWeighted(), x, 0.7, pos, (3.0, neg), step=3, steps=8)

@@ -24,7 +24,7 @@ from lightning_guide.samplers import Euler
 from lightning_guide.seeds import SampleSeeds
 
 
-class Labelled(Denoiser):
+class Labeled(Denoiser):
     """D = a_c x, with a of its own for no label; notes the size of each batch."""
 
     data_shape, num_classes, sigma_data = (3,), 4, 0.5
@@ -46,7 +46,7 @@ def trajectory_of(x: Tensor) -> Trajectory:
 
 @pytest.mark.parametrize("count", [2, SMALL, SMALL + 1])
 def test_small_batches_run_together(count: int) -> None:
-    model, x, sigma = Labelled(), torch.randn(count, 3, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
+    model, x, sigma = Labeled(), torch.randn(count, 3, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
     labels = torch.arange(count) % 4
     guided = Guided([Unconditional(model), RandomCondition(model)], [3.0, 1.5], positive=model)
     trajectory = trajectory_of(x)
@@ -60,7 +60,7 @@ def test_small_batches_run_together(count: int) -> None:
 
 
 def test_only_where_it_is_on_and_the_positive_the_same() -> None:
-    model, other, x = Labelled(), Labelled(), torch.randn(2, 3)
+    model, other, x = Labeled(), Labeled(), torch.randn(2, 3)
     off = ClassifierFreeGuidance(Interval(2.0, 2.0, 3.0), positive=model)
     trajectory = trajectory_of(x)
     with torch.no_grad():
@@ -75,7 +75,7 @@ def test_whole_trajectories_agree(guided: type, monkeypatch: pytest.MonkeyPatch)
     ends, labels = [], torch.tensor([3, 1, 0])
     for small in (SMALL, 0):
         monkeypatch.setattr("lightning_guide.guidance.branches.SMALL", small)
-        model = Labelled()
+        model = Labeled()
         end = Euler().sample(guided(0.6, positive=model), seeds=SampleSeeds(0, range(3)), condition=labels)
         assert end.evaluations == 64 and len(model.batches) == (32 if small else 64)
         ends.append(end.x)
@@ -83,7 +83,7 @@ def test_whole_trajectories_agree(guided: type, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_gradient_is_taken_of_the_positive_alone() -> None:
-    model, x = Labelled(), torch.randn(2, 3)
+    model, x = Labeled(), torch.randn(2, 3)
     guided = ClassifierFreeGuidance(2.0, positive=model, combination=RectifiedGradient())
     with torch.no_grad():
         guided.start(trajectory_of(x))(x, torch.tensor(1.0), torch.tensor([0, 1]))
@@ -92,7 +92,7 @@ def test_a_gradient_is_taken_of_the_positive_alone() -> None:
 
 def test_a_positive_with_weights_of_its_own_is_shared() -> None:
     """Resolved once for both: Neon's merged network would be two networks, evaluated one after the other."""
-    model = Labelled()
+    model = Labeled()
 
     class Models:
         main = model

@@ -14,7 +14,7 @@ from lightning_guide.guidance.combinations.base import Branch, Combination, Comb
 from lightning_guide.guidance.negatives import (
     AttentionMask,
     BlurredInput,
-    Everywhere,
+    FullMask,
     MaskedSlidingWindow,
     SelfAttentionGuidance,
 )
@@ -29,7 +29,7 @@ SHAPE = (2, 8, 8)
 SIGMA = torch.tensor(0.7, dtype=torch.float64)
 
 
-class Labelled(Denoiser):
+class Labeled(Denoiser):
     """D(x) = tanh(x + mean over the picture + shift of the label) / (1 + sigma), and a note of every call."""
 
     data_shape, num_classes, sigma_data = SHAPE, 2, 0.5
@@ -59,11 +59,11 @@ def blurred(D: Tensor) -> Tensor:
 
 
 def blur_negative(positive: Denoiser | None = None) -> BlurredInput:
-    return BlurredInput(Everywhere(), blur=0.25, reach=3 / 8, positive=positive)
+    return BlurredInput(FullMask(), blur=0.25, reach=3 / 8, positive=positive)
 
 
 def test_the_negative_by_itself_evaluates_its_positive() -> None:
-    model, (x, labels) = Labelled(), batch()
+    model, (x, labels) = Labeled(), batch()
     D = model(x, SIGMA, labels)
     expected = model(x + blurred(D) - D, SIGMA, labels) - (blurred(D) - D)
     trajectory = one_trajectory(x)
@@ -75,7 +75,7 @@ def test_the_negative_by_itself_evaluates_its_positive() -> None:
 @pytest.mark.parametrize("order", [[0, 1], [1, 0]], ids=str)
 def test_with_classifier_free_guidance_it_adds_up_in_three_evaluations(order: list[int]) -> None:
     """D_c + (w - 1) (D_c - D_none) + (v - 1) (D~_c - D_c(x~))."""
-    model, (x, labels) = Labelled(), batch()
+    model, (x, labels) = Labeled(), batch()
     D, none = model(x, SIGMA, labels), model(x, SIGMA)
     perturbed = model(x + blurred(D) - D, SIGMA, labels)
     expected = D + 3 * (D - none) + 0.75 * (blurred(D) - perturbed)
@@ -95,7 +95,7 @@ def test_only_what_is_on_is_evaluated(sampler: type, per_step: list[int]) -> Non
     """On levels 4, 3, 2, 1: both at 4, blur alone at 3, nothing at 2 and 1."""
     negatives = [Unconditional(), blur_negative()]
     weights = [Interval(3.0, 3.5, 9.0), Interval(1.5, 2.5, 9.0)]
-    guided = Guided(negatives, weights).resolve(Models(Labelled()))
+    guided = Guided(negatives, weights).resolve(Models(Labeled()))
     counts = [0]
     x, labels = batch()
     walk = sampler(KarrasGrid(4, sigma_min=1.0, sigma_max=4.0, rho=1.0)).steps(
@@ -107,7 +107,7 @@ def test_only_what_is_on_is_evaluated(sampler: type, per_step: list[int]) -> Non
 
 def test_nested_guidances_apply_to_what_they_hold() -> None:
     """CFG over SAG, with the plain network as its unconditional branch; and SAG over autoguidance."""
-    model, bad, (x, labels) = Labelled(), Labelled(0.5), batch()
+    model, bad, (x, labels) = Labeled(), Labeled(0.5), batch()
 
     def sag(D: Tensor, at_blurred: Tensor, weight: float) -> Tensor:
         return D + (weight - 1) * (blurred(D) - at_blurred)
@@ -115,7 +115,7 @@ def test_nested_guidances_apply_to_what_they_hold() -> None:
     D = model(x, SIGMA, labels)
     inner = sag(D, model(x + blurred(D) - D, SIGMA, labels), 1.75)
     expected = model(x, SIGMA) + 3 * (inner - model(x, SIGMA))
-    options = {"mask": Everywhere(), "blur": 0.25, "reach": 3 / 8}
+    options = {"mask": FullMask(), "blur": 0.25, "reach": 3 / 8}
     over = ClassifierFreeGuidance(
         3.0,
         positive=SelfAttentionGuidance(1.75, positive=model, **options),  # type: ignore[arg-type]
@@ -147,7 +147,7 @@ class Models:
 
 
 def test_a_negative_of_another_model_evaluates_that_one() -> None:
-    model, other, (x, labels) = Labelled(), Labelled(0.5), batch()
+    model, other, (x, labels) = Labeled(), Labeled(0.5), batch()
     D = other(x, SIGMA, labels)
     negative = other(x + blurred(D) - D, SIGMA, labels) - (blurred(D) - D)
     expected = negative + 1.5 * (model(x, SIGMA, labels) - negative)
@@ -198,7 +198,7 @@ class Backwards(Combination):
 
 
 def test_any_combination_may_ask_in_any_order() -> None:
-    model, (x, labels) = Labelled(), batch()
+    model, (x, labels) = Labeled(), batch()
     plain = Guided([blur_negative(model)], [1.5], positive=model)(x, SIGMA, labels)
     trajectory = one_trajectory(x)
     guided = Guided([blur_negative(model)], [1.5], positive=model, combination=Backwards())
@@ -207,7 +207,7 @@ def test_any_combination_may_ask_in_any_order() -> None:
     assert trajectory.evaluations == 3
 
 
-class Apart(Labelled):
+class Apart(Labeled):
     """Tells its noise direction from its clean estimate."""
 
     def start(self, trajectory: Trajectory) -> Predict:
@@ -225,7 +225,7 @@ def test_a_noise_direction_told_apart_is_that_at_the_blurred_input() -> None:
 
 def test_every_trajectory_starts_afresh_and_main_stays_a_reference() -> None:
     guided = Guided([Unconditional(), blur_negative()], [2.0, 1.5])
-    resolved = guided.resolve(Models(Labelled()))
+    resolved = guided.resolve(Models(Labeled()))
     _, labels = batch()
     first, second = (
         Euler(KarrasGrid(4)).sample(resolved, seeds=SampleSeeds(0, range(3)), condition=labels).x for _ in range(2)

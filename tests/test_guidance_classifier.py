@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.distributions.gaussian_mixture import GaussianMixture
-from lightning_guide.guidance.training_free import ClassifierGuidance, EluCD, UniversalGuidance, Window
+from lightning_guide.guidance.training_free import ClassifierGuidance, EluCD, SigmaWindow, UniversalGuidance
 from lightning_guide.networks.classifiers import NoisyClassifier
 from lightning_guide.objectives import ClassLabel
 from lightning_guide.pretrained import RunNetwork
@@ -54,7 +54,7 @@ def test_the_weight_multiplies_the_step_and_a_window_ends_it() -> None:
     plain, one, three = (ClassifierGuidance(Exact(), w, positive=mixture())(x, level, LABELS) for w in (0.0, 1.0, 3.0))
     torch.testing.assert_close(plain, mixture()(x, level))
     torch.testing.assert_close(three - plain, 3 * (one - plain))
-    outside = ClassifierGuidance(Exact(), 3.0, window=Window(2.0), positive=mixture())
+    outside = ClassifierGuidance(Exact(), 3.0, window=SigmaWindow(2.0), positive=mixture())
     assert torch.equal(outside(x, level, LABELS), mixture()(x, level))
 
 

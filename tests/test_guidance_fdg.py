@@ -28,7 +28,7 @@ def blur_matrix(size: int) -> Tensor:
 
 
 def resize_matrix(size: int, new: int) -> Tensor:
-    """Linear interpolation between the centres of `size` equal cells, at the centres of `new` ones."""
+    """Linear interpolation between the centers of `size` equal cells, at the centers of `new` ones."""
     matrix = torch.zeros(new, size, dtype=double)
     for i in range(new):
         place = max((i + 0.5) * size / new - 0.5, 0.0)

@@ -44,7 +44,7 @@ def posterior(mean: Tensor, covariance: Tensor, g: Tensor, y: float) -> Denoiser
 
 
 def guided(guidance: GradientGuidance, x: Tensor, sigma: float, g: Tensor, y: float) -> Tensor:
-    return guidance.towards(g[None], torch.tensor([y], dtype=DOUBLE))(x, torch.tensor(sigma, dtype=DOUBLE))
+    return guidance.toward(g[None], torch.tensor([y], dtype=DOUBLE))(x, torch.tensor(sigma, dtype=DOUBLE))
 
 
 # --- the oracles ---------------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ def test_samples_have_the_law_of_the_posterior_and_of_the_tilt(generator: torch.
     ]
     count, sampler = 2000, DPMSolver2M(KarrasGrid(40, sigma_min=0.005, sigma_max=500.0))
     for strength, expected_mean, expected_covariance in laws:
-        guidance = LookAhead(strength, positive=main).towards(g[None], torch.tensor([y]))
+        guidance = LookAhead(strength, positive=main).toward(g[None], torch.tensor([y]))
         x = sampler.sample(guidance, seeds=SampleSeeds(0, range(count))).x.double()
         scale = expected_covariance.diagonal().max().sqrt()
         torch.testing.assert_close(x.mean(0), expected_mean, rtol=0, atol=4 * float(scale) / count**0.5)
@@ -157,21 +157,21 @@ def test_cost_and_independence_of_samples(
     sigma, guidance = torch.tensor(0.8), kind(ConstantStrength(2.0), positive=Curved())
     Curved.calls = _Square.backwards = 0
     with torch.no_grad():
-        together = guidance.towards(g, y)(x, sigma)
+        together = guidance.toward(g, y)(x, sigma)
     assert (Curved.calls, _Square.backwards) == (1, passes) and not together.requires_grad
-    alone = torch.cat([guidance.towards(g[i : i + 1], y[i : i + 1])(x[i : i + 1], sigma) for i in range(7)])
+    alone = torch.cat([guidance.toward(g[i : i + 1], y[i : i + 1])(x[i : i + 1], sigma) for i in range(7)])
     torch.testing.assert_close(together, alone)
     jacobian = {LookAhead: g * x / 2, LookAheadWithoutJacobian: g, NaiveGradient: g / (1 + 0.8**2)}[kind]  # type: ignore[index]
     error = y - (g * x**2 / 4).sum((1, 2))
     torch.testing.assert_close(together, x**2 / 4 + 0.8**2 * 2.0 * error[:, None, None] * jacobian)
-    assert guidance.gradient is None  # `towards` leaves it alone
+    assert guidance.gradient is None  # `toward` leaves it alone
     assert torch.equal(guidance(x, sigma), x**2 / 4)  # no gradient, no guidance
 
 
 def test_where_a_network_has_an_impossible_jacobian_the_posterior_strength_stays_bounded() -> None:
     # g^T J = g^2 x / 2 is negative for x < 0; a real posterior mean has g^T J >= |J|^2
     x, g = torch.full((1, 2, 3), -0.5), torch.ones(1, 2, 3)
-    guidance = LookAhead(PosteriorStrength(noise=0.1), positive=Curved()).towards(g, torch.tensor([2.0]))
+    guidance = LookAhead(PosteriorStrength(noise=0.1), positive=Curved()).toward(g, torch.tensor([2.0]))
     jacobian = g * x / 2
     strength = (2.0 - float((x**2 / 4).sum())) / (0.01 + 9.0 * float(jacobian.square().sum()))
     torch.testing.assert_close(guidance(x, torch.tensor(3.0)), x**2 / 4 + 9.0 * strength * jacobian)
@@ -181,7 +181,7 @@ def test_a_vanished_gradient_changes_nothing(generator: torch.Generator) -> None
     x = torch.randn(4, 2, 3, generator=generator)
     for strength in (PaperStrength(), PosteriorStrength(), ConstantStrength(1.0), Tilt(1.0)):
         for kind in (LookAhead, LookAheadWithoutJacobian, NaiveGradient):
-            guidance = kind(strength, cap=1.0, positive=Curved()).towards(torch.zeros(1, 2, 3), torch.ones(1))
+            guidance = kind(strength, cap=1.0, positive=Curved()).toward(torch.zeros(1, 2, 3), torch.ones(1))
             assert torch.equal(guidance(x, torch.tensor(0.5)), x**2 / 4)
 
 
@@ -202,7 +202,7 @@ def test_through_a_decoder(generator: torch.Generator) -> None:
 
 
 def test_every_third_step_and_the_network_calls() -> None:
-    guidance = LookAhead(Tilt(1.0), every=3, positive=Curved()).towards(torch.ones(1, 2, 3), torch.ones(1))
+    guidance = LookAhead(Tilt(1.0), every=3, positive=Curved()).toward(torch.ones(1, 2, 3), torch.ones(1))
     x, sigma = torch.full((2, 2, 3), 0.5), torch.tensor(0.6)
     trajectory = Trajectory(x=x, seeds=SampleSeeds(0, range(2)), sigma=0.6, steps=7)
     predict, moved = guidance.start(trajectory), []
@@ -216,7 +216,7 @@ def test_the_cap_bounds_the_change_of_the_noise(generator: torch.Generator) -> N
     x = torch.randn(50, 2, 3, generator=generator)
     g, y, sigma = torch.randn(50, 2, 3, generator=generator), torch.randn(50, generator=generator), torch.tensor(0.9)
     free, capped = (
-        LookAhead(ConstantStrength(1.0), cap=cap, positive=Curved()).towards(g, y)(x, sigma) - x**2 / 4
+        LookAhead(ConstantStrength(1.0), cap=cap, positive=Curved()).toward(g, y)(x, sigma) - x**2 / 4
         for cap in (None, 0.3)
     )
     size = (free / sigma).flatten(1).square().mean(1).sqrt()  # of sigma G
@@ -232,7 +232,7 @@ class OwnNoise(Curved):
 
 
 def test_a_noise_of_its_own_moves_along() -> None:
-    guidance = LookAhead(Tilt(2.0), positive=OwnNoise()).towards(torch.ones(1, 2, 3), torch.ones(1))
+    guidance = LookAhead(Tilt(2.0), positive=OwnNoise()).toward(torch.ones(1, 2, 3), torch.ones(1))
     x = torch.full((1, 2, 3), 0.5)
     trajectory = Trajectory(x=x, seeds=SampleSeeds(0, [0]), sigma=0.5)
     prediction = guidance.start(trajectory)(x, torch.tensor(0.5), None)
@@ -262,15 +262,15 @@ def test_mistakes_end_in_a_sentence() -> None:
     for kind in (LookAhead, LookAheadWithoutJacobian, NaiveGradient):
         guidance = kind(positive=Curved())
         with pytest.raises(ValueError, match=r"gradient of the objective has shape \(5,\).*\(2, 3\)"):
-            guidance.towards(torch.ones(1, 5), torch.ones(1))(x, sigma)
+            guidance.toward(torch.ones(1, 5), torch.ones(1))(x, sigma)
         with pytest.raises(ValueError, match="holds 2 gradients for a batch of 3"):
-            guidance.towards(torch.ones(2, 2, 3), torch.ones(2))(x, sigma)
+            guidance.toward(torch.ones(2, 2, 3), torch.ones(2))(x, sigma)
     with pytest.raises(ValueError, match=r"\(2,\) targets do not fit gradients of shape \(1, 2, 3\)"):
-        guidance.towards(torch.ones(1, 2, 3), torch.ones(2))
+        guidance.toward(torch.ones(1, 2, 3), torch.ones(2))
     with pytest.raises(ValueError, match="not finite"):
-        guidance.towards(torch.full((1, 2, 3), torch.nan), torch.ones(1))
+        guidance.toward(torch.full((1, 2, 3), torch.nan), torch.ones(1))
     with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode=False"):
-        LookAhead(positive=Curved()).towards(torch.ones(1, 2, 3), torch.ones(1))(x, sigma)
+        LookAhead(positive=Curved()).toward(torch.ones(1, 2, 3), torch.ones(1))(x, sigma)
     for wrong in ({"every": 0}, {"cap": 0.0}):
         with pytest.raises(ValueError, match="every >= 1 and cap > 0"):
             LookAhead(**wrong)  # type: ignore[arg-type]

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from lightning_guide.guidance.training_free import AddedNoise, Augmented, Constant, Probe
-from lightning_guide.guidance.training_free.gradient_probe import accumulate, smoothness
+from lightning_guide.guidance.training_free import AddedNoise, Augmented, ConstantStep, Probe
+from lightning_guide.guidance.training_free.gradient_probe import gradient_ascent, smoothness
 from lightning_guide.objectives import Distance, SquaredDistance
 from lightning_guide.seeds import SampleSeeds
 
@@ -18,7 +18,7 @@ double = torch.float64
 def test_steps_go_straight_to_the_target() -> None:
     target = torch.randn(1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=double)
     x = torch.zeros(2, 1, 4, 4, dtype=double)
-    end, losses = accumulate(Probe([Distance(target)]), x, seeds=SampleSeeds(0, range(2)), steps=20)
+    end, losses = gradient_ascent(Probe([Distance(target)]), x, seeds=SampleSeeds(0, range(2)), steps=20)
     # each step is .01 sqrt(16) long
     torch.testing.assert_close(end, (0.8 * target / target.norm()).expand(2, 1, 4, 4))
     expected = target.norm() - 0.04 * torch.arange(20, dtype=double)
@@ -29,12 +29,12 @@ def test_energies_share_the_steps_and_rules_are_kept() -> None:
     one, other = SquaredDistance(torch.tensor([4.0, 0.0])), SquaredDistance(torch.tensor([0.0, 4.0]))
     x = torch.zeros(1, 2, dtype=double)
     seeds = SampleSeeds(0, [0])
-    end, losses = accumulate(Probe([one, other]), x, seeds=seeds, steps=4, rule=Constant(0.5))
+    end, losses = gradient_ascent(Probe([one, other]), x, seeds=seeds, steps=4, rule=ConstantStep(0.5))
     # x: (0, 0) -> (2, 0) -> (3, 0) -> (1.5, 2) -> (.75, 3)
     torch.testing.assert_close(end, torch.tensor([[0.75, 3.0]], dtype=double))
     assert losses[:, 0].tolist() == pytest.approx([8, 2, 12.5, (1.5**2 + 2**2) / 2])
     with pytest.raises(ValueError, match="2 energies share 1 steps"):
-        accumulate(Probe([one, other]), x, seeds=seeds, steps=1)
+        gradient_ascent(Probe([one, other]), x, seeds=seeds, steps=1)
     with pytest.raises(ValueError, match="at least one energy"):
         Probe([])
 
@@ -42,9 +42,9 @@ def test_energies_share_the_steps_and_rules_are_kept() -> None:
 def test_every_step_draws_anew_and_each_sample_for_itself() -> None:
     probe = Probe([SquaredDistance(torch.zeros(3))], Augmented([AddedNoise(1.0)], 1))
     x = torch.ones(3, 3, dtype=double)
-    end, losses = accumulate(probe, x, seeds=SampleSeeds(0, range(3)), steps=5, rule=Constant(1e-9))
+    end, losses = gradient_ascent(probe, x, seeds=SampleSeeds(0, range(3)), steps=5, rule=ConstantStep(1e-9))
     assert len(set(losses[:, 0].tolist())) == 5 and len(set(losses[0].tolist())) == 3
-    alone, _ = accumulate(probe, x[1:2], seeds=SampleSeeds(0, [1]), steps=5, rule=Constant(1e-9))
+    alone, _ = gradient_ascent(probe, x[1:2], seeds=SampleSeeds(0, [1]), steps=5, rule=ConstantStep(1e-9))
     assert torch.equal(alone[0], end[1])
 
 

@@ -106,8 +106,8 @@ def test_forward_takes_one_level() -> None:
 
 
 def test_attributes_are_those_of_the_positive() -> None:
-    labelled = mixture(0.0, 0.2, labels=[0, 1, 2])
-    guided = Guided([BAD], [2.0], positive=labelled)
+    labeled = mixture(0.0, 0.2, labels=[0, 1, 2])
+    guided = Guided([BAD], [2.0], positive=labeled)
     assert (guided.data_shape, guided.num_classes, guided.sigma_data) == ((2,), 3, 0.5)
 
 

@@ -35,7 +35,7 @@ from lightning_guide.noise import KarrasGrid
 from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.samplers import Heun
 from lightning_guide.seeds import SampleSeeds
-from lightning_guide.utils.modules import apart, matching, replaced
+from lightning_guide.utils.modules import matching_names, replace_modules, shallow_clone
 from tests.processes import Processes
 from tests.small_networks import LABELS, NETWORKS, SIGMA, pictures, trajectory, transformer, unet
 
@@ -176,7 +176,7 @@ def test_positive_and_two_negatives_compiled_equal_eager(kind: str) -> None:
 
 def test_modules_that_appear_twice_stay_one() -> None:
     shared = nn.Linear(2, 2)
-    tree = apart(nn.ModuleDict({"a": nn.Sequential(shared, nn.ReLU()), "b": shared}))
+    tree = shallow_clone(nn.ModuleDict({"a": nn.Sequential(shared, nn.ReLU()), "b": shared}))
     assert tree["b"] is tree["a"][0] and tree["b"] is not shared and tree["b"].weight is shared.weight
 
 
@@ -262,17 +262,17 @@ def test_references_are_resolved_all_the_way_down() -> None:
 def test_names_are_exact_and_never_prefixes() -> None:
     """Not to repeat: blocks.1 found in blocks.10 by substring."""
     network = transformer(depth=12).network
-    assert matching(network, "blocks.1", "test") == ["blocks.1"]
-    assert matching(network, "blocks.1.attention.core", "test") == ["blocks.1.attention.core"]
+    assert matching_names(network, "blocks.1", "test") == ["blocks.1"]
+    assert matching_names(network, "blocks.1.attention.core", "test") == ["blocks.1.attention.core"]
     assert SkipBlocks(layers=["blocks.1"]).chosen(network) == ["blocks.1"]
-    assert matching(network, "blocks.1*.attention", "test") == [f"blocks.{i}.attention" for i in (1, 10, 11)]
+    assert matching_names(network, "blocks.1*.attention", "test") == [f"blocks.{i}.attention" for i in (1, 10, 11)]
 
 
 def test_a_pattern_names_the_outermost_and_each_layer_counts_once() -> None:
     network = transformer().network
     blocks = [f"blocks.{i}" for i in range(4)]
-    assert matching(network, "blocks.*", "test") == blocks
-    assert matching(network, "*.core", "test") == [f"{name}.attention.core" for name in blocks]
+    assert matching_names(network, "blocks.*", "test") == blocks
+    assert matching_names(network, "*.core", "test") == [f"{name}.attention.core" for name in blocks]
     assert ShuffledTokens(layers=["blocks.*", "blocks.1"]).chosen(network) == blocks
     assert ShuffledTokens(layers=["blocks.1", "blocks.1.mlp"]).chosen(network) == ["blocks.1", "blocks.1.mlp"]
 
@@ -302,7 +302,7 @@ def test_a_name_that_matches_nothing_lists_what_exists(pattern: str) -> None:
     with pytest.raises(ValueError, match=expected):
         PerturbedAttentionGuidance(layers=[pattern]).resolve(Models(model))
     with pytest.raises(ValueError, match="there are patches, patches.proj"):
-        matching(model.network, "nothing.at_all", "test")
+        matching_names(model.network, "nothing.at_all", "test")
 
 
 def test_a_network_without_such_a_part_says_so() -> None:
@@ -325,7 +325,7 @@ def test_what_cannot_be_perturbed_is_refused() -> None:
 def test_modules_can_be_exchanged_in_a_tree_apart() -> None:
     model = unet()
     plain = run(model)
-    tree = replaced(model, {f"network.{CORE['unet']}": nn.Identity(), "network.decoder.4x4_in0": nn.Identity()})
+    tree = replace_modules(model, {f"network.{CORE['unet']}": nn.Identity(), "network.decoder.4x4_in0": nn.Identity()})
     assert isinstance(tree, Preconditioned) and isinstance(tree.network.decoder["4x4_in0"], nn.Identity)  # type: ignore[index]
     assert torch.equal(run(model), plain)
 

@@ -72,11 +72,11 @@ def test_counts_its_gradient_as_often_as_the_positive(sampler: Sampler) -> None:
 
 @pytest.mark.parametrize("batch", [2, 40])
 def test_a_negative_out_of_the_same_network_costs_no_more(batch: int) -> None:
-    labelled = GaussianMixture(mixtures()[0].means, 0.2 * torch.eye(2).expand(3, 2, 2), labels=[0, 1, 2])
+    labeled = GaussianMixture(mixtures()[0].means, 0.2 * torch.eye(2).expand(3, 2, 2), labels=[0, 1, 2])
     x, labels = start(2, batch=batch), torch.arange(batch) % 3
-    denoiser = ClassifierFreeGuidance(2.0, positive=labelled, combination=RectifiedGradient())
+    denoiser = ClassifierFreeGuidance(2.0, positive=labeled, combination=RectifiedGradient())
     end = walk(Euler(GRID), denoiser, x, labels)
-    apart = guided([labelled, Unconditional(labelled)], [2.0], RectifiedGradient())
+    apart = guided([labeled, Unconditional(labeled)], [2.0], RectifiedGradient())
     assert end.evaluations == 3 * 6
     torch.testing.assert_close(end.x, walk(Euler(GRID), apart, x, labels).x)
 

@@ -15,7 +15,7 @@ from lightning_guide.guidance import Interval
 from lightning_guide.guidance.negatives import (
     AttentionMask,
     BlurredInput,
-    Everywhere,
+    FullMask,
     HighFrequency,
     Mask,
     RandomPixels,
@@ -29,15 +29,15 @@ from lightning_guide.preconditioning import Network, Preconditioned
 from lightning_guide.samplers import DPMSolver2M, Heun, Sampler
 from lightning_guide.seeds import SampleSeeds
 from lightning_guide.utils.images import gaussian_blur
-from lightning_guide.utils.modules import named, replaced
+from lightning_guide.utils.modules import names_of_layers, replace_modules
 from lightning_guide.utils.recipe import build
 
 SHAPE = (2, 8, 12)
-MASKS: list[Mask] = [Everywhere(), HighFrequency(), RandomPixels(0.4), RandomSquare(0.4), AttentionMask()]
+MASKS: list[Mask] = [FullMask(), HighFrequency(), RandomPixels(0.4), RandomSquare(0.4), AttentionMask()]
 
 
 def randomized(network: Network) -> Preconditioned:
-    """A denoiser whose gains and zero-initialised layers do something."""
+    """A denoiser whose gains and zero-initialized layers do something."""
     with torch.no_grad():
         for parameter in network.parameters():
             if not parameter.any():
@@ -138,7 +138,7 @@ def test_blur_guidance_of_a_linear_denoiser_in_closed_form(weight: float) -> Non
     model, A_sigma = Linear(A, SHAPE), A / 1.7
     B, one = blur_matrix(SHAPE, 2.0, 3), torch.eye(len(A), dtype=torch.float64)
     G = A_sigma + (weight - 1) * (B @ A_sigma - A_sigma @ (one + (B - one) @ A_sigma))
-    guidance = SelfAttentionGuidance(weight, mask=Everywhere(), blur=2 / 8, reach=3 / 8, positive=model)
+    guidance = SelfAttentionGuidance(weight, mask=FullMask(), blur=2 / 8, reach=3 / 8, positive=model)
     expected = (x.flatten(1) @ G.T).reshape(x.shape)
     torch.testing.assert_close(guidance(x, sigma), expected, rtol=1e-11, atol=1e-11)
 
@@ -183,7 +183,7 @@ def test_sizes_of_blur_and_kernel_are_fractions_of_the_shorter_side() -> None:
     model.forward = lambda x, sigma, condition=None: torch.zeros_like(x) + picture  # type: ignore[method-assign]
     picture = torch.randn(1, *shape, dtype=torch.float64)
     sigma = torch.tensor(0.5, dtype=torch.float64)
-    guided = SelfAttentionGuidance(2.0, mask=Everywhere(), positive=model)(torch.zeros_like(picture), sigma)
+    guided = SelfAttentionGuidance(2.0, mask=FullMask(), positive=model)(torch.zeros_like(picture), sigma)
     # D does not depend on x: D + (D~ - D) = D~
     torch.testing.assert_close(guided, gaussian_blur(picture, sigma=9.0, radius=15))
 
@@ -203,7 +203,7 @@ def received_by_hand(model: Preconditioned, name: str, x: Tensor, sigma: Tensor)
     """Attention that pixels receive in the layer `name`, from the queries and keys that a spy sees, (B, 1, H, W)."""
     spy = Spy()
     with torch.no_grad():
-        assert torch.equal(replaced(model, {f"network.{name}": spy})(x, sigma), model(x, sigma))
+        assert torch.equal(replace_modules(model, {f"network.{name}": spy})(x, sigma), model(x, sigma))
     q, k = spy.seen
     A = (torch.einsum("bhid,bhjd->bhij", q, k) / q.shape[-1] ** 0.5).exp()
     A = A / A.sum(-1, keepdim=True)
@@ -225,7 +225,7 @@ def test_the_mask_is_where_attention_of_the_positive_pass_goes(
 ) -> None:
     """At sizes of any aspect; the positive's prediction does not change by a bit."""
     model = make()
-    (name,) = named(model.network, model.network.parts["attention"], "")
+    (name,) = names_of_layers(model.network, model.network.parts["attention"], "")
     x, sigma = torch.randn(3, *shape), torch.tensor(0.7)
     with torch.no_grad():
         observed, mask = AttentionMask(layers=[name]).attach(model, one_trajectory(x))
@@ -268,7 +268,7 @@ def test_without_a_mask_it_is_the_positive_to_the_bit(make: Callable[[], Precond
             guided = SelfAttentionGuidance(1.9, mask=mask, positive=model)
             assert torch.equal(guided(x, sigma, labels), model(x, sigma, labels))
         everywhere = SelfAttentionGuidance(1.9, mask=AttentionMask(psi=-1.0), positive=model)(x, sigma, labels)
-        ones = SelfAttentionGuidance(1.9, mask=Everywhere(), positive=model)(x, sigma, labels)
+        ones = SelfAttentionGuidance(1.9, mask=FullMask(), positive=model)(x, sigma, labels)
         assert torch.equal(everywhere, ones) and not torch.equal(ones, model(x, sigma, labels))
 
 
@@ -347,11 +347,11 @@ def test_what_it_cannot_guide_is_refused_when_the_evaluation_begins() -> None:
         SelfAttentionGuidance().resolve(Models(points))
     sequences = transformer((2, 8))
     with pytest.raises(ValueError, match=r"needs pictures .* shape \(2, 8\)"):
-        SelfAttentionGuidance(mask=Everywhere()).resolve(Models(sequences))
+        SelfAttentionGuidance(mask=FullMask()).resolve(Models(sequences))
     pictures = Linear(torch.eye(8), (2, 2, 2))
     with pytest.raises(ValueError, match="Preconditioned network; got a Linear"):
         SelfAttentionGuidance().resolve(Models(pictures))
-    SelfAttentionGuidance(mask=Everywhere()).resolve(Models(pictures))
+    SelfAttentionGuidance(mask=FullMask()).resolve(Models(pictures))
     with pytest.raises(ValueError, match="no layer of DiffusionTransformer is called 'blocks.7.attention.core'"):
         SelfAttentionGuidance(mask=AttentionMask(layers=["blocks.7.attention.core"])).resolve(Models(transformer()))
     with pytest.raises(ValueError, match="^ObservedAttention takes the place of attention cores; blocks.1 is none"):

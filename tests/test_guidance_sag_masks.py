@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from lightning_guide.denoiser import Trajectory
 from lightning_guide.distributions.gaussian_mixture import gaussian
 from lightning_guide.guidance.negatives import (
-    Everywhere,
+    FullMask,
     HighFrequency,
     Mask,
     RandomPixels,
@@ -39,7 +39,7 @@ def masks(mask: Mask, clean: Tensor, *, seed: int = 0, indices: list[int] | None
 
 
 def test_everywhere() -> None:
-    assert torch.equal(masks(Everywhere(), torch.zeros(3, 2, 4, 6)), torch.ones(1, 1, 4, 6))
+    assert torch.equal(masks(FullMask(), torch.zeros(3, 2, 4, 6)), torch.ones(1, 1, 4, 6))
 
 
 # High frequencies
@@ -84,7 +84,7 @@ def test_random_pixels_have_the_area_they_are_asked_for(area: float) -> None:
     assert set(M.unique().tolist()) <= {0, 1} and M.shape == (8, 1, 40, 50)
     deviation = math.sqrt(area * (1 - area) / M.numel())
     assert abs(float(M.mean()) - area) <= 5 * deviation
-    assert (M[..., :-1] * M[..., 1:]).mean() == pytest.approx(area**2, abs=0.02)  # neighbours are independent
+    assert (M[..., :-1] * M[..., 1:]).mean() == pytest.approx(area**2, abs=0.02)  # neighbors are independent
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_windows_are_fractions(low: float, high: float) -> None:
         StepWindow(low, high)
 
 
-class Labelled(Denoiser):
+class Labeled(Denoiser):
     """D = x / 2, or 0 without a label; notes the size of each batch."""
 
     data_shape, num_classes, sigma_data = (2,), 4, 0.5
@@ -79,7 +79,7 @@ AROUND: list[Callable[[StepWindow], Combination]] = [
 @pytest.mark.parametrize("around", AROUND)
 def test_outside_nothing_runs_in_one_batch_with_the_positive(around: Callable[[StepWindow], Combination]) -> None:
     """A condition that shares the batch of the positive is not evaluated either where the window is closed."""
-    model = Labelled()
+    model = Labeled()
     guided = ClassifierFreeGuidance(2.0, positive=model, combination=around(StepWindow(0.5, 1.0)))
     labels = torch.arange(4)
     end = Euler(KarrasGrid(4)).sample(guided, seeds=SampleSeeds(0, range(4)), condition=labels)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_guide.guidance.negatives import BlurredQueries, SmoothedEnergyGuidance
-from lightning_guide.guidance.negatives.seg import blur_matrix, blurred, kernel_size
+from lightning_guide.guidance.negatives.seg import blur_matrix, blur_queries, kernel_size
 from lightning_guide.guidance.perturbation import Perturbed
 from lightning_guide.networks import CosineAttention
 from lightning_guide.noise import KarrasGrid
@@ -61,7 +61,7 @@ def close(a: Tensor, b: Tensor) -> None:
 def test_queries_are_blurred_as_pictures(grid: tuple[int, int], sigma: float) -> None:
     q, _, _ = qkv(grid)
     expected = picture_blur(q.mT.reshape(2, 10, *grid), sigma).reshape(2, 2, 5, -1).mT
-    close(blurred(q, grid, sigma), expected)
+    close(blur_queries(q, grid, sigma), expected)
 
 
 @pytest.mark.parametrize("sigma", SIGMAS)
@@ -71,13 +71,13 @@ def test_blurring_queries_is_blurring_logits_over_the_queries(grid: tuple[int, i
     N = grid[0] * grid[1]
     logits = (q @ k.mT).mT.reshape(2, 2 * N, *grid)  # for each head and key a picture of the queries
     expected = picture_blur(logits, sigma).reshape(2, 2, N, N).mT
-    close(blurred(q, grid, sigma) @ k.mT, expected)
+    close(blur_queries(q, grid, sigma) @ k.mT, expected)
 
 
 def test_keys_and_values_stay() -> None:
     q, k, v = qkv((4, 4))
     core = BlurredQueries(1.0).replace(CosineAttention(), trajectory())
-    expected = (blurred(q, (4, 4), 1.0) @ k.mT / math.sqrt(5)).softmax(-1) @ v
+    expected = (blur_queries(q, (4, 4), 1.0) @ k.mT / math.sqrt(5)).softmax(-1) @ v
     close(core(q, k, v, (4, 4)), expected)
 
 
@@ -92,7 +92,7 @@ def test_a_small_sigma_is_the_module_itself(sigma: float) -> None:
 def test_infinity_is_the_mean_query_for_all() -> None:
     q, k, v = qkv((3, 4))
     mean = q.mean(-2, keepdim=True).expand_as(q)
-    close(blurred(q, (3, 4), math.inf), mean)
+    close(blur_queries(q, (3, 4), math.inf), mean)
     out = BlurredQueries(math.inf).replace(CosineAttention(), trajectory())(q, k, v, (3, 4))
     close(out, out[..., :1, :].expand_as(out))
     close(out, CosineAttention()(mean, k, v, None))
@@ -102,10 +102,10 @@ def test_finite_sigma_and_infinity_are_not_swapped() -> None:
     """Defect 5 of the widely used library: sigma = 1 gave the mean, infinity the kernel."""
     q, _, _ = qkv((6, 6))
     mean = q.mean(-2, keepdim=True)
-    finite, infinite = (blurred(q, (6, 6), sigma) for sigma in (1.0, math.inf))
+    finite, infinite = (blur_queries(q, (6, 6), sigma) for sigma in (1.0, math.inf))
     assert (finite - mean).abs().max() > 0.3 and (infinite - mean).abs().max() < 1e-12
     middle = F.one_hot(torch.tensor(40), 81).double()[None, None, :, None]
-    spread = blurred(middle, (9, 9), 1.0).flatten()
+    spread = blur_queries(middle, (9, 9), 1.0).flatten()
     assert spread.argmax() == 40 and spread[40] == pytest.approx(1 / (2 * math.pi), rel=1e-2)
     assert spread[0] == spread[80] == 0 < spread[10]  # 7 taps reach over three cells, not four
 
@@ -127,7 +127,7 @@ def test_it_needs_a_grid_of_tokens() -> None:
         guided(torch.randn(2, 2, 12), SIGMA, LABELS[:2])
     q, _, _ = qkv((3, 4))
     with pytest.raises(ValueError, match="SEG needs one token for each cell of the 3x3 grid, got 12 tokens"):
-        blurred(q, (3, 3), 1.0)
+        blur_queries(q, (3, 3), 1.0)
     for sigma in (-1.0, math.nan):
         with pytest.raises(ValueError, match="SEG needs sigma >= 0"):
             BlurredQueries(sigma)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_guide.denoiser import Denoiser, Trajectory
 from lightning_guide.guidance import Guided, Main
 from lightning_guide.guidance.negatives import SkipBlocks, SkipLayerGuidance, StochasticSelfGuidance, StochasticSkip
-from lightning_guide.guidance.negatives.skip_layer import shapes
+from lightning_guide.guidance.negatives.skip_layer import record_shapes
 from lightning_guide.guidance.perturbation import Perturbed
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.preconditioning import Network
@@ -76,7 +76,7 @@ def test_shapes_are_found_without_a_trace() -> None:
     model = unet(dropout=0.5).train()
     state = {name: value.clone() for name, value in model.state_dict().items()}
     before = torch.get_rng_state()
-    found = shapes(model.network, ["encoder.4x4_down", "decoder.4x4_in0", "decoder.4x4_in0.residual_in"])
+    found = record_shapes(model.network, ["encoder.4x4_down", "decoder.4x4_in0", "decoder.4x4_in0.residual_in"])
     assert found == {
         "encoder.4x4_down": ((1, 8, 8, 8), (1, 8, 4, 4)),
         "decoder.4x4_in0": ((1, 16, 4, 4), (1, 16, 4, 4)),

@@ -38,7 +38,7 @@ def transformer(shape: tuple[int, ...] = (2, 8, 16)) -> Preconditioned:
 
 
 def randomized(network: Network) -> Preconditioned:
-    """A denoiser whose gains and zero-initialised layers do something."""
+    """A denoiser whose gains and zero-initialized layers do something."""
     with torch.no_grad():
         for parameter in network.parameters():
             if not parameter.any():
@@ -49,7 +49,7 @@ def randomized(network: Network) -> Preconditioned:
 BOTH = pytest.mark.parametrize("make", [unet, transformer])
 
 
-class Centred(Denoiser):
+class Centered(Denoiser):
     """D(x) = (x - mean of what it sees) / (1 + sigma), of any size; the label is added."""
 
     sigma_data, num_classes = 0.5, 2
@@ -122,7 +122,7 @@ def test_windows_leave_no_gaps() -> None:
 @pytest.mark.parametrize(("height", "width", "fraction", "n", "sizes", "starts"), CASES[2:], ids=str)
 @pytest.mark.parametrize("weight", [0.0, 1.3, 4.0])
 def test_both_forms_pixel_by_pixel(height, width, fraction, n, sizes, starts, weight) -> None:  # type: ignore[no-untyped-def]
-    model, x = Centred(3, height, width), torch.randn(2, 3, height, width, dtype=torch.float64)
+    model, x = Centered(3, height, width), torch.randn(2, 3, height, width, dtype=torch.float64)
     D = model(x, SIGMA)
     D_swg, count = by_pixel(lambda crop: model(crop, SIGMA), x, sizes, starts)
     for kind, M in ((SlidingWindowGuidance, 1.0), (MaskedSlidingWindowGuidance, (count > 1).double())):
@@ -150,7 +150,7 @@ def test_networks_see_crops(make: Callable[[], Preconditioned]) -> None:
 
 def test_with_classifier_free_guidance_the_masked_form_adds_up() -> None:
     """D_c + .3 (D_c - D_none) + .3 M (D_c - D_swg), in 1 + 1 + 4 evaluations."""
-    model, x, labels = Centred(3, 8, 16), torch.randn(2, 3, 8, 16, dtype=torch.float64), torch.tensor([1, 0])
+    model, x, labels = Centered(3, 8, 16), torch.randn(2, 3, 8, 16, dtype=torch.float64), torch.tensor([1, 0])
     D = model(x, SIGMA, labels)
     D_swg, count = by_pixel(lambda crop: model(crop, SIGMA, labels), x, (6, 12), ([0, 2], [0, 4]))
     expected = D + 0.3 * (D - model(x, SIGMA)) + 0.3 * (count > 1).double() * (D - D_swg)
@@ -177,13 +177,13 @@ def test_a_window_of_the_whole_picture_changes_no_bit(make: Callable[[], Precond
 
 
 def test_without_overlap_the_masked_form_is_off_and_the_other_is_not() -> None:
-    model, x = Centred(1, 8, 8), torch.randn(2, 1, 8, 8, dtype=torch.float64)
+    model, x = Centered(1, 8, 8), torch.randn(2, 1, 8, 8, dtype=torch.float64)
     assert torch.equal(MaskedSlidingWindowGuidance(3.0, crop=0.5, positive=model)(x, SIGMA), model(x, SIGMA))
     assert not torch.allclose(SlidingWindowGuidance(3.0, crop=0.5, positive=model)(x, SIGMA), model(x, SIGMA))
 
 
 def test_a_denoiser_that_looks_at_single_pixels_is_not_changed() -> None:
-    model, x = Centred(1, 9, 12), torch.randn(2, 1, 9, 12, dtype=torch.float64)
+    model, x = Centered(1, 9, 12), torch.randn(2, 1, 9, 12, dtype=torch.float64)
     model.forward = lambda x, sigma, condition=None: x.tanh() / (1 + sigma)  # type: ignore[method-assign]
     guided = SlidingWindowGuidance(5.0, crop=0.5, n=3, positive=model)(x, SIGMA)
     torch.testing.assert_close(guided, model(x, SIGMA), rtol=1e-13, atol=1e-13)
@@ -207,7 +207,7 @@ def test_a_crop_counts_as_an_evaluation_and_weight_one_costs_none(
     torch.testing.assert_close(alone.x, trajectory.x[1:2], rtol=1e-3, atol=1e-3)
 
 
-class Apart(Centred):
+class Apart(Centered):
     """Tells its noise direction from its clean estimate."""
 
     def start(self, trajectory: Trajectory) -> Predict:
@@ -229,7 +229,7 @@ def test_a_noise_direction_told_apart_is_averaged_alike() -> None:
 
 def test_windows_look_through_guidances() -> None:
     """The negative of a guided positive is that guidance on crops."""
-    model, x, labels = Centred(1, 8, 8), torch.randn(2, 1, 8, 8, dtype=torch.float64), torch.tensor([1, 0])
+    model, x, labels = Centered(1, 8, 8), torch.randn(2, 1, 8, 8, dtype=torch.float64), torch.tensor([1, 0])
     inner = ClassifierFreeGuidance(2.0, positive=model)
 
     def cfg(x: Tensor) -> Tensor:

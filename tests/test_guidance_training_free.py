@@ -15,23 +15,23 @@ from lightning_guide.guidance.training_free import (
     DPS,
     MPGD,
     TFG,
-    Adam,
+    AdamStep,
     AddedNoise,
     AtClean,
     Augmented,
-    Constant,
+    ConstantStep,
     EnergyGuidance,
     LossGuidedDiffusion,
     MonteCarlo,
-    Normalised,
-    Polyak,
+    NoiseScaledPolyakStep,
+    NormalizedStep,
+    PolyakStep,
     Resized,
-    RootMeanSquare,
+    RootMeanSquareStep,
+    SigmaWindow,
     StepRule,
     ThroughDenoiser,
-    TruePolyak,
     UniversalGuidance,
-    Window,
 )
 from lightning_guide.objectives import (
     Boxed,
@@ -50,12 +50,12 @@ from tests.energies import GRID, METHODS, Bend, drawn, mixture
 
 MIXTURE, LOSS = mixture(), Bend()
 RULES: dict[str, StepRule] = {
-    "constant": Constant(0.2),
-    "normalised": Normalised(0.2),
-    "rms": RootMeanSquare(0.2),
-    "polyak": Polyak(0.05),
-    "true polyak": TruePolyak(0.2),
-    "adam": Adam(0.1),
+    "constant": ConstantStep(0.2),
+    "normalized": NormalizedStep(0.2),
+    "rms": RootMeanSquareStep(0.2),
+    "polyak": NoiseScaledPolyakStep(0.05),
+    "true polyak": PolyakStep(0.2),
+    "adam": AdamStep(0.1),
 }
 
 
@@ -132,10 +132,10 @@ def test_the_loss_is_told() -> None:
 
 
 def test_a_tiny_or_huge_gradient_does_not_overflow_on_the_way() -> None:
-    """In float32 the square of 1e-30 is zero and that of 1e30 infinite; a normalised step is the same step."""
+    """In float32 the square of 1e-30 is zero and that of 1e30 infinite; a normalized step is the same step."""
     x, level = torch.randn(4, 3), torch.tensor(0.8)
     steps = [
-        EnergyGuidance(WeightedSum([LOSS], [scale]), [ThroughDenoiser(Normalised(0.3))], positive=MIXTURE)(x, level)
+        EnergyGuidance(WeightedSum([LOSS], [scale]), [ThroughDenoiser(NormalizedStep(0.3))], positive=MIXTURE)(x, level)
         for scale in (1.0, 1e-30, 1e30)
     ]
     torch.testing.assert_close(steps[1], steps[0])
@@ -173,7 +173,7 @@ class Counted(GaussianMixture):
         (lambda d: MPGD(LOSS, 0.1, positive=d), 0),
         (lambda d: UniversalGuidance(LOSS, 0.1, backward_steps=5, positive=d), 1),
         (lambda d: UniversalGuidance(LOSS, 0.0, backward_steps=5, positive=d), 0),
-        (lambda d: EnergyGuidance(LOSS, [ThroughDenoiser(Constant(0.1))] * 2, positive=d), 2),
+        (lambda d: EnergyGuidance(LOSS, [ThroughDenoiser(ConstantStep(0.1))] * 2, positive=d), 2),
     ],
 )
 def test_one_product_however_many_copies(method: Any, products: int) -> None:
@@ -186,8 +186,8 @@ def test_one_product_however_many_copies(method: Any, products: int) -> None:
 def test_every_other_step_and_a_window() -> None:
     denoiser = Counted(torch.zeros(1, 3), torch.eye(3)[None])
     levels = GRID.sigmas()
-    inner = Window(float(levels[3]), float(levels[1]))
-    for window, expected in ((Window(every=2), 3), (inner, 2), (Window(every=4), 2)):
+    inner = SigmaWindow(float(levels[3]), float(levels[1]))
+    for window, expected in ((SigmaWindow(every=2), 3), (inner, 2), (SigmaWindow(every=4), 2)):
         denoiser.count()
         Euler(GRID).sample(DPS(LOSS, 0.1, window=window, positive=denoiser), seeds=SampleSeeds(0, range(2)))
         assert (denoiser.calls, denoiser.products) == (6, expected)
@@ -204,7 +204,7 @@ def test_heun_is_guided_once_a_step_with_kept_noise_and_twice_with_implied() -> 
 @pytest.mark.parametrize("kind", ["kept", "implied"])
 def test_heun_written_out(kind: Any) -> None:
     """Kept: x -> D + delta, then both noises unguided. Implied: the trapezoidal rule on the guided field."""
-    rule, levels = ThroughDenoiser(Constant(0.3)), GRID.sigmas().tolist()
+    rule, levels = ThroughDenoiser(ConstantStep(0.3)), GRID.sigmas().tolist()
     guide = EnergyGuidance(LOSS, [rule], noise=kind, positive=MIXTURE)
     x = start = 5 * torch.randn(4, 3, dtype=torch.float64)
     for t, t_next in zip(levels, levels[1:], strict=False):
@@ -230,7 +230,7 @@ def test_nested_guidances_act_one_after_the_other() -> None:
         leaf = x.clone().requires_grad_()
         shifted = MIXTURE(leaf, level) + (moved - MIXTURE(x, level))
         (g,) = torch.autograd.grad(other(shifted).sum(), leaf)
-    outer = EnergyGuidance(other, [ThroughDenoiser(Constant(0.2))], positive=inner)
+    outer = EnergyGuidance(other, [ThroughDenoiser(ConstantStep(0.2))], positive=inner)
     torch.testing.assert_close(outer(x, level), moved - 0.2 * g)
 
 
@@ -308,13 +308,13 @@ def test_recipes_of_methods_build_them_again() -> None:
     ("mistake", "said"),
     [
         (lambda: EnergyGuidance(LOSS, []), "at least one move"),
-        (lambda: EnergyGuidance(LOSS, [AtClean(Constant(1.0))], noise="old"), "noise 'kept' or 'implied'"),
+        (lambda: EnergyGuidance(LOSS, [AtClean(ConstantStep(1.0))], noise="old"), "noise 'kept' or 'implied'"),
         (lambda: MonteCarlo(0), "draws >= 1"),
         (lambda: Augmented([], 0), "copies >= 1"),
-        (lambda: Window(2.0, 1.0), "0 <= low < high"),
-        (lambda: Window(every=0), "every >= 1"),
+        (lambda: SigmaWindow(2.0, 1.0), "0 <= low < high"),
+        (lambda: SigmaWindow(every=0), "every >= 1"),
         (lambda: TFG(LOSS, 0.0, 0.0), "TFG needs rho or mu"),
-        (lambda: Adam(0.1, beta1=1.0), "beta1 and beta2 in"),
+        (lambda: AdamStep(0.1, beta1=1.0), "beta1 and beta2 in"),
         (lambda: WeightedSum([LOSS], [1.0, 2.0]), "one weight for each energy"),
         (lambda: HalfSpace([1.0], softness=0.0), "HalfSpace needs softness > 0"),
         (lambda: Disc([0.0], 0.0), "Disc needs radius > 0"),

@@ -192,7 +192,7 @@ PAPERS: dict[str, Callable[[Step], Tensor]] = {
     "RA Polyak": lambda step: step.ddim() - polyak(step, 0.05, augmented(step)),
     "Polyak capped": capped,
     "true Polyak": lambda step: step.ddim() - 0.3 * LOSS(step.clean(step.x))[:, None] * step.g() / norm(step.g()) ** 2,
-    "normalised": lambda step: step.ddim() - 0.2 * step.g() / norm(step.g()),
+    "normalized": lambda step: step.ddim() - 0.2 * step.g() / norm(step.g()),
     "MPGD": lambda step: mpgd(step, slope(LOSS, step.clean(step.x))),
     "MPGD-AE": lambda step: mpgd(step, slope(lambda D: LOSS(D @ U @ U.T), step.clean(step.x))),
     "MPGD-Z": lambda step: mpgd(step, slope(lambda z: LOSS(z @ U.T), step.clean(step.x) @ U) @ U.T),

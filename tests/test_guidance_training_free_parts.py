@@ -18,14 +18,14 @@ from lightning_guide.guidance.training_free import (
     MPGD,
     AddedNoise,
     Augmented,
-    Colour,
+    ColorJitter,
     Cutout,
     Rescaled,
     Resized,
     Translation,
 )
 from lightning_guide.guidance.training_free.augmentations import Augmentation
-from lightning_guide.guidance.training_free.schedules import Point
+from lightning_guide.guidance.training_free.schedules import StepContext
 from lightning_guide.networks.classifiers import SmallClassifier
 from lightning_guide.objectives import (
     Blurred,
@@ -50,7 +50,7 @@ from lightning_guide.seeds import SampleSeeds
 from lightning_guide.snapshots import SnapshotStore
 from tests.energies import GRID, mixture
 
-AUGMENTATIONS: list[Augmentation] = [Colour(), Translation(), Rescaled(), Cutout(), AddedNoise(0.3), Resized(11)]
+AUGMENTATIONS: list[Augmentation] = [ColorJitter(), Translation(), Rescaled(), Cutout(), AddedNoise(0.3), Resized(11)]
 OPERATORS: list[Operator] = [Downsampled(4), Blurred(1.3), Masked(0.4, seed=2), Boxed(1, 2, 3, 4), Compressed(7)]
 
 
@@ -87,7 +87,7 @@ def test_draws_are_of_the_sample_and_move_on(augmentation: Augmentation) -> None
     transform = augmentation.draw(SampleSeeds(0, [2]), 6, x.device)
     torch.testing.assert_close(transform(x[2:3].expand(6, 1, -1, -1, -1)), whole[:, 2:3])
     estimator, seeds = Augmented([augmentation], 6), SampleSeeds(0, range(4))
-    point = Point(x, 1.0, 0.5, Trajectory(x=x, seeds=seeds, sigma=1.0))
+    point = StepContext(x, 1.0, 0.5, Trajectory(x=x, seeds=seeds, sigma=1.0))
     first, second = estimator.draw(x, point), estimator.draw(x, point)
     assert torch.equal(first(x), first(x)), "one draw has to stay what it is"
     assert isinstance(augmentation, Resized) or not torch.equal(first(x), second(x))
@@ -115,14 +115,14 @@ def test_cutout_zeroes_a_square_of_half_the_side() -> None:
     assert torch.equal(holes, holes.amax(2, keepdim=True) * holes.amax(1, keepdim=True)), "no rectangle"
 
 
-def test_colour_is_three_affine_maps() -> None:
-    """Of a picture that is grey everywhere only the brightness changes; spreads stay within the published factors."""
-    flat = copies(Colour(), torch.full((1, 3, 4, 4), 0.2), 500)
+def test_color_is_three_affine_maps() -> None:
+    """Of a picture that is gray everywhere only the brightness changes; spreads stay within the published factors."""
+    flat = copies(ColorJitter(), torch.full((1, 3, 4, 4), 0.2), 500)
     assert torch.allclose(flat, flat[..., :1, :1, :1].expand_as(flat), atol=1e-6)
     assert float(flat.min()) == pytest.approx(-0.3, abs=0.02) and float(flat.max()) == pytest.approx(0.7, abs=0.02)
     x = torch.randn(1, 1, 6, 6)
-    grey = copies(Colour(), x, 500)[:, 0]
-    ratio = grey.flatten(1).std(1) / x.std()
+    gray = copies(ColorJitter(), x, 500)[:, 0]
+    ratio = gray.flatten(1).std(1) / x.std()
     assert float(ratio.min()) == pytest.approx(0.5, abs=0.02) and float(ratio.max()) == pytest.approx(1.5, abs=0.02)
 
 
@@ -268,11 +268,11 @@ def test_a_guided_reconstruction_agrees_with_its_measurement() -> None:
 
 def test_subspace_and_reconstruction() -> None:
     basis = torch.linalg.qr(torch.randn(6, 2, dtype=torch.float64))[0]
-    centre = torch.randn(6, dtype=torch.float64)
-    auto = Subspace(basis, centre=centre, data_shape=[2, 3])
+    center = torch.randn(6, dtype=torch.float64)
+    auto = Subspace(basis, center=center, data_shape=[2, 3])
     x = torch.randn(4, 2, 3, dtype=torch.float64)
     again = auto.decode(auto.encode(x))
-    torch.testing.assert_close(again.flatten(1), centre + (x.flatten(1) - centre) @ basis @ basis.T)
+    torch.testing.assert_close(again.flatten(1), center + (x.flatten(1) - center) @ basis @ basis.T)
     torch.testing.assert_close(auto.decode(auto.encode(again)), again)
     loss = SquaredDistance(torch.zeros(2, 3))
     torch.testing.assert_close(Reconstructed(loss, auto)(x), loss(again))

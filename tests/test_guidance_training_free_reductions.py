@@ -19,21 +19,21 @@ from lightning_guide.guidance.training_free import (
     Augmented,
     AugmentedPolyak,
     Balanced,
-    Capped,
-    Constant,
+    ClippedStep,
+    ConstantStep,
     EnergyGuidance,
     FreeDoM,
     LossGuidedDiffusion,
     MonteCarlo,
     MPGDLatent,
-    Polyak,
+    NoiseScaledPolyakStep,
     PowerLaw,
     Schedule,
+    SigmaWindow,
     ThroughDenoiser,
     UniversalGuidance,
-    Window,
 )
-from lightning_guide.guidance.training_free.schedules import Point
+from lightning_guide.guidance.training_free.schedules import StepContext
 from lightning_guide.objectives import Energy, SquaredDistance, WeightedSum
 from lightning_guide.pretrained import Subspace
 from lightning_guide.samplers import DDIM, DPMSolver2M, Euler, Heun, Sampler, TimeTravel
@@ -54,7 +54,7 @@ class Times(Schedule):
     def __init__(self, schedules: Sequence[Schedule], last: str) -> None:
         self.schedules, self.last = list(schedules), last
 
-    def at(self, point: Point) -> float:
+    def at(self, point: StepContext) -> float:
         factor = {
             "sqrt alpha": ((1 + point.sigma_next**2) / (1 + point.sigma**2)) ** 0.5,
             "folded": 1 - point.sigma_next / point.sigma,
@@ -65,7 +65,7 @@ class Times(Schedule):
 
 
 def through(rate: float, schedule: Schedule, **options: object) -> EnergyGuidance:
-    return EnergyGuidance(LOSS, [ThroughDenoiser(Constant(rate, schedule=schedule))], positive=MIXTURE, **options)
+    return EnergyGuidance(LOSS, [ThroughDenoiser(ConstantStep(rate, schedule=schedule))], positive=MIXTURE, **options)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: type(s).__name__)
@@ -103,7 +103,7 @@ class TestReductions:
     def test_the_four_cells_of_the_ablation(self, sampler: Sampler) -> None:
         """The presets are what their parts say, one by one."""
         noise = [AddedNoise(0.3)]
-        rule = Polyak(0.05)
+        rule = NoiseScaledPolyakStep(0.05)
         cells = {
             "polyak": AugmentedPolyak(LOSS, 0.05, augmentations=[], positive=MIXTURE),
             "both": AugmentedPolyak(LOSS, 0.05, augmentations=noise, copies=5, positive=MIXTURE),
@@ -119,8 +119,8 @@ class TestReductions:
     def test_a_cap_out_of_reach_changes_nothing(self, sampler: Sampler) -> None:
         """Up to the last step, where there is no room: the grid is cut off before."""
         free, capped = (
-            EnergyGuidance(LOSS, [ThroughDenoiser(rule)], window=Window(0.2), positive=MIXTURE)
-            for rule in (Polyak(0.05), Capped(Polyak(0.05), 1e6))
+            EnergyGuidance(LOSS, [ThroughDenoiser(rule)], window=SigmaWindow(0.2), positive=MIXTURE)
+            for rule in (NoiseScaledPolyakStep(0.05), ClippedStep(NoiseScaledPolyakStep(0.05), 1e6))
         )
         torch.testing.assert_close(guided(free, sampler), guided(capped, sampler), **EXACT)
 
@@ -145,7 +145,7 @@ class TestAllMethods:
 
     def test_outside_its_window_a_method_is_its_positive_to_the_bit(self, sampler: Sampler, name: str) -> None:
         method = METHODS[name](LOSS, MIXTURE)
-        method.window = Window(1e3, 1e4)
+        method.window = SigmaWindow(1e3, 1e4)
         if isinstance(method.positive, EnergyGuidance):
             method.positive.window = method.window
         assert torch.equal(guided(method, sampler), guided(MIXTURE, sampler))
@@ -177,8 +177,8 @@ def test_universal_guidance_is_tfg_up_to_the_noise_it_changes() -> None:
     forward = UniversalGuidance(LOSS, 0.4, positive=MIXTURE)
     kept = through(0.4, Times([PowerLaw(2)], "folded"))
     torch.testing.assert_close(guided(kept, Euler(GRID)), guided(forward, Euler(GRID)), **EXACT)
-    backward = UniversalGuidance(LOSS, 0.0, backward_steps=1, backward=Constant(0.1), positive=MIXTURE)
-    at_clean = EnergyGuidance(LOSS, [AtClean(Constant(0.1, schedule=Times([], "folded")))], positive=MIXTURE)
+    backward = UniversalGuidance(LOSS, 0.0, backward_steps=1, backward=ConstantStep(0.1), positive=MIXTURE)
+    at_clean = EnergyGuidance(LOSS, [AtClean(ConstantStep(0.1, schedule=Times([], "folded")))], positive=MIXTURE)
     for sampler in (Euler(GRID), TimeTravel(Euler(GRID), 3)):
         torch.testing.assert_close(guided(at_clean, sampler), guided(backward, sampler), **EXACT)
     assert not torch.allclose(
@@ -232,7 +232,7 @@ def test_the_plug_in_gradient_is_the_posterior_covariance(sigma: float) -> None:
         leaf = D.clone().requires_grad_()
         (at_clean,) = torch.autograd.grad(LOSS(leaf).sum(), leaf)
     expected = torch.einsum("bde,be->bd", covariance, at_clean) / sigma**2
-    guide = EnergyGuidance(LOSS, [ThroughDenoiser(Constant(1.0))], positive=MIXTURE)
+    guide = EnergyGuidance(LOSS, [ThroughDenoiser(ConstantStep(1.0))], positive=MIXTURE)
     torch.testing.assert_close(D - guide(x, level), expected, rtol=1e-8, atol=1e-10)
     mpgd = MPGD(LOSS, 1.0, positive=MIXTURE)
     torch.testing.assert_close(D - mpgd(x, level), at_clean, rtol=1e-9, atol=1e-11)
@@ -244,7 +244,7 @@ def test_balanced_schedules_have_the_mean_one() -> None:
     for kind in ("increase", "decrease", "constant"):
         shares = []
         for trajectory.step in range(6):
-            point = Point(trajectory.x, levels[trajectory.step], levels[trajectory.step + 1], trajectory)
+            point = StepContext(trajectory.x, levels[trajectory.step], levels[trajectory.step + 1], trajectory)
             shares.append(Balanced(kind).at(point))  # type: ignore[arg-type]
         assert sum(shares) == pytest.approx(6)
         alphas = [(1 + low**2) / (1 + high**2) for high, low in zip(levels, levels[1:], strict=False)]
@@ -279,7 +279,7 @@ def test_cfg_below_and_labels_for_both() -> None:
     assert guide.num_classes == 3
     guide(x, level, labels)
     assert seen[0] is not None and torch.equal(seen[0], labels.repeat(2))
-    labelled = mixture([0, 1, 2])
-    below = ClassifierFreeGuidance(2.0, positive=labelled)
+    labeled = mixture([0, 1, 2])
+    below = ClassifierFreeGuidance(2.0, positive=labeled)
     at_label = DPS(LOSS, 0.3, positive=below)(x, level, labels)
     assert not torch.allclose(at_label, DPS(LOSS, 0.3, positive=below)(x, level, labels.flip(0)))

@@ -11,7 +11,7 @@ from lightning_guide.guidance.perturbation import Perturbed
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers import Euler, Heun
 from lightning_guide.seeds import SampleSeeds
-from lightning_guide.utils.modules import replaced
+from lightning_guide.utils.modules import replace_modules
 from tests.small_networks import LABELS, NETWORKS, SIGMA, pictures, trajectory, transformer, unet
 
 
@@ -47,7 +47,7 @@ def test_it_is_what_the_network_is_told(kind: str) -> None:
     with torch.no_grad():
         e = model.network.embedding_noise(torch.full((3,), float(SIGMA.log() / 4)))  # type: ignore[operator]
         noisy = NoisyNoiseEmbedding().replace(Fixed(e), trajectory())(torch.zeros(3))
-    told = run(replaced(model, {"network.embedding_noise": Fixed(noisy)}))
+    told = run(replace_modules(model, {"network.embedding_noise": Fixed(noisy)}))
     negative = Perturbed([NoisyNoiseEmbedding()], positive=model).network(trajectory())
     torch.testing.assert_close(run(negative), told)
     assert not torch.allclose(told, run(model))
@@ -82,5 +82,5 @@ def test_settings_out_of_range_are_refused() -> None:
 
 
 def test_a_layer_that_is_no_embedding_is_refused() -> None:
-    with pytest.raises(ValueError, match="a layer of one input that returns .*; a Block is none"):
+    with pytest.raises(ValueError, match="a layer of one input that returns .*; a EDM2Block is none"):
         TimeStepGuidance(layers=["encoder.4x4_block0"], positive=unet())(pictures(), SIGMA, LABELS)

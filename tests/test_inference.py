@@ -13,12 +13,12 @@ from lightning_guide.distributions.gaussian_mixture import GaussianMixture
 from lightning_guide.guidance import Autoguidance, Guidance, PerturbedAttentionGuidance
 from lightning_guide.guidance.negatives import AnnealedCondition
 from lightning_guide.guidance.perturbation import Perturbed
-from lightning_guide.inference import fixed
+from lightning_guide.inference import fuse_weights
 from lightning_guide.networks import MPConv, MPLinear
 from lightning_guide.networks.dit import DiffusionTransformer
 from lightning_guide.optimization.low_rank import LowRank
 from lightning_guide.preconditioning import Network, Preconditioned
-from lightning_guide.runs.models import OtherRuns
+from lightning_guide.runs.models import DryRunModels
 from tests.small_networks import LABELS, SIGMA, pictures, trajectory, transformer, unet
 
 
@@ -28,9 +28,9 @@ def called(denoiser: Denoiser, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_network_gives_the_same_and_normalises_nothing(dtype: torch.dtype) -> None:
+def test_the_network_gives_the_same_and_normalizes_nothing(dtype: torch.dtype) -> None:
     model = unet().to(dtype)
-    ready = fixed(model)
+    ready = fuse_weights(model)
     assert not any(isinstance(part, MPConv | MPLinear) for part in ready.modules())
     x = pictures().to(dtype)
     with torch.no_grad():
@@ -43,7 +43,7 @@ def test_the_network_gives_the_same_and_normalises_nothing(dtype: torch.dtype) -
 def test_gradients_with_respect_to_x_are_the_same() -> None:
     model = unet()
     gradients = []
-    for denoiser in (model, fixed(model)):
+    for denoiser in (model, fuse_weights(model)):
         x = pictures().requires_grad_(True)
         gradients.append(torch.autograd.grad(denoiser(x, SIGMA, LABELS).square().sum(), x)[0])
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-5)
@@ -68,7 +68,7 @@ def test_work_in_place_changes_neither_the_result_nor_the_input() -> None:
 
 def test_the_original_learns_on_and_the_fixed_one_does_not_follow() -> None:
     model = unet()
-    ready = fixed(model)
+    ready = fuse_weights(model)
     with torch.no_grad():
         before = ready(pictures(), SIGMA, LABELS)
         for parameter in model.parameters():
@@ -87,16 +87,16 @@ def test_the_original_learns_on_and_the_fixed_one_does_not_follow() -> None:
 ], ids=["transformer", "autoguidance", "attention", "condition"])  # fmt: skip
 def test_guidances_of_every_kind_stay_what_they_are(guidance: object) -> None:
     made = guidance()  # type: ignore[operator]
-    resolved = made.resolve(OtherRuns(unet(), ".")).eval()
-    ready = fixed(resolved)
+    resolved = made.resolve(DryRunModels(unet(), ".")).eval()
+    ready = fuse_weights(resolved)
     with torch.no_grad():
         torch.testing.assert_close(called(ready, pictures()), called(resolved, pictures()), rtol=1e-5, atol=2e-6)
     assert type(ready) is type(resolved)
 
 
 def test_what_is_shared_is_fixed_once() -> None:
-    resolved = PerturbedAttentionGuidance(2.0).resolve(OtherRuns(unet(), "."))
-    networks = {id(part.network) for part in fixed(resolved).modules() if isinstance(part, Preconditioned)}
+    resolved = PerturbedAttentionGuidance(2.0).resolve(DryRunModels(unet(), "."))
+    networks = {id(part.network) for part in fuse_weights(resolved).modules() if isinstance(part, Preconditioned)}
     assert len(networks) == 1
     networks = {id(part.network) for part in resolved.modules() if isinstance(part, Preconditioned)}
     assert len(networks) == 1  # and the resolved one still has its own
@@ -110,20 +110,20 @@ def test_low_rank_additions_are_part_of_the_weights() -> None:
                 parameter.normal_(generator=torch.Generator().manual_seed(3))
         expected = adapted(pictures(), SIGMA, LABELS)
         assert not torch.allclose(expected, unet()(pictures(), SIGMA, LABELS))
-        torch.testing.assert_close(fixed(adapted)(pictures(), SIGMA, LABELS), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(fuse_weights(adapted)(pictures(), SIGMA, LABELS), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_other_networks_are_left_as_they_are() -> None:
     model = transformer()
-    ready = fixed(model)
+    ready = fuse_weights(model)
     assert isinstance(ready, Preconditioned) and isinstance(ready.network, DiffusionTransformer)
     assert ready.network is model.network
 
 
 def test_compiling_leaves_the_original_alone() -> None:
     for model in (unet(), transformer()):
-        resolved = Autoguidance(model, 2.0).resolve(OtherRuns(model, "."))
-        parts = [part for part in fixed(resolved, compile=True).modules() if isinstance(part, Network)]
+        resolved = Autoguidance(model, 2.0).resolve(DryRunModels(model, "."))
+        parts = [part for part in fuse_weights(resolved, compile=True).modules() if isinstance(part, Network)]
         assert len(parts) == 1
         assert parts[0]._compiled_call_impl is not None
         assert parts[0] is not model.network
@@ -133,7 +133,7 @@ def test_compiling_leaves_the_original_alone() -> None:
 def test_nothing_to_compile_is_said() -> None:
     model = GaussianMixture(torch.zeros(1, 2), torch.eye(2)[None])
     with pytest.raises(ValueError, match="compile is for networks of Preconditioned denoisers; a Gaussian.* has none"):
-        fixed(model, compile=True)
+        fuse_weights(model, compile=True)
 
 
 @pytest.mark.slow
@@ -144,11 +144,13 @@ def test_nothing_to_compile_is_said() -> None:
 ], ids=["unet", "transformer", "attention"])  # fmt: skip
 def test_compiled_is_eager(guidance: Callable[[], Guidance]) -> None:
     """Also a second copy, which compiles nothing anew."""
-    resolved = guidance().resolve(OtherRuns(unet(), ".")).eval()
+    resolved = guidance().resolve(DryRunModels(unet(), ".")).eval()
     torch._dynamo.reset()
     with torch.no_grad():
         expected = called(resolved, pictures())
-        torch.testing.assert_close(called(fixed(resolved, compile=True), pictures()), expected, rtol=1e-5, atol=2e-6)
+        torch.testing.assert_close(
+            called(fuse_weights(resolved, compile=True), pictures()), expected, rtol=1e-5, atol=2e-6
+        )
         with torch.compiler.set_stance("fail_on_recompile"):
-            again = called(fixed(resolved, compile=True), pictures())
+            again = called(fuse_weights(resolved, compile=True), pictures())
         torch.testing.assert_close(again, expected, rtol=1e-5, atol=2e-6)

@@ -11,14 +11,14 @@ import torch
 
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance import Main, ScoreScaling
-from lightning_guide.inference import exploded
+from lightning_guide.inference import is_diverged
 from tests.runs import TinyPictures, evaluation, tiny_module, tiny_trainer
 
 
 def test_what_counts() -> None:
     x = torch.tensor([[0.0, 49.9], [0.0, -50.1], [math.nan, 0.0], [0.0, -math.inf]])
-    assert exploded(x, 0.5).tolist() == [False, True, True, True]
-    assert exploded(x[:, :, None], 1.0).tolist() == [False, False, True, True]
+    assert is_diverged(x, 0.5).tolist() == [False, True, True, True]
+    assert is_diverged(x[:, :, None], 1.0).tolist() == [False, False, True, True]
 
 
 @pytest.mark.parametrize(("guidance", "said"), [(Main(), False), (ScoreScaling(1e9), True)])

@@ -15,7 +15,7 @@ from torch import Tensor
 from datamodules import Digits
 from lightning_guide.data import Batch
 from lightning_guide.evaluation import ClassifierFeatures
-from lightning_guide.modules.classifiers import ClassifierModule, shifted
+from lightning_guide.modules.classifiers import ClassifierModule, random_shift
 from lightning_guide.networks.classifiers import SmallClassifier
 from lightning_guide.snapshots import SnapshotStore
 
@@ -139,12 +139,12 @@ def shift(x: Tensor, down: int, right: int) -> Tensor:
 
 def test_shifts_reach_every_offset_and_nothing_else(generator: torch.Generator) -> None:
     x = torch.rand(1, 2, 5, 4, generator=generator)
-    moved = shifted(x.expand(200, -1, -1, -1), 1, generator)
+    moved = random_shift(x.expand(200, -1, -1, -1), 1, generator)
     assert moved.shape == (200, 2, 5, 4)
     expected = [shift(x[0], down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
     hits = torch.stack([torch.stack([torch.equal(one, m) * torch.ones(()) for m in moved]) for one in expected])
     assert (hits.sum(0) == 1).all() and (hits.sum(1) >= 5).all()
-    assert torch.equal(shifted(x, 0, generator), x)
+    assert torch.equal(random_shift(x, 0, generator), x)
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (4, 5, 9)])

@@ -19,10 +19,10 @@ from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.metrics.off_support import OffSupport
 from lightning_guide.guidance.gradient import LookAhead, NaiveGradient, Strength, Tilt
 from lightning_guide.modules.gradient_fine_tuning import GradientFineTuning
-from lightning_guide.modules.gradient_optimization import GradientOptimisation
+from lightning_guide.modules.gradient_optimization import GradientOptimization
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.objectives import NegativeDistance, Objective, Quadratic
-from lightning_guide.optimization import Gain, GeometricReplay, MeanRefit, Shifted
+from lightning_guide.optimization import GainTarget, GeometricReplay, MeanRefit, Shifted
 from lightning_guide.samplers import DPMSolver2M, Euler
 from lightning_guide.training.learning_rate import InverseSqrtRate
 from tests.runs import assert_same, checkpoint, tiny_trainer
@@ -44,11 +44,11 @@ def sampling(strength: Strength | None = None, samples: int = 32, **options: Any
     return Evaluation(guidance=guidance, num_samples=samples, **chosen)
 
 
-def optimise(
+def optimize(
     folder: Path | str, objective: Objective, *, rounds: int, strength: Strength | None = None, **options: Any
-) -> GradientOptimisation:
+) -> GradientOptimization:
     chosen = options.pop("sampling", None) or sampling(strength, batch_size=20)
-    module = GradientOptimisation(SubspaceGaussian(), objective, chosen, num_rounds=rounds, **options)
+    module = GradientOptimization(SubspaceGaussian(), objective, chosen, num_rounds=rounds, **options)
     trainer = tiny_trainer(folder, limit_test_batches=1.0)
     trainer.test(module, datamodule=data(), verbose=False)
     return module
@@ -70,7 +70,7 @@ def u_of(record: dict[str, float]) -> float:
     "delta", [0.2, *(pytest.param(each, marks=pytest.mark.slow) for each in (0.05, 0.1, 0.4, 0.9))]
 )
 def test_the_gain_rule_settles_at_the_fixed_point(delta: float, tmp_path: Path) -> None:
-    module = optimise(tmp_path, Quadratic(Direction()), rounds=400, target=Gain(delta), sampling=sampling())
+    module = optimize(tmp_path, Quadratic(Direction()), rounds=400, target=GainTarget(delta), sampling=sampling())
     r = 2 * delta * P / NOISE**2
     last = module.rounds.history[-100:]
     assert sum(map(u_of, last)) / 100 == pytest.approx(3 * r / (1 + r), abs=0.05)
@@ -83,14 +83,14 @@ def test_the_gain_rule_settles_at_the_fixed_point(delta: float, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("eta", [5.0, 20.0])
-def test_a_constant_eta_settles_at_the_regularised_optimum(eta: float, tmp_path: Path) -> None:
+def test_a_constant_eta_settles_at_the_regularized_optimum(eta: float, tmp_path: Path) -> None:
     # argmax over z in span(A) of 10 - (theta^T z - 3)^2 - |z|^2 / (2 eta): z = c A A^T theta, u = c p
     expected = 3 * 2 * eta * P / (1 + 2 * eta * P)
-    module = optimise(tmp_path, Quadratic(Direction()), rounds=40, strength=Tilt(eta))
+    module = optimize(tmp_path, Quadratic(Direction()), rounds=40, strength=Tilt(eta))
     assert sum(map(u_of, module.rounds.history[-20:])) / 20 == pytest.approx(expected, abs=0.05)
 
 
-def test_a_constant_eta_finds_the_regularised_optimum_of_a_distance(tmp_path: Path) -> None:
+def test_a_constant_eta_finds_the_regularized_optimum_of_a_distance(tmp_path: Path) -> None:
     # z = eta P grad f(z) with f = 5 - |z - b| / 2: solved here by plain fixed-point iteration
     a = SubspaceGaussian().basis
     b = torch.full((64,), 4.0, dtype=torch.float64)
@@ -98,13 +98,13 @@ def test_a_constant_eta_finds_the_regularised_optimum_of_a_distance(tmp_path: Pa
     for _ in range(200):
         z = 20.0 * a @ (a.T @ (b - z)) / (2 * (b - z).norm())
     best = float(5 - (z - b).norm() / 2)
-    module = optimise(tmp_path, NegativeDistance(), rounds=40, strength=Tilt(20.0))
+    module = optimize(tmp_path, NegativeDistance(), rounds=40, strength=Tilt(20.0))
     found = sum(record["objective_of_mean"] for record in module.rounds.history[-20:]) / 20
     assert found == pytest.approx(best, abs=0.05) and best > module.rounds.history[0]["objective_of_mean"] + 1
 
 
 def test_gradients_at_each_sample(tmp_path: Path) -> None:
-    module = optimise(tmp_path, Quadratic(Direction()), rounds=60, at="sample", target=Gain(0.2))
+    module = optimize(tmp_path, Quadratic(Direction()), rounds=60, at="sample", target=GainTarget(0.2))
     assert module.rounds.feedback.gradient is not None and module.rounds.feedback.gradient.shape == (32, 64)
     last = [record["objective"] for record in module.rounds.history[-10:]]
     assert sum(last) / 10 == pytest.approx(5.5, abs=0.4)  # still rising; .86 at the start
@@ -112,7 +112,7 @@ def test_gradients_at_each_sample(tmp_path: Path) -> None:
 
 
 def test_killed_anywhere_it_goes_on_with_the_same_samples(tmp_path: Path) -> None:
-    whole = optimise(tmp_path / "whole", Quadratic(Direction()), rounds=6)
+    whole = optimize(tmp_path / "whole", Quadratic(Direction()), rounds=6)
 
     class Killed(Quadratic):
         left = 3 * (3 + 31) + 3 + 2  # the bound on delta takes 31 calls, after rounds 1, 2 and 4; dies within the fifth
@@ -125,22 +125,22 @@ def test_killed_anywhere_it_goes_on_with_the_same_samples(tmp_path: Path) -> Non
 
     Killed.__name__ = "Quadratic"
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        optimise(tmp_path / "parted", Killed(Direction()), rounds=6)
+        optimize(tmp_path / "parted", Killed(Direction()), rounds=6)
     assert len(history_of(tmp_path / "parted")) == 4
-    parted = optimise(tmp_path / "parted", Quadratic(Direction()), rounds=6)
+    parted = optimize(tmp_path / "parted", Quadratic(Direction()), rounds=6)
     for one, other in zip(whole.rounds.history, parted.rounds.history, strict=True):
         assert_same(*({key: value for key, value in each.items() if key != "seconds"} for each in (one, other)))
     assert_same(whole.rounds.feedback.gradient, parted.rounds.feedback.gradient)
-    done = optimise(tmp_path / "parted", Quadratic(Direction()), rounds=6)  # nothing left to do
+    done = optimize(tmp_path / "parted", Quadratic(Direction()), rounds=6)  # nothing left to do
     assert done.rounds.round == 6
     with pytest.raises(ValueError, match="rounds on disk have num_samples = 32, this config has 8"):
-        optimise(tmp_path / "parted", Quadratic(Direction()), rounds=6, sampling=sampling(samples=8))
+        optimize(tmp_path / "parted", Quadratic(Direction()), rounds=6, sampling=sampling(samples=8))
 
 
 @pytest.mark.parametrize(
     ("message", "options"),
     [
-        (r"target\.delta = 0\.2, this config has 0\.9", {"target": Gain(0.9)}),
+        (r"target\.delta = 0\.2, this config has 0\.9", {"target": GainTarget(0.9)}),
         (
             r"objective\.theta\.off_ratio = 9\.0, this config has 0\.0",
             {"objective": Quadratic(Direction(off_ratio=0.0))},
@@ -154,17 +154,17 @@ def test_killed_anywhere_it_goes_on_with_the_same_samples(tmp_path: Path) -> Non
     ],
 )
 def test_rounds_of_another_config_are_not_continued(message: str, options: dict[str, Any], tmp_path: Path) -> None:
-    optimise(tmp_path, Quadratic(Direction()), rounds=1)
+    optimize(tmp_path, Quadratic(Direction()), rounds=1)
     before = (tmp_path / "rounds/history.jsonl").read_text()
     with pytest.raises(ValueError, match="rounds on disk have " + message):
-        optimise(tmp_path, **{"objective": Quadratic(Direction()), "rounds": 2} | options)
+        optimize(tmp_path, **{"objective": Quadratic(Direction()), "rounds": 2} | options)
     assert (tmp_path / "rounds/history.jsonl").read_text() == before
     # what the samples do not depend on may change
-    module = optimise(tmp_path, Quadratic(Direction()), rounds=2, sampling=sampling(batch_size=7, metrics={}))
+    module = optimize(tmp_path, Quadratic(Direction()), rounds=2, sampling=sampling(batch_size=7, metrics={}))
     assert module.rounds.round == 2
     with pytest.warns(UserWarning, match="2 rounds are drawn already, more than num_rounds = 1"):
-        optimise(tmp_path, Quadratic(Direction()), rounds=1)
-    with pytest.raises(ValueError, match="holds rounds of GradientOptimisation; expected another"):
+        optimize(tmp_path, Quadratic(Direction()), rounds=1)
+    with pytest.raises(ValueError, match="holds rounds of GradientOptimization; expected another"):
         fine_tune(tmp_path, Shifted(SubspaceGaussian()), steps=1)
 
 
@@ -178,7 +178,7 @@ def test_a_gradient_that_vanishes_is_reported_and_the_guidance_stays(tmp_path: P
             return (x @ self.theta).clamp(max=1.0)
 
     with pytest.warns(UserWarning, match=r"the gradient of the objective vanishes at \d+ of 32 points"):
-        module = optimise(tmp_path, Plateau(), rounds=25, at="sample", target=Gain(0.2))
+        module = optimize(tmp_path, Plateau(), rounds=25, at="sample", target=GainTarget(0.2))
     vanished = [record["vanished"] for record in module.rounds.history]
     assert vanished[-1] > 25  # most chains have reached the plateau, and stay there
     assert module.rounds.history[-1]["objective"] > 0.95
@@ -191,11 +191,11 @@ def test_a_delta_without_contraction_is_warned_of(tmp_path: Path) -> None:
     fine = DPMSolver2M(KarrasGrid(12, sigma_min=0.02, sigma_max=1000.0, rho=20.0))  # samples with the right spread
     chosen: dict[str, Any] = {"rounds": 2, "sampling": sampling(samples=256, sampler=fine, batch_size=256)}
     with pytest.warns(UserWarning, match=r"delta = 1 is too large .* expected less than 0\.[3-6]"):
-        module = optimise(tmp_path / "wide", NegativeDistance(), target=Gain(1.0), **chosen)
+        module = optimize(tmp_path / "wide", NegativeDistance(), target=GainTarget(1.0), **chosen)
     assert 1 / 0.64 < module.rounds.history[0]["contraction"] < 1.8 / 0.64
     with warnings.catch_warnings():
         warnings.filterwarnings("error", ".*too large for rounds to contract.*")
-        module = optimise(tmp_path / "narrow", NegativeDistance(), target=Gain(0.2), **chosen)
+        module = optimize(tmp_path / "narrow", NegativeDistance(), target=GainTarget(0.2), **chosen)
     assert module.rounds.history[0]["contraction"] < 0.6
 
 
@@ -222,18 +222,18 @@ class Wrong(Objective):
 )
 def test_bad_objectives_end_in_a_sentence(objective: Objective, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        optimise(tmp_path, objective, rounds=2)
+        optimize(tmp_path, objective, rounds=2)
 
 
 def test_other_mistakes_end_in_a_sentence(tmp_path: Path) -> None:
     theta = Direction()
     with pytest.raises(ValueError, match="need a gradient guidance .* got a Main"):
-        optimise(tmp_path, Quadratic(theta), rounds=2, sampling=Evaluation())
+        optimize(tmp_path, Quadratic(theta), rounds=2, sampling=Evaluation())
     with pytest.raises(ValueError, match=r"data has shape \(64,\), the model is one of \(8,\)"):
-        module = GradientOptimisation(SubspaceGaussian(8, 2), Quadratic(theta), sampling())
+        module = GradientOptimization(SubspaceGaussian(8, 2), Quadratic(theta), sampling())
         tiny_trainer(tmp_path).test(module, datamodule=data(), verbose=False)
     with pytest.raises(ValueError, match="num_rounds >= 1"):
-        GradientOptimisation(SubspaceGaussian(), Quadratic(theta), sampling(), num_rounds=0)
+        GradientOptimization(SubspaceGaussian(), Quadratic(theta), sampling(), num_rounds=0)
 
 
 # --- algorithm 2 ---------------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ def fine_tune(folder: Path | str, denoiser: Denoiser, *, steps: int, every: int 
         "learning_rate": InverseSqrtRate(1.0),
         "objective": Quadratic(Direction()),
         "sampling": sampling(),
-        "target": Gain(0.2),
+        "target": GainTarget(0.2),
     }
     callbacks = options.pop("callbacks", [])
     module = GradientFineTuning(denoiser, **chosen | options)

@@ -16,17 +16,17 @@ from datamodules import Digits
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.distributions.gaussian_mixture import GaussianMixture
 from lightning_guide.guidance.training_free import DPS, MPGD, MPGDLatent
-from lightning_guide.modules.classifiers import RobustClassifierModule, attacked
+from lightning_guide.modules.classifiers import RobustClassifierModule, adversarial_images
 from lightning_guide.modules.image_tasks import (
+    ImageTask,
+    ImageTaskModule,
     Parts,
-    PictureTask,
-    PictureTaskModule,
     Reconstruction,
     Sketch,
     outline,
-    parts,
+    part_masks,
 )
-from lightning_guide.networks import PictureAutoencoder, PictureNetwork
+from lightning_guide.networks import ImageAutoencoder, ImageToImageNetwork
 from lightning_guide.networks.classifiers import SmallClassifier
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.objectives import Distance, NetworkDistance
@@ -42,7 +42,7 @@ def pictures(count: int = 40) -> Tensor:
 
 
 def test_parts_are_what_filling_holes_finds() -> None:
-    found, x = parts(pictures()), pictures()
+    found, x = part_masks(pictures()), pictures()
     for picture, each in zip(x[:, 0].numpy() > 0, found, strict=True):
         holes = ndimage.binary_fill_holes(picture) & ~picture
         expected = torch.from_numpy(picture).long() + 2 * torch.from_numpy(holes).long()
@@ -54,9 +54,9 @@ def test_a_spiral_has_no_hole() -> None:
     """The way out is longer than any side."""
     rows = ["#######", "#.....#", "#.###.#", "#.#.#.#", "#.#...#", "#.#####", "......."]
     x = torch.tensor([[1.0 if c == "#" else -1.0 for c in row] for row in rows])[None, None]
-    assert not (parts(x) == 2).any()
+    assert not (part_masks(x) == 2).any()
     x[0, 0, 5, 1] = 1.0
-    assert int((parts(x) == 2).sum()) == 14
+    assert int((part_masks(x) == 2).sum()) == 14
 
 
 def test_the_outline_is_the_range_around_a_pixel() -> None:
@@ -67,17 +67,17 @@ def test_the_outline_is_the_range_around_a_pixel() -> None:
             torch.testing.assert_close(found[:, 0, i, j], around.amax(1) - around.amin(1))
 
 
-def trained(folder: Path, network: nn.Module, task: PictureTask) -> pl.Trainer:
+def trained(folder: Path, network: nn.Module, task: ImageTask) -> pl.Trainer:
     trainer = tiny_trainer(folder, steps=25, limit_val_batches=1, val_check_interval=25)
-    module = PictureTaskModule(network, task, optimizer=lambda p: torch.optim.Adam(p, lr=1e-2))
+    module = ImageTaskModule(network, task, optimizer=lambda p: torch.optim.Adam(p, lr=1e-2))
     trainer.fit(module, datamodule=Digits(batch_size=32))
     return trainer
 
 
-TASKS: dict[str, tuple[Any, PictureTask, float]] = {
-    "parts": (lambda: PictureNetwork([1, 8, 8], 3, widths=[16]), Parts(), 0.5),
-    "sketch": (lambda: PictureNetwork([1, 8, 8], 1, widths=[16]), Sketch(), 0.6),
-    "autoencoder": (lambda: PictureAutoencoder([1, 8, 8], 4, widths=[8, 16]), Reconstruction(), 0.45),
+TASKS: dict[str, tuple[Any, ImageTask, float]] = {
+    "parts": (lambda: ImageToImageNetwork([1, 8, 8], 3, widths=[16]), Parts(), 0.5),
+    "sketch": (lambda: ImageToImageNetwork([1, 8, 8], 1, widths=[16]), Sketch(), 0.6),
+    "autoencoder": (lambda: ImageAutoencoder([1, 8, 8], 4, widths=[8, 16]), Reconstruction(), 0.45),
 }
 
 
@@ -101,7 +101,7 @@ def test_it_learns_and_is_found_by_its_run(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(latent.decode(z), seen.double(), rtol=1e-4, atol=1e-4)
         with pytest.raises(ValueError, match="cannot compress"):
             RunNetwork(str(tmp_path)).part("compress", pictures())
-        plain, loss = Grey(), Distance(pictures(1)[0])
+        plain, loss = Gray(), Distance(pictures(1)[0])
         for guided in (
             MPGD(loss, 0.3, autoencoder=latent, positive=plain),
             MPGDLatent(loss, latent, 0.3, positive=plain),
@@ -110,7 +110,7 @@ def test_it_learns_and_is_found_by_its_run(name: str, tmp_path: Path) -> None:
             assert float((loss(ends[1]) - loss(ends[0])).max()) < 0
 
 
-class Grey(Denoiser):
+class Gray(Denoiser):
     """Pictures of independent Gaussian pixels."""
 
     data_shape, num_classes, sigma_data = (1, 8, 8), 0, 0.5
@@ -130,7 +130,7 @@ def drawn(denoiser: Denoiser, count: int) -> Tensor:
 def test_each_sample_has_its_reference() -> None:
     """Sample i is drawn to reference i, modulo their number, in whatever batch."""
     network, references = nn.Flatten(), pictures(2)
-    guide = DPS(NetworkDistance(network, references), 2.0, positive=Grey())
+    guide = DPS(NetworkDistance(network, references), 2.0, positive=Gray())
     ends = drawn(guide, 4)
     away = (ends[:, None] - references).flatten(2).norm(dim=2)
     assert away.argmin(1).tolist() == [0, 1, 0, 1]
@@ -149,7 +149,7 @@ def test_attacks_stay_in_their_ball_and_raise_the_loss(tmp_path: Path) -> None:
         module = RobustClassifierModule(network, radius=0.5, attacks=2)
         tiny_trainer(tmp_path, steps=3).fit(module, datamodule=data)
     network.eval().requires_grad_(False)
-    worse = attacked(network, x, labels[:40], radius=0.7, times=3)
+    worse = adversarial_images(network, x, labels[:40], radius=0.7, times=3)
     assert float((worse - x).flatten(1).norm(dim=1).max()) <= 0.7 + 1e-5
     assert F.cross_entropy(network(worse), labels[:40]) > F.cross_entropy(network(x), labels[:40]) + 1e-3
     assert RunNetwork(str(tmp_path)).num_classes == 10
@@ -158,7 +158,7 @@ def test_attacks_stay_in_their_ball_and_raise_the_loss(tmp_path: Path) -> None:
 
 
 def test_mistakes() -> None:
-    with pytest.raises(ValueError, match="PictureNetwork needs data_shape"):
-        PictureNetwork([1, 8, 8], 3, widths=[7])
+    with pytest.raises(ValueError, match="ImageToImageNetwork needs data_shape"):
+        ImageToImageNetwork([1, 8, 8], 3, widths=[7])
     with pytest.raises(ValueError, match=r"divide the sides by 4, not \(6, 8\)"):
-        PictureAutoencoder([1, 6, 8])
+        ImageAutoencoder([1, 6, 8])

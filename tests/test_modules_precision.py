@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from callbacks import PostHocEMA
-from lightning_guide.inference import fixed
+from lightning_guide.inference import fuse_weights
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.networks import EDM2UNet
 from lightning_guide.preconditioning import Preconditioned
@@ -66,7 +66,7 @@ def test_the_network_in_sixteen_bits(dtype: torch.dtype, gradients: bool) -> Non
     model = unet()
     with torch.no_grad():
         exact = model(pictures(), SIGMA, LABELS)
-    for each in (model, fixed(model)):
+    for each in (model, fuse_weights(model)):
         assert isinstance(each, Preconditioned)
         with torch.set_grad_enabled(gradients), torch.autocast("cpu", dtype=dtype):
             rough = each(pictures(), SIGMA, LABELS)

@@ -51,7 +51,7 @@ class Identity(nn.Module):
         return v
 
 
-def test_the_core_can_be_replaced_and_sees_normalised_tokens_and_the_grid(generator: torch.Generator) -> None:
+def test_the_core_can_be_replaced_and_sees_normalized_tokens_and_the_grid(generator: torch.Generator) -> None:
     attention = SelfAttention(64)
     core = Identity()
     attention.core = core

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lightning_guide.guidance import PerturbedAttentionGuidance
 from lightning_guide.networks import DDPMpp
-from lightning_guide.networks.ddpmpp_block import DDPMBlock, PictureAttention
+from lightning_guide.networks.ddpmpp_block import DDPMBlock, ImageAttention
 from lightning_guide.preconditioning import Preconditioned
 from tests.small_networks import trajectory
 
@@ -29,7 +29,7 @@ def test_parameters_are_the_published_number() -> None:
         faces = DDPMpp((3, 64, 64), augmentation_channels=9, channel_mult=(1, 2, 2, 2))
     assert sum(parameter.numel() for parameter in cifar.parameters()) == 55_733_891  # "56 million"
     assert sum(parameter.numel() for parameter in faces.parameters()) == 61_805_571  # "62 million"
-    attention = [name for name, module in cifar.named_modules() if isinstance(module, PictureAttention)]
+    attention = [name for name, module in cifar.named_modules() if isinstance(module, ImageAttention)]
     assert attention == [
         *[f"encoder.16x16_block{i}.attention" for i in range(4)],
         "decoder.8x8_in0.attention",
@@ -85,7 +85,7 @@ def test_block_by_hand(resample: str) -> None:
 
 def test_attention_by_hand_and_perturbed() -> None:
     torch.manual_seed(0)
-    layer = PictureAttention(8).double()
+    layer = ImageAttention(8).double()
     nn.init.normal_(layer.output.weight)
     x = torch.randn(2, 8, 3, 2).double()
     q, k, v = layer.qkv(layer.norm(x)).flatten(2).chunk(3, dim=1)  # (2, 8, 6)

@@ -16,7 +16,7 @@ from lightning_guide.networks import DiffusionTransformer
 from lightning_guide.networks.dit_block import TokenAttention, TransformerBlock
 from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.training.losses import EDMLoss
-from lightning_guide.utils.modules import matching, replaced
+from lightning_guide.utils.modules import matching_names, replace_modules
 from lightning_guide.utils.recipe import build
 
 PAPER = {  # channels, depth, heads, millions of parameters in table 1 of the paper
@@ -162,7 +162,7 @@ def test_shapes(shape: tuple[int, ...], patch_size: int, tokens: int, grid: tupl
     x = torch.randn(2, *shape, dtype=torch.float64)
     y = call(network, x)
     assert y.shape == x.shape
-    assert torch.equal(call(replaced(network, {"blocks.2.attention.core": spy}), x), y)  # type: ignore[arg-type]
+    assert torch.equal(call(replace_modules(network, {"blocks.2.attention.core": spy}), x), y)  # type: ignore[arg-type]
     assert spy.seen == ((2, 3, tokens, 8), grid)
     reached = torch.autograd.functional.jacobian(lambda x: network(x, x.new_zeros(2), None)[0].sum(), x)
     assert bool((reached[0] != 0).all()) and bool((reached[1] == 0).all())
@@ -237,8 +237,8 @@ def test_its_parts_exist_and_attention_can_be_perturbed() -> None:
     network = small(dropout=0.1)
     for kind, patterns in network.parts.items():
         for pattern in patterns:
-            assert matching(network, pattern, kind)
-    assert matching(network, *network.parts["dropout"], "dropout") == [f"blocks.{i}.mlp.drop1" for i in range(3)]
+            assert matching_names(network, pattern, kind)
+    assert matching_names(network, *network.parts["dropout"], "dropout") == [f"blocks.{i}.mlp.drop1" for i in range(3)]
     assert network.parts["attention"] == ("blocks.1.attention.core",)
     assert "label_embedding" not in small(num_classes=0).parts
     model = Preconditioned(network)

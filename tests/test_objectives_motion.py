@@ -26,15 +26,15 @@ def motions(joints: int = 1, frames: int = 5) -> Tensor:
 
 @pytest.mark.parametrize("joints", [1, 3])
 def test_losses_are_those_of_the_paper(joints: int) -> None:
-    x, goal, centre = motions(joints), [1.0, -0.5], [0.2, 0.1]
+    x, goal, center = motions(joints), [1.0, -0.5], [0.2, 0.1]
     target = Integrated(Goal(goal), 2.0)(x)
-    loss = Integrated(Obstacle(centre, 0.7, margin=0.2), 2.0)(x)
+    loss = Integrated(Obstacle(center, 0.7, margin=0.2), 2.0)(x)
     for row, motion in enumerate(x.tolist()):
         total = 0.0
         for frame in range(5):
             px = 2 * sum(sum(motion[2 * j][: frame + 1]) for j in range(joints)) / joints
             pz = 2 * sum(sum(motion[2 * j + 1][: frame + 1]) for j in range(joints)) / joints
-            away = math.hypot(px - centre[0], pz - centre[1])
+            away = math.hypot(px - center[0], pz - center[1])
             total += 100 / (1 + math.exp(50 * (away - 0.9)))
         assert float(loss[row]) == pytest.approx(total / 5, rel=1e-9)
         assert float(target[row]) == pytest.approx((px - goal[0]) ** 2 + (pz - goal[1]) ** 2, rel=1e-9)
@@ -92,7 +92,7 @@ def test_mistakes() -> None:
         Goal([1.0])
     with pytest.raises(ValueError, match="positive radius and sharpness"):
         Obstacle([0.0, 0.0], 0.0)
-    with pytest.raises(ValueError, match="metres > 0"):
+    with pytest.raises(ValueError, match="meters > 0"):
         Integrated(Goal([1.0, 1.0]), 0.0)
     with pytest.raises(ValueError, match="2 joints, frames"):
         Goal([1.0, 1.0])(torch.zeros(2, 3, 4))

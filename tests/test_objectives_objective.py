@@ -63,7 +63,7 @@ def test_a_loss_leads_gradient_guidance_as_the_reward_that_it_stands_for() -> No
     gap = torch.tensor([1.0, 2.0]) - at
     torch.testing.assert_close(value, -gap.square().sum(1) / 8)
     torch.testing.assert_close(gradient, gap / 4)
-    guided = drawn(LookAhead(positive=PRIOR).towards(gradient, value + 1))
+    guided = drawn(LookAhead(positive=PRIOR).toward(gradient, value + 1))
     assert guided.isfinite().all() and (guided - drawn(PRIOR)).abs().max() > 1e-3
 
 

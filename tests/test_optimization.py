@@ -9,16 +9,16 @@ from lightning_guide.data import Batch
 from lightning_guide.distributions.subspace import Direction, SubspaceGaussian, basis
 from lightning_guide.evaluation.metrics.off_support import OffSupport
 from lightning_guide.objectives import NegativeDistance, Quadratic
-from lightning_guide.optimization import Gain, GeometricReplay, Goal, LatestOnly, Replay, UniformReplay
+from lightning_guide.optimization import GainTarget, GeometricReplay, GoalTarget, LatestOnly, Replay, UniformReplay
 from lightning_guide.optimization.contraction import overshoot
 from lightning_guide.optimization.replay import mixture
 
 
 def test_target_rules() -> None:
     along, value = torch.tensor([2.0, -1.0]), torch.tensor([5.0, 6.0])
-    assert Gain(0.25).at(along, value).tolist() == [2.25, -0.75]
-    assert Goal(10.0).at(along, value).tolist() == [7.0, 3.0]  # f(z) + g^T (x - z) = 10
-    for wrong in (lambda: Gain(0.0), lambda: Gain(float("nan")), lambda: Goal(float("inf"))):
+    assert GainTarget(0.25).at(along, value).tolist() == [2.25, -0.75]
+    assert GoalTarget(10.0).at(along, value).tolist() == [7.0, 3.0]  # f(z) + g^T (x - z) = 10
+    for wrong in (lambda: GainTarget(0.0), lambda: GainTarget(float("nan")), lambda: GoalTarget(float("inf"))):
         with pytest.raises(ValueError, match="finite"):
             wrong()
 

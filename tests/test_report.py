@@ -89,9 +89,9 @@ def finished(run: Path) -> Path:
     (run / "report" / "metrics.json").write_text(json.dumps(results))
     (run / "config.yaml").write_text(f"seed_everything: 3\nmodel: {{seed: 7, title: {json.dumps(NASTY)}}}\n")
     (run / "config.test.yaml").write_text("model: {evaluations: {unguided: {seed: 11}}}\n")
-    colours = {"fit-100-unguided": 10, "fit-200-unguided": 20, "test-0-cfg": 30}
-    for name, colour in colours.items():
-        write_png(run / "grids" / f"{name}.png", torch.full((1, 3, 5), colour, dtype=torch.uint8))
+    colors = {"fit-100-unguided": 10, "fit-200-unguided": 20, "test-0-cfg": 30}
+    for name, color in colors.items():
+        write_png(run / "grids" / f"{name}.png", torch.full((1, 3, 5), color, dtype=torch.uint8))
     write_png(run / "report" / "figure.png", torch.full((3, 2, 2), 40, dtype=torch.uint8))
     with SummaryWriter(str(run / "tensorboard")) as writer:
         for step in (10, 20, 30):

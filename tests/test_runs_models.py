@@ -69,5 +69,5 @@ def test_a_run_without_averages_yet_is_refused(tmp_path: Path) -> None:
         finished_model(tmp_path, None, 0.1)
 
 
-def test_callbacks_that_hold_averages_are_recognised() -> None:
+def test_callbacks_that_hold_averages_are_recognized() -> None:
     assert isinstance(PostHocEMA(8), LiveAverages) and not isinstance(object(), LiveAverages)

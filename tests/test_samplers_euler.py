@@ -9,7 +9,7 @@ import torch
 
 from lightning_guide.distributions.gaussian_mixture import GaussianMixture, gaussian
 from lightning_guide.noise import KarrasGrid
-from lightning_guide.samplers import DDIM, Ancestral, Euler, FixedShare
+from lightning_guide.samplers import DDIM, Ancestral, Euler, ProportionalAncestral
 from lightning_guide.seeds import SampleSeeds
 
 MIXTURE = GaussianMixture([[1.0, 0.2], [-0.8, -0.6]], 0.2 * torch.eye(2).expand(2, 2, 2))
@@ -21,7 +21,7 @@ def last(sampler: Ancestral | Euler, x: torch.Tensor) -> torch.Tensor:
     return end.x
 
 
-@pytest.mark.parametrize("kind", [DDIM, FixedShare])
+@pytest.mark.parametrize("kind", [DDIM, ProportionalAncestral])
 def test_without_fresh_noise_it_is_euler(kind: type[Ancestral]) -> None:
     x = 8 * torch.randn(5, 2, dtype=torch.float64)
     torch.testing.assert_close(last(kind(GRID, eta=0.0), x), last(Euler(GRID), x), rtol=1e-12, atol=1e-12)
@@ -68,10 +68,10 @@ def test_fixed_share_is_the_code_of_freedom() -> None:
         eps, x = (x - D) / t, D
         if t_next:
             x = D + t_next * (math.sqrt(0.75) * eps + 0.5 * seeds.normal("ancestral", (2,)).double())
-    torch.testing.assert_close(last(FixedShare(GRID, eta=0.5), start), x, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(last(ProportionalAncestral(GRID, eta=0.5), start), x, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("kind", "eta"), [(DDIM, 1.0), (DDIM, 0.5), (FixedShare, 0.3)])
+@pytest.mark.parametrize(("kind", "eta"), [(DDIM, 1.0), (DDIM, 0.5), (ProportionalAncestral, 0.3)])
 def test_the_variance_follows_its_closed_form(kind: type[Ancestral], eta: float) -> None:
     """On N(0, v): V <- ((v + sigma k) / (v + sigma^2))^2 V + s^2 with k^2 + s^2 = sigma'^2."""
     v, V = 0.5, GRID.sigmas()[0].item() ** 2

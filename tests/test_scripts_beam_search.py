@@ -69,7 +69,7 @@ def test_not_a_number_is_the_worst() -> None:
     assert found.best == {"a": 2.0}
 
 
-def test_it_tunes_tfg_towards_the_exact_posterior() -> None:
+def test_it_tunes_tfg_toward_the_exact_posterior() -> None:
     """The mean of p_0 exp(-loss) is known; the search comes closer to it than its start."""
     prior = mixture()
     loss = SquaredDistance([-0.5, 0.4, 0.6], 0.7)

@@ -14,9 +14,9 @@ import yaml
 
 from lightning_guide.cli import main
 from lightning_guide.commands import search as commands
-from lightning_guide.search.blocks import BlockEvaluations, DrawnBlocks
+from lightning_guide.search.blocks import BlockEvaluations, SampledBlocks
 from lightning_guide.search.halving import Halving
-from lightning_guide.search.rebuilt_guiders import Rebuilt
+from lightning_guide.search.rebuilt_guiders import RebuiltGuiders
 from lightning_guide.snapshots import SnapshotStore
 from tests.searches import METRICS, PIXELS, SEARCH, own_metrics, search
 
@@ -146,7 +146,7 @@ def test_a_finished_tuner_says_again_what_it_found(
 def test_blocks_of_another_search_in_the_folder_are_left_alone(
     folder: Path, drawn: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(DrawnBlocks, "forget", lambda *_: None)  # as if killed before
+    monkeypatch.setattr(SampledBlocks, "forget", lambda *_: None)  # as if killed before
     axes = {"weight": {"path": "guidance.init_args.weight", "values": [3]}}
     near = {"pr": METRICS["pr"] | {"init_args": PIXELS | {"k": 1}}}
     (folder / "near.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"metrics": near}}}))
@@ -187,7 +187,7 @@ def test_a_missing_compiler_is_said_in_a_search_too(folder: Path, monkeypatch: p
 
 def test_whatever_fails_in_a_point_is_noted_and_the_rest_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the point is made, drawn or scored; by batch sizes 3, 4, 5."""
-    make, step, score = commands._evaluation, BlockEvaluations.step, DrawnBlocks._scores
+    make, step, score = commands._evaluation, BlockEvaluations.step, SampledBlocks._scores
 
     def making(written: dict[str, Any]) -> Any:
         if written["batch_size"] == 3:
@@ -199,14 +199,14 @@ def test_whatever_fails_in_a_point_is_noted_and_the_rest_goes_on(folder: Path, m
             raise FileNotFoundError(2, "No such file or directory", "negatives.npz")
         return step(self, *words)
 
-    def scoring(self: DrawnBlocks, *words: Any) -> Any:
+    def scoring(self: SampledBlocks, *words: Any) -> Any:
         if next(iter(self.evaluations.evaluations.values())).batch_size == 5:
             raise KeyError("cls")
         return score(self, *words)
 
     monkeypatch.setattr(commands, "_evaluation", making)
     monkeypatch.setattr(BlockEvaluations, "step", stepping)
-    monkeypatch.setattr(DrawnBlocks, "_scores", scoring)
+    monkeypatch.setattr(SampledBlocks, "_scores", scoring)
     axes = {"batch": {"path": "batch_size", "values": [3, 4, 5, 6]}}
     out = search(folder, "sweep", "failures", changes={"axes": axes, "blocks": 2})
     with (out / "results.csv").open() as file:
@@ -248,7 +248,7 @@ def test_what_is_odd_in_a_search_does_no_harm(folder: Path) -> None:
 def test_a_snapshot_on_an_axis_may_leave_out_what_is_the_default(folder: Path, tmp_path: Path) -> None:
     bare: dict[str, Any] = {"guidance": {"class_path": "Snapshot"}}
     told = {"guidance": {"class_path": "Snapshot", "init_args": {"images": 40, "sigma_rel": 0.08}}}
-    rebuilt = Rebuilt(folder / "run", tmp_path, [bare, told])
+    rebuilt = RebuiltGuiders(folder / "run", tmp_path, [bare, told])
     assert rebuilt.instead(bare) == bare  # a stored one
     assert rebuilt.instead(told)["guidance"]["init_args"]["run"].startswith(str(tmp_path))
 
@@ -260,7 +260,7 @@ def test_averages_rebuilt_from_a_run_are_not_those_of_a_run_trained_anew_in_its_
     told = {"guidance": {"class_path": "Snapshot", "init_args": {"images": 40, "sigma_rel": 0.08}}}
 
     def rebuilt() -> Any:
-        return Rebuilt(tmp_path / "run", tmp_path, [told]).instead(told)["guidance"]["init_args"]["run"]
+        return RebuiltGuiders(tmp_path / "run", tmp_path, [told]).instead(told)["guidance"]["init_args"]["run"]
 
     before = rebuilt()
     assert rebuilt() == before

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from lightning_guide.search.config import Objective
+from lightning_guide.search.config import SearchObjective
 from lightning_guide.search.figures import draw_heat_maps, draw_sensitivity
 from lightning_guide.search.scores import Scores
 from lightning_guide.search.space import UNGUIDED, Axis, Space
@@ -27,7 +27,7 @@ def test_values_that_differ_tenfold_stand_on_a_logarithmic_scale(
     drawn: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.append(figure))
     swept = {place: Scores({"fd": value}) for place, value in zip(SPACE.places, values, strict=True)}
-    assert draw_sensitivity(SPACE, swept | {UNGUIDED: Scores({"fd": 2.0})}, [Objective("fd")], tmp_path / "s.png")
+    assert draw_sensitivity(SPACE, swept | {UNGUIDED: Scores({"fd": 2.0})}, [SearchObjective("fd")], tmp_path / "s.png")
     (panel,) = drawn[0].axes
     assert panel.get_yscale() == scale and panel.get_ylabel() == "fd" and panel.get_xlabel() == "weight"
     labels = [text.get_text() for text in panel.get_legend().get_texts()]  # type: ignore[union-attr]
@@ -41,7 +41,7 @@ def test_widths_on_a_heat_map_may_be_words_or_have_names(tmp_path: Path, monkeyp
     base = {"sigma_rel": 0.1, "main": {"sigma_rel": 0.1}}
     space = Space(base, [Axis("guider", "sigma_rel", ("0.05", "0.1")), named])
     swept = {place: Scores({"fd": 1.0}) for place in space.places}
-    assert draw_heat_maps(space, swept, [Objective("fd")], tmp_path / "a.png")
+    assert draw_heat_maps(space, swept, [SearchObjective("fd")], tmp_path / "a.png")
     panel = drawn[0].axes[0]
     assert [text.get_text() for text in panel.get_xticklabels()] == ["narrow", "wide"]
     assert [text.get_text() for text in panel.get_yticklabels()] == ["0.05", "0.1"]

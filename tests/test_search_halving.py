@@ -10,12 +10,12 @@ import pytest
 import torch
 import yaml
 
-from lightning_guide.search.config import Objective
+from lightning_guide.search.config import SearchObjective
 from lightning_guide.search.halving import Halving
 from lightning_guide.search.race import Race
-from lightning_guide.search.scores import Block, Scorer, Scores
+from lightning_guide.search.scores import ScoreBlock, Scorer, Scores
 from lightning_guide.search.space import UNGUIDED, Axis, Place, Space
-from lightning_guide.search.tune_report import pareto, statement, write_guidances
+from lightning_guide.search.tune_report import pareto, summary_sentence, write_guidances
 from lightning_guide.seeds import mix
 
 AXES = [Axis(name, name, tuple(range(6))) for name in ("a", "b")] + [Axis("c", "c", ("x", "y", "z"))]
@@ -33,7 +33,7 @@ class Synthetic(Scorer):
     ) -> None:
         self.common, self.own, self.unguided, self.bad = common, own, unguided, bad
         self.samples = 0
-        self.seen: dict[Place, set[Block]] = {}
+        self.seen: dict[Place, set[ScoreBlock]] = {}
 
     def truth(self, place: Place) -> float:
         """1 at BEST, higher elsewhere."""
@@ -42,16 +42,16 @@ class Synthetic(Scorer):
         a, b, c = (x - y for x, y in zip(place, BEST, strict=True))
         return 1 + 0.1 * (a * a + b * b) + 0.3 * (c != 0)
 
-    def drawn(self, place: Place) -> set[Block]:
+    def drawn(self, place: Place) -> set[ScoreBlock]:
         return self.seen.get(place, set())
 
-    def draw(self, place: Place, blocks: Sequence[Block]) -> None:
+    def draw(self, place: Place, blocks: Sequence[ScoreBlock]) -> None:
         if place in self.bad:
             raise ValueError("no such guider")
         self.samples += self.size * len(set(blocks) - self.drawn(place))
         self.seen.setdefault(place, set()).update(blocks)
 
-    def scores(self, place: Place, blocks: Sequence[Block], *, interval: bool = True) -> Scores:
+    def scores(self, place: Place, blocks: Sequence[ScoreBlock], *, interval: bool = True) -> Scores:
         assert set(blocks) <= self.drawn(place)
         low = [self.truth(place) + self._noise(place, block) for block in blocks]
         without = [(sum(low) - each) / (len(low) - 1) for each in low] if interval and len(low) > 1 else []
@@ -59,7 +59,7 @@ class Synthetic(Scorer):
         values = {"low": mean, "high": -mean, "first": float(sum(place[:1]))}
         return Scores(values, [{"low": x, "high": -x, "first": values["first"]} for x in without])
 
-    def _noise(self, place: Place, block: Block) -> float:
+    def _noise(self, place: Place, block: ScoreBlock) -> float:
         def normal(*parts: int | str) -> float:
             return float(torch.randn((), generator=torch.Generator().manual_seed(mix(*parts)), dtype=torch.float64))
 
@@ -67,7 +67,7 @@ class Synthetic(Scorer):
         return common + self.own * normal(*block, *place) / math.sqrt(self.size)
 
 
-LOW = Objective("low")
+LOW = SearchObjective("low")
 
 
 def test_the_optimum_is_found_within_the_budget() -> None:
@@ -88,7 +88,7 @@ def test_the_optimum_is_found_within_the_budget() -> None:
     assert sum(losses) / 6 < 1.06 and max(losses) <= 1.2
 
 
-def test_noise_that_all_points_share_does_no_harm_and_neighbours_help() -> None:
+def test_noise_that_all_points_share_does_no_harm_and_neighbors_help() -> None:
     """Noise a hundred times the range of the truth, that a comparison between different seeds could not see through."""
     for seed in range(2):
         found = [Halving(SPACE, Synthetic(common=c), [LOW], budget=1500, seed=seed).run() for c in (0.0, 100.0)]
@@ -100,10 +100,10 @@ class Aligned(Synthetic):
     """Each block deviates in a direction, and points score by how they deviate from the truth in this direction, too.
 
     The score is |bias(place) + noise(block)|^2, as of a distance to a distribution: paired differences keep the product
-    2 bias noise, which is alike for neighbours, so that only other blocks can tell.
+    2 bias noise, which is alike for neighbors, so that only other blocks can tell.
     """
 
-    def scores(self, place: Place, blocks: Sequence[Block], *, interval: bool = True) -> Scores:
+    def scores(self, place: Place, blocks: Sequence[ScoreBlock], *, interval: bool = True) -> Scores:
         assert set(blocks) <= self.drawn(place)
         bias = torch.tensor([0.05 * (x - y) for x, y in zip(place or (0, 5, 0), BEST, strict=True)])
         noise = [0.15 * torch.randn(3, generator=torch.Generator().manual_seed(mix(*block))) for block in blocks]
@@ -154,15 +154,15 @@ def test_no_guidance_wins_where_it_is_better() -> None:
     scorer = Synthetic(unguided=0.5)
     found = Halving(SPACE, scorer, [LOW], budget=1500).run()
     assert found.raced.winners["low"] == UNGUIDED
-    said = statement(SPACE, found, LOW, size=10)
+    said = summary_sentence(SPACE, found, LOW, size=10)
     assert said.startswith("low: unguided, ") and said.endswith("(sure at 95 %)")
 
 
 def test_each_metric_has_its_winner() -> None:
-    objectives = [LOW, Objective("first", lowest=False)]
+    objectives = [LOW, SearchObjective("first", lowest=False)]
     found = Halving(SPACE, Synthetic(unguided=9.0), objectives, budget=4000).run()
     assert Synthetic().truth(found.raced.winners["low"]) <= 1.2 and found.raced.winners["first"][0] == 5
-    high = Halving(SPACE, Synthetic(), [Objective("high", lowest=False)], budget=2000).run()
+    high = Halving(SPACE, Synthetic(), [SearchObjective("high", lowest=False)], budget=2000).run()
     assert Synthetic().truth(high.raced.winners["high"]) <= 1.2
 
 
@@ -178,12 +178,12 @@ def test_what_is_handed_over_is_the_whole_point(tmp_path: Path) -> None:
 
 def test_a_metric_may_have_a_stroke_in_its_name(tmp_path: Path) -> None:
     class Named(Synthetic):
-        def scores(self, place: Place, blocks: Sequence[Block], *, interval: bool = True) -> Scores:
+        def scores(self, place: Place, blocks: Sequence[ScoreBlock], *, interval: bool = True) -> Scores:
             found = super().scores(place, blocks, interval=interval)
             return Scores({"a/low": found.values["low"]}, [{"a/low": each["low"]} for each in found.without])
 
-    found = Halving(SPACE, Named(), [Objective("a/low")], budget=400).run()
-    write_guidances(SPACE, found, [Objective("a/low")], tmp_path, size=10, model={}, seed=2)
+    found = Halving(SPACE, Named(), [SearchObjective("a/low")], budget=400).run()
+    write_guidances(SPACE, found, [SearchObjective("a/low")], tmp_path, size=10, model={}, seed=2)
     assert "tuned_a/low" in (tmp_path / "a_low.yaml").read_text()
 
 
@@ -200,7 +200,7 @@ def test_a_point_whose_metric_is_no_number_does_not_take_the_place_of_one_that_h
     class Undefined(Synthetic):
         """No number anywhere but at one point."""
 
-        def scores(self, place: Place, blocks: Sequence[Block], *, interval: bool = True) -> Scores:
+        def scores(self, place: Place, blocks: Sequence[ScoreBlock], *, interval: bool = True) -> Scores:
             found = super().scores(place, blocks, interval=interval)
             return found if place in (UNGUIDED, (3,)) else Scores({"low": math.nan}, [{"low": math.nan}] * len(blocks))
 
@@ -215,10 +215,10 @@ def test_what_cannot_be_searched_is_said() -> None:
         Halving(SPACE, Synthetic(), [LOW], budget=100)
     Halving(SPACE, Synthetic(), [LOW], budget=240)
     with pytest.raises(ValueError, match="the metric 'fd' is not reported; there are: low, high, first"):
-        Halving(SPACE, Synthetic(), [Objective("fd")], budget=2000).run()
+        Halving(SPACE, Synthetic(), [SearchObjective("fd")], budget=2000).run()
 
 
 def test_the_pareto_set_holds_what_nothing_beats() -> None:
     values = [(1, 0.5), (2, 0.7), (2, 0.6), (3, 0.7)]
     points = {(i,): Scores({"fd": fd, "recall": recall}) for i, (fd, recall) in enumerate(values)}
-    assert pareto(points, [Objective("fd"), Objective("recall", lowest=False)]) == [(0,), (1,)]
+    assert pareto(points, [SearchObjective("fd"), SearchObjective("recall", lowest=False)]) == [(0,), (1,)]

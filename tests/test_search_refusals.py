@@ -11,7 +11,7 @@ import yaml
 
 from lightning_guide.cli import main
 from lightning_guide.search.config import read_search
-from lightning_guide.search.results_file import Ledger, run_identity
+from lightning_guide.search.results_file import ResultsFile, run_identity
 from lightning_guide.snapshots import SnapshotStore
 from tests.searches import METRICS, SEARCH, other_data, own_metrics, search
 
@@ -120,30 +120,30 @@ def test_the_folder_of_the_run_is_no_folder_for_results(
 
 def test_results_know_whose_they_are(folder: Path, tmp_path: Path) -> None:
     search = {"run": run_identity(folder / "run"), "axes": {"w": {"values": [1.5, float("nan")]}}, "block": 10}
-    ledger = Ledger(tmp_path / "results.json", search)
+    ledger = ResultsFile(tmp_path / "results.json", search)
     ledger.content["points"] = {"a": {"axes": {"w": 1.5}, "values": {"fd": float("inf")}}}
     ledger.write()
     written = {"points": {"a": {"axes": {"w": 1.5}, "values": {"fd": None}}}}
-    assert Ledger(tmp_path / "results.json", search).content == written
+    assert ResultsFile(tmp_path / "results.json", search).content == written
     with pytest.raises(ValueError, match="results.json belongs to another search: block was 10, now it is 11; choose"):
-        Ledger(tmp_path / "results.json", search | {"block": 11})
+        ResultsFile(tmp_path / "results.json", search | {"block": 11})
     store = SnapshotStore(folder / "run/snapshots")
     newest = store.entries()[-1]
     before, (tensors, metadata) = newest.path.read_bytes(), store.load(newest)
     changed = {name: 2 * tensor for name, tensor in tensors.items()}
     store.save(changed, images=160, sigma_rel=newest.sigma_rel, recipe=metadata.recipe)
     with pytest.raises(ValueError, match="belongs to another search: run was "):
-        Ledger(tmp_path / "results.json", search | {"run": run_identity(folder / "run")})
+        ResultsFile(tmp_path / "results.json", search | {"run": run_identity(folder / "run")})
     newest.path.write_bytes(before)
     failed = {"unguided": {"axes": {}, "values": {"fd": 1.0}}, "a": {"axes": {"w": 1.5}, "failed": "no guider"}}
     for content in ({}, {"points": {}}, {"points": failed}):  # a search that ended in a mistake: it may be put right
         ledger.content = content
         ledger.write()
-        assert Ledger(tmp_path / "results.json", search).content == content
-        assert Ledger(tmp_path / "results.json", search | {"block": 11}).content == {}
+        assert ResultsFile(tmp_path / "results.json", search).content == content
+        assert ResultsFile(tmp_path / "results.json", search | {"block": 11}).content == {}
     (tmp_path / "results.json").write_text("{}")
     with pytest.raises(ValueError, match="results.json holds no search"):
-        Ledger(tmp_path / "results.json", search)
+        ResultsFile(tmp_path / "results.json", search)
 
 
 def test_another_run_that_changes_in_its_folder_and_other_data_are_noticed(

@@ -9,8 +9,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from lightning_guide.search.gaussian_process import smoothed
-from lightning_guide.search.scores import Scores, difference, jackknife, left_out, student_quantile
+from lightning_guide.search.gaussian_process import smooth
+from lightning_guide.search.scores import Scores, difference, jackknife, leave_one_out, student_quantile
 
 
 def mean_scores(blocks: Tensor) -> Scores:
@@ -41,10 +41,10 @@ def test_it_covers_the_truth_of_a_curved_statistic_as_often_as_it_says(generator
 
 
 def test_few_blocks_are_left_out_one_by_one_and_many_in_groups_that_hold_each_block_once() -> None:
-    assert left_out([0]) == left_out([]) == []
-    assert left_out([0, 1, 2]) == [[1, 2], [0, 2], [0, 1]]
-    assert len(left_out(range(32))) == 32
-    unions = left_out(range(75))
+    assert leave_one_out([0]) == leave_one_out([]) == []
+    assert leave_one_out([0, 1, 2]) == [[1, 2], [0, 2], [0, 1]]
+    assert len(leave_one_out(range(32))) == 32
+    unions = leave_one_out(range(75))
     gone = [sorted(set(range(75)) - set(union)) for union in unions]
     assert len(unions) == 32 and sorted(sum(gone, [])) == list(range(75))
     assert {len(group) for group in gone} == {2, 3}
@@ -55,7 +55,7 @@ def test_groups_of_unequal_size_cover_the_truth_as_often_as_single_blocks(genera
     hits, widths = 0, []
     for _ in range(400):
         blocks = 1 + torch.randn(45, 10, generator=generator, dtype=torch.float64)  # 19 groups of one, 13 of two
-        without = [float(torch.stack(union).mean()) ** 2 for union in left_out(list(blocks))]
+        without = [float(torch.stack(union).mean()) ** 2 for union in leave_one_out(list(blocks))]
         found = jackknife(float(blocks.mean()) ** 2, without)
         hits += abs(found.value - 1) <= found.half_width
         widths.append(found.half_width)
@@ -76,13 +76,13 @@ def test_quantiles_of_student(freedom: int, tolerance: float) -> None:
     assert student_quantile(0.975, freedom) == pytest.approx(float(stats.t.ppf(0.975, freedom)), rel=tolerance)
 
 
-def test_neighbours_take_noise_off_and_tell_about_points_not_drawn(generator: torch.Generator) -> None:
+def test_neighbors_take_noise_off_and_tell_about_points_not_drawn(generator: torch.Generator) -> None:
     side = torch.linspace(0, 1, 7, dtype=torch.float64)
     grid = torch.cartesian_prod(side, side)
     truth = (grid[:, 0] - 0.7).square() + (grid[:, 1] - 0.3).square()
     drawn = torch.randperm(49, generator=generator)[:30]
     noisy = truth[drawn] + 0.1 * torch.randn(30, generator=generator, dtype=torch.float64)
-    found = smoothed(grid[drawn], noisy, torch.ones(30), grid)
+    found = smooth(grid[drawn], noisy, torch.ones(30), grid)
     error = (found - truth).square().mean().sqrt()
     assert error < 0.6 * (noisy - truth[drawn]).square().mean().sqrt()
     left_out = torch.tensor([i for i in range(49) if i not in drawn])
@@ -92,6 +92,6 @@ def test_neighbours_take_noise_off_and_tell_about_points_not_drawn(generator: to
 def test_scores_of_many_samples_count_for_more() -> None:
     x = torch.tensor([[0.0], [0.0], [1.0], [1.0]], dtype=torch.float64)
     y, samples = torch.tensor([0.0, 1.0, 3.0, 3.0]), torch.tensor([100, 1, 50, 50])
-    at_zero = float(smoothed(x, y, samples, x[:1]))
+    at_zero = float(smooth(x, y, samples, x[:1]))
     assert 0 <= at_zero < 0.2
-    assert smoothed(x, torch.ones(4), samples, x).tolist() == [1.0] * 4
+    assert smooth(x, torch.ones(4), samples, x).tolist() == [1.0] * 4

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from lightning_guide.search.config import read_search
-from lightning_guide.search.space import UNGUIDED, Axis, Space, laid_over
+from lightning_guide.search.space import UNGUIDED, Axis, Space, merge_settings
 
 BASE = {
     "seed": 0,
@@ -38,11 +38,11 @@ def test_a_mapping_is_laid_over_and_a_class_replaces() -> None:
     guiders = [space.evaluation(place)["guidance"]["init_args"]["guider"]["init_args"] for place in space.places]
     assert guiders == [{"images": "1/8", "run": None}, {"images": "1/1", "run": "small"}]
     a = {"class_path": "x.A", "init_args": {"n": 1, "m": 2}}
-    assert laid_over(a, {"class_path": "A", "init_args": {"n": 3}}) == {
+    assert merge_settings(a, {"class_path": "A", "init_args": {"n": 3}}) == {
         "class_path": "x.A",
         "init_args": {"n": 3, "m": 2},
     }
-    assert laid_over(a, {"class_path": "B"}) == {"class_path": "B"}
+    assert merge_settings(a, {"class_path": "B"}) == {"class_path": "B"}
 
 
 def test_values_may_have_names(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_no_axis_overwrites_another() -> None:
         Space(BASE, [Axis("class", "guidance", ("none", None)), WEIGHT])
 
 
-def test_fractions_and_numbers_have_neighbours_other_values_have_not() -> None:
+def test_fractions_and_numbers_have_neighbors_other_values_have_not() -> None:
     space = Space(BASE, [AGE, GUIDER])
     assert AGE.ordered and WEIGHT.ordered and not GUIDER.ordered
     assert not Axis("flag", "seed", (True, False)).ordered and not Axis("word", "seed", ("a", "b")).ordered

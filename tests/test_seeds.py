@@ -29,7 +29,7 @@ def test_mix_is_a_hash_of_63_bits_of_the_values() -> None:
 
 
 def draw(seeds: SampleSeeds) -> list[torch.Tensor]:
-    """Two rounds of all three kinds of draw; 40 numbers take torch's vectorised path, 3 its scalar one."""
+    """Two rounds of all three kinds of draw; 40 numbers take torch's vectorized path, 3 its scalar one."""
     rounds = []
     for _ in range(2):
         rounds += [seeds.normal("big", (4, 10)), seeds.normal("small", (3,)), seeds.uniform("u", (5, 5))]
@@ -83,7 +83,7 @@ def test_distributions() -> None:
     assert z.dtype == u.dtype == torch.float32 and z.shape == u.shape == (4000, 20)
     assert abs(float(z.mean())) < 0.015 and abs(float(z.std()) - 1) < 0.01
     assert float(u.min()) >= 0 and float(u.max()) < 1 and abs(float(u.mean()) - 0.5) < 0.005
-    # across samples, too: the first numbers of neighbouring streams are independent
+    # across samples, too: the first numbers of neighboring streams are independent
     assert abs(float(torch.corrcoef(torch.stack([z[:-1, 0], z[1:, 0]]))[0, 1])) < 0.05
     assert abs(float(z[:, 0].mean())) < 0.05 and abs(float(z[:, 0].std()) - 1) < 0.04
 

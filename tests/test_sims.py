@@ -1,4 +1,4 @@
-"""SIMS by one command: synthesise, retrain, evaluate; interrupted anywhere, and with mistakes in its config."""
+"""SIMS by one command: synthesize, retrain, evaluate; interrupted anywhere, and with mistakes in its config."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def settings() -> dict[str, Any]:
     }
     sims["data"]["init_args"] |= {"heldout_size": 8, "training_size": 8}
     sims["data"] = {
-        "class_path": "datamodules.SelfSynthesised",
+        "class_path": "datamodules.SelfSynthesized",
         "init_args": {
             "data": sims["data"],
             "run": "base",
@@ -89,7 +89,7 @@ def files(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_one_command_synthesises_retrains_and_evaluates(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_command_synthesizes_retrains_and_evaluates(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = files(base)
     guide(monkeypatch, "fit", "-c", "sims.yaml")
     assert files(base) == before, "the base has changed"

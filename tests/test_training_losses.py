@@ -132,7 +132,7 @@ def test_uncertainty_depends_on_sigma_alone() -> None:
 @pytest.mark.parametrize("a", [0.2, 0.9])
 @pytest.mark.parametrize("sigma", [0.1, 1.0, 4.0])
 def test_exact_and_denoising_targets_have_the_same_expected_gradient(a: float, sigma: float) -> None:
-    """They differ by the constant Var(y | x) / s^2; the minimiser of both is the exact denoiser V / (V + s^2)."""
+    """They differ by the constant Var(y | x) / s^2; the minimizer of both is the exact denoiser V / (V + s^2)."""
     variance = 0.6
     clean, x, weight = quadrature(variance, sigma)
     levels = torch.full((len(x),), sigma, dtype=torch.float64)

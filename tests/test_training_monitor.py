@@ -63,7 +63,7 @@ class Pair(nn.Module):
 
 def test_finite_gradients_pass_untouched() -> None:
     guard, pair = GradientGuard(1), Pair([1.0, -2.0], [3e18, 0.0])
-    guard.sanitise(pair, 0)
+    guard.sanitize(pair, 0)
     assert pair.a.grad is not None and pair.a.grad.tolist() == [1.0, -2.0] and guard.zeroed == 0
     assert pair.b.grad is not None and pair.b.grad.tolist() == [torch.tensor(3e18).item(), 0.0]
 
@@ -73,7 +73,7 @@ def test_what_is_not_finite_is_zeroed_and_counted(bad: float) -> None:
     guard = GradientGuard(1)
     for _ in range(3):  # patience is not touched while something finite is left
         pair = Pair([1.0, bad], [4.0, 5.0])
-        guard.sanitise(pair, 0)
+        guard.sanitize(pair, 0)
         assert pair.a.grad is not None and pair.a.grad.tolist() == [1.0, 0.0]
         assert pair.b.grad is not None and pair.b.grad.tolist() == [4.0, 5.0] and pair.c.grad is None
     assert (guard.zeroed, guard.bad_steps) == (3, 0)
@@ -84,17 +84,17 @@ def test_patience_counts_steps_in_a_row_without_anything_finite() -> None:
     bad = [math.nan, math.nan]
     for step, gradients in enumerate([(bad, bad), (bad, bad), ([1.0, 1.0], bad), (bad, bad), (bad, bad)]):
         pair = Pair(*gradients)
-        guard.sanitise(pair, step)
+        guard.sanitize(pair, step)
         if gradients == (bad, bad):
             assert pair.a.grad is None and pair.b.grad is None  # so that no momentum moves the weights
     assert guard.bad_steps == 2 and guard.zeroed == 18
     with pytest.raises(TrainingDivergedError, match=r"for 3 steps in a row; .* before step 5, .* after 3 steps"):
-        guard.sanitise(Pair(bad, bad), 5)
+        guard.sanitize(Pair(bad, bad), 5)
 
 
 def test_without_gradients_there_is_nothing_to_do() -> None:
     guard = GradientGuard(1)
-    guard.sanitise(Pair(None, None), 0)
+    guard.sanitize(Pair(None, None), 0)
     assert (guard.zeroed, guard.bad_steps) == (0, 0)
 
 

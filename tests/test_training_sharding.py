@@ -14,7 +14,7 @@ from callbacks.checkpoint import newest_checkpoint
 from lightning_guide.networks import EDM2UNet
 from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.training.losses import EDMLoss
-from lightning_guide.training.sharding import whole_state
+from lightning_guide.training.sharding import unsharded_state
 from tests.processes import Processes
 from tests.runs import TinyPictures, assert_same, evaluation, snapshots, tiny_module, tiny_trainer
 
@@ -45,7 +45,7 @@ def train(folder: str, strategy: str, steps: int) -> None:
     )
     data = TinyPictures(batch_size=2, shape=SHAPE)
     trainer.fit(module, datamodule=data, ckpt_path=newest_checkpoint(folder), weights_only=True)
-    weights = whole_state(module.denoiser)
+    weights = unsharded_state(module.denoiser)
     if trainer.is_global_zero:
         torch.save({"weights": weights, "sampled": dict(module.evaluations.results["plain"])}, f"{folder}/end.pt")
 

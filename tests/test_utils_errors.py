@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch._inductor.exc import InvalidCxxCompiler
 
-from lightning_guide.utils.errors import circumstance, foreseen, sentence
+from lightning_guide.utils.errors import as_value_error, explain_runtime_error, one_line
 
 REPORT = """Parser key "model":
   Does not validate against any of the Union subtypes
@@ -23,8 +23,8 @@ REPORT = """Parser key "model":
 
 def test_keys_and_mistake_stay_and_all_around_them_goes() -> None:
     said = "model.denoiser: Expected a dot import path string: LogDensityMPL"
-    assert sentence(REPORT) == said
-    assert sentence(REPORT, ["Points", "LogDensityMLP"]) == f"{said} (no such class; did you mean LogDensityMLP?)"
+    assert one_line(REPORT) == said
+    assert one_line(REPORT, ["Points", "LogDensityMLP"]) == f"{said} (no such class; did you mean LogDensityMLP?)"
 
 
 UNKNOWN = """Parser key "evaluation":
@@ -41,7 +41,7 @@ UNKNOWN = """Parser key "evaluation":
 
 
 def test_a_class_is_named_where_no_key_says_more() -> None:
-    assert sentence(UNKNOWN) == (
+    assert one_line(UNKNOWN) == (
         "evaluation.guidance (Autoguidance): Option 'wight' is not accepted; weight: Expected float. Got value: big"
     )
 
@@ -49,27 +49,27 @@ def test_a_class_is_named_where_no_key_says_more() -> None:
 def test_what_is_vague_is_said_where_nothing_else_is() -> None:
     vague = 'Parser key "guider":\n  Not a valid subclass of Denoiser. Got value: 3\n  Subclass types expect one of:\n'
     vague += "  - a class path (str)\n  - a dict with class_path entry"
-    assert sentence(vague) == "guider: Not a valid subclass of Denoiser. Got value: 3"
-    assert sentence(f"{vague}\n- Expected a <class 'float'>") == "guider: Expected float"
+    assert one_line(vague) == "guider: Not a valid subclass of Denoiser. Got value: 3"
+    assert one_line(f"{vague}\n- Expected a <class 'float'>") == "guider: Expected float"
 
 
 def test_whatever_fails_is_told_with_its_kind() -> None:
-    with pytest.raises(ValueError, match="^KeyError: 'age'$"), foreseen():
+    with pytest.raises(ValueError, match="^KeyError: 'age'$"), as_value_error():
         raise KeyError("age")
-    with pytest.raises(ValueError, match="^weights are negative$"), foreseen():
+    with pytest.raises(ValueError, match="^weights are negative$"), as_value_error():
         raise ValueError("weights are negative")
-    with pytest.raises(SystemExit), foreseen():
+    with pytest.raises(SystemExit), as_value_error():
         raise SystemExit(3)
 
 
 def test_an_ordinary_message_stays_as_it_is() -> None:
-    assert sentence("no snapshot of images=7; available: images 16, 32") == (
+    assert one_line("no snapshot of images=7; available: images 16, 32") == (
         "no snapshot of images=7; available: images 16, 32"
     )
-    assert sentence("Errors:\n  Subtypes: x") == "Errors: Subtypes: x"
+    assert one_line("Errors:\n  Subtypes: x") == "Errors: Subtypes: x"
 
 
 def test_a_missing_compiler_is_said() -> None:
-    said = circumstance(f"InvalidCxxCompiler: {InvalidCxxCompiler()}\nSet TORCHDYNAMO_VERBOSE=1")
+    said = explain_runtime_error(f"InvalidCxxCompiler: {InvalidCxxCompiler()}\nSet TORCHDYNAMO_VERBOSE=1")
     assert said is not None and said.startswith("compile: true needs a compiler (No working C++ compiler found")
     assert "TORCHDYNAMO" not in said

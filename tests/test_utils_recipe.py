@@ -23,7 +23,7 @@ from lightning_guide.guidance import (
 )
 from lightning_guide.networks import EDM2UNet
 from lightning_guide.preconditioning import Network, Preconditioned
-from lightning_guide.utils.recipe import Recorded, build, equivalent
+from lightning_guide.utils.recipe import HasRecipe, build, equivalent
 
 
 class Scale(Network):
@@ -40,14 +40,14 @@ class Scale(Network):
         return self.factor * x
 
 
-class Loose(Recorded):
+class Loose(HasRecipe):
     """A constructor that passes keywords on."""
 
     def __init__(self, first: int, *rest: int, **options: int) -> None:
         self.first, self.options = first, options
 
 
-def through_json(recorded: Recorded) -> Any:
+def through_json(recorded: HasRecipe) -> Any:
     """What a file gives back."""
     return build(json.loads(json.dumps(recorded.recipe, allow_nan=False)))
 
@@ -91,7 +91,7 @@ def test_nested_network_round_trip() -> None:
     ],
     ids=lambda guidance: type(guidance).__name__,
 )
-def test_guidance_round_trip(guidance: Recorded) -> None:
+def test_guidance_round_trip(guidance: HasRecipe) -> None:
     again = through_json(guidance)
     assert type(again) is type(guidance) and again.recipe == guidance.recipe
 
@@ -136,9 +136,12 @@ def test_arguments_that_are_no_plain_data_are_refused(argument: object) -> None:
         ({"class_path": "Preconditioned"}, "the class 'Preconditioned' cannot be imported"),
         ({"class_path": ".denoiser.Preconditioned"}, "cannot be imported"),
         ({"class_path": 3}, "'3' cannot be imported"),
-        ({"class_path": "torch.nn.Linear", "init_args": {"in_features": 1, "out_features": 1}}, "subclass of Recorded"),
-        ({"class_path": "subprocess.Popen", "init_args": {"args": "false"}}, "subclass of Recorded"),
-        ({"class_path": "os.system", "init_args": {"command": "false"}}, "subclass of Recorded"),
+        (
+            {"class_path": "torch.nn.Linear", "init_args": {"in_features": 1, "out_features": 1}},
+            "subclass of HasRecipe",
+        ),
+        ({"class_path": "subprocess.Popen", "init_args": {"args": "false"}}, "subclass of HasRecipe"),
+        ({"class_path": "os.system", "init_args": {"command": "false"}}, "subclass of HasRecipe"),
         ({"class_path": "lightning_guide.guidance.Snapshot", "init_args": {"age": 1}}, "does not fit its constructor"),
         ({"class_path": "lightning_guide.guidance.Autoguidance", "init_args": {}}, "does not fit its constructor"),
         ({"init_args": {}}, "a recipe is a dict with class_path"),

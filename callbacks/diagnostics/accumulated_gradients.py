@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from callbacks.diagnostics.trajectories import record
-from lightning_guide.data import DataView
+from lightning_guide.data import DataInterface
 from lightning_guide.guidance.training_free import Probe
-from lightning_guide.guidance.training_free.gradient_probe import accumulate, smoothness
+from lightning_guide.guidance.training_free.gradient_probe import gradient_ascent, smoothness
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.objectives import Energy
 from lightning_guide.seeds import SampleSeeds
@@ -46,7 +46,7 @@ class AccumulatedGradients(pl.Callback):
 
         Args:
             probes: name -> guide.
-            judge: another network than those, to see whether it recognises what was made.
+            judge: another network than those, to see whether it recognizes what was made.
             labels: one picture each.
             steps: of length .01 sqrt(d), along the gradient.
             seed: of backgrounds and draws.
@@ -75,13 +75,13 @@ class AccumulatedGradients(pl.Callback):
     def _draw(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        data: DataView = trainer.datamodule  # type: ignore[attr-defined]
+        data: DataInterface = trainer.datamodule  # type: ignore[attr-defined]
         labels = torch.tensor(self.labels, device=module.device)
         pictures, numbers = {}, {}
         for name, probe in self.probes.items():
             seeds = SampleSeeds(self.seed, range(len(labels)))
             start = seeds.uniform("background", data.data_shape, module.device) - 0.5
-            x, losses = accumulate(probe, start, seeds=seeds, condition=labels, steps=self.steps)
+            x, losses = gradient_ascent(probe, start, seeds=seeds, condition=labels, steps=self.steps)
             pictures[name] = data.decode(x).cpu()
             numbers[name] = {"loss": float(losses[-1].mean()), "smoothness": float(smoothness(x - start).mean())}
             if self.judge is not None:

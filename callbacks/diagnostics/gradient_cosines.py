@@ -14,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from callbacks.diagnostics.trajectories import GuidedWalks, Walk, record
+from callbacks.diagnostics.trajectories import GuidedTrajectories, Walk, record
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.modules.diffusion import DiffusionModule
 
@@ -27,7 +27,7 @@ def cosines(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(2) / (a.norm(dim=2) * b.norm(dim=2))
 
 
-class GradientCosines(GuidedWalks):
+class GradientCosines(GuidedTrajectories):
     """Mean cosines of displacements over sigma: `gradient_cosines.png` and `.json`.
 
     The displacement of a step is the guided minus the unguided estimate at the same x: the negative gradient times a

@@ -14,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from callbacks.diagnostics.trajectories import GuidedWalks, Walk, record
+from callbacks.diagnostics.trajectories import GuidedTrajectories, Walk, record
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.objectives import Energy
 
@@ -24,7 +24,7 @@ __all__ = ["LossCurves"]
 GUIDE, JUDGE = "#0072B2", "#CC3311"
 
 
-class LossCurves(GuidedWalks):
+class LossCurves(GuidedTrajectories):
     """Loss of the guide and of the `judge` at the clean estimates, over sigma: `loss_curves.png` and `.json`.
 
     A sample succeeds if the judge's loss of its last estimate is at most `threshold`. For each evaluation the numbers
@@ -81,11 +81,11 @@ def _means(losses: Tensor) -> list[float | None]:
 def _panel(axes: Any, values: dict[str, Any], title: str) -> None:
     """Four curves."""
     for kind, style in (("success", "-"), ("failure", "--")):
-        for who, colour in (("guide", GUIDE), ("judge", JUDGE)):
+        for who, color in (("guide", GUIDE), ("judge", JUDGE)):
             if values[kind]["count"]:
                 curve = [math.nan if value is None else value for value in values[kind][who]]
                 label = f"{who}, {values[kind]['count']} {kind}{'es' if kind == 'success' else 's'}"
-                axes.plot(values["sigmas"], curve, linestyle=style, color=colour, label=label)
+                axes.plot(values["sigmas"], curve, linestyle=style, color=color, label=label)
     axes.set(xscale="log", xlabel="sigma", ylabel="loss", title=f"{title}, gap {values['gap']:.2f}")
     axes.invert_xaxis()
     axes.legend(fontsize=7)

@@ -16,16 +16,16 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from callbacks.base import ResolvedGuidances
-from callbacks.output import add_picture, chosen_folder, render, write_png
+from callbacks.output import log_image, output_folder, render, write_png
 from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory
-from lightning_guide.evaluation.sampling_loop import told
+from lightning_guide.evaluation.sampling_loop import build_condition
 from lightning_guide.guidance import ClassifierGuidance, EnergyGuidance, Guidance
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.samplers import Sampler
 from lightning_guide.seeds import SampleSeeds
 from lightning_guide.utils.files import atomic
 
-__all__ = ["GuidedWalks", "Walk", "record", "walk"]
+__all__ = ["GuidedTrajectories", "Walk", "record", "record_walk"]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class _Noted(Guidance):
         return [torch.stack(column) for column in zip(*self.said.values(), strict=True)]
 
 
-def walk(
+def record_walk(
     guidance: EnergyGuidance | ClassifierGuidance,
     sampler: Sampler,
     *,
@@ -109,7 +109,7 @@ def walk(
     )
 
 
-class GuidedWalks(ResolvedGuidances, ABC):
+class GuidedTrajectories(ResolvedGuidances, ABC):
     """Walks the samples 0 ... `count` - 1 of each evaluation under a loss or a classifier once more, and draws them.
 
     After every validation and test, on process 0. Guidances of other kinds have no loss and are left out.
@@ -155,16 +155,16 @@ class GuidedWalks(ResolvedGuidances, ABC):
         drawn = [samples[i] for i in range(min(self.count, evaluation.num_samples))]
         seeds = SampleSeeds(evaluation.seed, [int(each.index) for each in drawn])
         numbers = torch.stack([each.condition for each in drawn]).to(module.device)
-        condition = told(guidance, numbers, trainer.datamodule)  # type: ignore[attr-defined]
+        condition = build_condition(guidance, numbers, trainer.datamodule)  # type: ignore[attr-defined]
         x = evaluation.initial(evaluation.sampler.initial(guidance, seeds, module.device), seeds)
-        return walk(guidance, evaluation.sampler, seeds=seeds, condition=condition, device=module.device, x=x)
+        return record_walk(guidance, evaluation.sampler, seeds=seeds, condition=condition, device=module.device, x=x)
 
 
 def record(trainer: pl.Trainer, folder: str | None, name: str, figure: Figure, numbers: Mapping[str, Any]) -> None:
     """Writes `<folder>/<name>.png` and `.json` (default: `report` in the folder of the run), logs `report/<name>`."""
-    place = chosen_folder(trainer, folder)
+    place = output_folder(trainer, folder)
     picture = render(figure)
     write_png(place / f"{name}.png", picture)
     with atomic(place / f"{name}.json", durable=False) as temporary:
         temporary.write_text(json.dumps(numbers, indent=1), encoding="utf-8")
-    add_picture(trainer, f"report/{name}", picture)
+    log_image(trainer, f"report/{name}", picture)

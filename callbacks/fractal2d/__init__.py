@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from callbacks.fractal2d.density import DensityMap, KnownDistribution, Truth, Window
+from callbacks.fractal2d.density import DensityMap, KnownDistribution, ReferenceDensity, ViewWindow
 from callbacks.fractal2d.figure import FractalFigure
-from callbacks.fractal2d.rows import CloseUp, Method
+from callbacks.fractal2d.rows import PlottedMethod, ZoomWindow
 
-__all__ = ["CloseUp", "DensityMap", "FractalFigure", "KnownDistribution", "Method", "Truth", "Window"]
+__all__ = [
+    "ZoomWindow",
+    "DensityMap",
+    "FractalFigure",
+    "KnownDistribution",
+    "PlottedMethod",
+    "ReferenceDensity",
+    "ViewWindow",
+]

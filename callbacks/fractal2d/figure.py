@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from callbacks.base import EvaluationSamples, ResolvedGuidances
-from callbacks.fractal2d.density import KnownDistribution, Truth, Window
-from callbacks.fractal2d.rows import CloseUp, Method, close_up_row, curves_row, samples_row
-from callbacks.output import add_picture, chosen_folder, render, write_png
+from callbacks.fractal2d.density import KnownDistribution, ReferenceDensity, ViewWindow
+from callbacks.fractal2d.rows import PlottedMethod, ZoomWindow, close_up_row, curves_row, samples_row
+from callbacks.output import log_image, output_folder, render, write_png
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.sampling_loop import DrawnSamples
@@ -32,7 +32,7 @@ __all__ = ["FractalFigure"]
 TRUTH, UNGUIDED, OTHER = "#222222", "#4477AA", "#777777"
 
 
-COLOURS = ("#EE6677", "#AA3377", "#228833", "#CCBB44", "#66CCEE")  # of the curves, in their order
+COLORS = ("#EE6677", "#AA3377", "#228833", "#CCBB44", "#66CCEE")  # of the curves, in their order
 
 
 MEASURES = {"outliers": "outliers", "lost_mass": "lost mass", "total_variation": "total variation"}
@@ -61,8 +61,8 @@ class FractalFigure(ResolvedGuidances, EvaluationSamples):
         panels: dict[str, str],
         curves: dict[str, str],
         *,
-        close_up: CloseUp | None = None,
-        centre: tuple[float, float] = (0.30, 0.30),
+        close_up: ZoomWindow | None = None,
+        center: tuple[float, float] = (0.30, 0.30),
         half_width: float = 1.2,
         smoothing: float = 0.002,
         count: int = 16384,
@@ -75,7 +75,7 @@ class FractalFigure(ResolvedGuidances, EvaluationSamples):
             panels: title -> evaluation, the panels of the first row behind the truth.
             curves: method -> pattern of its evaluations, such as "cfg_*"; the unguided one stands at weight 1 of each.
             close_up: the second row, by default that of the paper.
-            centre: of the window of the first row.
+            center: of the window of the first row.
             half_width: half of the side of that window.
             smoothing: noise level of the true density that is drawn and outlined.
             count: points in a panel.
@@ -85,10 +85,10 @@ class FractalFigure(ResolvedGuidances, EvaluationSamples):
             ValueError: if the density of `distribution` is not known.
         """
         super().__init__(count)
-        self.truth = Truth(cast(KnownDistribution, distribution), smoothing)
-        self.panels, self.curves, self.close_up = dict(panels), dict(curves), close_up or CloseUp()
-        self.window, self.folder = Window((centre[0], centre[1]), half_width), folder
-        self._colours = {method: COLOURS[i % len(COLOURS)] for i, method in enumerate(self.curves)}
+        self.truth = ReferenceDensity(cast(KnownDistribution, distribution), smoothing)
+        self.panels, self.curves, self.close_up = dict(panels), dict(curves), close_up or ZoomWindow()
+        self.window, self.folder = ViewWindow((center[0], center[1]), half_width), folder
+        self._colors = {method: COLORS[i % len(COLORS)] for i, method in enumerate(self.curves)}
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Checks that everything that is to be drawn is evaluated.
@@ -126,19 +126,19 @@ class FractalFigure(ResolvedGuidances, EvaluationSamples):
         figure = Figure(figsize=(22, 15), dpi=90, layout="constrained")
         first, second, third = cast(Any, figure.subfigures(3, 1, height_ratios=(1.08, 1.08, 0.84)))
         drawn = [(f"{title}\n{_numbers(results[name])}", name) for title, name in self.panels.items()]
-        panels = [(title, samples[name].x, self._colour(name)) for title, name in drawn]
+        panels = [(title, samples[name].x, self._color(name)) for title, name in drawn]
         title = f"truth\n{self.count:,} samples, 99 % in the outline"
         samples_row(first, self.truth, self.window, [(title, self.truth.sample(self.count), TRUTH), *panels])
         methods = [
-            Method(self._title(name), self._colour(name), resolved[name], evaluations[name].sampler)
+            PlottedMethod(self._title(name), self._color(name), resolved[name], evaluations[name].sampler)
             for name in (self.close_up.unguided, self.close_up.guided)
         ]
         close_up_row(second, self.truth, self.close_up, methods, device=module.device)
         measures = {_label(key): self._curves(key, evaluations, results) for key in MEASURES}
-        curves_row(third, measures, colours=self._colours, truth=TRUE_SAMPLES)
+        curves_row(third, measures, colors=self._colors, truth=TRUE_SAMPLES)
         picture = render(figure)
-        write_png(chosen_folder(trainer, self.folder) / "figure.png", picture)
-        add_picture(trainer, "report/figure", picture)
+        write_png(output_folder(trainer, self.folder) / "figure.png", picture)
+        log_image(trainer, "report/figure", picture)
 
     @property
     def _needed(self) -> list[str]:
@@ -149,11 +149,11 @@ class FractalFigure(ResolvedGuidances, EvaluationSamples):
         """The panel's title of an evaluation, or its name."""
         return next((title for title, evaluation in self.panels.items() if evaluation == name), name)
 
-    def _colour(self, name: str) -> str:
-        """The colour of the curve that an evaluation belongs to."""
+    def _color(self, name: str) -> str:
+        """The color of the curve that an evaluation belongs to."""
         if name == self.close_up.unguided:
             return UNGUIDED
-        return next((self._colours[m] for m, pattern in self.curves.items() if fnmatchcase(name, pattern)), OTHER)
+        return next((self._colors[m] for m, pattern in self.curves.items() if fnmatchcase(name, pattern)), OTHER)
 
     def _curves(
         self, key: str, evaluations: Mapping[str, Evaluation], results: Mapping[str, Mapping[str, float]]

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from torch import Tensor
 
-from callbacks.fractal2d.density import DensityMap, Window
+from callbacks.fractal2d.density import DensityMap, ViewWindow
 
 __all__ = ["curves_panel", "density_panel", "ratio_panel", "samples_panel", "trajectories_panel"]
 
@@ -16,24 +16,24 @@ __all__ = ["curves_panel", "density_panel", "ratio_panel", "samples_panel", "tra
 TRUTH = "Greys"
 
 
-def samples_panel(axes: Axes, x: Tensor, truth: DensityMap, level: float, *, colour: str) -> None:
+def samples_panel(axes: Axes, x: Tensor, truth: DensityMap, level: float, *, color: str) -> None:
     """Points `x` (B, 2) on the true density, whose 99 % region is outlined at the log-density `level`."""
     truth.shade(axes, cmap=TRUTH, alpha=0.35)
     truth.outline(axes, level)
     axes.scatter(
-        x[:, 0].numpy(), x[:, 1].numpy(), s=min(8e3 / len(x), 6) + 0.3, linewidths=0, color=colour, rasterized=True
+        x[:, 0].numpy(), x[:, 1].numpy(), s=min(8e3 / len(x), 6) + 0.3, linewidths=0, color=color, rasterized=True
     )
     truth.window.frame(axes)
 
 
-def trajectories_panel(axes: Axes, states: Tensor, truth: DensityMap, level: float, *, colour: str) -> None:
+def trajectories_panel(axes: Axes, states: Tensor, truth: DensityMap, level: float, *, color: str) -> None:
     """Ways (steps + 1, n, 2) of n samples, with a dot where each ends."""
     truth.shade(axes, cmap=TRUTH, alpha=0.5)
     truth.outline(axes, level)
     ways = states.transpose(0, 1).numpy()  # (n, steps + 1, 2)
-    axes.add_collection(LineCollection(list(ways), colors=colour, linewidths=0.9, alpha=0.8))
-    axes.scatter(ways[:, 0, 0], ways[:, 0, 1], s=6, facecolors="white", edgecolors=colour, linewidths=0.7, zorder=3)
-    axes.scatter(ways[:, -1, 0], ways[:, -1, 1], s=9, color=colour, linewidths=0, zorder=4)
+    axes.add_collection(LineCollection(list(ways), colors=color, linewidths=0.9, alpha=0.8))
+    axes.scatter(ways[:, 0, 0], ways[:, 0, 1], s=6, facecolors="white", edgecolors=color, linewidths=0.7, zorder=3)
+    axes.scatter(ways[:, -1, 0], ways[:, -1, 1], s=9, color=color, linewidths=0, zorder=4)
     truth.window.frame(axes)
 
 
@@ -42,14 +42,14 @@ def density_panel(
 ) -> None:
     """A learned density, the outline of the truth, and the score as arrows (points, vectors), each (n, 2)."""
     learned.shade(axes, cmap="Purples")
-    truth.outline(axes, level, colour="black", width=0.8)
+    truth.outline(axes, level, color="black", width=0.8)
     _arrows(axes, arrows, learned.window)
 
 
 def ratio_panel(axes: Axes, ratio: DensityMap, truth: DensityMap, level: float, arrows: tuple[Tensor, Tensor]) -> None:
     """A log ratio of densities, with the push it gives to samples as arrows."""
     ratio.contrast(axes, limit=3.0)
-    truth.outline(axes, level, colour="black", width=0.8)
+    truth.outline(axes, level, color="black", width=0.8)
     _arrows(axes, arrows, ratio.window)
 
 
@@ -57,13 +57,13 @@ def curves_panel(
     axes: Axes,
     curves: Mapping[str, Sequence[tuple[float, float]]],
     *,
-    colours: Mapping[str, str],
+    colors: Mapping[str, str],
     truth: float | None = None,
 ) -> None:
     """(weight, value) pairs of each method, by weight, and the value that true samples have as a dotted line."""
     for method, points in curves.items():
         weights, values = [weight for weight, _ in points], [value for _, value in points]
-        axes.plot(weights, values, "o-", color=colours[method], label=method, markersize=4, linewidth=1.5)
+        axes.plot(weights, values, "o-", color=colors[method], label=method, markersize=4, linewidth=1.5)
     if truth is not None:
         axes.axhline(truth, color="0.3", linestyle=":", label="truth")
     axes.set_ylim(bottom=0)
@@ -71,7 +71,7 @@ def curves_panel(
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _arrows(axes: Axes, arrows: tuple[Tensor, Tensor], window: Window) -> None:
+def _arrows(axes: Axes, arrows: tuple[Tensor, Tensor], window: ViewWindow) -> None:
     """Arrows of a length that grows with the square root of the vectors', so that the weak ones are seen, too."""
     points, vectors = arrows
     length = vectors.norm(dim=1, keepdim=True)

@@ -17,24 +17,24 @@ from matplotlib.figure import SubFigure
 from torch import Tensor
 
 from callbacks.fractal2d import panels as panels
-from callbacks.fractal2d.density import DensityMap, Truth, Window
+from callbacks.fractal2d.density import DensityMap, ReferenceDensity, ViewWindow
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance import Guided
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers import Sampler
 from lightning_guide.seeds import SampleSeeds
 
-__all__ = ["CloseUp", "Method", "close_up_row", "curves_row", "samples_row", "starts", "trajectories"]
+__all__ = ["ZoomWindow", "PlottedMethod", "close_up_row", "curves_row", "samples_row", "start_points", "trajectories"]
 
 
 @dataclass(frozen=True)
-class CloseUp:
+class ZoomWindow:
     """What the close-up shows (window, level and spacing are those of the paper).
 
     Attributes:
         unguided: evaluation of the first trajectories.
         guided: evaluation of the second; its main model and its first guider are those whose densities are drawn.
-        centre: of the window.
+        center: of the window.
         half_width: half of the window's side.
         sigma: noise level at which trajectories start and densities are drawn.
         spacing: smallest distance between two starting points.
@@ -44,7 +44,7 @@ class CloseUp:
 
     unguided: str = "unguided"
     guided: str = "autoguidance"
-    centre: tuple[float, float] = (0.45, 1.22)
+    center: tuple[float, float] = (0.45, 1.22)
     half_width: float = 0.3
     sigma: float = 0.03
     spacing: float = 0.045
@@ -52,12 +52,12 @@ class CloseUp:
     steps: int = 32
 
     @property
-    def window(self) -> Window:
+    def window(self) -> ViewWindow:
         """The part of the plane that is shown."""
-        return Window((self.centre[0], self.centre[1]), self.half_width)
+        return ViewWindow((self.center[0], self.center[1]), self.half_width)
 
 
-def starts(truth: Truth, close_up: CloseUp) -> Tensor:
+def start_points(truth: ReferenceDensity, close_up: ZoomWindow) -> Tensor:
     """Points (n, 2) drawn from p(x; sigma) inside the window, no two closer than the spacing.
 
     Raises:
@@ -67,7 +67,7 @@ def starts(truth: Truth, close_up: CloseUp) -> Tensor:
     inside = x[close_up.window.contains(x)]
     if not len(inside):
         raise ValueError(
-            f"none of {close_up.candidates} true points lies in the close-up around {tuple(close_up.centre)} with the "
+            f"none of {close_up.candidates} true points lies in the close-up around {tuple(close_up.center)} with the "
             f"half-width {close_up.half_width:g}; expected a window where the distribution is"
         )
     taken = inside[:1]
@@ -93,44 +93,51 @@ TITLE_WIDTH = 44  # characters
 
 
 @dataclass(frozen=True)
-class Method:
-    """A way of sampling: title, colour and resolved denoiser, with the sampler of its evaluation."""
+class PlottedMethod:
+    """A way of sampling: title, color and resolved denoiser, with the sampler of its evaluation."""
 
     title: str
-    colour: str
+    color: str
     denoiser: Denoiser
     sampler: Sampler
 
 
-def samples_row(figure: SubFigure, truth: Truth, window: Window, samples: Sequence[tuple[str, Tensor, str]]) -> None:
-    """One panel for each (title, points (B, 2), colour)."""
-    for axes, (title, x, colour) in zip(_axes(figure, len(samples)), samples, strict=True):
-        panels.samples_panel(axes, x, truth.map(window, WIDE), truth.level, colour=colour)
+def samples_row(
+    figure: SubFigure, truth: ReferenceDensity, window: ViewWindow, samples: Sequence[tuple[str, Tensor, str]]
+) -> None:
+    """One panel for each (title, points (B, 2), color)."""
+    for axes, (title, x, color) in zip(_axes(figure, len(samples)), samples, strict=True):
+        panels.samples_panel(axes, x, truth.map(window, WIDE), truth.level, color=color)
         _title(axes, title)
 
 
 def close_up_row(
-    figure: SubFigure, truth: Truth, close_up: CloseUp, methods: Sequence[Method], *, device: torch.device
+    figure: SubFigure,
+    truth: ReferenceDensity,
+    close_up: ZoomWindow,
+    methods: Sequence[PlottedMethod],
+    *,
+    device: torch.device,
 ) -> None:
     """Trajectories of each method, then densities of the last one's main model and guider, and their log ratio."""
     window, level = close_up.window, truth.level
     shape = truth.map(window, CLOSE)
-    x = starts(truth, close_up).to(device)
+    x = start_points(truth, close_up).to(device)
     axes = iter(_axes(figure, len(methods) + 3))
     for method in methods:
         states = trajectories(method.denoiser, method.sampler, x, sigma=close_up.sigma, steps=close_up.steps)
         panel = next(axes)
-        panels.trajectories_panel(panel, states, shape, level, colour=method.colour)
+        panels.trajectories_panel(panel, states, shape, level, color=method.color)
         outside = f"{100 * truth.outside(states[-1]):.0f} % of {len(x)} end outside the outline"
         _title(panel, f"{method.title}: from sigma {close_up.sigma:g}\n{outside}")
     guided = cast(Guided, methods[-1].denoiser)
     models = {"main model": guided.positive, "guider": cast(Denoiser, guided.negatives[0])}
     sigma = torch.tensor(close_up.sigma, device=device)
     maps, scores = {}, {}
-    exact = DensityMap.of(lambda points: truth.log_density(points, close_up.sigma), window, CLOSE).normalised()
+    exact = DensityMap.of(lambda points: truth.log_density(points, close_up.sigma), window, CLOSE).normalized()
     places = window.grid(ARROWS)
     for name, model in models.items():
-        maps[name] = DensityMap.of(_learned(model, sigma), window, CLOSE).normalised()
+        maps[name] = DensityMap.of(_learned(model, sigma), window, CLOSE).normalized()
         scores[name] = (model(places.to(device), sigma).cpu() - places) / close_up.sigma**2
         panel = next(axes)
         panels.density_panel(panel, maps[name], shape, level, (places, scores[name]))
@@ -147,13 +154,13 @@ def curves_row(
     figure: SubFigure,
     measures: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
     *,
-    colours: Mapping[str, str],
+    colors: Mapping[str, str],
     truth: Mapping[str, float],
 ) -> None:
     """One panel for each measure: label -> method -> (weight, value) pairs; `truth` has the values of true samples."""
     grid = _axes(figure, len(measures))
     for axes, (label, curves) in zip(grid, measures.items(), strict=True):
-        panels.curves_panel(axes, curves, colours=colours, truth=truth.get(label))
+        panels.curves_panel(axes, curves, colors=colors, truth=truth.get(label))
         _title(axes, f"{label} against the guidance weight")
         axes.set(xlabel="guidance weight w (scale of the score, for truncation)", ylabel=label)
     grid[0].legend(frameon=False)

@@ -1,6 +1,6 @@
-"""Where labelled pictures come from before they are in shards: class folders, archives and torchvision datasets.
+"""Where labeled pictures come from before they are in shards: class folders, archives and torchvision datasets.
 
-The command `convert`: labelled pictures become WebDataset shards.
+The command `convert`: labeled pictures become WebDataset shards.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 import torchvision
 from torch import Tensor
 
-from datamodules.image_folder import is_hidden, is_picture, labels_of, picture_files
-from datamodules.storage.image_codec import SUFFIXES, UndecodableError, decode_picture
+from datamodules.image_folder import image_files, is_hidden, is_image, labels_of
+from datamodules.storage.image_codec import SUFFIXES, UndecodableError, decode_image
 from datamodules.storage.shard_writer import write_shards
 
-__all__ = ["ClassFolder", "PictureArchive", "convert", "torchvision_dataset"]
+__all__ = ["ClassFolder", "ImageArchive", "convert", "torchvision_dataset"]
 
 
 class ClassFolder(Sequence[tuple[Tensor, int]]):
@@ -38,7 +38,7 @@ class ClassFolder(Sequence[tuple[Tensor, int]]):
         self.files: list[tuple[Path, int]] = []
         for label, name in enumerate(self.classes):
             inside = (path.relative_to(root) for path in (root / name).rglob("*"))
-            found = sorted(root / path for path in inside if is_picture(path.as_posix()))
+            found = sorted(root / path for path in inside if is_image(path.as_posix()))
             if not found:
                 raise ValueError(f"the class folder {root / name} holds no pictures; expected {', '.join(SUFFIXES)}")
             self.files += [(path, label) for path in found]
@@ -53,13 +53,13 @@ class ClassFolder(Sequence[tuple[Tensor, int]]):
     def __getitem__(self, index: Any) -> Any:
         path, label = self.files[index]
         try:
-            return decode_picture(path.read_bytes()), label
+            return decode_image(path.read_bytes()), label
         except UndecodableError as error:
             raise UndecodableError(f"{self.name(index)} ({error})") from None
 
 
-class PictureArchive(Sequence[tuple[Tensor, int]]):
-    """The pictures in a zip archive as (uint8 (3, H, W), label), with labels as in `picture_files.labels_of`."""
+class ImageArchive(Sequence[tuple[Tensor, int]]):
+    """The pictures in a zip archive as (uint8 (3, H, W), label), with labels as in `image_files.labels_of`."""
 
     def __init__(self, path: str | Path) -> None:
         """Lists the archive.
@@ -67,7 +67,7 @@ class PictureArchive(Sequence[tuple[Tensor, int]]):
         Raises:
             ValueError: if there is none, or a picture in it has no label.
         """
-        self.files = picture_files(path)
+        self.files = image_files(path)
         self.names, self.labels = labels_of(self.files)
         for name in self.names:
             if name not in self.labels:
@@ -87,7 +87,7 @@ class PictureArchive(Sequence[tuple[Tensor, int]]):
     def __getitem__(self, index: Any) -> Any:
         name = self.names[index]
         try:
-            return decode_picture(self.files.read(name)), self.labels[name]
+            return decode_image(self.files.read(name)), self.labels[name]
         except UndecodableError as error:
             raise UndecodableError(f"{self.name(index)} ({error})") from None
 
@@ -154,7 +154,7 @@ def convert(
             raise ValueError(f"the source is {source!r}; expected torchvision:NAME:ROOT, as torchvision:CIFAR10:data")
         pictures: Any = torchvision_dataset(dataset, root, split=name, download=download)
     else:
-        pictures = PictureArchive(source) if Path(source).is_file() else ClassFolder(source)
+        pictures = ImageArchive(source) if Path(source).is_file() else ClassFolder(source)
     inventory = write_shards(
         pictures,
         folder,

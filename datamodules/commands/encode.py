@@ -15,8 +15,8 @@ from webdataset import TarWriter
 from datamodules.shard_examples import MASK, TOKENS
 from datamodules.shards import shard_paths
 from datamodules.storage.downloads import Downloads
-from datamodules.storage.image_codec import UndecodableError, decode_picture, shrink
-from datamodules.storage.latent_inventory import INVENTORY, begun, origin
+from datamodules.storage.image_codec import UndecodableError, decode_image, shrink
+from datamodules.storage.latent_inventory import INVENTORY, load_or_create, shard_fingerprint
 from datamodules.storage.shard_writer import is_whole, write_json
 from datamodules.storage.tar_index import ShardIndex, index_shard
 from lightning_guide.pretrained.autoencoders import VariationalAutoencoder
@@ -68,12 +68,12 @@ def encode(
     vae = vae.to(where).eval()
     path.parent.mkdir(parents=True, exist_ok=True)
     settings = {"vae": vae.recipe, "size": size}
-    done = begun(path, settings)
+    done = load_or_create(path, settings)
     for source in tqdm(paths, unit="shard", disable=None):
         if remote is not None:
             remote.fetch([source])
         target, entry = path.with_name(source.name), done.get(source.name, {})
-        pictures = {"origin": origin(source)}
+        pictures = {"origin": shard_fingerprint(source)}
         if not is_whole(target, entry or None, extensions=("npy",)):
             entry = _encode_shard(source, target, vae, size=size, batch_size=batch_size, device=where)
             done[source.name] = entry | pictures
@@ -134,7 +134,7 @@ def _pictures(index: ShardIndex, records: range, size: int | None) -> tuple[list
         for record in records:
             file.seek(int(index.offsets[record]))
             try:
-                picture = decode_picture(file.read(int(index.sizes[record])))
+                picture = decode_image(file.read(int(index.sizes[record])))
             except UndecodableError:
                 continue
             picture = picture if size is None else shrink(picture, size)

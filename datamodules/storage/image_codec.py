@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision import io as _decoders  # noqa: F401, registers torch.ops.image
 
-__all__ = ["SUFFIXES", "UndecodableError", "decode_picture", "decode_sample", "from_array", "from_pil", "shrink"]
+__all__ = ["SUFFIXES", "UndecodableError", "decode_image", "decode_sample", "from_array", "from_pil", "shrink"]
 
 
 # The names of files that are taken for pictures.
@@ -28,7 +28,7 @@ class UndecodableError(ValueError):
     """A file that is no readable picture."""
 
 
-def decode_picture(data: bytes) -> Tensor:
+def decode_image(data: bytes) -> Tensor:
     """The picture in `data`, uint8 (3, H, W).
 
     Raises:
@@ -92,7 +92,7 @@ def from_pil(image: Image.Image) -> Tensor:
     """A PIL picture as uint8 RGB (3, H, W).
 
     Gray is repeated, CMYK and palettes are converted, transparency is dropped. 16 bits become round(v / 257) in gray;
-    in colour PIL keeps the upper eight of them.
+    in color PIL keeps the upper eight of them.
     """
     if image.mode.startswith("I"):
         gray = (np.asarray(image).astype(np.int64).clip(0, 65535) + 128) // 257

@@ -12,19 +12,19 @@ from datamodules.storage.shard_writer import write_json
 from lightning_guide.pretrained.autoencoders import VariationalAutoencoder
 from lightning_guide.utils.recipe import equivalent
 
-__all__ = ["INVENTORY", "begun", "doubts", "origin"]
+__all__ = ["INVENTORY", "load_or_create", "check_compatibility", "shard_fingerprint"]
 
 
 INVENTORY = "latents.json"
 
 
-def origin(shard: Path) -> str:
+def shard_fingerprint(shard: Path) -> str:
     """What tells a shard of pictures from others of its name: a hash of its size and its first 64 KiB."""
     with shard.open("rb") as file:
         return sha256(f"{shard.stat().st_size} ".encode() + file.read(2**16)).hexdigest()[:16]
 
 
-def begun(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def load_or_create(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """The shards that earlier calls with the same settings have completed; without such a call begins the inventory.
 
     Raises:
@@ -46,7 +46,9 @@ def begun(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def doubts(folder: Path, vae: VariationalAutoencoder | None, mean: Sequence[float], std: Sequence[float]) -> list[str]:
+def check_compatibility(
+    folder: Path, vae: VariationalAutoencoder | None, mean: Sequence[float], std: Sequence[float]
+) -> list[str]:
     """Why latents in `folder` may not be meant to be read like this; nothing is known without an inventory.
 
     Another autoencoder decodes them than encoded them; or x = (z - mean) / (2 std) is far from a mean of 0 and a

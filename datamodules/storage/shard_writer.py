@@ -17,7 +17,7 @@ from webdataset import TarWriter
 
 from datamodules.storage.image_codec import UndecodableError, from_array, from_pil, shrink
 from datamodules.storage.tar_index import PICTURES, index_shard
-from datamodules.stream import order
+from datamodules.stream import epoch_order
 from lightning_guide.utils.files import atomic
 
 __all__ = ["is_whole", "write_json", "write_shards"]
@@ -66,7 +66,7 @@ def write_shards(
     path.parent.mkdir(parents=True, exist_ok=True)
     shards = _earlier(path, settings)
     write_json(path, {"settings": settings, "shards": shards})
-    indices = list(range(len(items))) if shuffle_seed is None else order(shuffle_seed, 0, len(items)).tolist()
+    indices = list(range(len(items))) if shuffle_seed is None else epoch_order(shuffle_seed, 0, len(items)).tolist()
     with tqdm(total=len(items), unit="picture", desc=name, disable=None) as bar:
         for number, first in enumerate(range(0, len(items), records_per_shard)):
             chosen = indices[first : first + records_per_shard]

@@ -19,9 +19,9 @@ from webdataset import TarWriter
 
 from datamodules.storage.image_codec import decode_sample
 from datamodules.storage.tar_index import SAMPLES, index_shard
-from lightning_guide.data import DataView
+from lightning_guide.data import DataInterface
 from lightning_guide.denoiser import Denoiser
-from lightning_guide.inference import exploded
+from lightning_guide.inference import is_diverged
 from lightning_guide.samplers import Sampler
 from lightning_guide.seeds import SampleSeeds, mix
 from lightning_guide.utils.files import atomic
@@ -55,7 +55,7 @@ class Synthesis:
         """The files of all chunks."""
         return [self.folder / f"synthetic-{c:06d}.tar" for c in range(-(-len(self.labels) // self.chunk_size))]
 
-    def write(self, data: DataView, device: torch.device, *, rank: int = 0, world: int = 1) -> None:
+    def write(self, data: DataInterface, device: torch.device, *, rank: int = 0, world: int = 1) -> None:
         """Draws the chunks c = `rank` modulo `world` that are not there yet; samples are stored as `data` stores them.
 
         Raises:
@@ -70,12 +70,12 @@ class Synthesis:
                     self._write_chunk(path, indices, self._drawn(data, indices, device))
                 bar.update()
 
-    def _drawn(self, data: DataView, indices: range, device: torch.device) -> Tensor:
+    def _drawn(self, data: DataInterface, indices: range, device: torch.device) -> Tensor:
         """The samples `indices` in stored form, on the CPU."""
         seeds = SampleSeeds(mix(self.seed, "synthesis"), indices)
         labels = self.labels[indices.start : indices.stop].to(device) if self.denoiser.num_classes else None
         x = self.sampler.sample(self.denoiser, seeds=seeds, condition=labels, device=device).x
-        bad = exploded(x, self.denoiser.sigma_data)
+        bad = is_diverged(x, self.denoiser.sigma_data)
         if bool(bad.any()):
             raise ValueError(
                 f"{int(bad.sum())} of the samples {indices.start} to {indices.stop - 1} of seed {self.seed} are not "

@@ -13,7 +13,7 @@ from lightning_guide.denoiser import Denoiser
 from lightning_guide.runs.models import RunModels
 from lightning_guide.runs.run import finished_model
 
-__all__ = ["fitting", "gallery_config"]
+__all__ = ["applicable_guidances", "gallery_config"]
 
 
 def gallery_config(
@@ -47,7 +47,7 @@ def gallery_config(
     if not config.is_file():
         raise ValueError(f"{config} does not exist; expected the folder of a run that `lightning-guide fit` has made")
     settings: dict[str, Any] = yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["init_args"]
-    guidances = fitting(read_guidances(methods), run, settings)
+    guidances = applicable_guidances(read_guidances(methods), run, settings)
     first, evaluation = next(iter((settings.get("evaluations") or {"unguided": {}}).items()))
     drawn: dict[str, Any] = {"num_samples": count, "batch_size": count, "labels": labels, "seed": seed, "metrics": {}}
     folder = Path(out) if out is not None else Path(run) / "gallery"
@@ -63,7 +63,9 @@ def gallery_config(
     return [config, written]
 
 
-def fitting(guidances: dict[str, dict[str, Any]], run: str, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def applicable_guidances(
+    guidances: dict[str, dict[str, Any]], run: str, settings: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
     """Those that the finished model of `run` can be guided by; the others are named with the reason on the terminal.
 
     Raises:

@@ -6,7 +6,7 @@ import json
 import math
 from pathlib import Path
 
-from lightning_guide.guidance.negatives.neon import extrapolated
+from lightning_guide.guidance.negatives.neon import extrapolate
 from lightning_guide.runs.run import newest_images, open_snapshots
 from lightning_guide.snapshots import SnapshotStore
 
@@ -60,7 +60,7 @@ def neon(
         store.guider(images=age, sigma_rel=width)
         for store, age, width in zip(stores, ages, (base_sigma_rel, auxiliary_sigma_rel), strict=True)
     ]
-    merged = extrapolated(thetas[0], thetas[1], weight)
+    merged = extrapolate(thetas[0], thetas[1], weight)
     path = target.save(
         merged.state_dict(),
         images=ages[0],

@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser, get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_guide import PUBLIC, RENAMED
-from lightning_guide.utils.errors import sentence
+from lightning_guide.utils.errors import one_line
 from lightning_guide.utils.recipe import current_path
 
 __all__ = ["LightningParser", "Parser", "one_sentence"]
@@ -24,16 +24,18 @@ _OWN_CLASS = re.compile(
 
 def one_sentence(message: str) -> str:
     """What is wrong in a config or on the command line, and which classes there are if one is unknown."""
-    return sentence(message, {name for package in map(importlib.import_module, PUBLIC) for name in package.__all__})
+    return one_line(message, {name for package in map(importlib.import_module, PUBLIC) for name in package.__all__})
 
 
 def _updated(value: Any) -> Any:
     """Parsed YAML with the class paths of older versions replaced by those of this one."""
     if isinstance(value, dict):
-        return {key: _updated(item) for key, item in value.items()}
+        updated = {key: _updated(item) for key, item in value.items()}
+        name = value.get("class_path")
+        return updated | ({"class_path": RENAMED[name]} if isinstance(name, str) and name in RENAMED else {})
     if isinstance(value, list):
         return [_updated(item) for item in value]
-    if isinstance(value, str) and (value in RENAMED or _OWN_CLASS.fullmatch(value)):
+    if isinstance(value, str) and _OWN_CLASS.fullmatch(value):
         return current_path(value)
     return value
 

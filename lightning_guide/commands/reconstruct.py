@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_guide.runs.run import open_snapshots, rebuild
+from lightning_guide.runs.run import open_snapshots, write_averages
 from lightning_guide.snapshots.post_hoc import MAX_ERROR
 
 __all__ = ["reconstruct"]
@@ -39,4 +39,4 @@ def reconstruct(
         raise ValueError(f"run {run!r} has no averaged snapshots in {source.folder}")
     ages = [source.resolve_images(age) for age in images] if images else [entries[-1].images]
     targets = [(age, width) for age in ages for width in sigma_rels]
-    return [str(path) for path in rebuild(source, targets, out or f"{run}/reconstructed", max_error=max_error)]
+    return [str(path) for path in write_averages(source, targets, out or f"{run}/reconstructed", max_error=max_error)]

@@ -17,17 +17,17 @@ import lightning_guide.evaluation  # noqa: F401  # short class names are found a
 import lightning_guide.guidance  # noqa: F401
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.modules.diffusion import DiffusionModule
-from lightning_guide.search.blocks import DrawnBlocks
-from lightning_guide.search.config import Objective, SearchFile, check_objectives, read_search
+from lightning_guide.search.blocks import SampledBlocks
+from lightning_guide.search.config import SearchFile, SearchObjective, check_objectives, read_search
 from lightning_guide.search.figures import draw_heat_maps, draw_sensitivity
 from lightning_guide.search.halving import Halving
-from lightning_guide.search.rebuilt_guiders import Rebuilt
-from lightning_guide.search.results_file import Ledger, run_identity
-from lightning_guide.search.space import Space, laid_over
-from lightning_guide.search.sweep import COST, Swept, run_sweep, swept, write_csv, write_hparams
-from lightning_guide.search.tune_report import everything, guidance_file, write_guidances
-from lightning_guide.utils.distributed import on_all
-from lightning_guide.utils.errors import sentence
+from lightning_guide.search.rebuilt_guiders import RebuiltGuiders
+from lightning_guide.search.results_file import ResultsFile, run_identity
+from lightning_guide.search.space import Space, merge_settings
+from lightning_guide.search.sweep import COST, Swept, run_sweep, sweep_results, write_csv, write_hparams
+from lightning_guide.search.tune_report import all_results, guidance_file, write_guidances
+from lightning_guide.utils.distributed import true_on_all_ranks
+from lightning_guide.utils.errors import one_line
 
 __all__ = ["Search", "Sweep", "Tune"]
 
@@ -64,7 +64,7 @@ class Search(ABC):
     def run(self, trainer: pl.Trainer, module: pl.LightningModule, data: Any, settings: Namespace) -> None:
         """Searches, or goes on with it; `settings` are the config, `model` and `data`."""
 
-    def begin(self, trainer: pl.Trainer, module: pl.LightningModule, data: Any, settings: Namespace) -> DrawnBlocks:
+    def begin(self, trainer: pl.Trainer, module: pl.LightningModule, data: Any, settings: Namespace) -> SampledBlocks:
         """The scorer of the run; `settings` are the config, `model` and `data`.
 
         Raises:
@@ -90,7 +90,7 @@ class Search(ABC):
             metrics, of_metrics = own, first["metrics"]
         if not metrics:
             raise ValueError(f"neither the run nor {self.path} has metrics to judge by; expected some in either")
-        space = Space(_written_out(laid_over(first, self.file.evaluation) | {"metrics": None}), self.file.axes)
+        space = Space(_written_out(merge_settings(first, self.file.evaluation) | {"metrics": None}), self.file.axes)
         every = [space.evaluation(place) for place in space.places]
         try:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -98,8 +98,8 @@ class Search(ABC):
             raise ValueError(f"--out {self.out} cannot be a folder for the results: {error.strerror}") from None
         given = _plain(settings.get("data")) or {}
         shown = {key: value for key, value in given.get("init_args", {}).items() if key not in _OF_THE_LOADER}
-        rebuilt = Rebuilt(trainer.default_root_dir, self.out / "rebuilt", every)
-        return DrawnBlocks(
+        rebuilt = RebuiltGuiders(trainer.default_root_dir, self.out / "rebuilt", every)
+        return SampledBlocks(
             trainer,
             module,
             data,
@@ -119,7 +119,7 @@ class Search(ABC):
             },
         )
 
-    def identity(self, scorer: DrawnBlocks) -> dict[str, Any]:
+    def identity(self, scorer: SampledBlocks) -> dict[str, Any]:
         """What the results depend on."""
         space = scorer.space
         return {
@@ -139,11 +139,11 @@ class Sweep(Search):
         """Sweeps, or goes on with it; then tables and figures."""
         scorer = self.begin(trainer, module, data, settings)
         space = scorer.space
-        ledger = Ledger(self.out / "results.json", self.identity(scorer) | {"blocks": self.file.blocks})
+        ledger = ResultsFile(self.out / "results.json", self.identity(scorer) | {"blocks": self.file.blocks})
         run_sweep(space, scorer, ledger, self.file.objectives, blocks=self.file.blocks, seed=self.file.seed)
         if not trainer.is_global_zero:
             return
-        found = swept(space, ledger)
+        found = sweep_results(space, ledger)
         objectives = self.file.objectives or _first_metric(found)
         for scores in found.values():
             check_objectives(objectives, scores)
@@ -173,9 +173,9 @@ class Tune(Search):
         space, objectives, size = scorer.space, self.file.objectives, self.file.block
         halving = Halving(space, scorer, objectives, budget=self.budget, seed=self.file.seed)
         aims = {each.metric: each.lowest for each in objectives}
-        ledger = Ledger(self.out / "tune.json", self.identity(scorer) | {"budget": self.budget, "aims": aims})
+        ledger = ResultsFile(self.out / "tune.json", self.identity(scorer) | {"budget": self.budget, "aims": aims})
         finished = "winners" in ledger.content and not ledger.content["failed"]  # what failed is tried again
-        if on_all(finished and all(guidance_file(self.out, metric).is_file() for metric in aims)):
+        if true_on_all_ranks(finished and all(guidance_file(self.out, metric).is_file() for metric in aims)):
             if trainer.is_global_zero:
                 self._say(ledger)
             return
@@ -187,18 +187,18 @@ class Tune(Search):
         model = {key: value for key in ("images", "average") if (value := getattr(self.file, key)) is not None}
         model["metrics"] = scorer.about["metrics"]
         write_guidances(space, found, objectives, self.out, size=size, model=model, seed=self.file.seed + 2)
-        ledger.content = everything(space, found, objectives, size=size)
+        ledger.content = all_results(space, found, objectives, size=size)
         ledger.write()
         self._say(ledger)
 
     @staticmethod
-    def _say(ledger: Ledger) -> None:
+    def _say(ledger: ResultsFile) -> None:
         print("\n".join([*ledger.content["statements"], f"{ledger.content['samples']} samples drawn: {ledger.path}"]))
 
 
-def _first_metric(found: Swept) -> tuple[Objective, ...]:
+def _first_metric(found: Swept) -> tuple[SearchObjective, ...]:
     metrics = [key for scores in found.values() for key in scores.values if key not in COST]
-    return (Objective(metrics[0]),) if metrics else ()
+    return (SearchObjective(metrics[0]),) if metrics else ()
 
 
 def _plain(node: Any) -> Any:
@@ -225,7 +225,7 @@ def _written_out(evaluation: dict[str, Any]) -> dict[str, Any]:
     try:
         parsed = _parser().parse_object({"evaluation": {"": evaluation}})
     except (ArgumentError, ValueError) as error:
-        raise ValueError(f"the evaluation of the search: {sentence(str(error))}") from None
+        raise ValueError(f"the evaluation of the search: {one_line(str(error))}") from None
     found: dict[str, Any] = _plain(parsed)["evaluation"][""]
     return found
 
@@ -241,5 +241,5 @@ def _evaluation(written: dict[str, Any]) -> Evaluation:
         parsed = parser.parse_object({"evaluation": {"": written}})
         built: dict[str, Evaluation] = parser.instantiate(parsed).evaluation
     except (ArgumentError, ValueError) as error:
-        raise ValueError(sentence(str(error))) from None
+        raise ValueError(one_line(str(error))) from None
     return built[""]

@@ -155,7 +155,7 @@ class LineMixture(Denoiser):
 
         def read(sums: LineSums, lines: Lines) -> Tensor:
             scaled = lines.axes * lines.eigenvalues[:, None]  # E[x_0 | x, f] = c + f e - Sigma P (f e - u)
-            mean = sums.Z @ lines.centre.T + sums.F @ lines.vector.T
+            mean = sums.Z @ lines.center.T + sums.F @ lines.vector.T
             mean = mean - sums.v1 @ scaled[0].T - sums.v2 @ scaled[1].T
             return mean / sums.total[:, None]
 
@@ -193,7 +193,7 @@ class LineMixture(Denoiser):
         """The lines in the dtype and on the device of `like`."""
         middle = (self.fractions[0] + self.fractions[-1]) / 2
         return Lines(
-            centre=(self.starts + middle * self.vectors).T.to(like).contiguous(),
+            center=(self.starts + middle * self.vectors).T.to(like).contiguous(),
             vector=self.vectors.T.to(like).contiguous(),
             along=(self.axes * self.vectors[:, :, None]).sum(1).T.to(like).contiguous(),
             eigenvalues=self.eigenvalues.T.to(like).contiguous(),

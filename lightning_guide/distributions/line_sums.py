@@ -1,6 +1,6 @@
 """The fast inner part of `line_mixture`: sums over Gaussians that stand in lines and share a covariance.
 
-A line b has a centre c_b, a vector e_b, one covariance Sigma_b and a weight w_b; its J components stand at
+A line b has a center c_b, a vector e_b, one covariance Sigma_b and a weight w_b; its J components stand at
 c_b + f_j e_b, with the same fractions f_j on every line. With u = x - c_b and P = (Sigma_b + sigma^2 I)^-1
 the J quadratic forms of one point and one line share three numbers:
 
@@ -39,13 +39,13 @@ WORK_ARRAYS = 12
 
 @dataclass(frozen=True)
 class Lines:
-    """N lines, coordinates first, and the ascending `fractions`, measured from the centre, that they share.
+    """N lines, coordinates first, and the ascending `fractions`, measured from the center, that they share.
 
-    `centre` and `vector` are (2, N), `weights` (N,). The covariance is given by its `eigenvalues` (2, N) and `axes`
+    `center` and `vector` are (2, N), `weights` (N,). The covariance is given by its `eigenvalues` (2, N) and `axes`
     (2, 2, N): axes[i] are the eigenvectors of eigenvalue i. `along` (2, N) is the vector in coordinates of the axes.
     """
 
-    centre: Tensor
+    center: Tensor
     vector: Tensor
     along: Tensor
     eigenvalues: Tensor
@@ -77,7 +77,7 @@ def line_sums(x: Tensor, sigma: Tensor, lines: Lines, work: Tensor) -> LineSums:
     All of one dtype, on one device; nothing may require a gradient. PyTorch splits `exp` and `sqrt` of 2048 numbers
     over threads, but `exp2` and `rsqrt`, like most operations, of 32768 (see ELEMENTS_CPU in `line_mixture`).
     """
-    (l1, l2), (e1, e2), (cx, cy), ((a1x, a1y), (a2x, a2y)) = lines.eigenvalues, lines.along, lines.centre, lines.axes
+    (l1, l2), (e1, e2), (cx, cy), ((a1x, a1y), (a2x, a2y)) = lines.eigenvalues, lines.along, lines.center, lines.axes
     P1, P2, u1, u2, half, g, slope, base, Z, F, a, b = work
     variance = sigma.square()[:, None]
 

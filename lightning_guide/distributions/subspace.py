@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser, expand
 from lightning_guide.seeds import mix
-from lightning_guide.utils.recipe import Recorded
+from lightning_guide.utils.recipe import HasRecipe
 
 __all__ = ["Direction", "SubspaceGaussian", "basis"]
 
@@ -56,7 +56,7 @@ class SubspaceGaussian(Denoiser):
         return (u @ self.basis.T).float(), u
 
 
-class Direction(Recorded):
+class Direction(HasRecipe):
     """A unit vector theta (D,) with |theta off the subspace| = `off_ratio` |theta on it|.
 
     The theta_1 of the paper has off_ratio = 0, its theta_2 off_ratio = 9, so that |A^T theta| = 1 / sqrt(82) = .1104.

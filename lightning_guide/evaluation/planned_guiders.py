@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.guidance.base import Snapshot
 from lightning_guide.snapshots.names import Entry, SnapshotMissing, available, parse_images, stored_exactly, stored_near
-from lightning_guide.snapshots.post_hoc import MAX_ERROR, shares
+from lightning_guide.snapshots.post_hoc import MAX_ERROR, reconstruction_shares
 
 __all__ = ["Storing", "warn_of_guiders_not_to_come"]
 
@@ -72,4 +72,4 @@ def _check(wanted: Snapshot, entries: Sequence[Entry], planned_images: int) -> N
         return
     if wanted.sigma_rel == 0:
         raise SnapshotMissing(f"raw weights (sigma_rel=0) are not stored; {available(entries)}", not_yet=False)
-    shares(entries, count, wanted.sigma_rel, MAX_ERROR)
+    reconstruction_shares(entries, count, wanted.sigma_rel, MAX_ERROR)

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_guide.data import DataView, SampleBatch
+from lightning_guide.data import DataInterface, SampleBatch
 from lightning_guide.denoiser import Denoiser, Models
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.features.base import FeatureExtractor
@@ -87,7 +87,7 @@ class GuidedEvaluations:
                     "never shows it: label_dropout is 0; set it (usual: 0.1), or name an unconditional network"
                 )
 
-    def begin(self, models: Models, data: DataView, device: torch.device, *, training: bool) -> None:
+    def begin(self, models: Models, data: DataInterface, device: torch.device, *, training: bool) -> None:
         """Resolves every guidance. While `training`, one whose guider is still to come is skipped, and said so.
 
         Raises:
@@ -111,7 +111,7 @@ class GuidedEvaluations:
                 error.args = (f"evaluation {name!r}: {error}",)
                 raise
 
-    def _prepare(self, metric: SampleMetric, data: DataView, device: torch.device) -> SampleMetric:
+    def _prepare(self, metric: SampleMetric, data: DataInterface, device: torch.device) -> SampleMetric:
         """A copy of `metric` that knows the real data; the data are read once for each configured metric."""
         if id(metric) not in self._prepared:
             for key, part in list(metric.named_children()):
@@ -122,7 +122,7 @@ class GuidedEvaluations:
             self._prepared[id(metric)] = prepared
         return cast(SampleMetric, self._prepared[id(metric)].clone())
 
-    def step(self, number: int, batch: SampleBatch, data: DataView) -> DrawnSamples | None:
+    def step(self, number: int, batch: SampleBatch, data: DataInterface) -> DrawnSamples | None:
         """Draws one batch of loop `number`; None if that evaluation is skipped."""
         loop = self._loops[number]
         return None if loop is None else loop.draw(batch, data)

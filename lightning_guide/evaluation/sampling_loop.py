@@ -12,16 +12,16 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from lightning_guide.conditioning import without
-from lightning_guide.data import DataView, SampleBatch
+from lightning_guide.conditioning import drop_condition
+from lightning_guide.data import DataInterface, SampleBatch
 from lightning_guide.denoiser import Denoiser, Models
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.metrics.base import SampleMetric
-from lightning_guide.inference import exploded, fixed
+from lightning_guide.inference import fuse_weights, is_diverged
 from lightning_guide.seeds import SampleSeeds
 from lightning_guide.utils.distributed import total_over_processes
 
-__all__ = ["DrawnSamples", "SamplingLoop", "add_results", "told"]
+__all__ = ["DrawnSamples", "SamplingLoop", "add_results", "build_condition"]
 
 
 class DrawnSamples(NamedTuple):
@@ -62,13 +62,13 @@ class SamplingLoop:
             {key: cast(SampleMetric, metric.clone()) for key, metric in metrics.items()}
             for _ in range(evaluation.repetitions - 1)
         ]
-        denoiser = fixed(evaluation.resolve(models).eval(), compile=evaluation.compile)
+        denoiser = fuse_weights(evaluation.resolve(models).eval(), compile=evaluation.compile)
         return cls(name, evaluation, denoiser, metrics, further)
 
-    def draw(self, batch: SampleBatch, data: DataView) -> DrawnSamples:
+    def draw(self, batch: SampleBatch, data: DataInterface) -> DrawnSamples:
         """Draws the samples of `batch` and adds them to the metrics."""
         begin = time.perf_counter()
-        condition = told(self.denoiser, batch.condition, data)
+        condition = build_condition(self.denoiser, batch.condition, data)
         seeds = SampleSeeds(self.evaluation.seed, batch.index.tolist())
         trajectory = self.evaluation.sampler.sample(
             self.denoiser,
@@ -77,7 +77,7 @@ class SamplingLoop:
             device=batch.index.device,
             start=lambda noise: self.evaluation.initial(noise, seeds),
         )
-        bad = exploded(trajectory.x, self.denoiser.sigma_data)
+        bad = is_diverged(trajectory.x, self.denoiser.sigma_data)
         if bool(bad.any()):
             warnings.warn(
                 f"evaluation {self.name!r}: {int(bad.sum())} of {len(bad)} samples are not finite or out of bounds, "
@@ -137,7 +137,7 @@ def add_results(report: dict[str, float], metric: str, values: Mapping[str, Tens
         report[key if key not in report else f"{metric}_{key}"] = float(value)
 
 
-def told(denoiser: Denoiser, numbers: Tensor, data: DataView) -> Tensor | None:
+def build_condition(denoiser: Denoiser, numbers: Tensor, data: DataInterface) -> Tensor | None:
     """What `denoiser` is told for the samples' `numbers` (B,): labels, or for one that reads embeddings, of prompts.
 
     Number -1 is no condition; None for a denoiser that knows none.
@@ -155,4 +155,4 @@ def told(denoiser: Denoiser, numbers: Tensor, data: DataView) -> Tensor | None:
     prompts, rows = data.prompts(), numbers.cpu()
     if bool((rows >= len(prompts)).any()):
         raise ValueError(f"prompt {int(rows.max())} is asked for; the data has prompts 0 to {len(prompts) - 1}")
-    return without(prompts[rows.clamp(min=0)], rows < 0).to(numbers.device)
+    return drop_condition(prompts[rows.clamp(min=0)], rows < 0).to(numbers.device)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from lightning_guide.guidance import combinations, gradient, negatives, training_free
 from lightning_guide.guidance.attention import AttentionPerturbation, ChangedMap, ChangedQueries
 from lightning_guide.guidance.base import Guidance, Main, Reference, Snapshot
-from lightning_guide.guidance.branches import Branches, OtherCondition, Reaction
+from lightning_guide.guidance.branches import Branches, ConditionReplacement, PredictionNegative
 from lightning_guide.guidance.combinations import *
 from lightning_guide.guidance.gradient import *
 from lightning_guide.guidance.guided import Guided
 from lightning_guide.guidance.negatives import *
 from lightning_guide.guidance.perturbation import (
-    Around,
     ChangedEmbedding,
     ConditionPerturbation,
+    ModuleWrapper,
     Perturbation,
     Perturbed,
     Replacement,
@@ -22,7 +22,7 @@ from lightning_guide.guidance.schedules import CosineWeight, Interval, StepWindo
 from lightning_guide.guidance.training_free import *
 
 __all__ = [
-    "Around",
+    "ModuleWrapper",
     "AttentionPerturbation",
     "Branches",
     "ChangedEmbedding",
@@ -34,10 +34,10 @@ __all__ = [
     "Guided",
     "Interval",
     "Main",
-    "OtherCondition",
+    "ConditionReplacement",
     "Perturbation",
     "Perturbed",
-    "Reaction",
+    "PredictionNegative",
     "Reference",
     "Replacement",
     "Snapshot",

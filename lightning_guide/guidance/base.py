@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lightning_guide.denoiser import Denoiser, Models, Trajectory
 from lightning_guide.seeds import SampleSeeds
-from lightning_guide.utils.modules import exchanged
+from lightning_guide.utils.modules import map_modules
 
 __all__ = ["Guidance", "Main", "Reference", "Snapshot"]
 
@@ -61,7 +61,7 @@ class Guidance(Denoiser):
         """A copy with every reference replaced by its model, all the way down."""
         resolved = copy.copy(self)
         resolved._modules = {
-            name: None if child is None else exchanged(child, lambda part: _resolved(part, models))
+            name: None if child is None else map_modules(child, lambda part: _resolved(part, models))
             for name, child in self._modules.items()
         }
         return resolved

@@ -10,8 +10,9 @@ the positive is evaluated once for both.
 
 The positive and the negatives of one trajectory, evaluated so that nothing they have in common is computed twice.
 
-* A `Reaction` of the positive reads its prediction instead of making it again.
-* An `OtherCondition` of the positive runs with it as one batch while both are needed and the batch is small: on a CPU
+* A `PredictionNegative` of the positive reads its prediction instead of making it again.
+* An `ConditionReplacement` of the positive runs with it as one batch while both are needed and the batch is small: on
+  a CPU
   that takes .59 to .75 times as long as two calls at 1 to 16 samples, .93 times at 64 and .98 at 256
   (scripts/bench_joint.py).
 """
@@ -24,12 +25,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from lightning_guide.conditioning import joined
+from lightning_guide.conditioning import concatenate_conditions
 from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory
 from lightning_guide.guidance.base import Guidance, Main
 from lightning_guide.guidance.combinations.base import Branch
 
-__all__ = ["Branches", "OtherCondition", "React", "Reaction", "Replace"]
+__all__ = ["Branches", "ConditionReplacement", "NegativeOfPrediction", "PredictionNegative", "Replace"]
 
 
 Replace = Callable[[Tensor, Tensor | None], Tensor | None]
@@ -38,7 +39,7 @@ Replace = Callable[[Tensor, Tensor | None], Tensor | None]
 """(x (B, *), condition of the samples) -> the condition that takes its place."""
 
 
-class OtherCondition(Guidance, ABC):
+class ConditionReplacement(Guidance, ABC):
     """D(x, sigma, c') with another condition c'. One evaluation."""
 
     def __init__(self, positive: Denoiser | None = None) -> None:
@@ -56,17 +57,17 @@ class OtherCondition(Guidance, ABC):
         return lambda x, sigma, condition: predict(x, sigma, other(x, condition))
 
 
-React = Callable[[Prediction, Tensor, Tensor, Tensor | None], Prediction]
+NegativeOfPrediction = Callable[[Prediction, Tensor, Tensor, Tensor | None], Prediction]
 
 
 """(positive prediction, x (B, *), sigma (), condition) -> negative prediction, all at the same point."""
 
 
-class Reaction(Guidance, ABC):
+class PredictionNegative(Guidance, ABC):
     """Base of negatives made out of the prediction of their positive."""
 
     @abstractmethod
-    def attach(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, React]:
+    def attach(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, NegativeOfPrediction]:
         """What runs in the place of `model` so that this can read it along `trajectory`, and the negative.
 
         `model` is the positive, or what another reaction has put in its place; it predicts the same to the bit.
@@ -88,16 +89,22 @@ class Branches:
     def __init__(self, positive: Denoiser, negatives: Sequence[Denoiser], trajectory: Trajectory) -> None:
         """Starts all of them; `positive` itself must be what its reactions and other conditions are made of."""
         self.trajectory = trajectory
-        self.reactions: dict[int, React] = {}
+        self.reactions: dict[int, NegativeOfPrediction] = {}
         self.conditions: dict[int, Replace] = {}
         self.others: dict[int, Predict] = {}
         model = positive
-        reacting = any(isinstance(negative, Reaction) and negative.positive is positive for negative in negatives)
+        reacting = any(
+            isinstance(negative, PredictionNegative) and negative.positive is positive for negative in negatives
+        )
         for i, negative in enumerate(negatives):
             shared = getattr(negative, "positive", None) is positive
-            if shared and isinstance(negative, Reaction):
+            if shared and isinstance(negative, PredictionNegative):
                 model, self.reactions[i] = negative.attach(model, trajectory)
-            elif shared and isinstance(negative, OtherCondition) and not (reacting or isinstance(positive, Guidance)):
+            elif (
+                shared
+                and isinstance(negative, ConditionReplacement)
+                and not (reacting or isinstance(positive, Guidance))
+            ):
                 self.conditions[i] = negative.begin(trajectory)
             else:
                 self.others[i] = negative.start(trajectory)
@@ -141,7 +148,7 @@ class Branches:
 
     def _together(self, conditions: Sequence[Tensor | None], x: Tensor, sigma: Tensor) -> list[Prediction]:
         """Predictions at `x` (B, *) under each of the conditions, in one call that counts for as many."""
-        condition = joined(conditions, len(x), x.device)
+        condition = concatenate_conditions(conditions, len(x), x.device)
         sigmas = sigma if sigma.ndim == 0 else sigma.repeat(len(conditions))
         prediction = self.positive(torch.cat([x] * len(conditions)), sigmas, condition)
         self.trajectory.evaluations += len(conditions) - 1

@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from lightning_guide.denoiser import Denoiser, Models, Predict, Trajectory
 from lightning_guide.guidance.base import Guidance, Main
 from lightning_guide.preconditioning import Network, Preconditioned
-from lightning_guide.utils.modules import StandIn, named, rebuilt
-from lightning_guide.utils.recipe import Recorded
+from lightning_guide.utils.modules import StandIn, names_of_layers, rebuild_with
+from lightning_guide.utils.recipe import HasRecipe
 
-__all__ = ["Around", "ChangedEmbedding", "ConditionPerturbation", "Perturbation", "Perturbed", "Replacement"]
+__all__ = ["ModuleWrapper", "ChangedEmbedding", "ConditionPerturbation", "Perturbation", "Perturbed", "Replacement"]
 
 
-class Perturbation(Recorded, ABC):
+class Perturbation(HasRecipe, ABC):
     """What takes the place of certain submodules of a network; of each by itself: `Replacement`.
 
     Attributes:
@@ -63,13 +63,13 @@ class Perturbation(Recorded, ABC):
             ValueError: if nothing matches, or the network has no such part by default.
         """
         if self.layers is not None:
-            return named(network, self.layers, type(self).__name__)
+            return names_of_layers(network, self.layers, type(self).__name__)
         if self.kind not in network.parts:
             raise ValueError(
                 f"{type(self).__name__} acts on the {self.kind} of a network; {type(network).__name__} names none "
                 f"(it names {', '.join(sorted(network.parts)) or 'nothing'}); say which with layers: [...]"
             )
-        return named(network, network.parts[self.kind], type(self).__name__)
+        return names_of_layers(network, network.parts[self.kind], type(self).__name__)
 
 
 class Replacement(Perturbation):
@@ -150,10 +150,10 @@ class Perturbed(Guidance):
         for perturbation, names in self.layers():
             started = perturbation.start(trajectory, names)
             stand_ins += [(f"network.{name}", started[name]) for name in names]
-        return rebuilt(self.model(), stand_ins)
+        return rebuild_with(self.model(), stand_ins)
 
 
-class Around(nn.Module):
+class ModuleWrapper(nn.Module):
     """Base of stand-ins that pass for the module `inner`: what they do not have themselves is its attribute."""
 
     def __init__(self, inner: nn.Module) -> None:
@@ -168,7 +168,7 @@ class Around(nn.Module):
             return getattr(super().__getattr__("inner"), name)
 
 
-class ChangedEmbedding(Around):
+class ChangedEmbedding(ModuleWrapper):
     """change(e) for the embedding e (B, E) that the inner module makes of its input."""
 
     def __init__(self, inner: nn.Module, change: Callable[[Tensor], Tensor]) -> None:

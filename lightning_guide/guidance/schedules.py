@@ -16,12 +16,12 @@ from collections.abc import Sequence
 
 from lightning_guide.denoiser import Trajectory
 from lightning_guide.guidance.combinations.base import Combination, Combine, Plain
-from lightning_guide.utils.recipe import Recorded
+from lightning_guide.utils.recipe import HasRecipe
 
 __all__ = ["CosineWeight", "Interval", "StepWindow", "WeightSchedule", "weight_at"]
 
 
-class WeightSchedule(Recorded, ABC):
+class WeightSchedule(HasRecipe, ABC):
     """A guidance weight that depends on sigma."""
 
     @abstractmethod

@@ -6,8 +6,8 @@ from lightning_guide.modules.classifiers import ClassifierModule, NoisyClassifie
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.modules.evaluation_mixin import EvaluatedModule
 from lightning_guide.modules.gradient_fine_tuning import GradientFineTuning
-from lightning_guide.modules.gradient_optimization import GradientOptimisation
-from lightning_guide.modules.image_tasks import Parts, PictureTask, PictureTaskModule, Reconstruction, Sketch
+from lightning_guide.modules.gradient_optimization import GradientOptimization
+from lightning_guide.modules.image_tasks import ImageTask, ImageTaskModule, Parts, Reconstruction, Sketch
 from lightning_guide.modules.supervised import SupervisedModule
 
 __all__ = [
@@ -15,11 +15,11 @@ __all__ = [
     "DiffusionModule",
     "EvaluatedModule",
     "GradientFineTuning",
-    "GradientOptimisation",
+    "GradientOptimization",
     "NoisyClassifierModule",
     "Parts",
-    "PictureTask",
-    "PictureTaskModule",
+    "ImageTask",
+    "ImageTaskModule",
     "Reconstruction",
     "RobustClassifierModule",
     "Sketch",

@@ -20,10 +20,10 @@ from lightning_guide.modules.supervised import SupervisedModule
 from lightning_guide.networks.classifiers import Classifier, NoisyClassifier
 from lightning_guide.noise import LogUniform, NoiseDistribution
 
-__all__ = ["ClassifierModule", "NoisyClassifierModule", "RobustClassifierModule", "attacked", "shifted"]
+__all__ = ["ClassifierModule", "NoisyClassifierModule", "RobustClassifierModule", "adversarial_images", "random_shift"]
 
 
-def shifted(x: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
+def random_shift(x: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
     """Pictures `x` (B, C, H, W), each moved by up to `pixels` in each direction; the border pixels fill the gap."""
     batch, _, height, width = x.shape
     offsets = torch.randint(2 * pixels + 1, (2, batch), generator=generator, device=x.device)
@@ -80,8 +80,8 @@ class ClassifierModule(SupervisedModule):
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Mean cross-entropy () of one batch."""
-        x, labels = self._labelled(batch)
-        x = shifted(x, self.augment, generator) if self.augment else x
+        x, labels = self._labeled(batch)
+        x = random_shift(x, self.augment, generator) if self.augment else x
         return F.cross_entropy(self.logits(x, generator), labels, label_smoothing=self.label_smoothing)
 
     def logits(self, x: Tensor, generator: torch.Generator) -> Tensor:
@@ -91,14 +91,14 @@ class ClassifierModule(SupervisedModule):
 
     def measures(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Cross-entropy and whether the answer is right, each (B,)."""
-        x, labels = self._labelled(batch)
+        x, labels = self._labeled(batch)
         logits = self.logits(x, generator)
         return {
             "loss": F.cross_entropy(logits, labels, reduction="none"),
             "accuracy": (logits.argmax(1) == labels).to(logits.dtype),
         }
 
-    def _labelled(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _labeled(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Pictures and labels.
 
         Raises:
@@ -131,7 +131,7 @@ class NoisyClassifierModule(ClassifierModule):
         return answer
 
 
-def attacked(network: nn.Module, x: Tensor, labels: Tensor, *, radius: float = 2.0, times: int = 3) -> Tensor:
+def adversarial_images(network: nn.Module, x: Tensor, labels: Tensor, *, radius: float = 2.0, times: int = 3) -> Tensor:
     """x + delta with |delta| <= radius: projected ascent of the cross-entropy in `times` steps of radius / 2.
 
     Madry et al. 2018, https://arxiv.org/abs/1706.06083, in the L2 norm, from delta = 0; `x` (B, *), `labels` (B,).
@@ -168,6 +168,6 @@ class RobustClassifierModule(ClassifierModule):
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Mean cross-entropy () of the attacked batch."""
-        x, labels = self._labelled(batch)
-        x = attacked(self.network, x, labels, radius=self.radius, times=self.attacks)
+        x, labels = self._labeled(batch)
+        x = adversarial_images(self.network, x, labels, radius=self.radius, times=self.attacks)
         return super().loss(batch._replace(x=x), generator)

@@ -13,14 +13,14 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
-from lightning_guide.conditioning import without
+from lightning_guide.conditioning import drop_condition
 from lightning_guide.data import Batch
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.evaluation.evaluation import Evaluation, under_guidances
 from lightning_guide.evaluation.metrics.base import SampleMetric
 from lightning_guide.evaluation.planned_guiders import warn_of_guiders_not_to_come
 from lightning_guide.modules.evaluation_mixin import EvaluatedModule
-from lightning_guide.runs.models import OtherRuns, keeper
+from lightning_guide.runs.models import DryRunModels, find_average
 from lightning_guide.seeds import mix
 from lightning_guide.training.learning_rate import InverseSqrtRate, LearningRate, adam
 from lightning_guide.training.losses import TrainingLoss
@@ -113,9 +113,9 @@ class DiffusionModule(EvaluatedModule):
         if self.denoiser.conditional and not self.label_dropout:
             (self._prediction if stage == "predict" else self.evaluations).warn_of_dropped_conditions()
         if stage == "fit":
-            self.evaluations.check(OtherRuns(self.denoiser, self.trainer.default_root_dir))
+            self.evaluations.check(DryRunModels(self.denoiser, self.trainer.default_root_dir))
             if self.average is not None and self.trainer.enable_validation:
-                keeper(self.trainer.callbacks, self.average)  # type: ignore[attr-defined]
+                find_average(self.trainer.callbacks, self.average)  # type: ignore[attr-defined]
         if stage == "fit" and self.global_step == 0:  # a checkpoint, if there is one, is restored later
             self.images_seen = self._pending_images = 0
             steps = self.trainer.max_steps
@@ -152,7 +152,7 @@ class DiffusionModule(EvaluatedModule):
         condition = batch.condition
         if condition is not None and self.label_dropout:
             dropped = torch.rand(len(condition), generator=generator, device=self.device) < self.label_dropout
-            condition = without(condition, dropped)
+            condition = drop_condition(condition, dropped)
         terms = self.loss(self.denoiser, batch.x, condition, generator)
         self._pending_images += len(batch.x) * self.trainer.world_size
         self._means.update(terms)
@@ -163,10 +163,10 @@ class DiffusionModule(EvaluatedModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Zeroes and counts gradient elements that are not finite."""
         average_gradients_(self)
-        self._guard.sanitise(self, self.global_step)
+        self._guard.sanitize(self, self.global_step)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        """One step at the rate of `images_seen`; then the images count, and weights are normalised."""
+        """One step at the rate of `images_seen`; then the images count, and weights are normalized."""
         rate = self.learning_rate.at(self.images_seen)
         for group in optimizer.param_groups:
             group["lr"] = rate

@@ -13,11 +13,11 @@ from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.metrics.base import SampleMetric
 from lightning_guide.evaluation.runner import GuidedEvaluations
 from lightning_guide.evaluation.sampling_loop import DrawnSamples
-from lightning_guide.runs.models import RunModels, keeper
+from lightning_guide.runs.models import RunModels, find_average
 from lightning_guide.runs.run import finished_model
 from lightning_guide.training.heldout import HeldoutLoss
 from lightning_guide.training.losses import TrainingLoss
-from lightning_guide.training.sharding import ShardedTraining, whole
+from lightning_guide.training.sharding import ShardedTraining, unshard
 
 __all__ = ["EvaluatedModule"]
 
@@ -106,10 +106,10 @@ class EvaluatedModule(ShardedTraining):
     def _main_model(self) -> Denoiser:
         """The average under evaluation: alive in a callback while training, from the snapshots afterwards."""
         if self.average is None or self.trainer.sanity_checking:  # nothing is averaged before the first step
-            return whole(self.denoiser)
+            return unshard(self.denoiser)
         if not self._fitting:
             return finished_model(self.trainer.default_root_dir, self.images, self.average).to(self.device)
-        return keeper(self.trainer.callbacks, self.average).live(self.average)  # type: ignore[attr-defined]
+        return find_average(self.trainer.callbacks, self.average).live(self.average)  # type: ignore[attr-defined]
 
     def on_validation_epoch_start(self) -> None:
         """Resolves guidances and starts the sums anew."""

@@ -68,13 +68,13 @@ class GradientFineTuning(DiffusionModule):
         Args:
             denoiser: the pre-trained model, usually a `Snapshot` of another run, or an adaptation around one.
             loss: its loss.
-            objective: to be maximised.
+            objective: to be maximized.
             sampling: samples, sampler, metrics and the `GradientGuidance` of each round.
             target: rule for the label of the next round; default `Gain(0.2)`.
             replay: the weights w_{k,i}; default `GeometricReplay(0.5)`.
-            at: as in `GradientOptimisation`.
-            floor: as in `GradientOptimisation`.
-            redraw: as in `GradientOptimisation`.
+            at: as in `GradientOptimization`.
+            floor: as in `GradientOptimization`.
+            redraw: as in `GradientOptimization`.
             steps_per_round: optimizer steps between two rounds.
             warm_up: rounds drawn before the first step, with the model as it is (algorithm 1); they are not replayed.
             max_evaluations: training stops before a round once so many network calls were spent: those of samplers, and
@@ -112,7 +112,7 @@ class GradientFineTuning(DiffusionModule):
         if (Path(self.trainer.default_root_dir) / "rounds" / "state.ckpt").exists():
             folder = self.trainer.default_root_dir
             raise ValueError(
-                f"{folder} holds rounds of GradientOptimisation; expected another trainer.default_root_dir"
+                f"{folder} holds rounds of GradientOptimization; expected another trainer.default_root_dir"
             )
 
     # Rounds

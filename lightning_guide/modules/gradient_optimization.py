@@ -1,4 +1,4 @@
-"""Optimisation with a frozen model: rounds of guided samples, each of which tells the guidance of the next one.
+"""Optimization with a frozen model: rounds of guided samples, each of which tells the guidance of the next one.
 
 Guo et al. 2024, "Gradient Guidance for Diffusion Models: An Optimization Perspective",
 https://arxiv.org/abs/2404.14743, algorithm 1. `Trainer.test` runs it, since nothing is trained: round k is the loader
@@ -28,13 +28,13 @@ from lightning_guide.optimization.targets import Target
 from lightning_guide.runs.models import RunModels
 from lightning_guide.utils.files import atomic
 
-__all__ = ["GradientOptimisation"]
+__all__ = ["GradientOptimization"]
 
 
 _SAVE_SECONDS = 1.0
 
 
-class GradientOptimisation(pl.LightningModule):
+class GradientOptimization(pl.LightningModule):
     """Algorithm 1: `num_rounds` rounds with the weights of `denoiser` as they are.
 
     After each round its numbers go to the loggers (`rounds/...`, at the step of the round), to `rounds/history.jsonl`
@@ -58,7 +58,7 @@ class GradientOptimisation(pl.LightningModule):
 
         Args:
             denoiser: the model: an exact one, or a `Snapshot` of a run.
-            objective: to be maximised.
+            objective: to be maximized.
             sampling: samples, sampler, metrics and the `GradientGuidance` of each round.
             target: rule for the label of the next round; default `Gain(0.2)`.
             num_rounds: K, the unguided first round among them.
@@ -71,7 +71,7 @@ class GradientOptimisation(pl.LightningModule):
         """
         super().__init__()
         if num_rounds < 1:
-            raise ValueError(f"GradientOptimisation needs num_rounds >= 1, got {num_rounds}")
+            raise ValueError(f"GradientOptimization needs num_rounds >= 1, got {num_rounds}")
         self.denoiser, self.objective, self.num_rounds = denoiser, objective.requires_grad_(False), num_rounds
         self.rounds = Rounds(objective, sampling, target, at=at, floor=floor, redraw=redraw, model=denoiser)
         self.images_seen = 0

@@ -16,10 +16,10 @@ from torch.nn import functional as F
 from lightning_guide.data import Batch
 from lightning_guide.modules.supervised import SupervisedModule
 
-__all__ = ["Parts", "PictureTask", "PictureTaskModule", "Reconstruction", "Sketch", "outline", "parts"]
+__all__ = ["Parts", "ImageTask", "ImageTaskModule", "Reconstruction", "Sketch", "outline", "part_masks"]
 
 
-def parts(x: Tensor, threshold: float = 0.0) -> Tensor:
+def part_masks(x: Tensor, threshold: float = 0.0) -> Tensor:
     """Parts of strokes `x` (B, 1, H, W) on a dark ground: 0 ground, 1 ink (x > threshold), 2 holes, (B, H, W) int64.
 
     A hole is ground from which no way leads to the border, over sides of pixels.
@@ -45,7 +45,7 @@ def outline(x: Tensor) -> Tensor:
     return F.max_pool2d(x, 3, 1, 1) + F.max_pool2d(-x, 3, 1, 1)
 
 
-class PictureTask(ABC):
+class ImageTask(ABC):
     """What a network is to see."""
 
     @abstractmethod
@@ -53,15 +53,15 @@ class PictureTask(ABC):
         """The loss (B,) of `network` for pictures `x` (B, C, H, W)."""
 
 
-class Parts(PictureTask):
-    """Cross-entropy with the three `parts`; the network has three channels out, the logits. For one channel in."""
+class Parts(ImageTask):
+    """Cross-entropy with the three `part_masks`; the network has three channels out, the logits. For one channel in."""
 
     def losses(self, network: nn.Module, x: Tensor) -> Tensor:
         """Mean over the pixels, (B,)."""
-        return F.cross_entropy(network(x), parts(x), reduction="none").mean((1, 2))
+        return F.cross_entropy(network(x), part_masks(x), reduction="none").mean((1, 2))
 
 
-class Sketch(PictureTask):
+class Sketch(ImageTask):
     """Squared distance to the `outline`; the network has as many channels out as in."""
 
     def losses(self, network: nn.Module, x: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class Sketch(PictureTask):
         return (network(x) - outline(x)).square().flatten(1).mean(1)
 
 
-class Reconstruction(PictureTask):
+class Reconstruction(ImageTask):
     """Squared distance to the picture itself, for an autoencoder."""
 
     def losses(self, network: nn.Module, x: Tensor) -> Tensor:
@@ -77,18 +77,18 @@ class Reconstruction(PictureTask):
         return (network(x) - x).square().flatten(1).mean(1)
 
 
-class PictureTaskModule(SupervisedModule):
-    """Training of a network for a `PictureTask`; see `SupervisedModule`."""
+class ImageTaskModule(SupervisedModule):
+    """Training of a network for a `ImageTask`; see `SupervisedModule`."""
 
     def __init__(
         self,
         network: nn.Module,
-        task: PictureTask,
+        task: ImageTask,
         *,
         optimizer: OptimizerCallable | None = None,
         seed: int = 0,
     ) -> None:
-        """`network` such as `PictureNetwork` or `PictureAutoencoder`; `task` is what it is to learn."""
+        """`network` such as `ImageToImageNetwork` or `ImageAutoencoder`; `task` is what it is to learn."""
         super().__init__(network, optimizer=optimizer, seed=seed)
         self.task = task
 

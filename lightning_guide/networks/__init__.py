@@ -5,13 +5,13 @@ from __future__ import annotations
 from lightning_guide.networks.attention import CosineAttention, SelfAttention
 from lightning_guide.networks.classifiers import Classifier, NoisyClassifier, PatchClassifier, SmallClassifier
 from lightning_guide.networks.ddpmpp import DDPMpp, NoiseWaves
-from lightning_guide.networks.ddpmpp_block import DDPMBlock, PictureAttention
+from lightning_guide.networks.ddpmpp_block import DDPMBlock, ImageAttention
 from lightning_guide.networks.dit import DiffusionTransformer, NoiseMLP, PatchOutput
 from lightning_guide.networks.dit_block import Modulation, TokenAttention, TransformerBlock
-from lightning_guide.networks.edm2_block import Block
+from lightning_guide.networks.edm2_block import EDM2Block
 from lightning_guide.networks.edm2_unet import EDM2UNet, NoiseEmbedding
-from lightning_guide.networks.image_to_image import PictureAutoencoder, PictureNetwork
-from lightning_guide.networks.inputs import ReadTokens, TokenMean
+from lightning_guide.networks.image_to_image import ImageAutoencoder, ImageToImageNetwork
+from lightning_guide.networks.inputs import CrossAttention, MeanTokenEmbedding
 from lightning_guide.networks.log_density_mlp import LogDensityMLP
 from lightning_guide.networks.magnitude_preserving import (
     MPConv,
@@ -27,7 +27,7 @@ from lightning_guide.networks.magnitude_preserving import (
 from lightning_guide.networks.point_mlp import PointMLP
 
 __all__ = [
-    "Block",
+    "EDM2Block",
     "Classifier",
     "CosineAttention",
     "DDPMBlock",
@@ -45,15 +45,15 @@ __all__ = [
     "NoisyClassifier",
     "PatchClassifier",
     "PatchOutput",
-    "PictureAttention",
-    "PictureAutoencoder",
-    "PictureNetwork",
+    "ImageAttention",
+    "ImageAutoencoder",
+    "ImageToImageNetwork",
     "PointMLP",
-    "ReadTokens",
+    "CrossAttention",
     "SelfAttention",
     "SmallClassifier",
     "TokenAttention",
-    "TokenMean",
+    "MeanTokenEmbedding",
     "TransformerBlock",
     "mp_cat",
     "mp_silu",

@@ -37,7 +37,7 @@ class CosineAttention(nn.Module):
             q: queries `(B, heads, N, d)`.
             k: keys `(B, heads, N, d)`.
             v: values `(B, heads, N, d)`.
-            grid: (height, width) of the token grid, for cores that act on neighbourhoods; None where there is none.
+            grid: (height, width) of the token grid, for cores that act on neighborhoods; None where there is none.
 
         Returns:
             `(B, heads, N, d)`.
@@ -48,7 +48,7 @@ class CosineAttention(nn.Module):
 class SelfAttention(nn.Module):
     """x -> mp_sum(x, output(core(q, k, v)), balance) for feature maps (B, C, H, W).
 
-    The rows of `qkv` factorise as (head, channel, {q, k, v}), the last fastest, as in the published networks. The
+    The rows of `qkv` factorize as (head, channel, {q, k, v}), the last fastest, as in the published networks. The
     weight of the sum's second term stands in `output`.
     """
 

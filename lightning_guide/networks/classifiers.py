@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_guide.denoiser import expand
-from lightning_guide.utils.recipe import Recorded
+from lightning_guide.utils.recipe import HasRecipe
 
 __all__ = ["Classifier", "NoisyClassifier", "PatchClassifier", "SmallClassifier"]
 
@@ -24,7 +24,7 @@ __all__ = ["Classifier", "NoisyClassifier", "PatchClassifier", "SmallClassifier"
 _GROUPS = 8
 
 
-class Classifier(Recorded, nn.Module):
+class Classifier(HasRecipe, nn.Module):
     """Base of classifiers of pictures, clean or noisy.
 
     Attributes:
@@ -37,7 +37,7 @@ class Classifier(Recorded, nn.Module):
 
 
 class SmallClassifier(Classifier):
-    """Convolutions with group normalisation, halving the size between blocks; then a hidden layer and the logits.
+    """Convolutions with group normalization, halving the size between blocks; then a hidden layer and the logits.
 
     Submodules: ``blocks`` (pictures to channels), ``hidden`` (mean over pixels to features), ``head`` (to logits).
     """
@@ -113,7 +113,7 @@ class NoisyClassifier(Classifier):
 
     Dhariwal and Nichol 2021, https://arxiv.org/abs/2105.05233, section 4. The input is scaled by
     1 / sqrt(sigma^2 + sigma_data^2); cosines and sines of ln(sigma) / 4 give each block a scale and a shift of its
-    normalised channels.
+    normalized channels.
     """
 
     frequencies: Tensor

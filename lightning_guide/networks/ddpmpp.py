@@ -1,4 +1,4 @@
-"""The "DDPM++" network of EDM: a U-Net with group normalisation, for pictures of CIFAR-10's size.
+"""The "DDPM++" network of EDM: a U-Net with group normalization, for pictures of CIFAR-10's size.
 
 Ho et al. 2020, https://arxiv.org/abs/2006.11239; Song et al. 2021, https://arxiv.org/abs/2011.13456, appendix H
 (residuals divided by sqrt 2, resampling inside blocks); Karras et al. 2022, https://arxiv.org/abs/2206.00364, table 7
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_guide.networks.ddpmpp_block import NEARLY_NOTHING, DDPMBlock, group_norm, initialised
+from lightning_guide.networks.ddpmpp_block import NEARLY_NOTHING, DDPMBlock, group_norm, initialized
 from lightning_guide.networks.inputs import check_size, one_hot
 from lightning_guide.preconditioning import Network
 
@@ -28,8 +28,8 @@ class NoiseWaves(nn.Module):
     def __init__(self, channels: int, embedding_channels: int) -> None:
         super().__init__()
         self.channels = channels
-        self.first = initialised(nn.Linear(channels, embedding_channels))
-        self.second = initialised(nn.Linear(embedding_channels, embedding_channels))
+        self.first = initialized(nn.Linear(channels, embedding_channels))
+        self.second = initialized(nn.Linear(embedding_channels, embedding_channels))
 
     def forward(self, c_noise: Tensor, told: Tensor | None) -> Tensor:
         """`(B, embedding_channels)`; the waves are cos and sin of c_noise times 1 ... 1/10,000."""
@@ -92,11 +92,11 @@ class DDPMpp(Network):
             raise ValueError(f"DDPMpp: model_channels is {model_channels}; expected an even number")
         width = 4 * model_channels
         self.embedding_noise = NoiseWaves(model_channels, width)
-        self.embedding_label = initialised(nn.Linear(num_classes, model_channels)) if num_classes else None
+        self.embedding_label = initialized(nn.Linear(num_classes, model_channels)) if num_classes else None
         self.augmentation_channels = augmentation_channels
         self.embedding_augmentation: nn.Module | None = None
         if augmentation_channels:
-            self.embedding_augmentation = initialised(nn.Linear(augmentation_channels, model_channels, bias=False))
+            self.embedding_augmentation = initialized(nn.Linear(augmentation_channels, model_channels, bias=False))
 
         def block(inputs: int, outputs: int, **options: object) -> DDPMBlock:
             return DDPMBlock(inputs, outputs, embedding_channels=width, dropout=dropout, **options)  # type: ignore[arg-type]
@@ -104,7 +104,7 @@ class DDPMpp(Network):
         channels = [model_channels * multiplier for multiplier in channel_mult]
         names = [f"{H >> level}x{W >> level}" for level in range(len(channels))]
         attention = [min(H >> level, W >> level) in attention_resolutions for level in range(len(channels))]
-        self.input = initialised(nn.Conv2d(C, model_channels, 3, padding=1))
+        self.input = initialized(nn.Conv2d(C, model_channels, 3, padding=1))
         current, skips = model_channels, [model_channels]
         encoder: dict[str, nn.Module] = {}
         for level, name in enumerate(names):
@@ -134,7 +134,7 @@ class DDPMpp(Network):
                 current = channels[level]
         self.decoder = nn.ModuleDict(decoder)
         self.norm = group_norm(current)
-        self.output = initialised(nn.Conv2d(current, C, 3, padding=1), NEARLY_NOTHING)
+        self.output = initialized(nn.Conv2d(current, C, 3, padding=1), NEARLY_NOTHING)
 
     def embed(self, condition: Tensor | None, batch: int) -> Tensor | None:
         """Embedding `(B, model_channels)` of labels (B,), that of zeros for -1 or None; None if it knows no labels.

@@ -1,4 +1,4 @@
-"""Blocks of the "DDPM++" network: group normalisation, residuals over sqrt(2), resampling inside, attention behind.
+"""Blocks of the "DDPM++" network: group normalization, residuals over sqrt(2), resampling inside, attention behind.
 
 Ho et al. 2020, https://arxiv.org/abs/2006.11239; Song et al. 2021, https://arxiv.org/abs/2011.13456, appendix H.
 """
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from lightning_guide.networks.attention import CosineAttention
 
-__all__ = ["DDPMBlock", "NEARLY_NOTHING", "PictureAttention", "group_norm", "initialised"]
+__all__ = ["DDPMBlock", "NEARLY_NOTHING", "ImageAttention", "group_norm", "initialized"]
 
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
@@ -24,11 +24,11 @@ NEARLY_NOTHING = 1e-5  # times the usual size, at first: the weights at the exit
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation in 32 groups, or in groups of four channels where that would be fewer."""
+    """Group normalization in 32 groups, or in groups of four channels where that would be fewer."""
     return nn.GroupNorm(max(min(32, channels // 4), 1), channels, eps=1e-6)
 
 
-def initialised(layer: Layer, scale: float = 1.0) -> Layer:
+def initialized(layer: Layer, scale: float = 1.0) -> Layer:
     """Xavier's uniform weights times `scale`, and no bias at first."""
     nn.init.xavier_uniform_(layer.weight)
     with torch.no_grad():
@@ -38,15 +38,15 @@ def initialised(layer: Layer, scale: float = 1.0) -> Layer:
     return layer
 
 
-class PictureAttention(nn.Module):
+class ImageAttention(nn.Module):
     """(x + output(core(q, k, v))) / sqrt(2) with one head for all channels; the core is replaceable."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = group_norm(channels)
-        self.qkv = initialised(nn.Conv2d(channels, 3 * channels, 1), math.sqrt(0.2))
+        self.qkv = initialized(nn.Conv2d(channels, 3 * channels, 1), math.sqrt(0.2))
         self.core: nn.Module = CosineAttention()
-        self.output = initialised(nn.Conv2d(channels, channels, 1), NEARLY_NOTHING)
+        self.output = initialized(nn.Conv2d(channels, channels, 1), NEARLY_NOTHING)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, C, H, W)` of `x` (B, C, H, W)."""
@@ -76,14 +76,14 @@ class DDPMBlock(nn.Module):
         super().__init__()
         self.resample, self.skip_channels = resample, skip_channels
         self.norm_in = group_norm(in_channels)
-        self.residual_in = initialised(nn.Conv2d(in_channels, out_channels, 3, padding=1))
-        self.modulation = initialised(nn.Linear(embedding_channels, out_channels))
+        self.residual_in = initialized(nn.Conv2d(in_channels, out_channels, 3, padding=1))
+        self.modulation = initialized(nn.Linear(embedding_channels, out_channels))
         self.norm_out = group_norm(out_channels)
         self.dropout = nn.Dropout(dropout)
-        self.residual_out = initialised(nn.Conv2d(out_channels, out_channels, 3, padding=1), NEARLY_NOTHING)
+        self.residual_out = initialized(nn.Conv2d(out_channels, out_channels, 3, padding=1), NEARLY_NOTHING)
         same = in_channels == out_channels and resample == "keep"
-        self.projection = None if same else initialised(nn.Conv2d(in_channels, out_channels, 1))
-        self.attention = PictureAttention(out_channels) if attention else None
+        self.projection = None if same else initialized(nn.Conv2d(in_channels, out_channels, 1))
+        self.attention = ImageAttention(out_channels) if attention else None
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """`(B, out, H', W')` of `x` (B, in, H, W) and `embedding` (B, E)."""

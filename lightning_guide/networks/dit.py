@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_guide.networks.dit_block import Modulation, TransformerBlock, token_norm
-from lightning_guide.networks.inputs import ReadTokens, check_tokens, one_hot
+from lightning_guide.networks.inputs import CrossAttention, check_tokens, one_hot
 from lightning_guide.networks.magnitude_preserving import MPFourier
 from lightning_guide.preconditioning import Network
 
@@ -33,7 +33,7 @@ def _initialize(module: nn.Module) -> None:
             nn.init.normal_(layer.weight, std=0.02)
     elif isinstance(module, Modulation | PatchOutput):
         nn.init.zeros_(module.linear.weight)
-    elif isinstance(module, ReadTokens):
+    elif isinstance(module, CrossAttention):
         nn.init.zeros_(module.output.weight)
     elif isinstance(module, DiffusionTransformer) and module.embedding_label is not None:
         nn.init.normal_(module.embedding_label.weight, std=0.02)
@@ -110,13 +110,13 @@ class DiffusionTransformer(Network):
         Args:
             data_shape: (C, H, W), (C, L) or (d,).
             num_classes: labels; 0 for an unconditional network.
-            token_channels: C of embeddings (B, L, C), which every block's tokens attend to (`ReadTokens`); 0: none.
+            token_channels: C of embeddings (B, L, C), which every block's tokens attend to (`CrossAttention`); 0: none.
             patch_size: side of a patch.
             channels: width of the tokens and of the embedding.
             depth: number of blocks.
             heads: of attention in each block.
             mlp_ratio: hidden width of the MLPs over `channels`.
-            qk_norm: whether queries and keys are normalised.
+            qk_norm: whether queries and keys are normalized.
             dropout: probability, at the hidden layer of the MLPs.
 
         Raises:
@@ -145,7 +145,7 @@ class DiffusionTransformer(Network):
         self.embedding_noise = NoiseMLP(channels)
         known = num_classes or token_channels
         self.embedding_label = nn.Linear(known, channels, bias=False) if known else None
-        self.reading = nn.ModuleList(ReadTokens(channels, heads) for _ in range(depth if token_channels else 0))
+        self.reading = nn.ModuleList(CrossAttention(channels, heads) for _ in range(depth if token_channels else 0))
         self.blocks = nn.ModuleList(
             TransformerBlock(channels, heads, mlp_ratio=mlp_ratio, qk_norm=qk_norm, dropout=dropout)
             for _ in range(depth)

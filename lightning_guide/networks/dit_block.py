@@ -17,7 +17,7 @@ __all__ = ["Modulation", "TokenAttention", "TransformerBlock", "token_norm"]
 
 
 def token_norm(channels: int) -> nn.LayerNorm:
-    """Layer normalisation of tokens (B, N, channels) without parameters: scale and shift come from the embedding."""
+    """Layer normalization of tokens (B, N, channels) without parameters: scale and shift come from the embedding."""
     return nn.LayerNorm(channels, eps=1e-6, elementwise_affine=False)
 
 
@@ -37,7 +37,7 @@ class Modulation(nn.Module):
 class TokenAttention(nn.Module):
     """output(core(q, k, v)) for tokens (B, N, C); the core is replaceable, as in the U-Net.
 
-    The rows of `qkv` factorise as ({q, k, v}, head, channel). With `qk_norm` queries and keys of each head get unit RMS
+    The rows of `qkv` factorize as ({q, k, v}, head, channel). With `qk_norm` queries and keys of each head get unit RMS
     and a learned gain for each channel; values are left alone.
     """
 

@@ -14,14 +14,14 @@ from torch.nn import functional as F
 from lightning_guide.networks.attention import SelfAttention
 from lightning_guide.networks.magnitude_preserving import SILU_RMS, MPConv, MPLinear, mp_sum_weights, pixel_norm
 
-__all__ = ["Block"]
+__all__ = ["EDM2Block"]
 
 
-class Block(nn.Module):
+class EDM2Block(nn.Module):
     """One residual block with optional resampling and attention, (B, in, H, W) -> (B, out, H', W').
 
     The flavours differ in the main path. The encoder projects it to the new number of channels first (where the
-    number changes) and normalises each pixel; the decoder projects it only just before the sum, and its residual
+    number changes) and normalizes each pixel; the decoder projects it only just before the sum, and its residual
     branch reads all the incoming channels. The last `skip_channels` of the incoming ones come from the encoder.
 
     What the description multiplies activations by stands in the weights beside it: 1 / 0.596 of an `mp_silu` in the

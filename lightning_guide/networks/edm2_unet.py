@@ -1,4 +1,4 @@
-"""The EDM2 U-Net, "config G": a magnitude-preserving network without biases and without group normalisation.
+"""The EDM2 U-Net, "config G": a magnitude-preserving network without biases and without group normalization.
 
 Karras et al. 2024, https://arxiv.org/abs/2312.02696, section 2.
 """
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lightning_guide.networks.edm2_block import Block
-from lightning_guide.networks.inputs import TokenMean, check_size, check_tokens, one_hot
+from lightning_guide.networks.edm2_block import EDM2Block
+from lightning_guide.networks.inputs import MeanTokenEmbedding, check_size, check_tokens, one_hot
 from lightning_guide.networks.magnitude_preserving import (
     MPConv,
     MPFourier,
@@ -84,7 +84,7 @@ class EDM2UNet(Network):
         Args:
             data_shape: (C, H, W) of one x.
             num_classes: number of labels, 0 for an unconditional network, which ignores labels.
-            token_channels: C of embeddings (B, L, C), which are read as their mean (`TokenMean`); 0: none.
+            token_channels: C of embeddings (B, L, C), which are read as their mean (`MeanTokenEmbedding`); 0: none.
             model_channels: channels of the first level; 64 (XXS) to 448 (XXL) in the published presets.
             channel_mult: multiplier of each level.
             num_blocks: encoder blocks of a level; the decoder has one more.
@@ -126,7 +126,7 @@ class EDM2UNet(Network):
         names = [f"{h}x{w}" for h, w in sizes]
         attention = [min(size) in attention_resolutions for size in sizes]
         block = partial(
-            Block,
+            EDM2Block,
             embedding_channels=max(channels),
             dropout=dropout,
             res_balance=res_balance,
@@ -139,7 +139,7 @@ class EDM2UNet(Network):
         if num_classes:
             self.embedding_label = MPLinear(num_classes, max(channels))
         elif token_channels:
-            self.embedding_label = TokenMean(token_channels, max(channels))
+            self.embedding_label = MeanTokenEmbedding(token_channels, max(channels))
 
         self.input = MPConv(C + 1, channels[0], kernel=3)
         current, skips = channels[0], [channels[0]]
@@ -211,9 +211,9 @@ class EDM2UNet(Network):
         return self.output(x)
 
     def constrain(self) -> None:
-        """Forced weight normalisation of all layers (`normalize_weights_`)."""
+        """Forced weight normalization of all layers (`normalize_weights_`)."""
         normalize_weights_(self)
 
     def fixed(self) -> EDM2UNet:
-        """The network with all weights normalised for good (`with_fixed_weights`)."""
+        """The network with all weights normalized for good (`with_fixed_weights`)."""
         return with_fixed_weights(self)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from lightning_guide.utils.recipe import Recorded
+from lightning_guide.utils.recipe import HasRecipe
 
-__all__ = ["PictureAutoencoder", "PictureNetwork"]
+__all__ = ["ImageAutoencoder", "ImageToImageNetwork"]
 
 
 _GROUPS = 8
@@ -27,8 +27,8 @@ def _check(name: str, data_shape: Sequence[int], widths: Sequence[int], out: int
         )
 
 
-class PictureNetwork(Recorded, nn.Module):
-    """Convolutions with group normalisation at full size: `blocks`, then `head` to `out_channels` for each pixel."""
+class ImageToImageNetwork(HasRecipe, nn.Module):
+    """Convolutions with group normalization at full size: `blocks`, then `head` to `out_channels` for each pixel."""
 
     def __init__(self, data_shape: Sequence[int], out_channels: int, *, widths: Sequence[int] = (32, 32, 32)) -> None:
         """`data_shape` (C, H, W); weights come from the global generator.
@@ -37,7 +37,7 @@ class PictureNetwork(Recorded, nn.Module):
             ValueError: if the sizes do not fit.
         """
         super().__init__()
-        _check("PictureNetwork", data_shape, widths, out_channels)
+        _check("ImageToImageNetwork", data_shape, widths, out_channels)
         self.data_shape, self.out_channels = tuple(data_shape), out_channels
         sizes = [data_shape[0], *widths]
         blocks = [layer for pair in zip(sizes, widths, strict=False) for layer in _block(*pair)]
@@ -50,7 +50,7 @@ class PictureNetwork(Recorded, nn.Module):
         return answer
 
 
-class PictureAutoencoder(Recorded, nn.Module):
+class ImageAutoencoder(HasRecipe, nn.Module):
     """Pictures to a latent of `latent_channels` at 1 / 2^(n - 1) of the size for n widths, and back."""
 
     def __init__(
@@ -62,11 +62,11 @@ class PictureAutoencoder(Recorded, nn.Module):
             ValueError: if the sizes do not fit.
         """
         super().__init__()
-        _check("PictureAutoencoder", data_shape, widths, latent_channels)
+        _check("ImageAutoencoder", data_shape, widths, latent_channels)
         factor = 2 ** (len(widths) - 1)
         if data_shape[1] % factor or data_shape[2] % factor:
             sides = tuple(data_shape[1:])
-            raise ValueError(f"{len(widths)} widths of PictureAutoencoder divide the sides by {factor}, not {sides}")
+            raise ValueError(f"{len(widths)} widths of ImageAutoencoder divide the sides by {factor}, not {sides}")
         self.data_shape, self.latent_channels = tuple(data_shape), latent_channels
         down: list[nn.Module] = []
         up: list[nn.Module] = []

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_guide.conditioning import present
+from lightning_guide.conditioning import token_mask
 from lightning_guide.networks.magnitude_preserving import MPLinear, normalize
 
-__all__ = ["ReadTokens", "TokenMean", "check_size", "check_tokens", "one_hot"]
+__all__ = ["CrossAttention", "MeanTokenEmbedding", "check_size", "check_tokens", "one_hot"]
 
 
 def one_hot(condition: Tensor | None, num_classes: int, *, batch: int, like: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def check_tokens(condition: Tensor | None, channels: int, *, batch: int, like: T
     return condition.to(like)
 
 
-class TokenMean(nn.Module):
+class MeanTokenEmbedding(nn.Module):
     """W normalize(mean of the tokens), (B, L, C) -> (B, out), magnitude preserving; zeros if there is no token.
 
     The direction of the mean over the tokens that are there is that of the sum over all: zeros add nothing. The order
@@ -86,11 +86,11 @@ class TokenMean(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """`(B, out)` of `tokens` (B, L, C)."""
-        count = present(tokens).sum(dim=1, keepdim=True).clamp(min=1)
+        count = token_mask(tokens).sum(dim=1, keepdim=True).clamp(min=1)
         return self.linear(normalize(tokens.sum(dim=1) / count, dim=-1))
 
 
-class ReadTokens(nn.Module):
+class CrossAttention(nn.Module):
     """x + output(softmax(q k^T / sqrt(d)) v): N tokens of the picture ask the L tokens of an embedding.
 
     One learned token is always there to be read: where nothing else is, it is what "no condition" looks like.
@@ -108,7 +108,7 @@ class ReadTokens(nn.Module):
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
         """`(B, N, C)` of `x` (B, N, C) and `tokens` (B, L, C)."""
         B, N, C = x.shape
-        mask = F.pad(present(tokens), (1, 0), value=True)  # (B, 1 + L)
+        mask = F.pad(token_mask(tokens), (1, 0), value=True)  # (B, 1 + L)
         tokens = torch.cat([self.nothing.to(tokens).expand(B, 1, C), tokens], dim=1)
         q = self.q(self.norm(x)).reshape(B, N, self.heads, -1).transpose(1, 2)  # (B, heads, N, d)
         k, v = self.kv(tokens).reshape(B, tokens.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4)

@@ -136,7 +136,7 @@ class LogDensityMLP(Denoiser):
         return self.gain * h.square().mean(dim=1) / sigma - gaussian
 
     def constrain(self) -> None:
-        """Forced weight normalisation (`normalize_weights_`)."""
+        """Forced weight normalization (`normalize_weights_`)."""
         normalize_weights_(self)
 
     def _inputs(self, x: Tensor, sigma: Tensor) -> Tensor:

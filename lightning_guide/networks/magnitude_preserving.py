@@ -3,12 +3,12 @@
 Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models",
 https://arxiv.org/abs/2312.02696, section 2 and its appendix.
 
-Forced weight normalisation is not part of any forward pass. `normalize_weights_` projects all weights of a module
+Forced weight normalization is not part of any forward pass. `normalize_weights_` projects all weights of a module
 tree onto their spheres in one pass; `constrain()` of a network calls it at construction and after every optimizer
 step. The paper writes it at the start of each training forward, which is the same sequence of projections: the one
 before step k + 1 is the one after step k. The difference is what an observer between two steps sees: here averages
 and checkpoints see projected weights, there the ones Adam left, off the sphere by O(lr^2).
-The forward pass normalises once more, with gradient, so that the gradient is tangent to the sphere, and so that
+The forward pass normalizes once more, with gradient, so that the gradient is tangent to the sphere, and so that
 averaged weights, which lie inside the sphere, need no special treatment.
 """
 
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
-from lightning_guide.utils.modules import apart
+from lightning_guide.utils.modules import shallow_clone
 
 __all__ = [
     "EPSILON",
@@ -169,7 +169,7 @@ class _MPWeight(nn.Module, ABC):
 
 
 class MPLinear(_MPWeight):
-    """x W^T with normalised rows and no bias, (*, in) -> (*, out).
+    """x W^T with normalized rows and no bias, (*, in) -> (*, out).
 
     With `learned_gain` the result is multiplied by a learned scalar that starts at 0, with `scale` by a constant.
     """
@@ -184,7 +184,7 @@ class MPLinear(_MPWeight):
 
 
 class MPConv(_MPWeight):
-    """2D convolution with normalised filters, zero padding and no bias, (B, in, H, W) -> (B, out, H, W).
+    """2D convolution with normalized filters, zero padding and no bias, (B, in, H, W) -> (B, out, H, W).
 
     `kernel` is odd. With `learned_gain` the result is multiplied by a learned scalar that starts at 0, with `scale` by
     a constant.
@@ -220,7 +220,7 @@ def with_fixed_weights(root: Module) -> Module:
 
     It gives what `root` gives, does not follow it when it learns, and cannot learn itself.
     """
-    tree = apart(root)
+    tree = shallow_clone(root)
     layers = [(name, layer) for name, layer in tree.named_modules() if isinstance(layer, _MPWeight)]
     for name, layer in layers:
         tree.set_submodule(name, _Fixed(layer).train(layer.training))
@@ -229,7 +229,7 @@ def with_fixed_weights(root: Module) -> Module:
 
 @torch.no_grad()
 def normalize_weights_(module: nn.Module) -> None:
-    """Forced weight normalisation, in place: every row of every MP weight in `module` gets RMS 1.
+    """Forced weight normalization, in place: every row of every MP weight in `module` gets RMS 1.
 
     weight <- weight / (1e-4 + RMS of the row), that is a norm of sqrt(fan_in) (1 - O(1e-4)). Gains and other
     parameters are left alone. Reads each weight once and writes it once.

@@ -1,4 +1,4 @@
-"""Objectives: functions of samples that are to be maximised, one number for each sample.
+"""Objectives: functions of samples that are to be maximized, one number for each sample.
 
 Losses of the clean estimate: what samples are wanted.
 """

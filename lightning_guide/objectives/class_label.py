@@ -20,7 +20,7 @@ __all__ = ["ClassLabel", "ClassLogProbability"]
 class ClassLabel(Energy):
     """-joint f_y + log sum_c exp(marginal f_c), with logits f: for joint = marginal = 1 the cross-entropy.
 
-    A marginal below the joint leans towards ln p(x, y), the joint density, and away from the discriminative answer.
+    A marginal below the joint leans toward ln p(x, y), the joint density, and away from the discriminative answer.
     """
 
     def __init__(

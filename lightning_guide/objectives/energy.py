@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_guide.denoiser import Trajectory
 from lightning_guide.pretrained.autoencoders import Autoencoder
-from lightning_guide.utils.recipe import Recorded
+from lightning_guide.utils.recipe import HasRecipe
 
 __all__ = ["Energy", "Loss", "Reconstructed", "WeightedSum"]
 
@@ -21,7 +21,7 @@ Loss = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 """(clean points (R, *), their conditions (R,) or None, the numbers (R,) of their samples in the batch) -> loss (R,)."""
 
 
-class Energy(Recorded, nn.Module, ABC):
+class Energy(HasRecipe, nn.Module, ABC):
     """Base of the energies. Each row of a batch is judged by itself, in whatever company.
 
     Attributes:

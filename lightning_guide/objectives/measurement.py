@@ -14,15 +14,15 @@ from torch.nn import functional as F
 
 from lightning_guide.denoiser import Trajectory
 from lightning_guide.objectives.energy import Energy, Loss
-from lightning_guide.objectives.reference import stored_for
+from lightning_guide.objectives.reference import references_for
 from lightning_guide.seeds import mix
 from lightning_guide.utils.images import gaussian_blur
-from lightning_guide.utils.recipe import Recorded
+from lightning_guide.utils.recipe import HasRecipe
 
 __all__ = ["Blurred", "Boxed", "Compressed", "Downsampled", "Masked", "Measurement", "Operator"]
 
 
-class Operator(Recorded, ABC):
+class Operator(HasRecipe, ABC):
     """Base of the measurements."""
 
     @abstractmethod
@@ -160,7 +160,7 @@ class Measurement(Energy):
 
     def observe(self, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
         """The hidden examples t (B, *) of the samples of `trajectory`, and their measurements y (B, ...)."""
-        hidden = stored_for(self.truth, trajectory)
+        hidden = references_for(self.truth, trajectory)
         exact = self.operator(hidden)
         n = trajectory.seeds.normal("measurement", exact.shape[1:], exact.device).to(exact)
         return hidden, exact + self.noise * n

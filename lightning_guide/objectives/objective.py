@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_guide.objectives.energy import Energy
-from lightning_guide.utils.recipe import Recorded
+from lightning_guide.utils.recipe import HasRecipe
 
 __all__ = ["NegativeEnergy", "NegativeReward", "Objective"]
 
 
-class Objective(Recorded, nn.Module, ABC):
+class Objective(HasRecipe, nn.Module, ABC):
     """f(x) (B,) of samples x (B, *), in the form that denoisers see, differentiable in x.
 
     A sample's value depends on that sample alone.

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from lightning_guide.denoiser import Trajectory
 from lightning_guide.objectives.energy import Energy, Loss
 
-__all__ = ["Distance", "NetworkDistance", "SquaredDistance", "Style", "stored", "stored_for"]
+__all__ = ["Distance", "NetworkDistance", "SquaredDistance", "Style", "load_references", "references_for"]
 
 
-def stored(data: str | Sequence[float] | Tensor, like: Tensor) -> Tensor:
+def load_references(data: str | Sequence[float] | Tensor, like: Tensor) -> Tensor:
     """`data` as (N, *) of the shape of the samples `like` (B, *), its dtype and device; one example may lack the N.
 
     A string is the path of a .npy file with clean examples in the form that the denoiser sees.
@@ -37,13 +37,13 @@ def stored(data: str | Sequence[float] | Tensor, like: Tensor) -> Tensor:
     return examples.to(like)
 
 
-def stored_for(data: str | Sequence[float] | Tensor, trajectory: Trajectory) -> Tensor:
+def references_for(data: str | Sequence[float] | Tensor, trajectory: Trajectory) -> Tensor:
     """One example for each sample of `trajectory` (B, *): example i for sample i, modulo their number.
 
     Raises:
-        ValueError: as `stored`.
+        ValueError: as `load_references`.
     """
-    examples = stored(data, trajectory.x)
+    examples = load_references(data, trajectory.x)
     numbers = [index % len(examples) for index in trajectory.seeds.indices]
     return examples[torch.tensor(numbers, device=examples.device)]
 
@@ -102,19 +102,20 @@ class NetworkDistance(Energy):
     """
 
     def __init__(self, network: nn.Module, reference: str | Sequence[float] | Tensor) -> None:
-        """`reference`: clean x in the form that the denoiser sees, one or several, or a file of them, see `stored`."""
+        """`reference`: clean x in the form that the denoiser sees, one or several, or a file of them, see
+        `load_references`."""
         super().__init__()
         self.network, self.reference = network, reference
 
     def start(self, trajectory: Trajectory) -> Loss:
         """The loss along `trajectory`, which knows the samples."""
         with torch.no_grad():
-            wanted = self._describe(stored_for(self.reference, trajectory))
+            wanted = self._describe(references_for(self.reference, trajectory))
         return lambda x, condition, number: (self._describe(x) - wanted[number]).flatten(1).norm(dim=1)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """The loss (B,) of samples 0 ... B - 1."""
-        references = stored(self.reference, x)
+        references = load_references(self.reference, x)
         with torch.no_grad():
             wanted = self._describe(references[torch.arange(len(x), device=x.device) % len(references)])
         return (self._describe(x) - wanted).flatten(1).norm(dim=1)

@@ -36,14 +36,14 @@ class HalfSpace(Energy):
 
 
 class Disc(Energy):
-    """max(0, |x - centre| - radius)^2 / (2 softness^2); outside the disc instead if `inside` is false."""
+    """max(0, |x - center| - radius)^2 / (2 softness^2); outside the disc instead if `inside` is false."""
 
-    centre: Tensor
+    center: Tensor
 
     def __init__(
-        self, centre: Sequence[float] | Tensor, radius: float, *, softness: float = 1.0, inside: bool = True
+        self, center: Sequence[float] | Tensor, radius: float, *, softness: float = 1.0, inside: bool = True
     ) -> None:
-        """`centre` (d,) and `radius` of the disc to be in, or of the obstacle to stay out of; `softness` as above.
+        """`center` (d,) and `radius` of the disc to be in, or of the obstacle to stay out of; `softness` as above.
 
         Raises:
             ValueError: unless `radius` and `softness` are positive.
@@ -52,9 +52,9 @@ class Disc(Energy):
         if not min(radius, softness) > 0:
             raise ValueError(f"Disc needs radius > 0 and softness > 0, got {radius} and {softness}")
         self.radius, self.softness, self.inside = radius, softness, inside
-        self.register_buffer("centre", torch.as_tensor(centre, dtype=torch.float64))
+        self.register_buffer("center", torch.as_tensor(center, dtype=torch.float64))
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """The loss (B,) of points `x` (B, d)."""
-        beyond = (x - self.centre.to(x)).norm(dim=1) - self.radius
+        beyond = (x - self.center.to(x)).norm(dim=1) - self.radius
         return (beyond if self.inside else -beyond).clamp(min=0).square() / (2 * self.softness**2)

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from lightning_guide.objectives.objective import Objective
 from lightning_guide.pretrained.backbones import Backbone
-from lightning_guide.utils.recipe import Recorded
+from lightning_guide.utils.recipe import HasRecipe
 
 __all__ = ["Decoded", "FileHead", "Head", "RandomHead", "Reward"]
 
 
-class Head(Recorded, nn.Module, ABC):
+class Head(HasRecipe, nn.Module, ABC):
     """From features (B, F) to rewards (B,)."""
 
     @abstractmethod
@@ -97,7 +97,7 @@ class FileHead(Head):
 class Reward(Objective):
     """head(backbone((x + 1) / 2 clamped to [0, 1])), as in the paper.
 
-    The backbone normalises as in its own training; the published experiment takes CLIP's mean and deviation instead.
+    The backbone normalizes as in its own training; the published experiment takes CLIP's mean and deviation instead.
     """
 
     def __init__(self, backbone: Backbone, head: Head) -> None:
@@ -117,9 +117,9 @@ class Reward(Objective):
 
 
 class Decoded(Objective):
-    """f(decoder(z)): linearised at the latents z of a sample, one pass through the decoder a round.
+    """f(decoder(z)): linearized at the latents z of a sample, one pass through the decoder a round.
 
-    The paper linearises at the picture instead and passes the decoder at each step: `LookAhead(decoder=...)`.
+    The paper linearizes at the picture instead and passes the decoder at each step: `LookAhead(decoder=...)`.
     """
 
     def __init__(self, objective: Objective, decoder: nn.Module) -> None:

@@ -9,16 +9,16 @@ from torch import Tensor
 
 from lightning_guide.objectives.energy import Energy
 from lightning_guide.pretrained.loading import clip_model
-from lightning_guide.utils.images import shown
+from lightning_guide.utils.images import preprocess_image
 
 __all__ = ["TextMatch"]
 
 
 class TextMatch(Energy):
-    """1 - cos(image, text), or |image - text| of the unnormalised embeddings, both of pictures in [-1, 1].
+    """1 - cos(image, text), or |image - text| of the unnormalized embeddings, both of pictures in [-1, 1].
 
     The cosine is what universal guidance and the ImageNet experiments of FreeDoM and Shen et al. take, the distance
-    what their faces take. The picture is resized, bicubic, and normalised as the model was trained. Score samples with
+    what their faces take. The picture is resized, bicubic, and normalized as the model was trained. Score samples with
     another model than the one that guides (ViT-L/14 when ViT-B/16 guides).
     """
 
@@ -54,7 +54,7 @@ class TextMatch(Energy):
         network, text = self._network(x.device)
         size, mean, std = (network.visual.image_size, network.visual.image_mean, network.visual.image_std)
         size = (size, size) if isinstance(size, int) else size
-        image = network.encode_image(shown((x + 1) / 2, mean=mean, std=std, size=size, channels=3))
+        image = network.encode_image(preprocess_image((x + 1) / 2, mean=mean, std=std, size=size, channels=3))
         if self.kind == "distance":
             distance: Tensor = (image - text).norm(dim=1)
             return distance

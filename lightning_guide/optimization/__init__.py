@@ -1,4 +1,4 @@
-"""Optimisation by sampling: rounds of samples, what each tells the guidance of the next, and what is replayed.
+"""Optimization by sampling: rounds of samples, what each tells the guidance of the next, and what is replayed.
 
 Models that are fine-tuned in part: by a shift of their mean, or by weights of low rank.
 """
@@ -10,23 +10,23 @@ from lightning_guide.optimization.feedback import Feedback
 from lightning_guide.optimization.low_rank import LowRank
 from lightning_guide.optimization.mean_shift import MeanRefit, Shifted
 from lightning_guide.optimization.replay import GeometricReplay, LatestOnly, Replay, UniformReplay
-from lightning_guide.optimization.round_buffers import Tables
+from lightning_guide.optimization.round_buffers import RoundBuffers
 from lightning_guide.optimization.rounds import Rounds
-from lightning_guide.optimization.targets import Gain, Goal, Target
+from lightning_guide.optimization.targets import GainTarget, GoalTarget, Target
 
 __all__ = [
     "Bound",
     "Feedback",
-    "Gain",
+    "GainTarget",
     "GeometricReplay",
-    "Goal",
+    "GoalTarget",
     "LatestOnly",
     "LowRank",
     "MeanRefit",
     "Replay",
     "Rounds",
     "Shifted",
-    "Tables",
+    "RoundBuffers",
     "Target",
     "UniformReplay",
 ]

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lightning_guide.guidance.gradient import Strength, Tilt
 from lightning_guide.objectives.objective import Objective
-from lightning_guide.optimization.targets import Gain, Target
+from lightning_guide.optimization.targets import GainTarget, Target
 from lightning_guide.seeds import mix
 
 __all__ = ["Bound", "bound", "overshoot"]
@@ -51,7 +51,7 @@ def bound(objective: Objective, strength: Strength, rule: Target, *, mean: Tenso
     """
     if isinstance(strength, Tilt):
         name, value, unit, noise = "eta", strength.eta, 1.0, None
-    elif isinstance(rule, Gain) and strength.noise is not None:
+    elif isinstance(rule, GainTarget) and strength.noise is not None:
         name, value, unit, noise = "delta", rule.delta, strength.noise**2, strength.noise
     else:
         return None
@@ -65,11 +65,11 @@ def overshoot(objective: Objective, z: Tensor, prior: Tensor, *, noise: float | 
     `prior` (n, *) are unguided samples, whose covariance stands for Sigma; with few of them lambda_max comes out too
     large, by (1 + sqrt(d / n))^2 for isotropic data in d dimensions. `noise` s of the label, None for a constant eta.
     """
-    centred = (prior - prior.mean(0)).flatten(1).to(torch.float64)  # (n, D)
+    centered = (prior - prior.mean(0)).flatten(1).to(torch.float64)  # (n, D)
 
     def spread(v: Tensor) -> Tensor:
         """Sigma v (D,)."""
-        return centred.T @ (centred @ v) / max(len(prior) - 1, 1)
+        return centered.T @ (centered @ v) / max(len(prior) - 1, 1)
 
     _, gradient = objective.value_and_gradient(z)
     g = gradient.flatten().to(torch.float64)

@@ -16,7 +16,7 @@ from lightning_guide.denoiser import expand
 from lightning_guide.guidance.gradient import GradientGuidance, Strength
 from lightning_guide.objectives.objective import Objective
 from lightning_guide.optimization.contraction import bound
-from lightning_guide.optimization.round_buffers import Tables
+from lightning_guide.optimization.round_buffers import RoundBuffers
 from lightning_guide.optimization.targets import Target
 
 __all__ = ["Feedback"]
@@ -32,7 +32,7 @@ class Feedback:
     """
 
     def __init__(self, objective: Objective, rule: Target, *, at: Literal["mean", "sample"], floor: float) -> None:
-        """`objective` to be maximised, `rule` for y; gradients `at` the mean or each sample, as in `Rounds`.
+        """`objective` to be maximized, `rule` for y; gradients `at` the mean or each sample, as in `Rounds`.
 
         `floor`: where the norm of a gradient is that or less, the guidance before stays.
         """
@@ -43,13 +43,13 @@ class Feedback:
         self._warned: set[str] = set()
 
     def lead(self, guidance: GradientGuidance, rows: Tensor) -> GradientGuidance:
-        """`guidance` of the samples `rows` (B,) towards g and y; as it is until the first round has ended."""
+        """`guidance` of the samples `rows` (B,) toward g and y; as it is until the first round has ended."""
         if self.gradient is None or self.target is None:
             return guidance
         mine = (rows if len(self.gradient) > 1 else rows[:1] * 0).cpu()
-        return guidance.towards(self.gradient[mine].to(rows.device), self.target[mine].to(rows.device))
+        return guidance.toward(self.gradient[mine].to(rows.device), self.target[mine].to(rows.device))
 
-    def ask(self, tables: Tables, rows: Tensor, x: Tensor, condition: Tensor, seen: Tensor) -> None:
+    def ask(self, tables: RoundBuffers, rows: Tensor, x: Tensor, condition: Tensor, seen: Tensor) -> None:
         """Writes the samples `rows` (B,) into `tables`, and what the objective says of `seen`, what it sees of them.
 
         Raises:
@@ -65,7 +65,7 @@ class Feedback:
             tables.note(rows, x, condition, value)
             tables.add_seen(seen)
 
-    def take(self, tables: Tables, number: int, strength: Strength) -> dict[str, float]:
+    def take(self, tables: RoundBuffers, number: int, strength: Strength) -> dict[str, float]:
         """Takes over g and y from the whole `tables` of round `number`; returns what there is to report.
 
         Raises:

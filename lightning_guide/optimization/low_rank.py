@@ -2,7 +2,7 @@
 
 Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", https://arxiv.org/abs/2106.09685, section 4.1:
 U (out, rank) begins at zero, V (rank, in) at random, so that the adapted network begins as the network. The sum is
-put in the place of the weight itself, so every kind of layer with a weight can be adapted, also one that normalises it.
+put in the place of the weight itself, so every kind of layer with a weight can be adapted, also one that normalizes it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 from lightning_guide.denoiser import Denoiser, Models
 from lightning_guide.guidance.base import Reference
 from lightning_guide.seeds import mix
-from lightning_guide.utils.modules import named
+from lightning_guide.utils.modules import names_of_layers
 
 __all__ = ["LowRank"]
 
@@ -80,7 +80,7 @@ class LowRank(Denoiser):
         modules = dict(self.denoiser.named_modules())
         if self.layers is None:
             return list(modules.items())
-        return [(name, modules[name]) for name in named(self.denoiser, self.layers, "LowRank")]
+        return [(name, modules[name]) for name in names_of_layers(self.denoiser, self.layers, "LowRank")]
 
     def _adapt(self, name: str, layer: nn.Module) -> bool:
         """Adds to the weight of one layer, if it has a large one of its own."""

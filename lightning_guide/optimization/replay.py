@@ -1,6 +1,6 @@
 """Replay weights w_{k,i}: what fine-tuning after round k learns from, earlier rounds and pre-training data.
 
-Guo et al. 2024, https://arxiv.org/abs/2404.14743, algorithm 2: round k minimises
+Guo et al. 2024, https://arxiv.org/abs/2404.14743, algorithm 2: round k minimizes
 (1 - sum_i w_{k,i}) L(D_0) + sum_{i <= k} w_{k,i} L(D_i), D_0 the pre-training data and D_i the samples of round i.
 The loss is estimated on batches in which the share of D_i is w_{k,i}.
 """

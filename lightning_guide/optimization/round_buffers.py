@@ -16,11 +16,11 @@ from torch import Tensor
 from lightning_guide.utils.distributed import total_over_processes
 from lightning_guide.utils.files import atomic
 
-__all__ = ["Tables", "append_record", "read_records", "write_records"]
+__all__ = ["RoundBuffers", "append_record", "read_records", "write_records"]
 
 
 @dataclass
-class Tables:
+class RoundBuffers:
     """Rows of all n samples, zero where another process fills them in until `reduce`.
 
     Attributes:
@@ -42,7 +42,7 @@ class Tables:
     seen: Tensor | None = None
 
     @classmethod
-    def zeros(cls, count: int, x: Tensor, condition: Tensor) -> Tables:
+    def zeros(cls, count: int, x: Tensor, condition: Tensor) -> RoundBuffers:
         """Tables of `count` samples like `x` (B, *) with labels like `condition` (B,)."""
         spent = torch.zeros(3, dtype=torch.float64, device=x.device)
         return cls(x.new_zeros(count, *x.shape[1:]), x.new_zeros(count), condition.new_zeros(count), spent)

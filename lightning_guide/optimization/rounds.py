@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lightning_guide.data import DataView, SampleBatch
+from lightning_guide.data import DataInterface, SampleBatch
 from lightning_guide.denoiser import Denoiser, Models
 from lightning_guide.evaluation.evaluation import Evaluation, SampleIndices
 from lightning_guide.evaluation.metrics.base import SampleMetric
@@ -21,16 +21,16 @@ from lightning_guide.evaluation.sampling_loop import DrawnSamples, add_results
 from lightning_guide.guidance.gradient import GradientGuidance
 from lightning_guide.objectives.objective import Objective
 from lightning_guide.optimization.feedback import Feedback
-from lightning_guide.optimization.round_buffers import Tables, append_record, read_records
-from lightning_guide.optimization.targets import Gain, Target
+from lightning_guide.optimization.round_buffers import RoundBuffers, append_record, read_records
+from lightning_guide.optimization.targets import GainTarget, Target
 from lightning_guide.seeds import SampleSeeds, mix
-from lightning_guide.utils.resume import check_same, described
+from lightning_guide.utils.resume import check_same_settings, describe_settings
 
 __all__ = ["Rounds"]
 
 
 class Rounds:
-    """The state of an optimisation by sampling, and its steps `draw` and `finish`. Not a module, and no global state.
+    """The state of an optimization by sampling, and its steps `draw` and `finish`. Not a module, and no global state.
 
     Attributes:
         round: number of the round that is drawn next.
@@ -55,9 +55,9 @@ class Rounds:
         """Configures the rounds.
 
         Args:
-            objective: to be maximised.
+            objective: to be maximized.
             sampling: how a round draws its samples; its guidance is a `GradientGuidance`.
-            target: rule for y; default `Gain(0.2)`.
+            target: rule for y; default `GainTarget(0.2)`.
             at: where gradients are taken: at the "mean" of a round, or at each "sample".
             floor: a gradient of norm `floor` or less says nothing; where it occurs the guidance before stays.
             redraw: fresh noise in each round; otherwise sample i begins with the same noise in all of them.
@@ -73,7 +73,7 @@ class Rounds:
             )
         if floor < 0 or sampling.num_samples < 1:
             raise ValueError(f"rounds need floor >= 0 and num_samples >= 1, got {floor} and {sampling.num_samples}")
-        self.feedback = Feedback(objective, target or Gain(), at=at, floor=floor)
+        self.feedback = Feedback(objective, target or GainTarget(), at=at, floor=floor)
         self.sampling, self.redraw = sampling, redraw
         self.round, self.evaluations = 0, 0
         self.samples: Tensor | None = None
@@ -82,13 +82,13 @@ class Rounds:
         self.settings = self._settings(model)
         self._guidance: GradientGuidance | None = None
         self._metrics: dict[str, SampleMetric] | None = None
-        self._tables: Tables | None = None
+        self._tables: RoundBuffers | None = None
 
     def indices(self, num_classes: int) -> SampleIndices:
         """The samples of each round."""
         return self.sampling.dataset(num_classes)
 
-    def begin(self, models: Models, data: DataView, device: torch.device) -> None:
+    def begin(self, models: Models, data: DataInterface, device: torch.device) -> None:
         """Resolves the guidance in `models` and, once, shows the metrics the real data.
 
         Raises:
@@ -104,7 +104,7 @@ class Rounds:
             for metric in self._metrics.values():
                 metric.prepare(data.reference(device))
 
-    def draw(self, batch: SampleBatch, data: DataView) -> DrawnSamples:
+    def draw(self, batch: SampleBatch, data: DataInterface) -> DrawnSamples:
         """Draws the samples of `batch` under the guidance of this round, and asks the objective about them.
 
         Raises:
@@ -126,7 +126,7 @@ class Rounds:
         if self._tables is None:
             for metric in self._metrics.values():
                 metric.reset()
-            self._tables = Tables.zeros(self.sampling.num_samples, trajectory.x, batch.condition)
+            self._tables = RoundBuffers.zeros(self.sampling.num_samples, trajectory.x, batch.condition)
         with torch.no_grad():
             seen = guidance.seen(trajectory.x)
         self.feedback.ask(self._tables, rows, trajectory.x, batch.condition, seen)
@@ -180,7 +180,7 @@ class Rounds:
             "sampler": chosen.sampler,
         }
         parts |= {} if model is None else {"denoiser": model}
-        return {key: value for name, part in parts.items() for key, value in described(name, part).items()}
+        return {key: value for name, part in parts.items() for key, value in describe_settings(name, part).items()}
 
     def append_history(self, run: str | Path) -> None:
         """Adds the newest record to the history in the folder of the run; process 0 only."""
@@ -202,7 +202,7 @@ class Rounds:
         Raises:
             ValueError: if it belongs to rounds of another kind.
         """
-        check_same(state["settings"], self.settings)
+        check_same_settings(state["settings"], self.settings)
         self.round, self.evaluations = state["round"], state["evaluations"]
         self.feedback.gradient, self.feedback.target = state["gradient"], state["target"]
         self.feedback.prior, self.samples = state["prior"], state["samples"]

@@ -12,12 +12,12 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from lightning_guide.utils.recipe import Recorded
+from lightning_guide.utils.recipe import HasRecipe
 
-__all__ = ["Gain", "Goal", "Target"]
+__all__ = ["GainTarget", "GoalTarget", "Target"]
 
 
-class Target(Recorded, ABC):
+class Target(HasRecipe, ABC):
     """A rule for y."""
 
     @abstractmethod
@@ -25,8 +25,8 @@ class Target(Recorded, ABC):
         """y (B,) from `along` g^T z (B,) and `value` f(z) (B,)."""
 
 
-class Gain(Target):
-    """y = delta + g^T z: the linearised objective is to grow by delta.
+class GainTarget(Target):
+    """y = delta + g^T z: the linearized objective is to grow by delta.
 
     On Gaussian data N(mu, Sigma) rounds with the exact posterior settle where z = mu + (delta / s^2) Sigma grad f(z),
     s being the noise of the label: the maximum of f(x) - lambda |x - mu|^2_{Sigma^-1} / 2 with lambda = s^2 / delta.
@@ -47,8 +47,8 @@ class Gain(Target):
         return self.delta + along
 
 
-class Goal(Target):
-    """y = (goal - f(z)) + g^T z: the linearised objective f(z) + g^T (x - z) is to reach the goal.
+class GoalTarget(Target):
+    """y = (goal - f(z)) + g^T z: the linearized objective f(z) + g^T (x - z) is to reach the goal.
 
     The rule of the paper's experiment with pictures, there with goals 2, 4 and 10.
     """

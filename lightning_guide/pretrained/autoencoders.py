@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_guide.pretrained.networks import RunNetwork
-from lightning_guide.utils.recipe import Recorded
+from lightning_guide.utils.recipe import HasRecipe
 
 __all__ = ["Autoencoder", "DiffusersVAE", "Posterior", "RunAutoencoder", "Subspace", "VariationalAutoencoder"]
 
 
-class Autoencoder(Recorded, nn.Module, ABC):
+class Autoencoder(HasRecipe, nn.Module, ABC):
     """Base of autoencoders of clean data."""
 
     @abstractmethod
@@ -36,19 +36,19 @@ class Autoencoder(Recorded, nn.Module, ABC):
 
 
 class Subspace(Autoencoder):
-    """z = U^T (x - centre), x = centre + U z with orthonormal columns U: the perfect one of data in a subspace."""
+    """z = U^T (x - center), x = center + U z with orthonormal columns U: the perfect one of data in a subspace."""
 
     basis: Tensor
-    centre: Tensor
+    center: Tensor
 
     def __init__(
         self,
         basis: Sequence[Sequence[float]] | Tensor,
         *,
-        centre: Sequence[float] | Tensor | None = None,
+        center: Sequence[float] | Tensor | None = None,
         data_shape: Sequence[int] | None = None,
     ) -> None:
-        """`basis` U (d, k) for data of d elements and shape `data_shape`, default (d,); `centre` (d,), default 0.
+        """`basis` U (d, k) for data of d elements and shape `data_shape`, default (d,); `center` (d,), default 0.
 
         Raises:
             ValueError: if the columns of `basis` are not orthonormal.
@@ -58,22 +58,22 @@ class Subspace(Autoencoder):
         identity = torch.eye(columns.shape[-1]).double()
         if columns.ndim != 2 or not torch.allclose(columns.T @ columns, identity, atol=1e-5):
             raise ValueError(f"Subspace needs orthonormal columns (d, k), got a basis of shape {tuple(columns.shape)}")
-        middle = torch.zeros(len(columns)) if centre is None else torch.as_tensor(centre)
+        middle = torch.zeros(len(columns)) if center is None else torch.as_tensor(center)
         self.register_buffer("basis", columns)
-        self.register_buffer("centre", middle.double())
+        self.register_buffer("center", middle.double())
         self.data_shape = (len(columns),) if data_shape is None else tuple(data_shape)
 
     def encode(self, x: Tensor) -> Tensor:
-        """U^T (x - centre), (B, k)."""
-        return (x.flatten(1) - self.centre.to(x)) @ self.basis.to(x)
+        """U^T (x - center), (B, k)."""
+        return (x.flatten(1) - self.center.to(x)) @ self.basis.to(x)
 
     def decode(self, z: Tensor) -> Tensor:
-        """centre + U z, (B, *data_shape)."""
-        return (self.centre.to(z) + z @ self.basis.to(z).T).reshape(-1, *self.data_shape)
+        """center + U z, (B, *data_shape)."""
+        return (self.center.to(z) + z @ self.basis.to(z).T).reshape(-1, *self.data_shape)
 
 
 class RunAutoencoder(Autoencoder):
-    """The autoencoder that the run in folder `run` has trained (`PictureTaskModule` with `Reconstruction`)."""
+    """The autoencoder that the run in folder `run` has trained (`ImageTaskModule` with `Reconstruction`)."""
 
     def __init__(self, run: str) -> None:
         """`run`: its folder; the network is loaded at first use, frozen."""

@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_guide.pretrained.loading import clip_model, timm_model
-from lightning_guide.utils.recipe import Recorded
+from lightning_guide.utils.recipe import HasRecipe
 
 __all__ = ["Backbone", "OpenClipBackbone", "TimmBackbone"]
 
 
-class Backbone(Recorded, nn.Module, ABC):
+class Backbone(HasRecipe, nn.Module, ABC):
     """Features (B, F) of pictures in [0, 1]; its model is built at first use, frozen and in eval mode.
 
-    It is no submodule: a checkpoint of what is optimised does not hold it, before that use nor after.
+    It is no submodule: a checkpoint of what is optimized does not hold it, before that use nor after.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Backbone(Recorded, nn.Module, ABC):
         """The model; sets size, mean and deviation of its input."""
 
     def features(self, picture: Tensor) -> Tensor:
-        """What the model makes of `picture` (B, 3, size, size), normalised."""
+        """What the model makes of `picture` (B, 3, size, size), normalized."""
         features: Tensor = self._loaded[0](picture)
         return features
 
@@ -78,7 +78,7 @@ class TimmBackbone(Backbone):
 
 
 class OpenClipBackbone(Backbone):
-    """Image embeddings of a CLIP model of open_clip, normalised to length 1."""
+    """Image embeddings of a CLIP model of open_clip, normalized to length 1."""
 
     def __init__(self, name: str = "ViT-L-14", weights: str = "openai") -> None:
         """`name` as in `open_clip.list_models()`; `weights` a tag of open_clip or a local file."""

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from lightning_guide.pretrained.loading import read_weights, timm_model
 from lightning_guide.runs.run import raw_network
-from lightning_guide.utils.images import shown
-from lightning_guide.utils.recipe import Recorded
+from lightning_guide.utils.images import preprocess_image
+from lightning_guide.utils.recipe import HasRecipe
 
 __all__ = ["AtLevel", "GuideNetwork", "NamedNetwork", "RunNetwork", "TimmNetwork"]
 
@@ -30,7 +30,7 @@ def _single(x: Tensor) -> torch.autocast:
     return torch.autocast(x.device.type, enabled=False)
 
 
-class GuideNetwork(Recorded, nn.Module, ABC):
+class GuideNetwork(HasRecipe, nn.Module, ABC):
     """Base of the networks. They are no submodules of this object: checkpoints and copies do not hold them."""
 
     def __init__(self) -> None:
@@ -102,7 +102,7 @@ class RunNetwork(GuideNetwork):
 
 
 class TimmNetwork(GuideNetwork):
-    """Logits, or a feature map, of a timm model, on pictures in [-1, 1] resized and normalised as in its training.
+    """Logits, or a feature map, of a timm model, on pictures in [-1, 1] resized and normalized as in its training.
 
     One channel is repeated three times. `softplus` replaces every ReLU by Softplus(beta), which makes gradients smooth
     (EluCD, https://arxiv.org/abs/2310.11311: 3 for DDPM, 5 for EDM).
@@ -144,7 +144,9 @@ class TimmNetwork(GuideNetwork):
         model = self.network(x.device)
         config = resolve_data_config(model=model)
         channels, *size = config["input_size"]
-        answer = model(shown((x + 1) / 2, mean=config["mean"], std=config["std"], size=size, channels=channels))
+        answer = model(
+            preprocess_image((x + 1) / 2, mean=config["mean"], std=config["std"], size=size, channels=channels)
+        )
         found: Tensor = answer if self.stage is None else answer[0]
         return found
 
@@ -196,12 +198,12 @@ class NamedNetwork(GuideNetwork):
 
     def _apply_to(self, x: Tensor, *others: Tensor) -> Tensor:
         size = None if self.size is None else (self.size, self.size)
-        answer = self.network(x.device)(shown((x + 1) / 2, mean=self.mean, std=self.std, size=size))
+        answer = self.network(x.device)(preprocess_image((x + 1) / 2, mean=self.mean, std=self.std, size=size))
         found: Tensor = answer if isinstance(answer, Tensor) else answer[self.output]
         return found
 
 
-class AtLevel(Recorded, nn.Module):
+class AtLevel(HasRecipe, nn.Module):
     """f(x, sigma) with a fixed sigma, as a function of x."""
 
     def __init__(self, network: nn.Module, sigma: float) -> None:

@@ -6,13 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-__all__ = ["COLOURS", "line_chart", "ticks"]
+__all__ = ["COLORS", "line_chart", "ticks"]
 
 
-COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#222222", "#EE8866", "#999933", "#882255")
+COLORS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#222222", "#EE8866", "#999933", "#882255")
 
 
-MOST = len(COLOURS)
+MOST = len(COLORS)
 
 
 LEFT, RIGHT, TOP, BOTTOM, WIDTH, HEIGHT, LEGEND = 60, 12, 26, 38, 420, 260, 190
@@ -60,14 +60,14 @@ def line_chart(series: Mapping[str, Points], *, title: str, x_label: str) -> str
     parts.append(_text(LEFT + WIDTH / 2, TOP + HEIGHT + 32, x_label, anchor="middle"))
     parts.append(f'<rect x="{LEFT}" y="{TOP}" width="{WIDTH}" height="{HEIGHT}" fill="none" stroke="#888888"/>')
     for number, (name, points) in enumerate(drawn.items()):
-        colour, height = COLOURS[number], TOP + 10 + 18 * number
+        color, height = COLORS[number], TOP + 10 + 18 * number
         places = [(x_axis(x), y_axis(y)) for x, y in points]
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="1.6"/>')
         if len(places) <= 40:
-            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.4" fill="{colour}"/>' for x, y in places]
+            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.4" fill="{color}"/>' for x, y in places]
         x = LEFT + WIDTH + RIGHT
-        parts.append(f'<line x1="{x}" y1="{height}" x2="{x + 16}" y2="{height}" stroke="{colour}" stroke-width="3"/>')
+        parts.append(f'<line x1="{x}" y1="{height}" x2="{x + 16}" y2="{height}" stroke="{color}" stroke-width="3"/>')
         parts.append(_text(x + 21, height + 4, name))
     if left_out > 0:
         parts.append(_text(LEFT + WIDTH + RIGHT, TOP + 14 + 18 * MOST, f"and {left_out} more"))

@@ -14,7 +14,7 @@ import yaml
 from lightning_guide.report.charts import line_chart
 from lightning_guide.report.history import History, read_history
 from lightning_guide.report.page import Page
-from lightning_guide.report.tables import environment, judges, rows
+from lightning_guide.report.tables import environment, judge_networks, metric_rows
 from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.utils.files import atomic
 
@@ -116,8 +116,8 @@ def _results(page: Page, run: Path) -> None:
     if not results:
         return
     try:
-        table = rows(results)
-        lines = judges({name: metrics.get("extractors", {}) for name, metrics in results.items()})
+        table = metric_rows(results)
+        lines = judge_networks({name: metrics.get("extractors", {}) for name, metrics in results.items()})
     except (AttributeError, TypeError) as error:
         raise ValueError(f"{run / METRICS} is damaged: expected numbers and names of extractors: {error}") from None
     page.heading("Results")

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["environment", "judges", "number", "rows"]
+__all__ = ["environment", "judge_networks", "format_number", "metric_rows"]
 
 
 _PACKAGES = ("lightning-guide", "torch", "torchvision", "lightning", "torchmetrics", "timm", "open_clip_torch", "numpy")
@@ -34,26 +34,26 @@ def environment() -> dict[str, str]:
 Extractors = Mapping[str, Mapping[str, list[str]]]
 
 
-def rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+def metric_rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """A head and one row for each evaluation; a metric that an evaluation lacks is a dash. Empty without results."""
     metrics = list(dict.fromkeys(key for values in results.values() for key in values if key != "extractors"))
     if not metrics:
         return []
     body = [
-        [name, *[number(values[metric]) if metric in values else "-" for metric in metrics]]
+        [name, *[format_number(values[metric]) if metric in values else "-" for metric in metrics]]
         for name, values in results.items()
     ]
     return [["evaluation", *metrics], *body]
 
 
-def number(value: float | None) -> str:
+def format_number(value: float | None) -> str:
     """Four significant digits, counts in full; null, which files hold in place of what is not finite, is "nan"."""
     if value is None:
         return "nan"
     return f"{value:.0f}" if math.isfinite(value) and value == round(value) and abs(value) < 1e9 else f"{value:.4g}"
 
 
-def judges(extractors: Extractors) -> list[str]:
+def judge_networks(extractors: Extractors) -> list[str]:
     """One line for each extractor: the metrics that saw the samples through it."""
     users: dict[str, dict[str, None]] = {}
     for metrics in extractors.values():

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from lightning_guide.runs.edm2_pickle import Stored
-from lightning_guide.runs.models import LiveAverages, OtherRuns, RunModels
+from lightning_guide.runs.models import DryRunModels, LiveAverages, RunModels
 
-__all__ = ["LiveAverages", "OtherRuns", "RunModels", "Stored"]
+__all__ = ["LiveAverages", "DryRunModels", "RunModels", "Stored"]

@@ -24,7 +24,7 @@ __all__ = ["Stored", "read_edm2_pickle", "tensors_of"]
 
 @dataclass
 class Stored:
-    """An object of the file: the name of its class and its attributes, no behaviour."""
+    """An object of the file: the name of its class and its attributes, no behavior."""
 
     class_name: str
     state: dict[str, Any] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from lightning_guide.denoiser import Denoiser
 from lightning_guide.runs.run import open_snapshots
 from lightning_guide.snapshots import SnapshotStore
 
-__all__ = ["LiveAverages", "OtherRuns", "RunModels", "keeper"]
+__all__ = ["LiveAverages", "DryRunModels", "RunModels", "find_average"]
 
 
 @runtime_checkable
@@ -27,7 +27,7 @@ class LiveAverages(Protocol):
         """The average of that length as it stands now."""
 
 
-def keeper(callbacks: Iterable[object], average: float | str) -> LiveAverages:
+def find_average(callbacks: Iterable[object], average: float | str) -> LiveAverages:
     """That of `callbacks` which holds `average`.
 
     Raises:
@@ -76,7 +76,7 @@ class RunModels:
         return self._loaded[key]
 
 
-class OtherRuns:
+class DryRunModels:
     """Models for a look ahead, before training: snapshots of other runs must be there, those of this run need not."""
 
     def __init__(self, main: Denoiser, run: str | Path) -> None:

@@ -24,7 +24,7 @@ __all__ = [
     "open_snapshots",
     "pretrained",
     "raw_network",
-    "rebuild",
+    "write_averages",
     "write_run",
 ]
 
@@ -112,7 +112,7 @@ def _config(denoiser: Denoiser, run: Path, sigma_rel: float) -> dict[str, Any]:
     return {
         "trainer": {"default_root_dir": str(run)},
         "model": {"class_path": "DiffusionModule", "init_args": arguments},
-        "data": {"class_path": "datamodules.SamplesOnly", "init_args": shape},
+        "data": {"class_path": "datamodules.NoData", "init_args": shape},
     }
 
 
@@ -170,7 +170,7 @@ def pretrained(run: str, images: int | float | str | None = None, sigma_rel: flo
     return finished_model(run, images, sigma_rel).requires_grad_(True).train()
 
 
-def rebuild(
+def write_averages(
     source: SnapshotStore, targets: Sequence[tuple[int, float]], run: str | Path, *, max_error: float
 ) -> list[Path]:
     """Writes the averages `targets`, (images, sigma_rel), of `source` to the folder `run`; reads each file once.

@@ -17,7 +17,7 @@ from torch import Tensor
 from lightning_guide.denoiser import Denoiser, Prediction, Trajectory
 from lightning_guide.noise import Grid, KarrasGrid
 from lightning_guide.seeds import SampleSeeds
-from lightning_guide.utils.recipe import Recorded
+from lightning_guide.utils.recipe import HasRecipe
 
 __all__ = ["Memory", "PredictAt", "Sampler"]
 
@@ -28,7 +28,7 @@ PredictAt = Callable[[Tensor, Tensor], Prediction]
 Memory = dict[str, Tensor | float]
 
 
-class Sampler(Recorded, ABC):
+class Sampler(HasRecipe, ABC):
     """Base of all samplers. Holds no state between trajectories."""
 
     def __init__(self, grid: Grid | None = None) -> None:

@@ -16,7 +16,7 @@ from lightning_guide.denoiser import Trajectory
 from lightning_guide.noise import Grid
 from lightning_guide.samplers.base import Memory, PredictAt, Sampler
 
-__all__ = ["Ancestral", "DDIM", "Euler", "FixedShare"]
+__all__ = ["Ancestral", "DDIM", "Euler", "ProportionalAncestral"]
 
 
 class Euler(Sampler):
@@ -78,7 +78,7 @@ class DDIM(Ancestral):
         return self.eta * sigma_next / sigma * (sigma**2 - sigma_next**2).sqrt()
 
 
-class FixedShare(Ancestral):
+class ProportionalAncestral(Ancestral):
     """s = eta sigma': the same share eta^2 of the variance is fresh in each step, as in the code of FreeDoM."""
 
     def __init__(self, grid: Grid | None = None, *, eta: float = 0.5) -> None:

@@ -18,22 +18,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lightning_guide.data import DataView
+from lightning_guide.data import DataInterface
 from lightning_guide.denoiser import Models
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.metrics.base import SampleMetric
 from lightning_guide.evaluation.runner import GuidedEvaluations
 from lightning_guide.evaluation.sampling_loop import add_results
 from lightning_guide.modules.diffusion import DiffusionModule
-from lightning_guide.search.rebuilt_guiders import Rebuilt
+from lightning_guide.search.rebuilt_guiders import RebuiltGuiders
 from lightning_guide.search.results_file import named_runs, runs_in
-from lightning_guide.search.scores import Block, Scorer, Scores, left_out
+from lightning_guide.search.scores import ScoreBlock, Scorer, Scores, leave_one_out
 from lightning_guide.search.space import Place, Space
-from lightning_guide.utils.distributed import rank_and_world, together
-from lightning_guide.utils.errors import foreseen
+from lightning_guide.utils.distributed import rank_and_world, run_on_all_ranks
+from lightning_guide.utils.errors import as_value_error
 from lightning_guide.utils.files import atomic
 
-__all__ = ["BlockEvaluations", "DrawnBlocks"]
+__all__ = ["BlockEvaluations", "SampledBlocks"]
 
 
 _STOPPED = "lightning-guide: stopped by SIGTERM; begun again, the search goes on where it stood"
@@ -54,7 +54,7 @@ class BlockEvaluations(GuidedEvaluations):
         self.before = before
         self.totals: dict[str, Totals] = {}
 
-    def begin(self, models: Models, data: DataView, device: torch.device, *, training: bool) -> None:
+    def begin(self, models: Models, data: DataInterface, device: torch.device, *, training: bool) -> None:
         """As `GuidedEvaluations.begin`; what fails on one process fails on all.
 
         Raises:
@@ -62,11 +62,11 @@ class BlockEvaluations(GuidedEvaluations):
         """
 
         def resolve() -> None:
-            with foreseen():
+            with as_value_error():
                 super(BlockEvaluations, self).begin(models, data, device, training=training)
 
-        together(self.before)
-        together(resolve)
+        run_on_all_ranks(self.before)
+        run_on_all_ranks(resolve)
 
     def finish(self, device: torch.device) -> dict[str, dict[str, float]]:
         """Fills `totals`: evaluation -> `METRIC.STATE` -> sum or rows; there are no results."""
@@ -80,7 +80,7 @@ class BlockEvaluations(GuidedEvaluations):
         self._loops = []
         return {}
 
-    def report(self, parts: Sequence[Totals], data: DataView, device: torch.device) -> dict[str, float]:
+    def report(self, parts: Sequence[Totals], data: DataInterface, device: torch.device) -> dict[str, float]:
         """All metrics over the union of `parts`, on this process alone, with `nfe`, `samples` and `seconds`.
 
         Raises:
@@ -95,7 +95,7 @@ class BlockEvaluations(GuidedEvaluations):
         return report
 
 
-class DrawnBlocks(Scorer):
+class SampledBlocks(Scorer):
     """The scorer of a run: draws by `trainer.test`, over all its processes, and keeps the blocks in a folder.
 
     Every process must make the same calls. Scores are computed on process 0 and the same everywhere.
@@ -115,7 +115,7 @@ class DrawnBlocks(Scorer):
         size: int,
         build: Callable[[Place], Evaluation],
         metrics: Mapping[str, SampleMetric],
-        rebuilt: Rebuilt,
+        rebuilt: RebuiltGuiders,
         about: Mapping[str, Any],
     ) -> None:
         """Blocks of `size` samples, written to `folder`; `build` makes the evaluation at a place.
@@ -124,22 +124,22 @@ class DrawnBlocks(Scorer):
         """
         self.trainer, self.module, self.data, self.space = trainer, module, data, space
         self.folder, self.size, self.build = Path(folder), size, build
-        self.about, self.rebuilt = dict(about), cast(Rebuilt | None, rebuilt)
+        self.about, self.rebuilt = dict(about), cast(RebuiltGuiders | None, rebuilt)
         self.evaluations = module.evaluations = BlockEvaluations(metrics, before=self._rebuild)
         self.runs = named_runs([space.evaluation(place) for place in [(), *space.places]])
         self._keys = {self._key(place): place for place in [(), *space.places]}
-        self._on_disk: dict[Place, set[Block]] = {}
+        self._on_disk: dict[Place, set[ScoreBlock]] = {}
         for path in sorted(self.folder.glob("*.safetensors")):
             key, *numbers = path.stem.split("-")
             if key in self._keys:
                 seed, number = numbers
-                self._on_disk.setdefault(self._keys[key], set()).add(Block(int(seed), int(number)))
+                self._on_disk.setdefault(self._keys[key], set()).add(ScoreBlock(int(seed), int(number)))
 
-    def drawn(self, place: Place) -> set[Block]:
+    def drawn(self, place: Place) -> set[ScoreBlock]:
         """Blocks that are there."""
         return self._on_disk.get(place, set())
 
-    def draw(self, place: Place, blocks: Sequence[Block]) -> None:
+    def draw(self, place: Place, blocks: Sequence[ScoreBlock]) -> None:
         """Draws those of `blocks` that are not there yet, all in one test of the trainer; SIGTERM leaves with status 1.
 
         Raises:
@@ -148,7 +148,7 @@ class DrawnBlocks(Scorer):
         missing = [block for block in blocks if block not in self.drawn(place)]
         if not missing:
             return
-        with foreseen():
+        with as_value_error():
             evaluation = replace(self.build(place), metrics=None, num_samples=self.size, repetitions=1)
         names = {f"block {block.number} of seed {block.seed}": block for block in missing}
         self.evaluations.evaluations = {
@@ -158,7 +158,7 @@ class DrawnBlocks(Scorer):
         self.evaluations.totals = {}
         # what fails while several processes draw ends the search: the others may still be waiting for this one
         try:
-            with foreseen() if self.trainer.world_size == 1 else nullcontext():
+            with as_value_error() if self.trainer.world_size == 1 else nullcontext():
                 self.trainer.test(self.module, datamodule=self.data, verbose=False)
         except SIGTERMException:  # whose status is 0
             sys.exit(_STOPPED)
@@ -173,7 +173,7 @@ class DrawnBlocks(Scorer):
         if self.trainer.received_sigterm:  # while the last samples were drawn; another test would forget it
             sys.exit(_STOPPED)
 
-    def scores(self, place: Place, blocks: Sequence[Block], *, interval: bool = True) -> Scores:
+    def scores(self, place: Place, blocks: Sequence[ScoreBlock], *, interval: bool = True) -> Scores:
         """Metrics over the union of `blocks`, all drawn; without `interval` over all of them alone.
 
         Raises:
@@ -183,7 +183,7 @@ class DrawnBlocks(Scorer):
         if rank_and_world()[0] == 0:  # each for itself before all have come together, which they do to draw
             parts = [self._read(place, block) for block in blocks]
             try:
-                with foreseen():
+                with as_value_error():
                     found = self._scores(parts, interval)
             except ValueError as error:
                 found = str(error)
@@ -205,15 +205,15 @@ class DrawnBlocks(Scorer):
         Raises:
             ValueError: if it fails; another point tries again.
         """
-        with foreseen():
+        with as_value_error():
             if self.rebuilt is not None and self.trainer.is_global_zero:
                 self.rebuilt.write()
         self.rebuilt = None
 
     def _scores(self, parts: Sequence[Totals], interval: bool) -> Scores:
-        unions = [parts, *(left_out(parts) if interval else ())]
+        unions = [parts, *(leave_one_out(parts) if interval else ())]
         device = self.trainer.strategy.root_device
-        values, *without = (self.evaluations.report(union, cast(DataView, self.data), device) for union in unions)
+        values, *without = (self.evaluations.report(union, cast(DataInterface, self.data), device) for union in unions)
         return Scores(values, without)
 
     def _key(self, place: Place) -> str:
@@ -223,15 +223,15 @@ class DrawnBlocks(Scorer):
         written = json.dumps([self.about, evaluation, runs], sort_keys=True, default=str)
         return hashlib.sha256(written.encode()).hexdigest()[:16]
 
-    def _path(self, place: Place, block: Block) -> Path:
+    def _path(self, place: Place, block: ScoreBlock) -> Path:
         return self.folder / f"{self._key(place)}-{block.seed}-{block.number:06d}.safetensors"
 
-    def _write(self, place: Place, block: Block, totals: Totals) -> None:
+    def _write(self, place: Place, block: ScoreBlock, totals: Totals) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic(self._path(place, block), durable=False) as temporary:
             save_file({name: value.contiguous() for name, value in totals.items()}, temporary)
 
-    def _read(self, place: Place, block: Block) -> Totals:
+    def _read(self, place: Place, block: ScoreBlock) -> Totals:
         path = self._path(place, block)
         try:
             return load_file(path)

@@ -15,11 +15,11 @@ from lightning_guide.search.scores import Scores
 from lightning_guide.search.space import OWN, Axis
 from lightning_guide.utils.files import read_yaml
 
-__all__ = ["Objective", "SearchFile", "check_objectives", "read_search"]
+__all__ = ["SearchObjective", "SearchFile", "check_objectives", "read_search"]
 
 
 @dataclass(frozen=True)
-class Objective:
+class SearchObjective:
     """A metric that is to be low, or high."""
 
     metric: str
@@ -31,7 +31,7 @@ class Objective:
         return math.inf if math.isnan(value) else value if self.lowest else -value
 
 
-def check_objectives(objectives: Sequence[Objective], scores: Scores) -> None:
+def check_objectives(objectives: Sequence[SearchObjective], scores: Scores) -> None:
     """Refuses a metric that was not reported.
 
     Raises:
@@ -68,7 +68,7 @@ class SearchFile:
     block: int = 100
     blocks: int = 10
     seed: int = 0
-    objectives: tuple[Objective, ...] = ()
+    objectives: tuple[SearchObjective, ...] = ()
     images: int | float | str | None = None
     average: float | None = None
 
@@ -127,10 +127,10 @@ def _axis(name: str, written: Any) -> Axis:
     return Axis(name, str(written["path"]), tuple(values), prior)
 
 
-def _objective(metric: str, aim: Any) -> Objective:
+def _objective(metric: str, aim: Any) -> SearchObjective:
     if not isinstance(aim, str) or aim not in _LOWEST:
         raise ValueError(f"objective {metric!r} is {aim!r}; expected lowest or highest")
-    return Objective(metric, _LOWEST[aim])
+    return SearchObjective(metric, _LOWEST[aim])
 
 
 def _count(key: str, value: Any) -> int:

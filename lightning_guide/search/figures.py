@@ -10,14 +10,16 @@ from typing import Literal
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lightning_guide.search.config import Objective
+from lightning_guide.search.config import SearchObjective
 from lightning_guide.search.scores import Scores
 from lightning_guide.search.space import UNGUIDED, Axis, Place, Space
 
 __all__ = ["draw_heat_maps", "draw_sensitivity"]
 
 
-def draw_sensitivity(space: Space, swept: Mapping[Place, Scores], objectives: Sequence[Objective], path: Path) -> bool:
+def draw_sensitivity(
+    space: Space, swept: Mapping[Place, Scores], objectives: Sequence[SearchObjective], path: Path
+) -> bool:
     """A column for each metric, a row for each axis beside the weight: metric against weight, a curve for each value.
 
     The axes that a panel does not show stand at the best point. Bands are 95 % (`estimate.jackknife`), dashed is no
@@ -57,7 +59,9 @@ def draw_sensitivity(space: Space, swept: Mapping[Place, Scores], objectives: Se
     return True
 
 
-def draw_heat_maps(space: Space, swept: Mapping[Place, Scores], objectives: Sequence[Objective], path: Path) -> bool:
+def draw_heat_maps(
+    space: Space, swept: Mapping[Place, Scores], objectives: Sequence[SearchObjective], path: Path
+) -> bool:
     """Each metric over the two axes that are lengths of averages (`sigma_rel`), the others as is best for each cell.
 
     False if there are not two such axes.
@@ -76,7 +80,7 @@ def draw_heat_maps(space: Space, swept: Mapping[Place, Scores], objectives: Sequ
         image = panel.imshow(cells, cmap="viridis_r" if objective.lowest else "viridis", aspect="auto")
         for i, line in enumerate(cells):
             for j, value in enumerate(line):
-                green = image.cmap(image.norm(value))[1]  # most of a colour's brightness
+                green = image.cmap(image.norm(value))[1]  # most of a color's brightness
                 color = "black" if green > 0.5 else "white"
                 panel.text(j, i, f"{value:.3g}", ha="center", va="center", fontsize=8, color=color)
         for axis, set_ticks, set_label in (
@@ -92,7 +96,7 @@ def draw_heat_maps(space: Space, swept: Mapping[Place, Scores], objectives: Sequ
     return True
 
 
-def _best(guided: Mapping[Place, Scores], objective: Objective, fixed: Mapping[int, int]) -> float:
+def _best(guided: Mapping[Place, Scores], objective: SearchObjective, fixed: Mapping[int, int]) -> float:
     """The best value of a metric where some axes are fixed; NaN where nothing was scored."""
     cell = [scores for place, scores in guided.items() if all(place[axis] == value for axis, value in fixed.items())]
     return min(cell, key=objective.loss).values[objective.metric] if cell else math.nan

@@ -1,7 +1,7 @@
-"""A smooth model of a score over a space: what points tell about their neighbours, and about those not drawn yet.
+"""A smooth model of a score over a space: what points tell about their neighbors, and about those not drawn yet.
 
 A Gaussian process (Rasmussen and Williams 2006, chapter 2, http://gaussianprocess.org/gpml): with y the scores,
-standardised, at positions x, K_ij = exp(-|x_i - x_j|^2 / (2 l^2)) and noise variances R = diag(r / n_i) for scores of
+standardized, at positions x, K_ij = exp(-|x_i - x_j|^2 / (2 l^2)) and noise variances R = diag(r / n_i) for scores of
 n_i samples, the mean at x is k(x)^T (K + R)^-1 y. Length l and noise r are those of the largest marginal likelihood on
 a small grid, the scale of the process in closed form.
 """
@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["smoothed"]
+__all__ = ["smooth"]
 
 
 LENGTHS = (0.2, 0.35, 0.6, 1.0)
@@ -23,7 +23,7 @@ LENGTHS = (0.2, 0.35, 0.6, 1.0)
 NOISES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
-def smoothed(x: Tensor, y: Tensor, samples: Tensor, at: Tensor) -> Tensor:
+def smooth(x: Tensor, y: Tensor, samples: Tensor, at: Tensor) -> Tensor:
     """Mean (M,) at positions `at` (M, D), given scores `y` (N,) of `samples` (N,) each at `x` (N, D); in float64."""
     x, y, at = (each.to(torch.float64) for each in (x, y, at))
     mean, spread = y.mean(), y.std() if len(y) > 1 else y.new_zeros(())

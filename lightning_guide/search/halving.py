@@ -5,7 +5,7 @@ https://arxiv.org/abs/1502.07943), each round costing the same. Samples of a poi
 judged by its paired difference from no guidance over the same blocks: what a block does to all points drops out, and so
 does the bias of a metric of few samples as far as it is common.
 
-What is left, a deviation of the block in the direction in which a point deviates, is nearly the same for neighbours.
+What is left, a deviation of the block in the direction in which a point deviates, is nearly the same for neighbors.
 So points are dealt out to different blocks, which come together in later rounds: a Gaussian process over the space
 (`smoothing`) then averages over blocks, too. It says who goes on; a point that was not drawn yet may join.
 
@@ -21,13 +21,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lightning_guide.search.config import Objective, check_objectives
-from lightning_guide.search.gaussian_process import smoothed
-from lightning_guide.search.race import Race, Raced, in_turns
-from lightning_guide.search.scores import Block, Scorer
+from lightning_guide.search.config import SearchObjective, check_objectives
+from lightning_guide.search.gaussian_process import smooth
+from lightning_guide.search.race import Race, RaceResult, interleave
+from lightning_guide.search.scores import ScoreBlock, Scorer
 from lightning_guide.search.space import UNGUIDED, Place, Space
 
-__all__ = ["Found", "Halving", "Round"]
+__all__ = ["SearchResult", "Halving", "Round"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Round:
 
 
 @dataclass
-class Found:
+class SearchResult:
     """What a search has found.
 
     Attributes:
@@ -50,7 +50,7 @@ class Found:
     """
 
     rounds: list[Round] = field(default_factory=list)
-    raced: Raced = field(default_factory=Raced)
+    raced: RaceResult = field(default_factory=RaceResult)
     failed: dict[Place, str] = field(default_factory=dict)
     samples: int = 0
 
@@ -62,7 +62,7 @@ class Halving:
         self,
         space: Space,
         scorer: Scorer,
-        objectives: Sequence[Objective],
+        objectives: Sequence[SearchObjective],
         *,
         budget: int,
         seed: int = 0,
@@ -86,18 +86,18 @@ class Halving:
             )
         self.rounds, self.first = self._schedule()
         self.top = self.first * self.factor ** (self.rounds - 1)
-        self._blocks: dict[Place, set[Block]] = {}
+        self._blocks: dict[Place, set[ScoreBlock]] = {}
         self._changes: dict[Place, list[float]] = {}
 
-    def run(self) -> Found:
+    def run(self) -> SearchResult:
         """Searches and confirms.
 
         Raises:
             ValueError: with the reason of the last, if no point could be drawn from; if a metric is not reported.
         """
-        found = Found()
-        self._draw(UNGUIDED, {Block(self.seed, number) for number in range(self.top)})
-        check_objectives(self.objectives, self.scorer.scores(UNGUIDED, [Block(self.seed, 0)], interval=False))
+        found = SearchResult()
+        self._draw(UNGUIDED, {ScoreBlock(self.seed, number) for number in range(self.top)})
+        check_objectives(self.objectives, self.scorer.scores(UNGUIDED, [ScoreBlock(self.seed, 0)], interval=False))
         order = self._spread()
         for number in range(self.rounds):
             level = self.first * self.factor**number
@@ -132,7 +132,7 @@ class Halving:
         """Blocks asked for, whether they were drawn now or lay there from an interrupted search."""
         return sum(map(len, self._blocks.values()))
 
-    def _round(self, places: Sequence[Place], level: int, found: Found) -> Round:
+    def _round(self, places: Sequence[Place], level: int, found: SearchResult) -> Round:
         """Draws and judges; a point that fails is noted and left out from now on.
 
         Raises:
@@ -143,7 +143,7 @@ class Halving:
             old = min((block.number for block in self._blocks.get(place, ())), default=number % strips * level)
             first = old // level * level
             try:
-                self._draw(place, {Block(self.seed, first + i) for i in range(level)})
+                self._draw(place, {ScoreBlock(self.seed, first + i) for i in range(level)})
                 self._changes[place] = self._change(place)
             except ValueError as error:
                 found.failed[place] = str(error)
@@ -154,7 +154,7 @@ class Halving:
             raise ValueError(f"none of the points could be scored; {self.space.name(last)}: {found.failed[last]}")
         return Round(level, {place: self._changes[place] for place in ready})
 
-    def _draw(self, place: Place, blocks: set[Block]) -> None:
+    def _draw(self, place: Place, blocks: set[ScoreBlock]) -> None:
         self.scorer.draw(place, sorted(blocks))
         self._blocks.setdefault(place, set()).update(blocks)
 
@@ -175,16 +175,16 @@ class Halving:
             distance[order] = -1
         return [self.places[i] for i in order]
 
-    def _order(self, found: Found) -> list[Place]:
+    def _order(self, found: SearchResult) -> list[Place]:
         """All points that have not failed, the most promising first; objectives take turns."""
         at = [place for place in self.places if place not in found.failed]
         expected = [self._expected(number, at) for number in range(len(self.objectives))]
-        return in_turns([[at[i] for i in each.argsort(stable=True).tolist()] for each in expected])
+        return interleave([[at[i] for i in each.argsort(stable=True).tolist()] for each in expected])
 
     def _expected(self, objective: int, at: Sequence[Place]) -> Tensor:
         """What the smooth model expects of the points `at` (M,): asinh(change / its median size), tamed far off.
 
-        Infinite where a point was drawn and its metric is no number: neighbours do not make up for that.
+        Infinite where a point was drawn and its metric is no number: neighbors do not make up for that.
         """
         changes = torch.tensor([change[objective] for change in self._changes.values()], dtype=torch.float64)
         finite = changes[changes.isfinite()]
@@ -196,7 +196,7 @@ class Halving:
         size = finite.abs().median()
         samples = torch.tensor([len(self._blocks[place]) for place in self._changes])
         values = (changes / size).asinh() if size > 0 else changes
-        expected = smoothed(self._positions(list(self._changes)), values, samples, self._positions(at))
+        expected = smooth(self._positions(list(self._changes)), values, samples, self._positions(at))
         return expected.masked_fill(lost, math.inf)
 
     def _positions(self, places: Sequence[Place]) -> Tensor:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lightning_guide.search.config import Objective
-from lightning_guide.search.scores import Block, Scorer, Scores
+from lightning_guide.search.config import SearchObjective
+from lightning_guide.search.scores import ScoreBlock, Scorer, Scores
 from lightning_guide.search.space import UNGUIDED, Place
 
-__all__ = ["Race", "Raced", "in_turns"]
+__all__ = ["Race", "RaceResult", "interleave"]
 
 
 MIN_BLOCKS = 4
@@ -31,7 +31,7 @@ FIELDS = (4, FINALISTS)
 
 
 @dataclass
-class Raced:
+class RaceResult:
     """What a race has found.
 
     Attributes:
@@ -53,7 +53,7 @@ class Raced:
 class Race:
     """Candidates, then the two best of them on twice the blocks."""
 
-    def __init__(self, scorer: Scorer, objectives: Sequence[Objective], *, blocks: int, seed: int) -> None:
+    def __init__(self, scorer: Scorer, objectives: Sequence[SearchObjective], *, blocks: int, seed: int) -> None:
         """At most `blocks` draws of `seed`; `enough` says whether they suffice."""
         self.scorer, self.objectives, self.seed = scorer, tuple(objectives), seed
         aims = len(self.objectives)
@@ -75,27 +75,27 @@ class Race:
         """The fewest blocks that are enough for so many objectives."""
         return MIN_BLOCKS * (FINALISTS * aims + 1)
 
-    def run(self, order: Sequence[Place]) -> Raced:
+    def run(self, order: Sequence[Place]) -> RaceResult:
         """Races the first points of `order`, which goes through the whole space, the most promising first.
 
         Raises:
             ValueError: if none of them can be drawn from.
         """
-        raced = Raced(blocks=self.last)
+        raced = RaceResult(blocks=self.last)
         raced.heat = self._heat([UNGUIDED, *order[: self.candidates]], self.first, raced)
         ranked = [[place for place in _ranked(each, raced.heat) if place != UNGUIDED] for each in self.objectives]
-        finalists = in_turns(ranked)[: FINALISTS * len(self.objectives)]
+        finalists = interleave(ranked)[: FINALISTS * len(self.objectives)]
         raced.fresh = self._heat([UNGUIDED, *finalists], self.last, raced)
         raced.winners = {each.metric: _ranked(each, raced.fresh)[0] for each in self.objectives}
         return raced
 
-    def _heat(self, places: Sequence[Place], number: int, raced: Raced) -> dict[Place, Scores]:
+    def _heat(self, places: Sequence[Place], number: int, raced: RaceResult) -> dict[Place, Scores]:
         """Scores of those of `places` that can be drawn from, over the first blocks.
 
         Raises:
             ValueError: with the reason of the last, if it is none of several, or no guidance.
         """
-        blocks = [Block(self.seed, i) for i in range(number)]
+        blocks = [ScoreBlock(self.seed, i) for i in range(number)]
         scores: dict[Place, Scores] = {}
         for place in places:
             try:
@@ -111,12 +111,12 @@ class Race:
         return scores
 
 
-def _ranked(objective: Objective, scores: Mapping[Place, Scores]) -> list[Place]:
+def _ranked(objective: SearchObjective, scores: Mapping[Place, Scores]) -> list[Place]:
     """The places, the best one first; equals as they come."""
     losses = {place: objective.loss(each) for place, each in scores.items()}
     return sorted(losses, key=lambda place: losses[place])
 
 
-def in_turns(rankings: Sequence[Sequence[Place]]) -> list[Place]:
+def interleave(rankings: Sequence[Sequence[Place]]) -> list[Place]:
     """The best of each ranking, then the second of each, ..., every place once."""
     return list(dict.fromkeys(place for turn in zip(*rankings, strict=True) for place in turn))

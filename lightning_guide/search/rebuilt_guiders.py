@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from lightning_guide.guidance.base import Snapshot
-from lightning_guide.runs.run import open_snapshots, rebuild
+from lightning_guide.runs.run import open_snapshots, write_averages
 from lightning_guide.search.results_file import run_identity
 from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.snapshots.names import stored_exactly
-from lightning_guide.snapshots.post_hoc import MAX_ERROR, shares
+from lightning_guide.snapshots.post_hoc import MAX_ERROR, reconstruction_shares
 
-__all__ = ["Rebuilt"]
+__all__ = ["RebuiltGuiders"]
 
 
 Wanted = tuple[str | None, int | float | str, float]  # run, images, sigma_rel
 
 
-class Rebuilt:
+class RebuiltGuiders:
     """References to averages that are not stored, and the runs in `folder` that hold them instead."""
 
     def __init__(self, run: str | Path, folder: str | Path, evaluations: Iterable[dict[str, Any]]) -> None:
@@ -55,7 +55,7 @@ class Rebuilt:
         for place, (store, targets) in self._targets.items():
             held = {(entry.images, entry.sigma_rel) for entry in SnapshotStore(f"{place}/snapshots").entries()}
             if missing := sorted(targets - held):
-                rebuild(store, missing, place, max_error=MAX_ERROR)
+                write_averages(store, missing, place, max_error=MAX_ERROR)
 
     def instead(self, evaluation: dict[str, Any]) -> dict[str, Any]:
         """`evaluation` with references to what was rebuilt."""
@@ -75,7 +75,7 @@ def _to_rebuild(store: SnapshotStore, images: int | float | str, sigma_rel: floa
     count, entries = store.resolve_images(images), store.entries()
     if stored_exactly(entries, count, sigma_rel):
         return None
-    shares([entry for entry in entries if entry.sigma_rel > 0], count, sigma_rel, MAX_ERROR)
+    reconstruction_shares([entry for entry in entries if entry.sigma_rel > 0], count, sigma_rel, MAX_ERROR)
     return count, round(float(sigma_rel), 4)
 
 

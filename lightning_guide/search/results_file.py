@@ -11,10 +11,10 @@ from typing import Any
 from lightning_guide.runs.run import open_snapshots
 from lightning_guide.utils.files import atomic
 
-__all__ = ["Ledger", "named_runs", "run_identity", "runs_in"]
+__all__ = ["ResultsFile", "named_runs", "run_identity", "runs_in"]
 
 
-class Ledger:
+class ResultsFile:
     """A JSON file `{"search": what is searched, ...}`."""
 
     def __init__(self, path: str | Path, search: dict[str, Any]) -> None:

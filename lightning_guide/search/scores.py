@@ -4,7 +4,7 @@ With theta the number over all B blocks and theta_b that without block b, the va
 (B - 1) / B sum_b (theta_b - mean theta_b)^2 (Tukey 1958; Efron and Stein 1981,
 https://doi.org/10.1214/aos/1176345462). It asks for no distribution of the samples, only that theta is smooth in them,
 and it holds for a difference of two numbers over the same blocks: what both have in common drops out. Of many blocks
-groups of neighbours are left out instead, so that metrics which cost a while are not asked for a hundred times; to
+groups of neighbors are left out instead, so that metrics which cost a while are not asked for a hundred times; to
 first order the variance is the same, groups of unequal size included.
 
 What a search needs of whoever draws its samples: scores of points over blocks of samples.
@@ -22,7 +22,7 @@ from typing import NamedTuple, TypeVar
 
 from lightning_guide.search.space import Place
 
-__all__ = ["Block", "Estimate", "Scorer", "Scores", "difference", "jackknife", "left_out", "student_quantile"]
+__all__ = ["ScoreBlock", "Estimate", "Scorer", "Scores", "difference", "jackknife", "leave_one_out", "student_quantile"]
 
 
 GROUPS = 32  # at most: a half width is then right to 1 / sqrt(2 * 31) = 13 %
@@ -43,7 +43,7 @@ class Estimate:
         return f"{self.value:.4g} +- {self.half_width:.2g}"
 
 
-def left_out(blocks: Sequence[Item]) -> list[list[Item]]:
+def leave_one_out(blocks: Sequence[Item]) -> list[list[Item]]:
     """`blocks` without each of them in turn, of more than 32 without each of 32 groups; none for a single block."""
     groups = min(len(blocks), GROUPS)
     if groups < 2:
@@ -53,7 +53,7 @@ def left_out(blocks: Sequence[Item]) -> list[list[Item]]:
 
 
 def jackknife(value: float, without: Sequence[float], *, confidence: float = 0.95) -> Estimate:
-    """`value` over all blocks with its interval of `confidence`, from the values over each of `left_out`."""
+    """`value` over all blocks with its interval of `confidence`, from the values over each of `leave_one_out`."""
     count = len(without)
     if count < 2:
         return Estimate(value, math.nan)
@@ -82,7 +82,7 @@ def student_quantile(p: float, freedom: int) -> float:
     return x + sum(term / freedom ** (k + 1) for k, term in enumerate(terms))
 
 
-class Block(NamedTuple):
+class ScoreBlock(NamedTuple):
     """Samples number * size ... (number + 1) * size - 1 of a seed, the same ones at every point."""
 
     seed: int
@@ -95,7 +95,8 @@ class Scores:
 
     Attributes:
         values: metric -> value over all of them.
-        without: the same over each of `left_out`: all but the first, all but the second, ...; empty for a single block.
+        without: the same over each of `leave_one_out`: all but the first, all but the second, ...; empty for a single
+        block.
     """
 
     values: Mapping[str, float]
@@ -119,11 +120,11 @@ class Scorer(ABC):
     """Samples in a block."""
 
     @abstractmethod
-    def drawn(self, place: Place) -> set[Block]:
+    def drawn(self, place: Place) -> set[ScoreBlock]:
         """Blocks that are there."""
 
     @abstractmethod
-    def draw(self, place: Place, blocks: Sequence[Block]) -> None:
+    def draw(self, place: Place, blocks: Sequence[ScoreBlock]) -> None:
         """Draws those of `blocks` that are not there yet.
 
         Raises:
@@ -131,7 +132,7 @@ class Scorer(ABC):
         """
 
     @abstractmethod
-    def scores(self, place: Place, blocks: Sequence[Block], *, interval: bool = True) -> Scores:
+    def scores(self, place: Place, blocks: Sequence[ScoreBlock], *, interval: bool = True) -> Scores:
         """Metrics over the union of `blocks`, all drawn; without `interval` over all of them alone.
 
         Raises:

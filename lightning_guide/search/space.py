@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning_guide.snapshots.names import parse_images
 
-__all__ = ["Axis", "OWN", "Place", "Space", "UNGUIDED", "laid_over"]
+__all__ = ["Axis", "OWN", "Place", "Space", "UNGUIDED", "merge_settings"]
 
 
 Place = tuple[int, ...]
@@ -62,7 +62,7 @@ class Axis:
 
     @property
     def ordered(self) -> bool:
-        """Whether its values are numbers or fractions, so that neighbours are alike."""
+        """Whether its values are numbers or fractions, so that neighbors are alike."""
         return all(_is_number(value) for value in self.values)
 
 
@@ -125,7 +125,7 @@ class Space:
                 node = node.setdefault(key, {})
                 if not isinstance(node, dict):
                     raise ValueError(f"axis {axis.name!r}: {axis.path} leads nowhere at {self.name(place)}")
-            node[last] = laid_over(node.get(last), axis.values[i])
+            node[last] = merge_settings(node.get(last), axis.values[i])
         return found
 
     def position(self, place: Place) -> list[float]:
@@ -157,13 +157,13 @@ class Space:
             node = node[key]
 
 
-def laid_over(base: Any, changes: Any) -> Any:
+def merge_settings(base: Any, changes: Any) -> Any:
     """`changes`, laid over `base` key by key where both are mappings; another class_path replaces everything."""
     if not (isinstance(base, Mapping) and isinstance(changes, Mapping)):
         return copy.deepcopy(changes)
     if "class_path" in changes and _class(base) != _class(changes):
         return copy.deepcopy(dict(changes))
-    merged = {key: laid_over(base.get(key), value) for key, value in changes.items() if key != "class_path"}
+    merged = {key: merge_settings(base.get(key), value) for key, value in changes.items() if key != "class_path"}
     return copy.deepcopy(dict(base)) | merged
 
 

@@ -16,14 +16,14 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.tensorboard import SummaryWriter
 
-from lightning_guide.search.blocks import DrawnBlocks
-from lightning_guide.search.config import Objective, check_objectives
-from lightning_guide.search.results_file import Ledger
-from lightning_guide.search.scores import Block, Scores, difference
+from lightning_guide.search.blocks import SampledBlocks
+from lightning_guide.search.config import SearchObjective, check_objectives
+from lightning_guide.search.results_file import ResultsFile
+from lightning_guide.search.scores import ScoreBlock, Scores, difference
 from lightning_guide.search.space import UNGUIDED, Place, Space
 from lightning_guide.utils.files import atomic
 
-__all__ = ["COST", "Swept", "run_sweep", "swept", "write_csv", "write_hparams"]
+__all__ = ["COST", "Swept", "run_sweep", "sweep_results", "write_csv", "write_hparams"]
 
 
 COST = ("nfe", "samples", "seconds")
@@ -81,7 +81,13 @@ Swept = dict[Place, Scores]
 
 
 def run_sweep(
-    space: Space, scorer: DrawnBlocks, ledger: Ledger, objectives: Sequence[Objective], *, blocks: int, seed: int
+    space: Space,
+    scorer: SampledBlocks,
+    ledger: ResultsFile,
+    objectives: Sequence[SearchObjective],
+    *,
+    blocks: int,
+    seed: int,
 ) -> None:
     """Scores no guidance and all points of `space` into `ledger`, which is written after each; what it holds is kept.
 
@@ -90,7 +96,7 @@ def run_sweep(
     Raises:
         ValueError: with the reason of the last, if every point fails; if an objective is not reported.
     """
-    chosen = [Block(seed, number) for number in range(blocks)]
+    chosen = [ScoreBlock(seed, number) for number in range(blocks)]
     points: dict[str, Any] = ledger.content.setdefault("points", {})
     places = [UNGUIDED, *space.places]
     for number, place in enumerate(places, 1):
@@ -118,7 +124,7 @@ def run_sweep(
         raise ValueError(f"every point of the sweep failed, the last one: {failed[-1]}")
 
 
-def swept(space: Space, ledger: Ledger) -> Swept:
+def sweep_results(space: Space, ledger: ResultsFile) -> Swept:
     """The scores in a ledger by place, without those that failed."""
     points = ledger.content.get("points", {})
     return {

@@ -8,16 +8,16 @@ from typing import Any
 
 import yaml
 
-from lightning_guide.search.config import Objective
-from lightning_guide.search.halving import Found
+from lightning_guide.search.config import SearchObjective
+from lightning_guide.search.halving import SearchResult
 from lightning_guide.search.scores import Scores, difference
 from lightning_guide.search.space import UNGUIDED, Place, Space
 from lightning_guide.utils.files import atomic
 
-__all__ = ["everything", "guidance_file", "pareto", "statement", "write_guidances"]
+__all__ = ["all_results", "guidance_file", "pareto", "summary_sentence", "write_guidances"]
 
 
-def statement(space: Space, found: Found, objective: Objective, *, size: int) -> str:
+def summary_sentence(space: Space, found: SearchResult, objective: SearchObjective, *, size: int) -> str:
     """In words: the winner, its metric on fresh samples, and how far no guidance and the next best are from it."""
     metric, raced = objective.metric, found.raced
     fresh, winner = raced.fresh, raced.winners[metric]
@@ -31,7 +31,7 @@ def statement(space: Space, found: Found, objective: Objective, *, size: int) ->
     return "; ".join(said)
 
 
-def pareto(scores: Mapping[Place, Scores], objectives: Sequence[Objective]) -> list[Place]:
+def pareto(scores: Mapping[Place, Scores], objectives: Sequence[SearchObjective]) -> list[Place]:
     """The points that no other point beats in one metric without losing in another."""
     losses = {place: [objective.loss(each) for objective in objectives] for place, each in scores.items()}
 
@@ -41,13 +41,15 @@ def pareto(scores: Mapping[Place, Scores], objectives: Sequence[Objective]) -> l
     return [place for place, loss in losses.items() if not beaten(loss)]
 
 
-def everything(space: Space, found: Found, objectives: Sequence[Objective], *, size: int) -> dict[str, Any]:
+def all_results(
+    space: Space, found: SearchResult, objectives: Sequence[SearchObjective], *, size: int
+) -> dict[str, Any]:
     """All that was tried, as plain data."""
     raced = found.raced
     return {
         "samples": found.samples,
         "winners": {metric: {"name": space.name(p), "axes": space.values(p)} for metric, p in raced.winners.items()},
-        "statements": [statement(space, found, objective, size=size) for objective in objectives],
+        "statements": [summary_sentence(space, found, objective, size=size) for objective in objectives],
         "pareto": [_row(space, place, raced.heat[place]) for place in pareto(raced.heat, objectives)],
         "fresh_samples": raced.blocks * size,
         "fresh": [_row(space, place, scores) for place, scores in raced.fresh.items()],
@@ -70,8 +72,8 @@ def guidance_file(folder: Path, metric: str) -> Path:
 
 def write_guidances(
     space: Space,
-    found: Found,
-    objectives: Sequence[Objective],
+    found: SearchResult,
+    objectives: Sequence[SearchObjective],
     folder: Path,
     *,
     size: int,
@@ -88,7 +90,7 @@ def write_guidances(
         metric = objective.metric
         losses = {place: objective.loss(scores) for place, scores in found.raced.fresh.items() if place != UNGUIDED}
         place = found.raced.winners[metric] or min(losses, key=lambda each: losses[each])
-        lines = [f"# {statement(space, found, objective, size=size)}"]
+        lines = [f"# {summary_sentence(space, found, objective, size=size)}"]
         if found.raced.winners[metric] == UNGUIDED:
             lines.append(f"# No guidance did better than {space.name(place)}, the best one found.")
         lines.append("# lightning-guide test -c RUN/config.yaml -c this file")

@@ -15,7 +15,7 @@ from lightning_guide.snapshots.file import Metadata
 from lightning_guide.snapshots.names import Entry, SnapshotMissing, available
 from lightning_guide.utils.recipe import equivalent
 
-__all__ = ["MAX_ERROR", "Rebuilt", "accumulate", "shares"]
+__all__ = ["MAX_ERROR", "Rebuilt", "weighted_sums", "reconstruction_shares"]
 
 
 MAX_ERROR = 0.05  # profile error up to which a rebuilt average serves
@@ -24,7 +24,9 @@ MAX_ERROR = 0.05  # profile error up to which a rebuilt average serves
 Rebuilt = tuple[dict[str, Tensor], Metadata]
 
 
-def shares(averages: Sequence[Entry], images: int, sigma_rel: float, max_error: float) -> dict[Entry, float]:
+def reconstruction_shares(
+    averages: Sequence[Entry], images: int, sigma_rel: float, max_error: float
+) -> dict[Entry, float]:
     """The weight x_i of each average in the target (images, sigma_rel); they sum to 1.
 
     Raises:
@@ -51,7 +53,7 @@ def shares(averages: Sequence[Entry], images: int, sigma_rel: float, max_error: 
     return {entry: weight for entry, weight in zip(earlier, weights, strict=True) if weight != 0}
 
 
-def accumulate(load: Callable[[Entry], Rebuilt], targets: Sequence[Mapping[Entry, float]]) -> list[Rebuilt]:
+def weighted_sums(load: Callable[[Entry], Rebuilt], targets: Sequence[Mapping[Entry, float]]) -> list[Rebuilt]:
     """sum_i x_i theta_i for every target, given as its shares x_i; `load` is called once for each file needed.
 
     Sums are float32, or of the stored type if that is wider; a single share of 1 gives the stored values

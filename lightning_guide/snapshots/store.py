@@ -29,7 +29,7 @@ from lightning_guide.snapshots.names import (
     stored_exactly,
     stored_near,
 )
-from lightning_guide.snapshots.post_hoc import MAX_ERROR, Rebuilt, accumulate, shares
+from lightning_guide.snapshots.post_hoc import MAX_ERROR, Rebuilt, reconstruction_shares, weighted_sums
 from lightning_guide.utils.recipe import build
 
 __all__ = ["SnapshotStore"]
@@ -220,8 +220,8 @@ class SnapshotStore:
             self._index.check_not_lost(count, sigma_rel)
             if sigma_rel == 0 or not entries or count > entries[-1].images:
                 raise self._missing(f"images={count}, sigma_rel={sigma_rel:g}", count, entries, until)
-            plans.append(shares(averages, count, sigma_rel, max_error))
-        return accumulate(self.load, plans)
+            plans.append(reconstruction_shares(averages, count, sigma_rel, max_error))
+        return weighted_sums(self.load, plans)
 
     def _until(self, until: int | None) -> list[Entry]:
         """The entries that exist when the run stands at `until` images."""

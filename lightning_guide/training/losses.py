@@ -23,7 +23,7 @@ __all__ = ["EDMLoss", "LossTerms", "PredictionLoss", "ScoreMatchingLoss", "Train
 
 @dataclass(frozen=True)
 class LossTerms:
-    """Of each example (B,): `objective` to be minimised, the plain weighted `error`, and its noise level `sigma`."""
+    """Of each example (B,): `objective` to be minimized, the plain weighted `error`, and its noise level `sigma`."""
 
     objective: Tensor
     error: Tensor
@@ -53,7 +53,7 @@ class TrainingLoss(nn.Module, ABC):
         """The terms at given noise levels `sigma` (B,) with given standard normal `noise` (B, *)."""
 
     def constrain(self) -> None:
-        """Normalises the weights of a learned part after an optimizer step."""
+        """Normalizes the weights of a learned part after an optimizer step."""
         normalize_weights_(self)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_guide.training.losses import LossTerms
-from lightning_guide.training.sharding import agreed, local
+from lightning_guide.training.sharding import local_tensor, true_on_all_shards
 
 __all__ = ["GradientGuard", "NoiseLevelMeans", "TrainingDivergedError"]
 
@@ -74,7 +74,7 @@ class GradientGuard:
         self.bad_steps = 0
 
     @torch.no_grad()
-    def sanitise(self, module: nn.Module, step: int) -> None:
+    def sanitize(self, module: nn.Module, step: int) -> None:
         """Works on the gradients of `module` before optimizer step number `step`.
 
         Without one finite gradient tensor they are taken away, so that the optimizer leaves the weights alone: zeros
@@ -83,10 +83,10 @@ class GradientGuard:
         Raises:
             TrainingDivergedError: after `patience` steps in a row without one finite gradient tensor.
         """
-        gradients = local(p.grad for p in module.parameters() if p.grad is not None)
+        gradients = local_tensor(p.grad for p in module.parameters() if p.grad is not None)
         if not gradients:
             return
-        finite = agreed(torch.stack(torch._foreach_norm(gradients)).isfinite(), module)
+        finite = true_on_all_shards(torch.stack(torch._foreach_norm(gradients)).isfinite(), module)
         if bool(finite.all()):
             self.bad_steps = 0
             return

@@ -24,14 +24,14 @@ from lightning_guide.utils.recipe import build
 
 __all__ = [
     "ShardedTraining",
-    "agreed",
+    "true_on_all_shards",
     "average_gradients_",
-    "load_whole_",
-    "local",
+    "load_unsharded_",
+    "local_tensor",
     "shard_",
-    "twin",
-    "whole",
-    "whole_state",
+    "clone_sharded",
+    "unshard",
+    "unsharded_state",
 ]
 
 
@@ -64,7 +64,7 @@ def shard_(denoiser: Denoiser, mesh: DeviceMesh) -> None:
     fully_shard(denoiser, mesh=mesh, ignored_params=scalars)
 
 
-def local(tensors: Iterable[Tensor]) -> list[Tensor]:
+def local_tensor(tensors: Iterable[Tensor]) -> list[Tensor]:
     """What this process holds of each tensor, as views."""
     return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
 
@@ -89,7 +89,7 @@ def average_gradients_(module: nn.Module) -> None:
             gradient.copy_(part.view_as(gradient))
 
 
-def agreed(flags: Tensor, module: nn.Module) -> Tensor:
+def true_on_all_shards(flags: Tensor, module: nn.Module) -> Tensor:
     """Bools (*) that hold on every process; of what is not sharded all hold the same anyway."""
     if _mesh(module) is None:
         return flags
@@ -104,7 +104,7 @@ def _gathered(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def whole_state(module: nn.Module) -> dict[str, Tensor]:
+def unsharded_state(module: nn.Module) -> dict[str, Tensor]:
     """The state dict with whole tensors. Of a sharded one it is gathered, and is empty but on the first process."""
     state: dict[str, Tensor] = module.state_dict()
     if _mesh(module) is None:
@@ -118,7 +118,7 @@ def whole_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def load_whole_(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+def load_unsharded_(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Loads whole tensors, of which each process has all and keeps its share."""
     mesh = _mesh(module)
     if mesh is None:
@@ -134,14 +134,14 @@ def load_whole_(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def twin(denoiser: Denoiser) -> Denoiser:
+def clone_sharded(denoiser: Denoiser) -> Denoiser:
     """A frozen float32 copy in eval mode, sharded as `denoiser` is."""
     mesh = _mesh(denoiser)
     if mesh is None:
         return copy.deepcopy(denoiser).float().eval().requires_grad_(False)
     second = _built_again(denoiser).float().eval().requires_grad_(False)
     shard_(second, mesh)
-    targets, sources = (local(model.state_dict().values()) for model in (second, denoiser))
+    targets, sources = (local_tensor(model.state_dict().values()) for model in (second, denoiser))
     for target, source in zip(targets, sources, strict=True):
         target.copy_(source)
     return second
@@ -154,7 +154,7 @@ def _built_again(denoiser: Denoiser) -> Denoiser:
 
 
 @torch.no_grad()
-def whole(denoiser: Denoiser) -> Denoiser:
+def unshard(denoiser: Denoiser) -> Denoiser:
     """`denoiser` itself, or, if it is sharded, a frozen copy in eval mode that each process holds whole.
 
     So that processes may evaluate it at their own pace, each as often as it has samples to draw.

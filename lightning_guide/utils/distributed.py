@@ -9,7 +9,14 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-__all__ = ["added", "everywhere", "on_all", "rank_and_world", "together", "total_over_processes"]
+__all__ = [
+    "all_reduce_sum",
+    "all_gather_objects",
+    "true_on_all_ranks",
+    "rank_and_world",
+    "run_on_all_ranks",
+    "total_over_processes",
+]
 
 
 Value = TypeVar("Value")
@@ -26,7 +33,7 @@ def rank_and_world() -> tuple[int, int]:
     return 0, 1
 
 
-def everywhere(here: Value) -> list[Value]:
+def all_gather_objects(here: Value) -> list[Value]:
     """`here` of every process, in order of rank; every process has to call this."""
     if not _have_met():
         return [here]
@@ -35,19 +42,19 @@ def everywhere(here: Value) -> list[Value]:
     return found
 
 
-def added(here: Tensor) -> Tensor:
+def all_reduce_sum(here: Tensor) -> Tensor:
     """The sum of the tensors `here` of every process, in place; every process has to call this."""
     if _have_met():
         torch.distributed.all_reduce(here)
     return here
 
 
-def on_all(here: bool) -> bool:
+def true_on_all_ranks(here: bool) -> bool:
     """Whether `here` is true on all processes."""
-    return all(everywhere(here))
+    return all(all_gather_objects(here))
 
 
-def together(act: Callable[[], None]) -> None:
+def run_on_all_ranks(act: Callable[[], None]) -> None:
     """`act` on all ranks; an error of one of them ends all, so that none waits for ever.
 
     Raises:
@@ -61,7 +68,7 @@ def together(act: Callable[[], None]) -> None:
         error = str(mistake)
     except Exception as failure:  # a full disk, no memory on the device
         error, other = f"{type(failure).__name__}: {failure}", failure
-    errors = everywhere(error)
+    errors = all_gather_objects(error)
     if other is not None:
         raise other
     for message in errors:

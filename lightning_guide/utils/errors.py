@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 
-__all__ = ["circumstance", "foreseen", "sentence"]
+__all__ = ["explain_runtime_error", "as_value_error", "one_line"]
 
 
 # Lines that say nothing about the mistake itself; what follows them up to the next statement belongs to them.
@@ -48,7 +48,7 @@ _TALK = re.compile(r"gloo|nccl|ProcessGroup|Connection (closed|reset)", re.IGNOR
 _COMPILER = re.compile(r"(no working C\+\+ compiler|working triton).*", re.IGNORECASE)
 
 
-def circumstance(message: str) -> str | None:
+def explain_runtime_error(message: str) -> str | None:
     """What around the program ended it, in words: a process lost, a compiler missing; None if `message` is neither."""
     if missing := _COMPILER.search(message):
         return (
@@ -64,7 +64,7 @@ def circumstance(message: str) -> str | None:
 
 
 @contextmanager
-def foreseen() -> Iterator[None]:
+def as_value_error() -> Iterator[None]:
     """Whatever fails within ends as a ValueError of one line; what no ValueError said is told with its kind.
 
     Raises:
@@ -76,10 +76,10 @@ def foreseen() -> Iterator[None]:
         raise
     except Exception as error:
         said = " ".join(str(error).split())
-        raise ValueError(circumstance(str(error)) or f"{type(error).__name__}: {said}") from error
+        raise ValueError(explain_runtime_error(str(error)) or f"{type(error).__name__}: {said}") from error
 
 
-def sentence(message: str, classes: Collection[str] = ()) -> str:
+def one_line(message: str, classes: Collection[str] = ()) -> str:
     """`message` on one line: the keys on the way to the mistake, then what is wrong there.
 
     A class that is unknown is followed by those of `classes` that are written nearly like it. A message that holds

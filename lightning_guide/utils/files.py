@@ -19,7 +19,7 @@ from uuid import uuid4
 import numpy as np
 import yaml
 
-__all__ = ["atomic", "check_keys", "check_named", "read_numbers", "read_yaml", "write_numbers"]
+__all__ = ["atomic", "check_keys", "check_config_files", "read_numbers", "read_yaml", "write_numbers"]
 
 
 @contextmanager
@@ -75,7 +75,7 @@ def check_keys(path: str | Path) -> None:
     _load(path, build=False)
 
 
-def check_named(words: Sequence[str]) -> None:
+def check_config_files(words: Sequence[str]) -> None:
     """`check_keys` of the files on a command line: -c, --config, and what looks like one (--model, --data, --trainer).
 
     Raises:

@@ -17,10 +17,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["encode_png", "encode_sample", "gaussian_blur", "shown"]
+__all__ = ["encode_png", "encode_sample", "gaussian_blur", "preprocess_image"]
 
 
-def shown(
+def preprocess_image(
     picture: Tensor,
     *,
     mean: Sequence[float],
@@ -75,7 +75,7 @@ def _is_picture(x: Tensor) -> bool:
 def gaussian_blur(
     x: Tensor, *, sigma: float, radius: int, border: Literal["reflect", "replicate"] = "reflect"
 ) -> Tensor:
-    """`x` (B, C, H, W) convolved with exp(-i^2 / 2 sigma^2), |i| <= radius, normalised, along both axes.
+    """`x` (B, C, H, W) convolved with exp(-i^2 / 2 sigma^2), |i| <= radius, normalized, along both axes.
 
     `sigma` and `radius` are in pixels; along a side of n pixels the radius is n - 1 at most. Beyond the `border` the
     picture is reflected without repeating the outermost pixel, or that pixel is replicated.

@@ -9,7 +9,15 @@ from typing import TypeVar
 
 from torch import nn
 
-__all__ = ["StandIn", "apart", "exchanged", "matching", "named", "rebuilt", "replaced"]
+__all__ = [
+    "StandIn",
+    "shallow_clone",
+    "map_modules",
+    "matching_names",
+    "names_of_layers",
+    "rebuild_with",
+    "replace_modules",
+]
 
 
 StandIn = Callable[[nn.Module], nn.Module]
@@ -21,7 +29,7 @@ StandIn = Callable[[nn.Module], nn.Module]
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def apart(root: Module) -> Module:
+def shallow_clone(root: Module) -> Module:
     """A module tree of its own around the parameters of `root`: modules, their containers and buffers are copies.
 
     A module that was compiled in place is not compiled in the copy, whose compiled call would reach the original.
@@ -43,7 +51,7 @@ def apart(root: Module) -> Module:
     return tree
 
 
-def exchanged(root: nn.Module, change: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
+def map_modules(root: nn.Module, change: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
     """`root` with what `change` makes of its submodules, and of itself; None: that module stays, and so on inside it.
 
     What holds something new is a copy of its own; all else, parameters included, is the original. Each module is
@@ -66,7 +74,7 @@ def exchanged(root: nn.Module, change: Callable[[nn.Module], nn.Module | None]) 
     return visit(root)
 
 
-def matching(network: nn.Module, pattern: str, who: str) -> list[str]:
+def matching_names(network: nn.Module, pattern: str, who: str) -> list[str]:
     """Names of the submodules of `network` that equal `pattern`, or match it where it holds a ``*``.
 
     A ``*`` stands for any text. Of matches that lie inside one another only the outermost counts: ``blocks.*`` names
@@ -86,27 +94,28 @@ def matching(network: nn.Module, pattern: str, who: str) -> list[str]:
     return [name for name in found if not any(name.startswith(f"{outer}.") for outer in found)]
 
 
-def named(network: nn.Module, patterns: Sequence[str], who: str) -> list[str]:
-    """Names of the submodules that `patterns` match (see `matching`), each once."""
-    return list(dict.fromkeys(name for pattern in patterns for name in matching(network, pattern, who)))
+def names_of_layers(network: nn.Module, patterns: Sequence[str], who: str) -> list[str]:
+    """Names of the submodules that `patterns` match (see `matching_names`), each once."""
+    return list(dict.fromkeys(name for pattern in patterns for name in matching_names(network, pattern, who)))
 
 
-def rebuilt(root: Module, stand_ins: Sequence[tuple[str, StandIn]]) -> Module:
-    """`root` in a tree of its own (`apart`), with what the `stand_ins` make of the submodules of these dotted names.
+def rebuild_with(root: Module, stand_ins: Sequence[tuple[str, StandIn]]) -> Module:
+    """`root` in a tree of its own (`shallow_clone`), with what the `stand_ins` make of the submodules of these dotted
+    names.
 
     What lies inside comes first, so that a stand-in for a block keeps those for its parts; of several for one
     submodule each is made of the one before.
     """
-    tree = apart(root)
+    tree = shallow_clone(root)
     for name, stand_in in sorted(stand_ins, key=lambda each: -each[0].count(".")):
         tree.set_submodule(name, stand_in(tree.get_submodule(name)))
     return tree
 
 
-def replaced(root: Module, modules: Mapping[str, nn.Module]) -> Module:
-    """`root` in a tree of its own (`apart`), with the submodules of these dotted names exchanged."""
+def replace_modules(root: Module, modules: Mapping[str, nn.Module]) -> Module:
+    """`root` in a tree of its own (`shallow_clone`), with the submodules of these dotted names exchanged."""
 
     def always(module: nn.Module) -> StandIn:
         return lambda _: module
 
-    return rebuilt(root, [(name, always(module)) for name, module in modules.items()])
+    return rebuild_with(root, [(name, always(module)) for name, module in modules.items()])

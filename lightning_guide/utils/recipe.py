@@ -2,7 +2,7 @@
 
 A snapshot stores weights and the recipe of the network they belong to. A recipe is what a YAML config
 holds as well: ``{"class_path": "package.module.Class", "init_args": {...}}``, nested where an argument is
-itself such an object. Building a recipe imports and calls only subclasses of `Recorded`.
+itself such an object. Building a recipe imports and calls only subclasses of `HasRecipe`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 from lightning_guide import PUBLIC, RENAMED
 
-__all__ = ["Recorded", "build", "current_path", "equivalent", "find_class", "public_path"]
+__all__ = ["HasRecipe", "build", "current_path", "equivalent", "find_class", "public_path"]
 
 
 Recipe = dict[str, Any]
@@ -58,11 +58,11 @@ def current_path(path: str) -> str:
     return public_path(found) if isinstance(found, type) else RENAMED.get(path, path)
 
 
-class Recorded:
+class HasRecipe:
     """Remembers the arguments of its own construction, defaults included, in `recipe`.
 
     A default that a later version changes does not change what a recipe on disk builds. Arguments may be numbers,
-    strings, None, lists, tuples, tensors, dicts with string keys of those, and other `Recorded` objects.
+    strings, None, lists, tuples, tensors, dicts with string keys of those, and other `HasRecipe` objects.
     """
 
     _arguments: dict[str, Any]
@@ -100,7 +100,7 @@ class Recorded:
 
 def _plain(value: Any, where: str) -> Any:
     """Writes one constructor argument as JSON-able data."""
-    if isinstance(value, Recorded):
+    if isinstance(value, HasRecipe):
         return value.recipe
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -144,7 +144,7 @@ def build(recipe: Recipe) -> Any:
     """Calls the constructor that a recipe describes.
 
     Raises:
-        ValueError: if it is no recipe, the class does not exist, is not a `Recorded` class, or refuses its arguments.
+        ValueError: if it is no recipe, the class does not exist, is not a `HasRecipe` class, or refuses its arguments.
     """
     if not isinstance(recipe, dict) or "class_path" not in recipe:
         raise ValueError(f"a recipe is a dict with class_path and init_args, got {recipe!r}")
@@ -153,8 +153,10 @@ def build(recipe: Recipe) -> Any:
         cls = find_class(str(path))
     except ValueError as error:
         raise ValueError(f"recipe: {error}") from None
-    if not (isinstance(cls, type) and issubclass(cls, Recorded)):
-        raise ValueError(f"recipe names {path!r}; expected a class of a network or a denoiser (a subclass of Recorded)")
+    if not (isinstance(cls, type) and issubclass(cls, HasRecipe)):
+        raise ValueError(
+            f"recipe names {path!r}; expected a class of a network or a denoiser (a subclass of HasRecipe)"
+        )
     arguments = {name: _built(value) for name, value in recipe.get("init_args", {}).items()}
     try:
         return cls(**arguments)

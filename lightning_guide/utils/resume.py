@@ -9,15 +9,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_guide.utils.recipe import Recorded
+from lightning_guide.utils.recipe import HasRecipe
 
-__all__ = ["check_same", "described"]
+__all__ = ["check_same_settings", "describe_settings"]
 
 
 _LONGEST = 80  # characters of a list that are kept as they are
 
 
-def described(name: str, value: Any) -> dict[str, Any]:
+def describe_settings(name: str, value: Any) -> dict[str, Any]:
     """`value` as plain data by dotted names: ``{"target": "Gain", "target.delta": 0.2}``.
 
     Of an object that does not record its arguments, its public numbers and strings are taken.
@@ -33,7 +33,7 @@ def described(name: str, value: Any) -> dict[str, Any]:
             items = value.items() if isinstance(value, dict) else enumerate(value)
             parts = {f"{name}.{key}": item for key, item in items}
             return {name: len(value)} | _all(parts)
-    if isinstance(value, Recorded):
+    if isinstance(value, HasRecipe):
         return {name: type(value).__name__} | _all({f"{name}.{key}": arg for key, arg in value._arguments.items()})
     if callable(value) and not isinstance(value, nn.Module):
         return {name: getattr(value, "__qualname__", type(value).__name__)}
@@ -43,7 +43,7 @@ def described(name: str, value: Any) -> dict[str, Any]:
     return {name: type(value).__name__} | _all({f"{name}.{key}": item for key, item in plain.items()})
 
 
-def check_same(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+def check_same_settings(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
     """Refuses `present` settings where those `saved` differ; a name that was not saved says nothing.
 
     Raises:
@@ -59,7 +59,7 @@ def check_same(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
 
 def _all(parts: Mapping[str, Any]) -> dict[str, Any]:
     """All parts described."""
-    return {key: item for name, value in parts.items() for key, item in described(name, value).items()}
+    return {key: item for name, value in parts.items() for key, item in describe_settings(name, value).items()}
 
 
 def _short(text: str) -> str:

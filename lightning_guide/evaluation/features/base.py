@@ -14,7 +14,7 @@ from lightning_guide.evaluation.features.identity import Identity, weights_hash
 from lightning_guide.networks.classifiers import SmallClassifier
 from lightning_guide.pretrained.loading import timm_model
 from lightning_guide.runs.run import raw_network
-from lightning_guide.utils.images import shown
+from lightning_guide.utils.images import preprocess_image
 
 __all__ = ["ClassifierFeatures", "FeatureExtractor", "RawPixels", "TimmFeatures", "check_pictures"]
 
@@ -139,7 +139,7 @@ class ClassifierFeatures(FeatureExtractor):
 
 
 class TimmFeatures(FeatureExtractor):
-    """Pooled features of a timm model, on pictures resized and normalised the way the model was trained.
+    """Pooled features of a timm model, on pictures resized and normalized the way the model was trained.
 
     The whole picture is resized, with antialiasing, and not cropped; one channel is repeated three times. The model
     is read at first use.
@@ -168,7 +168,7 @@ class TimmFeatures(FeatureExtractor):
         assert self._model is not None
         channels, height, width = self._config["input_size"]
         size = (height, width) if self.size is None else (self.size, self.size)
-        picture = shown(
+        picture = preprocess_image(
             x.to(torch.float32) / 255,
             mean=self._config["mean"],
             std=self._config["std"],

@@ -16,7 +16,7 @@ __all__ = ["ClipFeatures"]
 
 
 class ClipFeatures(FeatureExtractor):
-    """Image embeddings of an open_clip model, of pictures resized and normalised as the model expects.
+    """Image embeddings of an open_clip model, of pictures resized and normalized as the model expects.
 
     The whole picture is resized, with antialiasing, and not cropped; one channel is repeated three times. The model
     is read at first use. Radford et al. 2021, https://arxiv.org/abs/2103.00020.

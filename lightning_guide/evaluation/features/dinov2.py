@@ -19,7 +19,7 @@ __all__ = ["DINOv2Features", "interpolated_positions"]
 class DINOv2Features(TimmFeatures):
     """The class token (B, 1024) of DINOv2 ViT-L/14, of pictures resized straight to 224 x 224 (bicubic, antialiased).
 
-    Pixels / 255 are normalised by the mean and standard deviation of ImageNet. The model learnt positions of 37 x 37
+    Pixels / 255 are normalized by the mean and standard deviation of ImageNet. The model learnt positions of 37 x 37
     patches (518 pixels); those of 16 x 16 are interpolated as DINOv2 itself does, see `interpolated_positions`, which
     is not what `TimmFeatures(size=224)` does.
     """

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_guide.evaluation.features.base import FeatureExtractor
 from lightning_guide.pretrained.loading import read_weights
-from lightning_guide.utils.images import shown
+from lightning_guide.utils.images import preprocess_image
 
 __all__ = ["ModuleFeatures"]
 
@@ -65,4 +65,6 @@ class ModuleFeatures(FeatureExtractor):
 
     def _picture(self, x: Tensor) -> Tensor:
         size = None if self.size is None else (self.size, self.size)
-        return shown(x.to(torch.float32) / 255, mean=self.mean, std=self.std, size=size, channels=self.channels)
+        return preprocess_image(
+            x.to(torch.float32) / 255, mean=self.mean, std=self.std, size=size, channels=self.channels
+        )

@@ -17,7 +17,7 @@ from lightning_guide.data import Batch
 from lightning_guide.evaluation.features.base import FeatureExtractor
 from lightning_guide.evaluation.features.identity import Identity
 from lightning_guide.evaluation.reference.cache import FeatureCache
-from lightning_guide.utils.distributed import added, rank_and_world
+from lightning_guide.utils.distributed import all_reduce_sum, rank_and_world
 
 __all__ = ["FeatureMetric", "SampleMetric"]
 
@@ -204,7 +204,7 @@ class FeatureMetric(SampleMetric):
         kept = torch.isin(numbers, chosen)
         found = own.new_zeros(len(chosen), own.shape[1])
         found[torch.searchsorted(chosen, numbers[kept]).to(found.device)] = own[kept.to(own.device)]
-        return added(found)
+        return all_reduce_sum(found)
 
     def update(self, x: Tensor, condition: Tensor | None = None) -> None:
         """Adds the features of `x` (B, *); labels do not matter.

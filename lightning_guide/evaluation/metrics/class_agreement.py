@@ -16,24 +16,24 @@ from lightning_guide.data import Batch
 from lightning_guide.evaluation.features.base import ClassifierFeatures
 from lightning_guide.evaluation.metrics.base import SampleMetric
 
-__all__ = ["AgreementByClass", "ClassAgreement", "ClassShares"]
+__all__ = ["AccuracyByClass", "ClassAccuracy", "ClassShares"]
 
 
-class ClassAgreement(SampleMetric):
+class ClassAccuracy(SampleMetric):
     """Share of the samples with a label whose predicted class is this label; samples without one do not count.
 
     The classifier should have learnt from other examples than the generator, or an error that both share stays hidden.
     """
 
     agreed: Tensor
-    labelled: Tensor
+    labeled: Tensor
 
     def __init__(self, extractor: ClassifierFeatures) -> None:
         """Asks the classifier of `extractor`."""
         super().__init__()
         self.extractor = extractor
         self.add_sum("agreed")
-        self.add_sum("labelled")
+        self.add_sum("labeled")
 
     def prepare(self, reference: Iterable[Batch]) -> None:
         """Loads the classifier; reads no data.
@@ -50,15 +50,15 @@ class ClassAgreement(SampleMetric):
         condition = condition.to(self.device)
         predicted = self.extractor.logits(x.to(self.device)).argmax(1)
         self.agreed += ((predicted == condition) & (condition >= 0)).sum()
-        self.labelled += (condition >= 0).sum()
+        self.labeled += (condition >= 0).sum()
 
     def compute(self) -> dict[str, Tensor]:
         """`class_agreement`, between 0 and 1; NaN if no sample had a label."""
-        share = self.agreed / self.labelled if self.labelled > 0 else torch.full_like(self.agreed, torch.nan)
+        share = self.agreed / self.labeled if self.labeled > 0 else torch.full_like(self.agreed, torch.nan)
         return {"class_agreement": share}
 
 
-class AgreementByClass(SampleMetric):
+class AccuracyByClass(SampleMetric):
     """For each class asked for, the share of its samples in which a classifier sees that class.
 
     Of data whose conditions are embeddings, the class asked for is the number of the prompt.

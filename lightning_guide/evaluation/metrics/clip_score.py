@@ -51,11 +51,11 @@ class ClipScore(SampleMetric):
         self._check_prepared(len(self.words) > 0)
         if condition is None or not bool((condition >= 0).any()):
             return
-        labelled = condition >= 0
-        labels = condition[labelled].to(self.device)
+        labeled = condition >= 0
+        labels = condition[labeled].to(self.device)
         if int(labels.max()) >= len(self.prompts):
             raise ValueError(f"ClipScore has {len(self.prompts)} prompts, and none for class {int(labels.max())}")
-        pictures = F.normalize(self.extractor(x[labelled].to(self.device)), dim=1)
+        pictures = F.normalize(self.extractor(x[labeled].to(self.device)), dim=1)
         self.total += 100 * (pictures * self.words[labels]).sum(1).clamp(min=0).to(torch.float64).sum()
         self.count += len(labels)
 

@@ -57,7 +57,7 @@ def lost_mass(found: Tensor, true: Tensor) -> Tensor:
 def sliced_quantiles(x: Tensor, count: int | None = None) -> Tensor:
     """Quantiles of the points `x` (B, 2) along fixed directions, ascending, `(DIRECTIONS, count or B)`.
 
-    With a count, which must divide B, each is the mean of B / count neighbours.
+    With a count, which must divide B, each is the mean of B / count neighbors.
     """
     angle = (torch.arange(DIRECTIONS, device=x.device, dtype=x.dtype) + 0.5) * (math.pi / DIRECTIONS)
     ordered = (torch.stack([angle.cos(), angle.sin()], 1) @ x.T).sort(dim=1).values

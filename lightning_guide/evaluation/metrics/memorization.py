@@ -1,6 +1,6 @@
-"""Memorisation: samples that are copies of training examples.
+"""Memorization: samples that are copies of training examples.
 
-Yoon et al. 2023, "Diffusion Probabilistic Models Generalize when They Fail to Memorize": a sample is memorised if its
+Yoon et al. 2023, "Diffusion Probabilistic Models Generalize when They Fail to Memorize": a sample is memorized if its
 nearest training example is less than a third as far away as the second nearest.
 """
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from lightning_guide.evaluation.features.base import FeatureExtractor
 from lightning_guide.evaluation.metrics.base import FeatureMetric
 
-__all__ = ["Memorisation"]
+__all__ = ["Memorization"]
 
 
-class Memorisation(FeatureMetric):
-    """`memorised`: share of samples whose nearest real example is nearer than `ratio` times the second nearest.
+class Memorization(FeatureMetric):
+    """`memorized`: share of samples whose nearest real example is nearer than `ratio` times the second nearest.
 
     And `nearest`: the mean distance to the nearest one. The reference should be the whole training set.
     """
@@ -39,19 +39,19 @@ class Memorisation(FeatureMetric):
         """
         super().__init__(extractor, max_reference=max_reference, cache=cache)
         if not 0 < ratio < 1:
-            raise ValueError(f"Memorisation needs a ratio between 0 and 1, got {ratio}")
+            raise ValueError(f"Memorization needs a ratio between 0 and 1, got {ratio}")
         self.ratio, self.chunk = ratio, chunk
 
     def compute(self) -> dict[str, Tensor]:
-        """`memorised`, a share, and `nearest`, in units of the features.
+        """`memorized`, a share, and `nearest`, in units of the features.
 
         Raises:
             ValueError: if there are fewer than two samples.
         """
-        centre = self.reference.to(torch.float64).mean(0)
-        real, samples = self.reference.to(torch.float64) - centre, self.generated().to(torch.float64) - centre
+        center = self.reference.to(torch.float64).mean(0)
+        real, samples = self.reference.to(torch.float64) - center, self.generated().to(torch.float64) - center
         two = torch.cat(
             [torch.cdist(part, real).topk(2, dim=1, largest=False).values for part in samples.split(self.chunk)]
         )
         copied = (two[:, 0] < self.ratio * two[:, 1]) | (two[:, 1] == 0)
-        return {"memorised": copied.to(torch.float64).mean(), "nearest": two[:, 0].mean()}
+        return {"memorized": copied.to(torch.float64).mean(), "nearest": two[:, 0].mean()}

@@ -1,4 +1,4 @@
-"""Where walkers end, and whether they hit what stands in their way: the judgement of the motion experiments.
+"""Where walkers end, and whether they hit what stands in their way: the judgment of the motion experiments.
 
 Shen et al. 2024, https://arxiv.org/abs/2403.12404, table 3.
 """
@@ -14,16 +14,16 @@ from lightning_guide.data import Batch
 from lightning_guide.evaluation.metrics.base import SampleMetric
 from lightning_guide.objectives import Goal, Obstacle
 
-__all__ = ["PathMetrics"]
+__all__ = ["MotionMetrics"]
 
 
-class PathMetrics(SampleMetric):
-    """`target` and `obstacle`, the mean losses of paths in metres, and `hits`, the share that enter the obstacle."""
+class MotionMetrics(SampleMetric):
+    """`target` and `obstacle`, the mean losses of paths in meters, and `hits`, the share that enter the obstacle."""
 
     sums: Tensor
 
     def __init__(self, goal: Goal, obstacle: Obstacle) -> None:
-        """The published judgement has an obstacle without a margin."""
+        """The published judgment has an obstacle without a margin."""
         super().__init__()
         self.goal, self.obstacle = goal, obstacle
         self.add_sum("sums", 4)
@@ -44,5 +44,5 @@ class PathMetrics(SampleMetric):
         """
         *sums, count = self.sums
         if not count:
-            raise ValueError("PathMetrics has seen no paths")
+            raise ValueError("MotionMetrics has seen no paths")
         return {name: value / count for name, value in zip(("target", "obstacle", "hits"), sums, strict=True)}

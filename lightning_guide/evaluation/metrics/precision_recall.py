@@ -18,29 +18,29 @@ from lightning_guide.data import Batch
 from lightning_guide.evaluation.features.base import FeatureExtractor
 from lightning_guide.evaluation.metrics.base import FeatureMetric
 
-__all__ = ["DensityCoverage", "NeighbourBalls", "PrecisionRecall", "coverage", "neighbour_radii"]
+__all__ = ["DensityCoverage", "NeighborBalls", "PrecisionRecall", "coverage", "neighbor_radii"]
 
 
-def neighbour_radii(features: Tensor, k: int, *, chunk: int = 1024) -> Tensor:
-    """Distance (N,) from each of `features` (N, F) to its k-th nearest neighbour, itself not counted.
+def neighbor_radii(features: Tensor, k: int, *, chunk: int = 1024) -> Tensor:
+    """Distance (N,) from each of `features` (N, F) to its k-th nearest neighbor, itself not counted.
 
     Raises:
         ValueError: unless N > k >= 1.
     """
     if not 1 <= k < len(features):
-        raise ValueError(f"the {k}-th nearest neighbour needs k >= 1 and more than k features, got {len(features)}")
+        raise ValueError(f"the {k}-th nearest neighbor needs k >= 1 and more than k features, got {len(features)}")
     rows = [torch.cdist(part, features).kthvalue(k + 1).values for part in features.split(chunk)]
     return torch.cat(rows)
 
 
-def coverage(points: Tensor, centres: Tensor, radii: Tensor, *, chunk: int = 1024) -> Tensor:
-    """Share () of `points` (N, F) within at least one ball of `radii` (M,) around `centres` (M, F), border included."""
-    inside = [(torch.cdist(part, centres) <= radii).any(1) for part in points.split(chunk)]
+def coverage(points: Tensor, centers: Tensor, radii: Tensor, *, chunk: int = 1024) -> Tensor:
+    """Share () of `points` (N, F) within at least one ball of `radii` (M,) around `centers` (M, F), border included."""
+    inside = [(torch.cdist(part, centers) <= radii).any(1) for part in points.split(chunk)]
     return torch.cat(inside).to(torch.float64).mean()
 
 
-class NeighbourBalls(FeatureMetric):
-    """Base of metrics that count points within balls up to the k-th neighbour.
+class NeighborBalls(FeatureMetric):
+    """Base of metrics that count points within balls up to the k-th neighbor.
 
     Distances cost (samples + reference)^2. Compare results only for equal numbers of samples and equal references.
     """
@@ -56,7 +56,7 @@ class NeighbourBalls(FeatureMetric):
         chunk: int = 1024,
         cache: str | None = None,
     ) -> None:
-        """Balls reach to the `k`-th neighbour; `chunk` rows of distances are held at a time. Else as `FeatureMetric`.
+        """Balls reach to the `k`-th neighbor; `chunk` rows of distances are held at a time. Else as `FeatureMetric`.
 
         Raises:
             ValueError: unless k >= 1, max_reference > k and chunk >= 1.
@@ -82,16 +82,16 @@ class NeighbourBalls(FeatureMetric):
 
     def radii(self, features: Tensor) -> Tensor:
         """Radii (N,), longer by 1e-6 of the reference's spread, so that equal distances are equal despite rounding."""
-        rounding = 1e-6 * self.centred(self.reference).square().sum(1).mean().sqrt()
-        return neighbour_radii(self.centred(features), self.k, chunk=self.chunk) + rounding
+        rounding = 1e-6 * self.centered(self.reference).square().sum(1).mean().sqrt()
+        return neighbor_radii(self.centered(features), self.k, chunk=self.chunk) + rounding
 
-    def centred(self, features: Tensor) -> Tensor:
+    def centered(self, features: Tensor) -> Tensor:
         """In float64 and around the mean of the reference: distances come from a difference of squares."""
         return features.to(torch.float64) - self.reference.to(torch.float64).mean(0)
 
 
-class PrecisionRecall(NeighbourBalls):
-    """`precision` and `recall` of features, with balls up to the k-th neighbour (3 in the paper)."""
+class PrecisionRecall(NeighborBalls):
+    """`precision` and `recall` of features, with balls up to the k-th neighbor (3 in the paper)."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class PrecisionRecall(NeighbourBalls):
         chunk: int = 1024,
         cache: str | None = None,
     ) -> None:
-        """As `NeighbourBalls`."""
+        """As `NeighborBalls`."""
         super().__init__(extractor, k=k, max_reference=max_reference, chunk=chunk, cache=cache)
 
     def compute(self) -> dict[str, Tensor]:
@@ -112,15 +112,15 @@ class PrecisionRecall(NeighbourBalls):
             ValueError: if there are not more than k samples.
         """
         generated = self.generated()
-        samples, real = self.centred(generated), self.centred(self.reference)
+        samples, real = self.centered(generated), self.centered(self.reference)
         return {
             "precision": coverage(samples, real, self.reference_radii, chunk=self.chunk),
             "recall": coverage(real, samples, self.radii(generated), chunk=self.chunk),
         }
 
 
-class DensityCoverage(NeighbourBalls):
-    """`density` and `coverage` of features, with balls around the real examples up to their k-th neighbour.
+class DensityCoverage(NeighborBalls):
+    """`density` and `coverage` of features, with balls around the real examples up to their k-th neighbor.
 
     Borders belong to the balls, as in `PrecisionRecall`. The authors' code leaves them out, which differs where samples
     are copies of real examples: they have density 1 there, (k + 1) / k here.
@@ -135,7 +135,7 @@ class DensityCoverage(NeighbourBalls):
         chunk: int = 1024,
         cache: str | None = None,
     ) -> None:
-        """As `NeighbourBalls`; the paper recommends k = 5 and equal numbers of samples and real examples."""
+        """As `NeighborBalls`; the paper recommends k = 5 and equal numbers of samples and real examples."""
         super().__init__(extractor, k=k, max_reference=max_reference, chunk=chunk, cache=cache)
 
     def compute(self) -> dict[str, Tensor]:
@@ -144,7 +144,7 @@ class DensityCoverage(NeighbourBalls):
         Raises:
             ValueError: if there are not more than k samples.
         """
-        samples, real = self.centred(self.generated()), self.centred(self.reference)
+        samples, real = self.centered(self.generated()), self.centered(self.reference)
         balls = torch.zeros((), dtype=torch.float64, device=samples.device)
         hit = torch.zeros(len(real), dtype=torch.bool, device=samples.device)
         for part in samples.split(self.chunk):

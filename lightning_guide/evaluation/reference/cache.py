@@ -23,7 +23,7 @@ from torch import Tensor
 from lightning_guide.data import Batch
 from lightning_guide.evaluation.features.base import FeatureExtractor
 from lightning_guide.evaluation.reference.statistics import Statistics, read_statistics, write_statistics
-from lightning_guide.utils.distributed import on_all
+from lightning_guide.utils.distributed import true_on_all_ranks
 from lightning_guide.utils.files import read_numbers, write_numbers
 
 __all__ = ["FeatureCache", "ReferenceCache", "StatisticsCache", "fingerprint"]
@@ -108,7 +108,7 @@ class ReferenceCache(ABC, Generic[Value]):
         data, count = fingerprint(reference)
         path = self.path(extractor, data, count)
         found = self._stored(path, extractor, data, count)
-        if on_all(found is not None):
+        if true_on_all_ranks(found is not None):
             assert found is not None
             return found
         computed = compute()

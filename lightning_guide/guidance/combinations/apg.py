@@ -14,7 +14,7 @@ import math
 from torch import Tensor
 
 from lightning_guide.denoiser import Trajectory
-from lightning_guide.guidance.combinations.base import TINY, Pair, PairCombination, Push, dot, norm
+from lightning_guide.guidance.combinations.base import TINY, Pair, PairCombination, Push, dot, row_norm
 
 __all__ = ["AdaptiveProjection"]
 
@@ -61,7 +61,7 @@ class AdaptiveProjection(PairCombination):
 
     def _cut(self, update: Tensor) -> Tensor:
         """`update` (B, *) with a norm of at most r."""
-        return update / (norm(update) / self.norm_threshold).clamp(min=1).to(update)
+        return update / (row_norm(update) / self.norm_threshold).clamp(min=1).to(update)
 
     def _project(self, update: Tensor, pos: Tensor) -> Tensor:
         """`update` (B, *) with its part along `pos` multiplied by eta."""

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lightning_guide.denoiser import Prediction, Trajectory, expand
-from lightning_guide.utils.recipe import Recorded
+from lightning_guide.utils.recipe import HasRecipe
 
 __all__ = [
     "Branch",
@@ -33,8 +33,8 @@ __all__ = [
     "Push",
     "TINY",
     "dot",
-    "moved",
-    "norm",
+    "move",
+    "row_norm",
 ]
 
 
@@ -50,7 +50,7 @@ Combine = Callable[[Branch, Sequence[tuple[float, Branch]], Tensor, Tensor], Pre
 """(positive, [(weight, negative), ...], x (B, *), sigma ()) -> the guided prediction."""
 
 
-class Combination(Recorded, ABC):
+class Combination(HasRecipe, ABC):
     """Base of the rules that make one prediction out of a positive and its negatives."""
 
     def weights(self, weights: Sequence[float], trajectory: Trajectory) -> list[float]:
@@ -154,7 +154,7 @@ Push = Callable[[Pair], Tensor]
 """What is added to D_pos because of one negative, (B, *); (w - 1) (D_pos - D_neg) in the plain rule."""
 
 
-def moved(guided: Prediction, push: Tensor, pair: Pair) -> Prediction:
+def move(guided: Prediction, push: Tensor, pair: Pair) -> Prediction:
     """`guided` with `push` (B, *) added to its clean estimate, in the dtype that it has.
 
     Its noise moves along, by -push / sigma. Where a branch tells a noise direction apart from its clean estimate, what
@@ -185,7 +185,7 @@ class PairCombination(Combination):
             for push, (weight, negative) in zip(pushes, negatives, strict=True):
                 if weight != 1:
                     pair = Pair(pos, negative(x, sigma), weight, x, sigma)
-                    guided = moved(guided, push(pair), pair)
+                    guided = move(guided, push(pair), pair)
             return guided
 
         return combine
@@ -206,6 +206,6 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     return expand(torch.linalg.vecdot(a.flatten(1).double(), b.flatten(1).double()), a)
 
 
-def norm(a: Tensor) -> Tensor:
+def row_norm(a: Tensor) -> Tensor:
     """|a| of each sample, float64, `(B, 1, ..., 1)` for `a` (B, *)."""
     return torch.linalg.vector_norm(a.double(), dim=list(range(1, a.ndim)), keepdim=True)

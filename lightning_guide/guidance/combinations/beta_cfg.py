@@ -1,4 +1,4 @@
-"""Beta-CFG: a normalised difference, weighted by the density of a Beta distribution over the steps.
+"""Beta-CFG: a normalized difference, weighted by the density of a Beta distribution over the steps.
 
 Malarz et al. 2025, "Classifier-free Guidance with Adaptive Scaling", https://arxiv.org/abs/2502.10574. At step i of N,
 for each sample,
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_guide.denoiser import Trajectory
-from lightning_guide.guidance.combinations.base import TINY, Pair, PairCombination, Push, norm
+from lightning_guide.guidance.combinations.base import TINY, Pair, PairCombination, Push, row_norm
 
 __all__ = ["BetaWeighted"]
 
@@ -27,7 +27,7 @@ class BetaWeighted(PairCombination):
     """
 
     def __init__(self, *, a: float = 2.0, b: float = 3.0, gamma: float = 1.0) -> None:
-        """Shape `a` >= 1 and `b` > 0 of the Beta distribution; `gamma` in [0, 1] normalises the difference.
+        """Shape `a` >= 1 and `b` > 0 of the Beta distribution; `gamma` in [0, 1] normalizes the difference.
 
         Raises:
             ValueError: out of these ranges; with a < 1 the density of the first step is infinite.
@@ -46,7 +46,7 @@ class BetaWeighted(PairCombination):
 
         def push(pair: Pair) -> Tensor:
             difference = pair.difference
-            size = norm(difference) / pair.sigma
+            size = row_norm(difference) / pair.sigma
             unit = torch.where(size > 0, size.clamp(min=TINY) ** -self.gamma, 0.0)
             factor = pair.weight * self.density(trajectory.step / trajectory.steps) * unit - 1
             return (factor * difference.double()).to(difference)

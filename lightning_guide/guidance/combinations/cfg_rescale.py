@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from lightning_guide.denoiser import Prediction, Trajectory
-from lightning_guide.guidance.combinations.base import TINY, Branch, Combination, Combine, Plain, norm
+from lightning_guide.guidance.combinations.base import TINY, Branch, Combination, Combine, Plain, row_norm
 
 __all__ = ["Rescale"]
 
 
 class Rescale(Combination):
-    """The clean estimate of an inner combination, rescaled towards the standard deviation of the positive's.
+    """The clean estimate of an inner combination, rescaled toward the standard deviation of the positive's.
 
     At phi = 0 the inner combination, to the bit; where no weight is on, the positive, to the bit. A noise direction
     that the inner combination tells apart stays as it is. If that does not ask the positive, nothing is rescaled.
@@ -66,4 +66,4 @@ class Rescale(Combination):
 def _spread(clean: Tensor) -> Tensor:
     """Standard deviation of each sample up to a constant, float64, `(B, 1, ..., 1)`."""
     wide = clean.double()
-    return norm(wide - wide.mean(dim=list(range(1, clean.ndim)), keepdim=True))
+    return row_norm(wide - wide.mean(dim=list(range(1, clean.ndim)), keepdim=True))

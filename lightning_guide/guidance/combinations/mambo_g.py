@@ -13,7 +13,7 @@ import math
 from torch import Tensor
 
 from lightning_guide.denoiser import Trajectory
-from lightning_guide.guidance.combinations.base import TINY, Pair, PairCombination, Push, norm
+from lightning_guide.guidance.combinations.base import TINY, Pair, PairCombination, Push, row_norm
 
 __all__ = ["MagnitudeAware"]
 
@@ -37,5 +37,5 @@ class MagnitudeAware(PairCombination):
 
     def _push(self, pair: Pair) -> Tensor:
         pos, neg = pair.velocity
-        fading = (-self.alpha * norm(pos - neg) / norm(neg).clamp(min=TINY)).exp()
+        fading = (-self.alpha * row_norm(pos - neg) / row_norm(neg).clamp(min=TINY)).exp()
         return (pair.weight - 1) * fading.to(pos) * pair.difference

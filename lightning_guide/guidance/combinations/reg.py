@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_guide.denoiser import Prediction, Trajectory
-from lightning_guide.guidance.combinations.base import Branch, Combination, Combine, Pair, Plain, moved
+from lightning_guide.guidance.combinations.base import Branch, Combination, Combine, Pair, Plain, move
 
 __all__ = ["RectifiedGradient"]
 
@@ -54,7 +54,7 @@ class RectifiedGradient(Combination):
                 if weight != 1:
                     # at the very tensor that the positive saw, so that a negative made of it finds it evaluated
                     pair = Pair(pos, negative(point, sigma), weight, x, sigma)
-                    guided = moved(guided, (weight - 1) * factor * pair.difference, pair)
+                    guided = move(guided, (weight - 1) * factor * pair.difference, pair)
             return guided
 
         return combine

@@ -1,8 +1,8 @@
-"""Gradient guidance: samples are led up a linearised objective, by look-ahead or naively."""
+"""Gradient guidance: samples are led up a linearized objective, by look-ahead or naively."""
 
 from __future__ import annotations
 
-from lightning_guide.guidance.gradient.base import GradientGuidance, Linearisation
+from lightning_guide.guidance.gradient.base import GradientGuidance, Linearization
 from lightning_guide.guidance.gradient.look_ahead import LookAhead, LookAheadWithoutJacobian
 from lightning_guide.guidance.gradient.naive import NaiveGradient
 from lightning_guide.guidance.gradient.strengths import (
@@ -17,7 +17,7 @@ from lightning_guide.guidance.gradient.strengths import (
 __all__ = [
     "ConstantStrength",
     "GradientGuidance",
-    "Linearisation",
+    "Linearization",
     "LookAhead",
     "LookAheadWithoutJacobian",
     "NaiveGradient",

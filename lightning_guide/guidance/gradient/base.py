@@ -2,7 +2,7 @@
 
 Guo et al. 2024, https://arxiv.org/abs/2404.14743. The objective enters through its gradient g at an earlier sample
 alone: a sample is asked to have the label y = g^T x_0 + s e. g and y belong to each sample; they are data of the
-guidance, set for a round of samples by `towards`, which hands back a guidance and changes none. The variance-exploding
+guidance, set for a round of samples by `toward`, which hands back a guidance and changes none. The variance-exploding
 form of the paper's formulas is derived in `strengths`.
 """
 
@@ -21,11 +21,11 @@ from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory, 
 from lightning_guide.guidance.base import Guidance, Main
 from lightning_guide.guidance.gradient.strengths import PaperStrength, Slope, Strength
 
-__all__ = ["GradientGuidance", "Linearisation", "check_seen"]
+__all__ = ["GradientGuidance", "Linearization", "check_seen"]
 
 
 @dataclass(frozen=True)
-class Linearisation:
+class Linearization:
     """The label v = g^T seen(D) at one point x: `prediction` and, of each sample, `value` v (B,), `jacobian` J (B, *).
 
     `along` (B,) is u^T J with u the gradient of v with respect to D, which is g unless there is a decoder.
@@ -65,7 +65,7 @@ class GradientGuidance(Guidance):
             strength: gives c; default `PaperStrength()`.
             every: guide in the steps 0, `every`, 2 `every` ... only; the others cost one plain evaluation.
             cap: largest root mean square of sigma G, the change of the predicted noise, whose own is 1; None: no limit.
-            gradient: g (*seen_shape), the same for all samples; loops set their own by `towards`.
+            gradient: g (*seen_shape), the same for all samples; loops set their own by `toward`.
             target: y of that gradient.
             positive: the denoiser that is guided.
 
@@ -83,7 +83,7 @@ class GradientGuidance(Guidance):
         self.gradient = None if gradient is None else torch.as_tensor(gradient, dtype=torch.float32)[None]
         self.target = None if target is None else torch.tensor([float(target)])
 
-    def towards(self, gradient: Tensor, target: Tensor) -> Self:
+    def toward(self, gradient: Tensor, target: Tensor) -> Self:
         """This guidance with g = `gradient` (B or 1, *seen_shape) and y = `target` (B or 1,), for a batch of B.
 
         Raises:
@@ -102,9 +102,9 @@ class GradientGuidance(Guidance):
         return x
 
     @abstractmethod
-    def linearise(
+    def linearize(
         self, predict: Predict, x: Tensor, sigma: Tensor, condition: Tensor | None, gradient: Tensor
-    ) -> Linearisation:
+    ) -> Linearization:
         """Prediction, label and J at `x` (B, *) for `gradient` g (B or 1, *seen_shape)."""
 
     def start(self, trajectory: Trajectory) -> Predict:
@@ -118,7 +118,7 @@ class GradientGuidance(Guidance):
             if trajectory.step % self.every:
                 return plain(x, sigma, condition)
             self._check_rows(len(x), len(g))
-            line = self.linearise(plain, x, sigma, condition, g.to(x))
+            line = self.linearize(plain, x, sigma, condition, g.to(x))
             square = line.jacobian.flatten(1).square().sum(1)
             c = self.strength.at(Slope(y.to(x) - line.value, square, line.along, sigma))
             score = expand(c, x) * line.jacobian

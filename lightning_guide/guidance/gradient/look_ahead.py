@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_guide.denoiser import Denoiser, Predict, Prediction
-from lightning_guide.guidance.gradient.base import GradientGuidance, Linearisation, check_seen
+from lightning_guide.guidance.gradient.base import GradientGuidance, Linearization, check_seen
 from lightning_guide.guidance.gradient.strengths import Strength
 
 __all__ = ["LookAhead", "LookAheadWithoutJacobian"]
@@ -48,9 +48,9 @@ class LookAhead(GradientGuidance):
         """decoder(x), or `x` without a decoder."""
         return x if self.decoder is None else self.decoder(x)
 
-    def linearise(
+    def linearize(
         self, predict: Predict, x: Tensor, sigma: Tensor, condition: Tensor | None, gradient: Tensor
-    ) -> Linearisation:
+    ) -> Linearization:
         """The label and its gradient with respect to `x`.
 
         Raises:
@@ -69,7 +69,7 @@ class LookAhead(GradientGuidance):
             pull, jacobian = torch.autograd.grad(value.sum(), [prediction.clean, leaf])
         noise = None if prediction.noise is None else prediction.noise.detach()
         along = (pull * jacobian).flatten(1).sum(1)
-        return Linearisation(Prediction(prediction.clean.detach(), noise), value.detach(), jacobian, along)
+        return Linearization(Prediction(prediction.clean.detach(), noise), value.detach(), jacobian, along)
 
 
 class LookAheadWithoutJacobian(GradientGuidance):
@@ -78,11 +78,11 @@ class LookAheadWithoutJacobian(GradientGuidance):
     Cheaper, and off the support like the naive guidance: the part of g that leaves it is not projected away.
     """
 
-    def linearise(
+    def linearize(
         self, predict: Predict, x: Tensor, sigma: Tensor, condition: Tensor | None, gradient: Tensor
-    ) -> Linearisation:
+    ) -> Linearization:
         """The label and g (B, *)."""
         prediction = predict(x, sigma, condition)
         check_seen(gradient, prediction.clean)
         value, square = (gradient * prediction.clean).flatten(1).sum(1), gradient.flatten(1).square().sum(1)
-        return Linearisation(prediction, value, gradient.expand_as(x), square.expand(len(x)))
+        return Linearization(prediction, value, gradient.expand_as(x), square.expand(len(x)))

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser, Predict
-from lightning_guide.guidance.gradient.base import GradientGuidance, Linearisation, check_seen
+from lightning_guide.guidance.gradient.base import GradientGuidance, Linearization, check_seen
 from lightning_guide.guidance.gradient.strengths import Strength
 
 __all__ = ["NaiveGradient"]
@@ -46,12 +46,12 @@ class NaiveGradient(GradientGuidance):
             raise ValueError(f"NaiveGradient needs data_std > 0, got {data_std}")
         self.data_std = data_std
 
-    def linearise(
+    def linearize(
         self, predict: Predict, x: Tensor, sigma: Tensor, condition: Tensor | None, gradient: Tensor
-    ) -> Linearisation:
+    ) -> Linearization:
         """The label and g d^2 / (d^2 + sigma^2) (B, *)."""
         prediction = predict(x, sigma, condition)
         check_seen(gradient, prediction.clean)
         jacobian = gradient.expand_as(x) / (1 + (sigma / self.data_std) ** 2)
         value, along = (gradient * prediction.clean).flatten(1).sum(1), (gradient * jacobian).flatten(1).sum(1)
-        return Linearisation(prediction, value, jacobian, along)
+        return Linearization(prediction, value, jacobian, along)

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_guide.utils.recipe import Recorded
+from lightning_guide.utils.recipe import HasRecipe
 
 __all__ = ["ConstantStrength", "PaperStrength", "PosteriorStrength", "Slope", "Strength", "Tilt"]
 
@@ -43,7 +43,7 @@ class Slope:
     sigma: Tensor
 
 
-class Strength(Recorded, ABC):
+class Strength(HasRecipe, ABC):
     """The factor c (B,) of the score c J that is added.
 
     Attributes:
@@ -130,7 +130,7 @@ class Tilt(Strength):
     """
 
     def __init__(self, eta: float) -> None:
-        """`eta` in inverse units of the objective: 1 / lambda of the regularised problem.
+        """`eta` in inverse units of the objective: 1 / lambda of the regularized problem.
 
         Raises:
             ValueError: if it is not positive.

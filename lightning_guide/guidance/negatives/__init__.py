@@ -31,7 +31,7 @@ from lightning_guide.guidance.negatives.s2 import StochasticSelfGuidance, Stocha
 from lightning_guide.guidance.negatives.sag import BlurredInput, SelfAttentionGuidance
 from lightning_guide.guidance.negatives.sag_masks import (
     AttentionMask,
-    Everywhere,
+    FullMask,
     HighFrequency,
     Mask,
     RandomPixels,
@@ -63,7 +63,7 @@ __all__ = [
     "ClassifierFreeGuidancePP",
     "ConditionAnnealedGuidance",
     "EntropyRectifyingGuidance",
-    "Everywhere",
+    "FullMask",
     "GaussianCondition",
     "HighFrequency",
     "IdentityAttention",

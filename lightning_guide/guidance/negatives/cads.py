@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_guide.conditioning import present
+from lightning_guide.conditioning import token_mask
 from lightning_guide.denoiser import Denoiser, Trajectory
 from lightning_guide.guidance.combinations.base import Combination
 from lightning_guide.guidance.guided import Guided
@@ -72,7 +72,7 @@ class AnnealedCondition(ConditionPerturbation):
             noisy_deviation, noisy_mean = torch.std_mean(noisy, dim=-1, keepdim=True, correction=0)
             ratio = deviation / noisy_deviation.clamp(min=torch.finfo(y.dtype).tiny)
             mixed = torch.lerp(noisy, (noisy - noisy_mean) * ratio + mean, self.mixing)
-            return mixed * present(y)[..., None]
+            return mixed * token_mask(y)[..., None]
 
         return ChangedEmbedding(module, annealed)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lightning_guide.denoiser import Denoiser, Models, Trajectory
 from lightning_guide.guidance.base import Main
-from lightning_guide.guidance.branches import OtherCondition, Replace
+from lightning_guide.guidance.branches import ConditionReplacement, Replace
 from lightning_guide.guidance.combinations.base import Combination
 from lightning_guide.guidance.guided import Guided
 from lightning_guide.guidance.schedules import WeightSchedule
@@ -12,7 +12,7 @@ from lightning_guide.guidance.schedules import WeightSchedule
 __all__ = ["ClassifierFreeGuidance", "Unconditional"]
 
 
-class Unconditional(OtherCondition):
+class Unconditional(ConditionReplacement):
     """A denoiser whose condition is dropped: D(x, sigma, no condition). It was trained with label dropout."""
 
     @property

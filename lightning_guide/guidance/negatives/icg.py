@@ -14,7 +14,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from lightning_guide.denoiser import Denoiser, Models, Trajectory
-from lightning_guide.guidance.branches import OtherCondition, Replace
+from lightning_guide.guidance.branches import ConditionReplacement, Replace
 from lightning_guide.guidance.combinations.base import Combination
 from lightning_guide.guidance.guided import Guided
 from lightning_guide.guidance.perturbation import ChangedEmbedding, ConditionPerturbation
@@ -41,7 +41,7 @@ class GaussianCondition(ConditionPerturbation):
         return ChangedEmbedding(module, gaussian)
 
 
-class RandomCondition(OtherCondition):
+class RandomCondition(ConditionReplacement):
     """D(x, sigma, c'), each sample's class c' uniform over all classes and drawn afresh at each call."""
 
     def resolve(self, models: Models) -> Denoiser:

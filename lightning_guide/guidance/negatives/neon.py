@@ -14,7 +14,7 @@ import torch
 from lightning_guide.denoiser import Denoiser, Models
 from lightning_guide.guidance.base import Main, Reference
 
-__all__ = ["Neon", "extrapolated"]
+__all__ = ["Neon", "extrapolate"]
 
 
 class Neon(Reference):
@@ -38,11 +38,11 @@ class Neon(Reference):
         Raises:
             ValueError: if the two models do not have the same parameters.
         """
-        return extrapolated(self.base.resolve(models), self.auxiliary.resolve(models), self.weight)
+        return extrapolate(self.base.resolve(models), self.auxiliary.resolve(models), self.weight)
 
 
 @torch.no_grad()
-def extrapolated(base: Denoiser, auxiliary: Denoiser, weight: float) -> Denoiser:
+def extrapolate(base: Denoiser, auxiliary: Denoiser, weight: float) -> Denoiser:
     """A copy of `base` with parameters aux + `weight` (base - aux); buffers are those of the base.
 
     Raises:

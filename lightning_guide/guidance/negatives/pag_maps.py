@@ -36,7 +36,7 @@ class BlurredAttention(AttentionPerturbation):
     """K A K^T over its row sums: the map A (N, N) blurred over queries and keys, in the order of the tokens.
 
     K is `blur_matrix` of N cells; sigma = .8 gives 5 taps. sigma <= 1/6 changes nothing, sigma = infinity is uniform
-    attention. Neighbours here are neighbours in the sequence, for a picture those of the same row.
+    attention. Neighbors here are neighbors in the sequence, for a picture those of the same row.
     """
 
     def __init__(self, sigma: float = 0.8, *, layers: Sequence[str] | None = None) -> None:

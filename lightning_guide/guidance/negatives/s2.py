@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from lightning_guide.denoiser import Denoiser, Trajectory
 from lightning_guide.guidance.combinations.base import Combination
 from lightning_guide.guidance.guided import Guided
-from lightning_guide.guidance.negatives.skip_layer import check_skippable, shapes
-from lightning_guide.guidance.perturbation import Around, Perturbation, Perturbed
+from lightning_guide.guidance.negatives.skip_layer import check_skippable, record_shapes
+from lightning_guide.guidance.perturbation import ModuleWrapper, Perturbation, Perturbed
 from lightning_guide.guidance.schedules import StepWindow, WeightSchedule
 from lightning_guide.preconditioning import Network
-from lightning_guide.utils.modules import StandIn, named
+from lightning_guide.utils.modules import StandIn, names_of_layers
 
 __all__ = ["StochasticSelfGuidance", "StochasticSkip"]
 
@@ -43,7 +43,7 @@ class _Draw:
         return self.skipped
 
 
-class _SometimesSkipped(Around):
+class _SometimesSkipped(ModuleWrapper):
     """A block, or in the steps that skip it, its first argument."""
 
     def __init__(self, inner: nn.Module, name: str, draw: _Draw) -> None:
@@ -88,11 +88,11 @@ class StochasticSkip(Perturbation):
         if self.layers is None:
             kinds = tuple({type(network.get_submodule(name)) for name in names})
             blocks = [name for name, module in network.named_modules() if isinstance(module, kinds)]
-            names = [name for name, (inside, outside) in shapes(network, blocks).items() if inside == outside]
+            names = [name for name, (inside, outside) in record_shapes(network, blocks).items() if inside == outside]
         else:
             check_skippable(network, names, type(self).__name__)
         who = type(self).__name__
-        protected = names[:1] if self.protected is None else named(network, self.protected, who)
+        protected = names[:1] if self.protected is None else names_of_layers(network, self.protected, who)
         free = [name for name in names if not f"{name}.".startswith(tuple(f"{other}." for other in protected))]
         if not free:
             raise ValueError(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser, Models, Prediction, Trajectory
 from lightning_guide.guidance.base import Main
-from lightning_guide.guidance.branches import React, Reaction
+from lightning_guide.guidance.branches import NegativeOfPrediction, PredictionNegative
 from lightning_guide.guidance.combinations.base import Combination
 from lightning_guide.guidance.guided import Guided
 from lightning_guide.guidance.negatives.sag_masks import AttentionMask, Mask
@@ -27,7 +27,7 @@ from lightning_guide.utils.images import gaussian_blur
 __all__ = ["BlurredInput", "SelfAttentionGuidance"]
 
 
-class BlurredInput(Reaction):
+class BlurredInput(PredictionNegative):
     """D(x~) - (x~ - x) with x~ = x + M (blur(D) - D). One evaluation on top of the positive's; pictures (C, H, W)."""
 
     def __init__(
@@ -69,7 +69,7 @@ class BlurredInput(Reaction):
         self.mask.check(resolved.positive)
         return resolved
 
-    def attach(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, React]:
+    def attach(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, NegativeOfPrediction]:
         """The model as the mask has to see it, and the negative.
 
         Raises:

@@ -22,9 +22,9 @@ from torch.nn import functional as F
 from lightning_guide.denoiser import Denoiser, Trajectory
 from lightning_guide.guidance.attention import AttentionPerturbation
 from lightning_guide.guidance.perturbation import Perturbed
-from lightning_guide.utils.recipe import Recorded
+from lightning_guide.utils.recipe import HasRecipe
 
-__all__ = ["AttentionMask", "Everywhere", "HighFrequency", "Mask", "MaskAt", "RandomPixels", "RandomSquare"]
+__all__ = ["AttentionMask", "FullMask", "HighFrequency", "Mask", "MaskAt", "RandomPixels", "RandomSquare"]
 
 
 MaskAt = Callable[[Tensor], Tensor]
@@ -33,7 +33,7 @@ MaskAt = Callable[[Tensor], Tensor]
 """clean (B, C, H, W) -> mask (B or 1, 1, H, W) of zeros and ones, in dtype and device of `clean`."""
 
 
-class Mask(Recorded, ABC):
+class Mask(HasRecipe, ABC):
     """Base of the masks."""
 
     def check(self, model: Denoiser) -> None:
@@ -51,7 +51,7 @@ class Mask(Recorded, ABC):
         """
 
 
-class Everywhere(Mask):
+class FullMask(Mask):
     """M = 1: blur guidance, the whole picture."""
 
     def attach(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, MaskAt]:
@@ -182,7 +182,7 @@ class ObservedAttention(AttentionPerturbation):
 
 
 class AttentionMask(Mask):
-    """M = (attention received > psi), on the token grid, enlarged to the picture by nearest neighbours.
+    """M = (attention received > psi), on the token grid, enlarged to the picture by nearest neighbors.
 
     Costs one attention map (B, heads, N, N) in each layer observed, and no evaluation. With several layers the
     attention received is averaged over them.

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from lightning_guide.denoiser import Denoiser, Trajectory
 from lightning_guide.guidance.negatives.sag_masks import Mask, MaskAt
 from lightning_guide.pretrained.loading import timm_model
-from lightning_guide.utils.images import shown
-from lightning_guide.utils.modules import replaced
+from lightning_guide.utils.images import preprocess_image
+from lightning_guide.utils.modules import replace_modules
 
 __all__ = ["SaliencyMask"]
 
@@ -46,7 +46,7 @@ class SaliencyMask(Mask):
     """M = (saliency > psi mean saliency), the saliency being the attention of the class token in the last block.
 
     The clean estimate is taken as a picture in [-1, 1], clamped, resized to what the model was trained on and
-    normalised like that; one channel is repeated. Not for latents. Each mask costs a forward pass of this model, which
+    normalized like that; one channel is repeated. Not for latents. Each mask costs a forward pass of this model, which
     is not counted among the evaluations. The model is read at first use.
     """
 
@@ -86,7 +86,9 @@ class SaliencyMask(Mask):
 
         config = resolve_data_config(model=self._transformer)
         picture = ((clean.to(torch.float32) + 1) / 2).clamp(0, 1)
-        picture = shown(picture, mean=config["mean"], std=config["std"], size=config["input_size"][1:], channels=3)
+        picture = preprocess_image(
+            picture, mean=config["mean"], std=config["std"], size=config["input_size"][1:], channels=3
+        )
         model: Any = self._transformer.to(clean.device)
         with torch.autocast(clean.device.type, enabled=False):
             model.forward_features(picture)
@@ -100,5 +102,5 @@ class SaliencyMask(Mask):
         if not hasattr(getattr(last, "attn", None), "qkv") or getattr(model, "cls_token", None) is None:
             raise ValueError(f"SaliencyMask needs a vision transformer with a class token; {self.name} is none")
         observed = _ClassAttention(last.attn, model.num_prefix_tokens)
-        model = replaced(model, {f"blocks.{len(model.blocks) - 1}.attn": observed})
+        model = replace_modules(model, {f"blocks.{len(model.blocks) - 1}.attn": observed})
         return model.eval().requires_grad_(False)

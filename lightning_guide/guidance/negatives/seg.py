@@ -25,7 +25,7 @@ from lightning_guide.guidance.guided import Guided
 from lightning_guide.guidance.perturbation import Perturbed
 from lightning_guide.guidance.schedules import WeightSchedule
 
-__all__ = ["BlurredQueries", "SmoothedEnergyGuidance", "blur_matrix", "blurred", "kernel_size"]
+__all__ = ["BlurredQueries", "SmoothedEnergyGuidance", "blur_matrix", "blur_queries", "kernel_size"]
 
 
 def kernel_size(sigma: float, size: int) -> int:
@@ -58,7 +58,7 @@ def blur_matrix(size: int, sigma: float, like: Tensor) -> Tensor:
     return matrix.scatter_add(1, source, taps.expand(size, -1)).to(like.dtype)
 
 
-def blurred(q: Tensor, grid: tuple[int, int] | None, sigma: float) -> Tensor:
+def blur_queries(q: Tensor, grid: tuple[int, int] | None, sigma: float) -> Tensor:
     """Gaussian blur of `q` (B, heads, N, d) as pictures of `grid` = (H, W) tokens, N = H W; see `blur_matrix`.
 
     Raises:
@@ -77,7 +77,7 @@ def blurred(q: Tensor, grid: tuple[int, int] | None, sigma: float) -> Tensor:
 class BlurredQueries(AttentionPerturbation):
     """softmax((G_sigma * q) k^T / sqrt(d)) v, the queries blurred over the token grid H x W, of any aspect.
 
-    The blurred queries are not normalised again, also where a network gave them unit length: they shrink, and that
+    The blurred queries are not normalized again, also where a network gave them unit length: they shrink, and that
     flattens the map, too, as in the paper's derivation. sigma <= 1/6 changes nothing.
     """
 
@@ -98,7 +98,7 @@ class BlurredQueries(AttentionPerturbation):
         """The module behind a blur."""
         if math.isfinite(self.sigma) and kernel_size(self.sigma, 3) == 1:
             return module
-        return ChangedQueries(module, partial(blurred, sigma=self.sigma))
+        return ChangedQueries(module, partial(blur_queries, sigma=self.sigma))
 
 
 class SmoothedEnergyGuidance(Guided):

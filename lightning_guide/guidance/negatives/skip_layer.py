@@ -17,18 +17,18 @@ from torch import Tensor, nn
 from lightning_guide.denoiser import Denoiser, Trajectory
 from lightning_guide.guidance.combinations.base import Combination
 from lightning_guide.guidance.guided import Guided
-from lightning_guide.guidance.perturbation import Around, Perturbed, Replacement
+from lightning_guide.guidance.perturbation import ModuleWrapper, Perturbed, Replacement
 from lightning_guide.guidance.schedules import StepWindow, WeightSchedule
 from lightning_guide.preconditioning import Network
-from lightning_guide.utils.modules import rebuilt
+from lightning_guide.utils.modules import rebuild_with
 
-__all__ = ["Shapes", "SkipBlocks", "SkipLayerGuidance", "check_skippable", "shapes"]
+__all__ = ["Shapes", "SkipBlocks", "SkipLayerGuidance", "check_skippable", "record_shapes"]
 
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...]]
 
 
-class _Noting(Around):
+class _Noting(ModuleWrapper):
     """Calls a block and notes the shapes of what goes in and what comes out."""
 
     def __init__(self, inner: nn.Module, noted: dict[str, Shapes], name: str) -> None:
@@ -42,14 +42,14 @@ class _Noting(Around):
 
 
 @torch.no_grad()
-def shapes(network: Network, names: Sequence[str]) -> dict[str, Shapes]:
+def record_shapes(network: Network, names: Sequence[str]) -> dict[str, Shapes]:
     """Shapes of the first argument and of the result of each of the submodules `names`, for one sample.
 
     Costs one evaluation of a single sample, in a tree apart.
     """
     noted: dict[str, Shapes] = {}
     stand_ins = [(name, lambda block, name=name: _Noting(block, noted, name)) for name in names]
-    tree = rebuilt(network, stand_ins).eval()
+    tree = rebuild_with(network, stand_ins).eval()
     like = next(network.parameters())
     tree(like.new_zeros(1, *network.data_shape), like.new_zeros(1), tree.embed(None, 1))
     return noted
@@ -61,7 +61,7 @@ def check_skippable(network: Network, names: Sequence[str], who: str) -> None:
     Raises:
         ValueError: naming the first of them and its shapes.
     """
-    noted = shapes(network, names) if names else {}
+    noted = record_shapes(network, names) if names else {}
     if idle := [name for name in names if name not in noted]:
         raise ValueError(f"{who} cannot skip {idle[0]}: {type(network).__name__} never calls it, but parts of it")
     for name, (inside, outside) in noted.items():
@@ -69,7 +69,7 @@ def check_skippable(network: Network, names: Sequence[str], who: str) -> None:
             raise ValueError(f"{who} cannot skip {name}: it turns {inside} into {outside}, which needs the block")
 
 
-class _HandsThrough(Around):
+class _HandsThrough(ModuleWrapper):
     """The first argument, whatever else a block is given."""
 
     def forward(self, x: Tensor, *arguments: Any) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser, Models, Predict, Prediction, Trajectory
 from lightning_guide.guidance.base import Guidance, Main
-from lightning_guide.guidance.branches import React, Reaction
+from lightning_guide.guidance.branches import NegativeOfPrediction, PredictionNegative
 from lightning_guide.guidance.combinations.base import Combination
 from lightning_guide.guidance.guided import Guided
 from lightning_guide.guidance.schedules import WeightSchedule
@@ -32,7 +32,7 @@ __all__ = [
     "SlidingWindow",
     "SlidingWindowGuidance",
     "Window",
-    "coverage",
+    "window_counts",
     "overlap_average",
     "windows",
 ]
@@ -66,7 +66,7 @@ def windows(height: int, width: int, *, fraction: float, count: int) -> list[Win
     return [(rows, columns) for rows in axes[0] for columns in axes[1]]
 
 
-def coverage(places: Sequence[Window], like: Tensor) -> Tensor:
+def window_counts(places: Sequence[Window], like: Tensor) -> Tensor:
     """How many windows hold each pixel, `(1, 1, H, W)`, for pictures `like` (B, C, H, W)."""
     count = like.new_zeros(1, 1, *like.shape[2:])
     for rows, columns in places:
@@ -79,7 +79,7 @@ def overlap_average(parts: Sequence[Tensor], places: Sequence[Window], like: Ten
     total = torch.zeros_like(like, dtype=parts[0].dtype)
     for part, (rows, columns) in zip(parts, places, strict=True):
         total[..., rows, columns] += part
-    return total / coverage(places, total)
+    return total / window_counts(places, total)
 
 
 class SlidingWindow(Guidance):
@@ -159,7 +159,7 @@ class SlidingWindow(Guidance):
         self.places(shape)
 
 
-class MaskedSlidingWindow(Reaction):
+class MaskedSlidingWindow(PredictionNegative):
     """M D_swg + (1 - M) D, M being 1 at pixels that two crops or more cover: what M-SWG pushes away from.
 
     n x n evaluations on crops, besides the positive's. D itself at crop = 1.
@@ -171,7 +171,7 @@ class MaskedSlidingWindow(Reaction):
         self.positive = positive if positive is not None else Main()
         self.window = SlidingWindow(crop=crop, n=n, positive=self.positive)
 
-    def attach(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, React]:
+    def attach(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, NegativeOfPrediction]:
         """The model as it is, and the negative.
 
         Raises:
@@ -181,7 +181,7 @@ class MaskedSlidingWindow(Reaction):
 
         def react(pos: Prediction, x: Tensor, sigma: Tensor, condition: Tensor | None) -> Prediction:
             neg = window(x, sigma, condition)
-            mask = coverage(self.window.places(x.shape), x) > 1
+            mask = window_counts(self.window.places(x.shape), x) > 1
             clean = torch.where(mask, neg.clean, pos.clean)
             if neg.noise is None and pos.noise is None:
                 return Prediction(clean)

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from lightning_guide.denoiser import Denoiser, Trajectory
 from lightning_guide.guidance.combinations.base import Combination
 from lightning_guide.guidance.guided import Guided
-from lightning_guide.guidance.perturbation import Around, Perturbed, Replacement
+from lightning_guide.guidance.perturbation import ModuleWrapper, Perturbed, Replacement
 from lightning_guide.guidance.schedules import WeightSchedule
 
 __all__ = ["ShuffledTokens", "TokenPerturbationGuidance"]
 
 
-class _Shuffled(Around):
+class _Shuffled(ModuleWrapper):
     """A block behind a shuffle of its tokens."""
 
     def __init__(self, inner: nn.Module, shuffle: ShuffledTokens, trajectory: Trajectory) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from lightning_guide.guidance.training_free.augmentations import (
     AddedNoise,
     Augmentation,
-    Colour,
+    ColorJitter,
     Cutout,
     Rescaled,
     Resized,
@@ -22,25 +22,25 @@ from lightning_guide.guidance.training_free.estimators import Augmented, Estimat
 from lightning_guide.guidance.training_free.freedom import AugmentedPolyak, FreeDoM, FreeDoMCLIP
 from lightning_guide.guidance.training_free.gradient_probe import Probe
 from lightning_guide.guidance.training_free.lgd import LossGuidedDiffusion
-from lightning_guide.guidance.training_free.local_loss import Landscape
+from lightning_guide.guidance.training_free.local_loss import LocalLoss
 from lightning_guide.guidance.training_free.mpgd import MPGD, MPGDLatent
-from lightning_guide.guidance.training_free.schedules import Balanced, Point, PowerLaw, Schedule, Window
+from lightning_guide.guidance.training_free.schedules import Balanced, PowerLaw, Schedule, SigmaWindow, StepContext
 from lightning_guide.guidance.training_free.step_rules import (
-    Adam,
-    Capped,
-    Constant,
-    Normalised,
-    Polyak,
-    RootMeanSquare,
+    AdamStep,
+    ClippedStep,
+    ConstantStep,
+    NoiseScaledPolyakStep,
+    NormalizedStep,
+    PolyakStep,
+    RootMeanSquareStep,
     StepRule,
-    TruePolyak,
 )
 from lightning_guide.guidance.training_free.tfg import TFG
 from lightning_guide.guidance.training_free.universal import UniversalGuidance
-from lightning_guide.guidance.training_free.updates import AtClean, InLatent, Move, ThroughDenoiser
+from lightning_guide.guidance.training_free.updates import AtClean, InLatent, ThroughDenoiser, Update
 
 __all__ = [
-    "Adam",
+    "AdamStep",
     "AdamDPS",
     "AddedNoise",
     "AtClean",
@@ -48,10 +48,10 @@ __all__ = [
     "Augmented",
     "AugmentedPolyak",
     "Balanced",
-    "Capped",
+    "ClippedStep",
     "ClassifierGuidance",
-    "Colour",
-    "Constant",
+    "ColorJitter",
+    "ConstantStep",
     "Cutout",
     "DPS",
     "EluCD",
@@ -60,28 +60,28 @@ __all__ = [
     "FreeDoM",
     "FreeDoMCLIP",
     "InLatent",
-    "Landscape",
+    "LocalLoss",
     "LossGuidedDiffusion",
     "MPGD",
     "MPGDLatent",
     "MonteCarlo",
-    "Move",
-    "Normalised",
+    "Update",
+    "NormalizedStep",
     "PlugIn",
-    "Point",
-    "Polyak",
+    "StepContext",
+    "NoiseScaledPolyakStep",
     "PowerLaw",
     "Probe",
     "Rescaled",
     "Resized",
-    "RootMeanSquare",
+    "RootMeanSquareStep",
     "Schedule",
     "Sine",
     "StepRule",
     "TFG",
     "ThroughDenoiser",
     "Translation",
-    "TruePolyak",
+    "PolyakStep",
     "UniversalGuidance",
-    "Window",
+    "SigmaWindow",
 ]

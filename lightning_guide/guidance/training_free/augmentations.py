@@ -1,6 +1,6 @@
 """Differentiable random augmentations of pictures in [-1, 1], drawn for each copy of each sample.
 
-The policy of Shen et al. 2024, https://arxiv.org/abs/2403.12404, is colour, translation, resize and cutout, in the
+The policy of Shen et al. 2024, https://arxiv.org/abs/2403.12404, is color, translation, resize and cutout, in the
 terms of DiffAugment (Zhao et al. 2020, https://arxiv.org/abs/2006.10738); published before it, to the size of the
 guide: `Resized`.
 """
@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_guide.seeds import SampleSeeds
-from lightning_guide.utils.recipe import Recorded
+from lightning_guide.utils.recipe import HasRecipe
 
-__all__ = ["AddedNoise", "Augmentation", "Colour", "Cutout", "Rescaled", "Resized", "Transform", "Translation"]
+__all__ = ["AddedNoise", "Augmentation", "ColorJitter", "Cutout", "Rescaled", "Resized", "Transform", "Translation"]
 
 
 Transform = Callable[[Tensor], Tensor]
@@ -27,7 +27,7 @@ Transform = Callable[[Tensor], Tensor]
 """Pictures (n, B, C, H, W) -> pictures (n, B, C, H', W')."""
 
 
-class Augmentation(Recorded, ABC):
+class Augmentation(HasRecipe, ABC):
     """Base of the augmentations."""
 
     @abstractmethod
@@ -41,7 +41,7 @@ def _uniform(seeds: SampleSeeds, purpose: str, copies: int, count: int, device: 
     return drawn.permute(2, 1, 0)[..., None, None, None]
 
 
-class Colour(Augmentation):
+class ColorJitter(Augmentation):
     """Brightness, saturation, contrast: x + U(-1/2, 1/2), then both means in turn approached or left behind.
 
     The mean over the channels of a pixel, times U(0, 2); then the mean of the picture, times U(1/2, 3/2).
@@ -49,12 +49,12 @@ class Colour(Augmentation):
 
     def draw(self, seeds: SampleSeeds, copies: int, device: torch.device) -> Transform:
         """Three numbers for each copy."""
-        brightness, saturation, contrast = _uniform(seeds, "colour", copies, 3, device)
+        brightness, saturation, contrast = _uniform(seeds, "color", copies, 3, device)
 
         def transform(x: Tensor) -> Tensor:
             x = x + (brightness - 0.5).to(x)
-            grey = x.mean(-3, keepdim=True)
-            x = grey + (x - grey) * (2 * saturation).to(x)
+            gray = x.mean(-3, keepdim=True)
+            x = gray + (x - gray) * (2 * saturation).to(x)
             mean = x.mean((-3, -2, -1), keepdim=True)
             return mean + (x - mean) * (contrast + 0.5).to(x)
 
@@ -90,7 +90,7 @@ class Translation(Augmentation):
 
 
 class Rescaled(Augmentation):
-    """Size times U(1 - amount, 1 + amount) about the centre, bilinear; zeros outside, and what sticks out is cut."""
+    """Size times U(1 - amount, 1 + amount) about the center, bilinear; zeros outside, and what sticks out is cut."""
 
     def __init__(self, amount: float = 0.2) -> None:
         """`amount` of the change.
@@ -118,7 +118,7 @@ class Rescaled(Augmentation):
 
 
 class Cutout(Augmentation):
-    """A square of `share` times the side set to zero, its centre on a random pixel."""
+    """A square of `share` times the side set to zero, its center on a random pixel."""
 
     def __init__(self, share: float = 0.5) -> None:
         """`share` of the side.
@@ -131,7 +131,7 @@ class Cutout(Augmentation):
         self.share = share
 
     def draw(self, seeds: SampleSeeds, copies: int, device: torch.device) -> Transform:
-        """One centre for each copy."""
+        """One center for each copy."""
         row, column = _uniform(seeds, "cutout", copies, 2, device)
 
         def transform(x: Tensor) -> Tensor:

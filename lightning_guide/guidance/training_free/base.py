@@ -14,13 +14,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_guide.conditioning import readable
+from lightning_guide.conditioning import condition_for
 from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory, expand
 from lightning_guide.guidance.base import Guidance, Main
 from lightning_guide.guidance.training_free.estimators import Estimator, PlugIn
-from lightning_guide.guidance.training_free.local_loss import Landscape, tell
-from lightning_guide.guidance.training_free.schedules import Point, Window
-from lightning_guide.guidance.training_free.updates import Move
+from lightning_guide.guidance.training_free.local_loss import LocalLoss, report_diagnostics
+from lightning_guide.guidance.training_free.schedules import SigmaWindow, StepContext
+from lightning_guide.guidance.training_free.updates import Update
 from lightning_guide.objectives.energy import Energy
 
 __all__ = ["EnergyGuidance"]
@@ -46,10 +46,10 @@ class EnergyGuidance(Guidance):
     def __init__(
         self,
         energy: Energy,
-        moves: Sequence[Move],
+        moves: Sequence[Update],
         *,
         estimator: Estimator | None = None,
-        window: Window | None = None,
+        window: SigmaWindow | None = None,
         noise: Literal["kept", "implied"] = "kept",
         guide_batch: int | None = None,
         positive: Denoiser | None = None,
@@ -74,7 +74,7 @@ class EnergyGuidance(Guidance):
             raise ValueError(f"{type(self).__name__} needs {expected}, got {len(moves)}, {noise!r} and {guide_batch}")
         self.energy = energy
         self.moves = list(moves)
-        self.estimator, self.window = estimator or PlugIn(), window or Window()
+        self.estimator, self.window = estimator or PlugIn(), window or SigmaWindow()
         self.noise, self.guide_batch = noise, guide_batch
         self.positive = positive if positive is not None else Main()
 
@@ -92,11 +92,11 @@ class EnergyGuidance(Guidance):
         def predict(x: Tensor, sigma: Tensor, condition: Tensor | None) -> Prediction:
             corrector = trajectory.stage == "corrector"
             if not self.window.opens(trajectory) or (corrector and self.noise == "kept"):
-                return positive(x, sigma, readable(condition, self.positive))
+                return positive(x, sigma, condition_for(condition, self.positive))
             outside = torch.is_grad_enabled() and x.requires_grad  # someone differentiates through this guidance
             with torch.set_grad_enabled(outside or products > 0):
                 at = x if outside else x.detach().requires_grad_(products > 0)
-                prediction = positive(at, sigma, readable(condition, self.positive))
+                prediction = positive(at, sigma, condition_for(condition, self.positive))
 
             def pull(gradient: Tensor) -> Tensor:
                 (product,) = torch.autograd.grad(
@@ -112,9 +112,9 @@ class EnergyGuidance(Guidance):
             with torch.no_grad():
                 noise = prediction.direction(x, sigma).detach()
                 level = trajectory.sigma_next if corrector else trajectory.sigma
-                landscape = Landscape(
+                landscape = LocalLoss(
                     prediction.clean.detach(),
-                    Point(noise, level, trajectory.sigma_next, trajectory),
+                    StepContext(noise, level, trajectory.sigma_next, trajectory),
                     pull,
                     loss=loss,
                     condition=condition,
@@ -122,7 +122,7 @@ class EnergyGuidance(Guidance):
                     guide_batch=self.guide_batch,
                 )
                 delta = torch.stack([move(landscape) for move in moves]).sum(0)
-            tell(trajectory, landscape.loss, landscape.taken, landscape.skipped)
+            report_diagnostics(trajectory, landscape.loss, landscape.taken, landscape.skipped)
             clean = prediction.clean if outside else landscape.clean
             if self.noise == "kept":
                 return Prediction(clean + delta, prediction.direction(x, sigma) if outside else noise)

@@ -8,12 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lightning_guide.conditioning import readable
+from lightning_guide.conditioning import condition_for
 from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory, expand
 from lightning_guide.guidance.base import Guidance, Main
-from lightning_guide.guidance.training_free.local_loss import finite_step, tell
-from lightning_guide.guidance.training_free.schedules import Point, PowerLaw, Window
-from lightning_guide.guidance.training_free.step_rules import Constant, StepRule
+from lightning_guide.guidance.training_free.local_loss import finite_step, report_diagnostics
+from lightning_guide.guidance.training_free.schedules import PowerLaw, SigmaWindow, StepContext
+from lightning_guide.guidance.training_free.step_rules import ConstantStep, StepRule
 from lightning_guide.objectives.class_label import label_loss
 
 __all__ = ["ClassifierGuidance"]
@@ -34,7 +34,7 @@ class ClassifierGuidance(Guidance):
         *,
         label: int | None = None,
         rule: StepRule | None = None,
-        window: Window | None = None,
+        window: SigmaWindow | None = None,
         positive: Denoiser | None = None,
     ) -> None:
         """`classifier` maps (x, sigma ()) to logits (B, K) and says K in `num_classes` (`RunNetwork`).
@@ -44,8 +44,8 @@ class ClassifierGuidance(Guidance):
         """
         super().__init__()
         self.classifier, self.label = classifier, label
-        self.rule = rule or Constant(weight, schedule=PowerLaw(2))
-        self.window = window or Window()
+        self.rule = rule or ConstantStep(weight, schedule=PowerLaw(2))
+        self.window = window or SigmaWindow()
         self.positive = positive if positive is not None else Main()
 
     @property
@@ -59,7 +59,7 @@ class ClassifierGuidance(Guidance):
         positive, rule = self.positive.start(trajectory), self.rule.start()
 
         def predict(x: Tensor, sigma: Tensor, condition: Tensor | None) -> Prediction:
-            prediction = positive(x, sigma, readable(condition, self.positive))
+            prediction = positive(x, sigma, condition_for(condition, self.positive))
             if not self.window.opens(trajectory):
                 return prediction
             with torch.enable_grad():
@@ -68,9 +68,9 @@ class ClassifierGuidance(Guidance):
                 (gradient,) = torch.autograd.grad(loss.sum(), at)
             noise = prediction.direction(x, sigma)
             level = trajectory.sigma_next if trajectory.stage == "corrector" else trajectory.sigma
-            point = Point(noise.detach(), level, trajectory.sigma_next, trajectory)
+            point = StepContext(noise.detach(), level, trajectory.sigma_next, trajectory)
             delta, possible = finite_step(rule, loss.detach(), gradient, point)
-            tell(trajectory, loss.detach(), possible, ~possible)
+            report_diagnostics(trajectory, loss.detach(), possible, ~possible)
             implied = None if prediction.noise is None else noise - delta / expand(sigma, x)
             return Prediction(prediction.clean + delta, implied)
 

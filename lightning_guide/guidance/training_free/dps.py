@@ -8,8 +8,8 @@ from __future__ import annotations
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance.training_free.base import EnergyGuidance
 from lightning_guide.guidance.training_free.estimators import Estimator
-from lightning_guide.guidance.training_free.schedules import PowerLaw, Window
-from lightning_guide.guidance.training_free.step_rules import Adam, Constant
+from lightning_guide.guidance.training_free.schedules import PowerLaw, SigmaWindow
+from lightning_guide.guidance.training_free.step_rules import AdamStep, ConstantStep
 from lightning_guide.guidance.training_free.updates import ThroughDenoiser
 from lightning_guide.objectives.energy import Energy
 
@@ -29,12 +29,12 @@ class DPS(EnergyGuidance):
         rate: float,
         *,
         estimator: Estimator | None = None,
-        window: Window | None = None,
+        window: SigmaWindow | None = None,
         guide_batch: int | None = None,
         positive: Denoiser | None = None,
     ) -> None:
         """`rate` is the paper's zeta."""
-        rule = Constant(rate, schedule=PowerLaw(scale=1, scale_next=1))
+        rule = ConstantStep(rate, schedule=PowerLaw(scale=1, scale_next=1))
         super().__init__(
             energy,
             [ThroughDenoiser(rule)],
@@ -59,13 +59,13 @@ class AdamDPS(EnergyGuidance):
         beta1: float = 0.0,
         beta2: float = 0.817,
         estimator: Estimator | None = None,
-        window: Window | None = None,
+        window: SigmaWindow | None = None,
         guide_batch: int | None = None,
         positive: Denoiser | None = None,
     ) -> None:
         """The defaults are those tuned for labels on CIFAR-10; on ImageNet (.001, .254, .726)."""
         scale = PowerLaw(scale=1)
-        rule = Adam(rate, beta1=beta1, beta2=beta2, schedule=scale, gradient_schedule=scale)
+        rule = AdamStep(rate, beta1=beta1, beta2=beta2, schedule=scale, gradient_schedule=scale)
         super().__init__(
             energy,
             [ThroughDenoiser(rule)],

@@ -8,8 +8,8 @@ from torch import nn
 
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance.training_free.base import EnergyGuidance
-from lightning_guide.guidance.training_free.schedules import Point, PowerLaw, Schedule, Window
-from lightning_guide.guidance.training_free.step_rules import Constant
+from lightning_guide.guidance.training_free.schedules import PowerLaw, Schedule, SigmaWindow, StepContext
+from lightning_guide.guidance.training_free.step_rules import ConstantStep
 from lightning_guide.guidance.training_free.updates import ThroughDenoiser
 from lightning_guide.objectives.class_label import ClassLabel
 
@@ -26,7 +26,7 @@ class Sine(Schedule):
         """`gamma`: how much more guidance there is halfway; `schedule` defaults to the factor 1."""
         self.gamma, self.schedule = gamma, schedule or PowerLaw()
 
-    def at(self, point: Point) -> float:
+    def at(self, point: StepContext) -> float:
         """The factor of this step."""
         progress = point.trajectory.step / point.trajectory.steps
         return (1 + self.gamma * math.sin(math.pi * progress)) * self.schedule.at(point)
@@ -49,7 +49,7 @@ class EluCD(EnergyGuidance):
         joint: float = 1.0,
         marginal: float = 0.0,
         gamma: float = 0.3,
-        window: Window | None = None,
+        window: SigmaWindow | None = None,
         guide_batch: int | None = None,
         positive: Denoiser | None = None,
     ) -> None:
@@ -57,7 +57,7 @@ class EluCD(EnergyGuidance):
         schedule = Sine(gamma, schedule=PowerLaw(2))
         super().__init__(
             ClassLabel(classifier, label, joint=joint, marginal=marginal),
-            [ThroughDenoiser(Constant(weight, schedule=schedule))],
+            [ThroughDenoiser(ConstantStep(weight, schedule=schedule))],
             window=window,
             noise="implied",
             guide_batch=guide_batch,

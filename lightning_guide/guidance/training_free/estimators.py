@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from lightning_guide.guidance.training_free.augmentations import Augmentation
-from lightning_guide.guidance.training_free.schedules import Point
-from lightning_guide.utils.recipe import Recorded
+from lightning_guide.guidance.training_free.schedules import StepContext
+from lightning_guide.utils.recipe import HasRecipe
 
 __all__ = ["Augmented", "Copies", "Estimator", "MonteCarlo", "PlugIn"]
 
@@ -33,11 +33,11 @@ Copies = Callable[[Tensor], Tensor]
 """clean (B, *) -> n points around it (n, B, *), differentiable; always the same draws."""
 
 
-class Estimator(Recorded, ABC):
+class Estimator(HasRecipe, ABC):
     """Base of the estimators."""
 
     @abstractmethod
-    def draw(self, clean: Tensor, point: Point) -> Copies:
+    def draw(self, clean: Tensor, point: StepContext) -> Copies:
         """Fresh draws for this call, for estimates of the kind of `clean` (B, *)."""
 
     def pool(self, losses: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,7 +48,7 @@ class Estimator(Recorded, ABC):
 class PlugIn(Estimator):
     """loss(D): what DPS, FreeDoM and MPGD do."""
 
-    def draw(self, clean: Tensor, point: Point) -> Copies:
+    def draw(self, clean: Tensor, point: StepContext) -> Copies:
         """The estimate itself; nothing is drawn."""
         return lambda clean: clean[None]
 
@@ -77,7 +77,7 @@ class MonteCarlo(Estimator):
         """r at `sigma`."""
         return self.scale * sigma * self.data_std / math.hypot(sigma, self.data_std)
 
-    def draw(self, clean: Tensor, point: Point) -> Copies:
+    def draw(self, clean: Tensor, point: StepContext) -> Copies:
         """n fresh normal draws for each sample."""
         seeds = point.trajectory.seeds
         drawn = seeds.normal("energy", (self.draws, *clean.shape[1:]), clean.device).to(clean)  # (B, n, *)
@@ -102,7 +102,7 @@ class Augmented(Estimator):
             raise ValueError(f"Augmented needs copies >= 1, got {copies}")
         self.augmentations, self.copies = list(augmentations), copies
 
-    def draw(self, clean: Tensor, point: Point) -> Copies:
+    def draw(self, clean: Tensor, point: StepContext) -> Copies:
         """n fresh draws of each augmentation for each sample."""
         seeds = point.trajectory.seeds
         transforms = [each.draw(seeds, self.copies, clean.device) for each in self.augmentations]

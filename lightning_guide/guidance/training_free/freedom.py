@@ -9,11 +9,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lightning_guide.denoiser import Denoiser
-from lightning_guide.guidance.training_free.augmentations import Augmentation, Colour, Cutout, Rescaled, Translation
+from lightning_guide.guidance.training_free.augmentations import (
+    Augmentation,
+    ColorJitter,
+    Cutout,
+    Rescaled,
+    Translation,
+)
 from lightning_guide.guidance.training_free.base import EnergyGuidance
 from lightning_guide.guidance.training_free.estimators import Augmented, Estimator
-from lightning_guide.guidance.training_free.schedules import PowerLaw, Window
-from lightning_guide.guidance.training_free.step_rules import Capped, Constant, Polyak, RootMeanSquare, StepRule
+from lightning_guide.guidance.training_free.schedules import PowerLaw, SigmaWindow
+from lightning_guide.guidance.training_free.step_rules import (
+    ClippedStep,
+    ConstantStep,
+    NoiseScaledPolyakStep,
+    RootMeanSquareStep,
+    StepRule,
+)
 from lightning_guide.guidance.training_free.updates import ThroughDenoiser
 from lightning_guide.objectives.energy import Energy
 
@@ -21,14 +33,15 @@ __all__ = ["AugmentedPolyak", "FreeDoM", "FreeDoMCLIP", "policy"]
 
 
 def policy() -> list[Augmentation]:
-    """The augmentations of Shen et al.: colour, translation, resize, cutout."""
-    return [Colour(), Translation(), Rescaled(), Cutout()]
+    """The augmentations of Shen et al.: color, translation, resize, cutout."""
+    return [ColorJitter(), Translation(), Rescaled(), Cutout()]
 
 
 class FreeDoM(EnergyGuidance):
     """x' -= rate sqrt(1 + sigma'^2) grad_x loss(D): the rule sqrt(abar_t) of its face experiments.
 
-    In the paper's form x_{t-1} -= rho sqrt(abar_t) grad_{x_t} loss, in 100 steps of `FixedShare` with eta .5 from time
+    In the paper's form x_{t-1} -= rho sqrt(abar_t) grad_{x_t} loss, in 100 steps of `ProportionalAncestral` with eta
+    .5 from time
     1000 to 200 (window from sigma = .72, rho .2 for segmentation) or 100 (.34; rho 20 for sketches).
     """
 
@@ -38,12 +51,12 @@ class FreeDoM(EnergyGuidance):
         rate: float,
         *,
         estimator: Estimator | None = None,
-        window: Window | None = None,
+        window: SigmaWindow | None = None,
         guide_batch: int | None = None,
         positive: Denoiser | None = None,
     ) -> None:
         """`rate` is the paper's rho. With an `Augmented` estimator: the random augmentation of Shen et al. alone."""
-        rule = Constant(rate, schedule=PowerLaw(scale_next=1))
+        rule = ConstantStep(rate, schedule=PowerLaw(scale_next=1))
         super().__init__(
             energy,
             [ThroughDenoiser(rule)],
@@ -55,7 +68,9 @@ class FreeDoM(EnergyGuidance):
 
 
 class FreeDoMCLIP(EnergyGuidance):
-    """The rule of FreeDoM's experiments with CLIP: each step a share `rate` of the model's own (`RootMeanSquare`)."""
+    """The rule of FreeDoM's experiments with CLIP: each step a share `rate` of the model's own.
+
+    By `RootMeanSquareStep`."""
 
     def __init__(
         self,
@@ -63,14 +78,14 @@ class FreeDoMCLIP(EnergyGuidance):
         rate: float = 0.02,
         *,
         estimator: Estimator | None = None,
-        window: Window | None = None,
+        window: SigmaWindow | None = None,
         guide_batch: int | None = None,
         positive: Denoiser | None = None,
     ) -> None:
         """`rate` is kappa."""
         super().__init__(
             energy,
-            [ThroughDenoiser(RootMeanSquare(rate))],
+            [ThroughDenoiser(RootMeanSquareStep(rate))],
             estimator=estimator,
             window=window,
             guide_batch=guide_batch,
@@ -94,16 +109,16 @@ class AugmentedPolyak(EnergyGuidance):
         augmentations: Sequence[Augmentation] | None = None,
         copies: int = 10,
         cap: float | None = None,
-        window: Window | None = None,
+        window: SigmaWindow | None = None,
         guide_batch: int | None = None,
         positive: Denoiser | None = None,
     ) -> None:
-        """`rate` is eta; `augmentations` default to the published policy, [] is none; `cap` as in `Capped`."""
+        """`rate` is eta; `augmentations` default to the published policy, [] is none; `cap` as in `ClippedStep`."""
         drawn = policy() if augmentations is None else list(augmentations)
-        rule: StepRule = Polyak(rate)
+        rule: StepRule = NoiseScaledPolyakStep(rate)
         super().__init__(
             energy,
-            [ThroughDenoiser(rule if cap is None else Capped(rule, cap))],
+            [ThroughDenoiser(rule if cap is None else ClippedStep(rule, cap))],
             estimator=Augmented(drawn, copies if drawn else 1),
             window=window,
             guide_batch=guide_batch,

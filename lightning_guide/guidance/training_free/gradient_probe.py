@@ -13,17 +13,17 @@ from torch import Tensor
 
 from lightning_guide.denoiser import Trajectory
 from lightning_guide.guidance.training_free.estimators import Estimator, PlugIn
-from lightning_guide.guidance.training_free.local_loss import Landscape
-from lightning_guide.guidance.training_free.schedules import Point
-from lightning_guide.guidance.training_free.step_rules import Normalised, StepRule
+from lightning_guide.guidance.training_free.local_loss import LocalLoss
+from lightning_guide.guidance.training_free.schedules import StepContext
+from lightning_guide.guidance.training_free.step_rules import NormalizedStep, StepRule
 from lightning_guide.objectives.energy import Energy
 from lightning_guide.seeds import SampleSeeds
-from lightning_guide.utils.recipe import Recorded
+from lightning_guide.utils.recipe import HasRecipe
 
-__all__ = ["Probe", "accumulate", "smoothness"]
+__all__ = ["Probe", "gradient_ascent", "smoothness"]
 
 
-class Probe(Recorded):
+class Probe(HasRecipe):
     """A guide to be looked at: its energies, one after the other for equal shares of the steps, and an estimator."""
 
     def __init__(self, energies: Sequence[Energy], estimator: Estimator | None = None) -> None:
@@ -37,7 +37,7 @@ class Probe(Recorded):
         self.energies, self.estimator = list(energies), estimator or PlugIn()
 
 
-def accumulate(
+def gradient_ascent(
     probe: Probe,
     x: Tensor,
     *,
@@ -54,22 +54,22 @@ def accumulate(
         seeds: of the samples; every step has draws of its own.
         condition: labels (B,).
         steps: how many.
-        rule: default: steps of length .01 sqrt(d), `Normalised`, at sigma = sigma' = 0.
+        rule: default: steps of length .01 sqrt(d), `NormalizedStep`, at sigma = sigma' = 0.
 
     Raises:
         ValueError: if there are fewer steps than energies.
     """
     if steps < len(probe.energies):
         raise ValueError(f"{len(probe.energies)} energies share {steps} steps; expected one step for each at least")
-    descend = (rule or Normalised(0.01 * x[0].numel() ** 0.5)).start()
+    descend = (rule or NormalizedStep(0.01 * x[0].numel() ** 0.5)).start()
     trajectory = Trajectory(x=x, seeds=seeds, sigma=0.0, steps=steps)
     started = [energy.start(trajectory) for energy in probe.energies]
     losses = []
     for step in range(steps):
         trajectory.step = step
-        landscape = Landscape(
+        landscape = LocalLoss(
             x,
-            Point(torch.zeros_like(x), 0.0, 0.0, trajectory),
+            StepContext(torch.zeros_like(x), 0.0, 0.0, trajectory),
             lambda gradient: gradient,
             loss=started[step * len(started) // steps],
             condition=condition,

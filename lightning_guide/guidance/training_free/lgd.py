@@ -8,8 +8,8 @@ from __future__ import annotations
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance.training_free.base import EnergyGuidance
 from lightning_guide.guidance.training_free.estimators import MonteCarlo
-from lightning_guide.guidance.training_free.schedules import PowerLaw, Window
-from lightning_guide.guidance.training_free.step_rules import Constant
+from lightning_guide.guidance.training_free.schedules import PowerLaw, SigmaWindow
+from lightning_guide.guidance.training_free.step_rules import ConstantStep
 from lightning_guide.guidance.training_free.updates import ThroughDenoiser
 from lightning_guide.objectives.energy import Energy
 
@@ -29,14 +29,14 @@ class LossGuidedDiffusion(EnergyGuidance):
         *,
         draws: int = 10,
         data_std: float = 1.0,
-        window: Window | None = None,
+        window: SigmaWindow | None = None,
         guide_batch: int | None = None,
         positive: Denoiser | None = None,
     ) -> None:
         """`draws` and `data_std` as in `MonteCarlo`; the paper's r has `data_std` 1."""
         super().__init__(
             energy,
-            [ThroughDenoiser(Constant(weight, schedule=PowerLaw(2)))],
+            [ThroughDenoiser(ConstantStep(weight, schedule=PowerLaw(2)))],
             estimator=MonteCarlo(draws, data_std=data_std),
             window=window,
             noise="implied",

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from lightning_guide.denoiser import Trajectory, expand
 from lightning_guide.guidance.training_free.estimators import Copies, Estimator
-from lightning_guide.guidance.training_free.schedules import Point
+from lightning_guide.guidance.training_free.schedules import StepContext
 from lightning_guide.guidance.training_free.step_rules import Descend
 from lightning_guide.objectives.energy import Loss
 
-__all__ = ["Landscape", "finite_step", "tell"]
+__all__ = ["LocalLoss", "finite_step", "report_diagnostics"]
 
 
-class Landscape:
+class LocalLoss:
     """What moves see of one call of a guidance.
 
     Attributes:
@@ -32,7 +32,7 @@ class Landscape:
     def __init__(
         self,
         clean: Tensor,
-        point: Point,
+        point: StepContext,
         pull: Callable[[Tensor], Tensor],
         *,
         loss: Loss,
@@ -97,7 +97,7 @@ class Landscape:
         return losses.detach(), slope
 
 
-def finite_step(rule: Descend, loss: Tensor, gradient: Tensor, point: Point) -> tuple[Tensor, Tensor]:
+def finite_step(rule: Descend, loss: Tensor, gradient: Tensor, point: StepContext) -> tuple[Tensor, Tensor]:
     """The displacement (B, *) of `rule`, zero where it is impossible, and where it is possible (B,).
 
     It is impossible for a sample whose gradient is zero or, like its loss or the step itself, not finite.
@@ -109,7 +109,7 @@ def finite_step(rule: Descend, loss: Tensor, gradient: Tensor, point: Point) -> 
     return step.where(expand(possible, step), 0), possible
 
 
-def tell(trajectory: Trajectory, loss: Tensor | None, taken: Tensor, skipped: Tensor) -> None:
+def report_diagnostics(trajectory: Trajectory, loss: Tensor | None, taken: Tensor, skipped: Tensor) -> None:
     """Notes among the diagnostics the `loss` (B,), and adds up how many steps each sample has `taken` and `skipped`."""
     told = trajectory.diagnostics
     if loss is not None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance.training_free.base import EnergyGuidance
-from lightning_guide.guidance.training_free.schedules import Window
-from lightning_guide.guidance.training_free.step_rules import Constant, StepRule
+from lightning_guide.guidance.training_free.schedules import SigmaWindow
+from lightning_guide.guidance.training_free.step_rules import ConstantStep, StepRule
 from lightning_guide.guidance.training_free.updates import AtClean, InLatent
 from lightning_guide.objectives.energy import Energy, Reconstructed
 from lightning_guide.pretrained.autoencoders import Autoencoder
@@ -26,14 +26,14 @@ class MPGD(EnergyGuidance):
         *,
         rule: StepRule | None = None,
         autoencoder: Autoencoder | None = None,
-        window: Window | None = None,
+        window: SigmaWindow | None = None,
         guide_batch: int | None = None,
         positive: Denoiser | None = None,
     ) -> None:
-        """A constant `rate`, unless a `rule` takes its place: `RootMeanSquare` or `Normalised` in its experiments."""
+        """A constant `rate`, unless a `rule` takes its place: `RootMeanSquare` or `Normalized` in its experiments."""
         super().__init__(
             energy if autoencoder is None else Reconstructed(energy, autoencoder),
-            [AtClean(rule or Constant(rate))],
+            [AtClean(rule or ConstantStep(rate))],
             window=window,
             guide_batch=guide_batch,
             positive=positive,
@@ -50,14 +50,14 @@ class MPGDLatent(EnergyGuidance):
         rate: float = 1.0,
         *,
         rule: StepRule | None = None,
-        window: Window | None = None,
+        window: SigmaWindow | None = None,
         guide_batch: int | None = None,
         positive: Denoiser | None = None,
     ) -> None:
         """As `MPGD`."""
         super().__init__(
             energy,
-            [InLatent(autoencoder, rule or Constant(rate))],
+            [InLatent(autoencoder, rule or ConstantStep(rate))],
             window=window,
             guide_batch=guide_batch,
             positive=positive,

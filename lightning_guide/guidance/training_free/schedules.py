@@ -19,13 +19,13 @@ from typing import Literal
 from torch import Tensor
 
 from lightning_guide.denoiser import Trajectory
-from lightning_guide.utils.recipe import Recorded
+from lightning_guide.utils.recipe import HasRecipe
 
-__all__ = ["Balanced", "Point", "PowerLaw", "Schedule", "Window"]
+__all__ = ["Balanced", "StepContext", "PowerLaw", "Schedule", "SigmaWindow"]
 
 
 @dataclass(frozen=True)
-class Point:
+class StepContext:
     """One call of a guidance.
 
     `noise` (B, *) is the direction (x - D) / sigma of the prediction that is guided. `sigma` is the level of this call
@@ -38,11 +38,11 @@ class Point:
     trajectory: Trajectory
 
 
-class Schedule(Recorded, ABC):
+class Schedule(HasRecipe, ABC):
     """A factor c of a step size."""
 
     @abstractmethod
-    def at(self, point: Point) -> float:
+    def at(self, point: StepContext) -> float:
         """c at `point`."""
 
 
@@ -53,7 +53,7 @@ class PowerLaw(Schedule):
         """Powers a of `sigma`, b of the `scale` sqrt(1 + sigma^2), c of that at the next level, `scale_next`."""
         self.sigma, self.scale, self.scale_next = sigma, scale, scale_next
 
-    def at(self, point: Point) -> float:
+    def at(self, point: StepContext) -> float:
         """The product of the powers."""
         scale, scale_next = (1 + point.sigma**2) ** 0.5, (1 + point.sigma_next**2) ** 0.5
         return float(point.sigma**self.sigma * scale**self.scale * scale_next**self.scale_next)
@@ -78,7 +78,7 @@ class Balanced(Schedule):
             raise ValueError(f"a balanced schedule is 'increase', 'decrease' or 'constant', got {kind!r}")
         self.kind, self.schedule = kind, schedule or PowerLaw()
 
-    def at(self, point: Point) -> float:
+    def at(self, point: StepContext) -> float:
         """The share of this step; without known levels that of the only one."""
         levels = point.trajectory.levels
         if self.kind == "constant" or len(levels) < 2:
@@ -88,7 +88,7 @@ class Balanced(Schedule):
         return shares[point.trajectory.step] * len(shares) / sum(shares) * self.schedule.at(point)
 
 
-class Window(Recorded):
+class SigmaWindow(HasRecipe):
     """Steps that begin at low < sigma <= high, and of those with the numbers 0, every, 2 every, ... only.
 
     With the linear schedule of most papers the time 100 of 1000 is sigma = .34, 200 .72, 300 1.24, 400 2.04, 500 3.44,

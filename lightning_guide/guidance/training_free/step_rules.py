@@ -2,7 +2,7 @@
 
 g is the gradient wherever the move takes it (with respect to x, the clean estimate or a latent), c a schedule, |.| the
 norm of one sample. A rule is started for each descent, so that it may keep moments. A sample whose gradient is zero or
-not finite, or whose step would not be finite, stays where it is and is counted (see `Landscape.step`).
+not finite, or whose step would not be finite, stays where it is and is counted (see `LocalLoss.step`).
 
 Adam as a step rule. Belardi et al. 2026 (AdamDPS); Kingma and Ba 2015, https://arxiv.org/abs/1412.6980.
 
@@ -23,44 +23,44 @@ import torch
 from torch import Tensor
 
 from lightning_guide.denoiser import expand
-from lightning_guide.guidance.training_free.schedules import Point, PowerLaw, Schedule
-from lightning_guide.utils.recipe import Recorded
+from lightning_guide.guidance.training_free.schedules import PowerLaw, Schedule, StepContext
+from lightning_guide.utils.recipe import HasRecipe
 
 __all__ = [
-    "Adam",
-    "Capped",
-    "Constant",
+    "AdamStep",
+    "ClippedStep",
+    "ConstantStep",
     "Descend",
-    "Normalised",
-    "Polyak",
-    "RootMeanSquare",
+    "NormalizedStep",
+    "NoiseScaledPolyakStep",
+    "RootMeanSquareStep",
     "StepRule",
-    "TruePolyak",
-    "length",
-    "unit",
+    "PolyakStep",
+    "row_norms",
+    "unit_rows",
 ]
 
 
-Descend = Callable[[Tensor, Tensor, Point], Tensor]
+Descend = Callable[[Tensor, Tensor, StepContext], Tensor]
 
 
 """(gradient (B, *), loss (B,), point) -> displacement (B, *)."""
 
 
-def unit(v: Tensor) -> tuple[Tensor, Tensor]:
+def unit_rows(v: Tensor) -> tuple[Tensor, Tensor]:
     """v / |v| `(B, *)` and |v| `(B, 1, ...)` for each sample, without overflow; NaN where v is zero."""
     most = expand(v.abs().flatten(1).amax(1), v)
     scaled = v / most
-    norm = length(scaled)
+    norm = row_norms(scaled)
     return scaled / norm, most * norm
 
 
-def length(v: Tensor) -> Tensor:
+def row_norms(v: Tensor) -> Tensor:
     """|v| for each sample, `(B, 1, ...)`."""
     return expand(v.flatten(1).norm(dim=1), v)
 
 
-class StepRule(Recorded, ABC):
+class StepRule(HasRecipe, ABC):
     """Base of the rules."""
 
     @abstractmethod
@@ -68,7 +68,7 @@ class StepRule(Recorded, ABC):
         """The rule for one descent, with a fresh state."""
 
 
-class Constant(StepRule):
+class ConstantStep(StepRule):
     """-rate c g.
 
     For a gradient with respect to x, c is PowerLaw(2) = sigma^2 for a step along the score (universal guidance, LGD),
@@ -84,7 +84,7 @@ class Constant(StepRule):
         return lambda g, loss, point: g * (-self.rate * self.schedule.at(point))
 
 
-class Normalised(StepRule):
+class NormalizedStep(StepRule):
     """-rate c g / |g|. Does not depend on the scale of the loss.
 
     c = sqrt(1 + sigma'^2) by default: a step of length `rate` in the variance-preserving next state. With `rate` times
@@ -97,10 +97,10 @@ class Normalised(StepRule):
 
     def start(self) -> Descend:
         """No state."""
-        return lambda g, loss, point: unit(g)[0] * (-self.rate * self.schedule.at(point))
+        return lambda g, loss, point: unit_rows(g)[0] * (-self.rate * self.schedule.at(point))
 
 
-class RootMeanSquare(StepRule):
+class RootMeanSquareStep(StepRule):
     """-rate (sigma^2 - sigma'^2) / sigma rms(noise) g / rms(g): a share of the model's own move.
 
     FreeDoM's rule with CLIP (Yu et al. 2023, https://arxiv.org/abs/2303.09833; rate .02), and MPGD's (1 to 2.5, for the
@@ -115,14 +115,14 @@ class RootMeanSquare(StepRule):
     def start(self) -> Descend:
         """No state."""
 
-        def descend(g: Tensor, loss: Tensor, point: Point) -> Tensor:
+        def descend(g: Tensor, loss: Tensor, point: StepContext) -> Tensor:
             move = (point.sigma**2 - point.sigma_next**2) / point.sigma
-            return unit(g)[0] * length(point.noise) * (-self.rate * move)
+            return unit_rows(g)[0] * row_norms(point.noise) * (-self.rate * move)
 
         return descend
 
 
-class Adam(StepRule):
+class AdamStep(StepRule):
     """-rate c m / (sqrt(v) + epsilon) with bias-corrected moments m, v of h g and h^2 g^2, elementwise.
 
     m <- beta1 m + (1 - beta1) h g, v <- beta2 v + (1 - beta2) h^2 g^2. The moments live as long as the descent: the
@@ -154,7 +154,7 @@ class Adam(StepRule):
         moments: list[Tensor] = []
         count = 0
 
-        def descend(g: Tensor, loss: Tensor, point: Point) -> Tensor:
+        def descend(g: Tensor, loss: Tensor, point: StepContext) -> Tensor:
             nonlocal count
             h = g * self.gradient_schedule.at(point)
             m, v = moments or (torch.zeros_like(h), torch.zeros_like(h))
@@ -166,12 +166,12 @@ class Adam(StepRule):
         return descend
 
 
-class Polyak(StepRule):
+class NoiseScaledPolyakStep(StepRule):
     """-rate c |noise| g / |g|^2: the norm of the noise stands in for the unknown gap f - f*.
 
     c = sqrt((1 + sigma'^2) / (1 + sigma^2)) makes -rate |noise| g_VP / |g_VP|^2 of it in the paper's coordinates.
     The step is inversely proportional to the scale of the loss, which is why published rates go from .001 to 2, and
-    grows without bound where the gradient vanishes: use it with `Capped`.
+    grows without bound where the gradient vanishes: use it with `ClippedStep`.
     """
 
     def __init__(self, rate: float, *, schedule: Schedule | None = None) -> None:
@@ -181,17 +181,18 @@ class Polyak(StepRule):
     def start(self) -> Descend:
         """No state."""
 
-        def descend(g: Tensor, loss: Tensor, point: Point) -> Tensor:
-            direction, norm = unit(g)
-            return direction * (length(point.noise) / norm) * (-self.rate * self.schedule.at(point))
+        def descend(g: Tensor, loss: Tensor, point: StepContext) -> Tensor:
+            direction, norm = unit_rows(g)
+            return direction * (row_norms(point.noise) / norm) * (-self.rate * self.schedule.at(point))
 
         return descend
 
 
-class TruePolyak(StepRule):
+class PolyakStep(StepRule):
     """-rate c (loss - least) g / |g|^2, and nothing once the loss is below `least`.
 
-    c as for `Polyak`. Does not depend on the scale of the loss. For loss = r^2 instead of r the step is half as long.
+    c as for `NoiseScaledPolyakStep`. Does not depend on the scale of the loss. For loss = r^2 instead of r the step
+    is half as long.
     """
 
     def __init__(self, rate: float, *, least: float = 0.0, schedule: Schedule | None = None) -> None:
@@ -201,15 +202,15 @@ class TruePolyak(StepRule):
     def start(self) -> Descend:
         """No state."""
 
-        def descend(g: Tensor, loss: Tensor, point: Point) -> Tensor:
-            direction, norm = unit(g)
+        def descend(g: Tensor, loss: Tensor, point: StepContext) -> Tensor:
+            direction, norm = unit_rows(g)
             gap = (loss - self.least).clamp(min=0).reshape(norm.shape)
             return direction * (gap / norm) * (-self.rate * self.schedule.at(point))
 
         return descend
 
 
-class Capped(StepRule):
+class ClippedStep(StepRule):
     """The step of `rule`, shortened to |step| <= cap sqrt(d) sigma': a share of the noise that the next state holds.
 
     d is the number of elements of one sample. The last step of a trajectory, to sigma' = 0, has no room at all: what
@@ -230,9 +231,9 @@ class Capped(StepRule):
         """The rule, started afresh."""
         inner = self.rule.start()
 
-        def descend(g: Tensor, loss: Tensor, point: Point) -> Tensor:
+        def descend(g: Tensor, loss: Tensor, point: StepContext) -> Tensor:
             step = inner(g, loss, point)
             most = self.cap * step[0].numel() ** 0.5 * point.sigma_next
-            return step * (most / length(step)).clamp(max=1)
+            return step * (most / row_norms(step)).clamp(max=1)
 
         return descend

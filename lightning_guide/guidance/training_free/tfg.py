@@ -7,9 +7,9 @@ from typing import Literal
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance.training_free.base import EnergyGuidance
 from lightning_guide.guidance.training_free.estimators import MonteCarlo
-from lightning_guide.guidance.training_free.schedules import Balanced, PowerLaw, Window
-from lightning_guide.guidance.training_free.step_rules import Constant
-from lightning_guide.guidance.training_free.updates import AtClean, Move, ThroughDenoiser
+from lightning_guide.guidance.training_free.schedules import Balanced, PowerLaw, SigmaWindow
+from lightning_guide.guidance.training_free.step_rules import ConstantStep
+from lightning_guide.guidance.training_free.updates import AtClean, ThroughDenoiser, Update
 from lightning_guide.objectives.energy import Energy
 
 __all__ = ["TFG"]
@@ -41,7 +41,7 @@ class TFG(EnergyGuidance):
         draws: int = 1,
         rho_schedule: Kind = "increase",
         mu_schedule: Kind = "increase",
-        window: Window | None = None,
+        window: SigmaWindow | None = None,
         guide_batch: int | None = None,
         positive: Denoiser | None = None,
     ) -> None:
@@ -50,11 +50,13 @@ class TFG(EnergyGuidance):
         Raises:
             ValueError: if both `rho` and `mu` are 0.
         """
-        moves: list[Move] = []
+        moves: list[Update] = []
         if rho:
-            moves.append(ThroughDenoiser(Constant(rho, schedule=Balanced(rho_schedule, schedule=PowerLaw(scale=2)))))
+            moves.append(
+                ThroughDenoiser(ConstantStep(rho, schedule=Balanced(rho_schedule, schedule=PowerLaw(scale=2))))
+            )
         if mu and iterations:
-            moves.append(AtClean(Constant(mu, schedule=Balanced(mu_schedule)), iterations))
+            moves.append(AtClean(ConstantStep(mu, schedule=Balanced(mu_schedule)), iterations))
         if not moves:
             raise ValueError(f"TFG needs rho or mu, got rho={rho}, mu={mu} and iterations={iterations}")
         super().__init__(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance.training_free.base import EnergyGuidance
-from lightning_guide.guidance.training_free.schedules import PowerLaw, Window
-from lightning_guide.guidance.training_free.step_rules import Adam, Constant, StepRule
+from lightning_guide.guidance.training_free.schedules import PowerLaw, SigmaWindow
+from lightning_guide.guidance.training_free.step_rules import AdamStep, ConstantStep, StepRule
 from lightning_guide.guidance.training_free.updates import AtClean, ThroughDenoiser
 from lightning_guide.objectives.energy import Energy
 
@@ -27,20 +27,20 @@ class UniversalGuidance(EnergyGuidance):
         *,
         backward_steps: int = 0,
         backward: StepRule | None = None,
-        window: Window | None = None,
+        window: SigmaWindow | None = None,
         guide_batch: int | None = None,
         positive: Denoiser | None = None,
     ) -> None:
         """`weight` w of the forward part, s(t) = w sqrt(1 - abar), 0 is off; `backward`: default Adam at rate .01."""
         forward = EnergyGuidance(
             energy,
-            [ThroughDenoiser(Constant(weight, schedule=PowerLaw(2)))],
+            [ThroughDenoiser(ConstantStep(weight, schedule=PowerLaw(2)))],
             window=window,
             noise="implied",
             guide_batch=guide_batch,
             positive=positive,
         )
-        backwards = AtClean(backward or Adam(0.01), backward_steps)
+        backwards = AtClean(backward or AdamStep(0.01), backward_steps)
         super().__init__(
             energy,
             [backwards],

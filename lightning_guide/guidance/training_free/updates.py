@@ -9,21 +9,21 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_guide.guidance.training_free.local_loss import Landscape
+from lightning_guide.guidance.training_free.local_loss import LocalLoss
 from lightning_guide.guidance.training_free.step_rules import StepRule
 from lightning_guide.pretrained.autoencoders import Autoencoder
-from lightning_guide.utils.recipe import Recorded
+from lightning_guide.utils.recipe import HasRecipe
 
-__all__ = ["AtClean", "Displace", "InLatent", "Move", "ThroughDenoiser"]
+__all__ = ["AtClean", "Displace", "InLatent", "Update", "ThroughDenoiser"]
 
 
-Displace = Callable[[Landscape], Tensor]
+Displace = Callable[[LocalLoss], Tensor]
 
 
 """landscape -> displacement of its clean estimate (B, *)."""
 
 
-class Move(Recorded, ABC):
+class Update(HasRecipe, ABC):
     """Base of the moves.
 
     Attributes:
@@ -37,7 +37,7 @@ class Move(Recorded, ABC):
         """The move along one trajectory, with a fresh state."""
 
 
-class ThroughDenoiser(Move):
+class ThroughDenoiser(Update):
     """delta = rule(gradient of loss(D(x)) by x): one vector-Jacobian product, whatever the number of copies.
 
     For the exact denoiser the gradient is Cov[x_0 | x] / sigma^2 times that of the loss at D: what the data forbid is
@@ -54,14 +54,14 @@ class ThroughDenoiser(Move):
         """One descent for the trajectory."""
         rule = self.rule.start()
 
-        def displace(landscape: Landscape) -> Tensor:
+        def displace(landscape: LocalLoss) -> Tensor:
             loss, gradient = landscape.here
             return landscape.step(rule, loss, landscape.pull(gradient))
 
         return displace
 
 
-class AtClean(Move):
+class AtClean(Update):
     """delta_0 = 0, then `iterations` times delta += rule(gradient of the loss at D + delta). No derivative of D.
 
     Each call is a descent of its own, with a fresh state of the rule.
@@ -81,7 +81,7 @@ class AtClean(Move):
         """No state."""
         return self._displace
 
-    def _displace(self, landscape: Landscape) -> Tensor:
+    def _displace(self, landscape: LocalLoss) -> Tensor:
         rule, clean, delta = self.rule.start(), landscape.clean, torch.zeros_like(landscape.clean)
         for _ in range(self.iterations):
             delta = delta + landscape.step(rule, *landscape.at(clean))
@@ -89,7 +89,7 @@ class AtClean(Move):
         return delta
 
 
-class InLatent(Move):
+class InLatent(Update):
     """z = encode(D), then `iterations` times z += rule(gradient of loss(decode(z))): MPGD-Z.
 
     delta = decode(z') - decode(z), so that what the autoencoder loses of D stays in it.
@@ -109,7 +109,7 @@ class InLatent(Move):
         """No state."""
         return self._displace
 
-    def _displace(self, landscape: Landscape) -> Tensor:
+    def _displace(self, landscape: LocalLoss) -> Tensor:
         rule, z = self.rule.start(), self.autoencoder.encode(landscape.clean).detach()
         before = self.autoencoder.decode(z)
         for _ in range(self.iterations):
