@@ -27,7 +27,6 @@ from datamodules.commands.convert import convert
 from datamodules.commands.encode import encode
 from lightning_guide.commands.gallery import gallery_config
 from lightning_guide.commands.neon import neon
-from lightning_guide.commands.parser import LightningParser, Parser, one_sentence
 from lightning_guide.commands.reconstruct import reconstruct
 from lightning_guide.commands.search import Search, Sweep, Tune
 from lightning_guide.commands.statistics import reference_statistics
@@ -37,6 +36,7 @@ from lightning_guide.runs.hub import export, pull, push
 from lightning_guide.training.monitor import TrainingDivergedError
 from lightning_guide.utils.errors import explain_runtime_error
 from lightning_guide.utils.files import check_config_files
+from lightning_guide.utils.parser import LightningParser, Parser, one_sentence
 
 __all__ = ["COMMANDS", "GuideCLI", "main"]
 
