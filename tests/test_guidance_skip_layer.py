@@ -102,9 +102,9 @@ class Counting(nn.Module):
 def skipped(perturbation: StochasticSkip, network: Network, place: Trajectory, steps: list[int]) -> list[set[str]]:
     """Blocks that are not called in each of these steps of one trajectory."""
     names = perturbation.chosen(network)
-    stand_ins = perturbation.start(place, names)
+    replacements = perturbation.start(place, names)
     blocks = {name: Counting() for name in names}
-    modules = {name: stand_ins[name](block) for name, block in blocks.items()}
+    modules = {name: replacements[name](block) for name, block in blocks.items()}
     result = []
     for step in steps:
         place.step = step

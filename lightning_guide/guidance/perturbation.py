@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from lightning_guide.denoiser import Denoiser, Models, Predict, Trajectory
 from lightning_guide.guidance.base import Guidance, Main
 from lightning_guide.preconditioning import Network, Preconditioned
-from lightning_guide.utils.modules import StandIn, names_of_layers, rebuild_with
+from lightning_guide.utils.modules import ModuleReplacement, names_of_layers, rebuild_with
 from lightning_guide.utils.recipe import HasRecipe
 
 __all__ = ["ModuleWrapper", "ChangedEmbedding", "ConditionPerturbation", "Perturbation", "Perturbed", "Replacement"]
@@ -49,7 +49,7 @@ class Perturbation(HasRecipe, ABC):
         self.layers = layers
 
     @abstractmethod
-    def start(self, trajectory: Trajectory, names: Sequence[str]) -> Mapping[str, StandIn]:
+    def start(self, trajectory: Trajectory, names: Sequence[str]) -> Mapping[str, ModuleReplacement]:
         """What stands in for each of the submodules `names` along `trajectory`, with a fresh state.
 
         Raises:
@@ -75,7 +75,7 @@ class Perturbation(HasRecipe, ABC):
 class Replacement(Perturbation):
     """A perturbation that takes the place of each submodule by itself."""
 
-    def start(self, trajectory: Trajectory, names: Sequence[str]) -> Mapping[str, StandIn]:
+    def start(self, trajectory: Trajectory, names: Sequence[str]) -> Mapping[str, ModuleReplacement]:
         """What `replace` makes of each."""
         return dict.fromkeys(names, lambda module: self.replace(module, trajectory))
 
@@ -146,11 +146,11 @@ class Perturbed(Guidance):
 
     def network(self, trajectory: Trajectory) -> Preconditioned:
         """The model with the replacements of `trajectory`; it shares the parameters, and nothing else."""
-        stand_ins: list[tuple[str, StandIn]] = []
+        replacements: list[tuple[str, ModuleReplacement]] = []
         for perturbation, names in self.layers():
             started = perturbation.start(trajectory, names)
-            stand_ins += [(f"network.{name}", started[name]) for name in names]
-        return rebuild_with(self.model(), stand_ins)
+            replacements += [(f"network.{name}", started[name]) for name in names]
+        return rebuild_with(self.model(), replacements)
 
 
 class ModuleWrapper(nn.Module):

@@ -10,7 +10,7 @@ from typing import TypeVar
 from torch import nn
 
 __all__ = [
-    "StandIn",
+    "ModuleReplacement",
     "shallow_clone",
     "map_modules",
     "matching_names",
@@ -20,10 +20,10 @@ __all__ = [
 ]
 
 
-StandIn = Callable[[nn.Module], nn.Module]
+ModuleReplacement = Callable[[nn.Module], nn.Module]
 
 
-"""From a submodule to what takes its place; it may keep the submodule and call it."""
+"""submodule -> the module that replaces it, which may keep the submodule and call it."""
 
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -99,23 +99,22 @@ def names_of_layers(network: nn.Module, patterns: Sequence[str], who: str) -> li
     return list(dict.fromkeys(name for pattern in patterns for name in matching_names(network, pattern, who)))
 
 
-def rebuild_with(root: Module, stand_ins: Sequence[tuple[str, StandIn]]) -> Module:
-    """`root` in a tree of its own (`shallow_clone`), with what the `stand_ins` make of the submodules of these dotted
-    names.
+def rebuild_with(root: Module, replacements: Sequence[tuple[str, ModuleReplacement]]) -> Module:
+    """Return `root` as a `shallow_clone` with the submodules of these dotted names replaced.
 
-    What lies inside comes first, so that a stand-in for a block keeps those for its parts; of several for one
+    What lies inside comes first, so that the replacement of a block keeps those of its parts; of several for one
     submodule each is made of the one before.
     """
     tree = shallow_clone(root)
-    for name, stand_in in sorted(stand_ins, key=lambda each: -each[0].count(".")):
-        tree.set_submodule(name, stand_in(tree.get_submodule(name)))
+    for name, replacement in sorted(replacements, key=lambda each: -each[0].count(".")):
+        tree.set_submodule(name, replacement(tree.get_submodule(name)))
     return tree
 
 
 def replace_modules(root: Module, modules: Mapping[str, nn.Module]) -> Module:
     """`root` in a tree of its own (`shallow_clone`), with the submodules of these dotted names exchanged."""
 
-    def always(module: nn.Module) -> StandIn:
+    def always(module: nn.Module) -> ModuleReplacement:
         return lambda _: module
 
     return rebuild_with(root, [(name, always(module)) for name, module in modules.items()])

@@ -20,7 +20,7 @@ from lightning_guide.guidance.negatives.skip_layer import check_skippable, recor
 from lightning_guide.guidance.perturbation import ModuleWrapper, Perturbation, Perturbed
 from lightning_guide.guidance.schedules import StepWindow, WeightSchedule
 from lightning_guide.preconditioning import Network
-from lightning_guide.utils.modules import StandIn, names_of_layers
+from lightning_guide.utils.modules import ModuleReplacement, names_of_layers
 
 __all__ = ["StochasticSelfGuidance", "StochasticSkip"]
 
@@ -101,7 +101,7 @@ class StochasticSkip(Perturbation):
             )
         return free
 
-    def start(self, trajectory: Trajectory, names: Sequence[str]) -> Mapping[str, StandIn]:
+    def start(self, trajectory: Trajectory, names: Sequence[str]) -> Mapping[str, ModuleReplacement]:
         """Blocks that are skipped by one common draw a step."""
         if self.share == 0:
             return dict.fromkeys(names, lambda module: module)

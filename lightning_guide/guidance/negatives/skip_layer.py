@@ -48,8 +48,8 @@ def record_shapes(network: Network, names: Sequence[str]) -> dict[str, Shapes]:
     Costs one evaluation of a single sample, in a tree apart.
     """
     noted: dict[str, Shapes] = {}
-    stand_ins = [(name, lambda block, name=name: _Noting(block, noted, name)) for name in names]
-    tree = rebuild_with(network, stand_ins).eval()
+    replacements = [(name, lambda block, name=name: _Noting(block, noted, name)) for name in names]
+    tree = rebuild_with(network, replacements).eval()
     like = next(network.parameters())
     tree(like.new_zeros(1, *network.data_shape), like.new_zeros(1), tree.embed(None, 1))
     return noted
