@@ -1,4 +1,18 @@
-"""Diffusion models in PyTorch Lightning, guided by their own younger or differently averaged selves."""
+"""Diffusion models in PyTorch Lightning, guided by worse versions of themselves and by two dozen other guidances.
+
+    import lightning_guide as lg
+
+    model = lg.load("runs/digits/main")
+    guider = lg.load("runs/digits/main", images="1/8", sigma_rel=0.1)
+    x = lg.sample(lg.Autoguidance(guider, weight=2, positive=model), lg.Heun(18), labels=[3] * 16, seed=0)
+
+Every name that the packages of `PUBLIC` export is one of `lightning_guide`, too, imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -84,3 +98,19 @@ RENAMED: dict[str, str] = {
     "Truth": "ReferenceDensity",
     "Window": "ViewWindow",
 }
+
+
+def __getattr__(name: str) -> Any:
+    """Public name of one of the packages, in the order of `PUBLIC`; nothing is imported before (PEP 562)."""
+    if not name.startswith("_"):
+        for package in PUBLIC:
+            module = import_module(package) if package.startswith("lightning_guide.") else None
+            if module is not None and name in module.__all__:
+                return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """All public names."""
+    packages = [import_module(package) for package in PUBLIC if package.startswith("lightning_guide.")]
+    return sorted({*globals(), *(name for package in packages for name in package.__all__)})

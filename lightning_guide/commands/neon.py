@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 from lightning_guide.guidance.negatives.neon import extrapolate
-from lightning_guide.runs.run import newest_images, open_snapshots
+from lightning_guide.runs.stores import newest_images, open_snapshots
 from lightning_guide.snapshots import SnapshotStore
 
 __all__ = ["neon"]

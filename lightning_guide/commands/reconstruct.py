@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lightning_guide.runs.run import open_snapshots, write_averages
+from lightning_guide.runs.stores import open_snapshots
+from lightning_guide.runs.writing import write_averages
 from lightning_guide.snapshots.post_hoc import MAX_ERROR
 
 __all__ = ["reconstruct"]

@@ -1,8 +1,22 @@
-"""Models from elsewhere, read without trusting them, and ours for other tools."""
+"""What a run folder holds: models, averages, samples and evaluations of a run; runs made of imported models."""
 
 from __future__ import annotations
 
 from lightning_guide.runs.edm2_pickle import Stored
 from lightning_guide.runs.models import DryRunModels, LiveAverages, RunModels
+from lightning_guide.runs.run import Run, load
+from lightning_guide.runs.sampling import sample
+from lightning_guide.runs.stores import finished_model, open_snapshots, pretrained
 
-__all__ = ["LiveAverages", "DryRunModels", "RunModels", "Stored"]
+__all__ = [
+    "DryRunModels",
+    "LiveAverages",
+    "Run",
+    "RunModels",
+    "Stored",
+    "finished_model",
+    "load",
+    "open_snapshots",
+    "pretrained",
+    "sample",
+]

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_guide.networks.edm2_unet import EDM2UNet
 from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.runs.edm2_pickle import Stored, read_edm2_pickle, tensors_of
-from lightning_guide.runs.run import check_new, write_run
+from lightning_guide.runs.writing import check_new, write_run
 
 __all__ = ["import_snapshot"]
 

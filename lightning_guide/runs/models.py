@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from lightning_guide.denoiser import Denoiser
-from lightning_guide.runs.run import open_snapshots
+from lightning_guide.runs.stores import open_snapshots
 from lightning_guide.snapshots import SnapshotStore
 
 __all__ = ["LiveAverages", "DryRunModels", "RunModels", "find_average"]

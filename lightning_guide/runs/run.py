@@ -1,195 +1,171 @@
-"""The network that a run has trained and stored as raw weights: classifiers, and whatever else judges or steers.
+"""A run folder in Python: its config, snapshots and models; sampling and evaluation.
 
-Runs of one snapshot from elsewhere: nothing to train on, but they sample, are evaluated, and guide others.
+RUN/config.yaml   RUN/snapshots/   RUN/checkpoints/   RUN/tensorboard/   RUN/half_life/snapshots/
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-import yaml
-from torch import Tensor, nn
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser
+from lightning_guide.runs.models import RunModels
+from lightning_guide.runs.sampling import sample
+from lightning_guide.runs.session import ConfigCLI, open_session
+from lightning_guide.runs.stores import finished_model, newest_images, open_snapshots, pretrained, raw_network
+from lightning_guide.samplers.base import Sampler
 from lightning_guide.snapshots import SnapshotStore
-from lightning_guide.utils.recipe import build
+from lightning_guide.utils.files import read_yaml
 
-__all__ = [
-    "check_new",
-    "finished_model",
-    "newest_images",
-    "open_snapshots",
-    "pretrained",
-    "raw_network",
-    "write_averages",
-    "write_run",
-]
+__all__ = ["Run", "finished_model", "load", "newest_images", "open_snapshots", "pretrained", "raw_network"]
+
+_QUIET = {"callbacks": [], "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 
 
-Kind = TypeVar("Kind", bound=nn.Module)
+def load(run: str | Path, *, images: int | float | str | None = None, sigma_rel: float | None = None) -> Denoiser:
+    """Return a model of a run as a frozen denoiser on the CPU: `Run(run).model(images=..., sigma_rel=...)`."""
+    return Run(run).model(images=images, sigma_rel=sigma_rel)
 
 
-def raw_network(run: str | Path, *, kind: type[Kind], what: str = "network") -> Kind:
-    """The network of the newest snapshot of `run` without averaging (sigma_rel 0), with its weights, on the CPU.
+class Run:
+    """A finished or running training in `folder`. Nothing is read before it is needed, nothing in it is changed.
 
-    Raises:
-        ValueError: if the run has no such snapshot, saying `what` was looked for, or it holds no `kind`.
+    Attributes:
+        folder: the run folder; it may have been moved or copied since training.
     """
-    store = SnapshotStore(Path(run) / "snapshots")
-    entries = [entry for entry in store.entries() if entry.sigma_rel == 0]
-    if not entries:
-        state = "holds no raw weights" if store.folder.is_dir() else "does not exist"
-        raise ValueError(
-            f"no {what} in the run {str(run)!r}: {store.folder} {state}; expected the default_root_dir of a "
-            "finished fit of lightning_guide.modules.classifiers.ClassifierModule"
-        )
-    tensors, metadata = store.load(entries[-1])
-    with torch.random.fork_rng(devices=[]):
-        network = build(metadata.recipe)
-    if not isinstance(network, kind):
-        raise ValueError(f"{entries[-1].path} holds a {type(network).__name__}; expected a {kind.__name__}")
-    network.load_state_dict(tensors)
-    return network
 
+    def __init__(self, folder: str | Path) -> None:
+        """Open `folder`.
 
-def check_new(run: str | Path) -> None:
-    """Refuses the folder of a run that exists.
+        Raises:
+            ValueError: if it does not exist.
+        """
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise ValueError(f"the run folder {str(folder)!r} does not exist; expected the default_root_dir of a fit")
 
-    Raises:
-        ValueError: naming it.
-    """
-    if (Path(run) / "snapshots").exists():
-        raise ValueError(f"{run} already holds a run; expected the folder of a new one")
+    @property
+    def config(self) -> dict[str, Any]:
+        """The config that the run was trained with, `config.yaml`, as plain data of one's own.
 
+        Raises:
+            ValueError: if the folder holds none.
+        """
+        file = self.folder / "config.yaml"
+        if not file.is_file():
+            raise ValueError(f"{file} does not exist; expected the folder of a run that `lightning-guide fit` has made")
+        settings: dict[str, Any] = read_yaml(file)
+        settings.setdefault("trainer", {})["default_root_dir"] = str(self.folder)
+        return settings
 
-def write_run(
-    run: str | Path,
-    denoiser: Denoiser,
-    tensors: Mapping[str, Tensor],
-    *,
-    images: int,
-    sigma_rel: float,
-    planned_images: int | None,
-) -> Path:
-    """Writes `tensors` of `denoiser` as the only snapshot of a new run, and a config for sampling; returns the file.
+    @property
+    def snapshots(self) -> SnapshotStore:
+        """Its stored averages."""
+        return open_snapshots(self.folder)
 
-    The tensors keep the type of the first of them.
-    """
-    dtype = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
-    path = SnapshotStore(Path(run) / "snapshots", dtype=dtype).save(
-        tensors,
-        images=images,
-        sigma_rel=sigma_rel,
-        recipe=denoiser.recipe,
-        planned_images=planned_images,
-        buffers=[name for name, _ in denoiser.named_buffers()],
-    )
-    config = _config(denoiser, Path(run), sigma_rel)
-    (Path(run) / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    return path
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Arguments of its module in the config; empty if the folder has no config."""
+        found = self.config if (self.folder / "config.yaml").is_file() else {}
+        return dict(found.get("model", {}).get("init_args", {}))
 
+    def model(self, *, images: int | float | str | None = None, sigma_rel: float | str | None = None) -> Denoiser:
+        """Return the average `sigma_rel` after `images`, stored or reconstructed, frozen, on the CPU.
 
-def _config(denoiser: Denoiser, run: Path, sigma_rel: float) -> dict[str, Any]:
-    """A config by which the run can be sampled and evaluated."""
-    heun = {
-        "class_path": "lightning_guide.samplers.Heun",
-        "init_args": {"grid": {"class_path": "lightning_guide.noise.KarrasGrid", "init_args": {"num_steps": 32}}},
-    }
-    evaluation = {"num_samples": 64, "batch_size": 16, "sampler": heun}
-    shape = {"data_shape": list(denoiser.data_shape), "num_classes": denoiser.num_classes}
-    shape |= {"token_channels": denoiser.token_channels} if denoiser.token_channels else {}
-    loss = {"class_path": "EDMLoss", "init_args": {"noise": {"class_path": "lightning_guide.noise.LogNormal"}}}
-    arguments = {
-        "denoiser": denoiser.recipe,
-        "loss": loss,
-        "average": sigma_rel,
-        "evaluations": {"unguided": evaluation},
-        "prediction": evaluation,
-    }
-    return {
-        "trainer": {"default_root_dir": str(run)},
-        "model": {"class_path": "DiffusionModule", "init_args": arguments},
-        "data": {"class_path": "datamodules.NoData", "init_args": shape},
-    }
+        Args:
+            images: training images seen, or a fraction of the planned run such as "1/8"; default: as the config
+                evaluates it, the newest snapshot.
+            sigma_rel: relative width of the average, or "half_life"; default: as the config evaluates it.
 
+        Raises:
+            ValueError: if the run has no such snapshot and it cannot be reconstructed.
+        """
+        images = self.settings.get("images") if images is None else images
+        width = (self.settings.get("average") or 0.05) if sigma_rel is None else sigma_rel
+        return finished_model(self.folder, images, width)
 
-def open_snapshots(run: str | Path) -> SnapshotStore:
-    """The snapshots of a run.
+    def resolve(self, guidance: Denoiser | None = None, *, device: torch.device | str = "cpu") -> Denoiser:
+        """Return `guidance` with this run's models for its references `Main` and `Snapshot`; None: the model itself.
 
-    Raises:
-        ValueError: if the run has none.
-    """
-    folder = Path(run) / "snapshots"
-    if not folder.is_dir():
-        near = Path(run) if Path(run).is_dir() else Path(run).parent
-        found = ", ".join(sorted(str(path.parent) for path in near.glob("*/snapshots"))) or "none"
-        raise ValueError(f"run {str(run)!r} has no snapshots: {folder} does not exist; runs with snapshots: {found}")
-    return SnapshotStore(folder)
+        Raises:
+            ValueError: if a snapshot does not exist or does not fit.
+        """
+        main = self.model().to(device)
+        if guidance is None:
+            return main
+        return guidance.resolve(RunModels(main, run=self.folder, device=torch.device(device)))
 
+    def sample(
+        self,
+        guidance: Denoiser | None = None,
+        sampler: Sampler | None = None,
+        *,
+        labels: Sequence[int] | Tensor | None = None,
+        prompts: Tensor | None = None,
+        count: int | None = None,
+        seed: int = 0,
+        batch_size: int = 64,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """Draw samples as the data are stored (images: uint8 (B, C, H, W)); arguments as those of `sample`.
 
-def finished_model(run: str | Path, images: int | float | str | None, sigma_rel: float | str) -> Denoiser:
-    """The average `sigma_rel` of a run after `images`; None: at its newest snapshot.
+        `guidance` may refer to models of this run: `Autoguidance(Snapshot("1/8", 0.1), weight=2)`.
+        """
+        denoiser = self.resolve(guidance, device=device)
+        x = sample(denoiser, sampler, labels=labels, prompts=prompts, count=count, seed=seed, batch_size=batch_size)
+        decoded: Tensor = self.session().datamodule.decode(x)
+        return decoded
 
-    A name in the place of `sigma_rel`, "half_life", is the folder of one average that is stored apart.
+    def evaluate(
+        self, evaluations: Mapping[str, Mapping[str, Any]] | None = None, *, trainer: Mapping[str, Any] | None = None
+    ) -> dict[str, dict[str, float]]:
+        """Return the metrics of `evaluations` of the finished model: evaluation -> metric -> value.
 
-    Raises:
-        ValueError: if the run has no such snapshot.
-    """
-    if isinstance(sigma_rel, str):
-        apart = open_snapshots(Path(run) / sigma_rel)
-        count = newest_images(apart) if images is None else apart.resolve_images(images)
-        widths = [entry.sigma_rel for entry in apart.entries() if entry.images == count]
-        return apart.guider(images=count, sigma_rel=widths[0] if widths else 0.05)
-    store = open_snapshots(run)
-    return store.guider(images=newest_images(store) if images is None else images, sigma_rel=sigma_rel)
+        Args:
+            evaluations: name -> settings of `Evaluation` as in a config, each laid over the run's first evaluation:
+                `{"cfg": {"guidance": {"class_path": "ClassifierFreeGuidance", "init_args": {"weight": 2}}}}`;
+                default: those of the run's config.
+            trainer: settings of the trainer, such as `{"accelerator": "gpu", "callbacks": [...]}`.
 
+        Raises:
+            ValueError: if settings do not fit or a guider is missing.
+        """
+        model = None
+        if evaluations is not None:
+            first = next(iter((self.settings.get("evaluations") or {"": {}}).values()))
+            model = {"evaluations": {name: {**first, **each} for name, each in evaluations.items()}, "guidances": None}
+        session = self.session(model=model, trainer=trainer)
+        session.trainer.test(session.model, datamodule=session.datamodule, verbose=False)
+        results: dict[str, dict[str, float]] = session.model.evaluations.results
+        return results
 
-def newest_images(store: SnapshotStore) -> int:
-    """Age of the newest averages of a run, in images.
+    def session(
+        self,
+        *,
+        model: Mapping[str, Any] | None = None,
+        trainer: Mapping[str, Any] | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> ConfigCLI:
+        """Build `trainer`, `model` and `datamodule` of the run, silent and without callbacks unless configured.
 
-    Raises:
-        ValueError: if it has none.
-    """
-    entries = [entry for entry in store.entries() if entry.sigma_rel > 0]
-    if not entries:
-        raise ValueError(f"run {str(store.folder.parent)!r} has no averaged snapshots yet in {store.folder}")
-    return entries[-1].images
+        Args:
+            model: arguments of the module that replace those of the config.
+            trainer: settings of the trainer that replace the silent ones.
+            settings: plain data in place of the config.
 
-
-def pretrained(run: str, images: int | float | str | None = None, sigma_rel: float = 0.05) -> Denoiser:
-    """The average `sigma_rel` of a run after `images` (None: at its newest snapshot), to be trained further.
-
-    A copy: what is trained from it leaves the run alone. For configs: `denoiser: {class_path: ...pretrained}`.
-
-    Raises:
-        ValueError: if the run has no such snapshot.
-    """
-    return finished_model(run, images, sigma_rel).requires_grad_(True).train()
-
-
-def write_averages(
-    source: SnapshotStore, targets: Sequence[tuple[int, float]], run: str | Path, *, max_error: float
-) -> list[Path]:
-    """Writes the averages `targets`, (images, sigma_rel), of `source` to the folder `run`; reads each file once.
-
-    Raises:
-        ValueError: if there are not enough snapshots for one of them.
-    """
-    recipe = source.load([entry for entry in source.entries() if entry.sigma_rel > 0][-1])[1]
-    store = SnapshotStore(Path(run) / "snapshots")
-    files = []
-    for (images, sigma_rel), tensors in zip(targets, source.reconstruct(targets, max_error=max_error), strict=True):
-        path = store.save(
-            tensors,
-            images=images,
-            sigma_rel=sigma_rel,
-            recipe=recipe.recipe,
-            planned_images=recipe.planned_images,
-            buffers=recipe.buffers,
-        )
-        print(f"sigma_rel {sigma_rel:g} after {images} images: {path}")
-        files.append(path)
-    return files
+        Raises:
+            ValueError: naming the key, if a setting does not fit.
+        """
+        chosen = copy.deepcopy(dict(self.config if settings is None else settings))
+        chosen["trainer"] = chosen.get("trainer", {}) | _QUIET | dict(trainer or {})
+        if model:
+            arguments = chosen["model"].get("init_args", {}) | dict(model)
+            chosen["model"] = chosen["model"] | {"init_args": arguments}
+        with isolate_rng():
+            return open_session(chosen)

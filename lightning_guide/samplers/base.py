@@ -31,9 +31,9 @@ Memory = dict[str, Tensor | float]
 class Sampler(HasRecipe, ABC):
     """Base of all samplers. Holds no state between trajectories."""
 
-    def __init__(self, grid: Grid | None = None) -> None:
-        """`grid` of noise levels; the default is EDM's with 32 steps from 80 to 0.002."""
-        self.grid = grid or KarrasGrid()
+    def __init__(self, grid: Grid | int | None = None) -> None:
+        """`grid` of noise levels, or the number of steps of EDM's grid from 80 to 0.002 (`KarrasGrid`), 32 by default."""
+        self.grid = grid if isinstance(grid, Grid) else KarrasGrid(32 if grid is None else grid)
 
     def initial(self, denoiser: Denoiser, seeds: SampleSeeds, device: torch.device | str = "cpu") -> Tensor:
         """Noise at the first level, sigma_0 z with z standard normal, `(B, *data_shape)`."""

@@ -35,7 +35,7 @@ class Ancestral(Sampler):
     The noise level after the step is sigma' for any s in [0, sigma'].
     """
 
-    def __init__(self, grid: Grid | None = None, *, eta: float) -> None:
+    def __init__(self, grid: Grid | int | None = None, *, eta: float) -> None:
         """`grid` as in `Sampler`; `eta` in [0, 1] says how much of the noise is fresh: 0 is `Euler`.
 
         Raises:
@@ -69,7 +69,7 @@ class DDIM(Ancestral):
     In the variance-preserving form s = eta sqrt((1 - abar') / (1 - abar)) sqrt(1 - abar / abar').
     """
 
-    def __init__(self, grid: Grid | None = None, *, eta: float = 1.0) -> None:
+    def __init__(self, grid: Grid | int | None = None, *, eta: float = 1.0) -> None:
         """As `Ancestral`."""
         super().__init__(grid, eta=eta)
 
@@ -81,7 +81,7 @@ class DDIM(Ancestral):
 class ProportionalAncestral(Ancestral):
     """s = eta sigma': the same share eta^2 of the variance is fresh in each step, as in the code of FreeDoM."""
 
-    def __init__(self, grid: Grid | None = None, *, eta: float = 0.5) -> None:
+    def __init__(self, grid: Grid | int | None = None, *, eta: float = 0.5) -> None:
         """As `Ancestral`."""
         super().__init__(grid, eta=eta)
 

@@ -26,7 +26,7 @@ class Heun(Sampler):
 
     def __init__(
         self,
-        grid: Grid | None = None,
+        grid: Grid | int | None = None,
         *,
         s_churn: float = 0.0,
         s_min: float = 0.0,

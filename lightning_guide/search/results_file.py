@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from lightning_guide.runs.run import open_snapshots
+from lightning_guide.runs.stores import open_snapshots
 from lightning_guide.utils.files import atomic
 
 __all__ = ["ResultsFile", "named_runs", "run_identity", "runs_in"]

@@ -15,7 +15,7 @@ from lightning_guide import PUBLIC, RENAMED
 from lightning_guide.utils.errors import one_line
 from lightning_guide.utils.recipe import current_path
 
-__all__ = ["LightningParser", "Parser", "one_sentence"]
+__all__ = ["LightningParser", "Parser", "one_sentence", "update_paths"]
 
 _OWN_CLASS = re.compile(
     r"(lightning_guide|callbacks|datamodules)(\.\w+)*\.[A-Z]\w*|lightning_guide(\.\w+)+\.pretrained"
@@ -27,20 +27,20 @@ def one_sentence(message: str) -> str:
     return one_line(message, {name for package in map(importlib.import_module, PUBLIC) for name in package.__all__})
 
 
-def _updated(value: Any) -> Any:
-    """Parsed YAML with the class paths of older versions replaced by those of this one."""
+def update_paths(value: Any) -> Any:
+    """Replace class paths of older versions in parsed YAML by those of this one."""
     if isinstance(value, dict):
-        updated = {key: _updated(item) for key, item in value.items()}
+        updated = {key: update_paths(item) for key, item in value.items()}
         name = value.get("class_path")
         return updated | ({"class_path": RENAMED[name]} if isinstance(name, str) and name in RENAMED else {})
     if isinstance(value, list):
-        return [_updated(item) for item in value]
+        return [update_paths(item) for item in value]
     if isinstance(value, str) and _OWN_CLASS.fullmatch(value):
         return current_path(value)
     return value
 
 
-set_loader("lightning_guide", lambda text: _updated(get_loader("yaml")(text)), exceptions=(yaml.YAMLError,))
+set_loader("lightning_guide", lambda text: update_paths(get_loader("yaml")(text)), exceptions=(yaml.YAMLError,))
 
 
 class Parser(ArgumentParser):

@@ -1,0 +1,101 @@
+"""New run folders made of finished models: imported, downloaded, reconstructed; they sample, are evaluated, guide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from lightning_guide.denoiser import Denoiser
+from lightning_guide.snapshots import SnapshotStore
+
+__all__ = ["check_new", "write_averages", "write_run"]
+
+
+def check_new(run: str | Path) -> None:
+    """Refuse the folder of a run that exists.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if (Path(run) / "snapshots").exists():
+        raise ValueError(f"{run} already holds a run; expected the folder of a new one")
+
+
+def write_run(
+    run: str | Path,
+    denoiser: Denoiser,
+    tensors: Mapping[str, Tensor],
+    *,
+    images: int,
+    sigma_rel: float,
+    planned_images: int | None,
+) -> Path:
+    """Write `tensors` of `denoiser` as the only snapshot of a new run, with a config for sampling; returns the file.
+
+    The tensors keep the type of the first of them.
+    """
+    dtype = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
+    path = SnapshotStore(Path(run) / "snapshots", dtype=dtype).save(
+        tensors,
+        images=images,
+        sigma_rel=sigma_rel,
+        recipe=denoiser.recipe,
+        planned_images=planned_images,
+        buffers=[name for name, _ in denoiser.named_buffers()],
+    )
+    config = _config(denoiser, Path(run), sigma_rel)
+    (Path(run) / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def _config(denoiser: Denoiser, run: Path, sigma_rel: float) -> dict[str, Any]:
+    """Config with which the run can be sampled and evaluated."""
+    heun = {
+        "class_path": "Heun",
+        "init_args": {"grid": {"class_path": "KarrasGrid", "init_args": {"num_steps": 32}}},
+    }
+    evaluation = {"num_samples": 64, "batch_size": 16, "sampler": heun}
+    shape = {"data_shape": list(denoiser.data_shape), "num_classes": denoiser.num_classes}
+    shape |= {"token_channels": denoiser.token_channels} if denoiser.token_channels else {}
+    loss = {"class_path": "EDMLoss", "init_args": {"noise": {"class_path": "LogNormal"}}}
+    arguments = {
+        "denoiser": denoiser.recipe,
+        "loss": loss,
+        "average": sigma_rel,
+        "evaluations": {"unguided": evaluation},
+        "prediction": evaluation,
+    }
+    return {
+        "trainer": {"default_root_dir": str(run)},
+        "model": {"class_path": "DiffusionModule", "init_args": arguments},
+        "data": {"class_path": "NoData", "init_args": shape},
+    }
+
+
+def write_averages(
+    source: SnapshotStore, targets: Sequence[tuple[int, float]], run: str | Path, *, max_error: float
+) -> list[Path]:
+    """Write the averages `targets`, (images, sigma_rel), of `source` to the folder `run`; reads each file once.
+
+    Raises:
+        ValueError: if there are not enough snapshots for one of them.
+    """
+    recipe = source.load([entry for entry in source.entries() if entry.sigma_rel > 0][-1])[1]
+    store = SnapshotStore(Path(run) / "snapshots")
+    files = []
+    for (images, sigma_rel), tensors in zip(targets, source.reconstruct(targets, max_error=max_error), strict=True):
+        path = store.save(
+            tensors,
+            images=images,
+            sigma_rel=sigma_rel,
+            recipe=recipe.recipe,
+            planned_images=recipe.planned_images,
+            buffers=recipe.buffers,
+        )
+        print(f"sigma_rel {sigma_rel:g} after {images} images: {path}")
+        files.append(path)
+    return files
