@@ -204,7 +204,7 @@ PERTURBATIONS: list[Callable[..., Perturbation]] = [
 
 @pytest.mark.parametrize("kind", PERTURBATIONS)
 def test_layers_that_are_no_attention_cores_are_refused(kind: Callable[..., Perturbation]) -> None:
-    refusal = "takes the place of attention cores; {} is none, those of this .* are .*attention.core"
+    refusal = "replaces attention cores; {} is not one, those of this .* are .*attention.core"
     for network, name in ((unet().network, "encoder.4x4_block0"), (transformer().network, "blocks.1.attention")):
         with pytest.raises(ValueError, match=refusal.format(name)):
             kind(layers=[name]).chosen(network)

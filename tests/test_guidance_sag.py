@@ -24,6 +24,7 @@ from lightning_guide.guidance.negatives import (
 )
 from lightning_guide.guidance.negatives.sag_masks import MaskAt
 from lightning_guide.networks import DiffusionTransformer, EDM2UNet
+from lightning_guide.networks.attention import AttentionCore
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.preconditioning import Network, Preconditioned
 from lightning_guide.samplers import DPMSolver2M, Heun, Sampler
@@ -191,10 +192,10 @@ def test_sizes_of_blur_and_kernel_are_fractions_of_the_shorter_side() -> None:
 # The attention map
 
 
-class Spy(torch.nn.Module):
+class Spy(AttentionCore):
     """The plain core, and a note of its queries and keys."""
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, size: tuple[int, int] | None) -> Tensor:
         self.seen = (q, k)
         return F.scaled_dot_product_attention(q, k, v)
 
@@ -354,7 +355,7 @@ def test_what_it_cannot_guide_is_refused_when_the_evaluation_begins() -> None:
     SelfAttentionGuidance(mask=FullMask()).resolve(Models(pictures))
     with pytest.raises(ValueError, match="no layer of DiffusionTransformer is called 'blocks.7.attention.core'"):
         SelfAttentionGuidance(mask=AttentionMask(layers=["blocks.7.attention.core"])).resolve(Models(transformer()))
-    with pytest.raises(ValueError, match="^ObservedAttention takes the place of attention cores; blocks.1 is none"):
+    with pytest.raises(ValueError, match="^ObservedAttention replaces attention cores; blocks.1 is not one"):
         SelfAttentionGuidance(mask=AttentionMask(layers=["blocks.1"])).resolve(Models(transformer()))
     with pytest.raises(ValueError, match="blur > 0 and a finite reach > 0, got 0 and 1"):
         BlurredInput(blur=0, reach=1)

@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_guide.networks.attention import CosineAttention, SelfAttention, attention_heads
+from lightning_guide.networks.attention import AttentionCore, CosineAttention, SelfAttention, attention_heads
 from lightning_guide.networks.magnitude_preserving import mp_sum, normalize
 
 
@@ -42,12 +42,12 @@ def test_self_attention_is_its_formula_with_q_k_v_fastest(generator: torch.Gener
         torch.testing.assert_close(attention(x), expected)
 
 
-class Identity(nn.Module):
+class Identity(AttentionCore):
     """The identity map of PAG, and a note of what it was given."""
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, size: tuple[int, int] | None) -> Tensor:
         """V."""
-        self.seen = (q, k, v, grid)
+        self.seen = (q, k, v, size)
         return v
 
 

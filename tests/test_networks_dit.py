@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from lightning_guide.guidance.negatives import IdentityAttention
 from lightning_guide.guidance.perturbation import Perturbed
 from lightning_guide.networks import DiffusionTransformer
+from lightning_guide.networks.attention import AttentionCore
 from lightning_guide.networks.dit_block import TokenAttention, TransformerBlock
 from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.training.losses import EDMLoss
@@ -135,11 +136,11 @@ def test_tokens_are_patches_with_positions_and_go_back_where_they_came_from() ->
 # Shapes
 
 
-class Spy(nn.Module):
+class Spy(AttentionCore):
     """The plain core, and a note of the tokens and the grid it was given."""
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int] | None) -> Tensor:
-        self.seen = (q.shape, grid)
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, size: tuple[int, int] | None) -> Tensor:
+        self.seen = (q.shape, size)
         return F.scaled_dot_product_attention(q, k, v)
 
 

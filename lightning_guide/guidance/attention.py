@@ -1,74 +1,69 @@
-"""What takes the place of attention cores; cores around another core: with other queries, or with another map.
+"""Replacement attention cores, and cores around another core: with other queries, or with another attention map.
 
-A core is linear in its values, so that core(q, k, I) is its attention map A `(B, heads, N, N)`: whatever the core
-computes, its map can be had, changed, and applied to the values. That costs the memory of the map.
+A core is linear in its values, so core(q, k, I) is its attention map A `(B, heads, N, N)`. The map of any core can be
+read, changed and applied to the values in this way, at the cost of the memory of the map.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from lightning_guide.guidance.perturbation import Replacement
+from lightning_guide.networks.attention import AttentionCore
 from lightning_guide.preconditioning import Network
 
 __all__ = ["AttentionPerturbation", "ChangedMap", "ChangedQueries"]
 
 
-Grid = tuple[int, int] | None
+Size = tuple[int, int] | None  # (height, width) of the token grid
 
 
 class AttentionPerturbation(Replacement):
-    """Base of what takes the place of attention cores: modules called as core(q, k, v, grid)."""
+    """Base of perturbations that replace attention cores (`AttentionCore`)."""
 
     kind = "attention"
 
     def chosen(self, network: Network) -> list[str]:
-        """As `Perturbation.chosen`.
+        """Return the names of the attention cores of `network` that are replaced.
 
         Raises:
-            ValueError: if a layer is no attention core.
+            ValueError: if a layer is not an attention core.
         """
         names = super().chosen(network)
         for name in names:
-            if not _is_core(network.get_submodule(name)):
-                cores = [other for other, module in network.named_modules() if _is_core(module)]
+            if not isinstance(network.get_submodule(name), AttentionCore):
+                cores = [other for other, module in network.named_modules() if isinstance(module, AttentionCore)]
                 raise ValueError(
-                    f"{type(self).__name__} takes the place of attention cores; {name} is none, "
+                    f"{type(self).__name__} replaces attention cores; {name} is not one, "
                     f"those of this {type(network).__name__} are {', '.join(cores) or 'none'}"
                 )
         return names
 
 
-def _is_core(module: nn.Module) -> bool:
-    """Whether `module` is called with four arguments, as (q, k, v, grid)."""
-    return len(inspect.signature(module.forward).parameters) == 4
+class ChangedQueries(AttentionCore):
+    """core(change(q, size), k, v): attention with other queries `(B, heads, N, d)`."""
 
-
-class ChangedQueries(nn.Module):
-    """core(change(q, grid), k, v): the attention of other queries `(B, heads, N, d)`."""
-
-    def __init__(self, core: nn.Module, change: Callable[[Tensor, Grid], Tensor]) -> None:
+    def __init__(self, core: nn.Module, change: Callable[[Tensor, Size], Tensor]) -> None:
         super().__init__()
         self.core, self.change = core, change
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, size: Size) -> Tensor:
         """`(B, heads, N, d)`."""
-        return self.core(self.change(q, grid), k, v, grid)
+        return self.core(self.change(q, size), k, v, size)
 
 
-class ChangedMap(nn.Module):
-    """change(A) v with the map A `(B, heads, N, N)` of the core, whose row i says what token i attends to."""
+class ChangedMap(AttentionCore):
+    """change(A) v with the map A `(B, heads, N, N)` of the core; row i of A holds the weights of token i."""
 
     def __init__(self, core: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.core, self.change = core, change
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, size: Size) -> Tensor:
         """`(B, heads, N, d)`."""
         N = v.shape[-2]
         identity = torch.eye(N, dtype=v.dtype, device=v.device).expand(*v.shape[:2], N, N)
-        return self.change(self.core(q, k, identity, grid)) @ v
+        return self.change(self.core(q, k, identity, size)) @ v

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_guide.networks.attention import CosineAttention, SelfAttention
+from lightning_guide.networks.attention import AttentionCore, CosineAttention, SelfAttention
 from lightning_guide.networks.classifiers import Classifier, NoisyClassifier, PatchClassifier, SmallClassifier
 from lightning_guide.networks.ddpmpp import DDPMpp, NoiseWaves
 from lightning_guide.networks.ddpmpp_block import DDPMBlock, ImageAttention
@@ -27,6 +27,7 @@ from lightning_guide.networks.magnitude_preserving import (
 from lightning_guide.networks.point_mlp import PointMLP
 
 __all__ = [
+    "AttentionCore",
     "EDM2Block",
     "Classifier",
     "CosineAttention",

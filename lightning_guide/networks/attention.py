@@ -5,12 +5,14 @@ Karras et al. 2024, https://arxiv.org/abs/2312.02696, section 2.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_guide.networks.magnitude_preserving import MPConv, mp_sum_weights, normalize
 
-__all__ = ["CosineAttention", "SelfAttention", "attention_heads"]
+__all__ = ["AttentionCore", "CosineAttention", "SelfAttention", "attention_heads"]
 
 
 def attention_heads(channels: int, channels_per_head: int = 64) -> int:
@@ -22,26 +24,36 @@ def attention_heads(channels: int, channels_per_head: int = 64) -> int:
     return next(heads for heads in range(most, 0, -1) if channels % heads == 0)
 
 
-class CosineAttention(nn.Module):
-    """The attention core, softmax(q k^T / sqrt(d)) v; it has no parameters.
+class AttentionCore(nn.Module, ABC):
+    """Base of attention cores, the submodules from queries, keys and values to the result: A v with a map A.
 
-    Queries, keys and values arrive with unit RMS over d, so that q k^T / sqrt(d) is sqrt(d) times the cosine. A
-    perturbation of attention (identity map, blurred queries, ...) is another module with this forward, put in the
-    place of the module named ``attention.core``.
+    Every self-attention of the networks has one, named ``attention.core``. A perturbation of attention (identity map,
+    blurred queries, ...) replaces it by another core.
     """
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int] | None) -> Tensor:
+    @abstractmethod
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, size: tuple[int, int] | None) -> Tensor:
         """Attention over N = height * width tokens in row-major order.
 
         Args:
             q: queries `(B, heads, N, d)`.
             k: keys `(B, heads, N, d)`.
             v: values `(B, heads, N, d)`.
-            grid: (height, width) of the token grid, for cores that act on neighborhoods; None where there is none.
+            size: (height, width) of the token grid, for cores that act on neighborhoods; None for tokens without one.
 
         Returns:
             `(B, heads, N, d)`.
         """
+
+
+class CosineAttention(AttentionCore):
+    """The attention core softmax(q k^T / sqrt(d)) v; it has no parameters.
+
+    Queries, keys and values have unit RMS over d, so that q k^T / sqrt(d) is sqrt(d) times the cosine.
+    """
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, size: tuple[int, int] | None) -> Tensor:
+        """`(B, heads, N, d)`, as `AttentionCore.forward`."""
         return F.scaled_dot_product_attention(q, k, v)
 
 
@@ -57,7 +69,7 @@ class SelfAttention(nn.Module):
         self.heads = attention_heads(channels)
         self.own, other = mp_sum_weights(balance)
         self.qkv = MPConv(channels, 3 * channels, kernel=1)
-        self.core: nn.Module = CosineAttention()
+        self.core: AttentionCore = CosineAttention()
         self.output = MPConv(channels, channels, kernel=1, scale=other)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_guide.networks.attention import CosineAttention
+from lightning_guide.networks.attention import AttentionCore, CosineAttention
 
 __all__ = ["DDPMBlock", "NEARLY_NOTHING", "ImageAttention", "group_norm", "initialized"]
 
@@ -45,7 +45,7 @@ class ImageAttention(nn.Module):
         super().__init__()
         self.norm = group_norm(channels)
         self.qkv = initialized(nn.Conv2d(channels, 3 * channels, 1), math.sqrt(0.2))
-        self.core: nn.Module = CosineAttention()
+        self.core: AttentionCore = CosineAttention()
         self.output = initialized(nn.Conv2d(channels, channels, 1), NEARLY_NOTHING)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from timm.layers import GELUTanh, Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_guide.networks.attention import CosineAttention
+from lightning_guide.networks.attention import AttentionCore, CosineAttention
 
 __all__ = ["Modulation", "TokenAttention", "TransformerBlock", "token_norm"]
 
@@ -47,7 +47,7 @@ class TokenAttention(nn.Module):
         norm = partial(nn.RMSNorm, channels // heads, eps=1e-6) if qk_norm else nn.Identity
         self.qkv = nn.Linear(channels, 3 * channels)
         self.q_norm, self.k_norm = norm(), norm()
-        self.core: nn.Module = CosineAttention()
+        self.core: AttentionCore = CosineAttention()
         self.output = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor, grid: tuple[int, int] | None) -> Tensor:

@@ -38,7 +38,7 @@ class ScaledQueries(AttentionPerturbation):
         """The module behind a factor."""
         tau = self.tau
 
-        def scaled(q: Tensor, grid: tuple[int, int] | None) -> Tensor:
+        def scaled(q: Tensor, size: tuple[int, int] | None) -> Tensor:
             return tau * q
 
         return module if tau == 1 else ChangedQueries(module, scaled)

@@ -17,26 +17,27 @@ from lightning_guide.guidance.combinations.base import Combination
 from lightning_guide.guidance.guided import Guided
 from lightning_guide.guidance.perturbation import Perturbed
 from lightning_guide.guidance.schedules import WeightSchedule
+from lightning_guide.networks.attention import AttentionCore
 
 __all__ = ["IdentityAttention", "PerturbedAttentionGuidance", "SoftIdentityAttention"]
 
 
-class _ValuesAlone(nn.Module):
+class _ValuesAlone(AttentionCore):
     """softmax(...) = I: every token attends to itself."""
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int] | None) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, size: tuple[int, int] | None) -> Tensor:
         return v
 
 
-class _TowardsValues(nn.Module):
+class _TowardsValues(AttentionCore):
     """(1 - alpha) A v + alpha v."""
 
     def __init__(self, core: nn.Module, alpha: float) -> None:
         super().__init__()
         self.core, self.alpha = core, alpha
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int] | None) -> Tensor:
-        return torch.lerp(self.core(q, k, v, grid), v, self.alpha)
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, size: tuple[int, int] | None) -> Tensor:
+        return torch.lerp(self.core(q, k, v, size), v, self.alpha)
 
 
 class IdentityAttention(AttentionPerturbation):

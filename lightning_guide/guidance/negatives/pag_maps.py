@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from lightning_guide.denoiser import Trajectory
 from lightning_guide.guidance.attention import AttentionPerturbation, ChangedMap
 from lightning_guide.guidance.negatives.seg import blur_matrix, kernel_size
+from lightning_guide.networks.attention import AttentionCore
 
 __all__ = ["BlurredAttention", "NoisyAttention", "OffDiagonalMask", "RandomMask", "SkipAttention"]
 
@@ -129,10 +130,10 @@ class OffDiagonalMask(RandomMask):
         return super().masked(torch.where(diagonal, A.clamp(min=torch.finfo(A.dtype).tiny), A), kept | diagonal)
 
 
-class _Nothing(nn.Module):
+class _Nothing(AttentionCore):
     """A v = 0."""
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int] | None) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, size: tuple[int, int] | None) -> Tensor:
         return torch.zeros_like(v)
 
 

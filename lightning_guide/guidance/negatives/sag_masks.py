@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from lightning_guide.denoiser import Denoiser, Trajectory
 from lightning_guide.guidance.attention import AttentionPerturbation
 from lightning_guide.guidance.perturbation import Perturbed
+from lightning_guide.networks.attention import AttentionCore
 from lightning_guide.utils.recipe import HasRecipe
 
 __all__ = ["AttentionMask", "FullMask", "HighFrequency", "Mask", "MaskAt", "RandomPixels", "RandomSquare"]
@@ -153,20 +154,20 @@ class _Note:
     received: Tensor
 
 
-class _Observed(nn.Module):
+class _Observed(AttentionCore):
     """An attention core that also writes down what each token receives; its result is the core's own."""
 
     def __init__(self, core: nn.Module, note: _Note) -> None:
         super().__init__()
         self.core, self.note = core, note
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int] | None) -> Tensor:
-        if grid is None:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, size: tuple[int, int] | None) -> Tensor:
+        if size is None:
             raise ValueError("AttentionMask needs attention over a 2D token grid; this network has none")
         scores = q @ k.mT / math.sqrt(q.shape[-1])  # (B, heads, N, N)
         dtype = torch.promote_types(scores.dtype, torch.float32)
-        self.note.received = scores.softmax(dim=-1, dtype=dtype).mean(dim=1).sum(dim=1).unflatten(1, (1, *grid))
-        return self.core(q, k, v, grid)
+        self.note.received = scores.softmax(dim=-1, dtype=dtype).mean(dim=1).sum(dim=1).unflatten(1, (1, *size))
+        return self.core(q, k, v, size)
 
 
 class ObservedAttention(AttentionPerturbation):

@@ -58,19 +58,19 @@ def blur_matrix(size: int, sigma: float, like: Tensor) -> Tensor:
     return matrix.scatter_add(1, source, taps.expand(size, -1)).to(like.dtype)
 
 
-def blur_queries(q: Tensor, grid: tuple[int, int] | None, sigma: float) -> Tensor:
-    """Gaussian blur of `q` (B, heads, N, d) as pictures of `grid` = (H, W) tokens, N = H W; see `blur_matrix`.
+def blur_queries(q: Tensor, size: tuple[int, int] | None, sigma: float) -> Tensor:
+    """Gaussian blur of `q` (B, heads, N, d) as images of `size` = (H, W) tokens, N = H W; see `blur_matrix`.
 
     Raises:
         ValueError: if there is no grid, or the tokens do not fill it.
     """
-    if grid is None:
+    if size is None:
         raise ValueError("SEG needs a 2D token grid; this network has none")
-    H, W = grid
+    H, W = size
     if q.shape[-2] != H * W:
         raise ValueError(f"SEG needs one token for each cell of the {H}x{W} grid, got {q.shape[-2]} tokens")
-    picture = q.unflatten(-2, (H, W))  # (B, heads, H, W, d)
-    rows = (blur_matrix(H, sigma, q) @ picture.flatten(-2)).unflatten(-1, (W, -1))
+    image = q.unflatten(-2, (H, W))  # (B, heads, H, W, d)
+    rows = (blur_matrix(H, sigma, q) @ image.flatten(-2)).unflatten(-1, (W, -1))
     return (blur_matrix(W, sigma, q) @ rows).flatten(-3, -2)
 
 
