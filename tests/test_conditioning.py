@@ -154,7 +154,7 @@ def test_noise_on_embeddings_leaves_padding_alone(kind: str) -> None:
         cads = ConditionAnnealedGuidance(1.0, scale=0.5, positive=model).start(place)(place.x, SIGMA, WORDS).clean
     assert (cads - run(model, WORDS)).abs().max() > 1e-3
     with pytest.raises(ValueError, match="cannot be drawn: take GaussianCondition"):
-        RandomCondition(model).begin(trajectory())
+        RandomCondition(model).start_condition(trajectory())
 
 
 def test_guiders_read_the_same_embeddings() -> None:

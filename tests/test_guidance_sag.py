@@ -82,7 +82,7 @@ class Curved(Linear):
 class LeftHalf(Mask):
     """M = 1 in the left half."""
 
-    def attach(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, MaskAt]:
+    def start_mask(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, MaskAt]:
         def mask(clean: Tensor) -> Tensor:
             M = torch.zeros_like(clean[:, :1])
             M[..., : clean.shape[-1] // 2] = 1
@@ -229,7 +229,7 @@ def test_the_mask_is_where_attention_of_the_positive_pass_goes(
     (name,) = names_of_layers(model.network, model.network.parts["attention"], "")
     x, sigma = torch.randn(3, *shape), torch.tensor(0.7)
     with torch.no_grad():
-        observed, mask = AttentionMask(layers=[name]).attach(model, one_trajectory(x))
+        observed, mask = AttentionMask(layers=[name]).start_mask(model, one_trajectory(x))
         D = observed(x, sigma)
         assert torch.equal(D, model(x, sigma))
     M = (received_by_hand(model, name, x, sigma) > 1).float()
@@ -241,7 +241,7 @@ def test_attention_is_averaged_over_layers() -> None:
     model, x, sigma = transformer(), torch.randn(3, *SHAPE), torch.tensor(0.7)
     received = [received_by_hand(model, f"blocks.{i}.attention.core", x, sigma) for i in range(3)]
     with torch.no_grad():
-        observed, mask = AttentionMask(layers=["blocks.*.attention.core"]).attach(model, one_trajectory(x))
+        observed, mask = AttentionMask(layers=["blocks.*.attention.core"]).start_mask(model, one_trajectory(x))
         M = mask(observed(x, sigma))
     assert torch.equal(M, (torch.stack(received).mean(0) > 1).float())
     assert not any(torch.equal(M, (each > 1).float()) for each in received)

@@ -33,7 +33,7 @@ NOBODY = gaussian(torch.zeros(2), torch.eye(2))  # most masks do not look at the
 def masks(mask: Mask, clean: Tensor, *, seed: int = 0, indices: list[int] | None = None, calls: int = 1) -> Tensor:
     """The mask of the last of `calls` evaluations of one trajectory."""
     seeds = SampleSeeds(seed, indices if indices is not None else range(len(clean)))
-    model, at = mask.attach(NOBODY, Trajectory(x=clean, seeds=seeds, sigma=1.0))
+    model, at = mask.start_mask(NOBODY, Trajectory(x=clean, seeds=seeds, sigma=1.0))
     assert model is NOBODY
     return [at(clean) for _ in range(calls)][-1]
 
@@ -185,7 +185,7 @@ def test_saliency_is_the_attention_of_the_class_token(weights: str, channels: in
 def masks_of(mask: Mask, clean: Tensor, channels: int) -> Tensor:
     network = DiffusionTransformer((channels, 20, 30), channels=8, depth=1, heads=1)
     seeds = SampleSeeds(0, range(len(clean)))
-    return mask.attach(Preconditioned(network), Trajectory(x=clean, seeds=seeds, sigma=1.0))[1](clean)
+    return mask.start_mask(Preconditioned(network), Trajectory(x=clean, seeds=seeds, sigma=1.0))[1](clean)
 
 
 def test_saliency_guides_and_costs_no_evaluation_more(weights: str) -> None:

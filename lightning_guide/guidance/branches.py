@@ -48,12 +48,12 @@ class ConditionReplacement(Guidance, ABC):
         self.positive = positive if positive is not None else Main()
 
     @abstractmethod
-    def begin(self, trajectory: Trajectory) -> Replace:
+    def start_condition(self, trajectory: Trajectory) -> Replace:
         """How conditions are replaced along one trajectory."""
 
     def start(self, trajectory: Trajectory) -> Predict:
         """The denoiser's own trajectory, under the other condition."""
-        predict, other = self.positive.start(trajectory), self.begin(trajectory)
+        predict, other = self.positive.start(trajectory), self.start_condition(trajectory)
         return lambda x, sigma, condition: predict(x, sigma, other(x, condition))
 
 
@@ -67,7 +67,7 @@ class PredictionNegative(Guidance, ABC):
     """Base of negatives made out of the prediction of their positive."""
 
     @abstractmethod
-    def attach(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, NegativeOfPrediction]:
+    def start_from_prediction(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, NegativeOfPrediction]:
         """What runs in the place of `model` so that this can read it along `trajectory`, and the negative.
 
         `model` is the positive, or what another reaction has put in its place; it predicts the same to the bit.
@@ -75,7 +75,7 @@ class PredictionNegative(Guidance, ABC):
 
     def start(self, trajectory: Trajectory) -> Predict:
         """The negative by itself: it evaluates its positive first."""
-        model, react = self.attach(self.positive, trajectory)
+        model, react = self.start_from_prediction(self.positive, trajectory)
         positive = model.start(trajectory)
         return lambda x, sigma, condition: react(positive(x, sigma, condition), x, sigma, condition)
 
@@ -99,13 +99,13 @@ class Branches:
         for i, negative in enumerate(negatives):
             shared = getattr(negative, "positive", None) is positive
             if shared and isinstance(negative, PredictionNegative):
-                model, self.reactions[i] = negative.attach(model, trajectory)
+                model, self.reactions[i] = negative.start_from_prediction(model, trajectory)
             elif (
                 shared
                 and isinstance(negative, ConditionReplacement)
                 and not (reacting or isinstance(positive, Guidance))
             ):
-                self.conditions[i] = negative.begin(trajectory)
+                self.conditions[i] = negative.start_condition(trajectory)
             else:
                 self.others[i] = negative.start(trajectory)
         self.positive = model.start(trajectory)

@@ -40,7 +40,7 @@ class Unconditional(ConditionReplacement):
             )
         return resolved
 
-    def begin(self, trajectory: Trajectory) -> Replace:
+    def start_condition(self, trajectory: Trajectory) -> Replace:
         """No condition."""
         return lambda x, condition: None
 

@@ -55,7 +55,7 @@ class RandomCondition(ConditionReplacement):
         resolved._check_labels()
         return resolved
 
-    def begin(self, trajectory: Trajectory) -> Replace:
+    def start_condition(self, trajectory: Trajectory) -> Replace:
         """Random labels.
 
         Raises:

@@ -69,7 +69,7 @@ class BlurredInput(PredictionNegative):
         self.mask.check(resolved.positive)
         return resolved
 
-    def attach(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, NegativeOfPrediction]:
+    def start_from_prediction(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, NegativeOfPrediction]:
         """The model as the mask has to see it, and the negative.
 
         Raises:
@@ -77,7 +77,7 @@ class BlurredInput(PredictionNegative):
         """
         self._check_pictures()
         perturbed = self.positive.start(trajectory)
-        observed, mask = self.mask.attach(model, trajectory)
+        observed, mask = self.mask.start_mask(model, trajectory)
 
         def react(pos: Prediction, x: Tensor, sigma: Tensor, condition: Tensor | None) -> Prediction:
             side = min(x.shape[2:])

@@ -45,7 +45,7 @@ class Mask(HasRecipe, ABC):
         """
 
     @abstractmethod
-    def attach(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, MaskAt]:
+    def start_mask(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, MaskAt]:
         """What runs in the place of the positive `model` along `trajectory`, and the mask of its clean estimates.
 
         Most masks need nothing but the clean estimate, and leave the model as it is.
@@ -55,7 +55,7 @@ class Mask(HasRecipe, ABC):
 class FullMask(Mask):
     """M = 1: blur guidance, the whole picture."""
 
-    def attach(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, MaskAt]:
+    def start_mask(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, MaskAt]:
         """Ones."""
         return model, lambda clean: clean.new_ones(1, 1, *clean.shape[2:])
 
@@ -76,7 +76,7 @@ class HighFrequency(Mask):
             raise ValueError(f"HighFrequency needs a cutoff in [0, 1), as a fraction of Nyquist's, got {cutoff}")
         self.cutoff, self.psi = cutoff, psi
 
-    def attach(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, MaskAt]:
+    def start_mask(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, MaskAt]:
         """The thresholded high-pass."""
         return model, self._mask
 
@@ -99,7 +99,7 @@ class RandomPixels(Mask):
         """
         self.area = _fraction(area, self)
 
-    def attach(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, MaskAt]:
+    def start_mask(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, MaskAt]:
         """Draws from the streams of `trajectory`."""
 
         def mask(clean: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ class RandomSquare(Mask):
         """
         self.area = _fraction(area, self)
 
-    def attach(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, MaskAt]:
+    def start_mask(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, MaskAt]:
         """Draws from the streams of `trajectory`."""
 
         def inside(purpose: str, size: int, side: int, clean: Tensor) -> Tensor:
@@ -209,7 +209,7 @@ class AttentionMask(Mask):
         """
         Perturbed([ObservedAttention(layers=self.layers)], positive=model).layers()
 
-    def attach(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, MaskAt]:
+    def start_mask(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, MaskAt]:
         """`model` with observed attention, and the mask of the evaluation before.
 
         Raises:

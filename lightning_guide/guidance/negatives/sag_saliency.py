@@ -65,7 +65,7 @@ class SaliencyMask(Mask):
         if model.data_shape[0] not in (1, 3):
             raise ValueError(f"SaliencyMask looks at pictures of 1 or 3 channels, got {model.data_shape[0]}")
 
-    def attach(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, MaskAt]:
+    def start_mask(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, MaskAt]:
         """The thresholded saliency.
 
         Raises:

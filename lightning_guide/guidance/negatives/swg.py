@@ -171,7 +171,7 @@ class MaskedSlidingWindow(PredictionNegative):
         self.positive = positive if positive is not None else Main()
         self.window = SlidingWindow(crop=crop, n=n, positive=self.positive)
 
-    def attach(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, NegativeOfPrediction]:
+    def start_from_prediction(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, NegativeOfPrediction]:
         """The model as it is, and the negative.
 
         Raises:
