@@ -1,12 +1,11 @@
-"""The command line: `lightning-guide fit | validate | test | predict` and the commands beside them.
+"""The command line: `lightning-guide fit | validate | test | predict` and further commands.
 
-The first four are LightningCLI's, every class reachable by its class_path; the others (`COMMANDS`) are plain
-functions. `fit` continues from the newest checkpoint of the run's folder if there is one.
+The first four are LightningCLI's, with every class reachable by its class_path; the others (`COMMANDS`) are plain
+functions. `fit` resumes from the newest checkpoint of the run folder if there is one.
 """
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 import warnings
@@ -17,7 +16,7 @@ from typing import Any
 import lightning.pytorch as pl
 from jsonargparse import auto_cli
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -25,57 +24,50 @@ import callbacks
 from callbacks.checkpoint import check_checkpoint, checkpoint_step, newest_checkpoint
 from datamodules.commands.convert import convert
 from datamodules.commands.encode import encode
-from lightning_guide.commands.gallery import gallery_config
+from lightning_guide.commands.gallery import gallery
 from lightning_guide.commands.neon import neon
 from lightning_guide.commands.reconstruct import reconstruct
-from lightning_guide.commands.search import Search, Sweep, Tune
+from lightning_guide.commands.search import Sweep, Tune
 from lightning_guide.commands.statistics import reference_statistics
 from lightning_guide.report.run_page import report
 from lightning_guide.runs.edm2_import import import_snapshot
 from lightning_guide.runs.hub import export, pull, push
+from lightning_guide.runs.session import CLI_OPTIONS, ConfigCLI
 from lightning_guide.training.monitor import TrainingDivergedError
 from lightning_guide.utils.errors import explain_runtime_error
 from lightning_guide.utils.files import check_config_files
-from lightning_guide.utils.parser import LightningParser, Parser, one_sentence
+from lightning_guide.utils.parser import Parser, one_sentence
 
 __all__ = ["COMMANDS", "GuideCLI", "main"]
 
 
-@functools.wraps(gallery_config)
-def gallery(*args: Any, **kwargs: Any) -> None:
-    """Writes the configs and runs them."""
-    main(["test", *[word for config in gallery_config(*args, **kwargs) for word in ("-c", str(config))]])
-
-
-def sweep(
-    run_config: str, search: str, *, out: str, configs: list[str] | None = None, devices: int | None = None
-) -> None:
-    """Scores every point of a grid over the same samples: tables, curves and maps. Begun again, it goes on.
+def sweep(run: str, search: str, *, out: str, configs: list[str] | None = None, devices: int | None = None) -> None:
+    """Score every point of a grid over the same samples: tables, curves and maps. Resumes if interrupted.
 
     Args:
-        run_config: config of the finished run.
-        search: file that says what varies, such as configs/search/autoguidance.yaml.
+        run: folder of the finished run, or its config.
+        search: file of the settings that vary, such as configs/search/autoguidance.yaml.
         out: folder of the results.
         configs: files laid over the run's config.
         devices: number of processes; default: as in the config.
     """
-    _search(Sweep(search, Path(out)), run_config, configs or [], devices)
+    Sweep(search, Path(out)).start(run, configs or [], devices)
 
 
 def tune(
-    run_config: str, search: str, *, budget: int, out: str, configs: list[str] | None = None, devices: int | None = None
+    run: str, search: str, *, budget: int, out: str, configs: list[str] | None = None, devices: int | None = None
 ) -> None:
-    """Finds a good point of a grid with few samples, and writes it as a guidance to be used with -c.
+    """Find a good point of a grid with few samples, and write it as a guidance to be used with -c. Resumes.
 
     Args:
-        run_config: config of the finished run.
-        search: file that says what varies and what is to be low or high, such as configs/search/autoguidance.yaml.
+        run: folder of the finished run, or its config.
+        search: file of the settings that vary and of the objectives, such as configs/search/autoguidance.yaml.
         budget: how many images may be generated.
         out: folder of the results.
         configs: files laid over the run's config.
         devices: number of processes; default: as in the config.
     """
-    _search(Tune(search, Path(out), budget), run_config, configs or [], devices)
+    Tune(search, Path(out), budget).start(run, configs or [], devices)
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -95,20 +87,20 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 }
 
 
-_DESCRIPTION = "Train diffusion models, keep their younger selves as guiders, sample and evaluate under guidance. " + (
-    f"Beside the subcommands below there are: {', '.join(COMMANDS)} (lightning-guide COMMAND --help)."
+_DESCRIPTION = "Train diffusion models, keep earlier snapshots as guiders, sample and evaluate under guidance. " + (
+    f"Further commands: {', '.join(COMMANDS)} (lightning-guide COMMAND --help)."
 )
 
 
 class SaveConfig(SaveConfigCallback):
-    """Keeps the config in the run's folder: `config.yaml` of a fit, `config.<command>.yaml` of the others."""
+    """Config of a run in its folder: `config.yaml` of a fit, `config.<command>.yaml` of other commands."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """As Lightning's, but outside the log folder, and written again by each command."""
+        """Write outside the log folder, and again by each command."""
         super().__init__(*args, **(kwargs | {"save_to_log_dir": False}))
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Writes the file; rank 0 only."""
+        """Write the file; rank 0 only."""
         command = trainer.state.fn.value if trainer.state.fn else stage
         os.makedirs(trainer.default_root_dir, exist_ok=True)
         name = "config.yaml" if command == "fit" else f"config.{command}.yaml"
@@ -117,14 +109,11 @@ class SaveConfig(SaveConfigCallback):
         )
 
 
-class GuideCLI(LightningCLI):
-    """LightningCLI with the habits of this project."""
-
-    def _parse_ckpt_path(self) -> None:
-        """Nothing: what a config and the command line say is never overridden by a checkpoint."""
+class GuideCLI(ConfigCLI):
+    """LightningCLI with project defaults."""
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """The trainer, with checkpoints, clean stops and TensorBoard in the run's folder unless configured."""
+        """Build the trainer, with checkpoints, graceful stops and TensorBoard in the run folder unless configured."""
         config = self._get(self.config_init, "trainer")
         run = config.get("default_root_dir")
         if run is None:
@@ -132,13 +121,13 @@ class GuideCLI(LightningCLI):
         if os.path.isfile(run):
             raise ValueError(f"trainer.default_root_dir is the file {run}; expected the folder of the run")
         if config.get("logger") in (None, True):
-            begun = newest_checkpoint(run) if self.subcommand == "fit" else None
+            newest = newest_checkpoint(run) if self.subcommand == "fit" else None
             kwargs["logger"] = TensorBoardLogger(
                 run,
                 name="tensorboard",
                 version="",
                 default_hp_metric=False,
-                purge_step=checkpoint_step(begun) + 1 if begun else None,
+                purge_step=checkpoint_step(newest) + 1 if newest else None,
             )
         kwargs["callbacks"] = list(config.get("callbacks") or [])
         for default in (callbacks.GracefulStop, callbacks.RunCheckpoint):
@@ -147,19 +136,19 @@ class GuideCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
-        """Continues a run that was begun."""
+        """Resume a run that has checkpoints."""
         self._continue("fit")
 
     def before_validate(self) -> None:
-        """Raw weights, if these are to be evaluated, are those of the newest checkpoint."""
+        """Load the newest checkpoint if raw weights are to be evaluated."""
         self._raw_weights("validate")
 
     def before_test(self) -> None:
-        """As for validate."""
+        """Load as for validate."""
         self._raw_weights("test")
 
     def before_predict(self) -> None:
-        """As for validate; samples go to callbacks and are not gathered in memory."""
+        """Load as for validate; samples go to callbacks and are not gathered in memory."""
         self._raw_weights("predict")
         self.config_init["predict"]["return_predictions"] = False
 
@@ -177,54 +166,23 @@ class GuideCLI(LightningCLI):
             check_checkpoint(arguments["ckpt_path"], self.model)
 
 
-TRAINER_DEFAULTS = {
-    # one endless epoch, counted in steps; validation every so many of them
-    "max_epochs": -1,
-    "check_val_every_n_epoch": None,
-    "num_sanity_val_steps": 0,
-    # every datamodule splits its data over the ranks itself, exactly
-    "use_distributed_sampler": False,
-    # gradient-based guidance needs gradients in validation
-    "inference_mode": False,
-}
-
-
-def _lightning(kind: type[GuideCLI], arguments: Sequence[str] | None, *, save: type[SaveConfig] | None) -> None:
-    """Runs a subcommand of Lightning's.
+def _lightning(arguments: Sequence[str] | None) -> None:
+    """Run a subcommand of Lightning's.
 
     Raises:
         ValueError: if a config gives a key twice: the parser would take the last of both.
     """
     check_config_files(sys.argv[1:] if arguments is None else arguments)
-    kind(
-        pl.LightningModule,
-        pl.LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_callback=save,
-        seed_everything_default=0,
-        trainer_defaults=TRAINER_DEFAULTS,
-        auto_configure_optimizers=False,
-        parser_class=LightningParser,
+    GuideCLI(
+        **CLI_OPTIONS,
+        save_config_callback=SaveConfig,
         parser_kwargs={"prog": "lightning-guide", "description": _DESCRIPTION},
         args=arguments,  # type: ignore[arg-type]
     )
 
 
-def _search(search: Search, run_config: str, configs: Sequence[str], devices: int | None) -> None:
-    """Runs a search in place of the evaluations of `test`."""
-
-    class SearchCLI(GuideCLI):
-        def test(self, **_: Any) -> None:
-            search.run(self.trainer, self.model, self.datamodule, self.config.test)
-
-    words = [word for config in [run_config, *configs] for word in ("-c", config)]
-    words += search.words + ([] if devices is None else [f"--trainer.devices={devices}"])
-    _lightning(SearchCLI, ["test", *words], save=None)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of `lightning-guide`; mistakes of the user end in one sentence and exit status 1.
+    """Entry point of `lightning-guide`; user errors end in one sentence and exit status 1.
 
     With LIGHTNING_GUIDE_TRACEBACK=1 in the environment the traceback is shown instead.
     """
@@ -234,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if words and words[0] in COMMANDS:
             auto_cli(COMMANDS[words[0]], args=words[1:], prog=f"lightning-guide {words[0]}", parser_class=Parser)
             return
-        _lightning(GuideCLI, arguments, save=SaveConfig)
+        _lightning(arguments)
     except (ValueError, OSError, MisconfigurationException, TrainingDivergedError) as error:
         if os.environ.get("LIGHTNING_GUIDE_TRACEBACK"):
             raise

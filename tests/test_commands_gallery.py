@@ -13,7 +13,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_guide.cli import main
-from lightning_guide.commands.gallery import gallery_config
+from lightning_guide.commands.gallery import gallery
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
@@ -79,18 +79,18 @@ def test_mistakes_are_named(run: Path, tmp_path: Path) -> None:
     one = {"class_path": "ScoreScaling"}
     a, b = methods(tmp_path / "a.yaml", same=one), methods(tmp_path / "b.yaml", same=one)
     with pytest.raises(ValueError, match="b.yaml names the guidance 'same', which another file names"):
-        gallery_config(str(run), [a, b])
+        gallery(str(run), [a, b])
     (tmp_path / "empty.yaml").write_text("trainer: {}\n")
     with pytest.raises(ValueError, match="empty.yaml names no guidances"):
-        gallery_config(str(run), [str(tmp_path / "empty.yaml")])
+        gallery(str(run), [str(tmp_path / "empty.yaml")])
     with pytest.raises(ValueError, match="config.yaml does not exist"):
-        gallery_config(str(tmp_path), [a])
+        gallery(str(tmp_path), [a])
     with pytest.raises(ValueError, match="no guidances in nothing"):
-        gallery_config(str(run), [])
+        gallery(str(run), [])
     unknown = methods(tmp_path / "d.yaml", what={"class_path": "NoSuchGuidance"})
     with pytest.raises(ValueError, match="NoSuchGuidance"):
-        gallery_config(str(run), [unknown])
+        gallery(str(run), [unknown])
     guider = {"class_path": "Snapshot", "init_args": {"images": 7}}
     unfit = methods(tmp_path / "c.yaml", missing={"class_path": "Autoguidance", "init_args": {"guider": guider}})
     with pytest.raises(ValueError, match="none of the guidances missing fits"):
-        gallery_config(str(run), [unfit])
+        gallery(str(run), [unfit])

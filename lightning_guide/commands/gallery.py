@@ -1,4 +1,4 @@
-"""The gallery as a command: the same seeds under many guidances, in one picture with what each costs."""
+"""The command gallery: the same seeds under many guidances, in one image with the cost of each."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import yaml
 
 from lightning_guide.commands.guidance_files import build_guidances, read_guidances
 from lightning_guide.denoiser import Denoiser
-from lightning_guide.runs.models import RunModels
-from lightning_guide.runs.run import finished_model
+from lightning_guide.runs.run import Run
 
-__all__ = ["applicable_guidances", "gallery_config"]
+__all__ = ["applicable_guidances", "gallery"]
 
 
-def gallery_config(
+def gallery(
     run: str,
     methods: list[str],
     *,
@@ -24,71 +23,64 @@ def gallery_config(
     count: int = 12,
     labels: Literal["balanced", "random"] | int = "balanced",
     seed: int = 0,
-) -> list[Path]:
-    """The same seeds under every guidance of `methods` that fits the model of `run`, in one picture.
+) -> None:
+    """Draw the same seeds under every guidance of `methods` that fits the model of `run`, in one image.
 
-    Those that do not fit are named with the reason on the terminal and left out.
+    Guidances that do not fit are printed with the reason and left out.
 
     Args:
         run: folder of a finished run.
         methods: files such as configs/guidance/pag.yaml, or folders of them.
-        out: folder of gallery.png, metrics.json and this config; default RUN/gallery.
+        out: folder of gallery.png, metrics.json and gallery.yaml, the settings as a config; default RUN/gallery.
         count: samples of each method.
         labels: "balanced", "random", or one class for all samples.
         seed: of the samples.
 
-    Returns:
-        The configs that draw it when they are run by `lightning-guide test`.
-
     Raises:
         ValueError: if the run has no config, a file holds no guidances, two guidances share a name, or none fits.
     """
-    config = Path(run) / "config.yaml"
-    if not config.is_file():
-        raise ValueError(f"{config} does not exist; expected the folder of a run that `lightning-guide fit` has made")
-    settings: dict[str, Any] = yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["init_args"]
-    guidances = applicable_guidances(read_guidances(methods), run, settings)
+    opened = Run(run)
+    settings = opened.config["model"]["init_args"]
+    guidances = applicable_guidances(read_guidances(methods), opened)
     first, evaluation = next(iter((settings.get("evaluations") or {"unguided": {}}).items()))
-    drawn: dict[str, Any] = {"num_samples": count, "batch_size": count, "labels": labels, "seed": seed, "metrics": {}}
-    folder = Path(out) if out is not None else Path(run) / "gallery"
-    callbacks = [
-        {"class_path": "callbacks.Gallery", "init_args": {"count": count, "folder": str(folder)}},
-        {"class_path": "callbacks.MetricsReport", "init_args": {"folder": str(folder)}},
-    ]
-    written = folder / "gallery.yaml"
+    drawn = {"num_samples": count, "batch_size": count, "labels": labels, "seed": seed, "metrics": {}}
+    folder = Path(out) if out is not None else opened.folder / "gallery"
     folder.mkdir(parents=True, exist_ok=True)
-    arguments = {"evaluations": {first: evaluation | drawn}, "guidances": guidances}
-    trainer = {"callbacks": callbacks, "default_root_dir": str(run)}
-    written.write_text(yaml.safe_dump({"trainer": trainer, "model": {"init_args": arguments}}, sort_keys=False))
-    return [config, written]
+    model: dict[str, Any] = {"evaluations": {first: evaluation | drawn}, "guidances": guidances}
+    callbacks = [
+        {"class_path": "Gallery", "init_args": {"count": count, "folder": str(folder)}},
+        {"class_path": "MetricsReport", "init_args": {"folder": str(folder)}},
+    ]
+    written = {"trainer": {"callbacks": callbacks, "default_root_dir": run}, "model": {"init_args": model}}
+    (folder / "gallery.yaml").write_text(yaml.safe_dump(written, sort_keys=False), encoding="utf-8")
+    board = {"save_dir": run, "name": "tensorboard", "version": "", "default_hp_metric": False}
+    logger = {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": board}
+    opened.test(model=model, trainer={"callbacks": callbacks, "logger": logger})
+    print(f"{folder / 'gallery.png'}")
 
 
-def applicable_guidances(
-    guidances: dict[str, dict[str, Any]], run: str, settings: dict[str, Any]
-) -> dict[str, dict[str, Any]]:
-    """Those that the finished model of `run` can be guided by; the others are named with the reason on the terminal.
+def applicable_guidances(guidances: dict[str, dict[str, Any]], run: Run) -> dict[str, dict[str, Any]]:
+    """Those of `guidances` that the finished model of `run` can be guided by; print the others with the reason.
 
     Raises:
         ValueError: if there is none.
     """
-    main = finished_model(run, settings.get("images"), settings.get("average") or 0.05)
-    models = RunModels(main, run=run, device=torch.device("cpu"))
     kept = {}
     for name, guidance in build_guidances(guidances).items():
         try:
-            _evaluate(guidance.resolve(models))
+            _evaluate(run.resolve(guidance))
         except ValueError as reason:
             print(f"left out: {name} ({reason})")
         else:
             kept[name] = guidances[name]
     if not kept:
-        raise ValueError(f"none of the guidances {', '.join(guidances)} fits the model of {run}")
+        raise ValueError(f"none of the guidances {', '.join(guidances)} fits the model of {run.folder}")
     return kept
 
 
 @torch.no_grad()
 def _evaluate(guidance: Denoiser) -> None:
-    """Calls `guidance` once, on one sample of zeros, for what a method finds wrong with the data only then.
+    """Call `guidance` once on a sample of zeros, for errors that a method can only find with data.
 
     Raises:
         ValueError: by the method.

@@ -1,22 +1,19 @@
-"""Files of guidances, such as configs/guidance/pag.yaml: read, and built."""
+"""Files of guidances, such as configs/guidance/pag.yaml."""
 
 from __future__ import annotations
 
-from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
-
-import lightning_guide.guidance  # noqa: F401  # short class names are found among classes that are imported
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.utils.files import read_yaml
+from lightning_guide.utils.parser import PythonParser, update_paths
 
 __all__ = ["build_guidances", "read_guidances"]
 
 
 def read_guidances(methods: list[str]) -> dict[str, dict[str, Any]]:
-    """Name -> guidance of the files `methods`, or of all files in a folder, as written there.
+    """Read name -> guidance from the files `methods`, or from all files of a folder, as plain data.
 
     Raises:
         ValueError: if a file is no YAML or holds no guidances, or two guidances share a name.
@@ -41,15 +38,13 @@ def read_guidances(methods: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def build_guidances(written: dict[str, dict[str, Any]]) -> dict[str, Denoiser]:
-    """The guidances that `written` describes, references to models not yet resolved.
+    """Build the guidances of `written`; references to models are not resolved.
 
     Raises:
-        ValueError: if a class or an argument is unknown.
+        ValueError: if a class or an argument is unknown, or an argument is refused.
     """
-    parser = ArgumentParser(exit_on_error=False)
+    parser = PythonParser()
     parser.add_argument("--guidances", type=dict[str, Denoiser])
-    try:
-        built: dict[str, Denoiser] = parser.instantiate(parser.parse_object({"guidances": written})).guidances
-    except ArgumentError as error:
-        raise ValueError(str(error)) from None
+    parsed = parser.parse_object({"guidances": update_paths(written)})
+    built: dict[str, Denoiser] = parser.instantiate(parsed).guidances
     return built

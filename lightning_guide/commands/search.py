@@ -1,33 +1,35 @@
-"""The searches as commands: prepared from two files, run on a trainer that the command line has made."""
+"""The commands sweep and tune: a search file and a run, scored by the run's own trainer."""
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
-from argparse import ArgumentError
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
-import lightning_guide.evaluation  # noqa: F401  # short class names are found among classes that are imported
-import lightning_guide.guidance  # noqa: F401
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.modules.diffusion import DiffusionModule
+from lightning_guide.runs.run import QUIET, Run
+from lightning_guide.runs.session import open_session
 from lightning_guide.search.blocks import SampledBlocks
 from lightning_guide.search.config import SearchFile, SearchObjective, check_objectives, read_search
 from lightning_guide.search.figures import draw_heat_maps, draw_sensitivity
 from lightning_guide.search.halving import Halving
 from lightning_guide.search.rebuilt_guiders import RebuiltGuiders
 from lightning_guide.search.results_file import ResultsFile, run_identity
-from lightning_guide.search.space import Space, merge_settings
+from lightning_guide.search.space import Space
 from lightning_guide.search.sweep import COST, Swept, run_sweep, sweep_results, write_csv, write_hparams
 from lightning_guide.search.tune_report import all_results, guidance_file, write_guidances
 from lightning_guide.utils.distributed import true_on_all_ranks
 from lightning_guide.utils.errors import one_line
+from lightning_guide.utils.files import read_yaml
+from lightning_guide.utils.parser import PythonParser, update_paths
+from lightning_guide.utils.recipe import merge_settings
 
 __all__ = ["Search", "Sweep", "Tune"]
 
@@ -37,38 +39,45 @@ _OF_THE_LOADER = ("batch_size", "num_workers", "cache")  # settings of the data 
 
 @dataclass
 class Search(ABC):
-    """A search of the file `path` with results in the folder `out`."""
+    """Search of the file `path`, with its results in the folder `out`."""
 
     path: str
     out: Path
 
     def __post_init__(self) -> None:
-        """Reads the file.
+        """Read the file.
 
         Raises:
-            ValueError: naming what is wrong in it.
+            ValueError: naming the key that is wrong.
         """
         self.file: SearchFile = read_search(self.path)
 
-    @property
-    def words(self) -> list[str]:
-        """What `lightning-guide test` has to be told: nothing of the run's folder is touched."""
-        quiet = ["--trainer.callbacks=[]", "--trainer.logger=false", "--trainer.enable_progress_bar=false"]
-        said = {"images": self.file.images, "average": self.file.average}
-        model = [f"--model.{key}={value}" for key, value in said.items() if value is not None]
-        if self.file.metrics is not None:  # in place of those of the run, not laid over them
-            model += ["--model.metrics={}", f"--model.metrics={json.dumps(self.file.metrics)}"]
-        return [*quiet, "--trainer.enable_model_summary=false", *model]
+    def start(self, run: str, configs: Sequence[str] = (), devices: int | None = None) -> None:
+        """Search the run of the folder or config file `run`, with `configs` laid over it; its folder does not change.
+
+        Raises:
+            ValueError: if the configs do not fit, or the run cannot be searched.
+        """
+        settings = Run(run).config if Path(run).is_dir() else read_yaml(run)
+        for path in configs:
+            settings = merge_settings(settings, read_yaml(path))
+        model = {"images": self.file.images, "average": self.file.average, "metrics": self.file.metrics}
+        arguments = settings["model"].get("init_args", {}) | {k: v for k, v in model.items() if v is not None}
+        quiet = QUIET | ({} if devices is None else {"devices": devices})
+        settings["trainer"] = settings.get("trainer", {}) | quiet
+        settings["model"] = settings["model"] | {"init_args": arguments}
+        session = open_session(settings)
+        self.run(session.trainer, session.model, session.datamodule, session.config)
 
     @abstractmethod
     def run(self, trainer: pl.Trainer, module: pl.LightningModule, data: Any, settings: Namespace) -> None:
-        """Searches, or goes on with it; `settings` are the config, `model` and `data`."""
+        """Search, or resume the search; `settings` are the parsed config with `model` and `data`."""
 
-    def begin(self, trainer: pl.Trainer, module: pl.LightningModule, data: Any, settings: Namespace) -> SampledBlocks:
-        """The scorer of the run; `settings` are the config, `model` and `data`.
+    def scorer(self, trainer: pl.Trainer, module: pl.LightningModule, data: Any, settings: Namespace) -> SampledBlocks:
+        """Scorer of the run; `settings` are the parsed config with `model` and `data`.
 
         Raises:
-            ValueError: if the run cannot be searched, or an axis leads nowhere.
+            ValueError: if the run cannot be searched, or an axis names no setting.
         """
         if not isinstance(module, DiffusionModule):
             raise ValueError(f"a search needs a run of DiffusionModule, this is one of {type(module).__name__}")
@@ -90,7 +99,7 @@ class Search(ABC):
             metrics, of_metrics = own, first["metrics"]
         if not metrics:
             raise ValueError(f"neither the run nor {self.path} has metrics to judge by; expected some in either")
-        space = Space(_written_out(merge_settings(first, self.file.evaluation) | {"metrics": None}), self.file.axes)
+        space = Space(_with_defaults(merge_settings(first, self.file.evaluation) | {"metrics": None}), self.file.axes)
         every = [space.evaluation(place) for place in space.places]
         try:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -120,7 +129,7 @@ class Search(ABC):
         )
 
     def identity(self, scorer: SampledBlocks) -> dict[str, Any]:
-        """What the results depend on."""
+        """Everything that the results depend on."""
         space = scorer.space
         return {
             **scorer.about,
@@ -133,11 +142,11 @@ class Search(ABC):
 
 @dataclass
 class Sweep(Search):
-    """Every point of the grid."""
+    """Scores of every point of the grid."""
 
     def run(self, trainer: pl.Trainer, module: pl.LightningModule, data: Any, settings: Namespace) -> None:
-        """Sweeps, or goes on with it; then tables and figures."""
-        scorer = self.begin(trainer, module, data, settings)
+        """Score every point, or those that are missing; then write tables and figures."""
+        scorer = self.scorer(trainer, module, data, settings)
         space = scorer.space
         ledger = ResultsFile(self.out / "results.json", self.identity(scorer) | {"blocks": self.file.blocks})
         run_sweep(space, scorer, ledger, self.file.objectives, blocks=self.file.blocks, seed=self.file.seed)
@@ -157,19 +166,19 @@ class Sweep(Search):
 
 @dataclass
 class Tune(Search):
-    """A good point within a budget of generated samples."""
+    """Best point found within a budget of generated samples."""
 
     budget: int
 
     def run(self, trainer: pl.Trainer, module: pl.LightningModule, data: Any, settings: Namespace) -> None:
-        """Tunes, or goes on with it; then the guidances and all that was tried.
+        """Search within the budget, or resume; then write the guidances and everything that was tried.
 
         Raises:
-            ValueError: if the file names nothing to look for, or the budget is too small.
+            ValueError: if the file names no objectives, or the budget is too small.
         """
         if not self.file.objectives:
             raise ValueError(f"{self.path} has no objectives; expected metric: lowest or highest")
-        scorer = self.begin(trainer, module, data, settings)
+        scorer = self.scorer(trainer, module, data, settings)
         space, objectives, size = scorer.space, self.file.objectives, self.file.block
         halving = Halving(space, scorer, objectives, budget=self.budget, seed=self.file.seed)
         aims = {each.metric: each.lowest for each in objectives}
@@ -177,7 +186,7 @@ class Tune(Search):
         finished = "winners" in ledger.content and not ledger.content["failed"]  # what failed is tried again
         if true_on_all_ranks(finished and all(guidance_file(self.out, metric).is_file() for metric in aims)):
             if trainer.is_global_zero:
-                self._say(ledger)
+                self._print(ledger)
             return
         if trainer.is_global_zero:
             ledger.write()
@@ -189,10 +198,10 @@ class Tune(Search):
         write_guidances(space, found, objectives, self.out, size=size, model=model, seed=self.file.seed + 2)
         ledger.content = all_results(space, found, objectives, size=size)
         ledger.write()
-        self._say(ledger)
+        self._print(ledger)
 
     @staticmethod
-    def _say(ledger: ResultsFile) -> None:
+    def _print(ledger: ResultsFile) -> None:
         print("\n".join([*ledger.content["statements"], f"{ledger.content['samples']} samples drawn: {ledger.path}"]))
 
 
@@ -210,36 +219,36 @@ def _plain(node: Any) -> Any:
     return [_plain(value) for value in node] if isinstance(node, list | tuple) else node
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False)
+def _parser() -> PythonParser:
+    parser = PythonParser()
     parser.add_argument("--evaluation", type=dict[str, Evaluation])
     return parser
 
 
-def _written_out(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """`evaluation` with all defaults.
+def _with_defaults(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """Complete `evaluation` by all defaults.
 
     Raises:
-        ValueError: naming what is wrong in it.
+        ValueError: naming the key that is wrong.
     """
     try:
-        parsed = _parser().parse_object({"evaluation": {"": evaluation}})
-    except (ArgumentError, ValueError) as error:
-        raise ValueError(f"the evaluation of the search: {one_line(str(error))}") from None
+        parsed = _parser().parse_object({"evaluation": {"": update_paths(evaluation)}})
+    except ValueError as error:
+        raise ValueError(f"the evaluation of the search: {error}") from None
     found: dict[str, Any] = _plain(parsed)["evaluation"][""]
     return found
 
 
 def _evaluation(written: dict[str, Any]) -> Evaluation:
-    """The evaluation that plain data describe, references to models not yet resolved.
+    """Build the evaluation of plain data; references to models are not resolved.
 
     Raises:
         ValueError: if a class or an argument is unknown or refuses its value.
     """
     parser = _parser()
+    parsed = parser.parse_object({"evaluation": {"": written}})
     try:
-        parsed = parser.parse_object({"evaluation": {"": written}})
         built: dict[str, Evaluation] = parser.instantiate(parsed).evaluation
-    except (ArgumentError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(one_line(str(error))) from None
     return built[""]

@@ -5,7 +5,6 @@ RUN/config.yaml   RUN/snapshots/   RUN/checkpoints/   RUN/tensorboard/   RUN/hal
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from lightning_guide.utils.files import read_yaml
 
 __all__ = ["Run", "finished_model", "load", "newest_images", "open_snapshots", "pretrained", "raw_network"]
 
-_QUIET = {"callbacks": [], "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+QUIET = {"callbacks": [], "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 
 
 def load(run: str | Path, *, images: int | float | str | None = None, sigma_rel: float | None = None) -> Denoiser:
@@ -140,32 +139,30 @@ class Run:
         if evaluations is not None:
             first = next(iter((self.settings.get("evaluations") or {"": {}}).values()))
             model = {"evaluations": {name: {**first, **each} for name, each in evaluations.items()}, "guidances": None}
+        return self.test(model=model, trainer=trainer)
+
+    def test(
+        self, *, model: Mapping[str, Any] | None = None, trainer: Mapping[str, Any] | None = None
+    ) -> dict[str, dict[str, float]]:
+        """Run the test loop of a `session` and return its metrics: evaluation -> metric -> value."""
         session = self.session(model=model, trainer=trainer)
-        session.trainer.test(session.model, datamodule=session.datamodule, verbose=False)
+        with isolate_rng():
+            session.trainer.test(session.model, datamodule=session.datamodule, verbose=False)
         results: dict[str, dict[str, float]] = session.model.evaluations.results
         return results
 
-    def session(
-        self,
-        *,
-        model: Mapping[str, Any] | None = None,
-        trainer: Mapping[str, Any] | None = None,
-        settings: Mapping[str, Any] | None = None,
-    ) -> ConfigCLI:
+    def session(self, *, model: Mapping[str, Any] | None = None, trainer: Mapping[str, Any] | None = None) -> ConfigCLI:
         """Build `trainer`, `model` and `datamodule` of the run, silent and without callbacks unless configured.
 
         Args:
             model: arguments of the module that replace those of the config.
             trainer: settings of the trainer that replace the silent ones.
-            settings: plain data in place of the config.
 
         Raises:
             ValueError: naming the key, if a setting does not fit.
         """
-        chosen = copy.deepcopy(dict(self.config if settings is None else settings))
-        chosen["trainer"] = chosen.get("trainer", {}) | _QUIET | dict(trainer or {})
-        if model:
-            arguments = chosen["model"].get("init_args", {}) | dict(model)
-            chosen["model"] = chosen["model"] | {"init_args": arguments}
+        chosen = self.config
+        chosen["trainer"] = chosen.get("trainer", {}) | QUIET | dict(trainer or {})
+        chosen["model"].setdefault("init_args", {}).update(model or {})
         with isolate_rng():
             return open_session(chosen)

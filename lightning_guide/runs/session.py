@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.cli import LightningCLI
 
-from lightning_guide.utils.parser import LightningParser, one_sentence, update_paths
+from lightning_guide.utils.parser import LightningParser, PythonLightningParser, update_paths
 
 __all__ = ["CLI_OPTIONS", "ConfigCLI", "open_session"]
 
@@ -43,14 +43,6 @@ class ConfigCLI(LightningCLI):
         """Ignore hyperparameters stored in checkpoints."""
 
 
-class _PythonParser(LightningParser):
-    """A parser that raises where the command line would exit."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise ValueError with one sentence."""
-        raise ValueError(one_sentence(message)) from None
-
-
 def open_session(settings: Mapping[str, Any]) -> ConfigCLI:
     """Build `trainer`, `model` and `datamodule` of `settings`, the plain data of a config; `config` is parsed.
 
@@ -62,5 +54,5 @@ def open_session(settings: Mapping[str, Any]) -> ConfigCLI:
     kept = {key: value for key, value in settings.items() if key in ("seed_everything", "trainer", "model", "data")}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "LightningCLI's args parameter")
-        options = CLI_OPTIONS | {"parser_class": _PythonParser}
+        options = CLI_OPTIONS | {"parser_class": PythonLightningParser}
         return ConfigCLI(**options, run=False, save_config_callback=None, args=update_paths(kept))

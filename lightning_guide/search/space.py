@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_guide.snapshots.names import parse_images
+from lightning_guide.utils.recipe import merge_settings
 
-__all__ = ["Axis", "OWN", "Place", "Space", "UNGUIDED", "merge_settings"]
+__all__ = ["Axis", "OWN", "Place", "Space", "UNGUIDED"]
 
 
 Place = tuple[int, ...]
@@ -155,21 +156,6 @@ class Space:
                 holds = f"holds {', '.join(map(str, node))}" if isinstance(node, Mapping) else f"is {node!r}"
                 raise ValueError(f"axis {axis.name!r}: there is no {axis.path!r}; {where} {holds}")
             node = node[key]
-
-
-def merge_settings(base: Any, changes: Any) -> Any:
-    """`changes`, laid over `base` key by key where both are mappings; another class_path replaces everything."""
-    if not (isinstance(base, Mapping) and isinstance(changes, Mapping)):
-        return copy.deepcopy(changes)
-    if "class_path" in changes and _class(base) != _class(changes):
-        return copy.deepcopy(dict(changes))
-    merged = {key: merge_settings(base.get(key), value) for key, value in changes.items() if key != "class_path"}
-    return copy.deepcopy(dict(base)) | merged
-
-
-def _class(node: Mapping[str, Any]) -> str:
-    """The name of a class without its module: configs may leave that out."""
-    return str(node.get("class_path")).rpartition(".")[2]
 
 
 def _is_number(value: Any) -> bool:
