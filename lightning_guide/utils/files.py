@@ -7,6 +7,7 @@ Archives of numbers (npz), written at once by any number of processes, read with
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 import os
@@ -18,6 +19,8 @@ from uuid import uuid4
 
 import numpy as np
 import yaml
+
+from lightning_guide.utils.config_base import config_files, read_with_base
 
 __all__ = ["atomic", "check_keys", "check_config_files", "read_numbers", "read_yaml", "write_numbers"]
 
@@ -88,7 +91,8 @@ def check_config_files(words: Sequence[str]) -> None:
         named += [value] if flag in ("-c", "--config") else []
         named += [each for each in (word, value, word.removeprefix("-c")) if each.endswith((".yaml", ".yml"))]
     for file in filter(os.path.isfile, named):
-        check_keys(file)
+        for each in config_files(file):
+            check_keys(each)
 
 
 def read_yaml(path: str | Path) -> Any:
@@ -98,7 +102,7 @@ def read_yaml(path: str | Path) -> Any:
         ValueError: naming the file, if it is no YAML, or a key stands twice in one mapping.
         OSError: if it cannot be read.
     """
-    return _load(path, build=True)
+    return read_with_base(path, functools.partial(_load, build=True))
 
 
 def _load(path: str | Path, *, build: bool) -> Any:

@@ -8,14 +8,15 @@ import re
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ArgumentParser, get_loader, set_loader
+from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_guide import PUBLIC, RENAMED
+from lightning_guide.utils.config_base import read_with_base
 from lightning_guide.utils.errors import one_line
 from lightning_guide.utils.recipe import current_path
 
-__all__ = ["LightningParser", "Parser", "one_sentence", "update_paths"]
+__all__ = ["LightningParser", "Parser", "PythonLightningParser", "PythonParser", "one_sentence", "update_paths"]
 
 _OWN_CLASS = re.compile(
     r"(lightning_guide|callbacks|datamodules)(\.\w+)*\.[A-Z]\w*|lightning_guide(\.\w+)+\.pretrained"
@@ -40,7 +41,18 @@ def update_paths(value: Any) -> Any:
     return value
 
 
-set_loader("lightning_guide", lambda text: update_paths(get_loader("yaml")(text)), exceptions=(yaml.YAMLError,))
+def _load(text: str) -> Any:
+    return update_paths(get_loader("yaml")(text))
+
+
+set_loader("lightning_guide", _load, exceptions=(yaml.YAMLError,))
+
+
+class _Quoting(yaml.SafeDumper):
+    """Writes text in quotes, lest a loader take it for a number or a date."""
+
+
+_Quoting.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
 
 
 class Parser(ArgumentParser):
@@ -52,6 +64,18 @@ class Parser(ArgumentParser):
             importlib.import_module(package)
         super().__init__(*args, **({"parser_mode": "lightning_guide"} | kwargs))
 
+    def parse_string(self, content: str, path: str | os.PathLike[str] = "", *args: Any, **kwargs: Any) -> Namespace:
+        """Parse a config, of a file together with those of its `base`.
+
+        Raises:
+            ValueError: if the file inherits from a file that does not exist.
+        """
+        if path and os.path.isfile(path):  # jsonargparse has made its folder the working folder
+            merged = read_with_base(os.fspath(path), lambda file: _load(file.read_text(encoding="utf-8")))
+            if isinstance(merged, dict):
+                content = yaml.dump(merged, Dumper=_Quoting, sort_keys=False, width=1 << 16)
+        return super().parse_string(content, path, *args, **kwargs)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Leaves with status 2."""
         if os.environ.get("LIGHTNING_GUIDE_TRACEBACK") and ex:
@@ -62,3 +86,15 @@ class Parser(ArgumentParser):
 
 class LightningParser(Parser, LightningArgumentParser):
     """The same for the commands of LightningCLI."""
+
+
+class PythonParser(Parser):
+    """A parser that raises ValueError where the command line would exit."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise with one sentence."""
+        raise ValueError(one_sentence(message)) from None
+
+
+class PythonLightningParser(PythonParser, LightningParser):
+    """The same for LightningCLI used from Python."""

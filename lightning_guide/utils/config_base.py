@@ -1,0 +1,78 @@
+"""Configs that inherit from others: the key `base` of a YAML file.
+
+A config begins with ``base: [../base/edm.yaml, ../base/callbacks.yaml]``, or with one file. The files are relative to
+the folder of the config and may have a base themselves. They are merged in this order, the config last: mappings key by
+key, lists and values replaced. A mapping that names another class (`class_path`) replaces the whole earlier one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_guide.utils.recipe import merge_settings
+
+__all__ = ["BASE", "config_files", "read_with_base"]
+
+BASE = "base"
+
+
+def read_with_base(path: str | Path, load: Callable[[Path], Any]) -> Any:
+    """Return the content of a YAML file laid over the files of its `base`; `load` reads one file.
+
+    Raises:
+        ValueError: if `base` names no file, a file twice, a file that does not exist or that inherits from itself.
+    """
+    return _read(Path(path), load, ())
+
+
+def config_files(path: str | Path) -> Iterator[Path]:
+    """Yield a YAML file, then the files that it inherits from, each before it is read.
+
+    Raises:
+        ValueError: as `read_with_base`.
+    """
+    yield from _walk(Path(path), ())
+
+
+def _read(path: Path, load: Callable[[Path], Any], above: tuple[Path, ...]) -> Any:
+    content = load(path)
+    if not isinstance(content, dict) or BASE not in content:
+        return content
+    inherited: dict[Any, Any] = {}
+    for file in _base(path, content[BASE], above):
+        found = _read(file, load, (*above, path))
+        if not isinstance(found, dict | None):
+            raise ValueError(f"{file} is the base of {path}, but holds {found!r}; expected keys and values")
+        inherited = merge_settings(inherited, found or {})
+    return merge_settings(inherited, {key: value for key, value in content.items() if key != BASE})
+
+
+def _walk(path: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    yield path
+    root = yaml.compose(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    for key, value in root.value if isinstance(root, yaml.MappingNode) else []:
+        if key.value == BASE:
+            is_list, is_text = isinstance(value, yaml.SequenceNode), isinstance(value, yaml.ScalarNode)
+            names = [each.value for each in value.value] if is_list else value.value if is_text else {}
+            for file in _base(path, names, above):
+                yield from _walk(file, (*above, path))
+
+
+def _base(path: Path, written: Any, above: tuple[Path, ...]) -> list[Path]:
+    """Paths of the files under `base`, which `above` and `path` inherit from."""
+    names = written if isinstance(written, list) else [written]
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"{path}: base is {written!r}; expected a file or a list of files")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{path}: base names {twice[0]} twice; expected it once")
+    files = [path.parent / name for name in names]
+    for file in files:
+        if not file.is_file():
+            raise ValueError(f"{path}: base {file} does not exist; expected a file relative to the folder of this one")
+        if any(file.samefile(other) for other in (*above, path)):
+            raise ValueError(f"{path}: base {file} inherits from this file; expected no circle")
+    return files
