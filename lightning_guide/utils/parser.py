@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_guide import PUBLIC, RENAMED
-from lightning_guide.utils.config_base import read_with_base
+from lightning_guide.utils.config_base import BASE, read_with_base
 from lightning_guide.utils.errors import one_line
 from lightning_guide.utils.recipe import current_path
 
@@ -45,6 +45,14 @@ def _load(text: str) -> Any:
     return update_paths(get_loader("yaml")(text))
 
 
+def _has_base(text: str) -> bool:
+    try:
+        content = _load(text)
+    except yaml.YAMLError:  # left to the parser
+        return False
+    return isinstance(content, dict) and BASE in content
+
+
 set_loader("lightning_guide", _load, exceptions=(yaml.YAMLError,))
 
 
@@ -70,10 +78,9 @@ class Parser(ArgumentParser):
         Raises:
             ValueError: if the file inherits from a file that does not exist.
         """
-        if path and os.path.isfile(path):  # jsonargparse has made its folder the working folder
+        if path and os.path.isfile(path) and _has_base(content):  # its folder is the working folder here
             merged = read_with_base(os.fspath(path), lambda file: _load(file.read_text(encoding="utf-8")))
-            if isinstance(merged, dict):
-                content = yaml.dump(merged, Dumper=_Quoting, sort_keys=False, width=1 << 16)
+            content = yaml.dump(merged, Dumper=_Quoting, sort_keys=False, width=1 << 16)
         return super().parse_string(content, path, *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
