@@ -132,7 +132,7 @@ def test_missing_guiders_of_a_finished_run_are_errors(run: Path, verb: str) -> N
     ("shape", "classes", "message"),
     [
         ((1, 3, 3), 3, r"the guider works on x of shape \(1, 3, 3\), the main model on \(1, 4, 4\)"),
-        ((1, 4, 4), 5, "the guider knows 5 classes, the main model 3"),
+        ((1, 4, 4), 5, "the guider has 5 classes, the main model 3"),
         ((1, 4, 4), 0, None),
     ],
 )

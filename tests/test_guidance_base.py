@@ -110,7 +110,7 @@ def test_models_that_do_not_fit_are_refused() -> None:
     assert str(caught.value) == "the guider works on x of shape (1,), the main model on (2,)"
     with pytest.raises(ValueError) as caught:
         Autoguidance(Snapshot(), 2.0).resolve(Store(labeled(0.2, 2), labeled(0.5, 3)))
-    assert str(caught.value) == "the guider knows 3 classes, the main model 2"
+    assert str(caught.value) == "the guider has 3 classes, the main model 2"
     with pytest.raises(ValueError, match=r"shape \(1,\)"):  # also where one guidance is the guider of another
         Guided([Guided([line], [2.0], positive=line)], [2.0]).resolve(Store(plane, line))
 

@@ -308,7 +308,7 @@ def test_a_name_that_matches_nothing_lists_what_exists(pattern: str) -> None:
 def test_a_network_without_such_a_part_says_so() -> None:
     model = unet()
     model.network.parts = {"block": ("decoder.*_in0",)}
-    with pytest.raises(ValueError, match=r"IdentityAttention acts on the attention of a network; EDM2UNet names none "):
+    with pytest.raises(ValueError, match=r"IdentityAttention acts on the attention of a network; EDM2UNet has no default layers for it, only"):
         run(Perturbed([IdentityAttention()], positive=model))
 
 

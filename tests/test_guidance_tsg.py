@@ -82,5 +82,5 @@ def test_settings_out_of_range_are_refused() -> None:
 
 
 def test_a_layer_that_is_no_embedding_is_refused() -> None:
-    with pytest.raises(ValueError, match="a layer of one input that returns .*; a EDM2Block is none"):
+    with pytest.raises(ValueError, match="a layer of one input that returns .*; EDM2Block is not one"):
         TimeStepGuidance(layers=["encoder.4x4_block0"], positive=unet())(pictures(), SIGMA, LABELS)

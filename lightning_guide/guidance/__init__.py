@@ -1,4 +1,12 @@
-"""Guidances: denoisers made of denoisers, configured by class_path and composed by nesting."""
+"""Guidances: denoisers made of denoisers, configured by class_path and composed by nesting.
+
+The folder of a method follows from its kind:
+
+* `negatives`: another prediction that the positive one is pushed away from.
+* `combinations`: another rule of how positive and negative predictions are combined.
+* `training_free`: the gradient of a loss of the clean estimate.
+* `gradient`: a direction toward a target that rounds of sampling update.
+"""
 
 from __future__ import annotations
 

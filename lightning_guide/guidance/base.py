@@ -1,9 +1,7 @@
-"""The base of guidances: denoisers made of denoisers, whose references to models are replaced when sampling begins.
+"""Base class of guidances, and the references to models that a config can name before any model exists.
 
-References to models: what a config can say before any model exists.
-
-`Main` is the model under evaluation, `Snapshot` a model out of a run's snapshots. `Denoiser.resolve` replaces them by
-real models when an evaluation begins.
+`Main` is the model under evaluation, `Snapshot` a model from the snapshots of a run. `Denoiser.resolve` replaces them
+by real models when an evaluation begins.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ __all__ = ["Guidance", "Main", "Reference", "Snapshot"]
 
 
 class Guidance(Denoiser):
-    """Base of guidances: denoisers made of denoisers. Their shapes are those of `positive`."""
+    """Base of guidances: denoisers made of denoisers, with the shapes of `positive`."""
 
     positive: Denoiser
 
@@ -46,7 +44,7 @@ class Guidance(Denoiser):
         return self.positive.sigma_data
 
     def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The guided D (B, *) at one common `sigma` (), as the first step of a fresh trajectory.
+        """Return the guided D (B, *) at one common `sigma` (), as the first step of a new trajectory.
 
         Raises:
             ValueError: if `sigma` holds different levels, since an interval is decided for all samples at once.
@@ -58,7 +56,7 @@ class Guidance(Denoiser):
         return self.start(trajectory)(x, level, condition).clean
 
     def resolve(self, models: Models) -> Denoiser:
-        """A copy with every reference replaced by its model, all the way down."""
+        """Return a copy with every reference replaced by its model, in nested guidances as well."""
         resolved = copy.copy(self)
         resolved._modules = {
             name: None if child is None else map_modules(child, lambda part: _resolved(part, models))
@@ -68,29 +66,21 @@ class Guidance(Denoiser):
 
 
 def _resolved(module: nn.Module, models: Models) -> nn.Module | None:
-    """The resolution of a denoiser; None for any other module."""
+    """Return the resolution of a denoiser, None for any other module."""
     return module.resolve(models) if isinstance(module, Denoiser) else None
 
 
 class Reference(Denoiser):
-    """A name for a denoiser that is not there yet."""
+    """Base of references: placeholders for a denoiser that does not exist yet."""
 
     def __getattr__(self, name: str) -> Any:
-        """What only the model knows.
-
-        Raises:
-            ValueError: for its data_shape, num_classes and sigma_data.
-        """
+        """Refuse attributes that only the model has: data_shape, num_classes and sigma_data."""
         if name in ("data_shape", "num_classes", "sigma_data"):
             raise ValueError(f"{type(self).__name__} is a reference without {name}; call resolve(models) first")
         return super().__getattr__(name)
 
     def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Never possible: a reference has to be resolved first.
-
-        Raises:
-            ValueError: always.
-        """
+        """Refuse the call with a ValueError: a reference must be resolved first."""
         raise ValueError(f"{type(self).__name__} is a reference; call resolve(models) before sampling from it")
 
 
@@ -98,18 +88,18 @@ class Main(Reference):
     """The model under evaluation."""
 
     def resolve(self, models: Models) -> Denoiser:
-        """That model."""
+        """Return that model."""
         return models.main
 
 
 class Snapshot(Reference):
-    """The average with `sigma_rel` after `images` of training, out of `run` (None: the run under evaluation)."""
+    """The average of width `sigma_rel` after `images` of training of `run` (None: the run under evaluation)."""
 
     def __init__(self, images: int | float | str = "1/1", sigma_rel: float = 0.10, run: str | None = None) -> None:
-        """`images`: a count, or a fraction of the planned run such as "1/16"; `sigma_rel`: length of the average."""
+        """`images`: a count, or a fraction of the planned run such as "1/16"; `sigma_rel`: width of the average."""
         super().__init__()
         self.images, self.sigma_rel, self.run = images, sigma_rel, run
 
     def resolve(self, models: Models) -> Denoiser:
-        """The model, read or rebuilt from the snapshots."""
+        """Return the model, read or rebuilt from the snapshots."""
         return models.snapshot(run=self.run, images=self.images, sigma_rel=self.sigma_rel)

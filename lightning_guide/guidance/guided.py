@@ -1,4 +1,4 @@
-"""The one formula of negative guidance: D = D_neg + w (D_pos - D_neg), for any number of negatives.
+"""Guidance by negatives, D = D_neg + w (D_pos - D_neg), for any number of negatives.
 
 With several, D = D_pos + sum_i (w_i - 1) (D_pos - D_i) (Karras et al. 2024, https://arxiv.org/abs/2406.02507, appendix
 B.2). w = 1 is off: that negative is not called. Papers that write s, gamma or omega mean w - 1.
@@ -21,7 +21,17 @@ __all__ = ["Guided"]
 
 
 class Guided(Guidance):
-    """D = D_pos + sum_i (w_i - 1) (D_pos - D_i), or another `combination` of the same branches."""
+    """D = D_pos + sum_i (w_i - 1) (D_pos - D_i), or another `combination` of the same branches.
+
+    With one negative and w = 3, D = D_neg + 3 (D_pos - D_neg) = 3 D_pos - 2 D_neg:
+
+    >>> import torch
+    >>> from lightning_guide.distributions.gaussian_mixture import gaussian
+    >>> good, bad = gaussian(torch.zeros(1), torch.eye(1)), gaussian(torch.zeros(1), 3 * torch.eye(1))
+    >>> x, sigma = torch.tensor([[4.0]]), torch.tensor(1.0)
+    >>> good(x, sigma).item(), bad(x, sigma).item(), Guided([bad], [3.0], positive=good)(x, sigma).item()
+    (2.0, 3.0, 0.0)
+    """
 
     def __init__(
         self,
@@ -33,7 +43,7 @@ class Guided(Guidance):
     ) -> None:
         """`positive` (default: the model under evaluation) is pushed away from each negative with its weight.
 
-        `combination` says how the difference is applied; default: `Plain`.
+        `combination` is the rule by which the difference is applied; default: `Plain`.
 
         Raises:
             ValueError: if there is not one weight for each negative, or a weight is not finite.
@@ -42,7 +52,7 @@ class Guided(Guidance):
         if len(negatives) != len(weights) or not negatives:
             raise ValueError(f"guidance needs one weight for each negative, got {len(negatives)} and {len(weights)}")
         plain = [weight for weight in weights if weight is None or isinstance(weight, int | float)]
-        if not all(weight is not None and math.isfinite(weight) for weight in plain):  # configs may say null
+        if not all(weight is not None and math.isfinite(weight) for weight in plain):  # a config may hold null
             raise ValueError(f"{type(self).__name__} needs finite weights, got {list(weights)}")
         self.positive = positive if positive is not None else Main()
         self.negatives = nn.ModuleList(negatives)
@@ -50,9 +60,9 @@ class Guided(Guidance):
         self.combination = combination or Plain()
 
     def resolve(self, models: Models) -> Denoiser:
-        """As `Guidance.resolve`; a negative of another shape than the positive is refused.
+        """Return a copy on real models; a negative of another shape than the positive is refused.
 
-        Negatives made of the same positive as this guidance still share it, one resolution for all.
+        Negatives made of the same positive as this guidance share its one resolution, as `Branches` requires.
 
         Raises:
             ValueError: naming both shapes.
@@ -66,7 +76,7 @@ class Guided(Guidance):
         return resolved
 
     def start(self, trajectory: Trajectory) -> Predict:
-        """The guided denoiser of one trajectory."""
+        """Return the guided denoiser of one trajectory."""
         combine = self.combination.start(trajectory)
         branches = Branches(self.positive, list(self.negatives), trajectory)  # type: ignore[arg-type]
 
@@ -80,7 +90,7 @@ class Guided(Guidance):
 
 
 def _check_fits(positive: Denoiser, negative: nn.Module) -> None:
-    """Refuses a guider of another data shape, class count or condition; the shape () fits any data."""
+    """Refuse a guider of another data shape, class count or condition; the shape () fits any data."""
     assert isinstance(negative, Denoiser)
     if isinstance(positive, Reference) or isinstance(negative, Reference):
         return
@@ -89,9 +99,9 @@ def _check_fits(positive: Denoiser, negative: nn.Module) -> None:
             f"the guider works on x of shape {negative.data_shape}, the main model on {positive.data_shape}"
         )
     if negative.num_classes not in (0, positive.num_classes):
-        raise ValueError(f"the guider knows {negative.num_classes} classes, the main model {positive.num_classes}")
+        raise ValueError(f"the guider has {negative.num_classes} classes, the main model {positive.num_classes}")
     if negative.token_channels not in (0, positive.token_channels):
         raise ValueError(
             f"the guider reads embeddings of {negative.token_channels} channels, the main model of "
-            f"{positive.token_channels} (0 is none)"
+            f"{positive.token_channels} (0: no embeddings)"
         )

@@ -1,14 +1,8 @@
-"""A perturbed network as a negative: another module tree that shares the parameters and replaces named submodules.
+"""Perturbed networks as negatives: a module tree that shares the parameters, with named submodules replaced.
 
-Nothing is hooked and nothing is switched: the positive network never learns of it, and any number of perturbations can
-be alive at once. The tree is the negative's own from the root to the leaves, with its own attributes and copies of the
-buffers; it shares the parameters, so that it follows them, and nothing else.
-
-A module around another one, for networks that read attributes of their blocks and embeddings.
-
-An embedding, of a noise level or of labels, that is changed on its way into the network.
-
-The base of what changes the embedding of the condition on its way into the network.
+Nothing is hooked or switched: the positive network is unaffected, and any number of perturbations can exist at the same
+time. The tree has its own modules from the root to the leaves, with their own attributes and copies of the buffers. It
+shares the parameters, and thereby follows their changes, and nothing else.
 """
 
 from __future__ import annotations
@@ -29,7 +23,7 @@ __all__ = ["ModuleWrapper", "ChangedEmbedding", "ConditionPerturbation", "Pertur
 
 
 class Perturbation(HasRecipe, ABC):
-    """What takes the place of certain submodules of a network; of each by itself: `Replacement`.
+    """Base of replacements of certain submodules of a network; `Replacement` treats each submodule by itself.
 
     Attributes:
         kind: the kind of `Network.parts` that is replaced unless layers are named.
@@ -39,7 +33,7 @@ class Perturbation(HasRecipe, ABC):
     kind: str
 
     def __init__(self, *, layers: Sequence[str] | None = None) -> None:
-        """`layers`: names or patterns of submodules; None takes the network's default for this kind, [] nothing.
+        """`layers`: names or patterns of submodules; None: the network's default for this kind; []: no layer.
 
         Raises:
             ValueError: if `layers` is anything but a list of names.
@@ -50,14 +44,10 @@ class Perturbation(HasRecipe, ABC):
 
     @abstractmethod
     def start(self, trajectory: Trajectory, names: Sequence[str]) -> Mapping[str, ModuleReplacement]:
-        """What stands in for each of the submodules `names` along `trajectory`, with a fresh state.
-
-        Raises:
-            ValueError: if nothing can stand in for such a module.
-        """
+        """Return the replacement of each of the submodules `names` along `trajectory`, with a new state."""
 
     def chosen(self, network: Network) -> list[str]:
-        """Names of the submodules of `network` that are replaced.
+        """Return the names of the submodules of `network` that are replaced.
 
         Raises:
             ValueError: if nothing matches, or the network has no such part by default.
@@ -66,32 +56,29 @@ class Perturbation(HasRecipe, ABC):
             return names_of_layers(network, self.layers, type(self).__name__)
         if self.kind not in network.parts:
             raise ValueError(
-                f"{type(self).__name__} acts on the {self.kind} of a network; {type(network).__name__} names none "
-                f"(it names {', '.join(sorted(network.parts)) or 'nothing'}); say which with layers: [...]"
+                f"{type(self).__name__} acts on the {self.kind} of a network; {type(network).__name__} has no default "
+                f"layers for it, only for {', '.join(sorted(network.parts)) or 'nothing'}; expected layers: [...]"
             )
         return names_of_layers(network, network.parts[self.kind], type(self).__name__)
 
 
 class Replacement(Perturbation):
-    """A perturbation that takes the place of each submodule by itself."""
+    """Base of perturbations that replace each submodule by itself."""
 
     def start(self, trajectory: Trajectory, names: Sequence[str]) -> Mapping[str, ModuleReplacement]:
-        """What `replace` makes of each."""
+        """Return `replace` for each."""
         return dict.fromkeys(names, lambda module: self.replace(module, trajectory))
 
     @abstractmethod
     def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
-        """What stands in for `module` along `trajectory`, which also gives it its random streams.
-
-        Raises:
-            ValueError: if it cannot stand in for such a module.
-        """
+        """Return the replacement of `module` along `trajectory`, which also provides its random streams."""
 
 
 class Perturbed(Guidance):
     """The model with some of its submodules replaced, under the same condition. One evaluation.
 
-    Nested ones add up: Perturbed([b], positive=Perturbed([a])) is Perturbed([a, b]). All names are those of the model.
+    Nested perturbations add up: Perturbed([b], positive=Perturbed([a])) is Perturbed([a, b]). All names refer to the
+    model at the bottom.
     """
 
     def __init__(self, perturbations: Sequence[Perturbation], *, positive: Denoiser | None = None) -> None:
@@ -107,10 +94,10 @@ class Perturbed(Guidance):
         self.positive = positive if positive is not None else Main()
 
     def resolve(self, models: Models) -> Denoiser:
-        """As `Guidance.resolve`; layers that do not exist are refused here.
+        """Return a copy on real models; layers that do not exist are refused.
 
         Raises:
-            ValueError: if the model is no network under EDM preconditioning, or a layer does not exist.
+            ValueError: if the model is not a network under EDM preconditioning, or a layer does not exist.
         """
         resolved = super().resolve(models)
         assert isinstance(resolved, Perturbed)
@@ -118,10 +105,10 @@ class Perturbed(Guidance):
         return resolved
 
     def model(self) -> Preconditioned:
-        """The model at the bottom.
+        """Return the model at the bottom.
 
         Raises:
-            ValueError: if it is no network under EDM preconditioning.
+            ValueError: if it is not a network under EDM preconditioning.
         """
         if isinstance(self.positive, Perturbed):
             return self.positive.model()
@@ -131,21 +118,21 @@ class Perturbed(Guidance):
         return self.positive
 
     def layers(self) -> list[tuple[Perturbation, list[str]]]:
-        """Each perturbation, those of nested ones first, with the names of the submodules that it replaces.
+        """Return each perturbation, nested ones first, with the names of the submodules that it replaces.
 
         Raises:
-            ValueError: if the model is no network under EDM preconditioning, or a layer does not exist.
+            ValueError: if the model is not a network under EDM preconditioning, or a layer does not exist.
         """
         network = self.model().network
         inner = self.positive.layers() if isinstance(self.positive, Perturbed) else []
         return inner + [(perturbation, perturbation.chosen(network)) for perturbation in self.perturbations]
 
     def start(self, trajectory: Trajectory) -> Predict:
-        """The perturbed network of one trajectory."""
+        """Return the perturbed network of one trajectory."""
         return self.network(trajectory).start(trajectory)
 
     def network(self, trajectory: Trajectory) -> Preconditioned:
-        """The model with the replacements of `trajectory`; it shares the parameters, and nothing else."""
+        """Return the model with the replacements of `trajectory`; it shares the parameters and nothing else."""
         replacements: list[tuple[str, ModuleReplacement]] = []
         for perturbation, names in self.layers():
             started = perturbation.start(trajectory, names)
@@ -154,14 +141,17 @@ class Perturbed(Guidance):
 
 
 class ModuleWrapper(nn.Module):
-    """Base of stand-ins that pass for the module `inner`: what they do not have themselves is its attribute."""
+    """Transparent wrapper of the module `inner`; missing attributes are those of `inner`.
+
+    Networks read attributes of their blocks and embeddings, which must work on a replaced block as well.
+    """
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
 
     def __getattr__(self, name: str) -> Any:
-        """A parameter or submodule of this module, or else an attribute of the inner one."""
+        """Return a parameter or submodule of this module, or else an attribute of `inner`."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -169,31 +159,27 @@ class ModuleWrapper(nn.Module):
 
 
 class ChangedEmbedding(ModuleWrapper):
-    """change(e) for the embedding e (B, E) that the inner module makes of its input."""
+    """change(e) of the embedding e (B, E), of a noise level or of labels, that `inner` computes."""
 
     def __init__(self, inner: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
         super().__init__(inner)
         self.change = change
 
     def forward(self, x: Tensor, *others: Any) -> Tensor:
-        """`(B, E)` of the embedding's input `x` (B, *).
-
-        Raises:
-            ValueError: if the inner module takes more than that, which no embedding does.
-        """
+        """`(B, E)` of the embedding's input `x` (B, *); a module with more inputs is not an embedding."""
         if others:
             kind = type(self.inner).__name__
-            raise ValueError(f"noise on an embedding needs a layer of one input that returns (B, E); a {kind} is none")
+            raise ValueError(f"noise on an embedding needs a layer of one input that returns (B, E); {kind} is not one")
         return self.change(self.inner(x))
 
 
 class ConditionPerturbation(Replacement):
-    """Takes the place of the modules that embed labels, output (B, E), or the tokens of texts, (B, L, E)."""
+    """Base of replacements of the modules that embed labels, output (B, E), or tokens of texts, (B, L, E)."""
 
     kind = "label_embedding"
 
     def chosen(self, network: Network) -> list[str]:
-        """As `Perturbation.chosen`.
+        """Return the names of the embeddings of `network` that are replaced.
 
         Raises:
             ValueError: if the network has neither labels nor embeddings.

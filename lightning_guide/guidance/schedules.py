@@ -1,11 +1,8 @@
-"""Guidance weights as functions of the noise level; w = 1 is off.
+"""Guidance schedules: weights as functions of the noise level, and guidance in some of the steps only; w = 1 is off.
 
 Intervals: Kynkaanniemi et al. 2024, https://arxiv.org/abs/2404.07724. The level is that of the predictor, decided once
-for each step.
-
-Guidance in some of the steps only, counted in steps, for methods that are published so.
-
-Where the noise level is meant, take `Interval`: it does not depend on the number of steps.
+for each step. `StepWindow` counts in steps, for methods that are published so; `Interval` does not depend on the number
+of steps.
 """
 
 from __future__ import annotations
@@ -22,18 +19,23 @@ __all__ = ["CosineWeight", "Interval", "StepWindow", "WeightSchedule", "weight_a
 
 
 class WeightSchedule(HasRecipe, ABC):
-    """A guidance weight that depends on sigma."""
+    """Base of guidance weights that depend on sigma."""
 
     @abstractmethod
     def at(self, sigma: float) -> float:
-        """The weight at noise level `sigma`; 1 means that the negative is not evaluated."""
+        """Return the weight at noise level `sigma`; 1 means that the negative is not evaluated."""
 
 
 class Interval(WeightSchedule):
-    """`weight` for low < sigma <= high, 1 elsewhere."""
+    """Guidance interval: `weight` for low < sigma <= high, 1 elsewhere.
+
+    >>> interval = Interval(2.0, low=0.3, high=5.0)
+    >>> [interval.at(sigma) for sigma in (0.3, 0.31, 5.0, 5.1)]
+    [1.0, 2.0, 2.0, 1.0]
+    """
 
     def __init__(self, weight: float | WeightSchedule, low: float, high: float) -> None:
-        """`weight` inside the interval (`low`, `high`] of noise levels; a schedule may be cut, too.
+        """`weight` inside the interval (`low`, `high`] of noise levels; a schedule can be restricted as well.
 
         Raises:
             ValueError: if the interval is empty, or the weight is not finite.
@@ -45,12 +47,12 @@ class Interval(WeightSchedule):
         self.weight, self.low, self.high = weight, low, high
 
     def at(self, sigma: float) -> float:
-        """`weight` inside, 1 outside."""
+        """Return `weight` inside, 1 outside."""
         return weight_at(self.weight, sigma) if self.low < sigma <= self.high else 1.0
 
 
 class CosineWeight(WeightSchedule):
-    """1 + (weight - 1) (1 - cos(pi p^power)) / 2 with p = 1 - sigma / sigma_max: rises from 1 to `weight`."""
+    """Cosine schedule 1 + (weight - 1) (1 - cos(pi p^power)) / 2, p = 1 - sigma / sigma_max: from 1 to `weight`."""
 
     def __init__(self, weight: float, *, sigma_max: float = 80.0, power: float = 1.0) -> None:
         """`weight` reached at sigma = 0; the rise begins at `sigma_max`.
@@ -64,20 +66,20 @@ class CosineWeight(WeightSchedule):
         self.weight, self.sigma_max, self.power = weight, sigma_max, power
 
     def at(self, sigma: float) -> float:
-        """The weight at `sigma`."""
+        """Return the weight at `sigma`."""
         p = min(max(1 - sigma / self.sigma_max, 0.0), 1.0)
         return 1 + (self.weight - 1) * (1 - math.cos(math.pi * p**self.power)) / 2
 
 
 def weight_at(weight: float | WeightSchedule, sigma: float) -> float:
-    """The number a weight or schedule stands for at `sigma`."""
+    """Return the number of a weight or schedule at `sigma`."""
     return weight.at(sigma) if isinstance(weight, WeightSchedule) else float(weight)
 
 
 class StepWindow(Combination):
-    """`combination` in the steps i of N with low <= i / N < high, i = 0 ... N - 1; outside every weight is 1.
+    """Window of steps: `combination` in the steps i of N with low <= i / N < high, i = 0 ... N - 1, else w = 1.
 
-    So the negatives are not called outside. A step is inside or outside with all its stages.
+    The negatives are not called outside. All stages of a step count as that step.
     """
 
     def __init__(self, low: float = 0.0, high: float = 1.0, combination: Combination | None = None) -> None:
@@ -92,11 +94,11 @@ class StepWindow(Combination):
         self.combination = combination or Plain()
 
     def weights(self, weights: Sequence[float], trajectory: Trajectory) -> list[float]:
-        """1 outside."""
+        """Return the weights of the inner rule inside, 1 outside."""
         if self.low <= trajectory.step / trajectory.steps < self.high:
             return self.combination.weights(weights, trajectory)
         return [1.0] * len(weights)
 
     def start(self, trajectory: Trajectory) -> Combine:
-        """The rule inside, started afresh."""
+        """Return the inner rule, with a new state."""
         return self.combination.start(trajectory)

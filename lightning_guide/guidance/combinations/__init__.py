@@ -1,4 +1,4 @@
-"""How the difference between positive and negative is applied: the plain line and its published variants."""
+"""Combinations of positive and negative predictions: the plain rule and its published variants."""
 
 from __future__ import annotations
 

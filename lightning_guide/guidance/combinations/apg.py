@@ -1,4 +1,4 @@
-"""Adaptive projected guidance (APG): a difference with memory, cut to a norm, without its part along the positive.
+"""Adaptive projected guidance (APG): the difference with momentum, clipped, without its part along the positive.
 
 Sadat et al. 2025, "Eliminating Oversaturation and Artifacts of High Guidance Scales in Diffusion Models",
 https://arxiv.org/abs/2410.02416, algorithm 1:
@@ -20,11 +20,20 @@ __all__ = ["AdaptiveProjection"]
 
 
 class AdaptiveProjection(PairCombination):
-    """APG, in clean space, norms and projections over everything but the batch. Plain at eta = 1, r = inf, momentum 0.
+    """APG in clean space, norms and projections over all but the batch. Plain at eta = 1, r = inf, momentum = 0.
 
-    The running sum S belongs to a negative and a trajectory and advances once in each step, by what the predictor
-    sees; a corrector adds the same sum of the steps before to its own difference and leaves it as it is. Counted as a
-    step of its own, the corrector would be pushed against the very difference that it averages with.
+    The running sum S belongs to one negative and one trajectory. It advances once in each step, by the difference of
+    the predictor. A corrector adds the sum of the steps before to its own difference and does not change it: counted as
+    a step, it would oppose the running average. At eta = 0 the part of the push along D_pos is removed:
+
+    >>> import torch
+    >>> from lightning_guide.distributions.gaussian_mixture import gaussian
+    >>> from lightning_guide.guidance.guided import Guided
+    >>> good, bad = gaussian(torch.zeros(2), torch.eye(2)), gaussian(torch.tensor([1.0, 1.0]), torch.eye(2))
+    >>> apg = Guided([bad], [3.0], positive=good, combination=AdaptiveProjection(eta=0.0))
+    >>> x, sigma = torch.tensor([[2.0, 0.0]]), torch.tensor(1.0)
+    >>> good(x, sigma).tolist(), bad(x, sigma).tolist(), apg(x, sigma).tolist()
+    ([[1.0, 0.0]], [[1.5, 0.5]], [[1.0, -1.0]])
     """
 
     def __init__(self, *, eta: float = 0.0, norm_threshold: float = math.inf, momentum: float = 0.0) -> None:
@@ -43,7 +52,7 @@ class AdaptiveProjection(PairCombination):
         self.eta, self.norm_threshold, self.momentum = eta, norm_threshold, momentum
 
     def start_push(self, trajectory: Trajectory) -> Push:
-        """(w - 1) (U_orth + eta U_par), with an empty sum."""
+        """Return (w - 1) (U_orth + eta U_par), with an empty sum."""
         sums: dict[str, Tensor] = {}
 
         def push(pair: Pair) -> Tensor:
@@ -55,15 +64,15 @@ class AdaptiveProjection(PairCombination):
                     update = update + self.momentum * sums["before"]
                 if trajectory.stage == "predictor":
                     sums["now"] = update.detach()
-            return (pair.weight - 1) * self._project(self._cut(update), pair.clean[0])
+            return (pair.weight - 1) * self._project(self._clip(update), pair.clean[0])
 
         return push
 
-    def _cut(self, update: Tensor) -> Tensor:
-        """`update` (B, *) with a norm of at most r."""
+    def _clip(self, update: Tensor) -> Tensor:
+        """Return `update` (B, *) with a norm of at most r."""
         return update / (row_norm(update) / self.norm_threshold).clamp(min=1).to(update)
 
     def _project(self, update: Tensor, pos: Tensor) -> Tensor:
-        """`update` (B, *) with its part along `pos` multiplied by eta."""
+        """Return `update` (B, *) with its part along `pos` multiplied by eta."""
         along = dot(update, pos) / dot(pos, pos).clamp(min=TINY)
         return update + ((self.eta - 1) * along).to(update) * pos

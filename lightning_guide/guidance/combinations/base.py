@@ -1,14 +1,8 @@
-"""How the positive and the negative predictions become one: the plain line, and the base of everything that bends it.
+"""Base of combinations, the plain rule of guidance, and the base of rules for one positive and one negative at a time.
 
 The plain rule is D = D_pos + sum_i (w_i - 1) (D_pos - D_i). A combination receives the branches as functions, so that
-it decides which of them are evaluated at all: w = 1 means off, and that negative is not called. Several negatives are
-pushed away from one by one, all from the same positive.
-
-Rules that look at the positive and one negative at a time: D = D_pos + sum_i push_i.
-
-Inner products and norms of samples, over everything but the batch.
-
-In float64, so that neither the squares of half precision overflow nor those of small differences vanish.
+it decides which of them are evaluated: w = 1 means off, and that negative is not called. Several negatives are pushed
+away from one by one, all from the same positive.
 """
 
 from __future__ import annotations
@@ -39,37 +33,32 @@ __all__ = [
 
 
 Branch = Callable[[Tensor, Tensor], Prediction]
-
-
 """One network, or guidance, under a fixed condition: (x, sigma) -> prediction. Every call costs an evaluation."""
 
-
 Combine = Callable[[Branch, Sequence[tuple[float, Branch]], Tensor, Tensor], Prediction]
-
-
 """(positive, [(weight, negative), ...], x (B, *), sigma ()) -> the guided prediction."""
 
 
 class Combination(HasRecipe, ABC):
-    """Base of the rules that make one prediction out of a positive and its negatives."""
+    """Base of the rules that combine a positive and its negatives to one prediction."""
 
     def weights(self, weights: Sequence[float], trajectory: Trajectory) -> list[float]:
-        """The `weights` that count at this point of `trajectory`, known before any branch is evaluated."""
+        """Return the `weights` in effect at this point of `trajectory`, decided before any branch is evaluated."""
         return list(weights)
 
     @abstractmethod
     def start(self, trajectory: Trajectory) -> Combine:
-        """The rule for one trajectory, with a fresh state."""
+        """Return the rule for one trajectory, with a new state."""
 
 
 class Plain(Combination):
     """D_pos + sum_i (w_i - 1) (D_pos - D_i); with one negative exactly D_i at w = 0 and exactly D_pos at w = 1.
 
-    A branch that tells its noise direction from its clean estimate is combined in both alike.
+    Branches with a separate noise direction are combined by the same rule in both.
     """
 
     def start(self, trajectory: Trajectory) -> Combine:
-        """No state."""
+        """Return the rule, which has no state."""
         return self._combine
 
     def _combine(
@@ -83,7 +72,7 @@ class Plain(Combination):
 
 
 def _step(guided: Prediction, pos: Prediction, neg: Prediction, weight: float, x: Tensor, sigma: Tensor) -> Prediction:
-    """`guided` + (weight - 1) (`pos` - `neg`), exactly `neg` at weight 0 if this is the first negative."""
+    """Return `guided` + (weight - 1) (`pos` - `neg`), exactly `neg` at weight 0 for the first negative."""
 
     def line(total: Tensor, p: Tensor, n: Tensor) -> Tensor:
         return torch.lerp(n, p, weight) if guided is pos else (p - n).mul_(weight - 1).add_(total)
@@ -98,9 +87,9 @@ def _step(guided: Prediction, pos: Prediction, neg: Prediction, weight: float, x
 class Pair:
     """A positive and one negative prediction at (x, sigma), with the weight w between them.
 
-    Their clean estimates in the three spaces that papers write in, each `(B, *)` and float32 at least: D itself, the
-    noise eps = (x - D) / sigma, and the velocity v = eps - D of the rectified flow x_t = (1 - t) x_0 + t eps, which
-    in these coordinates is x / (1 + sigma) at the time t = sigma / (1 + sigma).
+    The properties are their clean estimates in the three spaces of the papers, each `(B, *)` and float32 at least: D
+    itself, the noise eps = (x - D) / sigma, and the velocity v = eps - D of the rectified flow
+    x_t = (1 - t) x_0 + t eps, which in these coordinates is x / (1 + sigma) at the time t = sigma / (1 + sigma).
     """
 
     pos: Prediction
@@ -134,46 +123,44 @@ class Pair:
         return pos - clean_pos, neg - clean_neg
 
     def from_noise(self, push: Tensor) -> Tensor:
-        """A step `push` (B, *) of eps as a step of D: -sigma push."""
+        """Convert a step `push` (B, *) of eps to a step of D: -sigma push."""
         return -_wide(self.sigma) * push
 
     def from_velocity(self, push: Tensor) -> Tensor:
-        """A step `push` (B, *) of v as a step of D: -sigma / (1 + sigma) push."""
+        """Convert a step `push` (B, *) of v to a step of D: -sigma / (1 + sigma) push."""
         sigma = _wide(self.sigma)
         return -sigma / (1 + sigma) * push
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """In float32 if it is in less."""
+    """Return `tensor` in float32 or more."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 Push = Callable[[Pair], Tensor]
-
-
-"""What is added to D_pos because of one negative, (B, *); (w - 1) (D_pos - D_neg) in the plain rule."""
+"""pair -> the step (B, *) added to D_pos for one negative; (w - 1) (D_pos - D_neg) in the plain rule."""
 
 
 def move(guided: Prediction, push: Tensor, pair: Pair) -> Prediction:
-    """`guided` with `push` (B, *) added to its clean estimate, in the dtype that it has.
+    """Return `guided` with `push` (B, *) added to its clean estimate, in the dtype of `guided`.
 
-    Its noise moves along, by -push / sigma. Where a branch tells a noise direction apart from its clean estimate, what
-    that says beyond (x - D) / sigma is combined as in the plain rule.
+    Its noise changes by -push / sigma. For branches with a separate noise direction, the excess of that direction over
+    (x - D) / sigma is combined by the plain rule.
     """
     clean = (guided.clean + push).to(guided.clean.dtype)
     if all(each.noise is None for each in (guided, pair.pos, pair.neg)):
         return Prediction(clean)
     x, sigma = pair.x, pair.sigma
-    beyond = [each.direction(x, sigma) - Prediction(each.clean).direction(x, sigma) for each in (pair.pos, pair.neg)]
-    noise = guided.direction(x, sigma) - push / sigma + (pair.weight - 1) * (beyond[0] - beyond[1])
+    excess = [each.direction(x, sigma) - Prediction(each.clean).direction(x, sigma) for each in (pair.pos, pair.neg)]
+    noise = guided.direction(x, sigma) - push / sigma + (pair.weight - 1) * (excess[0] - excess[1])
     return Prediction(clean, noise.to(clean.dtype))
 
 
 class PairCombination(Combination):
-    """Base of rules that treat each negative by itself: D = D_pos + sum_i push_i, each with a state of its own."""
+    """Base of rules that treat each negative by itself: D = D_pos + sum_i push_i, each push with its own state."""
 
     def start(self, trajectory: Trajectory) -> Combine:
-        """The rule with one fresh `Push` for each negative."""
+        """Return the rule, with one new `Push` for each negative."""
         pushes: list[Push] = []
 
         def combine(
@@ -192,20 +179,21 @@ class PairCombination(Combination):
 
     @abstractmethod
     def start_push(self, trajectory: Trajectory) -> Push:
-        """The step of one negative, with a fresh state; it is asked only where w is not 1."""
+        """Return the step of one negative, with a new state; it is called only where w is not 1."""
 
+
+# Inner products and norms of samples, over all but the batch, in float64: neither do the squares of half precision
+# overflow nor those of small differences vanish.
 
 TINY = 1e-60
-
-
-"""What stands for 0 in a denominator: far below any norm that float32 can hold, with a square that float64 can."""
+"""Smallest denominator: far below any norm that float32 can hold, with a square that float64 can hold."""
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """<a, b> of each sample, float64, `(B, 1, ..., 1)` for `a` and `b` (B, *)."""
+    """Return <a, b> of each sample, float64, `(B, 1, ..., 1)` for `a` and `b` (B, *)."""
     return expand(torch.linalg.vecdot(a.flatten(1).double(), b.flatten(1).double()), a)
 
 
 def row_norm(a: Tensor) -> Tensor:
-    """|a| of each sample, float64, `(B, 1, ..., 1)` for `a` (B, *)."""
+    """Return |a| of each sample, float64, `(B, 1, ..., 1)` for `a` (B, *)."""
     return torch.linalg.vector_norm(a.double(), dim=list(range(1, a.ndim)), keepdim=True)

@@ -23,7 +23,7 @@ class BetaWeighted(PairCombination):
     """Beta-CFG. Plain at a = b = 1 and gamma = 0.
 
     With a > 1 the first step follows the negative alone, as published. With gamma > 0 the weight w has the unit
-    |eps|^gamma, so the rule does not approach the positive as w approaches 1; at w = 1 it is off like every other.
+    |eps|^gamma, so the rule does not approach the positive as w approaches 1; at w = 1 it is off like every rule.
     """
 
     def __init__(self, *, a: float = 2.0, b: float = 3.0, gamma: float = 1.0) -> None:
@@ -37,12 +37,12 @@ class BetaWeighted(PairCombination):
         self.a, self.b, self.gamma = a, b, gamma
 
     def density(self, p: float) -> float:
-        """p^(a - 1) (1 - p)^(b - 1) Gamma(a + b) / (Gamma(a) Gamma(b)), for 0 <= `p` < 1."""
+        """Return p^(a - 1) (1 - p)^(b - 1) Gamma(a + b) / (Gamma(a) Gamma(b)), for 0 <= `p` < 1."""
         constant = math.exp(math.lgamma(self.a + self.b) - math.lgamma(self.a) - math.lgamma(self.b))
         return constant * p ** (self.a - 1) * (1 - p) ** (self.b - 1)
 
     def start_push(self, trajectory: Trajectory) -> Push:
-        """-D_pos + D_neg + w Beta (D_pos - D_neg) / |eps_pos - eps_neg|^gamma."""
+        """Return -D_pos + D_neg + w Beta (D_pos - D_neg) / |eps_pos - eps_neg|^gamma."""
 
         def push(pair: Pair) -> Tensor:
             difference = pair.difference

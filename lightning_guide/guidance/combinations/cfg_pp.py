@@ -1,4 +1,4 @@
-"""CFG++: clean estimates on the line between the branches, noise put back along the negative.
+"""CFG++: clean estimates on the line between the branches, re-noised along the negative.
 
 Chung et al. 2025, "CFG++: Manifold-constrained Classifier Free Guidance for Diffusion Models",
 https://arxiv.org/abs/2406.08070: clean = D_neg + w (D_pos - D_neg) with w = lambda in [0, 1], and
@@ -20,12 +20,12 @@ __all__ = ["RenoiseWithNegative"]
 class RenoiseWithNegative(Combination):
     """CFG++. The first negative gives the noise direction and is evaluated at every weight, at w = 1 too.
 
-    At w = 0 the negative's prediction itself, to the bit, without an evaluation of the positive. Further negatives push
-    the clean estimate as in the plain rule.
+    At w = 0 the result is the negative's prediction, to the bit, without an evaluation of the positive. Further
+    negatives push the clean estimate as in the plain rule.
     """
 
     def start(self, trajectory: Trajectory) -> Combine:
-        """No state."""
+        """Return the rule, which has no state."""
         plain = Plain().start(trajectory)
 
         def combine(

@@ -1,4 +1,4 @@
-"""Guidance rescale: the guided estimate brought back to the spread of the positive.
+"""Guidance rescale: the guided estimate rescaled toward the standard deviation of the positive.
 
 Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed", https://arxiv.org/abs/2305.08891,
 equations 15 and 16: D = phi D_g std(D_pos) / std(D_g) + (1 - phi) D_g, std over everything but the batch.
@@ -18,10 +18,11 @@ __all__ = ["Rescale"]
 
 
 class Rescale(Combination):
-    """The clean estimate of an inner combination, rescaled toward the standard deviation of the positive's.
+    """Guidance rescale: the clean estimate of an inner combination with the standard deviation of the positive's.
 
-    At phi = 0 the inner combination, to the bit; where no weight is on, the positive, to the bit. A noise direction
-    that the inner combination tells apart stays as it is. If that does not ask the positive, nothing is rescaled.
+    At phi = 0 the result is that of the inner combination, where all weights are 1 it is the positive, both to the bit.
+    A separate noise direction of the inner combination is not changed. If the inner combination does not evaluate the
+    positive, nothing is rescaled.
     """
 
     def __init__(self, phi: float = 0.7, *, combination: Combination | None = None) -> None:
@@ -35,11 +36,11 @@ class Rescale(Combination):
         self.phi, self.combination = phi, combination or Plain()
 
     def weights(self, weights: Sequence[float], trajectory: Trajectory) -> list[float]:
-        """Those of the inner rule."""
+        """Return those of the inner rule."""
         return self.combination.weights(weights, trajectory)
 
     def start(self, trajectory: Trajectory) -> Combine:
-        """The inner rule, rescaled."""
+        """Return the inner rule, rescaled."""
         inner = self.combination.start(trajectory)
 
         def combine(
@@ -47,12 +48,12 @@ class Rescale(Combination):
         ) -> Prediction:
             spreads: list[Tensor] = []
 
-            def overheard(x: Tensor, sigma: Tensor) -> Prediction:
+            def recording_positive(x: Tensor, sigma: Tensor) -> Prediction:
                 pos = positive(x, sigma)
                 spreads.append(_spread(pos.clean))
                 return pos
 
-            guided = inner(overheard, negatives, x, sigma)
+            guided = inner(recording_positive, negatives, x, sigma)
             if not spreads:
                 return guided
             spread = _spread(guided.clean)
@@ -64,6 +65,6 @@ class Rescale(Combination):
 
 
 def _spread(clean: Tensor) -> Tensor:
-    """Standard deviation of each sample up to a constant, float64, `(B, 1, ..., 1)`."""
+    """Return the standard deviation of each sample up to a constant, float64, `(B, 1, ..., 1)`."""
     wide = clean.double()
     return row_norm(wide - wide.mean(dim=list(range(1, clean.ndim)), keepdim=True))

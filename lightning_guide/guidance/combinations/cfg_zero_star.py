@@ -1,4 +1,4 @@
-"""CFG-Zero*: the negative scaled to fit the positive, and first steps of zero velocity.
+"""CFG-Zero*: the negative scaled to fit the positive, and zero velocity in the first steps.
 
 Fan et al. 2025, "CFG-Zero*: Improved Classifier-Free Guidance for Flow Matching Models",
 https://arxiv.org/abs/2503.18886. In the velocities v of a rectified flow, for each sample,
@@ -22,13 +22,13 @@ __all__ = ["ZeroStar"]
 class ZeroStar(PairCombination):
     """CFG-Zero*, v = v_pos + (w - 1) (v_pos - alpha v_neg). Plain at alpha = 1 and zero_steps = 0.
 
-    v = 0 holds the point x_t = x / (1 + sigma) of the flow where it is; there eps = D and x = D + sigma eps, so that
+    v = 0 keeps the point x_t = x / (1 + sigma) of the flow in place; there eps = D and x = D + sigma eps, so that
     D = eps = x / (1 + sigma). In these first steps no network is evaluated. Where all weights are 1, the rule is off,
     its first steps included.
     """
 
     def __init__(self, *, zero_steps: int = 1, alpha: float | None = None) -> None:
-        """`zero_steps` of each trajectory stand still (the paper: about 4 % of them); `alpha` None is the optimum.
+        """The first `zero_steps` have v = 0 (the paper: about 4 % of the steps); `alpha` None is the optimum.
 
         Raises:
             ValueError: if `zero_steps` is negative, or `alpha` not finite.
@@ -40,20 +40,20 @@ class ZeroStar(PairCombination):
         self.zero_steps, self.alpha = zero_steps, alpha
 
     def start(self, trajectory: Trajectory) -> Combine:
-        """The rule, which counts the steps of `trajectory`."""
+        """Return the rule, which reads the step of `trajectory`."""
         combine = super().start(trajectory)
 
-        def wait_and_combine(
+        def zero_or_combine(
             positive: Branch, negatives: Sequence[tuple[float, Branch]], x: Tensor, sigma: Tensor
         ) -> Prediction:
             if trajectory.step < self.zero_steps and any(weight != 1 for weight, _ in negatives):
                 return Prediction(x / (1 + sigma))
             return combine(positive, negatives, x, sigma)
 
-        return wait_and_combine
+        return zero_or_combine
 
     def start_push(self, trajectory: Trajectory) -> Push:
-        """(w - 1) (v_pos - alpha v_neg)."""
+        """Return (w - 1) (v_pos - alpha v_neg)."""
         return self._push
 
     def _push(self, pair: Pair) -> Tensor:

@@ -1,4 +1,4 @@
-"""Frequency-decoupled guidance (FDG): a weight of its own for each band of a Laplacian pyramid.
+"""Frequency-decoupled guidance (FDG): a separate weight for each band of a Laplacian pyramid.
 
 Sadat et al. 2025, "Guidance in the Frequency Domain Enables High-Fidelity Sampling at Low CFG Scales",
 https://arxiv.org/abs/2506.19713. The pyramid is linear, so the band k of the guided estimate is
@@ -21,9 +21,9 @@ __all__ = ["FrequencyDecoupled", "reweighted_bands"]
 
 
 class FrequencyDecoupled(PairCombination):
-    """D_pos + (w - 1) sum_k f_k band_k(D_pos - D_neg), for images (C, H, W). Plain where all factors are 1.
+    """FDG: D_pos + (w - 1) sum_k f_k band_k(D_pos - D_neg), for images (C, H, W). Plain where all factors are 1.
 
-    A band with the factor 0 stays as the positive has it. The paper's weights w_k (5 for low and 10 for high
+    A band with the factor 0 is that of the positive. The paper's weights w_k (5 for low and 10 for high
     frequencies on SDXL) are w = w_high and the factors [(w_low - 1) / (w_high - 1), 1].
     """
 
@@ -38,11 +38,7 @@ class FrequencyDecoupled(PairCombination):
         self.factors = list(factors)
 
     def start_push(self, trajectory: Trajectory) -> Push:
-        """(w - 1) times the reweighted difference.
-
-        Raises:
-            ValueError: at its first call, if the data are no images, or too small for as many bands.
-        """
+        """Return (w - 1) times the reweighted difference; data that are not images, or too small, are refused."""
         return self._push
 
     def _push(self, pair: Pair) -> Tensor:
@@ -56,9 +52,9 @@ class FrequencyDecoupled(PairCombination):
 
 
 def reweighted_bands(image: Tensor, factors: Sequence[float]) -> Tensor:
-    """sum_k f_k band_k of `image` (B, C, H, W); `factors` from the lowest band to the highest.
+    """Return sum_k f_k band_k of `image` (B, C, H, W); `factors` from the lowest band to the highest.
 
-    The highest band is what expanding the reduced image misses, and the reduced image is split further. Reduce: blur
+    The highest band is the image minus the expanded reduced image, and the reduced image is split further. Reduce: blur
     with the 5 x 5 binomial kernel, halve (rounded up) bilinearly; expand: enlarge bilinearly to the size before, blur.
     """
     *lower, highest = factors
@@ -70,7 +66,7 @@ def reweighted_bands(image: Tensor, factors: Sequence[float]) -> Tensor:
 
 
 def _blur(image: Tensor) -> Tensor:
-    """Binomial blur (1, 4, 6, 4, 1) / 16 along both axes, mirrored at the borders."""
+    """Apply the binomial blur (1, 4, 6, 4, 1) / 16 along both axes, mirrored at the borders."""
     taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], dtype=image.dtype, device=image.device) / 16
     channels = image.shape[1]
     padded = F.pad(image, (2, 2, 2, 2), mode="reflect")

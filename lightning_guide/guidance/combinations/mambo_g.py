@@ -1,4 +1,4 @@
-"""Magnitude-aware guidance (MAMBO-G): a weaker push where the difference is large against the prediction.
+"""Magnitude-aware guidance (MAMBO-G): a weaker push where the difference is large relative to the prediction.
 
 Zhu et al. 2025, "MAMBO-G: Magnitude-Aware Mitigation for Boosted Guidance", https://arxiv.org/abs/2508.03442. In the
 velocities v of a rectified flow, for each sample,
@@ -22,7 +22,7 @@ class MagnitudeAware(PairCombination):
     """MAMBO-G: D_pos + (w_eff - 1) (D_pos - D_neg). Plain at alpha = 0."""
 
     def __init__(self, *, alpha: float = 8.0) -> None:
-        """`alpha` >= 0 is how fast the push fades with the ratio of the norms.
+        """`alpha` >= 0 is the rate at which the push decays with the ratio of the norms.
 
         Raises:
             ValueError: if `alpha` is negative or not finite.
@@ -32,7 +32,7 @@ class MagnitudeAware(PairCombination):
         self.alpha = alpha
 
     def start_push(self, trajectory: Trajectory) -> Push:
-        """(w_eff - 1) (D_pos - D_neg)."""
+        """Return (w_eff - 1) (D_pos - D_neg)."""
         return self._push
 
     def _push(self, pair: Pair) -> Tensor:

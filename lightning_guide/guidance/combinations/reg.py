@@ -1,4 +1,4 @@
-"""Rectified gradient guidance (REG): the difference weighted by how each value of x shows in the clean estimate.
+"""Rectified gradient guidance (REG): the difference weighted by the gradient of the clean estimate.
 
 Gao et al. 2025, "REG: Rectified Gradient Guidance for Conditional Diffusion Models",
 https://arxiv.org/abs/2501.18865, in the form of its EDM2 experiments:
@@ -23,8 +23,8 @@ class RectifiedGradient(Combination):
     """REG, for any kind of negative. Plain at strength 0.
 
     g takes one vector-Jacobian product through the positive, counted as often as the positive itself: 3 evaluations
-    with one negative. It needs the memory of one backward pass, freed before the negatives are evaluated. If gradients
-    are wanted through the guided denoiser, g is a constant to them.
+    with one negative. It needs the memory of one backward pass, freed before the negatives are evaluated. Gradients
+    through the guided denoiser treat g as a constant.
     """
 
     def __init__(self, *, strength: float = 1.0) -> None:
@@ -38,7 +38,7 @@ class RectifiedGradient(Combination):
         self.strength = strength
 
     def start(self, trajectory: Trajectory) -> Combine:
-        """The rule, which counts its gradients among the evaluations of `trajectory`."""
+        """Return the rule, which counts its gradients among the evaluations of `trajectory`."""
         plain = Plain().start(trajectory)
 
         def combine(
@@ -52,7 +52,7 @@ class RectifiedGradient(Combination):
             pos, factor = guided, 1 + self.strength * (g - 1)
             for weight, negative in negatives:
                 if weight != 1:
-                    # at the very tensor that the positive saw, so that a negative made of it finds it evaluated
+                    # the same tensor as for the positive, so that a `PredictionNegative` of it finds it evaluated
                     pair = Pair(pos, negative(point, sigma), weight, x, sigma)
                     guided = move(guided, (weight - 1) * factor * pair.difference, pair)
             return guided
@@ -61,11 +61,7 @@ class RectifiedGradient(Combination):
 
 
 def _with_gradient(positive: Branch, x: Tensor, sigma: Tensor) -> tuple[Tensor, Prediction, Tensor]:
-    """`x` as the positive saw it, its prediction there, and the gradient of the sum of its clean estimate, (B, *).
-
-    Raises:
-        ValueError: if the positive does not pass gradients on to x.
-    """
+    """Return the `x` given to the positive, its prediction, and g (B, *)."""
     outer = torch.is_grad_enabled()
     with torch.enable_grad():
         point = x if outer and x.requires_grad else x.detach().requires_grad_()

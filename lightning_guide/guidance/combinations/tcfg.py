@@ -1,4 +1,4 @@
-"""Tangential damping (TCFG): the negative without the direction in which it disagrees with the positive.
+"""Tangential damping (TCFG): the negative without its component along the second singular direction.
 
 Kwon et al. 2025, "TCFG: Tangential Damping Classifier-free Guidance", https://arxiv.org/abs/2503.18137. With the
 singular value decomposition M = U S V^T of the 2 x d matrix M = [eps_pos; eps_neg] of each sample, the negative loses
@@ -24,8 +24,8 @@ __all__ = ["Tangential"]
 class Tangential(PairCombination):
     """TCFG, on eps. At strength 1 the published rule, at 0 plain.
 
-    Without a division it is finite for all branches; parallel ones have no such component. Branches that are orthogonal
-    and of one length have no first direction: the positive's is taken, and the negative vanishes.
+    The rule has no division, so it is finite for all branches; parallel branches have no such component. Branches that
+    are orthogonal and of equal length have no first direction: that of the positive is taken, the negative vanishes.
     """
 
     def __init__(self, *, strength: float = 1.0) -> None:
@@ -39,7 +39,7 @@ class Tangential(PairCombination):
         self.strength = strength
 
     def start_push(self, trajectory: Trajectory) -> Push:
-        """(w - 1) (eps_pos - damped eps_neg)."""
+        """Return (w - 1) (eps_pos - damped eps_neg)."""
         return self._push
 
     def _push(self, pair: Pair) -> Tensor:
