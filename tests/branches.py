@@ -68,12 +68,12 @@ def blobs(*shape: int) -> list[Blob]:
     return [Blob(shape, 0.4, 0.2), Blob(shape, 0.6, 0.5), Blob(shape, -0.3, 1.0)]
 
 
-def told(clean: Tensor, noise: Tensor | None = None) -> Branch:
+def constant_branch(clean: Tensor, noise: Tensor | None = None) -> Branch:
     """A branch that says the same everywhere."""
     return lambda x, sigma: Prediction(clean, noise)
 
 
-def standing(x: Tensor, sigma: float, step: int = 0, steps: int = 1) -> Trajectory:
+def trajectory_at(x: Tensor, sigma: float, step: int = 0, steps: int = 1) -> Trajectory:
     """A trajectory at one point."""
     return Trajectory(x=x, seeds=SampleSeeds(0, range(len(x))), sigma=sigma, step=step, steps=steps)
 
@@ -88,8 +88,8 @@ def combined(
     steps: int = 1,
 ) -> Tensor:
     """The clean estimate of `rule` for constant branches (the positive's gradient exists, and is 0)."""
-    branches = [(weight, told(neg)) for weight, neg in negatives]
-    combine = rule.start(standing(x, sigma, step, steps))
+    branches = [(weight, constant_branch(neg)) for weight, neg in negatives]
+    combine = rule.start(trajectory_at(x, sigma, step, steps))
     level = torch.tensor(sigma, dtype=x.dtype)
     return combine(lambda x, sigma: Prediction(pos + 0 * x), branches, x, level).clean
 

@@ -93,7 +93,7 @@ METHODS: dict[str, Make] = {
 }
 
 
-def drawn(
+def draw_samples(
     denoiser: Denoiser,
     sampler: Sampler,
     count: int = 5,

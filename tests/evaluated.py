@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 
 from callbacks import PostHocEMA
 from lightning_guide.evaluation.evaluation import Evaluation
-from tests.runs import TinyPictures, tiny_module, tiny_trainer
+from tests.runs import TinyImages, tiny_module, tiny_trainer
 
 
 class Log(pl.Callback):
@@ -35,14 +35,14 @@ class Log(pl.Callback):
 def finished_run(folder: Path) -> Path:
     """Averages at 8, 16, 24 and 32 of 32 images."""
     trainer = tiny_trainer(folder, PostHocEMA(8), steps=8)
-    trainer.fit(tiny_module(average=None, learning_rate=None), datamodule=TinyPictures())
+    trainer.fit(tiny_module(average=None, learning_rate=None), datamodule=TinyImages())
     return folder
 
 
 def evaluate(folder: Path, evaluations: dict[str, Evaluation], verb: str = "test", **options: Any) -> Log:
     """Runs `verb` on a finished run."""
     log = Log()
-    data = options.pop("data", None) or TinyPictures()
+    data = options.pop("data", None) or TinyImages()
     trainer = tiny_trainer(folder, log, limit_val_batches=1.0)
     getattr(trainer, verb)(tiny_module(evaluations=evaluations, **options), datamodule=data, verbose=False)
     return log

@@ -70,7 +70,7 @@ def train(
 ) -> None:
     """A full run on `world` ranks; rank `signal_rank` gets a SIGTERM in its second step, or dies in its fifth."""
     runs.EDMLoss = Draws  # type: ignore[misc]
-    runs.TinyPictures.__init__.__kwdefaults__["batch_size"] = batch  # type: ignore[index]
+    runs.TinyImages.__init__.__kwdefaults__["batch_size"] = batch  # type: ignore[index]
     saved: list[str] = []
     save = SnapshotStore.save
 

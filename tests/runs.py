@@ -63,7 +63,7 @@ class TinyNetwork(Network):
             weight.div_(weight.norm(dim=1, keepdim=True).clamp(min=1))
 
 
-class TinyPictures(ImageData):
+class TinyImages(ImageData):
     """40 pictures of noise and 13 held out, in 3 classes."""
 
     def __init__(
@@ -136,7 +136,7 @@ def full_run(
         steps=steps,
         **{"accumulate_grad_batches": accumulate, "limit_val_batches": 1.0, "val_check_interval": 8} | options,
     )
-    data = TinyPictures(num_workers=workers)
+    data = TinyImages(num_workers=workers)
     trainer.fit(module, datamodule=data, ckpt_path=newest_checkpoint(folder), weights_only=True)
     return module
 

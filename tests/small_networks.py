@@ -17,7 +17,7 @@ SIGMA = torch.tensor(0.7)
 LABELS = torch.tensor([0, 3, 1])
 
 
-def shaken(network: nn.Module) -> None:
+def randomize_weights(network: nn.Module) -> None:
     """Random weights everywhere, so that no branch is silent."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -32,7 +32,7 @@ def unet(**options: Any) -> Preconditioned:
     """A U-Net of two levels, 8x8 and 4x4, with attention on the lower one."""
     settings = {"model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attention_resolutions": [4]}
     network = EDM2UNet(**{"data_shape": (1, 8, 8), "num_classes": 4, **settings, **options})
-    shaken(network)
+    randomize_weights(network)
     return Preconditioned(network).eval()
 
 
@@ -40,19 +40,19 @@ def transformer(**options: Any) -> Preconditioned:
     """A transformer of 4 blocks on 4x4 tokens."""
     settings = {"channels": 16, "depth": 4, "heads": 2}
     network = DiffusionTransformer(**{"data_shape": (1, 8, 8), "num_classes": 4, **settings, **options})
-    shaken(network)
+    randomize_weights(network)
     return Preconditioned(network).eval()
 
 
 NETWORKS = {"unet": unet, "transformer": transformer}
 
 
-def pictures(count: int = 3) -> Tensor:
+def noisy_images(count: int = 3) -> Tensor:
     """Noisy pictures `(count, 1, 8, 8)`, each a function of its number."""
     return torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
 def trajectory(indices: list[int] | range = range(3), *, step: int = 1, steps: int = 4, seed: int = 0) -> Trajectory:
     """The samples `indices` at a step where every method acts."""
-    x = pictures(max(indices) + 1)[list(indices)]
+    x = noisy_images(max(indices) + 1)[list(indices)]
     return Trajectory(x=x, seeds=SampleSeeds(seed, indices), sigma=float(SIGMA), step=step, steps=steps)

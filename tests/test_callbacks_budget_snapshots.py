@@ -9,11 +9,11 @@ import pytest
 
 from callbacks import BudgetSnapshots, PostHocEMA
 from lightning_guide.runs.run import open_snapshots
-from tests.runs import TinyPictures, tiny_module, tiny_trainer
+from tests.runs import TinyImages, tiny_module, tiny_trainer
 
 
 def fit(folder: Path, *callbacks: pl.Callback, steps: int = 8, **options: int) -> None:
-    tiny_trainer(folder, *callbacks, steps=steps, **options).fit(tiny_module(average=None), datamodule=TinyPictures())
+    tiny_trainer(folder, *callbacks, steps=steps, **options).fit(tiny_module(average=None), datamodule=TinyImages())
 
 
 def test_averages_are_stored_at_the_budgets(tmp_path: Path) -> None:

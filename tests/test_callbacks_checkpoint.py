@@ -12,7 +12,7 @@ import torch
 
 from callbacks import RunCheckpoint
 from callbacks.checkpoint import newest_checkpoint
-from tests.runs import TinyPictures, tiny_module, tiny_trainer
+from tests.runs import TinyImages, tiny_module, tiny_trainer
 
 
 class Names(pl.Callback):
@@ -28,7 +28,7 @@ class Names(pl.Callback):
 
 def fit(folder: Path, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:
     trainer = tiny_trainer(folder, *callbacks, **options)
-    trainer.fit(tiny_module(average=None), datamodule=TinyPictures(), weights_only=True)
+    trainer.fit(tiny_module(average=None), datamodule=TinyImages(), weights_only=True)
     return trainer
 
 
@@ -58,7 +58,7 @@ def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
     assert path is not None
     before = path.stat().st_mtime_ns
     trainer = tiny_trainer(tmp_path, RunCheckpoint(100), steps=2)
-    trainer.fit(tiny_module(average=None), datamodule=TinyPictures(), ckpt_path=path, weights_only=True)
+    trainer.fit(tiny_module(average=None), datamodule=TinyImages(), ckpt_path=path, weights_only=True)
     assert trainer.global_step == 2 and path.stat().st_mtime_ns == before
 
 

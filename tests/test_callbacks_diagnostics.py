@@ -33,7 +33,7 @@ from lightning_guide.samplers import Euler, Heun, TimeTravel
 from lightning_guide.seeds import SampleSeeds
 from lightning_guide.training.losses import EDMLoss
 from tests.energies import mixture
-from tests.runs import TinyPictures, evaluation, tiny_module, tiny_trainer
+from tests.runs import TinyImages, evaluation, tiny_module, tiny_trainer
 
 double = torch.float64
 GRID = KarrasGrid(8, sigma_min=0.1, sigma_max=5.0)
@@ -167,7 +167,7 @@ def test_callbacks_in_a_run(tmp_path: Path) -> None:
     options: dict[str, Any] = {"limit_val_batches": 1.0, "val_check_interval": 2, "steps": 2}
     logger = TensorBoardLogger(str(tmp_path), name="tensorboard")
     trainer = tiny_trainer(tmp_path, PostHocEMA(8), *drawers, logger=logger, **options)
-    trainer.fit(module, datamodule=TinyPictures())
+    trainer.fit(module, datamodule=TinyImages())
     found = {}
     for name in ("loss_curves", "gradient_cosines", "accumulated_gradients"):
         picture = Image.open(tmp_path / f"report/{name}.png")

@@ -13,7 +13,7 @@ from callbacks import PostHocEMA, TrainingOptimizations
 from lightning_guide.networks import EDM2UNet
 from lightning_guide.networks.dit import DiffusionTransformer
 from lightning_guide.preconditioning import Preconditioned
-from tests.runs import TinyPictures, assert_same, evaluation, snapshots, tiny_module, tiny_trainer
+from tests.runs import TinyImages, assert_same, evaluation, snapshots, tiny_module, tiny_trainer
 
 SHAPE = (1, 8, 8)
 
@@ -26,7 +26,7 @@ def trained(folder: Path, *, dropout: float = 0.2, **options: Any) -> dict[str, 
     module = tiny_module(network, evaluations={"plain": evaluation()}, average=0.05)
     callbacks = [PostHocEMA(8), *([TrainingOptimizations(**options)] if options else [])]
     trainer = tiny_trainer(folder, *callbacks, steps=3, limit_val_batches=1.0, val_check_interval=3)
-    trainer.fit(module, datamodule=TinyPictures(shape=SHAPE))
+    trainer.fit(module, datamodule=TinyImages(shape=SHAPE))
     return dict(module.denoiser.state_dict())
 
 
@@ -80,8 +80,8 @@ def test_compiled_training_is_eager_training(tmp_path: Path) -> None:
 def test_a_switch_that_does_not_fit_is_said(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, TrainingOptimizations(recompute=True), steps=1)
     with pytest.raises(ValueError, match="a TinyNetwork cannot recompute its blocks"):
-        trainer.fit(tiny_module(average=None), datamodule=TinyPictures())
+        trainer.fit(tiny_module(average=None), datamodule=TinyImages())
     network = DiffusionTransformer(SHAPE, num_classes=3, channels=16, depth=1, heads=2)
     with pytest.raises(ValueError, match="a DiffusionTransformer cannot recompute its blocks"):
-        trainer.fit(tiny_module(network, average=None), datamodule=TinyPictures(shape=SHAPE))
+        trainer.fit(tiny_module(network, average=None), datamodule=TinyImages(shape=SHAPE))
     assert isinstance(tiny_module().denoiser, Preconditioned)

@@ -13,7 +13,7 @@ import pytest
 
 from callbacks import GracefulStop, RunCheckpoint
 from callbacks.checkpoint import newest_checkpoint
-from tests.runs import TinyPictures, evaluation, tiny_module, tiny_trainer
+from tests.runs import TinyImages, evaluation, tiny_module, tiny_trainer
 
 
 class Signal(pl.Callback):
@@ -42,7 +42,7 @@ def fit(folder: Path, sender: Signal, **options: Any) -> pl.Trainer:
     chosen: dict[str, Any] = {"accumulate_grad_batches": 2, "steps": 20, "limit_val_batches": 1.0} | options
     trainer = tiny_trainer(folder, GracefulStop(), RunCheckpoint(100), sender, **{"val_check_interval": 8} | chosen)
     module = tiny_module(average=None, evaluations={"plain": evaluation()})
-    trainer.fit(module, datamodule=TinyPictures())
+    trainer.fit(module, datamodule=TinyImages())
     return trainer
 
 
@@ -88,7 +88,7 @@ def test_the_same_trainer_may_go_on_after_a_stop(tmp_path: Path) -> None:
     trainer = fit(tmp_path, sender)
     trainer.should_stop = False
     assert trainer.lightning_module is not None
-    trainer.fit(trainer.lightning_module, datamodule=TinyPictures())
+    trainer.fit(trainer.lightning_module, datamodule=TinyImages())
     assert trainer.global_step == 20 and sender.validations == 5
 
 

@@ -16,8 +16,8 @@ from lightning_guide.ema import gamma
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.snapshots import SnapshotStore
 from tests.runs import (
+    TinyImages,
     TinyNetwork,
-    TinyPictures,
     assert_same,
     checkpoint,
     evaluation,
@@ -60,7 +60,7 @@ def test_averages_follow_the_closed_form(tmp_path: Path, every: int, accumulate:
     averages = PostHocEMA(1000, sigma_rels=(0.05, 0.1, 0.25), update_every_steps=every)
     weights = Weights()
     trainer = tiny_trainer(tmp_path, averages, weights, steps=7, accumulate_grad_batches=accumulate)
-    trainer.fit(tiny_module(average=None), datamodule=TinyPictures())
+    trainer.fit(tiny_module(average=None), datamodule=TinyImages())
     assert [t for t, _ in weights.seen] == [4 * accumulate * k for k in range(1, 8)]
     updates = [weights.seen[k - 1] for k in range(1, 8) if k % every == 0 or k == 7]
     for width in (0.05, 0.1, 0.25):
@@ -74,7 +74,7 @@ def test_averages_follow_the_closed_form(tmp_path: Path, every: int, accumulate:
 def test_a_low_precision_network_is_averaged_in_float32(tmp_path: Path) -> None:
     averages, weights = PostHocEMA(1000), Weights()
     module = tiny_module(TinyNetwork().to(torch.bfloat16), average=None)
-    tiny_trainer(tmp_path, averages, weights, steps=3).fit(module, datamodule=TinyPictures())
+    tiny_trainer(tmp_path, averages, weights, steps=3).fit(module, datamodule=TinyImages())
     assert weights.seen[0][1][0].dtype == torch.bfloat16
     for average, expected in zip(averages.live(0.1).parameters(), closed_form(weights.seen, 0.1), strict=True):
         assert average.dtype == torch.float32
@@ -87,7 +87,7 @@ def test_live_averages_are_refused_before_the_first_step_and_for_unknown_widths(
         averages.live(0.05)
     with pytest.raises(ValueError, match=r"no average with sigma_rel=0.07 is tracked; tracked: \[0.05, 0.1\]"):
         averages.live(0.07)
-    tiny_trainer(tmp_path, averages, steps=1).fit(tiny_module(average=None), datamodule=TinyPictures())
+    tiny_trainer(tmp_path, averages, steps=1).fit(tiny_module(average=None), datamodule=TinyImages())
     live = averages.live(0.05)
     assert not live.training and not any(p.requires_grad for p in live.parameters())
     with pytest.raises(ValueError, match="no average with sigma_rel=0.07 is tracked"):
@@ -121,7 +121,7 @@ def test_snapshots_at_the_interval_at_early_fractions_and_at_the_end(tmp_path: P
     for name, flip in (("one", False), ("other", True)):
         callbacks = [PostHocEMA(20), EarlySnapshots(["1/11", "1/4", "8/11"], rebuildable=2)]
         trainer = tiny_trainer(tmp_path / name, *callbacks[:: -1 if flip else 1], steps=11, accumulate_grad_batches=2)
-        trainer.fit(tiny_module(average=None), datamodule=TinyPictures())
+        trainer.fit(tiny_module(average=None), datamodule=TinyImages())
         # half of 1/11 is 4 -> 8; 1/11 itself 8; 11 -> 16; 22 -> 24, also 20 -> 24; 32; 64; 40, 60 -> 64, 80; the end 88
         assert times(tmp_path / name) == [8, 16, 24, 32, 40, 64, 80, 88]
 
@@ -129,14 +129,14 @@ def test_snapshots_at_the_interval_at_early_fractions_and_at_the_end(tmp_path: P
 def test_snapshots_with_sparse_updates_are_taken_at_the_update_that_passes_their_time(tmp_path: Path) -> None:
     callbacks = [PostHocEMA(20, update_every_steps=3), EarlySnapshots(["1/11"], rebuildable=1)]
     trainer = tiny_trainer(tmp_path, *callbacks, steps=11, accumulate_grad_batches=2)
-    trainer.fit(tiny_module(average=None), datamodule=TinyPictures())
+    trainer.fit(tiny_module(average=None), datamodule=TinyImages())
     assert times(tmp_path) == [24, 48, 72, 88]  # updates at 24, 48, 72, 88
 
 
 def test_snapshots_tell_their_network_their_plan_and_their_buffers(tmp_path: Path) -> None:
     module = tiny_module(average=None)
     trainer = tiny_trainer(tmp_path, PostHocEMA(16), steps=6)
-    trainer.fit(module, datamodule=TinyPictures())
+    trainer.fit(module, datamodule=TinyImages())
     store = SnapshotStore(tmp_path / "snapshots")
     entries = store.entries()
     assert [(e.images, e.sigma_rel) for e in entries] == [(16, 0.05), (16, 0.1), (24, 0.05), (24, 0.1)]
@@ -153,7 +153,7 @@ def test_the_guider_from_the_store_is_the_live_average_bit_for_bit(tmp_path: Pat
     averages = PostHocEMA(16, sigma_rels=[0.07, 0.2])
     weights = Weights(averages, width=0.07)
     trainer = tiny_trainer(tmp_path, averages, weights, steps=6)
-    trainer.fit(tiny_module(average=None), datamodule=TinyPictures())
+    trainer.fit(tiny_module(average=None), datamodule=TinyImages())
     store = SnapshotStore(tmp_path / "snapshots")
     for images, live in ((16, weights.live[3]), ("1/1", weights.live[5])):
         assert_same(dict(store.guider(images=images, sigma_rel=0.07).state_dict()), live)
@@ -165,7 +165,7 @@ def test_the_guider_from_the_store_is_the_live_average_bit_for_bit(tmp_path: Pat
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_snapshots_of_lower_precision_round_only_what_is_stored(tmp_path: Path, dtype: Any) -> None:
     averages = PostHocEMA(16, dtype=dtype)
-    tiny_trainer(tmp_path, averages, steps=4).fit(tiny_module(average=None), datamodule=TinyPictures())
+    tiny_trainer(tmp_path, averages, steps=4).fit(tiny_module(average=None), datamodule=TinyImages())
     tensors = SnapshotStore(tmp_path / "snapshots").tensors(images=16, sigma_rel=0.05)
     for name, value in averages.live(0.05).named_parameters():
         assert value.dtype == torch.float32
@@ -174,12 +174,12 @@ def test_snapshots_of_lower_precision_round_only_what_is_stored(tmp_path: Path, 
 
 
 def test_a_folder_with_snapshots_of_another_network_is_refused(tmp_path: Path) -> None:
-    data = TinyPictures(classes=0)
+    data = TinyImages(classes=0)
     network = TinyNetwork(num_classes=0)
     tiny_trainer(tmp_path, PostHocEMA(8), steps=2).fit(tiny_module(network, average=None), datamodule=data)
     before = snapshots(tmp_path)
     with pytest.raises(ValueError, match=r"safetensors belongs to another network .* expected a folder without"):
-        tiny_trainer(tmp_path, PostHocEMA(8), steps=2).fit(tiny_module(average=None), datamodule=TinyPictures())
+        tiny_trainer(tmp_path, PostHocEMA(8), steps=2).fit(tiny_module(average=None), datamodule=TinyImages())
     assert_same(snapshots(tmp_path), before)
     # the same network may: a run killed before its first checkpoint begins anew
     tiny_trainer(tmp_path, PostHocEMA(8), steps=2).fit(tiny_module(network, average=None), datamodule=data)
@@ -228,7 +228,7 @@ class LeaveAt(pl.Callback):
 def test_resuming_with_other_widths_is_refused(tmp_path: Path) -> None:
     def fit(*widths: float, **options: Any) -> None:
         trainer = tiny_trainer(tmp_path, PostHocEMA(8, sigma_rels=widths), RunCheckpoint(2), steps=4)
-        trainer.fit(tiny_module(average=None), datamodule=TinyPictures(), **options)
+        trainer.fit(tiny_module(average=None), datamodule=TinyImages(), **options)
 
     fit(0.05)
     with pytest.raises(ValueError, match=r"holds no averages with sigma_rels \[0.1\]; resume with the sigma_rels"):
@@ -238,7 +238,7 @@ def test_resuming_with_other_widths_is_refused(tmp_path: Path) -> None:
 def test_two_sets_of_averages_live_side_by_side(tmp_path: Path) -> None:
     def fit(folder: Path, *callbacks: PostHocEMA) -> None:
         trainer = tiny_trainer(folder, *callbacks, RunCheckpoint(2), steps=4)
-        trainer.fit(tiny_module(average=None), datamodule=TinyPictures())
+        trainer.fit(tiny_module(average=None), datamodule=TinyImages())
 
     fit(tmp_path / "two", PostHocEMA(8), PostHocEMA(16, sigma_rels=[0.2], update_every_steps=2))
     fit(tmp_path / "first", PostHocEMA(8))
@@ -253,7 +253,7 @@ def test_an_evaluation_finds_the_set_that_holds_its_average(tmp_path: Path, aver
     module = tiny_module(average=average, evaluations={"plain": evaluation()})
     callbacks = [PostHocEMA(8), PostHocEMA(8, sigma_rels=[0.2])]
     tiny_trainer(tmp_path, *callbacks, steps=2, limit_val_batches=1.0, val_check_interval=2).fit(
-        module, datamodule=TinyPictures()
+        module, datamodule=TinyImages()
     )
     assert module._main == [callbacks[average == 0.2].live(average)]
 
@@ -265,15 +265,15 @@ def test_a_new_fit_starts_new_averages_and_a_longer_one_goes_on(tmp_path: Path) 
     averages, weights = PostHocEMA(1000), Weights()
     module = tiny_module(average=None)
     trainer = tiny_trainer(tmp_path / "first", averages, weights, steps=3)
-    trainer.fit(module, datamodule=TinyPictures())
+    trainer.fit(module, datamodule=TinyImages())
     trainer.fit_loop.epoch_loop.max_steps = 5
-    trainer.fit(module, datamodule=TinyPictures())
+    trainer.fit(module, datamodule=TinyImages())
     assert [t for t, _ in weights.seen] == [4, 8, 12, 16, 20] and module.planned_images == 12
     for average, expected in zip(averages.live(0.1).parameters(), closed_form(weights.seen, 0.1), strict=True):
         torch.testing.assert_close(average.double(), expected, rtol=1e-5, atol=1e-7)
 
     weights.seen = []
-    tiny_trainer(tmp_path / "second", averages, weights, steps=2).fit(module, datamodule=TinyPictures())
+    tiny_trainer(tmp_path / "second", averages, weights, steps=2).fit(module, datamodule=TinyImages())
     assert [t for t, _ in weights.seen] == [4, 8] and averages.images == 8 and module.planned_images == 8
     for average, expected in zip(averages.live(0.1).parameters(), closed_form(weights.seen, 0.1), strict=True):
         torch.testing.assert_close(average.double(), expected, rtol=1e-5, atol=1e-7)

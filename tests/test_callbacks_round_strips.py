@@ -13,7 +13,7 @@ from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.guidance import LookAhead, Tilt
 from lightning_guide.modules.gradient_optimization import GradientOptimization
 from lightning_guide.objectives import TorchFunction
-from tests.runs import SAMPLER, TinyPictures, tiny_trainer
+from tests.runs import SAMPLER, TinyImages, tiny_trainer
 
 
 class Gray(Denoiser):
@@ -30,7 +30,7 @@ def test_rows_are_rounds_and_get_brighter(tmp_path: Path) -> None:
     brighter = TorchFunction("torch.mean", {"dim": [1, 2, 3]})
     module = GradientOptimization(Gray(), brighter, sampling, num_rounds=5, at="sample", redraw=False)
     trainer = tiny_trainer(tmp_path, RoundStrips(columns=3, every=2), limit_test_batches=1.0)
-    trainer.test(module, datamodule=TinyPictures(shape=(1, 4, 4)), verbose=False)
+    trainer.test(module, datamodule=TinyImages(shape=(1, 4, 4)), verbose=False)
     picture = Image.open(tmp_path / "report/rounds.png")
     side = 64 + 2  # enlarged, with a border of 2
     assert picture.size == (3 * side + 2, 3 * side + 2)  # rounds 0, 2 and 4

@@ -11,7 +11,7 @@ from callbacks import EarlySnapshots, PostHocEMA, RunCheckpoint
 from callbacks.checkpoint import newest_checkpoint
 from lightning_guide.ema import profile_error
 from lightning_guide.snapshots import fraction_images
-from tests.runs import TinyPictures, tiny_module, tiny_trainer
+from tests.runs import TinyImages, tiny_module, tiny_trainer
 
 
 @pytest.mark.parametrize("planned", [1, 16, 96, 1000, 2_147_483_647])
@@ -50,9 +50,9 @@ def test_rebuildable_is_at_least_one() -> None:
 def test_a_run_without_end_or_without_averages_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs a DiffusionModule and a planned run: set trainer.max_steps"):
         trainer = tiny_trainer(tmp_path, PostHocEMA(8), EarlySnapshots(), steps=-1, max_epochs=1)
-        trainer.fit(tiny_module(average=None), datamodule=TinyPictures())
+        trainer.fit(tiny_module(average=None), datamodule=TinyImages())
     with pytest.raises(ValueError, match="stores averages of callbacks.PostHocEMA; add that callback"):
-        tiny_trainer(tmp_path, EarlySnapshots(), steps=2).fit(tiny_module(average=None), datamodule=TinyPictures())
+        tiny_trainer(tmp_path, EarlySnapshots(), steps=2).fit(tiny_module(average=None), datamodule=TinyImages())
     assert not (tmp_path / "snapshots").exists()
 
 
@@ -64,6 +64,6 @@ def test_a_run_that_is_made_longer_says_what_its_fractions_mean(
         trainer = tiny_trainer(tmp_path, *callbacks, steps=steps)
         with caplog.at_level("INFO"):
             newest = newest_checkpoint(tmp_path)
-            trainer.fit(tiny_module(average=None), datamodule=TinyPictures(), ckpt_path=newest, weights_only=True)
+            trainer.fit(tiny_module(average=None), datamodule=TinyImages(), ckpt_path=newest, weights_only=True)
         said = "planned for 8 images and will now see 16; fractions of the run, 1/2, go on meaning" in caplog.text
         assert said == (steps == 4)

@@ -16,7 +16,7 @@ from lightning_guide.denoiser import Denoiser
 from lightning_guide.evaluation import FrechetDistance, RawPixels
 from lightning_guide.guidance import SIMS, Autoguidance, ClassifierFreeGuidance, Interval, Neon, Snapshot
 from lightning_guide.runs.run import open_snapshots
-from tests.runs import TinyPictures, evaluation, tiny_module, tiny_trainer
+from tests.runs import TinyImages, evaluation, tiny_module, tiny_trainer
 
 BASE = Snapshot("1/1", 0.05)
 GUIDANCES: dict[str, Denoiser] = {
@@ -53,7 +53,7 @@ def run(folder: Path, guidances: dict[str, Denoiser]) -> dict[str, dict[str, flo
         average=0.05,
     )
     trainer = tiny_trainer(folder, PostHocEMA(8), WeightCurves(), limit_val_batches=1.0, val_check_interval=8)
-    trainer.fit(module, datamodule=TinyPictures())
+    trainer.fit(module, datamodule=TinyImages())
     return module.evaluations.results
 
 
@@ -75,7 +75,7 @@ def test_curves(tmp_path: Path, figures: list[Figure]) -> None:
 
 
 def test_the_age_of_a_guider_of_another_run_is_a_part_of_that_run(tmp_path: Path) -> None:
-    tiny_trainer(tmp_path, PostHocEMA(8), steps=4).fit(tiny_module(average=None), datamodule=TinyPictures())
+    tiny_trainer(tmp_path, PostHocEMA(8), steps=4).fit(tiny_module(average=None), datamodule=TinyImages())
     (last,) = {entry.images for entry in open_snapshots(tmp_path).entries()[-1:]}
     point = _point(SIMS(Snapshot("1/1", 0.05, run=str(tmp_path)), 1.5), 1.0, 4000)
     assert point is not None and point.images == last != 4000

@@ -14,7 +14,7 @@ from lightning_guide.commands.neon import neon
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.runs.run import finished_model, open_snapshots, pretrained
 from lightning_guide.training.losses import EDMLoss
-from tests.runs import TinyNetwork, TinyPictures, tiny_module, tiny_trainer
+from tests.runs import TinyImages, TinyNetwork, tiny_module, tiny_trainer
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +22,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """A base, and a model that began as its average."""
     folder = tmp_path_factory.mktemp("runs")
     base, auxiliary = folder / "base", folder / "auxiliary"
-    tiny_trainer(base, PostHocEMA(16), steps=8).fit(tiny_module(average=None), datamodule=TinyPictures())
+    tiny_trainer(base, PostHocEMA(16), steps=8).fit(tiny_module(average=None), datamodule=TinyImages())
     module = DiffusionModule(pretrained(base), EDMLoss(), average=None)  # type: ignore[arg-type]
-    tiny_trainer(auxiliary, PostHocEMA(8), steps=4).fit(module, datamodule=TinyPictures())
+    tiny_trainer(auxiliary, PostHocEMA(8), steps=4).fit(module, datamodule=TinyImages())
     return str(base), str(auxiliary)
 
 
@@ -68,7 +68,7 @@ def test_mistakes(runs: tuple[str, str], tmp_path: Path) -> None:
         neon(*runs, auxiliary_images=9, out=str(tmp_path))
     other = tmp_path / "other"
     module = tiny_module(TinyNetwork((1, 6, 6)), average=None)
-    tiny_trainer(other, PostHocEMA(8), steps=2).fit(module, datamodule=TinyPictures(shape=(1, 6, 6)))
+    tiny_trainer(other, PostHocEMA(8), steps=2).fit(module, datamodule=TinyImages(shape=(1, 6, 6)))
     with pytest.raises(ValueError, match="Neon merges models of one architecture"):
         neon(runs[0], str(other), out=str(tmp_path / "new"))
     assert not (tmp_path / "new/snapshots").exists()

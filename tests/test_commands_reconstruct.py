@@ -11,7 +11,7 @@ from lightning_guide.commands.reconstruct import reconstruct
 from lightning_guide.runs.run import finished_model
 from lightning_guide.snapshots import SnapshotMissing, SnapshotStore
 from tests import runs
-from tests.runs import TinyPictures, assert_same, evaluation, tiny_module, tiny_trainer
+from tests.runs import TinyImages, assert_same, evaluation, tiny_module, tiny_trainer
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PostHocEMA]:
     folder = tmp_path_factory.mktemp("runs") / "main"
     tracked = PostHocEMA(10**9, sigma_rels=[0.07, 0.15])
     trainer = tiny_trainer(folder, PostHocEMA(16), EarlySnapshots(["1/2"]), tracked, steps=64)
-    trainer.fit(tiny_module(average=None), datamodule=TinyPictures())
+    trainer.fit(tiny_module(average=None), datamodule=TinyImages())
     for entry in SnapshotStore(folder / "snapshots").entries():
         if entry.sigma_rel in (0.07, 0.15):
             entry.path.unlink()  # as if they had never been tracked
@@ -56,7 +56,7 @@ def test_the_result_is_a_run_that_can_be_evaluated(run: tuple[Path, PostHocEMA])
     assert store.planned_images == 256
     assert_same(runs.snapshots(folder), before)
     module = tiny_module(evaluations={"plain": evaluation()}, average=0.08, images="1/2")
-    (result,) = tiny_trainer(folder / "reconstructed").test(module, datamodule=TinyPictures(), verbose=False)
+    (result,) = tiny_trainer(folder / "reconstructed").test(module, datamodule=TinyImages(), verbose=False)
     assert result["plain/samples"] == 5
 
 

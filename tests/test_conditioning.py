@@ -24,7 +24,7 @@ from lightning_guide.networks import DiffusionTransformer, EDM2UNet
 from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.training.losses import EDMLoss
 from tests.runs import evaluation, tiny_trainer
-from tests.small_networks import NETWORKS, SIGMA, pictures, trajectory
+from tests.small_networks import NETWORKS, SIGMA, noisy_images, trajectory
 
 WORDS = spell_number(["one", "three", "four"], channels=6)  # (3, 5, 6) with 3, 5 and 4 letters
 
@@ -35,7 +35,7 @@ def network(kind: str) -> Preconditioned:
 
 def run(model: nn.Module, condition: Tensor | None) -> Tensor:
     with torch.no_grad():
-        return model(pictures(), SIGMA, condition)
+        return model(noisy_images(), SIGMA, condition)
 
 
 def test_zeros_stand_for_what_a_mask_hides() -> None:
@@ -116,7 +116,7 @@ def test_a_transformer_without_training_ignores_the_text_and_learns_to_read_it()
         for parameter in net.parameters():
             if not parameter.any():
                 parameter.normal_(std=0.3)
-    model(pictures(), SIGMA, WORDS).square().sum().backward()
+    model(noisy_images(), SIGMA, WORDS).square().sum().backward()
     assert all(reading.nothing.grad is not None and reading.nothing.grad.any() for reading in net.reading)
     assert net.embedding_label.weight.grad.any()  # type: ignore[union-attr]
     with pytest.raises(ValueError, match="reads labels or embeddings"):

@@ -17,13 +17,13 @@ from lightning_guide.utils.errors import explain_runtime_error
 from tests import runs
 from tests.processes import Processes
 from tests.ranks import TRAIN, options, rank, seen, train
-from tests.runs import TinyPictures, assert_same, tiny_module, tiny_trainer
+from tests.runs import TinyImages, assert_same, tiny_module, tiny_trainer
 
 
 def poisoned(folder: str, world: int) -> None:
     """Rank 1 alone gets data that are not numbers; both must end, and say so."""
 
-    class Poisoned(TinyPictures):
+    class Poisoned(TinyImages):
         def encode(self, raw: Tensor) -> Tensor:
             x = super().encode(raw)
             bad = rank() == 1 and self.trainer is not None and self.trainer.global_step >= 2

@@ -17,12 +17,12 @@ from lightning_guide.evaluation.sampling_loop import DrawnSamples
 from lightning_guide.guidance import Autoguidance, Snapshot
 from tests.processes import Processes
 from tests.ranks import options, rank, seen
-from tests.runs import TinyPictures, evaluation, tiny_module, tiny_trainer
+from tests.runs import TinyImages, evaluation, tiny_module, tiny_trainer
 
 EVALUATE = ("tests.test_ddp_evaluation", "evaluate")
 
 
-class Stored(TinyPictures):
+class Stored(TinyImages):
     """Stores what the denoiser sees, so that nothing is rounded."""
 
     def decode(self, x: Tensor) -> Tensor:

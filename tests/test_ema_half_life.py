@@ -13,7 +13,7 @@ from callbacks.checkpoint import newest_checkpoint
 from lightning_guide.ema import half_life_retention, half_life_width, sigma_rel
 from lightning_guide.runs.run import finished_model
 from lightning_guide.snapshots import SnapshotStore
-from tests.runs import TinyPictures, evaluation, tiny_module, tiny_trainer
+from tests.runs import TinyImages, evaluation, tiny_module, tiny_trainer
 
 
 def test_retention_is_the_published_rule() -> None:
@@ -54,7 +54,7 @@ def test_a_run_with_both_kinds_of_average(tmp_path: Path) -> None:
         trainer = tiny_trainer(
             folder, PostHocEMA(24), edm, RunCheckpoint(3), steps=steps, limit_val_batches=1.0, val_check_interval=6
         )
-        trainer.fit(module, datamodule=TinyPictures(), ckpt_path=newest_checkpoint(folder), weights_only=True)
+        trainer.fit(module, datamodule=TinyImages(), ckpt_path=newest_checkpoint(folder), weights_only=True)
         return edm
 
     edm = run(tmp_path / "whole", 12)  # 48 images of 4 each
@@ -84,7 +84,7 @@ def test_updates_follow_the_rule(tmp_path: Path) -> None:
         def on_train_batch_end(self, trainer, module, *_: object, **__: object) -> None:  # type: ignore[no-untyped-def, override]
             weights.append(module.denoiser.network.first.weight.detach().clone())
 
-    tiny_trainer(tmp_path, edm, Watch(100), steps=10).fit(module, datamodule=TinyPictures())
+    tiny_trainer(tmp_path, edm, Watch(100), steps=10).fit(module, datamodule=TinyImages())
     expected, n = weights[0], 4
     for weight in weights[1:]:
         kept = 0.5 ** (4 / min(40, 0.5 * n))

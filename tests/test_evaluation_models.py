@@ -19,7 +19,7 @@ from lightning_guide.guidance import Autoguidance, ClassifierFreeGuidance, Guide
 from lightning_guide.networks import EDM2UNet
 from lightning_guide.snapshots import SnapshotMissing, SnapshotStore
 from tests.evaluated import Log, evaluate, finished_run
-from tests.runs import TinyNetwork, TinyPictures, evaluation, tiny_module, tiny_trainer
+from tests.runs import TinyImages, TinyNetwork, evaluation, tiny_module, tiny_trainer
 
 AUTO = Autoguidance(Snapshot("1/2", 0.1), 2.0)
 
@@ -35,7 +35,7 @@ def test_a_guider_to_come_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptur
     callbacks = [PostHocEMA(1000), EarlySnapshots(["1/2"], rebuildable=1), log]
     trainer = tiny_trainer(tmp_path, *callbacks, steps=8, limit_val_batches=1.0, val_check_interval=2)
     with caplog.at_level("INFO"):
-        trainer.fit(module, datamodule=TinyPictures())
+        trainer.fit(module, datamodule=TinyImages())
     assert [set(results) for results in log.results] == [{"plain"}, *[{"plain", "auto"}] * 3]
     assert [set(skipped) for skipped in log.skipped] == [{"auto"}, set(), set(), set()]
     assert "no snapshot of images=1/2" in log.skipped[0]["auto"]
@@ -51,7 +51,7 @@ def test_a_guider_that_was_never_stored_ends_training_with_what_there_is(tmp_pat
     log = Log()
     trainer = tiny_trainer(tmp_path, PostHocEMA(8), log, steps=9, limit_val_batches=1.0, val_check_interval=2)
     with pytest.raises(SnapshotMissing, match=r"images=1/3 \(12 of 36 planned\).*available: images 8, 16 \(2 in all\)"):
-        trainer.fit(module, datamodule=TinyPictures())
+        trainer.fit(module, datamodule=TinyImages())
     assert len(log.results) == 1  # skipped at 8 images, an error at 16
 
 
@@ -78,7 +78,7 @@ def test_a_guider_that_will_never_be_stored_is_warned_of_before_training(
     trainer = tiny_trainer(tmp_path, *stored, steps=8, limit_val_batches=1.0, val_check_interval=100)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trainer.fit(module, datamodule=TinyPictures())
+        trainer.fit(module, datamodule=TinyImages())
     said = [str(each.message) for each in caught if "will find no guider" in str(each.message)]
     assert len(said) == (warned is not None)
     assert warned is None or re.search(f"evaluation 'auto' will find no guider .*: .*{warned}", said[0])
@@ -106,7 +106,7 @@ def test_all_callbacks_that_store_are_asked_for_a_guider(
     trainer = tiny_trainer(tmp_path, *stored, limit_val_batches=1.0, val_check_interval=100, fast_dev_run=8 * trial)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trainer.fit(module, datamodule=TinyPictures())
+        trainer.fit(module, datamodule=TinyImages())
     said = [str(each.message) for each in caught if "will find no guider" in str(each.message)]
     assert len(said) == (warned is not None)
     assert warned is None or re.search(warned, said[0])
@@ -123,7 +123,7 @@ def test_missing_guiders_of_a_finished_run_are_errors(run: Path, verb: str) -> N
         evaluate(run, {"auto": evaluation(Autoguidance(Snapshot("1/4", 0.25)))}, verb)
     with pytest.raises(SnapshotMissing, match="images=1/16"):
         prediction = evaluation(Autoguidance(Snapshot("1/16", 0.1)))
-        tiny_trainer(run).predict(tiny_module(prediction=prediction), datamodule=TinyPictures())
+        tiny_trainer(run).predict(tiny_module(prediction=prediction), datamodule=TinyImages())
     with pytest.raises(ValueError, match=f"typo.* has no snapshots: .* runs with snapshots: {run}"):
         evaluate(run, {"auto": evaluation(Autoguidance(Snapshot(run=str(run.parent / "typo"))))}, verb)
 
@@ -140,7 +140,7 @@ def test_guiders_of_other_networks(
     run: Path, tmp_path: Path, shape: tuple[int, ...], classes: int, message: str | None
 ) -> None:
     network = TinyNetwork(shape, classes)
-    data = TinyPictures(shape=shape, classes=classes)
+    data = TinyImages(shape=shape, classes=classes)
     tiny_trainer(tmp_path, PostHocEMA(8), steps=2).fit(tiny_module(network, average=None), datamodule=data)
     guided = {"auto": evaluation(Autoguidance(Snapshot("1/1", 0.05, run=str(tmp_path))))}
     if message is None:  # an unconditional guider serves a conditional model
@@ -153,7 +153,7 @@ def test_guiders_of_other_networks(
 def test_a_missing_snapshot_of_another_run_ends_a_fit_before_it_begins(run: Path, tmp_path: Path) -> None:
     def fit(guider: Snapshot) -> None:
         module = tiny_module(evaluations={"auto": evaluation(Autoguidance(guider))}, average=None)
-        tiny_trainer(tmp_path, steps=1).fit(module, datamodule=TinyPictures())
+        tiny_trainer(tmp_path, steps=1).fit(module, datamodule=TinyImages())
 
     with pytest.raises(SnapshotMissing, match=r"evaluation 'auto': .*images=64.*available: images 8, 16, 24, 32"):
         fit(Snapshot(64, 0.1, run=str(run)))
@@ -170,7 +170,7 @@ def test_a_missing_snapshot_of_another_run_ends_a_fit_before_it_begins(run: Path
 def test_data_of_another_shape_or_class_count_are_refused(run: Path, tmp_path: Path) -> None:
     def fit(network: TinyNetwork, **options: Any) -> None:
         trainer = tiny_trainer(tmp_path, steps=1)
-        trainer.fit(tiny_module(network, average=None), datamodule=TinyPictures(**options))
+        trainer.fit(tiny_module(network, average=None), datamodule=TinyImages(**options))
 
     with pytest.raises(ValueError, match=r"the data has shape \(1, 3, 4\), the network expects \(1, 4, 4\)"):
         fit(TinyNetwork(), shape=(1, 3, 4))
@@ -185,7 +185,7 @@ def test_data_of_another_shape_or_class_count_are_refused(run: Path, tmp_path: P
     with pytest.raises(ValueError, match=r"the data has shape \(1, 3, 3\), the network expects \(1, 4, 4\)"):
         log = Log()
         module = tiny_module(network, evaluations={"plain": evaluation()})
-        tiny_trainer(run, log).test(module, datamodule=TinyPictures(shape=(1, 3, 3)))
+        tiny_trainer(run, log).test(module, datamodule=TinyImages(shape=(1, 3, 3)))
 
 
 @pytest.mark.parametrize("label", [3, -2])
@@ -195,7 +195,7 @@ def test_labels_out_of_range_are_refused(run: Path, label: int) -> None:
 
 
 def test_a_training_label_out_of_range_is_named(tmp_path: Path) -> None:
-    class Mislabeled(TinyPictures):
+    class Mislabeled(TinyImages):
         def training(self) -> TensorExamples:
             examples = super().training()
             assert examples.labels is not None
@@ -225,7 +225,7 @@ def test_conditions_dropped_in_evaluation_but_never_in_training_are_warned_of(
     module = tiny_module(average=None, label_dropout=dropout, evaluations={"guided": evaluation(guidance)})
     trainer = tiny_trainer(tmp_path, steps=1)
     with contextlib.suppress(ValueError):  # there is no other run
-        trainer.fit(module, datamodule=TinyPictures())
+        trainer.fit(module, datamodule=TinyImages())
     found = [w for w in recwarn if "'guided' asks the model to do without its condition" in str(w.message)]
     assert len(found) == warned
 
@@ -235,7 +235,7 @@ def test_a_prediction_is_warned_of_as_an_evaluation_is(run: Path, recwarn: pytes
     for evaluations, prediction, warned in (({"guided": guided}, None, 0), ({}, guided, 1)):
         recwarn.clear()
         module = tiny_module(average=0.05, label_dropout=0.0, evaluations=evaluations, prediction=prediction)
-        tiny_trainer(run).predict(module, datamodule=TinyPictures(), return_predictions=False)
+        tiny_trainer(run).predict(module, datamodule=TinyImages(), return_predictions=False)
         found = [w for w in recwarn if "'prediction' asks the model to do without" in str(w.message)]
         assert len(found) == warned and not [w for w in recwarn if "'guided' asks" in str(w.message)]
 
@@ -244,7 +244,7 @@ def test_nothing_to_draw_and_nothing_to_learn_from_are_refused(run: Path, tmp_pa
     with pytest.raises(ValueError, match="num_samples >= 1, got 0"):
         evaluate(run, {"plain": evaluation(num_samples=0)})
 
-    class Empty(TinyPictures):
+    class Empty(TinyImages):
         def training(self) -> TensorExamples:
             return TensorExamples(torch.zeros(0, 1, 4, 4, dtype=torch.uint8))
 
@@ -255,10 +255,10 @@ def test_nothing_to_draw_and_nothing_to_learn_from_are_refused(run: Path, tmp_pa
 def test_an_average_needs_a_callback_that_keeps_it(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, steps=2, limit_val_batches=1.0, val_check_interval=1)
     with pytest.raises(ValueError, match="average=0.05 is to be evaluated, but no callback keeps averages: add"):
-        trainer.fit(tiny_module(average=0.05), datamodule=TinyPictures())
+        trainer.fit(tiny_module(average=0.05), datamodule=TinyImages())
     trainer = tiny_trainer(tmp_path, PostHocEMA(8), steps=2, limit_val_batches=1.0, val_check_interval=1)
     with pytest.raises(ValueError, match=r"no average with sigma_rel=0.2 is tracked; tracked: \[0.05, 0.1\]"):
-        trainer.fit(tiny_module(average=0.2), datamodule=TinyPictures())
+        trainer.fit(tiny_module(average=0.2), datamodule=TinyImages())
 
 
 def test_an_average_that_nobody_keeps_is_refused_before_training(tmp_path: Path) -> None:
@@ -266,4 +266,4 @@ def test_an_average_that_nobody_keeps_is_refused_before_training(tmp_path: Path)
     for callbacks, message in (([], "no callback keeps averages"), ([PostHocEMA(8)], "no average with sigma_rel=0.2")):
         trainer = tiny_trainer(tmp_path, *callbacks, steps=2, limit_val_batches=1.0, val_check_interval=50)
         with pytest.raises(ValueError, match=message):
-            trainer.fit(tiny_module(average=0.2), datamodule=TinyPictures())
+            trainer.fit(tiny_module(average=0.2), datamodule=TinyImages())

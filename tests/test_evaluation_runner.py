@@ -18,7 +18,7 @@ from lightning_guide.evaluation.evaluation import Evaluation, under_guidances
 from lightning_guide.evaluation.sampling_loop import DrawnSamples
 from lightning_guide.guidance import Autoguidance, ClassifierFreeGuidance, Guidance, Main, ScoreScaling, Snapshot
 from tests.evaluated import Log, evaluate, finished_run
-from tests.runs import TinyNetwork, TinyPictures, evaluation, tiny_module, tiny_trainer
+from tests.runs import TinyImages, TinyNetwork, evaluation, tiny_module, tiny_trainer
 
 AUTO = Autoguidance(Snapshot("1/2", 0.1), 2.0)
 
@@ -82,7 +82,7 @@ def test_results_are_the_same_in_every_run_and_for_every_batch_size(run: Path) -
 
 
 def test_noise_is_bitwise_and_samples_to_1e_5_the_same_for_every_batch_size(run: Path) -> None:
-    class Points(TinyPictures):
+    class Points(TinyImages):
         """Stored as what the denoiser sees, so that nothing is rounded."""
 
         def decode(self, x: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ def test_the_end_of_a_fit_and_the_finished_run_give_the_same_numbers(tmp_path: P
     trainer = tiny_trainer(
         tmp_path, PostHocEMA(8), log, steps=6, accumulate_grad_batches=2, limit_val_batches=1.0, val_check_interval=4
     )
-    trainer.fit(tiny_module(**common), datamodule=TinyPictures())
+    trainer.fit(tiny_module(**common), datamodule=TinyImages())
     validated = evaluate(tmp_path, loops, "validate", metrics={"mean": Mean()}, average=0.1)
     assert without_time(validated.results[0]) == without_time(log.results[-1])
     # an older age of the same run: that of the second of three validations
@@ -129,9 +129,9 @@ def test_raw_weights_are_evaluated_without_any_snapshot(tmp_path: Path) -> None:
     module = tiny_module(average=None, evaluations={"plain": evaluation()}, metrics={"mean": Mean()})
     log = Log()
     trainer = tiny_trainer(tmp_path, log, steps=2, limit_val_batches=1.0, val_check_interval=1)
-    trainer.fit(module, datamodule=TinyPictures())
+    trainer.fit(module, datamodule=TinyImages())
     assert log.results[0]["plain"]["mean"] != log.results[1]["plain"]["mean"]
-    trainer.test(module, datamodule=TinyPictures(), verbose=False)
+    trainer.test(module, datamodule=TinyImages(), verbose=False)
     assert without_time(log.results[2]) == without_time(log.results[1])
 
 
@@ -143,7 +143,7 @@ def test_real_data_are_read_once_for_each_metric(run: Path) -> None:
     module = tiny_module(evaluations=loops, metrics={"mean": mean}, average=0.05)
     trainer = tiny_trainer(run, log := Log())
     for _ in range(2):
-        trainer.test(module, datamodule=TinyPictures(), verbose=False)
+        trainer.test(module, datamodule=TinyImages(), verbose=False)
     assert Mean.prepared == 40
     first, second = map(without_time, log.results)
     assert first == second and first["a"] == first["b"]
@@ -192,7 +192,7 @@ def test_guidances_may_take_gradients(run: Path, verb: str) -> None:
 def test_predict_returns_the_samples(run: Path) -> None:
     prediction = evaluation(AUTO, num_samples=7, batch_size=3, first_index=100, seed=5)
     module = tiny_module(prediction=prediction, average=0.05)
-    batches = tiny_trainer(run).predict(module, datamodule=TinyPictures())
+    batches = tiny_trainer(run).predict(module, datamodule=TinyImages())
     assert batches is not None and [len(drawn.x) for drawn in batches] == [3, 3, 1]
     assert all(isinstance(drawn, DrawnSamples) for drawn in batches)
     index, condition, x = (torch.cat(column) for column in zip(*batches, strict=True))
@@ -247,7 +247,7 @@ class Wish(Guidance):
 
 
 def test_a_model_without_labels_is_asked_for_those_of_its_guidance(tmp_path: Path) -> None:
-    data = TinyPictures(classes=0)
+    data = TinyImages(classes=0)
     network = TinyNetwork(num_classes=0)
 
     def drawn(**options: Any) -> Log:

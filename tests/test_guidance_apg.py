@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_guide.guidance.combinations import AdaptiveProjection
 from lightning_guide.samplers import Euler, Heun, Sampler
-from tests.branches import GRID, LEVELS, Net, combined, guided, mixtures, standing, start, walk
+from tests.branches import GRID, LEVELS, Net, combined, guided, mixtures, start, trajectory_at, walk
 
 
 def by_hand(update: Tensor, pos: Tensor, eta: float, r: float) -> Tensor:
@@ -101,7 +101,7 @@ def test_the_sum_advances_once_in_a_step_and_each_negative_has_its_own(sampler: 
 def test_the_sum_keeps_no_graph() -> None:
     """Gradients may be wanted at each step; the network's activations do not pile up along the trajectory."""
     model, x = Net(), torch.randn(2, 3, 4, 4, dtype=torch.float64).requires_grad_()
-    predict = guided([model, Net()], [2.0], AdaptiveProjection(momentum=-0.5)).start(standing(x, 0.7))
+    predict = guided([model, Net()], [2.0], AdaptiveProjection(momentum=-0.5)).start(trajectory_at(x, 0.7))
     out = predict(x, torch.tensor(0.7).double(), None).clean
     assert model.hidden() is not None and out.requires_grad
     del out

@@ -16,7 +16,7 @@ from lightning_guide.guidance.combinations import (
     ZeroStar,
 )
 from lightning_guide.samplers import Heun, Sampler
-from tests.branches import GRID, SAMPLERS, blobs, combined, guided, standing, start, told, walk
+from tests.branches import GRID, SAMPLERS, blobs, combined, constant_branch, guided, start, trajectory_at, walk
 
 INNER = [
     Plain(),
@@ -68,9 +68,9 @@ def test_data_without_a_spread() -> None:
 
 def test_a_noise_told_apart_stays() -> None:
     x, pos, neg, noise = torch.randn(4, 6, 3, 4, 5, dtype=torch.float64)
-    branches = (told(pos, noise), [(2.0, told(neg, 0.5 * noise))])
+    branches = (constant_branch(pos, noise), [(2.0, constant_branch(neg, 0.5 * noise))])
     level = torch.tensor(0.7).double()
-    inner, outer = (rule.start(standing(x, 0.7))(*branches, x, level) for rule in (Plain(), Rescale(0.7)))
+    inner, outer = (rule.start(trajectory_at(x, 0.7))(*branches, x, level) for rule in (Plain(), Rescale(0.7)))
     assert inner.noise is not None and outer.noise is not None
     assert torch.equal(inner.noise, outer.noise) and not torch.allclose(inner.clean, outer.clean)
 

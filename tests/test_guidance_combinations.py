@@ -26,7 +26,19 @@ from lightning_guide.guidance.combinations import (
 )
 from lightning_guide.samplers import Heun, Sampler
 from lightning_guide.utils.recipe import build
-from tests.branches import GRID, LEVELS, SAMPLERS, blobs, combined, guided, mixtures, standing, start, told, walk
+from tests.branches import (
+    GRID,
+    LEVELS,
+    SAMPLERS,
+    blobs,
+    combined,
+    constant_branch,
+    guided,
+    mixtures,
+    start,
+    trajectory_at,
+    walk,
+)
 
 ADAPTIVE = AdaptiveProjection(eta=0.2, norm_threshold=0.5, momentum=-0.5)
 NEUTRAL: dict[str, tuple[Combination, Combination]] = {
@@ -73,7 +85,7 @@ def test_weight_one_is_the_positive_to_the_bit_and_no_negative_is_called(name: s
         switched = walk(sampler, guided([model, UNCALLABLE, UNCALLABLE], weights, RULES[name]), x)
         assert torch.equal(switched.x, alone.x) and switched.evaluations == alone.evaluations
     with pytest.raises(ValueError, match="Main is a reference"):
-        last = standing(x, 1.0, step=5, steps=6)
+        last = trajectory_at(x, 1.0, step=5, steps=6)
         guided([model, UNCALLABLE], [1.01], RULES[name]).start(last)(x, torch.tensor(1.0), None)
 
 
@@ -81,7 +93,7 @@ def test_weight_one_is_the_positive_to_the_bit_and_no_negative_is_called(name: s
 def test_negatives_cost_evaluations_only_inside_the_interval(name: str) -> None:
     models, x = blobs(3, 6, 7)[:2], start(3, 6, 7)
     inside = guided(models, [Interval(2.0, LEVELS[4], LEVELS[2])], RULES[name])
-    counts = [trajectory.evaluations for trajectory in Heun(GRID).steps(inside, x, seeds=standing(x, 1.0).seeds)]
+    counts = [trajectory.evaluations for trajectory in Heun(GRID).steps(inside, x, seeds=trajectory_at(x, 1.0).seeds)]
     spent = [after - before for before, after in zip([0, *counts], counts, strict=False)]
     within = 3 if name == "REG" else 2
     assert spent == [2, 2, 2 * within, 2 * within, 2, 1]
@@ -101,7 +113,7 @@ def test_a_sample_does_not_depend_on_its_batch_mates(name: str, shape: str) -> N
 def test_every_trajectory_has_a_fresh_state(name: str, sampler: Sampler) -> None:
     denoiser, x = guided(blobs(3, 6, 7), [2.0, 1.5], RULES[name]), start(3, 6, 7)
     assert torch.equal(walk(sampler, denoiser, x).x, walk(sampler, denoiser, x).x)
-    halfway = sampler.steps(denoiser, x, seeds=standing(x, 1.0).seeds)
+    halfway = sampler.steps(denoiser, x, seeds=trajectory_at(x, 1.0).seeds)
     other = walk(sampler, denoiser, x + 1)
     for _ in range(4):
         next(halfway)
@@ -168,10 +180,10 @@ def test_a_noise_told_apart_is_combined_as_in_the_plain_rule(name: str, which: s
     x, *rest = torch.randn(7, 3, 3, 6, 7, dtype=torch.float64)
     cleans, noises, sigma = rest[:3], rest[3:], torch.tensor(0.6, dtype=torch.float64)
     heard = {"positive": [0], "negative": [1], "second": [2], "all": [0, 1, 2]}[which]
-    pos, one, two = (told(cleans[i], noises[i] if i in heard else None) for i in range(3))
+    pos, one, two = (constant_branch(cleans[i], noises[i] if i in heard else None) for i in range(3))
 
     def said(rule: Combination) -> Prediction:
-        return rule.start(standing(x, 0.6))(pos, [(2.0, one), (1.5, two)], x, sigma)
+        return rule.start(trajectory_at(x, 0.6))(pos, [(2.0, one), (1.5, two)], x, sigma)
 
     plain, neutral = said(Plain()), said(NEUTRAL[name][1])
     assert plain.noise is not None and neutral.noise is not None
@@ -185,7 +197,9 @@ def test_what_a_rule_adds_to_the_clean_estimate_it_takes_from_the_noise(name: st
     assert isinstance(rule, PairCombination)
     x, clean, neg, noise = torch.randn(4, 3, 5, dtype=torch.float64)
     sigma = torch.tensor(0.6, dtype=torch.float64)
-    out = rule.start(standing(x, 0.6, step=1, steps=4))(told(clean, noise), [(2.0, told(neg))], x, sigma)
+    out = rule.start(trajectory_at(x, 0.6, step=1, steps=4))(
+        constant_branch(clean, noise), [(2.0, constant_branch(neg))], x, sigma
+    )
     beyond = noise - (x - clean) / sigma
     assert out.noise is not None and not torch.allclose(out.clean, clean)
     torch.testing.assert_close(out.noise, (x - out.clean) / sigma + 2 * beyond)
@@ -195,7 +209,9 @@ def test_noise_is_left_implied_where_nobody_tells_it() -> None:
     x, pos, neg = torch.randn(3, 3, 3, 6, 7)
     for name, rule in RULES.items():
         if name not in ("CFG++", "rescaled CFG++", "REG"):
-            out = rule.start(standing(x, 0.6))(told(pos), [(2.0, told(neg))], x, torch.tensor(0.6))
+            out = rule.start(trajectory_at(x, 0.6))(
+                constant_branch(pos), [(2.0, constant_branch(neg))], x, torch.tensor(0.6)
+            )
             assert out.noise is None, name
 
 
@@ -203,7 +219,7 @@ GRADIENTS = [rule for name, rule in RULES.items() if name != "REG"] + [rule for 
 
 
 def last_step(rule: Combination, models: Sequence[Denoiser], x: Tensor) -> Tensor:
-    at = standing(x, 0.7, step=2, steps=4)
+    at = trajectory_at(x, 0.7, step=2, steps=4)
     return guided(models, [2.0, 1.5], rule).start(at)(x, torch.tensor(0.7).double(), None).clean
 
 

@@ -13,7 +13,7 @@ from lightning_guide.denoiser import Denoiser, Prediction
 from lightning_guide.guidance import Main
 from lightning_guide.guidance.combinations import Plain, RenoiseWithNegative
 from lightning_guide.samplers import DPMSolver2M, Euler, Heun, Sampler
-from tests.branches import GRID, LEVELS, SAMPLERS, guided, mixtures, standing, start, told, walk
+from tests.branches import GRID, LEVELS, SAMPLERS, constant_branch, guided, mixtures, start, trajectory_at, walk
 
 Both = Callable[[Tensor, float], tuple[Tensor, Tensor]]
 """(x, sigma) -> (D_lambda, D_neg)."""
@@ -93,13 +93,21 @@ def test_clean_is_the_plain_line_and_noise_the_first_negative() -> None:
     """With the line's own noise it would be the plain rule."""
     x, pos, *negs, noise = torch.randn(5, 6, 3, 4, 5, dtype=torch.float64)
     sigma = torch.tensor(0.7, dtype=torch.float64)
-    for first, weight in ((told(negs[0]), 0.6), (told(negs[0], noise), 0.6), (told(negs[0]), 0.0)):
-        branches = (told(pos), [(weight, first), (1.4, told(negs[1]))])
-        out, plain = (rule.start(standing(x, 0.7))(*branches, x, sigma) for rule in (RenoiseWithNegative(), Plain()))
+    for first, weight in (
+        (constant_branch(negs[0]), 0.6),
+        (constant_branch(negs[0], noise), 0.6),
+        (constant_branch(negs[0]), 0.0),
+    ):
+        branches = (constant_branch(pos), [(weight, first), (1.4, constant_branch(negs[1]))])
+        out, plain = (
+            rule.start(trajectory_at(x, 0.7))(*branches, x, sigma) for rule in (RenoiseWithNegative(), Plain())
+        )
         assert torch.equal(out.clean, plain.clean) and out.noise is not None
         torch.testing.assert_close(out.clean, pos + (weight - 1) * (pos - negs[0]) + 0.4 * (pos - negs[1]))
         torch.testing.assert_close(out.noise, first(x, sigma).direction(x, sigma))
-    only = RenoiseWithNegative().start(standing(x, 0.7))(told(pos), [(0.6, told(negs[0]))], x, sigma)
-    line = Plain().start(standing(x, 0.7))(told(pos), [(0.6, told(negs[0]))], x, sigma)
+    only = RenoiseWithNegative().start(trajectory_at(x, 0.7))(
+        constant_branch(pos), [(0.6, constant_branch(negs[0]))], x, sigma
+    )
+    line = Plain().start(trajectory_at(x, 0.7))(constant_branch(pos), [(0.6, constant_branch(negs[0]))], x, sigma)
     below = torch.tensor(0.3, dtype=torch.float64)
     assert torch.equal(Prediction(only.clean).step(x, sigma, below), line.step(x, sigma, below))

@@ -15,7 +15,7 @@ from lightning_guide.guidance.perturbation import Perturbed
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers import Heun
 from lightning_guide.seeds import SampleSeeds
-from tests.small_networks import LABELS, NETWORKS, SIGMA, pictures, trajectory, transformer
+from tests.small_networks import LABELS, NETWORKS, SIGMA, noisy_images, trajectory, transformer
 
 VARIANCE, LEVEL = 0.6, torch.tensor(0.8, dtype=torch.float64)
 EXACT = GaussianMixture(torch.zeros(1, 2), VARIANCE * torch.eye(2)[None])
@@ -23,7 +23,7 @@ EXACT = GaussianMixture(torch.zeros(1, 2), VARIANCE * torch.eye(2)[None])
 
 def run(model: nn.Module) -> Tensor:
     with torch.no_grad():
-        return model(pictures(), SIGMA, LABELS)
+        return model(noisy_images(), SIGMA, LABELS)
 
 
 # Dropout

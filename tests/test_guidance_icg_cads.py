@@ -19,7 +19,7 @@ from lightning_guide.guidance.negatives import (
 )
 from lightning_guide.guidance.perturbation import Perturbed
 from lightning_guide.seeds import SampleSeeds
-from tests.small_networks import LABELS, NETWORKS, SIGMA, pictures, trajectory, unet
+from tests.small_networks import LABELS, NETWORKS, SIGMA, noisy_images, trajectory, unet
 
 
 class Hears(Denoiser):
@@ -49,7 +49,7 @@ class Fixed(nn.Module):
 
 def run(model: nn.Module, labels: Tensor | None = LABELS) -> Tensor:
     with torch.no_grad():
-        return model(pictures(), SIGMA, labels)
+        return model(noisy_images(), SIGMA, labels)
 
 
 # Independent condition guidance
@@ -79,7 +79,7 @@ def test_a_draw_belongs_to_its_sample() -> None:
     for model, indices in ((together, range(6)), (alone, [4])):
         predict = RandomCondition(model).start(trajectory(indices))
         for _ in range(5):
-            predict(pictures(len(indices)), SIGMA, None)
+            predict(noisy_images(len(indices)), SIGMA, None)
     both = zip(together.told, alone.told, strict=True)
     assert all(a is not None and b is not None and a[4] == b[0] for a, b in both)
 
@@ -177,15 +177,15 @@ def test_the_preset_is_classifier_free_guidance_with_an_annealed_positive() -> N
 
     def predicted(denoiser: Denoiser, **where: int) -> Tensor:
         with torch.no_grad():
-            return denoiser.start(trajectory(**where))(pictures(), SIGMA, LABELS).clean  # type: ignore[arg-type]
+            return denoiser.start(trajectory(**where))(noisy_images(), SIGMA, LABELS).clean  # type: ignore[arg-type]
 
     assert torch.equal(predicted(preset, **place), predicted(by_hand, **place))
     plain = ClassifierFreeGuidance(2.0, positive=model)
     torch.testing.assert_close(predicted(preset, step=6, steps=10), predicted(plain, step=6, steps=10))
     assert not torch.allclose(predicted(preset, **place), predicted(plain, **place))
     one = ConditionAnnealedGuidance(1.0, positive=model, unconditional=Hears())
-    place_seen = Trajectory(x=pictures(), seeds=SampleSeeds(0, range(3)), sigma=0.7)
-    one.start(place_seen)(pictures(), SIGMA, LABELS)
+    place_seen = Trajectory(x=noisy_images(), seeds=SampleSeeds(0, range(3)), sigma=0.7)
+    one.start(place_seen)(noisy_images(), SIGMA, LABELS)
     assert place_seen.evaluations == 1
 
 

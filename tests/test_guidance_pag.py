@@ -24,7 +24,7 @@ from lightning_guide.guidance.negatives import (
 from lightning_guide.guidance.perturbation import Perturbation, Perturbed
 from lightning_guide.networks import CosineAttention
 from lightning_guide.networks.dit_block import TransformerBlock
-from tests.small_networks import LABELS, SIGMA, pictures, trajectory, transformer, unet
+from tests.small_networks import LABELS, SIGMA, noisy_images, trajectory, transformer, unet
 
 GRID = (3, 4)
 
@@ -94,7 +94,7 @@ def test_soft_identity_ends_at_the_identity() -> None:
     assert torch.equal(attend(SoftIdentityAttention(1.0), q, k, v), v)
     model = transformer()
     soft, hard = (Perturbed([p], positive=model) for p in (SoftIdentityAttention(1.0), IdentityAttention()))
-    assert torch.equal(soft(pictures(), SIGMA, LABELS), hard(pictures(), SIGMA, LABELS))
+    assert torch.equal(soft(noisy_images(), SIGMA, LABELS), hard(noisy_images(), SIGMA, LABELS))
 
 
 @pytest.mark.parametrize("probability", [0.2, 0.8])

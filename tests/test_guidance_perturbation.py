@@ -37,14 +37,14 @@ from lightning_guide.samplers import Heun
 from lightning_guide.seeds import SampleSeeds
 from lightning_guide.utils.modules import matching_names, replace_modules, shallow_clone
 from tests.processes import Processes
-from tests.small_networks import LABELS, NETWORKS, SIGMA, pictures, trajectory, transformer, unet
+from tests.small_networks import LABELS, NETWORKS, SIGMA, noisy_images, trajectory, transformer, unet
 
 CORE = {"unet": "decoder.4x4_in0.attention.core", "transformer": "blocks.2.attention.core"}
 
 
 def run(model: nn.Module) -> Tensor:
     with torch.no_grad():
-        return model(pictures(), SIGMA, LABELS)
+        return model(noisy_images(), SIGMA, LABELS)
 
 
 # A tree of its own
@@ -101,7 +101,7 @@ def test_it_follows_the_parameters_and_passes_gradients_to_them() -> None:
     after = run(alive)
     assert not torch.allclose(after, before)
     assert torch.equal(after, run(Perturbed([IdentityAttention()], positive=model).network(trajectory())))
-    alive(pictures(), SIGMA, LABELS).square().sum().backward()
+    alive(noisy_images(), SIGMA, LABELS).square().sum().backward()
     gradient = model.network.get_parameter("blocks.2.attention.qkv.weight").grad
     assert gradient is not None and gradient[32:].abs().max() > 0  # values
     assert torch.count_nonzero(gradient[:32]) == 0  # queries and keys, which identity attention leaves out
@@ -298,7 +298,7 @@ def test_a_name_that_matches_nothing_lists_what_exists(pattern: str) -> None:
         "IdentityAttention: no layer of DiffusionTransformer is called .* there are blocks.0.attention.core, blocks"
     )
     with pytest.raises(ValueError, match=expected):
-        PerturbedAttentionGuidance(layers=[pattern], positive=model)(pictures(), SIGMA, LABELS)
+        PerturbedAttentionGuidance(layers=[pattern], positive=model)(noisy_images(), SIGMA, LABELS)
     with pytest.raises(ValueError, match=expected):
         PerturbedAttentionGuidance(layers=[pattern]).resolve(Models(model))
     with pytest.raises(ValueError, match="there are patches, patches.proj"):
@@ -308,7 +308,10 @@ def test_a_name_that_matches_nothing_lists_what_exists(pattern: str) -> None:
 def test_a_network_without_such_a_part_says_so() -> None:
     model = unet()
     model.network.parts = {"block": ("decoder.*_in0",)}
-    with pytest.raises(ValueError, match=r"IdentityAttention acts on the attention of a network; EDM2UNet has no default layers for it, only"):
+    with pytest.raises(
+        ValueError,
+        match=r"IdentityAttention acts on the attention of a network; EDM2UNet has no default layers for it, only",
+    ):
         run(Perturbed([IdentityAttention()], positive=model))
 
 
@@ -341,7 +344,7 @@ def guided_in_ddp(folder: str, world: int) -> None:
     alive = Perturbed([IdentityAttention()], positive=model).network(trajectory())
     wrapped = DistributedDataParallel(PerturbedAttentionGuidance(2.0, positive=model))
     share = slice(2 * rank, 2 * rank + 2)
-    wrapped(pictures(4)[share], SIGMA, torch.arange(4)[share]).square().mean().backward()
+    wrapped(noisy_images(4)[share], SIGMA, torch.arange(4)[share]).square().mean().backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     with torch.no_grad():
         for parameter in model.parameters():
@@ -363,7 +366,7 @@ def test_two_processes_train_and_sample_as_one(processes: Processes, tmp_path: P
     processes.call_ranks(2, call, tmp_path / "log", folder=str(tmp_path), world=2)
     seen = [torch.load(tmp_path / f"seen-{rank}.pt", weights_only=True) for rank in range(2)]
     model = transformer(depth=2)
-    PerturbedAttentionGuidance(2.0, positive=model)(pictures(4), SIGMA, torch.arange(4)).square().mean().backward()
+    PerturbedAttentionGuidance(2.0, positive=model)(noisy_images(4), SIGMA, torch.arange(4)).square().mean().backward()
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             assert torch.equal(seen[0]["gradients"][name], seen[1]["gradients"][name])
@@ -388,7 +391,7 @@ def test_seg_and_pag_negatives_at_once_with_cfg() -> None:
     ]
     guided = run(Guided(negatives, [1.5, 2.0, 3.0], positive=model))
     plain = run(model)
-    uncond = model(pictures(), SIGMA, None).detach()
+    uncond = model(noisy_images(), SIGMA, None).detach()
     pag, seg = (run(kind(0.0, positive=model)) for kind in (PerturbedAttentionGuidance, SmoothedEnergyGuidance))
     expected = plain + 0.5 * (plain - uncond) + (plain - pag) + 2 * (plain - seg)
     torch.testing.assert_close(guided, expected, rtol=1e-4, atol=1e-5)

@@ -36,7 +36,7 @@ from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.samplers import Heun
 from lightning_guide.seeds import SampleSeeds
 from lightning_guide.utils.recipe import build
-from tests.small_networks import LABELS, NETWORKS, SIGMA, pictures, trajectory, transformer
+from tests.small_networks import LABELS, NETWORKS, SIGMA, noisy_images, trajectory, transformer
 
 Preset = Callable[..., Guided]
 
@@ -96,7 +96,9 @@ def test_the_line_and_its_evaluations(kind: str, preset: Preset) -> None:
     assert calls == 2
     assert torch.equal(run(model)[0], plain)
     with torch.no_grad():
-        torch.testing.assert_close(alive(pictures(), SIGMA, LABELS).clean, 2 * plain - negative, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            alive(noisy_images(), SIGMA, LABELS).clean, 2 * plain - negative, rtol=1e-4, atol=1e-4
+        )
     assert torch.equal(run(model)[0], plain)
 
 
@@ -167,7 +169,7 @@ def test_other_precisions(preset: Preset) -> None:
     full, _ = run(preset(2.0, positive=model))
     with torch.autocast("cpu", torch.bfloat16):
         half, _ = run(preset(2.0, positive=model))
-    double, _ = run(preset(2.0, positive=model.double()), x=pictures().double())
+    double, _ = run(preset(2.0, positive=model.double()), x=noisy_images().double())
     assert full.dtype == half.dtype == torch.float32
     assert float((half - full).norm() / full.norm()) < 0.1
     torch.testing.assert_close(double.float(), full, rtol=1e-3, atol=1e-3)
@@ -180,7 +182,7 @@ def test_sequences_and_points_or_a_clear_error(preset: Preset) -> None:
         x = torch.randn(3, *shape)
         guided: Any = preset(2.0, positive=model)
         if preset is SmoothedEnergyGuidance:
-            with pytest.raises(ValueError, match="SEG needs a 2D token grid; this network has none"):
+            with pytest.raises(ValueError, match="SEG needs a 2D token grid; this network has no grid"):
                 run(guided, x=x)
         else:
             clean, calls = run(guided, x=x)

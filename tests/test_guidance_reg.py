@@ -13,7 +13,7 @@ from lightning_guide.distributions.gaussian_mixture import GaussianMixture
 from lightning_guide.guidance import ClassifierFreeGuidance, Unconditional
 from lightning_guide.guidance.combinations import AdaptiveProjection, RectifiedGradient
 from lightning_guide.samplers import Euler, Sampler
-from tests.branches import GRID, SAMPLERS, Net, guided, mixtures, standing, start, told, walk
+from tests.branches import GRID, SAMPLERS, Net, constant_branch, guided, mixtures, start, trajectory_at, walk
 
 LEVEL = torch.tensor(0.7, dtype=torch.float64)
 
@@ -53,8 +53,8 @@ def test_formula_on_images() -> None:
     model, x, neg = Net(), *torch.randn(2, 2, 3, 4, 4, dtype=torch.float64)
     with torch.no_grad():
         g, pos = column_sums(lambda x: model(x, LEVEL), x), model(x, LEVEL)
-        combine = RectifiedGradient().start(standing(x, 0.7))
-        out = combine(lambda x, sigma: Prediction(model(x, sigma)), [(3.0, told(neg))], x, LEVEL)
+        combine = RectifiedGradient().start(trajectory_at(x, 0.7))
+        out = combine(lambda x, sigma: Prediction(model(x, sigma)), [(3.0, constant_branch(neg))], x, LEVEL)
     torch.testing.assert_close(out.clean, pos + 2 * g * (pos - neg), rtol=1e-7, atol=1e-8)
 
 
@@ -95,7 +95,7 @@ def test_nothing_of_the_graph_outlives_the_gradient() -> None:
         return Prediction(x / 2)
 
     with torch.no_grad():
-        combine = RectifiedGradient().start(standing(x, 0.7))
+        combine = RectifiedGradient().start(trajectory_at(x, 0.7))
         out = combine(positive, [(3.0, negative)], x, LEVEL)
     assert asked == [None, None], "activations of the positive are still there"
     assert out.clean.grad_fn is None and not out.clean.requires_grad and not x.requires_grad
@@ -113,7 +113,7 @@ def test_a_noise_told_apart_moves_along() -> None:
     model, neg = Heard(), Net()
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
     with torch.no_grad():
-        out = guided([model, neg], [2.0], RectifiedGradient()).start(standing(x, 0.7))(x, LEVEL, None)
+        out = guided([model, neg], [2.0], RectifiedGradient()).start(trajectory_at(x, 0.7))(x, LEVEL, None)
         push = column_sums(lambda x: model(x, LEVEL), x) * (model(x, LEVEL) - neg(x, LEVEL))
     beyond = 0.1 * x - (x - model(x, LEVEL)) / LEVEL
     assert out.noise is not None and not out.noise.requires_grad
@@ -126,7 +126,9 @@ def test_a_positive_with_a_memory_is_a_constant_of_the_steps_before(momentum: fl
     models, x = mixtures(), torch.randn(4, 2, dtype=torch.float64)
     rule = AdaptiveProjection(eta=1.0, momentum=momentum)
     denoiser = guided([guided(models[:2], [2.0], rule), models[2]], [3.0], RectifiedGradient())
-    before, after, *_ = [trajectory.x for trajectory in Euler(GRID).steps(denoiser, x, seeds=standing(x, 1.0).seeds)]
+    before, after, *_ = [
+        trajectory.x for trajectory in Euler(GRID).steps(denoiser, x, seeds=trajectory_at(x, 1.0).seeds)
+    ]
     (good, bad, worse), levels = models, GRID.sigmas()
     remembered = good(x, levels[0]) - bad(x, levels[0])
 
@@ -152,10 +154,10 @@ def test_gradients_through_it_take_g_for_a_constant() -> None:
 
 def test_a_positive_without_gradients_is_refused() -> None:
     model, x = Net(), torch.randn(2, 3, 4, 4, dtype=torch.float64)
-    blind = (told(x), lambda x, sigma: Prediction(model.first(torch.zeros_like(x))))
+    blind = (constant_branch(x), lambda x, sigma: Prediction(model.first(torch.zeros_like(x))))
     for positive in blind:
         with pytest.raises(ValueError, match="needs a positive that can be differentiated by x"):
-            RectifiedGradient().start(standing(x, 0.7))(positive, [(2.0, told(x))], x, LEVEL)
+            RectifiedGradient().start(trajectory_at(x, 0.7))(positive, [(2.0, constant_branch(x))], x, LEVEL)
 
 
 def test_a_network_that_evaluates_under_no_grad_is_refused() -> None:

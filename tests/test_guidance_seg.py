@@ -17,7 +17,7 @@ from lightning_guide.noise import KarrasGrid
 from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.samplers import Euler, Heun
 from lightning_guide.seeds import SampleSeeds
-from tests.small_networks import LABELS, NETWORKS, SIGMA, pictures, trajectory, transformer
+from tests.small_networks import LABELS, NETWORKS, SIGMA, noisy_images, trajectory, transformer
 
 GRIDS = [(4, 4), (5, 5), (2, 8), (7, 3), (6, 9), (1, 6), (2, 2)]
 SIGMAS = [0.2, 0.5, 1.0, 2.0, 10.0]
@@ -123,7 +123,7 @@ def test_kernels_are_odd_and_fit_their_reflection(size: int) -> None:
 def test_it_needs_a_grid_of_tokens() -> None:
     sequence = transformer(data_shape=(2, 12))
     guided = SmoothedEnergyGuidance(2.0, positive=sequence)
-    with pytest.raises(ValueError, match="SEG needs a 2D token grid; this network has none"):
+    with pytest.raises(ValueError, match="SEG needs a 2D token grid; this network has no grid"):
         guided(torch.randn(2, 2, 12), SIGMA, LABELS[:2])
     q, _, _ = qkv((3, 4))
     with pytest.raises(ValueError, match="SEG needs one token for each cell of the 3x3 grid, got 12 tokens"):
@@ -166,4 +166,4 @@ def test_it_is_applied_in_every_step_and_its_evaluations_are_counted(kind: str) 
         for step in range(4):
             network = negative.network(trajectory(step=step))
             assert isinstance(network, Preconditioned)
-            assert not torch.allclose(network(pictures(), SIGMA, LABELS), model(pictures(), SIGMA, LABELS))
+            assert not torch.allclose(network(noisy_images(), SIGMA, LABELS), model(noisy_images(), SIGMA, LABELS))

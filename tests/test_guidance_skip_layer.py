@@ -19,12 +19,12 @@ from lightning_guide.noise import KarrasGrid
 from lightning_guide.preconditioning import Network
 from lightning_guide.samplers import Euler, Heun, Sampler
 from lightning_guide.seeds import SampleSeeds
-from tests.small_networks import LABELS, NETWORKS, SIGMA, pictures, trajectory, transformer, unet
+from tests.small_networks import LABELS, NETWORKS, SIGMA, noisy_images, trajectory, transformer, unet
 
 
 def run(model: nn.Module) -> Tensor:
     with torch.no_grad():
-        return model(pictures(), SIGMA, LABELS)
+        return model(noisy_images(), SIGMA, LABELS)
 
 
 def test_a_network_without_its_block() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_guide.denoiser import Trajectory
 from lightning_guide.guidance.negatives.tpg import ShuffledTokens, TokenPerturbationGuidance
 from lightning_guide.guidance.perturbation import Perturbed
-from tests.small_networks import LABELS, NETWORKS, SIGMA, pictures, trajectory, transformer, unet
+from tests.small_networks import LABELS, NETWORKS, SIGMA, noisy_images, trajectory, transformer, unet
 
 
 class InOrder(ShuffledTokens):
@@ -30,7 +30,7 @@ class Twice(nn.Module):
 
 def run(model: nn.Module) -> Tensor:
     with torch.no_grad():
-        return model(pictures(), SIGMA, LABELS)
+        return model(noisy_images(), SIGMA, LABELS)
 
 
 @pytest.mark.parametrize("layers", [None, ["*block*.1", "decoder.*"], ["blocks.*"]], ids=str)
@@ -81,7 +81,7 @@ def test_later_blocks_see_the_shuffled_tokens() -> None:
 
 def test_other_shapes_are_refused() -> None:
     module = ShuffledTokens().replace(Twice(), trajectory())
-    with pytest.raises(ValueError, match=r"TPG shuffles tokens .* this block gets x of shape \(3, 7\)"):
+    with pytest.raises(ValueError, match=r"TPG shuffles tokens .* this block receives x of shape \(3, 7\)"):
         module(torch.zeros(3, 7))
 
 

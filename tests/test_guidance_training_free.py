@@ -46,7 +46,7 @@ from lightning_guide.objectives import (
 )
 from lightning_guide.samplers import Euler, Heun, Sampler, TimeTravel
 from lightning_guide.seeds import SampleSeeds
-from tests.energies import GRID, METHODS, Bend, drawn, mixture
+from tests.energies import GRID, METHODS, Bend, draw_samples, mixture
 
 MIXTURE, LOSS = mixture(), Bend()
 RULES: dict[str, StepRule] = {
@@ -66,10 +66,10 @@ RULES: dict[str, StepRule] = {
 def test_a_sample_does_not_depend_on_its_company(name: str) -> None:
     """Norms, moments and draws are of each sample: not of the size of the batch, nor of who else is in it."""
     method, sampler = METHODS[name](LOSS, MIXTURE), TimeTravel(Heun(GRID), 2)
-    whole = drawn(method, sampler, 6)
-    alone = torch.cat([drawn(method, sampler, indices=[i]) for i in (1, 4)])
+    whole = draw_samples(method, sampler, 6)
+    alone = torch.cat([draw_samples(method, sampler, indices=[i]) for i in (1, 4)])
     torch.testing.assert_close(alone, whole[[1, 4]], rtol=1e-9, atol=1e-9)
-    other = drawn(method, sampler, indices=[40, 3, 5, 0])
+    other = draw_samples(method, sampler, indices=[40, 3, 5, 0])
     torch.testing.assert_close(other[[1, 2, 3]], whole[[3, 5, 0]], rtol=1e-9, atol=1e-9)
 
 
@@ -216,7 +216,7 @@ def test_heun_written_out(kind: Any) -> None:
         x = jumped + (t_next - t) * d
         if t_next:
             x = jumped + (t_next - t) * (d + (x - field(x, at_next)) / t_next) / 2
-    torch.testing.assert_close(drawn(guide, Heun(GRID), 4, start=start), x, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(draw_samples(guide, Heun(GRID), 4, start=start), x, rtol=1e-9, atol=1e-9)
 
 
 def test_nested_guidances_act_one_after_the_other() -> None:
@@ -265,7 +265,9 @@ def test_an_exactly_guided_gaussian_has_the_right_posterior(sampler: Sampler) ->
     mean, variance = y / (1 + T**2), T**2 / (1 + T**2)
     posterior = GaussianMixture([[mean]], [[[variance]]])
     x = levels[0] * torch.randn(5, 1, dtype=torch.float64)
-    torch.testing.assert_close(drawn(guide, sampler, start=x), drawn(posterior, sampler, start=x), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(
+        draw_samples(guide, sampler, start=x), draw_samples(posterior, sampler, start=x), rtol=1e-8, atol=1e-8
+    )
 
 
 # Precision, references, mistakes
@@ -307,7 +309,7 @@ def test_recipes_of_methods_build_them_again() -> None:
 @pytest.mark.parametrize(
     ("mistake", "said"),
     [
-        (lambda: EnergyGuidance(LOSS, []), "at least one move"),
+        (lambda: EnergyGuidance(LOSS, []), "at least one update"),
         (lambda: EnergyGuidance(LOSS, [AtClean(ConstantStep(1.0))], noise="old"), "noise 'kept' or 'implied'"),
         (lambda: MonteCarlo(0), "draws >= 1"),
         (lambda: Augmented([], 0), "copies >= 1"),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_guide.samplers import Euler, TimeTravel
 from lightning_guide.seeds import SampleSeeds
-from tests.energies import DIM, GRID, METHODS, Bend, basis, drawn, mixture
+from tests.energies import DIM, GRID, METHODS, Bend, basis, draw_samples, mixture
 
 COUNT = 5
 MIXTURE, LOSS = mixture(), Bend()
@@ -225,15 +225,15 @@ def test_every_method_has_its_paper() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_a_trajectory_is_the_published_one(name: str) -> None:
     x = start()
-    found = drawn(METHODS[name](LOSS, MIXTURE), Euler(GRID), COUNT, start=x)
+    found = draw_samples(METHODS[name](LOSS, MIXTURE), Euler(GRID), COUNT, start=x)
     torch.testing.assert_close(found, published(PAPERS[name], x), rtol=1e-9, atol=1e-9)
-    assert (found - drawn(MIXTURE, Euler(GRID), COUNT, start=x)).abs().max() > 0.01
+    assert (found - draw_samples(MIXTURE, Euler(GRID), COUNT, start=x)).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "AdamDPS"])
 def test_recurrence_is_the_published_one(name: str) -> None:
     x = start()
-    found = drawn(METHODS[name](LOSS, MIXTURE), TimeTravel(Euler(GRID), 3), COUNT, start=x)
+    found = draw_samples(METHODS[name](LOSS, MIXTURE), TimeTravel(Euler(GRID), 3), COUNT, start=x)
     torch.testing.assert_close(found, published(PAPERS[name], x, repeats=3), rtol=1e-9, atol=1e-9)
 
 

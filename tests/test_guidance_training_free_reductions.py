@@ -37,7 +37,7 @@ from lightning_guide.guidance.training_free.schedules import StepContext
 from lightning_guide.objectives import Energy, SquaredDistance, WeightedSum
 from lightning_guide.pretrained import Subspace
 from lightning_guide.samplers import DDIM, DPMSolver2M, Euler, Heun, Sampler, TimeTravel
-from tests.energies import GRID, METHODS, Bend, Make, drawn, mixture
+from tests.energies import GRID, METHODS, Bend, Make, draw_samples, mixture
 
 MIXTURE, LOSS = mixture(), Bend()
 SAMPLERS: list[Sampler] = [Heun(GRID), TimeTravel(DPMSolver2M(GRID), 2), DDIM(GRID)]
@@ -45,7 +45,7 @@ EXACT = {"rtol": 1e-11, "atol": 1e-11}
 
 
 def guided(make: Make | Denoiser, sampler: Sampler, loss: Energy = LOSS) -> Tensor:
-    return drawn(make if isinstance(make, Denoiser) else make(loss, MIXTURE), sampler)
+    return draw_samples(make if isinstance(make, Denoiser) else make(loss, MIXTURE), sampler)
 
 
 class Times(Schedule):

@@ -12,7 +12,7 @@ from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers import Euler, Heun
 from lightning_guide.seeds import SampleSeeds
 from lightning_guide.utils.modules import replace_modules
-from tests.small_networks import LABELS, NETWORKS, SIGMA, pictures, trajectory, transformer, unet
+from tests.small_networks import LABELS, NETWORKS, SIGMA, noisy_images, trajectory, transformer, unet
 
 
 class Fixed(nn.Module):
@@ -26,7 +26,7 @@ class Fixed(nn.Module):
 
 def run(model: nn.Module) -> Tensor:
     with torch.no_grad():
-        return model(pictures(), SIGMA, LABELS)
+        return model(noisy_images(), SIGMA, LABELS)
 
 
 @pytest.mark.parametrize(("scale", "power"), [(2.0, 1.0), (1.0, 0.0), (3.0, 0.25)])
@@ -83,4 +83,4 @@ def test_settings_out_of_range_are_refused() -> None:
 
 def test_a_layer_that_is_no_embedding_is_refused() -> None:
     with pytest.raises(ValueError, match="a layer of one input that returns .*; EDM2Block is not one"):
-        TimeStepGuidance(layers=["encoder.4x4_block0"], positive=unet())(pictures(), SIGMA, LABELS)
+        TimeStepGuidance(layers=["encoder.4x4_block0"], positive=unet())(noisy_images(), SIGMA, LABELS)

@@ -19,7 +19,7 @@ from lightning_guide.networks.dit import DiffusionTransformer
 from lightning_guide.optimization.low_rank import LowRank
 from lightning_guide.preconditioning import Network, Preconditioned
 from lightning_guide.runs.models import DryRunModels
-from tests.small_networks import LABELS, SIGMA, pictures, trajectory, transformer, unet
+from tests.small_networks import LABELS, SIGMA, noisy_images, trajectory, transformer, unet
 
 
 def called(denoiser: Denoiser, x: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ def test_the_network_gives_the_same_and_normalizes_nothing(dtype: torch.dtype) -
     model = unet().to(dtype)
     ready = fuse_weights(model)
     assert not any(isinstance(part, MPConv | MPLinear) for part in ready.modules())
-    x = pictures().to(dtype)
+    x = noisy_images().to(dtype)
     with torch.no_grad():
         torch.testing.assert_close(ready(x, SIGMA, LABELS), model(x, SIGMA, LABELS), rtol=1e-6, atol=1e-6)
     assert ready.recipe == model.recipe
@@ -44,7 +44,7 @@ def test_gradients_with_respect_to_x_are_the_same() -> None:
     model = unet()
     gradients = []
     for denoiser in (model, fuse_weights(model)):
-        x = pictures().requires_grad_(True)
+        x = noisy_images().requires_grad_(True)
         gradients.append(torch.autograd.grad(denoiser(x, SIGMA, LABELS).square().sum(), x)[0])
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-5)
 
@@ -52,7 +52,7 @@ def test_gradients_with_respect_to_x_are_the_same() -> None:
 def test_work_in_place_changes_neither_the_result_nor_the_input() -> None:
     """Without gradients a block overwrites what is its own, and that alone."""
     model = unet()
-    x = pictures()
+    x = noisy_images()
     kept = x.clone()
     with torch.no_grad():
         in_place = model(x, SIGMA, LABELS)
@@ -70,11 +70,11 @@ def test_the_original_learns_on_and_the_fixed_one_does_not_follow() -> None:
     model = unet()
     ready = fuse_weights(model)
     with torch.no_grad():
-        before = ready(pictures(), SIGMA, LABELS)
+        before = ready(noisy_images(), SIGMA, LABELS)
         for parameter in model.parameters():
             parameter.add_(0.1)
-        assert torch.equal(ready(pictures(), SIGMA, LABELS), before)
-        assert not torch.allclose(model(pictures(), SIGMA, LABELS), before)
+        assert torch.equal(ready(noisy_images(), SIGMA, LABELS), before)
+        assert not torch.allclose(model(noisy_images(), SIGMA, LABELS), before)
     assert not any(part.training for part in ready.modules())
     assert sum(isinstance(part, MPConv | MPLinear) for part in model.modules()) > 10
 
@@ -90,7 +90,9 @@ def test_guidances_of_every_kind_stay_what_they_are(guidance: object) -> None:
     resolved = made.resolve(DryRunModels(unet(), ".")).eval()
     ready = fuse_weights(resolved)
     with torch.no_grad():
-        torch.testing.assert_close(called(ready, pictures()), called(resolved, pictures()), rtol=1e-5, atol=2e-6)
+        torch.testing.assert_close(
+            called(ready, noisy_images()), called(resolved, noisy_images()), rtol=1e-5, atol=2e-6
+        )
     assert type(ready) is type(resolved)
 
 
@@ -108,9 +110,9 @@ def test_low_rank_additions_are_part_of_the_weights() -> None:
         for name, parameter in adapted.named_parameters():
             if name.endswith("up"):
                 parameter.normal_(generator=torch.Generator().manual_seed(3))
-        expected = adapted(pictures(), SIGMA, LABELS)
-        assert not torch.allclose(expected, unet()(pictures(), SIGMA, LABELS))
-        torch.testing.assert_close(fuse_weights(adapted)(pictures(), SIGMA, LABELS), expected, rtol=1e-5, atol=1e-6)
+        expected = adapted(noisy_images(), SIGMA, LABELS)
+        assert not torch.allclose(expected, unet()(noisy_images(), SIGMA, LABELS))
+        torch.testing.assert_close(fuse_weights(adapted)(noisy_images(), SIGMA, LABELS), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_other_networks_are_left_as_they_are() -> None:
@@ -147,10 +149,10 @@ def test_compiled_is_eager(guidance: Callable[[], Guidance]) -> None:
     resolved = guidance().resolve(DryRunModels(unet(), ".")).eval()
     torch._dynamo.reset()
     with torch.no_grad():
-        expected = called(resolved, pictures())
+        expected = called(resolved, noisy_images())
         torch.testing.assert_close(
-            called(fuse_weights(resolved, compile=True), pictures()), expected, rtol=1e-5, atol=2e-6
+            called(fuse_weights(resolved, compile=True), noisy_images()), expected, rtol=1e-5, atol=2e-6
         )
         with torch.compiler.set_stance("fail_on_recompile"):
-            again = called(fuse_weights(resolved, compile=True), pictures())
+            again = called(fuse_weights(resolved, compile=True), noisy_images())
         torch.testing.assert_close(again, expected, rtol=1e-5, atol=2e-6)

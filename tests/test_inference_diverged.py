@@ -12,7 +12,7 @@ import torch
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance import Main, ScoreScaling
 from lightning_guide.inference import is_diverged
-from tests.runs import TinyPictures, evaluation, tiny_module, tiny_trainer
+from tests.runs import TinyImages, evaluation, tiny_module, tiny_trainer
 
 
 def test_what_counts() -> None:
@@ -26,7 +26,7 @@ def test_an_evaluation_warns(tmp_path: Path, guidance: Denoiser, said: bool) -> 
     module = tiny_module(evaluations={"wild": evaluation(guidance)}, average=None)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        tiny_trainer(tmp_path, limit_val_batches=1.0).validate(module, datamodule=TinyPictures(), verbose=False)
+        tiny_trainer(tmp_path, limit_val_batches=1.0).validate(module, datamodule=TinyImages(), verbose=False)
     messages = [str(warning.message) for warning in caught]
     found = [message for message in messages if "are not finite or out of bounds, first index" in message]
     assert bool(found) == said and all("evaluation 'wild'" in message for message in found)

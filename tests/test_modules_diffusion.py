@@ -20,7 +20,7 @@ from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.training.learning_rate import InverseSqrtRate
 from lightning_guide.training.losses import EDMLoss, LossTerms
 from tests import runs
-from tests.runs import TinyNetwork, TinyPictures, assert_same, evaluation, tiny_module, tiny_trainer
+from tests.runs import TinyImages, TinyNetwork, assert_same, evaluation, tiny_module, tiny_trainer
 
 
 class Draws(EDMLoss):
@@ -55,7 +55,7 @@ def fit(
 ) -> DiffusionModule:
     """A run of `module`."""
     module = module or tiny_module(average=None)
-    tiny_trainer(folder, *callbacks, **options).fit(module, datamodule=TinyPictures())
+    tiny_trainer(folder, *callbacks, **options).fit(module, datamodule=TinyImages())
     return module
 
 
@@ -91,7 +91,7 @@ def test_the_plan_is_that_of_the_first_start(tmp_path: Path) -> None:
         trainer = tiny_trainer(tmp_path, RunCheckpoint(2), steps=steps)
         module = tiny_module(average=None)
         newest = runs.newest_checkpoint(tmp_path)
-        trainer.fit(module, datamodule=TinyPictures(), ckpt_path=newest, weights_only=True)
+        trainer.fit(module, datamodule=TinyImages(), ckpt_path=newest, weights_only=True)
         return module
 
     assert fit_for(2).planned_images == 8
@@ -102,7 +102,7 @@ def test_the_plan_is_that_of_the_first_start(tmp_path: Path) -> None:
 def test_a_run_without_end_has_no_plan(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, PostHocEMA(8), steps=-1, max_epochs=1, limit_train_batches=4)
     module = tiny_module(average=None)
-    trainer.fit(module, datamodule=TinyPictures())
+    trainer.fit(module, datamodule=TinyImages())
     assert module.planned_images is None and module.images_seen == 16
     assert all(snapshot["planned_images"] is None for snapshot in runs.snapshots(tmp_path).values())
 
@@ -149,7 +149,7 @@ def test_labels_are_dropped_with_their_probability(tmp_path: Path) -> None:
     for share in (0.0, 0.3):
         loss = Draws()
         module = tiny_module(loss=loss, average=None, label_dropout=share)
-        data = TinyPictures(batch_size=500)
+        data = TinyImages(batch_size=500)
         tiny_trainer(tmp_path, steps=4).fit(module, datamodule=data)
         labels = torch.cat([condition for condition, _, _ in loss.seen if condition is not None])
         dropped = float((labels == -1).double().mean())
@@ -222,7 +222,7 @@ def test_tensorboard_shows_losses_rates_images_and_evaluations(tmp_path: Path) -
         log_every_n_steps=3,
         logger=TensorBoardLogger(str(tmp_path), name="", version="tensorboard"),
     )
-    trainer.fit(module, datamodule=TinyPictures())
+    trainer.fit(module, datamodule=TinyImages())
 
     found = scalars(tmp_path)
     assert found["images_seen"] == {3: 24, 6: 48}
@@ -248,7 +248,7 @@ def test_no_log_interval_is_no_log(tmp_path: Path) -> None:
 
 
 def test_gradients_are_there_for_whoever_asks_in_every_loop(tmp_path: Path) -> None:
-    class Asks(TinyPictures):
+    class Asks(TinyImages):
         """Takes a gradient whenever a sample is decoded."""
 
         asked = 0
@@ -282,7 +282,7 @@ def test_the_optimizer_is_a_choice(tmp_path: Path) -> None:
 def test_data_without_labels(tmp_path: Path) -> None:
     module = tiny_module(TinyNetwork(num_classes=0), average=None, evaluations={"plain": evaluation()})
     trainer = tiny_trainer(tmp_path, steps=2, limit_val_batches=1.0, val_check_interval=1)
-    trainer.fit(module, datamodule=TinyPictures(classes=0))
-    batches = trainer.predict(module, datamodule=TinyPictures(classes=0))
+    trainer.fit(module, datamodule=TinyImages(classes=0))
+    batches = trainer.predict(module, datamodule=TinyImages(classes=0))
     assert batches is not None and set(torch.cat([drawn.condition for drawn in batches]).tolist()) == {-1}
-    assert isinstance(TinyPictures(classes=0).visits()[range(4)], Batch)
+    assert isinstance(TinyImages(classes=0).visits()[range(4)], Batch)

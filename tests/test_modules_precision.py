@@ -15,8 +15,8 @@ from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.networks import EDM2UNet
 from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.training.learning_rate import adam
-from tests.runs import TinyPictures, evaluation, snapshots, tiny_module, tiny_trainer
-from tests.small_networks import LABELS, SIGMA, pictures, unet
+from tests.runs import TinyImages, evaluation, snapshots, tiny_module, tiny_trainer
+from tests.small_networks import LABELS, SIGMA, noisy_images, unet
 
 SHAPE = (1, 8, 8)
 
@@ -38,7 +38,7 @@ def trained(folder: Path, precision: Any) -> tuple[DiffusionModule, list[torch.d
     module = tiny_module(network, evaluations={"plain": evaluation()}, average=0.05)
     trainer = tiny_trainer(folder, PostHocEMA(16), steps=4, precision=precision, accumulate_grad_batches=2,
                            limit_val_batches=1.0, val_check_interval=8)  # fmt: skip
-    trainer.fit(module, datamodule=TinyPictures(shape=SHAPE))
+    trainer.fit(module, datamodule=TinyImages(shape=SHAPE))
     return module, seen
 
 
@@ -65,11 +65,11 @@ def test_the_network_in_sixteen_bits(dtype: torch.dtype, gradients: bool) -> Non
     """Also with fixed weights, and where blocks work in place."""
     model = unet()
     with torch.no_grad():
-        exact = model(pictures(), SIGMA, LABELS)
+        exact = model(noisy_images(), SIGMA, LABELS)
     for each in (model, fuse_weights(model)):
         assert isinstance(each, Preconditioned)
         with torch.set_grad_enabled(gradients), torch.autocast("cpu", dtype=dtype):
-            rough = each(pictures(), SIGMA, LABELS)
+            rough = each(noisy_images(), SIGMA, LABELS)
         assert rough.dtype == torch.float32
         error = (rough - exact).square().mean().sqrt() / exact.square().mean().sqrt()
         assert 0 < error < (0.03 if dtype == torch.bfloat16 else 0.004)

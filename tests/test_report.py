@@ -25,7 +25,7 @@ from lightning_guide.cli import main
 from lightning_guide.evaluation import FrechetDistance, RawPixels
 from lightning_guide.report.charts import line_chart, ticks
 from lightning_guide.report.run_page import run_page
-from tests.runs import TinyPictures, evaluation, tiny_module, tiny_trainer
+from tests.runs import TinyImages, evaluation, tiny_module, tiny_trainer
 
 NASTY = """<script src="http://evil.example/x.js">alert('1')</script>"""
 
@@ -213,7 +213,7 @@ def test_the_callback_writes_page_environment_and_hparams(tmp_path: Path) -> Non
         log_every_n_steps=2,
     )
     evaluations = {"plain": evaluation(metrics={"fd": FrechetDistance(RawPixels())})}
-    trainer.fit(tiny_module(average=None, evaluations=evaluations), datamodule=TinyPictures())
+    trainer.fit(tiny_module(average=None, evaluations=evaluations), datamodule=TinyImages())
     page = (tmp_path / "report.html").read_text()
     parsed = checked(page)
     assert parsed.text["h2"] == ["Results", "Samples", "Curves", "Seeds", "Settings", "Environment"]
@@ -237,5 +237,5 @@ def test_a_damaged_file_does_not_end_a_run(tmp_path: Path) -> None:
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "metrics.json").write_text("{")
     with pytest.warns(UserWarning, match="the page of this run was not written: .*metrics.json is damaged"):
-        tiny_trainer(tmp_path, RunReport()).test(tiny_module(average=None, evaluations=evaluations), TinyPictures())
+        tiny_trainer(tmp_path, RunReport()).test(tiny_module(average=None, evaluations=evaluations), TinyImages())
     assert not (tmp_path / "report.html").exists()

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from lightning_guide.runs.hub import export, pull, push, read_export
 from lightning_guide.runs.run import finished_model
 from lightning_guide.snapshots import SnapshotStore
-from tests.small_networks import LABELS, SIGMA, pictures, unet
+from tests.small_networks import LABELS, SIGMA, noisy_images, unet
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_what_was_exported_comes_back_as_a_run(run: Path, tmp_path: Path) -> Non
     pull(str(tmp_path / "out"), str(tmp_path / "back"))
     before, after = finished_model(run, None, 0.05), finished_model(tmp_path / "back", None, 0.05)
     with torch.no_grad():
-        assert torch.equal(before(pictures(), SIGMA, LABELS), after(pictures(), SIGMA, LABELS))
+        assert torch.equal(before(noisy_images(), SIGMA, LABELS), after(noisy_images(), SIGMA, LABELS))
     (entry,) = SnapshotStore(tmp_path / "back" / "snapshots").entries()
     assert (entry.images, entry.sigma_rel) == (64, 0.05)
     assert SnapshotStore(tmp_path / "back" / "snapshots").planned_images == 128

@@ -11,7 +11,7 @@ from callbacks import PostHocEMA
 from lightning_guide.runs.models import LiveAverages, RunModels
 from lightning_guide.runs.run import finished_model, open_snapshots
 from lightning_guide.snapshots import SnapshotMissing, SnapshotStore
-from tests.runs import TinyPictures, assert_same, tiny_module, tiny_trainer
+from tests.runs import TinyImages, assert_same, tiny_module, tiny_trainer
 
 CPU = torch.device("cpu")
 
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Averages at 8, 16 and 24 images of 24."""
     folder = tmp_path_factory.mktemp("runs") / "main"
-    tiny_trainer(folder, PostHocEMA(8), steps=6).fit(tiny_module(average=None), datamodule=TinyPictures())
+    tiny_trainer(folder, PostHocEMA(8), steps=6).fit(tiny_module(average=None), datamodule=TinyImages())
     return folder
 
 

@@ -15,7 +15,7 @@ from lightning_guide.noise import KarrasGrid
 from lightning_guide.objectives import SquaredDistance
 from lightning_guide.samplers import DDIM
 from scripts.studies.training_free.beam_search import FACTORS, START, Candidate, Scores, beam_search
-from tests.energies import drawn, mixture
+from tests.energies import draw_samples, mixture
 
 
 def each(score: Callable[[Candidate], float]) -> Scores:
@@ -78,7 +78,7 @@ def test_it_tunes_tfg_toward_the_exact_posterior() -> None:
 
     def score(point: Candidate) -> float:
         tfg = TFG(loss, point["rho"], point["mu"], point["gamma"], iterations=1, positive=prior)
-        return -float((drawn(tfg, sampler, 24).mean(0) - wanted).norm())
+        return -float((draw_samples(tfg, sampler, 24).mean(0) - wanted).norm())
 
     start = {"rho": 0.01, "mu": 0.01, "gamma": 0.001}
     found = beam_search(each(score), start=start, beam=2, rounds=3)

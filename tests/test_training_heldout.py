@@ -12,7 +12,7 @@ from lightning_guide.distributions.gaussian_mixture import GaussianMixture, gaus
 from lightning_guide.seeds import SampleSeeds
 from lightning_guide.training.heldout import HeldoutLoss
 from lightning_guide.training.losses import EDMLoss
-from tests.runs import TinyPictures, tiny_module, tiny_trainer
+from tests.runs import TinyImages, tiny_module, tiny_trainer
 
 
 def test_value_and_any_split() -> None:
@@ -52,7 +52,7 @@ def test_in_validation_it_does_not_depend_on_the_batch_size(tmp_path: Path, batc
     for size in (4, batch):
         module = tiny_module(average=None, heldout_sigmas=(0.1, 1.0))
         trainer = tiny_trainer(tmp_path, limit_val_batches=1.0)
-        (result,) = trainer.validate(module, datamodule=TinyPictures(batch_size=size), verbose=False)
+        (result,) = trainer.validate(module, datamodule=TinyImages(batch_size=size), verbose=False)
         values.append(result)
     assert set(values[0]) == {"heldout/sigma_0.1", "heldout/sigma_1"}
     assert values[1] == pytest.approx(values[0], rel=1e-6)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lightning_guide.training.learning_rate import ConstantRate, Cooldown, InverseSqrtRate, LearningRate
-from tests.runs import TinyPictures, tiny_module, tiny_trainer
+from tests.runs import TinyImages, tiny_module, tiny_trainer
 
 
 @pytest.mark.parametrize("decay", [math.inf, 1.0, 70.0, 1000.0])
@@ -75,7 +75,7 @@ class Rates(pl.Callback):
 def used(folder: Path, rate: LearningRate | None, batch: int, accumulate: int) -> Rates:
     rates = Rates()
     trainer = tiny_trainer(folder, rates, steps=6, accumulate_grad_batches=accumulate)
-    trainer.fit(tiny_module(learning_rate=rate, average=None), datamodule=TinyPictures(batch_size=batch))
+    trainer.fit(tiny_module(learning_rate=rate, average=None), datamodule=TinyImages(batch_size=batch))
     return rates
 
 

@@ -15,7 +15,7 @@ from callbacks import PostHocEMA, RunCheckpoint
 from lightning_guide.training.losses import LossTerms
 from lightning_guide.training.monitor import GradientGuard, NoiseLevelMeans, TrainingDivergedError
 from tests import runs
-from tests.runs import TinyPictures, tiny_module, tiny_trainer
+from tests.runs import TinyImages, tiny_module, tiny_trainer
 
 
 def alone(sums: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ class Spoil(pl.Callback):
 def test_single_bad_elements_cost_themselves_only(tmp_path: Path, value: float) -> None:
     spoil = Spoil(range(1, 4), value, everything=False)
     module = tiny_module(average=None, max_bad_steps=1)
-    tiny_trainer(tmp_path, spoil, steps=6).fit(module, datamodule=TinyPictures())
+    tiny_trainer(tmp_path, spoil, steps=6).fit(module, datamodule=TinyImages())
     assert module._guard.zeroed == 3
     assert all(weights.isfinite().all() for weights in spoil.weights)
     assert all(not torch.equal(*pair) for pair in zip(spoil.weights, spoil.weights[1:], strict=False))
@@ -136,12 +136,12 @@ def test_single_bad_elements_cost_themselves_only(tmp_path: Path, value: float) 
 
 def test_bad_steps_leave_weights_alone_and_good_ones_go_on(tmp_path: Path) -> None:
     spoil = Spoil(range(2, 4), math.nan, everything=True)
-    tiny_trainer(tmp_path, spoil, steps=6).fit(tiny_module(average=None, max_bad_steps=3), datamodule=TinyPictures())
+    tiny_trainer(tmp_path, spoil, steps=6).fit(tiny_module(average=None, max_bad_steps=3), datamodule=TinyImages())
     changed = [not torch.equal(*pair) for pair in zip(spoil.weights, spoil.weights[1:], strict=False)]
     assert changed == [True, False, False, True, True]
 
 
-class Poisoned(TinyPictures):
+class Poisoned(TinyImages):
     """From the third batch on a single value of the data is not a number."""
 
     def encode(self, raw: Tensor) -> Tensor:
@@ -171,7 +171,7 @@ def test_counts_survive_a_resume(tmp_path: Path) -> None:
     def fit(steps: int, **options: Any) -> None:
         spoil = Spoil(range(1), math.nan, everything=False)
         trainer = tiny_trainer(tmp_path, RunCheckpoint(2), spoil, steps=steps)
-        trainer.fit(tiny_module(average=None), datamodule=TinyPictures(), **options)
+        trainer.fit(tiny_module(average=None), datamodule=TinyImages(), **options)
 
     fit(2)
     fit(4, ckpt_path=runs.newest_checkpoint(tmp_path), weights_only=True)

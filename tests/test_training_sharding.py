@@ -16,7 +16,7 @@ from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.training.losses import EDMLoss
 from lightning_guide.training.sharding import unsharded_state
 from tests.processes import Processes
-from tests.runs import TinyPictures, assert_same, evaluation, snapshots, tiny_module, tiny_trainer
+from tests.runs import TinyImages, assert_same, evaluation, snapshots, tiny_module, tiny_trainer
 
 SHAPE = (1, 8, 8)
 STRATEGIES: dict[str, Any] = {
@@ -43,7 +43,7 @@ def train(folder: str, strategy: str, steps: int) -> None:
         limit_val_batches=1.0,
         val_check_interval=4,
     )
-    data = TinyPictures(batch_size=2, shape=SHAPE)
+    data = TinyImages(batch_size=2, shape=SHAPE)
     trainer.fit(module, datamodule=data, ckpt_path=newest_checkpoint(folder), weights_only=True)
     weights = unsharded_state(module.denoiser)
     if trainer.is_global_zero:
