@@ -1,6 +1,6 @@
-"""The base of all datamodules: an endless training stream, exactly split evaluation loaders, stored form and back.
+"""Base datamodule: an endless training stream, exactly split evaluation loaders, encoding and decoding.
 
-Needs `Trainer(use_distributed_sampler=False)` on several processes: the split is ours, explicit in rank and world.
+Several processes need `Trainer(use_distributed_sampler=False)`: the datamodule itself splits the data by rank.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ class _Training(Protocol):
 
 
 class DiffusionData(pl.LightningDataModule, ABC):
-    """Base of datamodules. A subclass gives `training`, `heldout`, `encode`, `decode` and the two attributes.
+    """Base of datamodules. A subclass defines `training`, `heldout`, `encode`, `decode`, `data_shape`, `num_classes`.
 
     Loaders:
 
     - train: endless, in one epoch, `Batch` at the stream positions that follow `images_seen` of the module; exact
-      for any number of workers, processes and resumptions (`positions.Stream`).
+      for any number of workers, processes and resumptions (`stream.Stream`).
     - validation: the held-out `Batch`es, then one loader of `SampleBatch` for each sample set of the module; test
       and predict: the sample sets alone. Process r of W reads elements range(r, n, W), unpadded.
 
-    Batches travel in stored form; `Batch.x` is encoded on the device. Without a trainer, this is process 0 of 1 at
-    position 0.
+    Batches are loaded in stored form; `Batch.x` is encoded on the device. Without a trainer, the datamodule is
+    process 0 of 1 at position 0.
 
     Attributes:
         data_shape: shape of one x, without the batch.
         num_classes: number of labels, 0 for data without labels.
-        token_channels: C of the embeddings (L, C) of its elements, 0 for data without embeddings.
-        prompt_file: npy or npz of the embeddings that samples are drawn under (`read_prompts`).
-        num_prompts: without it, how many held-out embeddings samples are drawn under.
+        token_channels: C of the embeddings (L, C) of the elements, 0 for data without embeddings.
+        prompt_file: npy or npz of the embeddings that condition samples (`read_prompts`).
+        num_prompts: number of held-out embeddings that condition samples if there is no `prompt_file`.
     """
 
     data_shape: tuple[int, ...]
@@ -60,13 +60,13 @@ class DiffusionData(pl.LightningDataModule, ABC):
     num_prompts: int = 1000
 
     def __init__(self, *, batch_size: int, num_workers: int = 0, seed: int = 0) -> None:
-        """`batch_size` counts per process and micro-step; `seed` sets the order of the training data.
+        """Set `batch_size` per process and micro-step; `seed` determines the order of the training data.
 
         Raises:
             ValueError: if `batch_size` is below 1 or `num_workers` below 0.
         """
         super().__init__()
-        # An exact split of fewer samples than processes leaves some process without any.
+        # An exact split of fewer samples than processes leaves some processes without any.
         self.allow_zero_length_dataloader_with_multiple_devices = True
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected at least 1 (images per process and micro-step)")
@@ -78,25 +78,25 @@ class DiffusionData(pl.LightningDataModule, ABC):
 
     @abstractmethod
     def training(self) -> Examples:
-        """The training set in stored form."""
+        """Return the training set in stored form."""
 
     @abstractmethod
     def heldout(self) -> Examples:
-        """The held-out set in stored form."""
+        """Return the held-out set in stored form."""
 
     @abstractmethod
     def encode(self, raw: Tensor) -> Tensor:
-        """Stored data (B, *data_shape) -> float32, what the denoiser sees."""
+        """Convert stored data (B, *data_shape) to the denoiser's input, float32."""
 
     @abstractmethod
     def decode(self, x: Tensor) -> Tensor:
-        """The inverse of `encode`, rounded and clipped to what can be stored."""
+        """Invert `encode`, rounded and clipped to the stored range."""
 
     def prompts(self) -> Tensor:
-        """Embeddings (P, L, C) that samples are drawn under: those of `prompt_file`, or of held-out elements.
+        """Return the embeddings (P, L, C) that condition samples: from `prompt_file`, or of held-out elements.
 
         Raises:
-            ValueError: if the data has none, or the file does not hold embeddings.
+            ValueError: if the data has no embeddings, or the file does not hold embeddings.
         """
         return self._prompts
 
@@ -114,27 +114,27 @@ class DiffusionData(pl.LightningDataModule, ABC):
         return embeddings
 
     def in_order(self, examples: Examples) -> Dataset[Batch]:
-        """Batches of a finite set in its own order: a dataset that maps a range of elements to a batch."""
+        """Return a dataset that maps a range of elements of a finite set to their batch."""
         return Slices(examples)
 
     def visits(self) -> Dataset[Batch]:
-        """The endless training stream: a dataset that maps a range of stream positions to a batch."""
+        """Return the endless training stream: a dataset that maps a range of stream positions to a batch."""
         return Visits(self.training(), seed=self.seed)
 
     def reference(self, device: torch.device) -> Iterable[Batch]:
-        """The training set on `device` in stored form and order, batch by batch, whole on every process."""
+        """Return batches of the full training set on `device`, in stored form and order, the same on every process."""
         examples = self.training()
         split = split_evenly(len(examples), 512)
-        return _Moved(self._loader(self.in_order(examples), split, self._workers(examples)), device)
+        return _OnDevice(self._loader(self.in_order(examples), split, self._workers(examples)), device)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Endless batches of the training stream, from the images seen by the module onwards."""
+        """Return endless batches of the training stream, from the images seen by the module onwards."""
         rank, world = self._place()
         stream = Stream(self.batch_size, rank=rank, world=world, start=self._images_seen)
         return self._loader(self.visits(), stream, self.num_workers)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
-        """The held-out loader, then the sample sets of `fit` or `validate`."""
+        """Return the held-out loader, then the sample sets of `fit` or `validate`."""
         examples = self.heldout()
         rank, world = self._place()
         split = split_evenly(len(examples), self.batch_size, rank=rank, world=world)
@@ -142,19 +142,19 @@ class DiffusionData(pl.LightningDataModule, ABC):
         return [self._loader(self.in_order(examples), split, self._workers(examples)), *self._sample_loaders(stage)]
 
     def test_dataloader(self) -> list[DataLoader[SampleBatch]]:
-        """The sample sets of `test`."""
+        """Return the sample sets of `test`."""
         return self._sample_loaders("test")
 
     def predict_dataloader(self) -> list[DataLoader[SampleBatch]]:
-        """The sample sets of `predict`."""
+        """Return the sample sets of `predict`."""
         return self._sample_loaders("predict")
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Encodes the x of a `Batch` on the device; leaves a `SampleBatch` alone."""
+        """Encode the x of a `Batch` on the device; a `SampleBatch` is returned unchanged."""
         return batch._replace(x=self.encode(batch.x)) if isinstance(batch, Batch) else batch
 
     def _sample_loaders(self, stage: str) -> list[DataLoader[SampleBatch]]:
-        """One loader for each sample set of the module, split over processes."""
+        """Build one loader for each sample set of the module, split over processes."""
         rank, world = self._place()
         return [
             DataLoader(
@@ -168,36 +168,32 @@ class DiffusionData(pl.LightningDataModule, ABC):
         ]
 
     def _loader(self, dataset: Dataset[Batch], batches: Iterable[range], workers: int) -> DataLoader[Batch]:
-        """A loader whose elements already are batches."""
+        """Build a loader for a dataset of batches."""
         return DataLoader(
             dataset,
             batch_size=None,
             sampler=batches,
             num_workers=workers,
             persistent_workers=workers > 0,
-            worker_init_fn=_leave_ctrl_c,
+            worker_init_fn=_ignore_interrupt,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # of the workers' seeds, else drawn from the global one
+            generator=torch.Generator(),  # seeds the workers; the default draws from the global generator
         )
 
     def _workers(self, examples: Examples) -> int:
-        """Workers for one pass over `examples`: none where they lie in memory."""
+        """Number of workers for one pass over `examples`, 0 for examples in memory."""
         return 0 if examples.in_memory else self.num_workers
 
     def _module(self) -> _Training:
-        """The module in training, as the datamodule sees it."""
+        """The module in training."""
         return cast(_Training, cast(pl.Trainer, self.trainer).lightning_module)
 
     def _images_seen(self) -> int:
-        """Images seen by the module over all processes."""
+        """Images seen by the module over all processes, 0 without a trainer."""
         return 0 if self.trainer is None else self._module().images_seen
 
     def _place(self) -> tuple[int, int]:
-        """(rank, number of processes).
-
-        Raises:
-            ValueError: if Lightning would split the data over the processes a second time.
-        """
+        """Return (rank, number of processes); refuse a trainer that would split the data a second time."""
         if self.trainer is None:
             return 0, 1
         connector = self.trainer._accelerator_connector
@@ -209,8 +205,8 @@ class DiffusionData(pl.LightningDataModule, ABC):
         return self.trainer.global_rank, self.trainer.world_size
 
 
-class _Moved:
-    """Batches of a loader, moved to a device; may be iterated more than once."""
+class _OnDevice:
+    """Batches of a loader, moved to a device; can be iterated more than once."""
 
     def __init__(self, batches: Iterable[Batch], device: torch.device) -> None:
         self.batches = batches
@@ -221,12 +217,12 @@ class _Moved:
             yield Batch(x.to(self.device), None if condition is None else condition.to(self.device))
 
 
-def _leave_ctrl_c(worker: int) -> None:
-    """Ctrl-C in a terminal reaches the workers too, but it is for the trainer, which still needs this step's data."""
+def _ignore_interrupt(worker: int) -> None:
+    """Ignore SIGINT in workers; the trainer handles it and still needs the data of the current step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _collate(items: Sequence[tuple[Any, Any]]) -> SampleBatch:
-    """(index, condition) pairs as one batch, int64."""
+    """Stack (index, condition) pairs into one int64 batch."""
     indices, conditions = zip(*items, strict=True)
     return SampleBatch(torch.tensor([int(i) for i in indices]), torch.tensor([int(c) for c in conditions]))

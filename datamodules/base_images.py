@@ -1,6 +1,6 @@
-"""Images: stored as uint8 (C, H, W), seen by the denoiser as x / 127.5 - 1 in [-1, 1].
+"""Base datamodules of images: `ImageData`, and `RecordImages` for images in files (shards, folders, archives).
 
-Data modules of pictures that lie in files: shards, folders, archives.
+Images are stored as uint8 (C, H, W); the denoiser receives x / 127.5 - 1 in [-1, 1].
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ __all__ = ["ImageData", "RecordImages", "Split"]
 
 
 class ImageData(DiffusionData):
-    """Base of datamodules of pictures, which travel to the device as bytes."""
+    """Base of datamodules of images, which are transferred to the device as bytes."""
 
     def __init__(self, *, batch_size: int, num_workers: int = 0, seed: int = 0, flip: bool = False) -> None:
-        """`flip` mirrors training pictures left to right with probability 1/2, by (seed, stream position)."""
+        """Set `flip` to mirror training images left to right with probability 1/2, drawn by (seed, stream position)."""
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
         self.flip = flip
 
     def encode(self, raw: Tensor) -> Tensor:
-        """x = raw / 127.5 - 1, float32, for `raw` uint8 (B, C, H, W)."""
+        """Return x = raw / 127.5 - 1, float32, for `raw` uint8 (B, C, H, W)."""
         return raw.to(torch.float32) / 127.5 - 1
 
     def decode(self, x: Tensor) -> Tensor:
-        """round(127.5 (x + 1)) clipped to 0..255, uint8 (B, C, H, W)."""
+        """Return round(127.5 (x + 1)) clipped to 0..255, uint8 (B, C, H, W)."""
         return (x.to(torch.float32) * 127.5 + 127.5).round().clip(0, 255).to(torch.uint8)
 
     def visits(self) -> Dataset[Batch]:
-        """The training stream, mirrored if asked for."""
+        """Return the training stream, mirrored if `flip` is set."""
         return Visits(self.training(), seed=self.seed, flip=self.flip)
 
 
@@ -49,7 +49,10 @@ _CACHE_BELOW = 2**30  # bytes
 
 
 class RecordImages(ImageData):
-    """Base: a subclass gives the records of both splits. Each process decodes and keeps its own copy if they fit."""
+    """Base of images in files; a subclass returns the `records` of both splits.
+
+    Each process decodes and caches its own copy of images that fit into memory.
+    """
 
     def __init__(
         self,
@@ -62,10 +65,10 @@ class RecordImages(ImageData):
         num_workers: int,
         seed: int,
     ) -> None:
-        """As `Shards`; a subclass calls this when `first` can be called.
+        """Set the arguments described in `Shards`; a subclass must be able to call `first` before.
 
         Raises:
-            ValueError: if `num_classes` or `size` mean nothing.
+            ValueError: if `num_classes` is negative or `size` is below 1.
         """
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed, flip=flip)
         if num_classes < 0:
@@ -79,25 +82,25 @@ class RecordImages(ImageData):
 
     @abstractmethod
     def first(self) -> RecordExamples:
-        """Some training pictures as they are, the first of which says what size all of them have."""
+        """Return some training images at their stored size; the first one determines `data_shape`."""
 
     @abstractmethod
     def records(self, split: Split) -> RecordExamples:
-        """The pictures of a split."""
+        """Return the images of a split."""
 
     def training(self) -> Examples:
-        """The training set.
+        """Return the training set.
 
         Raises:
-            ValueError: for damaged files, a missing or wrong label, or a picture of the wrong size.
+            ValueError: for damaged files, a missing or wrong label, or an image of the wrong size.
         """
         return self._train
 
     def heldout(self) -> Examples:
-        """The held-out set.
+        """Return the held-out set.
 
         Raises:
-            ValueError: for damaged files, a missing or wrong label, or a picture of the wrong size.
+            ValueError: for damaged files, a missing or wrong label, or an image of the wrong size.
         """
         return self._heldout
 
@@ -116,17 +119,17 @@ class RecordImages(ImageData):
 
     @cached_property
     def _records(self) -> dict[Split, RecordExamples]:
-        """The sets opened so far."""
+        """The splits opened so far."""
         return {}
 
     def _examples(self, split: Split) -> Examples:
-        """Opens a set, and decodes it if it is to be cached."""
+        """Open a split, and decode it if it is to be cached."""
         records = self.records(split)
         self._records[split] = records
         if records.shape != self.data_shape:
             raise ValueError(
-                f"the {split} pictures in {records.place} have shape {records.shape}; expected {self.data_shape} as in "
-                "training (set `size` to crop and shrink all pictures to one size)"
+                f"the {split} images in {records.place} have shape {records.shape}; expected {self.data_shape} as in "
+                "training (set `size` to crop and shrink all images to one size)"
             )
         cache = records.nbytes() < _CACHE_BELOW if self.cache is None else self.cache
         return records.decoded() if cache else records

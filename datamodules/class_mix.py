@@ -1,8 +1,8 @@
-"""Which classes a synthetic set is made of, and which mix moves guided samples to a wanted one.
+"""Class mix of a synthetic set, and the mix that moves guided samples to target class shares.
 
-Extrapolating away from a model of the synthetic set aims at p ~ p_base^(1 + omega) p_aux^(-omega), so what the
-synthetic set holds too much of becomes rarer (SIMS, https://arxiv.org/abs/2408.16333): class shares a of the base and b
-of the synthetic set turn into about a^(1 + omega) b^(-omega), made to sum to one.
+Extrapolating away from a model of the synthetic set aims at p ~ p_base^(1 + omega) p_aux^(-omega), so classes that are
+too frequent in the synthetic set become rarer (SIMS, https://arxiv.org/abs/2408.16333): class shares a of the base and
+b of the synthetic set turn into about a^(1 + omega) b^(-omega), normalized.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ ClassMix = Literal["equal", "data"] | list[float]
 
 
 def class_shares(classes: ClassMix, num_classes: int, data: Iterable[Batch]) -> Tensor:
-    """Shares of the classes, float64 (num_classes,): equal, those of the labels in `data`, or as given, normalized.
+    """Return class shares, float64 (num_classes,): equal, those of the labels in `data`, or as given, normalized.
 
     Raises:
-        ValueError: if as many numbers >= 0 as classes, not all 0, were expected; if the data have no labels.
+        ValueError: unless given shares are `num_classes` numbers >= 0, not all 0; if the data have no labels.
     """
     if classes == "equal":
         return torch.full((num_classes,), 1 / num_classes, dtype=torch.float64)
@@ -49,25 +49,25 @@ def class_shares(classes: ClassMix, num_classes: int, data: Iterable[Batch]) -> 
 
 
 def class_labels(shares: Tensor, count: int, *, seed: int) -> Tensor:
-    """Labels (count,), int64, in an order drawn from `seed`; each class as often as its share says, to less than one.
+    """Return labels (count,), int64, in an order drawn from `seed`; class counts match the shares to less than one.
 
-    Counts are rounded down, and the largest remainders get what is left.
+    Counts are rounded down, and the rest goes to the largest remainders.
     """
-    wanted = shares * count
-    counts = (wanted + 1e-9).floor().to(torch.int64)
+    exact = shares * count
+    counts = (exact + 1e-9).floor().to(torch.int64)
     left = count - int(counts.sum())
-    counts[(wanted - counts).argsort(descending=True, stable=True)[:left]] += 1
+    counts[(exact - counts).argsort(descending=True, stable=True)[:left]] += 1
     return torch.arange(len(shares)).repeat_interleave(counts)[epoch_order(seed, 0, count)]
 
 
 def mix_against(target: Sequence[float], base: Sequence[float], *, omega: float) -> list[float]:
-    """The mix b of a synthetic set that moves the shares a of `base` to q of `target`: b ~ a (a / q)^(1 / omega).
+    """Return the mix b of a synthetic set that moves shares a of `base` to q of `target`: b ~ a (a / q)^(1 / omega).
 
     For two classes: logit(b) = logit(a) + (logit(a) - logit(q)) / omega. A first guess, exact to first order in the
-    shift: asked for .8 in place of .5 at omega = 1, the exact flow between two separate modes reaches .73.
+    shift: for a target of 0.8 in place of 0.5 at omega = 1, the exact flow between two separate modes reaches 0.73.
 
     Raises:
-        ValueError: if a share is not positive, there are not as many of each, or omega is not positive.
+        ValueError: if a share is not positive, the numbers of shares differ, or omega is not positive.
     """
     if len(target) != len(base) or min(*target, *base) <= 0 or not omega > 0:
         raise ValueError(

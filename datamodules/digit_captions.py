@@ -1,7 +1,4 @@
-"""Words as embeddings without a text encoder: a token for each letter, a fixed random vector of it and of its place.
-
-Handwritten digits under their names, spelled: the smallest data with stored embeddings for conditions.
-"""
+"""Handwritten digits conditioned on embeddings of their spelled names: the smallest data with embeddings."""
 
 from __future__ import annotations
 
@@ -19,16 +16,18 @@ __all__ = ["DigitCaptions", "spell_number"]
 
 
 def spell_number(words: Sequence[str], *, channels: int, length: int | None = None) -> Tensor:
-    """Embeddings (P, L, channels) of words of up to L letters, default the longest; shorter ones end in zeros.
+    """Embed words without a text encoder: (P, L, channels), one token for each letter, padded with zeros.
 
-    Token i of a word is (a + b) / sqrt(2), with a standard normal vector a of its letter and b of the place i. The same
-    on every machine; upper and lower case are one.
+    Token i of a word is (a + b) / sqrt(2), with a fixed standard normal vector a of its letter and b of the position i.
+    L is `length`, by default that of the longest word. The result is the same on every machine and ignores case.
 
     Raises:
-        ValueError: if there is no word, one is empty or longer than `length`, or `channels` is below 1.
+        ValueError: if there is no word, a word is empty or longer than `length`, or `channels` is below 1.
     """
     if not words or not all(words) or channels < 1:
-        raise ValueError(f"spelled needs words of one letter or more and channels >= 1, got {list(words)}, {channels}")
+        raise ValueError(
+            f"spell_number needs words of one letter or more and channels >= 1, got {list(words)}, {channels}"
+        )
     longest = max(len(word) for word in words)
 
     def vector(kind: str, which: int | str) -> Tensor:
@@ -45,31 +44,32 @@ NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 
 class DigitCaptions(Digits):
-    """The digits as `Digits`, each conditioned on the letters of its name (`spell_number`), (5, token_channels).
+    """`Digits`, each conditioned on the embedding of its spelled name (`spell_number`), (5, token_channels).
 
-    Prompt p is the name of digit p, so that metrics can ask whether a sample of prompt p is a p. There are no labels.
+    Prompt p is the name of digit p, so that metrics can check whether a sample of prompt p shows digit p. The elements
+    have no labels.
     """
 
     num_classes = 0
 
     def __init__(self, *, token_channels: int = 32, batch_size: int = 256, num_workers: int = 0, seed: int = 0) -> None:
-        """`token_channels`: numbers that a letter is told by."""
+        """Set `token_channels`, the channels of a letter's embedding."""
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
         self.token_channels = token_channels
         self._names = spell_number(NAMES, channels=token_channels)
 
     def prompts(self) -> Tensor:
-        """The ten names (10, 5, token_channels)."""
+        """Return the embeddings of the ten names, (10, 5, token_channels)."""
         return self._names
 
     def training(self) -> TensorExamples:
-        """The training set, labels spelled out."""
-        return self._named(super().training())
+        """Return the training set, conditioned on names in place of labels."""
+        return self._with_names(super().training())
 
     def heldout(self) -> TensorExamples:
-        """The held-out pictures, labels spelled out."""
-        return self._named(super().heldout())
+        """Return the held-out images, conditioned on names in place of labels."""
+        return self._with_names(super().heldout())
 
-    def _named(self, digits: TensorExamples) -> TensorExamples:
+    def _with_names(self, digits: TensorExamples) -> TensorExamples:
         assert digits.labels is not None
         return TensorExamples(digits.x, self._names[digits.labels])

@@ -1,4 +1,4 @@
-"""The handwritten digits that come with scikit-learn: 1,797 pictures of 8x8, nothing to download."""
+"""Handwritten digits of scikit-learn: 1,797 images of 8x8, nothing to download."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["Digits"]
 class Digits(ImageData):
     """Handwritten digits, one channel, 8x8, ten classes; 1,437 for training and 360 held out.
 
-    The split is fixed and keeps the shares of the classes. Pixels 0..16 are stored as round(255 / 16 * pixel).
-    The parts `first` (719) and `second` (718) of the training set are disjoint: a classifier that judges samples
-    can learn on other pictures than one that guides them.
+    The split is fixed and stratified by class. Pixels 0..16 are stored as round(255 / 16 * pixel). The parts `first`
+    (719) and `second` (718) of the training set are disjoint: a classifier that evaluates samples can be trained on
+    other images than one that guides them.
     """
 
     data_shape = (1, 8, 8)
@@ -32,7 +32,7 @@ class Digits(ImageData):
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
-        """`part` chooses the pictures to train on; the held-out set is the same for all parts.
+        """Select the `part` to train on; the held-out set is the same for all parts.
 
         Raises:
             ValueError: if `part` is unknown.
@@ -43,7 +43,7 @@ class Digits(ImageData):
         self.part = part
 
     def training(self) -> TensorExamples:
-        """The chosen part of the training set.
+        """Return the selected part of the training set.
 
         Raises:
             ValueError: if scikit-learn is not installed.
@@ -51,7 +51,7 @@ class Digits(ImageData):
         return self._parts[self.part]
 
     def heldout(self) -> TensorExamples:
-        """The 360 held-out pictures.
+        """Return the 360 held-out images.
 
         Raises:
             ValueError: if scikit-learn is not installed.
@@ -60,7 +60,7 @@ class Digits(ImageData):
 
     @cached_property
     def _parts(self) -> dict[str, TensorExamples]:
-        """The dataset, split."""
+        """All parts by name."""
         try:
             from sklearn.datasets import load_digits
             from sklearn.model_selection import train_test_split
@@ -74,7 +74,7 @@ class Digits(ImageData):
         labels = torch.from_numpy(digits.target).to(torch.int64)
 
         def halves(indices: list[int], size: int) -> tuple[list[int], list[int]]:
-            """Two disjoint parts with equal shares of the classes, the second of `size`."""
+            """Split into two disjoint, stratified parts, the second of `size`."""
             one, other = train_test_split(indices, test_size=size, stratify=labels[indices], random_state=0)
             return sorted(one), sorted(other)
 

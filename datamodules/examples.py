@@ -1,9 +1,7 @@
-"""Examples: finite sets of data in stored form, and how batches are taken out of them.
+"""Finite datasets in stored form (`Examples`), and their batches in order (`Slices`) or as a stream (`Visits`).
 
-A loader asks for a whole batch at once, by a `range` of elements or of stream positions; data that lie in memory
-are then gathered in one indexing operation.
-
-Prompts out of a file: embeddings that samples are to be drawn under.
+A loader requests a whole batch at once, by a `range` of elements or of stream positions, so that data in memory are
+gathered in one indexing operation.
 """
 
 from __future__ import annotations
@@ -28,11 +26,11 @@ __all__ = ["Examples", "Slices", "TensorExamples", "Visits", "read_prompts"]
 class Examples(Dataset[tuple[Tensor, int | Tensor]], ABC):
     """A finite map-style dataset of (x, condition), x in stored form.
 
-    The condition is a label, -1 where there is none, or an embedding (L, C), of the same L for all elements.
+    The condition is a label, -1 for none, or an embedding (L, C), with the same L for all elements.
 
     Attributes:
         labeled: whether the elements carry labels or embeddings.
-        in_memory: whether reading an element costs nothing, so that loader workers would only be in the way.
+        in_memory: whether reading an element is free, so that loader workers would only add overhead.
     """
 
     labeled: bool
@@ -40,29 +38,29 @@ class Examples(Dataset[tuple[Tensor, int | Tensor]], ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Number of elements."""
+        """Return the number of elements."""
 
     @abstractmethod
     def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
-        """Element `index`: x (*data_shape) and its condition."""
+        """Return element `index`: x (*data_shape) and its condition."""
 
     def take(self, indices: Tensor) -> Batch:
-        """The elements `indices` (B,) as one batch: x (B, *data_shape), condition (B,), (B, L, C) or None."""
+        """Return elements `indices` (B,) as one batch: x (B, *data_shape), condition (B,), (B, L, C) or None."""
         items = [self[index] for index in indices.tolist()]
         condition = torch.stack([torch.as_tensor(each) for _, each in items]) if self.labeled else None
         return Batch(torch.stack([x for x, _ in items]), condition)
 
 
 class TensorExamples(Examples):
-    """Examples held in one tensor."""
+    """Examples in one tensor."""
 
     in_memory = True
 
     def __init__(self, x: Tensor, labels: Tensor | None = None) -> None:
-        """`x` (n, *data_shape) and `labels`: (n,) int64, embeddings (n, L, C), or None for data without conditions.
+        """Store `x` (n, *data_shape) and `labels`: (n,) int64, embeddings (n, L, C), or None without conditions.
 
         Raises:
-            ValueError: if there are no elements, or not as many labels as elements.
+            ValueError: if there are no elements, or the number of labels differs.
         """
         if not len(x):
             raise ValueError("the dataset is empty; expected at least one element")
@@ -80,15 +78,15 @@ class TensorExamples(Examples):
         return self.x[index], int(condition) if isinstance(condition, int) or condition.ndim == 0 else condition
 
     def take(self, indices: Tensor) -> Batch:
-        """One gather, see `Examples.take`."""
+        """Return elements `indices` as one batch, by one gather."""
         return Batch(self.x[indices], None if self.labels is None else self.labels[indices])
 
 
 class Slices(Dataset[Batch]):
-    """Batches of examples in their own order: element `range(...)` is the batch of these elements."""
+    """Batches of examples in their own order: item `range(...)` is the batch of these elements."""
 
     def __init__(self, examples: Examples) -> None:
-        """Cuts `examples`."""
+        """Take batches of `examples`."""
         self.examples = examples
 
     def __getitem__(self, indices: range) -> Batch:
@@ -96,14 +94,14 @@ class Slices(Dataset[Batch]):
 
 
 class Visits(Dataset[Batch]):
-    """The endless training stream over examples: element `range(...)` is the batch at these stream positions.
+    """Endless training stream over examples: item `range(...)` is the batch at these stream positions.
 
-    A flip (mirroring the last axis, with probability 1/2) is drawn anew in every pass; like the order it is a
+    A flip (mirroring the last axis, with probability 1/2) is drawn anew in every pass; like the order, it is a
     function of (seed, stream position).
     """
 
     def __init__(self, examples: Examples, *, seed: int, flip: bool = False) -> None:
-        """Streams `examples` in the order of `seed`."""
+        """Stream `examples` in the order of `seed`."""
         self.examples = examples
         self.seed = seed
         self.flip = flip
@@ -124,7 +122,7 @@ class Visits(Dataset[Batch]):
         return batch._replace(x=torch.where(mask, batch.x.flip(-1), batch.x))
 
     def _draws(self, visit: int) -> tuple[Tensor, Tensor]:
-        """Order and flips of one pass, both (n,); the latest pass is kept."""
+        """Return order and flips of one pass, both (n,); the latest pass is cached."""
         if self._pass is None or self._pass[0] != visit:
             count = len(self.examples)
             generator = torch.Generator().manual_seed(mix(self.seed, "flip", visit))
@@ -134,15 +132,15 @@ class Visits(Dataset[Batch]):
 
 
 def _tensor(indices: range) -> Tensor:
-    """A range as an int64 tensor."""
+    """Convert a range to an int64 tensor."""
     return torch.arange(indices.start, indices.stop, indices.step)
 
 
 def read_prompts(path: str, channels: int) -> Tensor:
-    """Embeddings (P, L, channels), float32, of a file: npy with zeros for padding, or npz with `tokens` and `mask`.
+    """Read embeddings (P, L, channels), float32: npy with zeros for padding, or npz with `tokens` and `mask`.
 
     Raises:
-        ValueError: naming the file, if it is missing, holds something else, or what `mask_tokens` refuses.
+        ValueError: naming the file, if it is missing, holds something else, or `mask_tokens` refuses its content.
     """
     if not Path(path).is_file():
         raise ValueError(f"the file of prompts {path} does not exist; expected npy or npz of (P, L, {channels})")

@@ -1,7 +1,4 @@
-"""Pictures in a folder or a zip archive, with labels from `dataset.json` or from class folders.
-
-Pictures in folders and zip archives, trained on as they are: no conversion, one file read for each picture.
-"""
+"""Images in a folder or a zip archive, read without conversion, labeled by `dataset.json` or by class folders."""
 
 from __future__ import annotations
 
@@ -24,20 +21,20 @@ __all__ = ["FileExamples", "ImageFiles", "ImageFolder", "is_hidden", "is_image",
 
 
 class ImageFiles(ABC):
-    """The files of a folder or archive, by their names with slashes, relative to it."""
+    """Files of a folder or archive, by their relative names with slashes."""
 
     place: Path
 
     @abstractmethod
     def names(self) -> list[str]:
-        """Names of all files, sorted."""
+        """Return the names of all files, sorted."""
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """Content of a file.
+        """Return the content of a file.
 
         Raises:
-            UndecodableError: if an archive is damaged there, encrypted, or compressed in an unknown way.
+            UndecodableError: if the file is damaged in an archive, encrypted, or compressed by an unknown method.
         """
 
 
@@ -54,7 +51,7 @@ class _Folder(ImageFiles):
 
 
 class _Zip(ImageFiles):
-    """Opened anew in each process: loader workers must not share a file position."""
+    """A zip archive, opened separately by each process: loader workers must not share a file position."""
 
     def __init__(self, place: Path) -> None:
         self.place = place
@@ -66,7 +63,12 @@ class _Zip(ImageFiles):
     def read(self, name: str) -> bytes:
         try:
             return self._archive().read(name)
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # the last: encrypted, unknown method
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            EOFError,
+            RuntimeError,
+        ) as error:  # the last: encryption, unknown method
             raise UndecodableError(f"{type(error).__name__}: {error}") from None
 
     def _archive(self) -> zipfile.ZipFile:
@@ -74,7 +76,7 @@ class _Zip(ImageFiles):
             try:
                 self._opened = os.getpid(), zipfile.ZipFile(self.place)
             except zipfile.BadZipFile as error:
-                raise ValueError(f"{self.place} is damaged, or no zip archive: {error}") from None
+                raise ValueError(f"{self.place} is damaged or not a zip archive: {error}") from None
         return self._opened[1]
 
     def __getstate__(self) -> dict[str, object]:
@@ -82,37 +84,33 @@ class _Zip(ImageFiles):
 
 
 def image_files(place: str | Path) -> ImageFiles:
-    """The files of a folder, or of a zip archive.
+    """Open the files of a folder or of a zip archive.
 
     Raises:
-        ValueError: if there is neither.
+        ValueError: if `place` does not exist.
     """
     path = Path(place)
     if path.is_dir():
         return _Folder(path)
     if path.is_file():
         return _Zip(path)
-    raise ValueError(f"{path} does not exist; expected a folder of pictures or a zip archive of them")
+    raise ValueError(f"{path} does not exist; expected a folder of images or a zip archive of them")
 
 
 class FileExamples(RecordExamples):
-    """The pictures among some files.
-
-    Labels come from `dataset.json` beside them, {"labels": [[name, label], ...]}, if there is one, else from the first
-    folder in each name, classes in alphabetical order.
-    """
+    """Images among `ImageFiles`, with labels as found by `labels_of`."""
 
     def __init__(
         self, files: ImageFiles, names: Sequence[str], *, size: int | None, num_classes: int, classes: dict[str, int]
     ) -> None:
-        """The pictures `names`, with labels `classes` (name -> label) if `num_classes` is not 0.
+        """Select the images `names`, with labels `classes` (name -> label) if `num_classes` is not 0.
 
         Raises:
-            ValueError: if a picture has no label, or one out of range; if not one picture is readable.
+            ValueError: if an image has no label or one out of range; if no image is readable.
         """
         self.files, self.names = files, list(names)
         if not self.names:
-            raise ValueError(f"{files.place} holds no pictures here; expected files ending in {', '.join(SUFFIXES)}")
+            raise ValueError(f"{files.place} holds no images here; expected files ending in {', '.join(SUFFIXES)}")
         if num_classes:
             wrong = next((name for name in self.names if not 0 <= classes.get(name, -1) < num_classes), None)
             if wrong is not None:
@@ -123,54 +121,57 @@ class FileExamples(RecordExamples):
 
     @property
     def place(self) -> str:
-        """The folder or archive."""
+        """Path of the folder or archive."""
         return str(self.files.place)
 
     def name(self, record: int) -> str:
-        """A picture, as shown to the user."""
+        """Return the name of an image for messages."""
         return f"{self.names[record]} in {self.files.place}"
 
     def content(self, record: int) -> bytes:
-        """The file of a picture."""
+        """Return the content of an image file."""
         return self.files.read(self.names[record])
 
 
 def is_image(name: str) -> bool:
-    """Whether a file is taken for a picture, by its name."""
+    """Return whether a file name is that of an image."""
     return PurePosixPath(name).suffix.lower() in SUFFIXES and not is_hidden(name)
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is hidden, lies in a hidden folder, or is what macOS adds to archives."""
+    """Return whether a file or folder is hidden, lies in a hidden folder, or was added to an archive by macOS."""
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
 
 
 def labels_of(files: ImageFiles) -> tuple[list[str], dict[str, int]]:
-    """Names of all pictures, sorted, and their labels.
+    """Return the names of all images, sorted, and their labels by name.
+
+    Labels come from the file `dataset.json`, {"labels": [[name, label], ...]}, if it exists, else from the first folder
+    in each name, classes in alphabetical order.
 
     Raises:
-        ValueError: if `dataset.json` is there and holds something else.
+        ValueError: if `dataset.json` holds something else.
     """
     names = files.names()
-    pictures = [name for name in names if is_image(name)]
+    images = [name for name in names if is_image(name)]
     if "dataset.json" in names:
         try:
             rows = json.loads(files.read("dataset.json"))["labels"]
-            return pictures, {str(name): int(label) for name, label in rows or []}
+            return images, {str(name): int(label) for name, label in rows or []}
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
                 f'dataset.json in {files.place} is damaged ({error}); expected {{"labels": [["NAME", 0], ...]}} with '
                 "whole numbers, or null"
             ) from None
-    folders = sorted({name.split("/")[0] for name in pictures if "/" in name})
-    return pictures, {name: folders.index(name.split("/")[0]) for name in pictures if "/" in name}
+    folders = sorted({name.split("/")[0] for name in images if "/" in name})
+    return images, {name: folders.index(name.split("/")[0]) for name in images if "/" in name}
 
 
 class ImageFolder(RecordImages):
-    """Pictures in a folder or a zip archive, as RGB, with labels of `dataset.json` or of class folders.
+    """Images in a folder or a zip archive, as RGB, with labels from `dataset.json` or class folders.
 
-    Archives in the format of EDM2's dataset tool can be used as they are. Corrupt pictures are counted and reported;
-    their names are in `corrupt`. Shards (`lightning-guide convert`) are read faster from slow or remote disks.
+    Archives in the format of EDM2's dataset tool can be used directly. Corrupt images are counted and reported;
+    their names are in `corrupt`. Shards (`lightning-guide convert`) load faster from slow or remote disks.
     """
 
     def __init__(
@@ -186,22 +187,22 @@ class ImageFolder(RecordImages):
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
-        """Lists the files.
+        """List the files.
 
         Args:
             train: folder or zip archive to train on.
-            heldout: another one, or the share of `train` that is held out, chosen by the names of the files.
+            heldout: another folder or archive, or the fraction of `train` that is held out, selected by file names.
             num_classes: number of classes; 0 ignores the labels.
-            size: crop pictures to their central square and shrink them to `size` x `size` by the mean over areas;
-                None leaves them as they are.
-            cache: decode everything once into memory; None does so below 1 GiB.
-            flip: mirror training pictures with probability 1/2.
-            batch_size: pictures per process and micro-step.
-            num_workers: loader processes; of no use when the pictures are in memory.
-            seed: order of the training data.
+            size: crop images to their central square and shrink them to `size` x `size` by the mean over areas;
+                None keeps their size.
+            cache: decode everything once into memory; None: only below 1 GiB.
+            flip: mirror training images with probability 1/2.
+            batch_size: images per process and micro-step.
+            num_workers: loader processes; not needed for images in memory.
+            seed: seed of the order of the training data.
 
         Raises:
-            ValueError: if a place does not exist, holds no pictures, or has labels missing or out of range.
+            ValueError: if a place does not exist, holds no images, or has labels missing or out of range.
         """
         if isinstance(heldout, float | int) and not 0 < heldout < 1:
             raise ValueError(f"heldout is {heldout}; expected a folder, a zip archive, or a share between 0 and 1")
@@ -227,11 +228,11 @@ class ImageFolder(RecordImages):
         )
 
     def first(self) -> FileExamples:
-        """The first training pictures."""
+        """Return the first training images, at most 100."""
         files, names, labels = self._files["train"]
         return FileExamples(files, names[:100], size=None, num_classes=self.num_classes, classes=labels)
 
     def records(self, split: Split) -> FileExamples:
-        """The pictures of a split."""
+        """Return the images of a split."""
         files, names, labels = self._files[split]
         return FileExamples(files, names, size=self.size, num_classes=self.num_classes, classes=labels)

@@ -1,4 +1,4 @@
-"""The space of latents that a denoiser sees: latents of unit-like size, and pictures again."""
+"""Normalization of latents for a denoiser (`LatentSpace`), and decoding to images."""
 
 from __future__ import annotations
 
@@ -13,24 +13,22 @@ from lightning_guide.pretrained.autoencoders import VariationalAutoencoder
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "LatentSpace"]
 
 
-# of the latents of ImageNet under stabilityai/sd-vae-ft-mse fed with [0, 1], as EDM2 uses them
+# Moments of ImageNet's latents under stabilityai/sd-vae-ft-mse with inputs in [0, 1], as used by EDM2.
 IMAGENET_MEAN = (5.81, 3.25, 0.12, -2.15)
-
-
 IMAGENET_STD = (4.17, 4.62, 3.71, 3.28)
 
 
 class LatentSpace:
-    """x = (z - mean) / (2 std), channel by channel, of latents z: sigma_data = 0.5. `vae` makes pictures of them."""
+    """Normalized latents x = (z - mean) / (2 std), channel by channel, with sigma_data = 0.5; `vae` decodes images."""
 
     def __init__(
         self, vae: VariationalAutoencoder | None, mean: Sequence[float], std: Sequence[float], *, decode_batch: int = 16
     ) -> None:
-        """`mean` and `std` of the latents, one number for each channel; `decode_batch` latents are decoded in one call.
+        """Set `mean` and `std` of the latents for each channel; `decode_batch` latents are decoded in one call.
 
         Raises:
-            ValueError: if there are not as many of each, one is not finite, a deviation is not positive, or
-                `decode_batch` is below 1.
+            ValueError: if the numbers of means and deviations differ, one is not finite, a deviation is not positive,
+                or `decode_batch` is below 1.
         """
         finite = all(map(math.isfinite, [*mean, *std]))
         if len(mean) != len(std) or not mean or not finite or min(std) <= 0 or decode_batch < 1:
@@ -42,15 +40,15 @@ class LatentSpace:
         self.mean, self.std = (torch.tensor(values).reshape(-1, 1, 1) for values in (mean, std))
 
     def encode(self, z: Tensor) -> Tensor:
-        """x (B, C, h, w), float32, of latents `z`."""
+        """Normalize latents `z` to x (B, C, h, w), float32."""
         return (z.to(torch.float32) - self.mean.to(z.device)) / (2 * self.std.to(z.device))
 
     def decode(self, x: Tensor) -> Tensor:
-        """Pictures uint8 (B, 3, H, W), clipped; without an autoencoder the latents z, float32."""
+        """Decode x to images uint8 (B, 3, H, W), clipped; without an autoencoder to latents z, float32."""
         z = x.to(torch.float32) * (2 * self.std.to(x.device)) + self.mean.to(x.device)
         if self.vae is None:
             return z
         vae = self.vae.to(x.device)
         with torch.no_grad():
-            pictures = torch.cat([vae.decode(part) for part in z.split(self.decode_batch)])
-        return (pictures.to(torch.float32).clip(0, 1) * 255).round().to(torch.uint8)
+            images = torch.cat([vae.decode(part) for part in z.split(self.decode_batch)])
+        return (images.to(torch.float32).clip(0, 1) * 255).round().to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Latents of pictures in shards: mean and standard deviation are stored, a fresh sample is drawn at each visit."""
+"""Latents in shards: mean and standard deviation are stored, a fresh sample is drawn at each visit."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ __all__ = ["DrawnLatents", "Latents"]
 
 
 class DrawnLatents(Dataset[Batch]):
-    """z = mean + std n of batches that hold both, n a function of (seed, purpose, position)."""
+    """Samples z = mean + std n of batches of means and deviations, n a function of (seed, purpose, position)."""
 
     def __init__(self, batches: Dataset[Batch], *, seed: int, purpose: str) -> None:
-        """`batches` maps a range of positions to x (B, 2 C, h, w)."""
+        """Wrap `batches`, which map a range of positions to x (B, 2 C, h, w)."""
         self.batches, self.seed, self.purpose = batches, seed, purpose
 
     def __getitem__(self, positions: range) -> Batch:
@@ -40,11 +40,10 @@ class DrawnLatents(Dataset[Batch]):
 
 
 class Latents(DiffusionData):
-    """Latents that `lightning-guide encode` has written: `KEY.npy`, float32 (2 C, h, w), mean above std, and labels.
+    """Latents written by `lightning-guide encode`: `KEY.npy`, float32 (2 C, h, w), mean above std, and labels.
 
-    The denoiser sees x = (z - mean) / (2 std), channel by channel, with a fresh z of the stored Gaussian at each visit:
-    sigma_data = 0.5. Samples are decoded to pictures by `vae`, so that grids and metrics see pixels; without one they
-    stay latents.
+    The denoiser's input is x = (z - mean) / (2 std), channel by channel, with a fresh z of the stored Gaussian at each
+    visit: sigma_data = 0.5. Samples are decoded to images by `vae` for grids and metrics; without it they stay latents.
     """
 
     def __init__(
@@ -67,30 +66,29 @@ class Latents(DiffusionData):
         seed: int = 0,
         downloads: str | None = None,
     ) -> None:
-        """Looks the shards up; warns if their inventory speaks of another autoencoder, or of another mean or spread.
+        """Find the shards; warn if their inventory names another autoencoder, mean or standard deviation.
 
         Args:
             train: shards to train on, as for `Shards`.
             heldout: shards of the held-out set.
             vae: decodes samples for grids and metrics.
             mean: of the latents, one number for each channel; default: EDM2's, of ImageNet under sd-vae-ft-mse.
-            std: likewise. `lightning-guide encode` prints those of new data.
+            std: standard deviations, likewise. `lightning-guide encode` prints those of new data.
             num_classes: number of classes; 0 ignores the labels.
-            token_channels: C of the embeddings that are the conditions; 0 ignores embeddings.
-            token_length: L, the most tokens of an embedding.
-            prompt_file: embeddings that samples are drawn under, npy or npz; default: those of held-out latents.
-            pictures: the real pictures that metrics compare with; None: the decoded latents, which lack what the
-                autoencoder loses.
-            decode_batch: latents that are decoded in one call.
-            cache: keep all latents in memory; None does so below 1 GiB.
+            token_channels: C of the embeddings used as conditions; 0 ignores embeddings.
+            token_length: L, the maximum number of tokens of an embedding.
+            prompt_file: embeddings that condition samples, npy or npz; default: those of held-out latents.
+            pictures: the real images that metrics compare with; None: the decoded latents, which lack the details that
+                the autoencoder loses.
+            decode_batch: number of latents decoded in one call.
+            cache: keep all latents in memory; None: only below 1 GiB.
             batch_size: latents per process and micro-step.
             num_workers: loader processes.
-            seed: of order and fresh samples.
-            downloads: folder for copies of shards that are given by URL, as for `Shards`; the first one is fetched at
-                once.
+            seed: seed of the order and of the fresh samples.
+            downloads: folder for copies of shards given by URL, as for `Shards`; the first one is fetched immediately.
 
         Raises:
-            ValueError: if shards are missing, do not hold means and deviations, or do not fit `mean` and `std`.
+            ValueError: if shards are missing, do not hold means and deviations, or do not match `mean` and `std`.
         """
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
         self._downloads = None if downloads is None else Downloads(downloads)
@@ -108,35 +106,35 @@ class Latents(DiffusionData):
             )
         self.data_shape = (stored[0] // 2, *stored[1:])
         for folder in sorted({path.parent for paths in self._paths.values() for path in paths}):
-            for doubt in check_compatibility(folder, vae, mean, std):
-                rank_zero_warn(doubt)
+            for warning in check_compatibility(folder, vae, mean, std):
+                rank_zero_warn(warning)
 
     def encode(self, raw: Tensor) -> Tensor:
-        """x = (z - mean) / (2 std), float32, for latents `raw` z (B, C, h, w)."""
+        """Return x = (z - mean) / (2 std), float32, for latents `raw` z (B, C, h, w)."""
         return self.space.encode(raw)
 
     def decode(self, x: Tensor) -> Tensor:
-        """Pictures uint8 (B, 3, H, W), clipped; without an autoencoder the latents z = 2 std x + mean, float32."""
+        """Return images uint8 (B, 3, H, W), clipped; without an autoencoder the latents z = 2 std x + mean, float32."""
         return self.space.decode(x)
 
     def visits(self) -> Dataset[Batch]:
-        """The training stream, each visit with its own sample."""
+        """Return the training stream, with a fresh sample at each visit."""
         return DrawnLatents(super().visits(), seed=self.seed, purpose="latent")
 
     def in_order(self, examples: Examples) -> Dataset[Batch]:
-        """A finite set in order, each element with one sample that is always the same."""
+        """Return the batches of a finite set in order, each element with one fixed sample."""
         return DrawnLatents(super().in_order(examples), seed=self.seed, purpose="one latent")
 
     def reference(self, device: torch.device) -> Iterable[Batch]:
-        """The real pictures, or the training latents decoded, batch by batch, whole on every process."""
+        """Return batches of all real images, or of the decoded training latents, identical on every process."""
         return _Decoded(self, super().reference(device)) if self.pictures is None else self.pictures.reference(device)
 
     def training(self) -> Examples:
-        """The training set, means and deviations."""
+        """Return means and deviations of the training set."""
         return self._train
 
     def heldout(self) -> Examples:
-        """The held-out set, means and deviations."""
+        """Return means and deviations of the held-out set."""
         return self._heldout
 
     @cached_property
@@ -148,7 +146,7 @@ class Latents(DiffusionData):
         return self._examples("heldout")
 
     def _examples(self, split: str) -> Examples:
-        """Opens a set, and reads it if it is to be kept in memory."""
+        """Open a split, and read it if it is to be kept in memory."""
         records = self._records(split)
         expected = (2 * self.data_shape[0], *self.data_shape[1:])
         if records.shape != expected:
@@ -157,7 +155,7 @@ class Latents(DiffusionData):
         return records.decoded() if cache else records
 
     def _records(self, split: str, first: bool = False) -> ShardExamples:
-        """The shards of a split, or the first of them without conditions."""
+        """Return the shards of a split, or the first of them without conditions."""
         paths = self._paths[split][:1] if first else self._paths[split]
         if self._downloads is not None:
             self._downloads.fetch(paths)
@@ -172,7 +170,7 @@ class Latents(DiffusionData):
 
 
 class _Decoded:
-    """Batches of latents as pictures; may be iterated more than once."""
+    """Batches of latents decoded to images; can be iterated more than once."""
 
     def __init__(self, data: Latents, batches: Iterable[Batch]) -> None:
         self.data, self.batches = data, batches

@@ -1,13 +1,13 @@
-"""Walking-like paths of a root joint on the ground, generated: nothing to download, and the truth about them is known.
+"""Synthetic walking paths of a root joint on the ground (`Trajectories`), drawn from a known distribution.
 
-A walker starts at the origin in a random direction theta_0, uniform on the circle. Its speed and its turning rate are
+A walker starts at the origin in a random direction theta_0, uniform on the circle. Speed and turning rate are
 stationary Ornstein-Uhlenbeck processes, and the body sways sideways once every two steps:
 
     position(t) = integral of v(s) (cos theta(s), sin theta(s)) ds + sway sin(pi f t + phase) (-sin theta, cos theta)
 
-with v(t) = speed (1 + .15 sin(2 pi f t + 2 phase)) (1 + spread u(t)), theta' = turning w(t), u and w of unit variance,
-and f steps a second. The gaits stand for the four prompts of the motion experiments of Shen et al. 2024,
-https://arxiv.org/abs/2403.12404, as far as the path of one joint can tell them apart.
+with v(t) = speed (1 + 0.15 sin(2 pi f t + 2 phase)) (1 + spread u(t)), theta' = turning w(t), u and w of unit variance,
+and f steps a second. The gaits correspond to the four prompts of the motion experiments of Shen et al. 2024,
+https://arxiv.org/abs/2403.12404, as far as the path of one joint distinguishes them.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from lightning_guide.seeds import mix
 __all__ = ["GAITS", "Gait", "Trajectories", "generate_walks"]
 
 
-SPREAD, MEMORY = 0.1, 1.5  # relative spread of the speed; seconds over which speed and turning rate forget
+SPREAD, MEMORY = 0.1, 1.5  # relative spread of the speed; correlation time of speed and turning rate, in seconds
 
 
 @dataclass(frozen=True)
 class Gait:
-    """How someone walks: `speed` in m/s, `turning` in rad/s, `sway` in m, `steps` a second."""
+    """Parameters of a gait: `speed` in m/s, `turning` in rad/s, `sway` in m, `steps` a second."""
 
     name: str
     speed: float
@@ -49,7 +49,7 @@ GAITS = (
 
 
 def generate_walks(labels: Tensor, generator: torch.Generator, *, frames: int = 64, seconds: float = 0.1) -> Tensor:
-    """Paths (n, 2, frames) in meters of the gaits `labels` (n,); frame i is (i + 1) `seconds` after the start."""
+    """Draw paths (n, 2, frames) in meters of the gaits `labels` (n,); frame i is (i + 1) `seconds` after the start."""
     speed, turning, sway, steps = (
         torch.tensor([getattr(gait, key) for gait in GAITS], dtype=torch.float64)[labels, None]
         for key in ("speed", "turning", "sway", "steps")
@@ -66,7 +66,7 @@ def generate_walks(labels: Tensor, generator: torch.Generator, *, frames: int = 
 
 
 def _wandering(n: int, frames: int, seconds: float, generator: torch.Generator) -> Tensor:
-    """Stationary Ornstein-Uhlenbeck processes (n, frames) of unit variance."""
+    """Draw stationary Ornstein-Uhlenbeck processes (n, frames) of unit variance."""
     kept = math.exp(-seconds / MEMORY)
     noise = torch.randn(n, frames, generator=generator, dtype=torch.float64)
     values = [noise[:, 0]]
@@ -76,12 +76,13 @@ def _wandering(n: int, frames: int, seconds: float, generator: torch.Generator) 
 
 
 class Trajectories(DiffusionData):
-    """Paths (2, frames) of four `GAITS`, which are the labels; stored in meters, seen as steps in units of `meters`.
+    """Paths (2, frames) of four `GAITS`, which are the labels; stored in meters, encoded as steps.
 
-    A step leads from one frame to the next, the first one from the origin: of two neighboring steps a network sees
-    at once how alike they are, of two positions far away hardly. With the default the standard deviation of what the
-    denoiser sees is 1. Objectives of paths act on it through `guidance.energy.Integrated`, whose `meters` must be
-    these. Paths are the same for every seed; that is of their order in training.
+    A step is the displacement from one frame to the next, the first one from the origin, in units of `meters`.
+    Similar neighboring steps are easier to recognize for a network than similar positions far from the origin. With the
+    default `meters` the standard deviation of encoded data is 1. Path objectives act on encoded data through
+    `lightning_guide.objectives.Integrated`, with the same `meters`. Paths are the same for every seed, which only
+    affects their order in training.
     """
 
     num_classes = len(GAITS)
@@ -97,7 +98,7 @@ class Trajectories(DiffusionData):
         batch_size: int = 256,
         seed: int = 0,
     ) -> None:
-        """`frames` of a path, `seconds` apart.
+        """Set the number of `frames` of a path, `seconds` apart.
 
         Raises:
             ValueError: if a size or a unit is not positive.
@@ -113,20 +114,20 @@ class Trajectories(DiffusionData):
         self.sizes = {"training": training_size, "heldout": heldout_size}
 
     def encode(self, raw: Tensor) -> Tensor:
-        """The steps of paths in units of `meters`, float32."""
+        """Return the steps of paths in units of `meters`, float32."""
         path = raw.to(torch.float32)
         return torch.cat([path[..., :1], path.diff(dim=-1)], -1) / self.meters
 
     def decode(self, x: Tensor) -> Tensor:
-        """Paths in meters, float32."""
+        """Return paths in meters, float32."""
         return (x.to(torch.float32) * self.meters).cumsum(-1)
 
     def training(self) -> TensorExamples:
-        """As many paths of each gait."""
+        """Return the training paths, equally many of each gait."""
         return self._finite["training"]
 
     def heldout(self) -> TensorExamples:
-        """Other paths."""
+        """Return the held-out paths, drawn independently of the training paths."""
         return self._finite["heldout"]
 
     @cached_property

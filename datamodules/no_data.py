@@ -1,4 +1,4 @@
-"""Data of a run that is only sampled from, such as an imported network: shapes and pixels, no examples."""
+"""Datamodule without examples, for models that are only sampled from, such as imported networks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_guide.pretrained.autoencoders import VariationalAutoencoder
 __all__ = ["NoData"]
 
 
-class _Nothing(Examples):
+class _Empty(Examples):
     """No examples."""
 
     labeled, in_memory = False, True
@@ -32,9 +32,9 @@ class _Nothing(Examples):
 
 
 class NoData(DiffusionData):
-    """The shape of one x and what samples look like: (1 or 3, H, W) are pictures in bytes, else x stays as it is.
+    """Shape and decoding of samples, no examples: x (1 or 3, H, W) decodes to uint8 images, any other x to itself.
 
-    Latents become pictures by `vae`. A model that reads embeddings is told those of `prompt_file`.
+    Latents are decoded to images by `vae`. A model conditioned on embeddings receives those of `prompt_file`.
     """
 
     def __init__(
@@ -48,19 +48,19 @@ class NoData(DiffusionData):
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
-        """Says what there is.
+        """Describe the samples.
 
         Args:
-            data_shape: of one x.
+            data_shape: shape of one x.
             num_classes: number of labels, 0 for none.
-            token_channels: C of the embeddings that the model reads, 0 for none.
+            token_channels: C of the embeddings that condition the model, 0 for none.
             prompt_file: npy or npz of embeddings, see `read_prompts`.
-            vae: makes pictures of latents.
-            mean: of these latents, for each channel; default: EDM2's.
-            std: likewise.
+            vae: decodes latents to images.
+            mean: means of these latents for each channel; default: EDM2's.
+            std: standard deviations, likewise.
 
         Raises:
-            ValueError: if mean and std do not fit the latents of `vae`.
+            ValueError: if `mean` and `std` do not match the latents of `vae`.
         """
         super().__init__(batch_size=1)
         self.data_shape, self.num_classes = tuple(data_shape), num_classes
@@ -68,10 +68,10 @@ class NoData(DiffusionData):
         self.space = None if vae is None else LatentSpace(vae, mean, std)
         if vae is not None and len(mean) != self.data_shape[0]:
             raise ValueError(f"the latents have {self.data_shape[0]} channels; mean and std have {len(mean)}")
-        self._pictures = len(self.data_shape) == 3 and self.data_shape[0] in (1, 3)
+        self._is_image = len(self.data_shape) == 3 and self.data_shape[0] in (1, 3)
 
     def training(self) -> Examples:
-        """Never possible.
+        """Raise an error: there are no examples.
 
         Raises:
             ValueError: always.
@@ -79,24 +79,24 @@ class NoData(DiffusionData):
         raise ValueError("NoData has no examples: expected another datamodule to train or compare with")
 
     def reference(self, device: torch.device) -> Iterator[Batch]:
-        """Nothing to read: metrics that look at no data, those with stored `statistics`, need nothing else.
+        """Return an iterator that fails when read; metrics with stored `statistics` never read it.
 
         Raises:
-            ValueError: as soon as an example is asked for.
+            ValueError: when the first batch is requested.
         """
         yield from super().reference(device)
 
     def heldout(self) -> Examples:
-        """No examples, so that a validation consists of its sampling loops."""
-        return _Nothing()
+        """Return an empty set: a validation then consists of its sampling loops."""
+        return _Empty()
 
     def encode(self, raw: Tensor) -> Tensor:
-        """x = raw / 127.5 - 1 of pictures, float32; anything else as it is."""
-        return raw.float() / 127.5 - 1 if self._pictures else raw.float()
+        """Return x = raw / 127.5 - 1 of images, float32; other data unchanged."""
+        return raw.float() / 127.5 - 1 if self._is_image else raw.float()
 
     def decode(self, x: Tensor) -> Tensor:
-        """The inverse: uint8 pictures, those of latents too, or x itself in float32."""
+        """Return uint8 images, decoded by `vae` for latents, or x itself in float32."""
         if self.space is not None:
             return self.space.decode(x)
         x = x.float()
-        return (x * 127.5 + 127.5).round().clip(0, 255).to(torch.uint8) if self._pictures else x
+        return (x * 127.5 + 127.5).round().clip(0, 255).to(torch.uint8) if self._is_image else x

@@ -1,7 +1,4 @@
-"""Points: endless draws from a distribution that can be sampled exactly, whole batches at once.
-
-Simulated data of the gradient-guidance paper: a Gaussian on a linear subspace.
-"""
+"""Endless draws from a distribution that can be sampled exactly: `Points`, and `SubspacePoints`."""
 
 from __future__ import annotations
 
@@ -22,11 +19,11 @@ __all__ = ["Points", "SubspacePoints"]
 
 
 class Points(DiffusionData):
-    """Draws from a distribution, without labels; stored and seen as they are.
+    """Draws from a distribution, without labels and without encoding.
 
-    Training is endless and never repeats: the batch at stream position p is drawn with a generator seeded by
-    (seed, "train", p), where p counts images over all processes. The held-out set and the finite set that
-    `training` and `reference` give are drawn once and are the same for every seed, so that runs compare.
+    Training is endless and never repeats: the batch at stream position p is drawn by a generator seeded by
+    (seed, "train", p), where p counts images over all processes. The held-out set and the finite set of `training` and
+    `reference` are drawn once and are the same for every seed, so that runs are comparable.
     """
 
     num_classes = 0
@@ -41,9 +38,9 @@ class Points(DiffusionData):
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
-        """`distribution` has a method `sample(n, generator)` -> (x (n, *data_shape), anything).
+        """Draw from `distribution`, which has a method `sample(n, generator)` -> (x (n, *data_shape), anything).
 
-        `training_size` draws stand for the endless training data where a finite set is asked for.
+        `training_size` draws represent the endless training data where a finite set is needed.
 
         Raises:
             ValueError: if `distribution` cannot be sampled or a size is below 1.
@@ -62,28 +59,28 @@ class Points(DiffusionData):
         self.data_shape = tuple(_draw(distribution, 1, 0).shape[1:])
 
     def encode(self, raw: Tensor) -> Tensor:
-        """The points themselves, float32."""
+        """Return the points themselves, float32."""
         return raw.to(torch.float32)
 
     def decode(self, x: Tensor) -> Tensor:
-        """The points themselves, float32."""
+        """Return the points themselves, float32."""
         return x.to(torch.float32)
 
     def training(self) -> TensorExamples:
-        """`training_size` fixed draws."""
+        """Return `training_size` fixed draws."""
         return self._finite["training"]
 
     def heldout(self) -> TensorExamples:
-        """`heldout_size` fixed draws, other ones than those of `training`."""
+        """Return `heldout_size` fixed draws, independent of those of `training`."""
         return self._finite["heldout"]
 
     def visits(self) -> Dataset[Batch]:
-        """The endless stream of fresh draws."""
+        """Return the endless stream of fresh draws."""
         return _Draws(self.distribution, self.seed)
 
     @cached_property
     def _finite(self) -> dict[str, TensorExamples]:
-        """The two finite sets."""
+        """Training and held-out set."""
         sizes = {"training": self.training_size, "heldout": self.heldout_size}
         return {
             name: TensorExamples(_draw(self.distribution, size, mix("points", name))) for name, size in sizes.items()
@@ -91,7 +88,7 @@ class Points(DiffusionData):
 
 
 class _Draws(Dataset[Batch]):
-    """Element `range(...)` is a batch of fresh draws at these stream positions."""
+    """Dataset whose item `range(...)` is a batch of fresh draws at these stream positions."""
 
     def __init__(self, distribution: nn.Module, seed: int) -> None:
         self.distribution = distribution
@@ -103,13 +100,13 @@ class _Draws(Dataset[Batch]):
 
 @torch.no_grad()
 def _draw(distribution: Any, count: int, seed: int) -> Tensor:
-    """`count` draws (count, *data_shape), float32, by a generator of their own."""
+    """Return `count` draws (count, *data_shape), float32, by a generator seeded by `seed`."""
     x, _ = distribution.sample(count, torch.Generator().manual_seed(seed))
     return x.to(torch.float32)
 
 
 class SubspacePoints(Points):
-    """x = A u with A (D, d) orthonormal and u ~ N(0, I_d); Guo et al. 2024, https://arxiv.org/abs/2404.14743."""
+    """Gaussian on a linear subspace: x = A u, A (D, d) orthonormal, u ~ N(0, I_d); https://arxiv.org/abs/2404.14743."""
 
     def __init__(
         self,
@@ -122,7 +119,7 @@ class SubspacePoints(Points):
         training_size: int = 65536,
         seed: int = 0,
     ) -> None:
-        """`dimension` D, `subspace` d; `subspace_seed` chooses A, `seed` the draws of training.
+        """Set `dimension` D and `subspace` d; `subspace_seed` determines A, `seed` the training draws.
 
         Raises:
             ValueError: unless 1 <= d <= D, or as `Points`.

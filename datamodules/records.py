@@ -1,4 +1,4 @@
-"""Encoded records as examples: read at random from disk, or decoded once into memory."""
+"""Base of examples in encoded files, read at random from disk or decoded once into memory."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ __all__ = ["RecordExamples"]
 
 
 class RecordExamples(Examples):
-    """Pictures in files of any kind, decoded at each visit.
+    """Images in files of any kind, decoded at each visit.
 
-    A corrupt picture is found when it is first read: it is counted, reported in a warning, and from then on the
-    next sound record, with its own condition, stands in its place. The count is shared with loader workers.
+    A corrupt image is found when it is first read: it is counted, reported in a warning, and from then on replaced by
+    the next readable record with its own condition. The count is shared with loader workers.
     """
 
     def __init__(
         self, labels: Tensor, *, labeled: bool, size: int | None, decode: Callable[[bytes], Tensor] = decode_image
     ) -> None:
-        """Records with `labels` (n,); pictures are shrunk to `size` x `size` if given, else must all be of one size.
+        """Set `labels` (n,); images are shrunk to `size` x `size` if given, else must all have one size.
 
-        The content of a record is read by `decode`. A subclass calls this when it can read.
+        `decode` converts the content of a record. A subclass must be able to read records before it calls this.
 
         Raises:
-            ValueError: if not one picture of the set is readable.
+            ValueError: if no image of the set is readable.
         """
         self.labels, self.labeled = labels, labeled
         self.size, self.decode = size, decode
@@ -45,22 +45,22 @@ class RecordExamples(Examples):
     @property
     @abstractmethod
     def place(self) -> str:
-        """Where the records are, as shown to the user."""
+        """Location of the records, for messages."""
 
     @abstractmethod
     def name(self, record: int) -> str:
-        """A record, as shown to the user."""
+        """Return the name of a record for messages."""
 
     @abstractmethod
     def content(self, record: int) -> bytes:
-        """The encoded record."""
+        """Return the encoded record."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def condition(self, record: int) -> int | Tensor:
-        """The label of a record, or its embedding (L, C)."""
-        return int(self.labels.numpy()[record])  # twenty times as fast as by torch
+        """Return the label of a record, or its embedding (L, C)."""
+        return int(self.labels.numpy()[record])  # 20 times faster than indexing by torch
 
     def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
         count, unreadable = len(self), self.unreadable.numpy()
@@ -71,10 +71,10 @@ class RecordExamples(Examples):
                 except UndecodableError as error:
                     unreadable[record] = True
                     warnings.warn(
-                        f"{self.name(record)} is corrupt ({error}); the next sound record is read in its place",
+                        f"{self.name(record)} is corrupt ({error}); using the next readable record",
                         stacklevel=2,
                     )
-        raise ValueError(f"none of the {len(self)} pictures in {self.place} can be decoded")
+        raise ValueError(f"none of the {len(self)} images in {self.place} can be decoded")
 
     @property
     def corrupt(self) -> list[str]:
@@ -82,15 +82,15 @@ class RecordExamples(Examples):
         return [self.name(int(record)) for record in self.unreadable.nonzero()]
 
     def nbytes(self) -> int:
-        """Memory that the decoded records take."""
+        """Return the size of the decoded records in bytes."""
         assert self.shape is not None
         return len(self) * math.prod(self.shape) * self.dtype.itemsize
 
     def decoded(self) -> TensorExamples:
-        """All pictures in one tensor. Corrupt ones are left out, and reported together in one warning.
+        """Return all images in one tensor. Corrupt ones are left out and reported together in one warning.
 
         Raises:
-            ValueError: if a picture has the wrong size, or all are corrupt.
+            ValueError: if an image has the wrong size, or all are corrupt.
         """
         assert self.shape is not None
         x = torch.empty(len(self), *self.shape, dtype=self.dtype)
@@ -102,27 +102,22 @@ class RecordExamples(Examples):
                 self.unreadable[record] = True
                 reasons.append(f"{self.name(record)} ({error})")
         if len(reasons) == len(self):
-            raise ValueError(f"none of the {len(self)} pictures in {self.place} can be decoded; first: {reasons[0]}")
-        sound = ~self.unreadable
+            raise ValueError(f"none of the {len(self)} images in {self.place} can be decoded; first: {reasons[0]}")
+        readable = ~self.unreadable
         if reasons:
             more = f" and {len(reasons) - 10} more" if len(reasons) > 10 else ""
             warnings.warn(
-                f"{len(reasons)} of {len(self)} pictures are corrupt and left out: {'; '.join(reasons[:10])}{more}",
+                f"{len(reasons)} of {len(self)} images are corrupt and left out: {'; '.join(reasons[:10])}{more}",
                 stacklevel=2,
             )
-            x = x[sound]
+            x = x[readable]
         if not self.labeled:
             return TensorExamples(x)
-        conditions = [torch.as_tensor(self.condition(int(record))) for record in sound.nonzero()]
+        conditions = [torch.as_tensor(self.condition(int(record))) for record in readable.nonzero()]
         return TensorExamples(x, torch.stack(conditions))
 
     def _read(self, record: int) -> Tensor:
-        """The content of one record (*shape), decoded and shrunk.
-
-        Raises:
-            UndecodableError: if it is corrupt.
-            ValueError: if it has the wrong size.
-        """
+        """Return one record (*shape), decoded and shrunk; raise UndecodableError if it is corrupt."""
         x = self.decode(self.content(record))
         if self.size is not None:
             try:
@@ -134,6 +129,6 @@ class RecordExamples(Examples):
                 raise ValueError(f"{self.name(record)} has shape {tuple(x.shape)}; expected {self.shape}")
             raise ValueError(
                 f"{self.name(record)} has {x.shape[1]}x{x.shape[2]} pixels; expected {self.shape[1]}x{self.shape[2]} "
-                "like the first picture (set `size` to crop and shrink all pictures to one size)"
+                "like the first image (set `size` to crop and shrink all images to one size)"
             )
         return x

@@ -1,7 +1,7 @@
-"""Data that a finished model has drawn itself, made once and then trained on.
+"""Training data drawn from a finished model: the synthetic set of SIMS, https://arxiv.org/abs/2408.16333.
 
-The synthetic set of SIMS (Alemohammad et al. 2024, https://arxiv.org/abs/2408.16333, steps 2 and 3 of the algorithm):
-n_s samples of the base model by its usual sampler, on which an auxiliary that begins as the base is trained.
+Steps 2 and 3 of the algorithm of Alemohammad et al. 2024: n_s samples of the base model by its usual sampler, on which
+an auxiliary model initialized as the base is trained.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ _IN_MEMORY_BELOW = 2**30  # bytes
 class SelfSynthesized(DiffusionData):
     """Samples of the model in `run` as training data; held-out and reference data are those of `data`.
 
-    `setup("fit")` draws what is missing in `folder`, on all ranks, and goes on where it was interrupted. The folder
-    holds the shards `synthetic-*.tar` (`.png`, or `.npy` of what is no picture, and `.cls`), the same bytes for any
-    number of processes, and `synthetic.json`. Shards of pictures can be read by `datamodules.Shards`, too.
+    `setup("fit")` draws the missing samples in `folder` on all ranks, and resumes if it was interrupted. The folder
+    holds the shards `synthetic-*.tar` (`.png`, or `.npy` for data other than images, and `.cls`), the same bytes for
+    any number of processes, and `synthetic.json`. `datamodules.Shards` reads shards of images as well.
     """
 
     def __init__(
@@ -66,23 +66,23 @@ class SelfSynthesized(DiffusionData):
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
-        """Configures the set; nothing is read or drawn yet.
+        """Configure the set; nothing is read or drawn yet.
 
         Args:
-            data: the data that the model was trained on: their shape, classes and stored form, held-out and real data.
+            data: datamodule of the model's training data: shape, classes, stored form, held-out and reference data.
             run: folder of the finished run.
-            folder: of the synthetic set.
-            num_samples: n_s.
-            images: age of the model, a count or a fraction of the run; None: its newest snapshot.
-            sigma_rel: of the average that draws.
-            guidance: of the model, made of references; None: the model itself.
-            sampler: default: Heun with 32 steps.
-            classes: "equal", "data" (as in the training data), or one share for each class.
-            sampling_seed: of the samples; they share no noise with any evaluation, whatever its seed.
-            chunk_size: samples in one call of the network and in one shard.
-            batch_size: samples in training, for each process and micro-step.
+            folder: folder of the synthetic set.
+            num_samples: number of samples n_s.
+            images: training length of the snapshot, a count or a fraction of the run; None: the newest snapshot.
+            sigma_rel: width of the weight average that draws.
+            guidance: guidance of the model, made of references; None: the model itself.
+            sampler: sampler; None: Heun with 32 steps.
+            classes: "equal", "data" (shares of the training data), or one share for each class.
+            sampling_seed: seed of the samples; they share no noise with any evaluation of any seed.
+            chunk_size: number of samples in one network call and in one shard.
+            batch_size: training batch size per process and micro-step.
             num_workers: loader processes in training.
-            seed: order of the samples in training.
+            seed: seed of the order of the samples in training.
 
         Raises:
             ValueError: if a number is below 1.
@@ -100,11 +100,11 @@ class SelfSynthesized(DiffusionData):
         self._made_of: dict[str, Any] = {}
 
     def setup(self, stage: str) -> None:
-        """Draws what is missing; all ranks leave together, also if one of them fails.
+        """Draw the missing samples; all ranks return or fail together.
 
         Raises:
-            ValueError: if there is no such model, it does not fit the data, the folder holds another set, or samples
-                are not finite.
+            ValueError: if the model does not exist or does not match the data, the folder holds another set, or
+                samples are not finite.
         """
         if stage != "fit":
             return
@@ -129,11 +129,11 @@ class SelfSynthesized(DiffusionData):
         self.__dict__.pop("_examples", None)
 
     def state_dict(self) -> dict[str, Any]:
-        """For checkpoints: what the set was made of."""
+        """Return the settings of the set, for checkpoints."""
         return dict(self._made_of)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuses to continue on another set than the one that training began with.
+        """Refuse to resume training on another set than the checkpoint's.
 
         Raises:
             ValueError: naming the first setting that differs.
@@ -146,37 +146,37 @@ class SelfSynthesized(DiffusionData):
             )
 
     def training(self) -> Examples:
-        """The synthetic set.
+        """Return the synthetic set.
 
         Raises:
-            ValueError: if it is not all there.
+            ValueError: if samples are missing.
         """
         return self._examples
 
     def heldout(self) -> Examples:
-        """The held-out set of the real data."""
+        """Return the held-out set of the real data."""
         return self.data.heldout()
 
     def reference(self, device: torch.device) -> Iterable[Batch]:
-        """The real training data."""
+        """Return the real training data."""
         return self.data.reference(device)
 
     def encode(self, raw: Tensor) -> Tensor:
-        """As of the real data."""
+        """Encode as the real data."""
         return self.data.encode(raw)
 
     def decode(self, x: Tensor) -> Tensor:
-        """As of the real data."""
+        """Decode as the real data."""
         return self.data.decode(x)
 
     @cached_property
     def _examples(self) -> Examples:
-        """The shards, decoded into memory below 1 GiB."""
+        """The synthetic set, decoded into memory below 1 GiB."""
         paths = sorted(self.folder.glob("synthetic-*.tar"))
-        told = self.folder / "synthetic.json"
-        if not paths or not told.is_file():
+        description = self.folder / "synthetic.json"
+        if not paths or not description.is_file():
             raise ValueError(f"{self.folder} holds no synthetic set yet; `fit`, or setup('fit'), draws it")
-        classes = self.num_classes if json.loads(told.read_text(encoding="utf-8"))["counts"] else 0
+        classes = self.num_classes if json.loads(description.read_text(encoding="utf-8"))["counts"] else 0
         records = ShardExamples(paths, size=None, num_classes=classes, extensions=SAMPLES, decode=decode_sample)
         if len(records) != self.num_samples:
             raise ValueError(
@@ -185,26 +185,26 @@ class SelfSynthesized(DiffusionData):
         return records.decoded() if records.nbytes() < _IN_MEMORY_BELOW else records
 
     def _check_fits(self, base: Denoiser) -> None:
-        """Refuses a model of other data; says so if the one in training is of another architecture."""
+        """Refuse a model of other data; warn if the model in training has another architecture."""
         if tuple(base.data_shape) != self.data_shape:
             raise ValueError(
                 f"the model in {self.run} draws x of shape {tuple(base.data_shape)}, the data have {self.data_shape}"
             )
         if base.token_channels:
-            raise ValueError(f"the model in {self.run} is told embeddings; expected one with labels, or without either")
+            raise ValueError(f"the model in {self.run} is conditioned on embeddings; expected labels or no condition")
         if base.num_classes not in (0, self.num_classes):
             raise ValueError(
-                f"the model in {self.run} knows {base.num_classes} classes, the data have {self.num_classes}"
+                f"the model in {self.run} has {base.num_classes} classes, the data have {self.num_classes}"
             )
         trained = None if self.trainer is None else getattr(self._module(), "denoiser", None)
         if isinstance(trained, Denoiser) and trained.recipe != base.recipe:
             rank_zero_warn(
-                f"the model in training is of another architecture than the one in {self.run}, whose samples it learns "
-                "from; SIMS begins with that one (lightning_guide.runs.run.pretrained), and Neon needs it"
+                f"the model in training has another architecture than the model in {self.run}, which draws the data; "
+                "SIMS initializes it from that one (lightning_guide.runs.run.pretrained), and Neon requires it"
             )
 
     def _labels(self, base: Denoiser) -> Tensor:
-        """Labels of the samples (n,), -1 if the model has none."""
+        """Return labels of the samples (n,), -1 for an unconditional model."""
         if not base.num_classes:
             if isinstance(self.classes, list):
                 raise ValueError(f"classes are the shares {self.classes}, but the model in {self.run} has no labels")
@@ -212,14 +212,14 @@ class SelfSynthesized(DiffusionData):
         shares = class_shares(self.classes, base.num_classes, self.data.reference(torch.device("cpu")))
         return class_labels(shares, self.num_samples, seed=self.sampling_seed)
 
-    def _describe(self, path: Path, told: dict[str, Any]) -> None:
-        """Writes the description of the set."""
+    def _describe(self, path: Path, description: dict[str, Any]) -> None:
+        """Write the description of the set."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic(path) as temporary:
-            temporary.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
 
     def _settings(self, base: Denoiser, denoiser: Denoiser) -> dict[str, Any]:
-        """All that the samples depend on, as plain data."""
+        """Return all settings that the samples depend on, as plain data."""
         weights = {name: tensor.cpu() for name, tensor in denoiser.state_dict().items()}
         return {
             "model": base.recipe,

@@ -1,4 +1,4 @@
-"""The records of a set of tar shards as examples."""
+"""Examples read from tar shards (`ShardExamples`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from datamodules.records import RecordExamples
 from datamodules.storage.image_codec import decode_image
-from datamodules.storage.tar_index import PICTURES, ShardIndex, index_shard
+from datamodules.storage.tar_index import IMAGES, ShardIndex, index_shard
 from lightning_guide.conditioning import mask_tokens, pad_tokens
 
 __all__ = ["ShardExamples", "token_shape"]
@@ -26,10 +26,10 @@ TOKENS, MASK = "tokens.npy", "mask.npy"
 
 
 def token_shape(num_classes: int, token_channels: int, token_length: int) -> tuple[int, int] | None:
-    """(L, C) of embeddings, None where conditions are labels or nothing.
+    """Return (L, C) of embeddings, None for labels or no condition.
 
     Raises:
-        ValueError: if both are asked for, or L is below 1.
+        ValueError: if both labels and embeddings are requested, or L is below 1.
     """
     if num_classes and token_channels:
         raise ValueError(f"conditions are labels or embeddings; got {num_classes=} and {token_channels=}")
@@ -39,9 +39,9 @@ def token_shape(num_classes: int, token_channels: int, token_length: int) -> tup
 
 
 class ShardExamples(RecordExamples):
-    """Pictures in shards, found by an index of their offsets, with labels or with embeddings.
+    """Images in shards, found by an index of their offsets, with labels or embeddings.
 
-    An embedding is `KEY.tokens.npy`, floats (L, C), and perhaps `KEY.mask.npy` (L,), 0 where there is only padding.
+    An embedding is `KEY.tokens.npy`, floats (L, C), with an optional `KEY.mask.npy` (L,), 0 for padding.
     """
 
     def __init__(
@@ -51,15 +51,15 @@ class ShardExamples(RecordExamples):
         size: int | None,
         num_classes: int,
         token_shape: tuple[int, int] | None = None,
-        extensions: Sequence[str] = PICTURES,
+        extensions: Sequence[str] = IMAGES,
         decode: Callable[[bytes], Tensor] = decode_image,
     ) -> None:
-        """Indexes the shards; the file of a record has one of `extensions`. Otherwise as `RecordExamples`.
+        """Index the shards; image files have one of `extensions`. Other arguments as `RecordExamples`.
 
-        With `token_shape` (L, C) conditions are embeddings, padded to L tokens.
+        With `token_shape` (L, C), conditions are embeddings padded to L tokens.
 
         Raises:
-            ValueError: what `index_shard` raises; if not one picture of the set is readable.
+            ValueError: as `index_shard`; if no image of the set is readable.
         """
         beside = () if token_shape is None else (TOKENS, MASK)
         self.token_shape = token_shape
@@ -75,24 +75,24 @@ class ShardExamples(RecordExamples):
 
     @property
     def place(self) -> str:
-        """The shards, as shown to the user."""
+        """Names of the shards for messages."""
         more = f" and {len(self.shards) - 1} more shards" if len(self.shards) > 1 else ""
         return f"{self.shards[0].path}{more}"
 
     def name(self, record: int) -> str:
-        """Key and shard of a record, as shown to the user."""
+        """Return key and shard of a record for messages."""
         shard, within = self._locate(record)
         return f"record {shard.key(within)!r} of {shard.path}"
 
     def content(self, record: int) -> bytes:
-        """The encoded record."""
+        """Return the encoded record."""
         return self._bytes(record, int(self.offsets.numpy()[record]), int(self.sizes.numpy()[record]))
 
     def condition(self, record: int) -> int | Tensor:
-        """As `RecordExamples.condition`; embeddings in float32, padded.
+        """Return the label of a record, or its padded float32 embedding (L, C).
 
         Raises:
-            ValueError: if the record has no embedding, or one of another size, or one that `mask_tokens` refuses.
+            ValueError: if the embedding is missing, has another size, or is refused by `mask_tokens`.
         """
         if self.token_shape is None:
             return super().condition(record)
@@ -111,7 +111,7 @@ class ShardExamples(RecordExamples):
             raise ValueError(f"{self.name(record)}: {error}") from None
 
     def _array(self, record: int, name: str) -> Tensor | None:
-        """The array `KEY.name` of a record, None if there is none."""
+        """Return the array `KEY.name` of a record, or None."""
         offset, size = self.beside[name][record].tolist()
         if size < 0:
             return None
@@ -121,10 +121,10 @@ class ShardExamples(RecordExamples):
                 raise ValueError(f"it holds {array.dtype}")
             return torch.from_numpy(np.ascontiguousarray(array))
         except (ValueError, TypeError, EOFError, BadZipFile) as error:
-            raise ValueError(f"the {name} of {self.name(record)} is no array of real numbers: {error}") from None
+            raise ValueError(f"the {name} of {self.name(record)} is not an array of real numbers: {error}") from None
 
     def _bytes(self, record: int, offset: int, size: int) -> bytes:
-        """A file inside the shard of a record."""
+        """Read `size` bytes at `offset` of a record's shard."""
         file = os.open(self._locate(record)[0].path, os.O_RDONLY)
         try:
             return os.pread(file, size, offset)
@@ -132,6 +132,6 @@ class ShardExamples(RecordExamples):
             os.close(file)
 
     def _locate(self, record: int) -> tuple[ShardIndex, int]:
-        """The shard of a record, and its number there."""
+        """Return the shard of a record, and its number there."""
         shard = bisect_right(self.ends, record)
         return self.shards[shard], record - (self.ends[shard - 1] if shard else 0)

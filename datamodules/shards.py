@@ -1,4 +1,4 @@
-"""WebDataset shards of labeled pictures, local or fetched to a local disk: read at random, runs resume exactly."""
+"""WebDataset shards of labeled images, local or copied to a local disk, with random access and exact resumption."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["Shards", "shard_paths"]
 
 
 class Shards(RecordImages):
-    """Pictures (jpg, jpeg, png, webp) and class labels (cls) in tar shards, as RGB.
+    """Images (jpg, jpeg, png, webp) and class labels (cls) in tar shards, as RGB.
 
-    In place of labels there may be embeddings of texts, `KEY.tokens.npy` and `KEY.mask.npy`, see `ShardExamples`.
-    Shards are indexed once, at the first use of their data. Corrupt pictures are counted and reported; their names are
-    in `corrupt`. Each process decodes and keeps its own copy when `cache` is on.
+    Text embeddings `KEY.tokens.npy` and `KEY.mask.npy` can replace labels, see `ShardExamples`. Shards are indexed
+    once, at the first use of their data. Corrupt images are counted and reported; their names are in `corrupt`. Each
+    process decodes and keeps its own copy if `cache` is on.
 
-    Example of the files: `data/train-{00000..00009}.tar`, `data/train-*.tar`, or a list of either.
+    Example of file patterns: `data/train-{00000..00009}.tar`, `data/train-*.tar`, or a list of either.
     """
 
     def __init__(
@@ -43,28 +43,28 @@ class Shards(RecordImages):
         seed: int = 0,
         downloads: str | None = None,
     ) -> None:
-        """Looks the shards up.
+        """Find the shards.
 
         Args:
             train: shards to train on.
             heldout: shards of the held-out set.
             num_classes: number of classes; 0 ignores the labels.
-            token_channels: C of the embeddings that are the conditions; 0 ignores embeddings.
-            token_length: L, the most tokens of an embedding; shorter ones are padded.
-            prompt_file: embeddings that samples are drawn under, npy or npz; default: those of held-out pictures.
-            size: crop pictures to their central square and shrink them to `size` x `size` by the mean over areas;
-                None leaves them as they are.
-            cache: decode everything once into memory; None does so below 1 GiB.
-            flip: mirror training pictures with probability 1/2.
-            batch_size: pictures per process and micro-step.
-            num_workers: loader processes; of no use when the pictures are in memory.
-            seed: order of the training data.
-            downloads: folder for copies of shards that are given by URL (http:, s3:, gs:, pipe:, ...: what webdataset
-                opens); each is fetched once, when its data are first used.
+            token_channels: C of the embeddings used as conditions; 0 ignores embeddings.
+            token_length: L, the maximum number of tokens of an embedding; shorter ones are padded.
+            prompt_file: embeddings that condition samples, npy or npz; default: those of held-out images.
+            size: crop images to their central square and shrink them to `size` x `size` by the mean over areas;
+                None keeps their size.
+            cache: decode everything once into memory; None: only below 1 GiB.
+            flip: mirror training images with probability 1/2.
+            batch_size: images per process and micro-step.
+            num_workers: loader processes; not needed for images in memory.
+            seed: seed of the order of the training data.
+            downloads: folder for copies of shards given by URL (http:, s3:, gs:, pipe: and others of webdataset); each
+                is fetched once, when its data are first used.
 
         Raises:
             ValueError: if a pattern matches nothing or a shard is missing or listed twice; for URLs without
-                `downloads`; if both labels and embeddings are asked for.
+                `downloads`; if both labels and embeddings are requested.
         """
         self.token_channels, self.token_length, self.prompt_file = token_channels, token_length, prompt_file
         self._token_shape = token_shape(num_classes, token_channels, token_length)
@@ -81,25 +81,25 @@ class Shards(RecordImages):
         )
 
     def first(self) -> RecordExamples:
-        """The first training shard."""
-        return ShardExamples(self._here(self._paths["train"][:1]), size=None, num_classes=self.num_classes)
+        """Return the examples of the first training shard."""
+        return ShardExamples(self._fetched(self._paths["train"][:1]), size=None, num_classes=self.num_classes)
 
     def records(self, split: Split) -> RecordExamples:
-        """The shards of a split, indexed."""
-        paths = self._here(self._paths[split])
+        """Return the examples of a split."""
+        paths = self._fetched(self._paths[split])
         return ShardExamples(paths, size=self.size, num_classes=self.num_classes, token_shape=self._token_shape)
 
-    def _here(self, paths: list[Path]) -> list[Path]:
-        """`paths`, all of which exist."""
+    def _fetched(self, paths: list[Path]) -> list[Path]:
+        """Fetch missing copies, and return `paths`."""
         if self._downloads is not None:
             self._downloads.fetch(paths)
         return paths
 
 
 def shard_paths(patterns: str | list[str], downloads: Downloads | None = None) -> list[Path]:
-    """The local files that patterns name: braces are expanded in order, wildcards matched and sorted.
+    """Return the local files of `patterns`: braces are expanded in order, wildcards matched and sorted.
 
-    For URLs these are the copies in `downloads`, whether they are fetched already or not.
+    For URLs these are the paths of the copies in `downloads`, fetched or not.
 
     Raises:
         ValueError: if nothing is named or matched, files are missing or named twice, or for a URL without `downloads`.
@@ -134,7 +134,7 @@ def shard_paths(patterns: str | list[str], downloads: Downloads | None = None) -
 
 
 def _folder(path: Path) -> str:
-    """What a folder has to offer instead."""
+    """Describe the tar files of a folder, for messages."""
     tars = sorted(found.name for found in path.parent.glob("*.tar"))
     listed = ", ".join(tars[:5]) + (", ..." if len(tars) > 5 else "")
     return f"{path.parent} holds {listed or 'no tar files'}"

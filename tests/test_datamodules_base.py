@@ -15,7 +15,7 @@ from lightning_guide.data import Batch, SampleBatch
 
 
 class Samples(Dataset[SampleBatch]):
-    """`count` sample indices, as a module hands them out."""
+    """`count` sample indices, as returned by a module."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -28,7 +28,7 @@ class Samples(Dataset[SampleBatch]):
 
 
 class Watcher(pl.LightningModule):
-    """Notes the batches that arrive; counts images as the real module does."""
+    """Record the batches; count images as the real module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,25 +82,25 @@ def make_trainer(folder: Path, **arguments: Any) -> pl.Trainer:
     )
 
 
-def test_fit_is_one_endless_epoch_and_resumes_in_its_data(tmp_path: Path) -> None:
-    """1,437 pictures, batches of 32, 60 steps of two micro-steps: over the end of a pass, taken up again at step 25."""
-    whole, second = Watcher(), Watcher()
+def test_fit_is_one_endless_epoch_and_resumes_at_its_position(tmp_path: Path) -> None:
+    """1,437 images, batches of 32, 60 steps of two micro-steps, past the end of a pass, resumed at step 25."""
+    full, second = Watcher(), Watcher()
     save = pl.callbacks.ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=25, save_top_k=-1)
     trainer = make_trainer(tmp_path, max_steps=60, limit_val_batches=0, callbacks=[save])
-    trainer.fit(whole, Digits(batch_size=32))
+    trainer.fit(full, Digits(batch_size=32))
     resumed = make_trainer(tmp_path, max_steps=60, limit_val_batches=0, callbacks=[])
     resumed.fit(second, Digits(batch_size=32, num_workers=2), ckpt_path=str(tmp_path / "step=25.ckpt"))
     assert trainer.current_epoch == resumed.current_epoch == 1  # Lightning counts the epoch as done at max_steps
-    assert len(whole.batches["train"]) == 120
-    for one, other in zip(whole.batches["train"][50:], second.batches["train"], strict=True):
+    assert len(full.batches["train"]) == 120
+    for one, other in zip(full.batches["train"][50:], second.batches["train"], strict=True):
         assert type(one) is Batch and one.x.shape == (32, 1, 8, 8) and one.condition.dtype == torch.int64
         assert torch.equal(one.x, other.x) and torch.equal(one.condition, other.condition)
-    assert whole.batches["train"][0].x.dtype == torch.float32
-    assert whole.batches["train"][0].x.min() == -1 and whole.batches["train"][0].x.max() == 1
+    assert full.batches["train"][0].x.dtype == torch.float32
+    assert full.batches["train"][0].x.min() == -1 and full.batches["train"][0].x.max() == 1
 
 
 def test_evaluation_loaders(tmp_path: Path) -> None:
-    """Held-out batches first, then each sample set; the latter alone for test and predict."""
+    """Held-out batches first, then each sample set; sample sets only for test and predict."""
     module, data = Watcher(), Digits(batch_size=100)
     trainer = make_trainer(tmp_path, max_steps=1)
     trainer.validate(module, data, verbose=False)
@@ -120,7 +120,7 @@ def test_evaluation_loaders(tmp_path: Path) -> None:
 
 
 def test_evaluation_split_over_two_processes() -> None:
-    """Uneven counts: nothing padded, nothing lost; a rank may get nothing."""
+    """Uneven counts: no padding, no loss; a rank may get no batch."""
     from types import SimpleNamespace
 
     def loaders(rank: int) -> list[Any]:
@@ -142,7 +142,7 @@ def test_evaluation_split_over_two_processes() -> None:
     assert torch.equal(torch.stack(labels, 1).flatten(), Digits().heldout().labels)
 
 
-def test_without_trainer_there_is_process_zero_of_one() -> None:
+def test_without_trainer_is_process_zero_of_one() -> None:
     """Loaders for scripts and notebooks."""
     data = Digits(batch_size=10)
     assert len(next(iter(data.train_dataloader())).x) == 10
@@ -150,7 +150,7 @@ def test_without_trainer_there_is_process_zero_of_one() -> None:
 
 
 def test_reference_is_the_training_set_and_repeats() -> None:
-    """In stored form, whole, twice the same."""
+    """In stored form, complete, identical when iterated twice."""
     data = Digits(batch_size=10, part="second")
     reference = data.reference(torch.device("cpu"))
     for _ in range(2):
@@ -166,8 +166,7 @@ def test_encode_and_decode_are_inverse_on_every_byte() -> None:
     assert data.decode(torch.tensor([-9.0, 9.0, float("inf")])).tolist() == [0, 255, 255]
 
 
-def test_examples_refuse_nothing_and_mismatch() -> None:
-    """An empty dataset is a mistake."""
+def test_empty_examples_and_label_mismatch_are_refused() -> None:
     with pytest.raises(ValueError, match="empty"):
         TensorExamples(torch.zeros(0, 1))
     with pytest.raises(ValueError, match="one for each element"):

@@ -1,4 +1,4 @@
-"""Class mixes of a synthetic set: shares met, and the mix that moves guided samples to a wanted one."""
+"""Class mixes of a synthetic set: label counts, and the mix that moves guided samples to target shares."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from lightning_guide.seeds import SampleSeeds
 DATA = [Batch(torch.zeros(3, 1), torch.tensor([0, 2, 2])), Batch(torch.zeros(1, 1), torch.tensor([2]))]
 
 
-def test_shares() -> None:
+def test_class_shares() -> None:
     assert class_shares("equal", 4, []).tolist() == [0.25] * 4
     assert class_shares("data", 3, DATA).tolist() == [0.25, 0, 0.75]
     assert class_shares([1, 0, 3], 3, []).tolist() == [0.25, 0, 0.75]
 
 
 @pytest.mark.parametrize("classes", [[1.0, 1.0], [1.0, -1.0, 1.0], [0.0, 0.0, 0.0], [1.0, math.nan, 1.0]])
-def test_shares_that_are_none(classes: list[float]) -> None:
+def test_invalid_shares_are_refused(classes: list[float]) -> None:
     with pytest.raises(ValueError, match="expected 3 numbers >= 0, one for each class, not all 0"):
         class_shares(classes, 3, [])
 
 
-def test_data_without_labels_have_no_mix() -> None:
+def test_mix_of_data_without_labels_is_refused() -> None:
     with pytest.raises(ValueError, match="classes: data needs data with labels"):
         class_shares("data", 3, [Batch(torch.zeros(2, 1))])
     with pytest.raises(ValueError, match="classes: data needs data with labels"):
         class_shares("data", 3, [Batch(torch.zeros(2, 1), torch.tensor([-1, -1]))])
 
 
-def test_examples_without_a_label_count_for_no_class() -> None:
+def test_unlabeled_examples_are_not_counted() -> None:
     assert class_shares("data", 3, [Batch(torch.zeros(3, 1), torch.tensor([-1, 2, 1]))]).tolist() == [0, 0.5, 0.5]
 
 
 @pytest.mark.parametrize("count", [1, 7, 10, 1000])
-def test_labels_meet_the_shares_to_less_than_one(count: int) -> None:
+def test_label_counts_match_shares_to_less_than_one(count: int) -> None:
     shares = torch.tensor([0.1, 0.2, 0.7]).double()
     labels = class_labels(shares, count, seed=0)
     counts = torch.bincount(labels, minlength=3)
@@ -55,7 +55,7 @@ def test_labels_meet_the_shares_to_less_than_one(count: int) -> None:
         assert not torch.equal(labels, class_labels(shares, count, seed=1))
 
 
-def test_the_mix_of_two_classes_is_that_of_the_log_odds() -> None:
+def test_mix_of_two_classes_follows_log_odds() -> None:
     def logit(p: float) -> float:
         return math.log(p / (1 - p))
 
@@ -64,7 +64,7 @@ def test_the_mix_of_two_classes_is_that_of_the_log_odds() -> None:
         assert logit(target) == pytest.approx(logit(base) + omega * (logit(base) - logit(b)))
 
 
-def test_the_mix_of_many_classes_is_undone_by_the_extrapolation() -> None:
+def test_extrapolation_inverts_mix_of_many_classes() -> None:
     a, q = torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.tensor([0.25, 0.25, 0.4, 0.1])
     b = torch.tensor(mix_against(q.tolist(), a.tolist(), omega=1.5))
     reached = a**2.5 / b**1.5
@@ -73,11 +73,11 @@ def test_the_mix_of_many_classes_is_undone_by_the_extrapolation() -> None:
 
 @pytest.mark.parametrize(("target", "expected"), [(0.5, 0.5), (0.55, 0.55), (0.6, 0.596), (0.8, 0.73)])
 def test_separate_modes_move_toward_the_target(target: float, expected: float) -> None:
-    """The exact guided flow of two narrow modes far apart meets small shifts and falls short of large ones.
+    """The exact guided flow of two narrow, distant modes reaches small shifts and undershoots large ones.
 
     With h half the log-odds of the modes at +-1, D = tanh(x / s^2 + h); (1 + omega) tanh(u + h_a) - omega tanh(u + h_b)
-    is tanh(u + h_a + omega (h_a - h_b)), the target's D, only to first order in h_a - h_b. The flow keeps the order of
-    its points, so those that start at the quantiles of the noise tell the share without sampling error.
+    is tanh(u + h_a + omega (h_a - h_b)), the target's D, only to first order in h_a - h_b. The flow preserves the
+    order of points, so points started at the quantiles of the noise give the share without sampling error.
     """
     means, covariances = [[-2.0], [2.0]], [[[1e-4]], [[1e-4]]]
     mix = mix_against([target, 1 - target], [0.5, 0.5], omega=1.0)
@@ -89,7 +89,7 @@ def test_separate_modes_move_toward_the_target(target: float, expected: float) -
     assert float((end.x < 0).double().mean()) == pytest.approx(expected, abs=0.005)
 
 
-def test_a_mix_needs_positive_numbers() -> None:
+def test_nonpositive_mix_arguments_are_refused() -> None:
     for arguments in (([0.5, 0.5], [1.0, 0.0], 1.0), ([0.5], [0.5, 0.5], 1.0), ([0.5, 0.5], [0.5, 0.5], 0.0)):
         with pytest.raises(ValueError, match="a mix needs omega > 0 and as many positive shares"):
             mix_against(arguments[0], arguments[1], omega=arguments[2])

@@ -1,4 +1,4 @@
-"""Conversion to shards: exact, interruptible, and honest about what it left out."""
+"""Conversion to shards: exact, interruptible, with a report of corrupt images."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from datamodules.commands.convert import convert
 
 
 def pixels(number: int, side: int = 8) -> np.ndarray:
-    """The picture of item `number`."""
+    """The image of item `number`."""
     return np.random.default_rng(number).integers(0, 256, (side, side, 3), dtype=np.uint8)
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A folder of three classes with 2, 3 and 4 pictures."""
+    """A folder of three classes with 2, 3 and 4 images."""
     number = 0
     for label, name in enumerate(("ape", "bee", "cow")):
         (tmp_path / "source" / name).mkdir(parents=True)
@@ -35,7 +35,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def content(folder: Path, name: str = "train", num_classes: int = 3) -> set[tuple[bytes, int]]:
-    """All (picture, label) pairs of the shards in a folder."""
+    """All (image, label) pairs of the shards in a folder."""
     data = Shards(f"{folder}/{name}-*.tar", f"{folder}/{name}-*.tar", num_classes=num_classes)
     return {(x.numpy().tobytes(), label) for x, label in (data.training()[i] for i in range(len(data.training())))}
 
@@ -49,7 +49,7 @@ LABELS = [0, 0, 1, 1, 1, 2, 2, 2, 2]
 
 
 class Items:
-    """A source at random access that counts what is read, and fails or holds a corrupt picture where told."""
+    """A random-access source that records what is read and fails after `fail_after` reads."""
 
     classes = ["ape", "bee", "cow"]
 
@@ -68,7 +68,7 @@ class Items:
 
 
 def test_class_folder_reads_back_pixel_exact(source: Path, tmp_path: Path) -> None:
-    """Through the command as the command line calls it."""
+    """By the command as called by the command line."""
     out = tmp_path / "out"
     auto_cli(convert, args=[str(source), str(out), "--records_per_shard=4"])
     assert sorted(path.name for path in out.iterdir()) == [f"train-0000{i}.tar" for i in range(3)] + ["train.json"]
@@ -80,7 +80,7 @@ def test_class_folder_reads_back_pixel_exact(source: Path, tmp_path: Path) -> No
 
 
 def test_two_conversions_give_the_same_bytes(source: Path, tmp_path: Path) -> None:
-    """The seed alone decides; another seed writes another order, no seed the order of the source."""
+    """The order depends on the seed alone; without a seed it is that of the source."""
     for folder, seed in (("a", 0), ("b", 0), ("c", 1), ("d", None)):
         convert(str(source), str(tmp_path / folder), shuffle_seed=seed)
     a, b, c, d = ((tmp_path / folder / "train-00000.tar").read_bytes() for folder in "abcd")
@@ -88,8 +88,8 @@ def test_two_conversions_give_the_same_bytes(source: Path, tmp_path: Path) -> No
     assert a != d and d.index(b"00000000.png") < d.index(b"00000001.png") < d.index(b"00000008.png")
 
 
-def test_interrupted_conversion_goes_on(tmp_path: Path) -> None:
-    """Complete shards are kept, nothing half-written is visible, the result is that of one run."""
+def test_interrupted_conversion_resumes(tmp_path: Path) -> None:
+    """Complete shards are kept, no partial file is visible, the result equals that of one run."""
     with pytest.raises(KeyboardInterrupt):
         write_shards(Items(fail_after=6), tmp_path / "a", records_per_shard=4)
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["train-00000.tar", "train.json"]
@@ -102,7 +102,7 @@ def test_interrupted_conversion_goes_on(tmp_path: Path) -> None:
 
 
 def test_damaged_shard_is_written_again(tmp_path: Path) -> None:
-    """What is there is verified by the count of its records."""
+    """Existing shards are verified by their number of records."""
     write_shards(Items(), tmp_path, records_per_shard=4)
     whole = (tmp_path / "train-00001.tar").read_bytes()
     (tmp_path / "train-00001.tar").write_bytes(whole[:1000])
@@ -112,11 +112,11 @@ def test_damaged_shard_is_written_again(tmp_path: Path) -> None:
 
 
 def test_torchvision_dataset(tmp_path: Path) -> None:
-    """PIL pictures and whole-number labels by way of torchvision; the name is the split."""
+    """PIL images and integer labels from torchvision; the name is the split."""
     fake = torchvision.datasets.FakeData(6, (3, 8, 8), num_classes=3)
     inventory = write_shards(fake, tmp_path / "fake")
     items = [fake[index] for index in range(6)]
-    pairs = {(np.asarray(picture).transpose(2, 0, 1).tobytes(), int(label)) for picture, label in items}
+    pairs = {(np.asarray(image).transpose(2, 0, 1).tobytes(), int(label)) for image, label in items}
     assert content(tmp_path / "fake") == pairs and inventory["records"] == 6
     for source, message in (
         ("torchvision:CIFAR", "expected torchvision:NAME:ROOT"),
@@ -130,7 +130,7 @@ def test_torchvision_dataset(tmp_path: Path) -> None:
 
 
 def test_iterables_sizes_and_jpeg(tmp_path: Path) -> None:
-    """A generator of tensors, shrunk and stored as JPEG, read back close to the shrunk pictures."""
+    """A generator of tensors, shrunk and stored as JPEG, read back close to the shrunk images."""
     smooth = torch.arange(16, dtype=torch.uint8).mul(8).expand(3, 16, 16)
     inventory = write_shards(((smooth, label) for label in (0, 3)), tmp_path, size=8, quality=95)
     assert inventory["classes"] == ["0", "1", "2", "3"] and inventory["counts"] == [1, 0, 0, 1]
@@ -141,27 +141,25 @@ def test_iterables_sizes_and_jpeg(tmp_path: Path) -> None:
     assert mixed["size"] is None
 
 
-def test_corrupt_pictures_are_counted_and_named(
-    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """They are left out, listed in the inventory and stay so when the command runs again."""
-    (source / "bee" / "3.png").write_bytes(b"no picture")
+def test_corrupt_images_are_counted_and_named(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are left out and listed in the inventory, also when the command runs again."""
+    (source / "bee" / "3.png").write_bytes(b"not an image")
     for _ in range(2):
         convert(str(source), str(tmp_path / "out"), records_per_shard=4)
-        assert "8 pictures of 3 classes in 3 shards" in (printed := capsys.readouterr().out)
-        assert "1 corrupt pictures left out" in printed
+        assert "8 images of 3 classes in 3 shards" in (printed := capsys.readouterr().out)
+        assert "1 corrupt images left out" in printed
     inventory = json.loads((tmp_path / "out" / "train.json").read_text())
     assert inventory["counts"] == [2, 2, 4] and "bee/3.png" in inventory["corrupt"][0]
     assert content(tmp_path / "out") == expected(LABELS) - {(pixels(3).transpose(2, 0, 1).tobytes(), 1)}
 
 
 def test_other_settings_and_foreign_shards_are_refused(tmp_path: Path) -> None:
-    """Nothing that is there is overwritten by something else."""
+    """Existing data is not overwritten."""
     write_shards(Items(), tmp_path, records_per_shard=4)
     with pytest.raises(ValueError, match="belongs to a conversion with records_per_shard 4, not 5; expected the same"):
         write_shards(Items(), tmp_path, records_per_shard=5)
     (tmp_path / "train.json").write_text("{}")
-    with pytest.raises(ValueError, match="is no inventory"):
+    with pytest.raises(ValueError, match="is not an inventory"):
         write_shards(Items(), tmp_path, records_per_shard=4)
     (tmp_path / "train.json").unlink()
     with pytest.raises(ValueError, match="train-00000.tar is there without the inventory train.json"):
@@ -171,27 +169,27 @@ def test_other_settings_and_foreign_shards_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("items", "message"),
     [
-        ([], "holds no pictures"),
+        ([], "holds no images"),
         ([3], "item 0 of the source is a int; expected a pair"),
-        ([(pixels(0), "cat")], "item 0 of the source is a tuple; expected a pair .picture, class number"),
+        ([(pixels(0), "cat")], "item 0 of the source is a tuple; expected a pair .image, class number"),
         ([(pixels(0), -1)], "label -1; expected a class number from 0 upwards"),
-        ([(pixels(0).astype(float), 0)], "item 0 of the source: the picture is a ndarray of float64"),
+        ([(pixels(0).astype(float), 0)], "item 0 of the source: the image is a ndarray of float64"),
     ],
 )
 def test_bad_items(tmp_path: Path, items: list[Any], message: str) -> None:
-    """Each in one sentence; no shard appears."""
+    """One sentence each; no shard appears."""
     with pytest.raises(ValueError, match=message):
         write_shards(items, tmp_path)
     assert not list(tmp_path.glob("*.tar")) and not list(tmp_path.glob(".*"))
 
 
 def test_bad_sources_and_arguments(source: Path, tmp_path: Path) -> None:
-    """Folders that are none, are empty, or have an empty class; numbers out of range."""
+    """Missing and empty folders, empty classes, numbers out of range."""
     (source / "dog").mkdir()
     for given, message in (
-        (source, "class folder .*dog holds no pictures"),
+        (source, "class folder .*dog holds no images"),
         (source / "bee", "has no folders inside"),
-        (source / "none", "is no folder"),
+        (source / "none", "is not a folder"),
     ):
         with pytest.raises(ValueError, match=message):
             convert(str(given), str(tmp_path / "out"))

@@ -1,4 +1,4 @@
-"""The loaders in a trainer of two processes: the same order of the data, an exact split, an empty share allowed."""
+"""Loaders in a trainer of two processes: the same order of the data, an exact split, empty shares."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 def test_two_processes(tmp_path: Path) -> None:
-    """Rank 1 has no share of the sample set of one; everything else interleaves to what one process reads."""
+    """Rank 1 gets no part of the one-element sample set; all other data interleaves to that of one process."""
     script = tmp_path / "fit.py"
     script.write_text(SCRIPT)
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}

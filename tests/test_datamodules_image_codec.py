@@ -1,4 +1,4 @@
-"""Decoding and shrinking of pictures against PIL and against sums of whole numbers."""
+"""Decoding and shrinking of images against PIL and integer arithmetic."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 from datamodules.storage.image_codec import (
     UndecodableError,
-    _decoded_directly,
+    _decode_directly,
     decode_image,
     decode_sample,
     from_array,
@@ -26,14 +26,14 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """A picture as the content of a file."""
+    """Encode an image as file content."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "1"])
-def test_png_decodes_as_pil_does(mode: str) -> None:
+def test_png_decodes_as_in_pil(mode: str) -> None:
     """Exactly, for every kind of PNG with up to 8 bits."""
     image = Image.fromarray(PIXELS).convert(mode)
     x = decode_image(encoded(image, "PNG"))
@@ -42,7 +42,7 @@ def test_png_decodes_as_pil_does(mode: str) -> None:
 
 
 @pytest.mark.parametrize(("mode", "kind"), [("RGB", "JPEG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("RGB", "WEBP")])
-def test_lossy_files_decode_as_pil_does(mode: str, kind: str) -> None:
+def test_lossy_files_decode_as_in_pil(mode: str, kind: str) -> None:
     """Gray and CMYK become RGB."""
     data = encoded(Image.fromarray(PIXELS).convert(mode), kind)
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
@@ -56,8 +56,8 @@ def test_sixteen_bits_become_eight() -> None:
     assert x.tolist() == [[[0, 0, 1, 1], [100, 255, 255, 254]]] * 3
 
 
-def test_of_sixteen_bits_in_color_the_upper_eight_are_kept() -> None:
-    """Of a PNG, which PIL cannot write: a header, one row without a filter, the end."""
+def test_sixteen_bit_color_keeps_upper_eight_bits() -> None:
+    """A PNG that PIL cannot write: a header, one row without a filter, the end."""
     row = np.array([0, 255, 256, 25700, 65535, 65407], dtype=">u2")  # two pixels
 
     def chunk(kind: bytes, data: bytes) -> bytes:
@@ -69,24 +69,24 @@ def test_of_sixteen_bits_in_color_the_upper_eight_are_kept() -> None:
     assert x.movedim(0, -1).tolist() == [[[0, 0, 1], [100, 255, 255]]]
 
 
-def test_why_a_file_is_no_picture_is_said_without_addresses() -> None:
+def test_decoding_error_has_no_memory_addresses() -> None:
     for decode in (decode_image, decode_sample):
-        with pytest.raises(UndecodableError, match="^no picture in a format that PIL reads$"):
-            decode(b"not a picture")
+        with pytest.raises(UndecodableError, match="^not an image in a format that PIL reads$"):
+            decode(b"not an image")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 def test_corrupt_files_are_recognized(kind: str) -> None:
-    """Cut off, empty, and no picture at all."""
-    whole = encoded(Image.fromarray(PIXELS), kind)
-    for data in (whole[: len(whole) // 2], whole[:4], b"", b"not a picture"):
+    """Truncated, empty, and not an image."""
+    content = encoded(Image.fromarray(PIXELS), kind)
+    for data in (content[: len(content) // 2], content[:4], b"", b"not an image"):
         with pytest.raises(UndecodableError):
             decode_image(data)
 
 
 @pytest.mark.parametrize(("side", "size"), [(32, 8), (9, 3), (12, 2), (10, 10), (10, 4), (7, 5)])
 def test_shrinking_is_the_exact_mean_over_areas(side: int, size: int) -> None:
-    """Against each old pixel split into size x size equal parts and whole-number means of side x side blocks."""
+    """Against each old pixel split into size x size equal parts and integer means of side x side blocks."""
     x = torch.randint(0, 256, (3, side, side), dtype=torch.uint8)
     parts = x.to(torch.int64).repeat_interleave(size, 1).repeat_interleave(size, 2)
     sums = parts.reshape(3, size, side, size, side).sum((2, 4))
@@ -94,7 +94,7 @@ def test_shrinking_is_the_exact_mean_over_areas(side: int, size: int) -> None:
 
 
 def test_shrinking_crops_to_the_central_square() -> None:
-    """Wide and tall pictures alike."""
+    """Wide and tall images alike."""
     x = torch.randint(0, 256, (3, 8, 14), dtype=torch.uint8)
     assert torch.equal(shrink(x, 4), shrink(x[:, :, 3:11], 4))
     assert torch.equal(shrink(x.mT, 4), shrink(x[:, :, 3:11], 4).mT)
@@ -114,35 +114,35 @@ def test_arrays_and_pil_agree() -> None:
     "pixels", [PIXELS.astype(np.float32), PIXELS[None], PIXELS[:, :, :2], [1, 2], torch.zeros(3, 2, 2)]
 )
 def test_unusable_arrays(pixels: object) -> None:
-    """One sentence with what was found."""
+    """One sentence with the array found."""
     with pytest.raises(ValueError, match="expected a PIL image, a uint8 array"):
         from_array(pixels)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_the_quick_way_is_taken_and_refuses_what_is_cut_off(kind: str) -> None:
-    """Wherever a file is cut, the two ways agree that it is no picture."""
-    whole = encoded(Image.fromarray(PIXELS), kind)
-    quick = _decoded_directly(whole)
-    assert quick is not None
-    with Image.open(io.BytesIO(whole)) as image:
-        assert torch.equal(quick, from_pil(image))
-    for length in range(len(whole) - 2):
+def test_direct_decoder_is_used_and_refuses_truncated_files(kind: str) -> None:
+    """Both decoders refuse a file truncated at any byte."""
+    content = encoded(Image.fromarray(PIXELS), kind)
+    direct = _decode_directly(content)
+    assert direct is not None
+    with Image.open(io.BytesIO(content)) as image:
+        assert torch.equal(direct, from_pil(image))
+    for length in range(len(content) - 2):
         try:
-            with Image.open(io.BytesIO(whole[:length])) as image:
+            with Image.open(io.BytesIO(content[:length])) as image:
                 image.load()
         except (OSError, SyntaxError):
-            assert _decoded_directly(whole[:length]) is None
+            assert _decode_directly(content[:length]) is None
             with pytest.raises(UndecodableError):
-                decode_image(whole[:length])
+                decode_image(content[:length])
 
 
-def test_what_is_rare_is_left_to_pil() -> None:
+def test_rare_formats_are_left_to_pil() -> None:
     """Gray, palettes, transparency, 16 bits."""
-    picture = Image.fromarray(PIXELS)
-    for rare in (picture.convert("L"), picture.convert("P"), picture.convert("RGBA")):
-        assert _decoded_directly(encoded(rare, "PNG")) is None
-    assert _decoded_directly(encoded(picture.convert("CMYK"), "JPEG")) is None
+    image = Image.fromarray(PIXELS)
+    for rare in (image.convert("L"), image.convert("P"), image.convert("RGBA")):
+        assert _decode_directly(encoded(rare, "PNG")) is None
+    assert _decode_directly(encoded(image.convert("CMYK"), "JPEG")) is None
     transparent = io.BytesIO()
-    picture.save(transparent, "PNG", transparency=(1, 2, 3))
+    image.save(transparent, "PNG", transparency=(1, 2, 3))
     assert torch.equal(decode_image(transparent.getvalue()), torch.from_numpy(PIXELS.copy()).permute(2, 0, 1))

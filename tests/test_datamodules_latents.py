@@ -1,4 +1,4 @@
-"""Latents: encoding shards, fresh samples by position, and pictures again for metrics."""
+"""Latents: encoding of shards, fresh samples by position, and decoding for metrics."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.runs import TinyNetwork, evaluation, tiny_trainer
 
 
 class Halves(VariationalAutoencoder):
-    """Latents are the mean of 2x2 pixels of each channel, times `gain`; their std is known: .01 (c + 1)."""
+    """Latents are the mean of 2x2 pixels of each channel, times `gain`; their std is 0.01 (c + 1)."""
 
     def __init__(self, gain: float = 3.0) -> None:
         super().__init__()
@@ -55,13 +55,13 @@ def npy(array: Any) -> bytes:
 
 
 def shard(path: Path, numbers: range, **beside: Any) -> None:
-    """Pictures of PIXELS with labels number % 3 and whatever files `beside` makes of the number."""
+    """Write images of PIXELS with labels number % 3 and further files made from the number by `beside`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for i in numbers:
-            picture = io.BytesIO()
-            Image.fromarray(PIXELS[i]).save(picture, "PNG")
-            files = {"png": picture.getvalue(), "cls": str(i % 3).encode()}
+            image = io.BytesIO()
+            Image.fromarray(PIXELS[i]).save(image, "PNG")
+            files = {"png": image.getvalue(), "cls": str(i % 3).encode()}
             for name, content in (files | {key: make(i) for key, make in beside.items()}).items():
                 if content is None:
                     continue
@@ -92,7 +92,7 @@ def latents(folder: Path, **options: Any) -> Latents:
     return Latents(paths, paths, **(chosen | options))
 
 
-def test_pictures_and_latents_may_lie_elsewhere(encoded: Path) -> None:
+def test_remote_images_and_latents(encoded: Path) -> None:
     remote, copies = [f"pipe:cat {encoded}/pixels/train-0000{i}.tar" for i in range(2)], str(encoded / "copies")
     encode(remote, str(encoded / "remote"), vae=Halves(), batch_size=4, device="cpu", downloads=copies)
     made = sorted((encoded / "remote").glob("*.tar"))
@@ -122,17 +122,17 @@ def test_encoding_keeps_keys_labels_and_moments(encoded: Path, capsys: pytest.Ca
     again, arguments = Halves(), (str(encoded / "pixels/train-*.tar"), str(encoded / "latents"))
     encode(*arguments, vae=again)
     assert again.calls == 0  # nothing left to do
-    (encoded / "latents/train-00001.tar").write_bytes(before[:2000])  # a shard cut off
+    (encoded / "latents/train-00001.tar").write_bytes(before[:2000])  # a truncated shard
     encode(*arguments, vae=again, batch_size=4)
     assert again.calls == 2 and (encoded / "latents/train-00001.tar").read_bytes() == before
-    assert "latents of 11 pictures in 2 shards" in capsys.readouterr().out
+    assert "latents of 11 images in 2 shards" in capsys.readouterr().out
     with pytest.raises(ValueError, match="belongs to latents made with .*'gain': 3.0.* not .*'gain': 2.0"):
         encode(*arguments, vae=Halves(2.0))
-    with pytest.raises(ValueError, match="holds the pictures themselves"):
+    with pytest.raises(ValueError, match="holds the images themselves"):
         encode(arguments[0], str(encoded / "pixels"), vae=again)
 
 
-def test_each_visit_draws_a_fresh_sample_by_its_position(encoded: Path) -> None:
+def test_each_visit_draws_fresh_sample_by_position(encoded: Path) -> None:
     data = latents(encoded, batch_size=11)
     visits = data.visits()
     passes = [visits[range(11 * k, 11 * k + 11)] for k in range(40)]
@@ -142,7 +142,7 @@ def test_each_visit_draws_a_fresh_sample_by_its_position(encoded: Path) -> None:
     assert not torch.equal(order[0], order[1])
     noise = []
     for batch in passes:
-        gaps = (batch.x.double()[:, None] - means()).abs().amax((2, 3, 4))  # (11, 11): which picture is it?
+        gaps = (batch.x.double()[:, None] - means()).abs().amax((2, 3, 4))  # (11, 11): which image is it?
         assert sorted(gaps.argmin(1).tolist()) == list(range(11))
         noise.append(batch.x.double() - means()[gaps.argmin(1)])
     n = torch.cat(noise) / (0.01 * torch.arange(1, 4).double().reshape(3, 1, 1))  # (440, 3, 2, 2), standard normal
@@ -153,7 +153,7 @@ def test_each_visit_draws_a_fresh_sample_by_its_position(encoded: Path) -> None:
     assert torch.equal(heldout[range(3, 11, 4)].x, heldout[range(11)].x[3::4])
 
 
-def test_scale_and_pictures(encoded: Path) -> None:
+def test_normalization_and_decoding(encoded: Path) -> None:
     vae = Halves()
     data = latents(encoded, vae=vae, decode_batch=4)
     z = means().float()
@@ -161,13 +161,13 @@ def test_scale_and_pictures(encoded: Path) -> None:
     x = data.encode(z)
     torch.testing.assert_close(x, 0.5 * (z - mean) / std)
     torch.testing.assert_close(latents(encoded).decode(x), z)  # without an autoencoder latents stay latents
-    pictures = data.decode(x)
+    images = data.decode(x)
     blocks = (means() / 3 * 255).round().to(torch.uint8).repeat_interleave(2, 2).repeat_interleave(2, 3)
-    assert pictures.dtype == torch.uint8 and pictures.shape == (11, 3, 4, 4)
-    assert (pictures.int() - blocks.int()).abs().max() <= 1
+    assert images.dtype == torch.uint8 and images.shape == (11, 3, 4, 4)
+    assert (images.int() - blocks.int()).abs().max() <= 1
     assert data.decode(x + 100).min() == 255 and data.decode(x - 100).max() == 0
     only = NoData((3, 2, 2), vae=vae, mean=(1.0, 1.5, 2.0), std=(0.5, 1.0, 2.0))
-    assert torch.equal(only.decode(x), pictures)
+    assert torch.equal(only.decode(x), images)
     with pytest.raises(ValueError, match="the latents have 3 channels; mean and std have 4"):
         NoData((3, 2, 2), vae=vae)
     with pytest.raises(ValueError, match="all std > 0"):
@@ -177,14 +177,14 @@ def test_scale_and_pictures(encoded: Path) -> None:
     cpu = torch.device("cpu")
     reference = data.reference(cpu)
     (decoded,) = reference
-    assert [torch.equal(again.x, decoded.x) for again in reference] == [True]  # caches do
-    assert (decoded.x.int() - blocks.int()).abs().float().mean() < 6  # noise of .01 to .03 over gain 3, times 255
+    assert [torch.equal(again.x, decoded.x) for again in reference] == [True]  # can be iterated twice
+    assert (decoded.x.int() - blocks.int()).abs().float().mean() < 6  # noise of 0.01 to 0.03 over gain 3, times 255
     pixels = str(encoded / "pixels/train-*.tar")
     (real,) = latents(encoded, vae=vae, pictures=Shards(pixels, pixels, num_classes=3)).reference(cpu)
     assert torch.equal(real.x, torch.from_numpy(PIXELS).permute(0, 3, 1, 2))
 
 
-def test_embeddings_travel_in_shards(encoded: Path) -> None:
+def test_embeddings_in_shards(encoded: Path) -> None:
     for data in (
         latents(encoded, num_classes=0, token_channels=2, token_length=3),
         latents(encoded, num_classes=0, token_channels=2, token_length=3, cache=False),
@@ -197,7 +197,7 @@ def test_embeddings_travel_in_shards(encoded: Path) -> None:
         assert next(loader).condition.shape == (data.batch_size, 3, 2)
 
 
-def test_masks_and_mistakes(tmp_path: Path) -> None:
+def test_masks_and_invalid_embeddings(tmp_path: Path) -> None:
     def shards(**beside: Any) -> Shards:
         shard(tmp_path / "a.tar", range(3), **beside)
         return Shards(*[str(tmp_path / "a.tar")] * 2, token_channels=2, token_length=3)
@@ -210,26 +210,26 @@ def test_masks_and_mistakes(tmp_path: Path) -> None:
         (lambda i: npy(np.ones((4, 2))), "record '0000' of .*a.tar: an embedding has 4 tokens; expected at most 3"),
         (lambda i: npy(np.ones((2, 5))), r"no embedding \(L, 2\) in its tokens.npy: found one of shape \(2, 5\)"),
         (lambda i: npy(np.full((2, 2), np.nan)), "record '0000' .*not finite"),
-        (lambda i: npy(np.ones((3, 2), dtype=np.complex64)), "no array of real numbers: it holds complex64"),
-        (lambda i: b"text", "tokens.npy of record '0000' of .*a.tar is no array of real numbers"),
+        (lambda i: npy(np.ones((3, 2), dtype=np.complex64)), "not an array of real numbers: it holds complex64"),
+        (lambda i: b"text", "tokens.npy of record '0000' of .*a.tar is not an array of real numbers"),
         (lambda i: None, "record '0000' .*has no embedding .*found none"),
     ):
         with pytest.raises(ValueError, match=message):
             shards(**{"tokens.npy": content}).training()
     with pytest.raises(ValueError, match="conditions are labels or embeddings"):
         Shards(*[str(tmp_path / "a.tar")] * 2, token_channels=2, num_classes=3)
-    with pytest.raises(ValueError, match="holds 0 pictures; expected exactly one of npy"):
+    with pytest.raises(ValueError, match="holds 0 images; expected exactly one of npy"):
         Latents(*[str(tmp_path / "a.tar")] * 2)
 
 
-def test_corrupt_pictures_are_counted_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_corrupt_images_are_counted_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shard(tmp_path / "in/a.tar", range(4))
     content = bytearray((tmp_path / "in/a.tar").read_bytes())
     at = content.index(b"\x89PNG", content.index(b"0001.png"))
     content[at + 40 : at + 80] = bytes(40)
     (tmp_path / "in/a.tar").write_bytes(content)
     encode(str(tmp_path / "in/a.tar"), str(tmp_path / "out"), vae=Halves(), batch_size=3)
-    assert "latents of 3 pictures in 1 shards" in (said := capsys.readouterr().out) and "1 corrupt pictures" in said
+    assert "latents of 3 images in 1 shards" in (message := capsys.readouterr().out) and "1 corrupt images" in message
     data = Latents(*[str(tmp_path / "out/a.tar")] * 2, mean=(0, 0, 0), std=(1, 1, 1), num_classes=3)
     assert data.training().take(torch.arange(3)).condition.tolist() == [0, 2, 0]  # type: ignore[union-attr]
     with pytest.raises(ValueError, match=r"as many numbers in mean \(4\) and std \(4\)"):
@@ -237,7 +237,7 @@ def test_corrupt_pictures_are_counted_and_left_out(tmp_path: Path, capsys: pytes
 
 
 def test_diffusers_interface(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interface of AutoencoderKL, by a stand-in; the real class is tried where diffusers is installed."""
+    """The interface of AutoencoderKL, by a fake; the real class is tested if diffusers is installed."""
 
     class AutoencoderKL(nn.Module):
         device = torch.device("cpu")
@@ -266,7 +266,7 @@ def test_diffusers_interface(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         mean, std = vae.posterior(x)
         torch.testing.assert_close(mean, lowest + (1 - lowest) * x[:, :, ::2, ::2])
         assert float(std[0, 0, 0, 0]) == pytest.approx(0.2)
-        torch.testing.assert_close(vae.decode(mean)[:, :, ::2, ::2], x[:, :, ::2, ::2])  # black is 0 on the way out too
+        torch.testing.assert_close(vae.decode(mean)[:, :, ::2, ::2], x[:, :, ::2, ::2])  # black decodes to 0, too
     shard(tmp_path / "pixels/a.tar", range(3))
     main(["encode", str(tmp_path / "pixels/a.tar"), str(tmp_path / "z"), "--vae", "DiffusersVAE", "--vae.path", "here",
           "--vae.subfolder", "vae", "--device", "cpu"])  # fmt: skip
@@ -279,7 +279,7 @@ def test_diffusers_interface(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.slow
-def test_a_real_autoencoder_of_diffusers(tmp_path: Path) -> None:
+def test_diffusers_autoencoder(tmp_path: Path) -> None:
     diffusers = pytest.importorskip("diffusers")
     model = diffusers.AutoencoderKL(
         block_out_channels=(8,), layers_per_block=1, latent_channels=4, norm_num_groups=4,
@@ -296,13 +296,13 @@ def test_a_real_autoencoder_of_diffusers(tmp_path: Path) -> None:
     torch.testing.assert_close(vae.decode(mean), (model.decode(mean).sample + 1) / 2)
 
 
-def test_stream_reads_latents_like_anything_else(encoded: Path) -> None:
+def test_training_loader_reads_stream_of_latents(encoded: Path) -> None:
     data = latents(encoded)
     first = next(iter(data.train_dataloader()))
     assert torch.equal(first.x, data.visits()[next(iter(Stream(4)))].x)
 
 
-def test_a_latent_model_is_evaluated_on_pictures(encoded: Path) -> None:
+def test_latent_model_is_evaluated_on_images(encoded: Path) -> None:
     pixels = str(encoded / "pixels/train-*.tar")
     data = latents(encoded, vae=Halves(), pictures=Shards(pixels, pixels, num_classes=3))
     torch.manual_seed(0)
@@ -318,4 +318,4 @@ def test_a_latent_model_is_evaluated_on_pictures(encoded: Path) -> None:
     report = {name: float(value) for name, value in trainer.callback_metrics.items()}
     assert report["plain/samples"] == 6 and report["plain/fd"] > 0 and report["heldout/sigma_0.3"] > 0
     grid = Image.open(encoded / "run/grids/fit-8-plain.png")
-    assert grid.mode == "RGB" and grid.size == (4 * 66 + 2, 68)  # four pictures of 4x4 pixels, enlarged to 64x64
+    assert grid.mode == "RGB" and grid.size == (4 * 66 + 2, 68)  # four images of 4x4 pixels, enlarged to 64x64

@@ -1,4 +1,4 @@
-"""Walking-like paths: what the generator promises, and how the datamodule hands them out."""
+"""Walking paths: properties of the generator, and batches of the datamodule."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def drawn(label: int, count: int, **options: float) -> Tensor:
 
 
 @pytest.mark.parametrize("label", range(len(GAITS)))
-def test_a_gait_has_its_speed_its_sway_and_its_turning(label: int) -> None:
+def test_gait_has_its_speed_sway_and_turning(label: int) -> None:
     gait, paths = GAITS[label], drawn(label, 4000, frames=40, seconds=0.05)
     # the squared displacement over one second minus that of the sway is the squared mean velocity
     angles = torch.atan2(paths[:, 1, -1], paths[:, 0, -1])
@@ -33,7 +33,7 @@ def test_a_gait_has_its_speed_its_sway_and_its_turning(label: int) -> None:
     assert (1 - turned).mean() < 0.02 + gait.turning**2 + (3 * gait.sway / gait.speed) ** 2
 
 
-def test_without_chance_a_walker_goes_straight_and_sways(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_noise_paths_are_straight_with_sway(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spread and turning rate at 0: positions are the closed form."""
     monkeypatch.setattr("datamodules.motion.SPREAD", 0.0)
     monkeypatch.setattr(
@@ -52,16 +52,16 @@ def test_without_chance_a_walker_goes_straight_and_sways(monkeypatch: pytest.Mon
             assert paths[i, :, frame].tolist() == pytest.approx(expected, abs=1e-6)
 
 
-def test_data() -> None:
+def test_encoding_and_fixed_paths() -> None:
     data = Trajectories(batch_size=32, training_size=4096, heldout_size=64)
     assert data.data_shape == (2, 64) and data.num_classes == 4
     (batch,) = itertools.islice(iter(data.train_dataloader()), 1)
     assert batch.x.shape == (32, 2, 64) and set(batch.condition.tolist()) == {0, 1, 2, 3}
     x = data.encode(data.training().x)
-    assert 0.97 < float(x.std()) < 1.03  # unit variance, which the conversions of the papers' step sizes assume
+    assert 0.97 < float(x.std()) < 1.03  # unit variance, assumed by the conversions of the papers' step sizes
     torch.testing.assert_close(data.decode(x), data.training().x)
     path, steps = data.training().x[5], x[5]
-    for frame in (0, 1, 63):  # encoded are steps, the first one from the origin
+    for frame in (0, 1, 63):  # encoded data are steps, the first one from the origin
         before = path[:, frame - 1] if frame else torch.zeros(2)
         torch.testing.assert_close(steps[:, frame], (path[:, frame] - before) / data.meters)
     other = Trajectories(batch_size=32, training_size=4096, heldout_size=64, seed=1)
@@ -69,7 +69,7 @@ def test_data() -> None:
     assert not torch.equal(data.heldout().x, data.training().x[:64])
 
 
-def test_mistakes() -> None:
+def test_invalid_sizes_and_units() -> None:
     with pytest.raises(ValueError, match="positive frames"):
         Trajectories(frames=0)
     with pytest.raises(ValueError, match="positive frames"):

@@ -1,4 +1,4 @@
-"""Points: fresh draws, determined by seed and position."""
+"""Points: fresh draws by seed and position."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def train(data: Points, batches: int) -> list[Tensor]:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_draws_depend_on_seed_and_position(workers: int) -> None:
-    """The same again, with workers as well; other batches and seeds are other draws; global state is not touched."""
+    """Draws are reproducible, also in workers, differ by batch and seed, and leave the global generator alone."""
     state = torch.get_rng_state()
     reference = train(Points(mixture(), batch_size=64), 4)
     again = train(Points(mixture(), batch_size=64, num_workers=workers), 4)
@@ -46,7 +46,7 @@ def test_draws_have_the_moments_of_the_distribution() -> None:
 
 
 def test_finite_sets_are_fixed_and_distinct() -> None:
-    """Held-out and reference draws do not move with the seed, and are not the same ones."""
+    """Held-out and reference draws are independent of the seed and differ from each other."""
     one, other = (Points(mixture(), heldout_size=300, training_size=200, seed=seed) for seed in (0, 1))
     assert one.heldout().x.shape == (300, 2) and one.training().x.shape == (200, 2)
     assert torch.equal(one.heldout().x, other.heldout().x)
@@ -57,8 +57,7 @@ def test_finite_sets_are_fixed_and_distinct() -> None:
     assert torch.equal(one.decode(one.encode(reference)), reference)
 
 
-def test_mistakes() -> None:
-    """What cannot be sampled, and empty sets."""
+def test_invalid_distribution_and_sizes() -> None:
     with pytest.raises(ValueError, match="no method sample"):
         Points(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="expected at least 1"):

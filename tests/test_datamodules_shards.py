@@ -1,4 +1,4 @@
-"""Shards: reading at random, labels, and everything that can be wrong with them."""
+"""Shards: random access, labels, and errors."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from lightning_guide.data import Batch
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """A PNG file."""
+    """Encode a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def pixels(number: int, side: int = 8) -> np.ndarray:
-    """The picture of record `number`."""
+    """The image of record `number`."""
     return np.random.default_rng(number).integers(0, 256, (side, side, 3), dtype=np.uint8)
 
 
@@ -58,7 +58,7 @@ def shards(folder: Path, **arguments: object) -> Shards:
 
 
 def spoil(path: Path, key: str) -> None:
-    """Overwrites the picture of one record, leaving the tar whole."""
+    """Overwrite the image of one record, keeping the tar valid."""
     with tarfile.open(path) as tar:
         member = tar.getmember(f"{key}.png")
     content = bytearray(path.read_bytes())
@@ -68,7 +68,7 @@ def spoil(path: Path, key: str) -> None:
 
 @pytest.mark.parametrize("cache", [True, False, None])
 def test_records_read_back_exactly(folder: Path, cache: bool | None) -> None:
-    """Pictures and labels in the order of the shards, from disk and from memory."""
+    """Images and labels in the order of the shards, from disk and from memory."""
     data = shards(folder, cache=cache)
     train, heldout = data.training(), data.heldout()
     assert isinstance(train, TensorExamples) == (cache is not False)
@@ -92,7 +92,7 @@ def test_stream_is_the_same_from_disk_and_memory_with_any_workers(folder: Path) 
         assert torch.equal(one.condition, two.condition) and torch.equal(one.condition, three.condition)
 
 
-def test_pictures_are_shrunk_by_block_mean(folder: Path) -> None:
+def test_images_are_shrunk_by_block_mean(folder: Path) -> None:
     """8x8 to 2x2: the mean of 4x4 pixels, rounded half up."""
     data = shards(folder, size=2)
     blocks = torch.from_numpy(pixels(3)).permute(2, 0, 1).reshape(3, 2, 4, 2, 4).to(torch.int64)
@@ -101,7 +101,7 @@ def test_pictures_are_shrunk_by_block_mean(folder: Path) -> None:
 
 
 def test_without_classes_labels_are_ignored(folder: Path) -> None:
-    """No condition, and none needed."""
+    """Conditions are None, and records need no label."""
     write(folder / "train-0.tar", [("000.png", png(pixels(0)))])
     data = shards(folder, num_classes=0)
     assert next(iter(data.train_dataloader())).condition is None and data.training()[0][1] == -1
@@ -109,7 +109,7 @@ def test_without_classes_labels_are_ignored(folder: Path) -> None:
 
 @pytest.mark.parametrize("dialect", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_every_dialect_of_tar(tmp_path: Path, dialect: int) -> None:
-    """Folders, long names and capital extensions; members of a record apart; names with a leading __ skipped."""
+    """Folders, long names and capital extensions; members of a record not adjacent; names with a leading __ skipped."""
     name = "folder/" + "long" * 20 + "/a"
     names = [f"{name}.PNG", "z.png", "z.cls", "__meta.json", "z.json", f"{name}.cls"]
     contents = {"PNG": png(pixels(0)), "png": png(pixels(1)), "cls": b"1\n", "json": b"{}"}
@@ -122,12 +122,12 @@ def test_every_dialect_of_tar(tmp_path: Path, dialect: int) -> None:
         assert content[begin : begin + int(index.sizes[record])] == png(pixels(number))
 
 
-def test_corrupt_pictures_in_memory_are_left_out_and_reported_once(folder: Path) -> None:
-    """Two of ten, by key and shard."""
+def test_corrupt_images_in_memory_are_left_out_and_reported_once(folder: Path) -> None:
+    """Two of ten, named by key and shard."""
     spoil(folder / "train-0.tar", "002")
     spoil(folder / "train-1.tar", "009")
     data = shards(folder)
-    with pytest.warns(UserWarning, match=r"2 of 10 pictures are corrupt and left out: record '002' of .*train-0.tar"):
+    with pytest.warns(UserWarning, match=r"2 of 10 images are corrupt and left out: record '002' of .*train-0.tar"):
         train = data.training()
     assert train.labels.tolist() == [0, 1, 3, 0, 1, 2, 3, 0]
     assert data.corrupt == [f"record '002' of {folder}/train-0.tar", f"record '009' of {folder}/train-1.tar"]
@@ -135,8 +135,8 @@ def test_corrupt_pictures_in_memory_are_left_out_and_reported_once(folder: Path)
 
 @pytest.mark.filterwarnings("ignore:record")
 @pytest.mark.parametrize("workers", [0, 2])
-def test_corrupt_pictures_on_disk_are_replaced_and_counted(folder: Path, workers: int) -> None:
-    """By the next sound record with its label, also where a worker finds them."""
+def test_corrupt_images_on_disk_are_replaced_and_counted(folder: Path, workers: int) -> None:
+    """By the next readable record with its label, also if found by a worker."""
     spoil(folder / "train-0.tar", "002")
     spoil(folder / "train-0.tar", "003")
     data = shards(folder, cache=False, num_workers=workers)
@@ -147,20 +147,20 @@ def test_corrupt_pictures_on_disk_are_replaced_and_counted(folder: Path, workers
     assert data.corrupt == [f"record '{key}' of {folder}/train-0.tar" for key in ("002", "003")]
 
 
-def test_the_first_picture_may_be_corrupt(folder: Path) -> None:
-    """The size of the pictures is that of the first sound one; none at all is an error."""
+def test_first_image_may_be_corrupt(folder: Path) -> None:
+    """The first readable image determines the size; a shard without any is an error."""
     for number in range(5):
         spoil(folder / "train-0.tar", f"{number:03d}")
         if number == 0:
             with pytest.warns(UserWarning, match="record '000'"):
                 assert shards(folder).data_shape == (3, 8, 8)
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match="none of the 5 pictures in .*train-0.tar"):
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="none of the 5 images in .*train-0.tar"):
         shards(folder)
 
 
 @pytest.mark.parametrize("left", [0, 100, 512, 1500, -1024, -2000])
 def test_truncated_shards(folder: Path, left: int) -> None:
-    """Cut within a header, within a picture, between records, and just before the end-of-archive mark."""
+    """Truncated within a header, within an image, between records, and before the end-of-archive mark."""
     path = folder / "test-0.tar"
     with tarfile.open(path) as tar:
         tar.getmembers()
@@ -181,7 +181,7 @@ def test_altered_header_and_compressed_tar(folder: Path) -> None:
     with pytest.raises(ValueError, match="truncated or damaged: after 2 files"):
         shards(folder).heldout()
     write(path, [(f"{number}.png", png(pixels(number))) for number in range(3)], mode="w:gz")
-    with pytest.raises(ValueError, match="expected a whole, uncompressed tar"):
+    with pytest.raises(ValueError, match="expected a complete, uncompressed tar"):
         shards(folder).heldout()
 
 
@@ -189,8 +189,8 @@ def test_altered_header_and_compressed_tar(folder: Path) -> None:
     ("records", "message"),
     [
         ([("a.png", b"x")], "record 'a' of .* has no label; expected a.cls, found png"),
-        ([("a.cls", b"1")], "record 'a' of .* holds 0 pictures; expected exactly one of jpg, .*found cls"),
-        ([("a.png", b"x"), ("a.jpg", b"x"), ("a.cls", b"1")], "holds 2 pictures"),
+        ([("a.cls", b"1")], "record 'a' of .* holds 0 images; expected exactly one of jpg, .*found cls"),
+        ([("a.png", b"x"), ("a.jpg", b"x"), ("a.cls", b"1")], "holds 2 images"),
         ([("a.png", b"x"), ("a.png", b"x"), ("a.cls", b"1")], "holds 'a.png' twice"),
         ([("a.png", b"x"), ("a.cls", b"4")], "label 4; expected 0 to 3"),
         ([("a.png", b"x"), ("a.cls", b"cat")], "label b'cat'; expected 0 to 3 as text"),
@@ -199,7 +199,7 @@ def test_altered_header_and_compressed_tar(folder: Path) -> None:
     ],
 )
 def test_bad_records(folder: Path, records: list[tuple[str, bytes]], message: str) -> None:
-    """Each in one sentence that names shard and record."""
+    """One sentence each, with shard and record."""
     write(folder / "test-0.tar", records)
     with pytest.raises(ValueError, match=message):
         shards(folder).heldout()
@@ -214,12 +214,12 @@ def test_sizes_that_do_not_match(folder: Path) -> None:
     with pytest.raises(ValueError, match="record 'b' of .*: 6x6 pixels cannot be shrunk to 7x7"):
         shards(folder, size=7).training()
     write(folder / "test-0.tar", odd[2:])
-    with pytest.raises(ValueError, match=r"heldout pictures in .* have shape \(3, 6, 6\); expected \(3, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"heldout images in .* have shape \(3, 6, 6\); expected \(3, 8, 8\)"):
         shards(folder).heldout()
 
 
 def test_patterns(folder: Path) -> None:
-    """Braces, wildcards and lists; what is missing is named, with what there is."""
+    """Braces, wildcards and lists; errors name missing and existing files."""
     both = [folder / "train-0.tar", folder / "train-1.tar"]
     assert shard_paths(f"{folder}/train-{{0..1}}.tar") == shard_paths(f"{folder}/train-*.tar") == both
     assert shard_paths([str(both[1]), f"{folder}/*-0.tar"]) == [both[1], folder / "test-0.tar", both[0]]
@@ -236,7 +236,7 @@ def test_patterns(folder: Path) -> None:
 
 
 def test_bad_arguments(folder: Path) -> None:
-    """Classes and size below their least."""
+    """Classes and size below their minimum."""
     with pytest.raises(ValueError, match="num_classes is -1"):
         shards(folder, num_classes=-1)
     with pytest.raises(ValueError, match="size is 0"):

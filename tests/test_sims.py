@@ -1,4 +1,4 @@
-"""SIMS by one command: synthesize, retrain, evaluate; interrupted anywhere, and with mistakes in its config."""
+"""SIMS by one command: synthesize, retrain, evaluate; interrupted, and with errors in its config."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DRAWN: dict[str, Any] = {
 
 
 def settings() -> dict[str, Any]:
-    """The base's config with its samples as data, and its average as the model."""
+    """Return the base's config with its samples as data, and its average as the model."""
     sims: dict[str, Any] = copy.deepcopy(TINY)
     sims["trainer"] |= {"default_root_dir": "sims", "max_steps": 6, "val_check_interval": 6, "limit_val_batches": 1.0}
     sims["trainer"]["callbacks"] = [
@@ -69,7 +69,7 @@ def settings() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 32 points."""
+    """Train a run of 32 points."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     main(["fit", "-c", str(folder / "tiny.yaml"), "--trainer.default_root_dir", str(folder / "base")])
@@ -78,7 +78,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def base(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """`base`, that run, and `sims.yaml` in the working folder."""
+    """Copy the run to `base`, and write `sims.yaml`, in the working folder."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(finished, tmp_path / "base")
     Path("sims.yaml").write_text(yaml.safe_dump(settings()))
@@ -110,12 +110,12 @@ def test_one_command_synthesizes_retrains_and_evaluates(base: Path, monkeypatch:
     assert files(Path("synthetic")) == shards
 
 
-def test_the_auxiliary_begins_as_the_average_of_the_base(base: Path) -> None:
-    """And can be trained, which the models of evaluations cannot; at rate 0 it stays what it is."""
-    begun, average = pretrained(str(base)), finished_model(base, None, 0.05)
-    for one, other in zip(begun.parameters(), average.parameters(), strict=True):
+def test_auxiliary_is_initialized_by_average_of_base(base: Path) -> None:
+    """It is trainable, unlike the models of evaluations; at rate 0 it does not change."""
+    initial, average = pretrained(str(base)), finished_model(base, None, 0.05)
+    for one, other in zip(initial.parameters(), average.parameters(), strict=True):
         assert torch.equal(one, other) and one.requires_grad and not other.requires_grad
-    assert begun.training and not average.training
+    assert initial.training and not average.training
     rate = {"class_path": "lightning_guide.training.ConstantRate", "init_args": {"peak": 1e-30}}
     sims = settings()
     sims["model"]["init_args"]["learning_rate"] = rate
@@ -126,36 +126,36 @@ def test_the_auxiliary_begins_as_the_average_of_the_base(base: Path) -> None:
 
 
 def command(folder: str) -> None:
-    """The one command, in `folder`."""
+    """Run the command in `folder`."""
     os.chdir(folder)
     main(["fit", "-c", "sims.yaml"])
 
 
-def test_killed_while_it_draws_and_trains_it_reaches_the_same_weights(
+def test_killed_while_sampling_and_training_reaches_same_weights(
     processes: Processes, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While it draws, and while it trains; then the same command to the end."""
+    """Killed while sampling, then while training; then the same command runs to its end."""
     guide(monkeypatch, "fit", "-c", "sims.yaml")
-    whole = snapshots("sims")
+    expected = snapshots("sims")
     samples = {path.name: content for path, content in files(Path("synthetic")).items()}
-    parted = tmp_path / "parted"
-    parted.mkdir()
+    resumed = tmp_path / "resumed"
+    resumed.mkdir()
     for name in ("base", "sims.yaml"):
-        (parted / name).symlink_to(tmp_path / name)
+        (resumed / name).symlink_to(tmp_path / name)
     for sign in ("synthetic/synthetic-000003.tar", "sims/checkpoints/step-000000002.ckpt"):
-        pid = processes.start(("tests.test_sims", "command"), parted / "log", folder=str(parted))
+        pid = processes.start(("tests.test_sims", "command"), resumed / "log", folder=str(resumed))
         deadline = time.monotonic() + 60
-        while not (parted / sign).exists() and time.monotonic() < deadline:
+        while not (resumed / sign).exists() and time.monotonic() < deadline:
             time.sleep(0.001)
         kill(pid)
-        assert processes.wait(pid) == -9 and (parted / sign).exists()
-    assert not (parted / "sims/report/metrics.json").exists()
-    processes.call(("tests.test_sims", "command"), parted / "log", folder=str(parted))
-    assert_same(snapshots(parted / "sims"), whole)
-    assert {path.name: content for path, content in files(parted / "synthetic").items()} == samples
+        assert processes.wait(pid) == -9 and (resumed / sign).exists()
+    assert not (resumed / "sims/report/metrics.json").exists()
+    processes.call(("tests.test_sims", "command"), resumed / "log", folder=str(resumed))
+    assert_same(snapshots(resumed / "sims"), expected)
+    assert {path.name: content for path, content in files(resumed / "synthetic").items()} == samples
 
 
-def test_scripts_refuse_what_was_made_with_other_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scripts_refuse_results_of_other_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
     written = importlib.import_module("sims_study").written
     config, done = tmp_path / "run/overlay.yaml", tmp_path / "run/done"
@@ -178,12 +178,12 @@ def test_scripts_refuse_what_was_made_with_other_settings(tmp_path: Path, monkey
         (("--data.guidance", "{class_path: SIMS, init_args: {weight: .inf, auxiliary: Main}}"), "finite weights"),
     ],
 )
-def test_mistakes_end_in_a_sentence(
+def test_config_errors_are_one_sentence(
     words: tuple[str, ...],
     expected: str,
     base: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    said = failure(monkeypatch, capsys, "fit", "-c", "sims.yaml", *words)
-    assert expected in said and "Traceback" not in said
+    message = failure(monkeypatch, capsys, "fit", "-c", "sims.yaml", *words)
+    assert expected in message and "Traceback" not in message

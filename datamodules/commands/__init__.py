@@ -1,1 +1,1 @@
-"""commands."""
+"""Commands that write datasets: `convert` and `encode`."""

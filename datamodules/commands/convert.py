@@ -1,7 +1,4 @@
-"""Where labeled pictures come from before they are in shards: class folders, archives and torchvision datasets.
-
-The command `convert`: labeled pictures become WebDataset shards.
-"""
+"""The command `convert`: write class folders, archives or torchvision datasets to WebDataset shards."""
 
 from __future__ import annotations
 
@@ -21,17 +18,19 @@ __all__ = ["ClassFolder", "ImageArchive", "convert", "torchvision_dataset"]
 
 
 class ClassFolder(Sequence[tuple[Tensor, int]]):
-    """The pictures below `folder/CLASS/`, at any depth, as (uint8 (3, H, W), label); classes in alphabetical order."""
+    """Images in `folder/CLASS/`, at any depth, as (uint8 (3, H, W), label); classes in alphabetical order."""
 
     def __init__(self, folder: str | Path) -> None:
-        """Lists the folder.
+        """List the folder.
 
         Raises:
-            ValueError: if it is no folder, has no class folders, or a class has no pictures.
+            ValueError: if the folder does not exist, has no class folders, or a class has no images.
         """
         root = Path(folder)
         if not root.is_dir():
-            raise ValueError(f"the source {str(folder)!r} is no folder; expected FOLDER with FOLDER/CLASS/*.png inside")
+            raise ValueError(
+                f"the source {str(folder)!r} is not a folder; expected FOLDER with FOLDER/CLASS/*.png inside"
+            )
         self.classes = sorted(path.name for path in root.iterdir() if path.is_dir() and not is_hidden(path.name))
         if not self.classes:
             raise ValueError(f"{root} has no folders inside; expected one for each class, {root}/CLASS/*.png")
@@ -40,14 +39,14 @@ class ClassFolder(Sequence[tuple[Tensor, int]]):
             inside = (path.relative_to(root) for path in (root / name).rglob("*"))
             found = sorted(root / path for path in inside if is_image(path.as_posix()))
             if not found:
-                raise ValueError(f"the class folder {root / name} holds no pictures; expected {', '.join(SUFFIXES)}")
+                raise ValueError(f"the class folder {root / name} holds no images; expected {', '.join(SUFFIXES)}")
             self.files += [(path, label) for path in found]
 
     def __len__(self) -> int:
         return len(self.files)
 
     def name(self, index: int) -> str:
-        """A picture, as shown to the user."""
+        """Return the name of an image for messages."""
         return str(self.files[index][0])
 
     def __getitem__(self, index: Any) -> Any:
@@ -59,13 +58,13 @@ class ClassFolder(Sequence[tuple[Tensor, int]]):
 
 
 class ImageArchive(Sequence[tuple[Tensor, int]]):
-    """The pictures in a zip archive as (uint8 (3, H, W), label), with labels as in `image_files.labels_of`."""
+    """Images in a zip archive as (uint8 (3, H, W), label), with labels as in `image_folder.labels_of`."""
 
     def __init__(self, path: str | Path) -> None:
-        """Lists the archive.
+        """List the archive.
 
         Raises:
-            ValueError: if there is none, or a picture in it has no label.
+            ValueError: if the archive does not exist, or an image in it has no label.
         """
         self.files = image_files(path)
         self.names, self.labels = labels_of(self.files)
@@ -81,7 +80,7 @@ class ImageArchive(Sequence[tuple[Tensor, int]]):
         return len(self.names)
 
     def name(self, index: int) -> str:
-        """A picture, as shown to the user."""
+        """Return the name of an image for messages."""
         return f"{self.names[index]} in {self.files.place}"
 
     def __getitem__(self, index: Any) -> Any:
@@ -93,12 +92,12 @@ class ImageArchive(Sequence[tuple[Tensor, int]]):
 
 
 def torchvision_dataset(name: str, root: str, *, split: str, download: bool = False) -> Any:
-    """The dataset `torchvision.datasets.NAME` in the folder `root`.
+    """Open the dataset `torchvision.datasets.NAME` in the folder `root`.
 
-    `split` becomes its argument `split`, or `train=split == "train"`, whichever it has.
+    `split` is passed as its argument `split` or `train=split == "train"`, depending on the dataset.
 
     Raises:
-        ValueError: if there is no such dataset, or it refuses to open.
+        ValueError: if the dataset does not exist or cannot be opened.
     """
     cls = getattr(torchvision.datasets, name, None)
     if not inspect.isclass(cls):
@@ -131,17 +130,17 @@ def convert(
     quality: int | None = None,
     download: bool = False,
 ) -> None:
-    """Turns a folder, an archive or a torchvision dataset into WebDataset shards; run again, it goes on where it was.
+    """Write a folder, an archive or a torchvision dataset to WebDataset shards; rerun the same command to resume.
 
     Args:
-        source: a folder with one folder of pictures for each class, a zip archive of such folders or of pictures with a
+        source: a folder with one folder of images for each class, a zip archive of such folders or of images with a
             `dataset.json`, or `torchvision:CIFAR10:ROOT`.
-        folder: where the shards go.
-        name: what the shards are called; for torchvision also the split that is read (train, test, ...).
-        size: crop to the central square and shrink to `size` x `size`; None keeps the pictures as they are.
-        records_per_shard: pictures in one shard.
-        shuffle_seed: seed of the order in which pictures are written; None keeps the order of the source.
-        quality: JPEG quality, 1 to 100; None writes PNG, which loses nothing.
+        folder: folder of the shards.
+        name: name of the shards; for torchvision also the split (train, test, ...).
+        size: crop to the central square and shrink to `size` x `size`; None keeps the size.
+        records_per_shard: number of images in one shard.
+        shuffle_seed: seed of the order in which images are written; None keeps the order of the source.
+        quality: JPEG quality, 1 to 100; None writes PNG, which is lossless.
         download: let torchvision download the dataset.
 
     Raises:
@@ -152,11 +151,11 @@ def convert(
         dataset, _, root = rest.partition(":")
         if not root:
             raise ValueError(f"the source is {source!r}; expected torchvision:NAME:ROOT, as torchvision:CIFAR10:data")
-        pictures: Any = torchvision_dataset(dataset, root, split=name, download=download)
+        images: Any = torchvision_dataset(dataset, root, split=name, download=download)
     else:
-        pictures = ImageArchive(source) if Path(source).is_file() else ClassFolder(source)
+        images = ImageArchive(source) if Path(source).is_file() else ClassFolder(source)
     inventory = write_shards(
-        pictures,
+        images,
         folder,
         name=name,
         size=size,
@@ -165,6 +164,6 @@ def convert(
         quality=quality,
     )
     print(
-        f"{inventory['records']} pictures of {len(inventory['classes'])} classes in {len(inventory['shards'])} shards: "
-        f"{Path(folder) / name}-*.tar ({len(inventory['corrupt'])} corrupt pictures left out, listed in {name}.json)"
+        f"{inventory['records']} images of {len(inventory['classes'])} classes in {len(inventory['shards'])} shards: "
+        f"{Path(folder) / name}-*.tar ({len(inventory['corrupt'])} corrupt images left out, listed in {name}.json)"
     )

@@ -1,4 +1,4 @@
-"""The command `encode`: shards of pictures become shards of latents."""
+"""The command `encode`: encode shards of images into shards of latents."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from datamodules.shards import shard_paths
 from datamodules.storage.downloads import Downloads
 from datamodules.storage.image_codec import UndecodableError, decode_image, shrink
 from datamodules.storage.latent_inventory import INVENTORY, load_or_create, shard_fingerprint
-from datamodules.storage.shard_writer import is_whole, write_json
+from datamodules.storage.shard_writer import is_complete, write_json
 from datamodules.storage.tar_index import ShardIndex, index_shard
 from lightning_guide.pretrained.autoencoders import VariationalAutoencoder
 from lightning_guide.utils.files import atomic
@@ -35,37 +35,37 @@ def encode(
     device: str | None = None,
     downloads: str | None = None,
 ) -> None:
-    """Encodes picture shards, one file each under the same name; run again, it goes on where it was.
+    """Encode image shards, one file each under the same name; rerun the same command to resume.
 
-    A record keeps its key, label and embedding; in place of the picture stands KEY.npy, float32 (2 C, h, w): mean and
+    A record keeps its key, label and embedding; the image is replaced by KEY.npy, float32 (2 C, h, w): mean and
     standard deviation of its latents. Mean and deviation of all latents, which `datamodules.Latents` needs, are printed
-    and kept in `latents.json`.
+    and stored in `latents.json`.
 
     Args:
-        shards: tar files of pictures, as "data/train-*.tar".
-        folder: where the shards of latents go.
+        shards: tar files of images, as "data/train-*.tar".
+        folder: folder of the shards of latents.
         vae: the autoencoder, as --vae DiffusersVAE --vae.path stabilityai/sd-vae-ft-mse.
-        size: crop to the central square and shrink to `size` x `size` first; None keeps the pictures as they are.
-        batch_size: pictures in one call of the autoencoder.
-        device: default: a GPU if there is one.
-        downloads: folder for copies of shards that are given by URL, as for `datamodules.Shards`.
+        size: crop to the central square and shrink to `size` x `size` first; None keeps the size.
+        batch_size: number of images in one call of the autoencoder.
+        device: device; None: a GPU if available.
+        downloads: folder for copies of shards given by URL, as for `datamodules.Shards`.
 
     Raises:
-        ValueError: for missing or damaged shards, pictures of different sizes, latents that are not finite, a device
-            that is not there, or a folder encoded with other settings or of other pictures.
+        ValueError: for missing or damaged shards, images of different sizes, latents that are not finite, a device
+            that is not available, or a folder encoded with other settings or from other images.
     """
     if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; expected at least 1 picture in one call of the autoencoder")
+        raise ValueError(f"batch_size is {batch_size}; expected at least 1 image in one call of the autoencoder")
     if size is not None and size < 1:
-        raise ValueError(f"size is {size}; expected at least 1 pixel, or none to keep the pictures as they are")
+        raise ValueError(f"size is {size}; expected at least 1 pixel, or none to keep the images' size")
     remote = None if downloads is None else Downloads(downloads)
     paths, path = shard_paths(shards, remote), Path(folder) / INVENTORY
     if len({each.name for each in paths}) < len(paths):
         raise ValueError(f"two of the shards {shards!r} have one name; expected different ones for their latents")
     if path.parent.resolve() in {each.parent.resolve() for each in paths}:
-        raise ValueError(f"{folder} holds the pictures themselves; expected another folder for their latents")
-    where = _device(device)
-    vae = vae.to(where).eval()
+        raise ValueError(f"{folder} holds the images themselves; expected another folder for their latents")
+    chosen = _device(device)
+    vae = vae.to(chosen).eval()
     path.parent.mkdir(parents=True, exist_ok=True)
     settings = {"vae": vae.recipe, "size": size}
     done = load_or_create(path, settings)
@@ -73,14 +73,14 @@ def encode(
         if remote is not None:
             remote.fetch([source])
         target, entry = path.with_name(source.name), done.get(source.name, {})
-        pictures = {"origin": shard_fingerprint(source)}
-        if not is_whole(target, entry or None, extensions=("npy",)):
-            entry = _encode_shard(source, target, vae, size=size, batch_size=batch_size, device=where)
-            done[source.name] = entry | pictures
+        origin = shard_fingerprint(source)
+        if not is_complete(target, entry or None, extensions=("npy",)):
+            entry = _encode_shard(source, target, vae, size=size, batch_size=batch_size, device=chosen)
+            done[source.name] = entry | {"origin": origin}
             write_json(path, {"settings": settings, "shards": done})
-        elif entry.get("origin") not in (None, pictures["origin"]):
+        elif entry.get("origin") not in (None, origin):
             raise ValueError(
-                f"{target} holds latents of other pictures than {source}, which has the same name; expected another "
+                f"{target} holds latents of other images than {source}, which has the same name; expected another "
                 "folder, or other names"
             )
     rows = [torch.tensor([entry["sum"], entry["squares"]], dtype=torch.float64) for entry in done.values()]
@@ -90,7 +90,7 @@ def encode(
     write_json(path, {"settings": settings, **moments, "shards": done})
     records, corrupt = (sum(entry[key] for entry in done.values()) for key in ("records", "corrupt"))
     print(
-        f"latents of {records} pictures in {len(done)} shards: {folder}/*.tar ({corrupt} corrupt pictures left out); "
+        f"latents of {records} images in {len(done)} shards: {folder}/*.tar ({corrupt} corrupt images left out); "
         f"for datamodules.Latents: mean: {moments['mean']}, std: {moments['std']}"
     )
 
@@ -98,58 +98,58 @@ def encode(
 def _encode_shard(
     source: Path, target: Path, vae: VariationalAutoencoder, *, size: int | None, batch_size: int, device: torch.device
 ) -> dict[str, Any]:
-    """Writes one shard beside its place and renames it; returns its entry in the inventory."""
+    """Write one shard atomically; return its entry in the inventory."""
     index = index_shard(source, num_classes=0, beside=("cls", TOKENS, MASK))
     keys, corrupt, sums, written = index.keys(), 0, [], 0
     with atomic(target) as temporary, temporary.open("wb") as file, TarWriter(file, mtime=0) as tar:
         for first in range(0, len(index), batch_size):
-            sound, pictures = _pictures(index, range(first, min(first + batch_size, len(index))), size)
-            corrupt += min(batch_size, len(index) - first) - len(sound)
-            if not sound:
+            readable, images = _images(index, range(first, min(first + batch_size, len(index))), size)
+            corrupt += min(batch_size, len(index) - first) - len(readable)
+            if not readable:
                 continue
             with torch.no_grad():
-                mean, std = vae.posterior(pictures.to(device).to(torch.float32) / 255)
+                mean, std = vae.posterior(images.to(device).to(torch.float32) / 255)
             latents = torch.cat([mean, std], dim=1).to("cpu", torch.float32)
-            for record, latent in zip(sound, latents, strict=True):
+            for record, latent in zip(readable, latents, strict=True):
                 if not bool(latent.isfinite().all()):
                     raise ValueError(f"the latents of record {keys[record]!r} of {source} are not finite")
-            for record, latent in zip(sound, latents, strict=True):
+            for record, latent in zip(readable, latents, strict=True):
                 tar.write({"__key__": keys[record], "npy": _npy(latent), **_beside(index, record)})
             mean, std = mean.double().cpu(), std.double().cpu()
             sums.append(torch.stack([mean.sum((0, 2, 3)), (mean**2 + std**2).sum((0, 2, 3))]))
             written += mean.numel() // mean.shape[1]
         if not sums:
-            raise ValueError(f"all {len(index)} pictures in {source} are corrupt; expected at least one sound one")
+            raise ValueError(f"all {len(index)} images in {source} are corrupt; expected at least one readable one")
     total, squares = torch.stack(sums).sum(0).tolist()
     return {
         "records": len(index) - corrupt, "corrupt": corrupt, "values": written, "sum": total, "squares": squares
     }  # fmt: skip
 
 
-def _pictures(index: ShardIndex, records: range, size: int | None) -> tuple[list[int], Tensor]:
-    """Those of `records` that can be read, and their pictures (B, 3, H, W) uint8."""
-    sound: list[int] = []
-    pictures: list[Tensor] = []
+def _images(index: ShardIndex, records: range, size: int | None) -> tuple[list[int], Tensor]:
+    """Return the readable ones of `records`, and their images (B, 3, H, W) uint8."""
+    readable: list[int] = []
+    images: list[Tensor] = []
     with index.path.open("rb") as file:
         for record in records:
             file.seek(int(index.offsets[record]))
             try:
-                picture = decode_image(file.read(int(index.sizes[record])))
+                image = decode_image(file.read(int(index.sizes[record])))
             except UndecodableError:
                 continue
-            picture = picture if size is None else shrink(picture, size)
-            if pictures and picture.shape != pictures[0].shape:
+            image = image if size is None else shrink(image, size)
+            if images and image.shape != images[0].shape:
                 raise ValueError(
-                    f"record {index.key(record)!r} of {index.path} has {picture.shape[1]}x{picture.shape[2]} pixels, "
-                    f"others {pictures[0].shape[1]}x{pictures[0].shape[2]}; set size to crop and shrink them to one"
+                    f"record {index.key(record)!r} of {index.path} has {image.shape[1]}x{image.shape[2]} pixels, "
+                    f"others {images[0].shape[1]}x{images[0].shape[2]}; set size to crop and shrink them to one"
                 )
-            sound.append(record)
-            pictures.append(picture)
-    return sound, torch.stack(pictures) if pictures else torch.empty(0)
+            readable.append(record)
+            images.append(image)
+    return readable, torch.stack(images) if images else torch.empty(0)
 
 
 def _beside(index: ShardIndex, record: int) -> dict[str, bytes]:
-    """Label and embedding of a record, as they are."""
+    """Return the encoded label and embedding of a record."""
     found = {}
     with index.path.open("rb") as file:
         for name, places in index.beside.items():
@@ -161,20 +161,16 @@ def _beside(index: ShardIndex, record: int) -> dict[str, bytes]:
 
 
 def _npy(x: Tensor) -> bytes:
-    """An array file."""
+    """Encode an array as npy."""
     buffer = io.BytesIO()
     np.save(buffer, x.numpy())
     return buffer.getvalue()
 
 
 def _device(name: str | None) -> torch.device:
-    """The device of that name, by default a GPU if there is one.
-
-    Raises:
-        ValueError: if there is no such device.
-    """
+    """Return the device of that name, by default a GPU if available; refuse a device that does not exist."""
     chosen = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.empty(0, device=chosen).device
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device is {chosen!r}, which is not here: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"device is {chosen!r}, which is not available: {str(error).splitlines()[0]}") from None

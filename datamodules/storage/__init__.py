@@ -1,4 +1,4 @@
-"""storage."""
+"""Files of datasets: tar shards and their indices, image codecs, downloads, latents and synthetic sets."""
 
 from __future__ import annotations
 

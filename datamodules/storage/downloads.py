@@ -1,6 +1,6 @@
-"""Shards that lie elsewhere: fetched once, by whatever opens their URL, and read like local ones from then on.
+"""Local copies of remote shards, fetched once.
 
-A copy on a local disk can be indexed, so that runs on remote data resume as exactly as others.
+A copy on a local disk can be indexed, so that runs on remote data resume as exactly as runs on local data.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ __all__ = ["Downloads", "is_url"]
 
 
 def is_url(name: str) -> bool:
-    """Whether `name` is a URL, such as https://..., s3://..., or pipe:command, and no path."""
+    """Return whether `name` is a URL, such as https://..., s3://..., or pipe:command, not a path."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", name) is not None
 
 
 class Downloads:
-    """A folder of local copies of shards, which processes may share: a copy is there when it is whole."""
+    """Folder of local copies of shards, which processes can share: only complete copies appear there."""
 
     def __init__(self, folder: str | Path) -> None:
-        """Nothing is fetched yet."""
+        """Set the folder; nothing is fetched yet."""
         self.folder = Path(folder)
         self.urls: dict[Path, str] = {}
 
     def path(self, url: str) -> Path:
-        """Where the copy of `url` is, or will be."""
+        """Return the path of the copy of `url`, fetched or not."""
         end = re.sub(r"[^\w.-]+", "-", url.split("?")[0].rsplit("/", 1)[-1])[-60:]
         path = self.folder / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{end}"
         self.urls[path] = url
         return path
 
     def fetch(self, paths: Iterable[Path]) -> None:
-        """Fetches those of `paths` that are copies and not there yet.
+        """Fetch the missing copies among `paths`.
 
         Raises:
             ValueError: naming the URL, if it cannot be read to its end.

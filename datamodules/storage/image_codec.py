@@ -1,4 +1,4 @@
-"""Pictures: encoded files to uint8 RGB, and shrinking by the mean over areas; samples as they were written."""
+"""Image decoding to uint8 RGB, shrinking by the mean over areas, and decoding of stored samples."""
 
 from __future__ import annotations
 
@@ -16,61 +16,60 @@ from torchvision import io as _decoders  # noqa: F401, registers torch.ops.image
 __all__ = ["SUFFIXES", "UndecodableError", "decode_image", "decode_sample", "from_array", "from_pil", "shrink"]
 
 
-# The names of files that are taken for pictures.
+# Extensions of image files.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
-
-# What PIL raises for files that are no pictures, or no whole ones.
-_REFUSALS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+# Errors of PIL for files that are not complete images.
+_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 class UndecodableError(ValueError):
-    """A file that is no readable picture."""
+    """A file that is not a readable image."""
 
 
 def decode_image(data: bytes) -> Tensor:
-    """The picture in `data`, uint8 (3, H, W).
+    """Decode the image in `data` to uint8 (3, H, W).
 
     Raises:
-        UndecodableError: if `data` is not a whole picture in a format that PIL reads.
+        UndecodableError: if `data` is not a complete image in a format that PIL reads.
     """
-    quick = _decoded_directly(data)
-    if quick is not None:
-        return quick
+    image = _decode_directly(data)
+    if image is not None:
+        return image
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            return from_pil(image)
-    except _REFUSALS as error:
+        with Image.open(io.BytesIO(data)) as file:
+            file.load()
+            return from_pil(file)
+    except _DECODING_ERRORS as error:
         raise UndecodableError(_reason(error)) from None
 
 
 def _reason(error: Exception) -> str:
-    """Why PIL refuses a file, without the addresses in memory that it names."""
+    """Return PIL's reason for refusing a file, without memory addresses."""
     if isinstance(error, UnidentifiedImageError):
-        return "no picture in a format that PIL reads"
+        return "not an image in a format that PIL reads"
     return f"{type(error).__name__}: {error}"
 
 
-def _decoded_directly(data: bytes) -> Tensor | None:
-    """The picture in `data` by the decoders inside torchvision, in a third of PIL's time; None for PIL to decide.
+def _decode_directly(data: bytes) -> Tensor | None:
+    """Decode the image in `data` by torchvision, in a third of PIL's time; None if PIL must decode it.
 
-    Only RGB as JPEG, or as PNG of 8 bits a channel, where both give the same bits: what is rarer or damaged is for PIL,
-    and so is everything where torchvision has no decoders (any more).
+    Limited to RGB in JPEG, or in PNG of 8 bits a channel, where both give the same bits. Other formats and damaged
+    files are left to PIL, as are all files if this torchvision has no decoders.
     """
     jpeg = data.startswith(b"\xff\xd8\xff")
     if not jpeg and not (data.startswith(b"\x89PNG\r\n\x1a\n") and data[24:26] == b"\x08\x02"):
         return None
     try:
         decode = torch.ops.image.decode_jpeg if jpeg else torch.ops.image.decode_png
-        picture: Tensor = decode(torch.frombuffer(bytearray(data), dtype=torch.uint8), 0, False)
+        image: Tensor = decode(torch.frombuffer(bytearray(data), dtype=torch.uint8), 0, False)
     except (RuntimeError, AttributeError):
         return None
-    return picture if picture.shape[0] == 3 else None
+    return image if image.shape[0] == 3 else None
 
 
 def decode_sample(data: bytes) -> Tensor:
-    """The sample in `data` as `lightning_guide.utils.images` wrote it: npy, or a picture, which stays gray if it is.
+    """Decode a sample written by `lightning_guide.utils.images`: npy, or an image; gray images keep one channel.
 
     Raises:
         UndecodableError: if `data` is neither.
@@ -84,15 +83,15 @@ def decode_sample(data: bytes) -> Tensor:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
             return torch.from_numpy(np.array(image))[None] if image.mode == "L" else from_pil(image)
-    except _REFUSALS as error:
+    except _DECODING_ERRORS as error:
         raise UndecodableError(_reason(error)) from None
 
 
 def from_pil(image: Image.Image) -> Tensor:
-    """A PIL picture as uint8 RGB (3, H, W).
+    """Convert a PIL image to uint8 RGB (3, H, W).
 
-    Gray is repeated, CMYK and palettes are converted, transparency is dropped. 16 bits become round(v / 257) in gray;
-    in color PIL keeps the upper eight of them.
+    Gray is repeated, CMYK and palettes are converted, transparency is dropped. In gray images 16 bits
+    become round(v / 257); in color PIL keeps the upper eight bits.
     """
     if image.mode.startswith("I"):
         gray = (np.asarray(image).astype(np.int64).clip(0, 65535) + 128) // 257
@@ -102,7 +101,7 @@ def from_pil(image: Image.Image) -> Tensor:
 
 
 def from_array(pixels: object) -> Tensor:
-    """A uint8 array (H, W) or (H, W, C), or a uint8 tensor (C, H, W), with C = 1 or 3, as RGB (3, H, W).
+    """Convert a uint8 array (H, W) or (H, W, C), or a uint8 tensor (C, H, W), C = 1 or 3, to RGB (3, H, W).
 
     Raises:
         ValueError: for anything else.
@@ -114,20 +113,20 @@ def from_array(pixels: object) -> Tensor:
     if not isinstance(x, Tensor) or x.dtype != torch.uint8 or x.ndim != 3 or len(x) not in (1, 3):
         shape = f" of {getattr(pixels, 'dtype', None)}, shape {tuple(getattr(pixels, 'shape', ()))}"
         raise ValueError(
-            f"the picture is a {type(pixels).__name__}{shape}; expected a PIL image, a uint8 array (H, W) or (H, W, C) "
+            f"the image is a {type(pixels).__name__}{shape}; expected a PIL image, a uint8 array (H, W) or (H, W, C) "
             "or a uint8 tensor (C, H, W), with 1 or 3 channels"
         )
     return x.expand(3, -1, -1).contiguous()
 
 
 def shrink(x: Tensor, size: int) -> Tensor:
-    """The central square of a picture uint8 (C, H, W), averaged over areas to uint8 (C, size, size).
+    """Crop an image uint8 (C, H, W) to its central square, and average it over areas to uint8 (C, size, size).
 
-    Each new pixel is the exact mean over its area of the old picture, rounded half up; where the side is a
-    multiple of `size` this is the mean of a block of pixels.
+    Each new pixel is the exact mean over its area of the old image, rounded half up; for a side that is a multiple of
+    `size` this is the mean of a block of pixels.
 
     Raises:
-        ValueError: if the shorter side is below `size`; pictures are never enlarged.
+        ValueError: if the shorter side is below `size`; images are never enlarged.
     """
     height, width = x.shape[-2:]
     side = min(height, width)
@@ -142,13 +141,13 @@ def shrink(x: Tensor, size: int) -> Tensor:
     else:
         overlap = _overlaps(side, size)  # (size, side)
         mean = overlap @ square.to(torch.float64) @ overlap.T / side**2
-    return mean.add_(0.5).to(torch.uint8)  # cut off, that is rounded half up
+    return mean.add_(0.5).to(torch.uint8)  # truncation rounds half up
 
 
 def _overlaps(old: int, new: int) -> Tensor:
-    """How much of each of `old` pixels lies in each of `new` ones, (new, old), in units of 1 / new of an old pixel.
+    """Return the overlap of each of `old` pixels with each of `new` ones, (new, old), in units of 1 / new old pixels.
 
-    Whole numbers, so that the means computed with them are exact; each row has the sum `old`.
+    Integers, so that means computed with them are exact; each row sums to `old`.
     """
     a = torch.arange(new, dtype=torch.float64)[:, None] * old
     b = torch.arange(old, dtype=torch.float64)[None, :] * new

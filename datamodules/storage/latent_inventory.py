@@ -1,4 +1,4 @@
-"""The inventory beside shards of latents, `latents.json`: how they were made, and which shards are complete."""
+"""Inventory `latents.json` of shards of latents: settings of their encoding, and complete shards."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ INVENTORY = "latents.json"
 
 
 def shard_fingerprint(shard: Path) -> str:
-    """What tells a shard of pictures from others of its name: a hash of its size and its first 64 KiB."""
+    """Hash size and first 64 KiB of a shard, to distinguish shards of the same name."""
     with shard.open("rb") as file:
         return sha256(f"{shard.stat().st_size} ".encode() + file.read(2**16)).hexdigest()[:16]
 
 
 def load_or_create(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The shards that earlier calls with the same settings have completed; without such a call begins the inventory.
+    """Return the complete shards of earlier calls with the same settings; create the inventory if it is missing.
 
     Raises:
         ValueError: if the folder was encoded with other settings, or holds shards of another origin.
     """
-    there = sorted(path.parent.glob("*.tar"))
+    shards = sorted(path.parent.glob("*.tar"))
     if path.exists():
         inventory = _read(path)
         if inventory["settings"] == settings:
             return dict(inventory["shards"])
-        if inventory["shards"] or there:
+        if inventory["shards"] or shards:
             raise ValueError(
                 f"{path} belongs to latents made with {inventory['settings']}, not {settings}; "
                 "expected the same settings or another folder"
             )
-    elif there:
-        raise ValueError(f"{there[0]} is there without the inventory {path.name}; expected an empty folder")
+    elif shards:
+        raise ValueError(f"{shards[0]} is there without the inventory {path.name}; expected an empty folder")
     write_json(path, {"settings": settings, "shards": {}})
     return {}
 
@@ -49,10 +49,10 @@ def load_or_create(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
 def check_compatibility(
     folder: Path, vae: VariationalAutoencoder | None, mean: Sequence[float], std: Sequence[float]
 ) -> list[str]:
-    """Why latents in `folder` may not be meant to be read like this; nothing is known without an inventory.
+    """Check the provenance of latents in `folder`; return warnings, none for a folder without an inventory.
 
-    Another autoencoder decodes them than encoded them; or x = (z - mean) / (2 std) is far from a mean of 0 and a
-    deviation of .5, its mean beyond .25 or its deviation beyond a factor of 1.5 of it in some channel.
+    Latents may have been encoded by another autoencoder than `vae`; or x = (z - mean) / (2 std) may be far from a mean
+    of 0 and a deviation of 0.5: beyond 0.25, or beyond a factor of 1.5, in some channel.
     """
     if not (folder / INVENTORY).is_file():
         return []
@@ -62,27 +62,23 @@ def check_compatibility(
         found.append(f"the latents in {folder} were encoded by {made} and are decoded by {vae.recipe}")
     own = inventory.get("mean", []), inventory.get("std", [])
     far = [
-        abs(m - there) > spread / 2 or not 1 / 1.5 <= s / spread <= 1.5
-        for m, s, there, spread in zip(*own, mean, std, strict=False)
+        abs(m - center) > spread / 2 or not 1 / 1.5 <= s / spread <= 1.5
+        for m, s, center, spread in zip(*own, mean, std, strict=False)
     ]
     if any(far):
         found.append(
             f"the latents in {folder} have mean {own[0]} and std {own[1]} ({INVENTORY}); with mean {list(mean)} and "
-            f"std {list(std)}, as given here, the network sees them far from mean 0 and deviation .5"
+            f"std {list(std)}, as given here, they are far from mean 0 and deviation 0.5"
         )
     return found
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The inventory.
-
-    Raises:
-        ValueError: if it is none.
-    """
+    """Read an inventory."""
     try:
         inventory = json.loads(path.read_text())
         if isinstance(inventory["settings"], dict) and isinstance(inventory["shards"], dict):
             return dict(inventory)
     except (ValueError, KeyError, TypeError):
         pass
-    raise ValueError(f"{path} is no inventory of latents; expected none, or one written by encode")
+    raise ValueError(f"{path} is not an inventory of latents; expected no such file, or one written by encode")

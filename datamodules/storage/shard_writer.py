@@ -1,4 +1,4 @@
-"""Writing WebDataset shards `NAME-00000.tar`, ... and their inventory `NAME.json`, so that it can be interrupted."""
+"""Interruptible writing of WebDataset shards `NAME-00000.tar`, ... and their inventory `NAME.json`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tqdm import tqdm
 from webdataset import TarWriter
 
 from datamodules.storage.image_codec import UndecodableError, from_array, from_pil, shrink
-from datamodules.storage.tar_index import PICTURES, index_shard
+from datamodules.storage.tar_index import IMAGES, index_shard
 from datamodules.stream import epoch_order
 from lightning_guide.utils.files import atomic
 
-__all__ = ["is_whole", "write_json", "write_shards"]
+__all__ = ["is_complete", "write_json", "write_shards"]
 
 
 def write_shards(
@@ -33,17 +33,17 @@ def write_shards(
     shuffle_seed: int | None = 0,
     quality: int | None = None,
 ) -> dict[str, Any]:
-    """Writes (picture, label) pairs as KEY.png (or .jpg) and KEY.cls, KEY being the number in the source.
+    """Write (image, label) pairs as KEY.png (or .jpg) and KEY.cls, KEY being the number in the source.
 
-    A picture is a PIL image, a uint8 array (H, W) or (H, W, C), or a uint8 tensor (C, H, W) with C = 1 or 3; it is
-    stored as 8-bit RGB. A source may say its `classes`, and the `name(index)` of a picture. A source with
-    `__len__` and `__getitem__` is read at random, one picture at a time; any other iterable is read into memory first.
-    A shard appears under its name only when it is complete. Complete shards of an interrupted conversion are kept.
-    Corrupt pictures are counted and left out. Returns the inventory, which is also in `NAME.json`:
-    settings, classes, records, counts (per class), size ([H, W], None if they differ), corrupt, shards.
+    An image is a PIL image, a uint8 array (H, W) or (H, W, C), or a uint8 tensor (C, H, W) with C = 1 or 3; it is
+    stored as 8-bit RGB. A source can have the optional attribute `classes` and method `name(index)` of an image. A
+    source with `__len__` and `__getitem__` is read at random, one image at a time; any other iterable is read into
+    memory first. A shard appears under its name only when it is complete. Complete shards of an interrupted conversion
+    are kept. Corrupt images are counted and left out. Returns the inventory, which is also in `NAME.json`: settings,
+    classes, records, counts (per class), size ([H, W], None if they differ), corrupt, shards.
 
     Raises:
-        ValueError: for an empty source, a label that is no class number, an unusable picture or argument, or a folder
+        ValueError: for an empty source, a label that is not a class number, an unusable image or argument, or a folder
             that holds a conversion with other settings under this name.
     """
     if records_per_shard < 1:
@@ -53,7 +53,7 @@ def write_shards(
     classes = getattr(source, "classes", None)
     items: Any = source if hasattr(source, "__len__") and hasattr(source, "__getitem__") else list(source)
     if not len(items):
-        raise ValueError("the source holds no pictures; expected at least one (picture, label)")
+        raise ValueError("the source holds no images; expected at least one (image, label)")
     settings = {
         "source_records": len(items),
         "size": size,
@@ -67,11 +67,11 @@ def write_shards(
     shards = _earlier(path, settings)
     write_json(path, {"settings": settings, "shards": shards})
     indices = list(range(len(items))) if shuffle_seed is None else epoch_order(shuffle_seed, 0, len(items)).tolist()
-    with tqdm(total=len(items), unit="picture", desc=name, disable=None) as bar:
+    with tqdm(total=len(items), unit="image", desc=name, disable=None) as bar:
         for number, first in enumerate(range(0, len(items), records_per_shard)):
             chosen = indices[first : first + records_per_shard]
             shard = path.with_name(f"{name}-{number:05d}.tar")
-            if not is_whole(shard, shards.get(shard.name)):
+            if not is_complete(shard, shards.get(shard.name)):
                 shards[shard.name] = _write_shard(shard, items, chosen, size=size, quality=quality, bar=bar)
                 write_json(path, {"settings": settings, "shards": shards})
             bar.update(first + len(chosen) - bar.n)
@@ -83,7 +83,7 @@ def write_shards(
 def _write_shard(
     path: Path, items: Any, indices: list[int], *, size: int | None, quality: int | None, bar: Any
 ) -> dict[str, Any]:
-    """Writes one shard beside its place and renames it; returns its entry in the inventory."""
+    """Write one shard atomically; return its entry in the inventory."""
     labels: Counter[str] = Counter()
     sizes: set[tuple[int, int]] = set()
     corrupt: list[str] = []
@@ -94,33 +94,33 @@ def _write_shard(
             except (UndecodableError, UnidentifiedImageError) as error:
                 corrupt.append(f"{index}: {error}")
             else:
-                data, extension = _encoded(x, quality)
+                data, extension = _encode(x, quality)
                 tar.write({"__key__": f"{index:08d}", extension: data, "cls": str(label).encode()})
                 labels[str(label)] += 1
                 sizes.add((x.shape[1], x.shape[2]))
             bar.update()
         if not labels:
-            raise ValueError(f"all {len(indices)} pictures meant for {path} are corrupt, first {corrupt[0]}")
+            raise ValueError(f"all {len(indices)} images meant for {path} are corrupt, first {corrupt[0]}")
     counts = dict(sorted(labels.items(), key=lambda entry: int(entry[0])))
     return {"records": labels.total(), "counts": counts, "sizes": sorted(sizes), "corrupt": corrupt}
 
 
 def _record(items: Any, index: int, size: int | None) -> tuple[Tensor, int]:
-    """Picture uint8 (3, H, W) and label number `index` of the source."""
+    """Return image uint8 (3, H, W) and label number `index` of the source."""
     item = items[index]
     try:
-        picture, label = item
+        image, label = item
         label = operator.index(label)
     except (TypeError, ValueError):
         raise ValueError(
-            f"item {index} of the source is a {type(item).__name__}; expected a pair (picture, class number)"
+            f"item {index} of the source is a {type(item).__name__}; expected a pair (image, class number)"
         ) from None
     classes = getattr(items, "classes", None)
     if label < 0 or (classes is not None and label >= len(classes)):
         last = f"to {len(classes) - 1}" if classes is not None else "upwards"
         raise ValueError(f"item {index} of the source has the label {label}; expected a class number from 0 {last}")
     try:
-        x = from_pil(picture) if isinstance(picture, Image.Image) else from_array(picture)
+        x = from_pil(image) if isinstance(image, Image.Image) else from_array(image)
         return (x if size is None else shrink(x, size)), label
     except (OSError, SyntaxError) as error:
         raise UndecodableError(f"{type(error).__name__}: {error}") from None
@@ -129,8 +129,8 @@ def _record(items: Any, index: int, size: int | None) -> tuple[Tensor, int]:
         raise ValueError(f"{named}: {error}") from None
 
 
-def _encoded(x: Tensor, quality: int | None) -> tuple[bytes, str]:
-    """A picture as a file, and its extension."""
+def _encode(x: Tensor, quality: int | None) -> tuple[bytes, str]:
+    """Encode an image; return the file content and its extension."""
     buffer = io.BytesIO()
     image = Image.fromarray(x.permute(1, 2, 0).numpy())
     if quality is None:
@@ -141,7 +141,7 @@ def _encoded(x: Tensor, quality: int | None) -> tuple[bytes, str]:
 
 
 def _earlier(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The shards that an earlier conversion with the same settings completed."""
+    """Return the complete shards of an earlier conversion with the same settings."""
     if not path.exists():
         foreign = sorted(path.parent.glob(f"{path.stem}-*.tar"))
         if foreign:
@@ -151,7 +151,9 @@ def _earlier(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
         inventory = json.loads(path.read_text())
         known, shards = inventory["settings"], inventory["shards"]
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} is no inventory of a conversion; expected none, or one written by convert") from None
+        raise ValueError(
+            f"{path} is not an inventory of a conversion; expected no such file, or one written by convert"
+        ) from None
     differing = " and ".join(
         f"{key} {known.get(key)!r}, not {value!r}" for key, value in settings.items() if known.get(key) != value
     )
@@ -163,8 +165,8 @@ def _earlier(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return dict(shards)
 
 
-def is_whole(path: Path, entry: dict[str, Any] | None, *, extensions: Sequence[str] = PICTURES) -> bool:
-    """Whether a shard is there with all the records that the inventory gives it."""
+def is_complete(path: Path, entry: dict[str, Any] | None, *, extensions: Sequence[str] = IMAGES) -> bool:
+    """Return whether a shard exists with all records of its inventory entry."""
     try:
         return entry is not None and len(index_shard(path, num_classes=0, extensions=extensions)) == entry["records"]
     except ValueError:
@@ -172,7 +174,7 @@ def is_whole(path: Path, entry: dict[str, Any] | None, *, extensions: Sequence[s
 
 
 def _totals(shards: dict[str, Any], classes: Any) -> dict[str, Any]:
-    """The inventory over all shards."""
+    """Return the summary of all shards for the inventory."""
     counts: Counter[str] = Counter()
     for entry in shards.values():
         counts.update(entry["counts"])
@@ -189,6 +191,6 @@ def _totals(shards: dict[str, Any], classes: Any) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Replaces a JSON file in one step."""
+    """Replace a JSON file atomically."""
     with atomic(path, durable=False) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n")

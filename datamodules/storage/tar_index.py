@@ -1,8 +1,8 @@
-"""Where the records of a tar shard lie, so that a shard can be read at random.
+"""Index of the records of a tar shard, for random access.
 
-Why an index of our own beside the `webdataset` library, whose naming of records is kept: that library streams
-shards, and a position in a stream is a state; with an index the position of a run is arithmetic on the images seen,
-so that resuming is exact for any number of processes and workers.
+Records are named as in the `webdataset` library. That library streams shards, and a position in a stream is state; with
+an index the position of a run is arithmetic on the images seen, so that resuming is exact for any number of processes
+and workers.
 """
 
 from __future__ import annotations
@@ -21,29 +21,23 @@ import torch
 from torch import Tensor
 from webdataset.tariterators import base_plus_ext
 
-__all__ = ["PICTURES", "SAMPLES", "ShardIndex", "index_shard"]
+__all__ = ["IMAGES", "SAMPLES", "ShardIndex", "index_shard"]
 
 
-PICTURES = ("jpg", "jpeg", "png", "webp")
-
-
-SAMPLES = ("png", "npy")  # what generated data are stored as
-
+IMAGES = ("jpg", "jpeg", "png", "webp")
+SAMPLES = ("png", "npy")  # extensions of generated data
 
 _BLOCK = 512
-
-
-_PAX_NAMES = re.compile(rb"\d (path|size|hdrcharset|GNU\.)")  # what changes name, length or meaning of the next file
-
+_PAX_NAMES = re.compile(rb"\d (path|size|hdrcharset|GNU\.)")  # records that change name or size of the next file
 
 Place = tuple[int, int]  # offset and size of a file's content, in bytes
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """The n records of one shard: `offsets` and `sizes` of the pictures in bytes, `labels` (-1: unread), each (n,).
+    """Records of one shard: `offsets` and `sizes` of the images in bytes, `labels` (-1: not read), each (n,).
 
-    `beside` gives the places (n, 2) of further files by extension, size -1 where a record has none.
+    `beside` maps further extensions to offsets and sizes (n, 2), size -1 for records without such a file.
     """
 
     path: Path
@@ -56,33 +50,33 @@ class ShardIndex:
         return len(self.offsets)
 
     def key(self, record: int) -> str:
-        """The key of one record."""
+        """Return the key of one record."""
         return self.keys()[record]
 
     def keys(self) -> list[str]:
-        """The keys of all records; reads the shard again, so that a million keys need not be kept."""
+        """Return the keys of all records; this reads the shard again, to avoid storing millions of keys."""
         with self.path.open("rb") as file, _mapped(file, self.path) as view:
             names = {offset: name for name, offset, _ in _members(view, self.path)}
         return [str(base_plus_ext(names[offset])[0]) for offset in self.offsets.tolist()]
 
 
 def index_shard(
-    path: Path, *, num_classes: int, extensions: Sequence[str] = PICTURES, beside: Sequence[str] = ()
+    path: Path, *, num_classes: int, extensions: Sequence[str] = IMAGES, beside: Sequence[str] = ()
 ) -> ShardIndex:
-    """Finds the records of a shard: `KEY.jpg` (or another of `extensions`) and `KEY.cls`, the class as decimal text.
+    """Find the records of a shard: `KEY.jpg` (or another of `extensions`) and `KEY.cls`, the class as decimal text.
 
     Names with a leading `__` are skipped, further files of a record ignored unless `beside` names their extensions.
-    With `num_classes` 0 labels are not asked for.
+    With `num_classes` 0 labels are not read.
 
     Raises:
-        ValueError: naming shard and record, if the shard is missing, no whole tar, or empty; if a record has no
-            picture, more than one, or no label; if a label is no whole number or not in 0..num_classes-1.
+        ValueError: naming shard and record, if the shard is missing, not a complete tar, or empty; if a record has no
+            image, more than one, or no label; if a label is not an integer in 0..num_classes-1.
     """
     if not path.is_file():
         raise ValueError(f"the shard {path} does not exist; expected a tar file")
     with path.open("rb") as file, _mapped(file, path) as view:
         records = _records(view, path, extensions)
-        places = [_picture(record, key, path, extensions) for key, record in records.items()]
+        places = [_image_place(record, key, path, extensions) for key, record in records.items()]
         labels = [_label(view, record, key, path, num_classes) for key, record in records.items()]
         further = {name: [record.get(name, (-1, -1)) for record in records.values()] for name in beside}
     offsets, sizes = torch.tensor(places, dtype=torch.int64).T.contiguous()
@@ -96,7 +90,7 @@ def index_shard(
 
 
 def _records(view: mmap.mmap, path: Path, extensions: Sequence[str]) -> dict[str, dict[str, Place]]:
-    """Files by key and extension."""
+    """Return files by key and extension."""
     records: dict[str, dict[str, Place]] = {}
     for name, offset, size in _members(view, path):
         key, extension = base_plus_ext(name)
@@ -112,19 +106,19 @@ def _records(view: mmap.mmap, path: Path, extensions: Sequence[str]) -> dict[str
     return records
 
 
-def _picture(record: dict[str, Place], key: str, path: Path, extensions: Sequence[str]) -> Place:
-    """Where the one picture of a record lies."""
+def _image_place(record: dict[str, Place], key: str, path: Path, extensions: Sequence[str]) -> Place:
+    """Return the place of the only image of a record."""
     places = [record[extension] for extension in extensions if extension in record]
     if len(places) != 1:
         raise ValueError(
-            f"record {key!r} of {path} holds {len(places)} pictures; expected exactly one of "
+            f"record {key!r} of {path} holds {len(places)} images; expected exactly one of "
             f"{', '.join(extensions)} beside cls, found {', '.join(sorted(record))}"
         )
     return places[0]
 
 
 def _label(view: mmap.mmap, record: dict[str, Place], key: str, path: Path, num_classes: int) -> int:
-    """The label of a record, checked; -1 where none is asked for."""
+    """Return the checked label of a record, -1 without classes."""
     if not num_classes:
         return -1
     if "cls" not in record:
@@ -146,7 +140,7 @@ def _label(view: mmap.mmap, record: dict[str, Place], key: str, path: Path, num_
 
 @contextmanager
 def _mapped(file: BinaryIO, path: Path) -> Iterator[mmap.mmap]:
-    """The bytes of a file."""
+    """Map a file into memory."""
     if not os.fstat(file.fileno()).st_size:
         raise ValueError(f"{path} is empty; expected a tar file")
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
@@ -154,13 +148,10 @@ def _mapped(file: BinaryIO, path: Path) -> Iterator[mmap.mmap]:
 
 
 def _members(view: mmap.mmap, path: Path) -> list[tuple[str, int, int]]:
-    """The (name, offset, size) of all regular files of a tar.
+    """Return (name, offset, size) of all regular files of a complete tar.
 
-    A tar of plain headers, as the writers of shards produce, is walked directly, at a fifth of the time that `tarfile`
-    takes; any other goes through `tarfile`.
-
-    Raises:
-        ValueError: if the tar is damaged, compressed, or ends before its end-of-archive mark.
+    A tar of plain headers, the usual output of shard writers, is parsed directly, in a fifth of the time of `tarfile`;
+    `tarfile` reads all others.
     """
     members, end = _plain_members(view) or _any_members(path)
     if end + _BLOCK > len(view) or view[end : end + _BLOCK].count(0) != _BLOCK:
@@ -172,7 +163,7 @@ def _members(view: mmap.mmap, path: Path) -> list[tuple[str, int, int]]:
 
 
 def _plain_members(view: mmap.mmap) -> tuple[list[tuple[str, int, int]], int] | None:
-    """Members and the position behind the last one; None if some header is not a plain and sound one."""
+    """Return members and the position behind the last one; None if a header is not plain and valid."""
     members: list[tuple[str, int, int]] = []
     at = 0
     while True:
@@ -193,16 +184,18 @@ def _plain_members(view: mmap.mmap) -> tuple[list[tuple[str, int, int]], int] | 
             return members, at
         if kind != b"x":
             members.append((name, at + _BLOCK, size))
-        elif _PAX_NAMES.search(view[at + _BLOCK : at + _BLOCK + size]):  # else a time stamp or the like
+        elif _PAX_NAMES.search(view[at + _BLOCK : at + _BLOCK + size]):  # others are time stamps or the like
             return None
         at += _BLOCK + -(-size // _BLOCK) * _BLOCK
 
 
 def _any_members(path: Path) -> tuple[list[tuple[str, int, int]], int]:
-    """The same by the standard library: long names, links and directories (left out), all dialects."""
+    """Return the same by the standard library, for long names, links and directories (left out), and all dialects."""
     try:
         with tarfile.open(path, "r:") as tar:
             members = [(member.name, member.offset_data, member.size) for member in tar if member.isfile()]
             return members, tar.offset
     except tarfile.TarError as error:
-        raise ValueError(f"{path} cannot be read as a tar: {error}; expected a whole, uncompressed tar file") from None
+        raise ValueError(
+            f"{path} cannot be read as a tar: {error}; expected a complete, uncompressed tar file"
+        ) from None
