@@ -1,7 +1,4 @@
-"""Training-free guidance by a loss of the clean estimate: an algebra, and the methods that are settings of it.
-
-The methods of the literature, each a setting of `EnergyGuidance`.
-"""
+"""Training-free guidance by a loss of the clean estimate: `EnergyGuidance` and the published methods, its settings."""
 
 from __future__ import annotations
 

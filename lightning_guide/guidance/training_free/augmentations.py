@@ -1,8 +1,8 @@
-"""Differentiable random augmentations of pictures in [-1, 1], drawn for each copy of each sample.
+"""Differentiable random augmentations of images in [-1, 1], drawn for each copy of each sample.
 
 The policy of Shen et al. 2024, https://arxiv.org/abs/2403.12404, is color, translation, resize and cutout, in the
-terms of DiffAugment (Zhao et al. 2020, https://arxiv.org/abs/2006.10738); published before it, to the size of the
-guide: `Resized`.
+terms of DiffAugment (Zhao et al. 2020, https://arxiv.org/abs/2006.10738). The published code first resizes to the input
+size of the guide: `Resized`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ __all__ = ["AddedNoise", "Augmentation", "ColorJitter", "Cutout", "Rescaled", "R
 
 
 Transform = Callable[[Tensor], Tensor]
-
-
-"""Pictures (n, B, C, H, W) -> pictures (n, B, C, H', W')."""
+"""Images (n, B, C, H, W) -> images (n, B, C, H', W')."""
 
 
 class Augmentation(HasRecipe, ABC):
@@ -32,23 +30,24 @@ class Augmentation(HasRecipe, ABC):
 
     @abstractmethod
     def draw(self, seeds: SampleSeeds, copies: int, device: torch.device) -> Transform:
-        """One draw for each of the `copies` of each sample."""
+        """Draw one transform for each of the `copies` of each sample."""
 
 
 def _uniform(seeds: SampleSeeds, purpose: str, copies: int, count: int, device: torch.device) -> Tensor:
-    """`count` uniform draws for each copy of each sample, (count, n, B, 1, 1, 1)."""
+    """Return `count` uniform draws for each copy of each sample, (count, n, B, 1, 1, 1)."""
     drawn = seeds.uniform(f"energy {purpose}", (copies, count), device)  # (B, n, count)
     return drawn.permute(2, 1, 0)[..., None, None, None]
 
 
 class ColorJitter(Augmentation):
-    """Brightness, saturation, contrast: x + U(-1/2, 1/2), then both means in turn approached or left behind.
+    """Random brightness, saturation and contrast.
 
-    The mean over the channels of a pixel, times U(0, 2); then the mean of the picture, times U(1/2, 3/2).
+    Brightness: x + U(-1/2, 1/2). Saturation: the difference to the mean over the channels of a pixel, times U(0, 2).
+    Contrast: the difference to the mean of the image, times U(1/2, 3/2).
     """
 
     def draw(self, seeds: SampleSeeds, copies: int, device: torch.device) -> Transform:
-        """Three numbers for each copy."""
+        """Draw three numbers for each copy."""
         brightness, saturation, contrast = _uniform(seeds, "color", copies, 3, device)
 
         def transform(x: Tensor) -> Tensor:
@@ -62,10 +61,10 @@ class ColorJitter(Augmentation):
 
 
 class Translation(Augmentation):
-    """Shifts by whole pixels, up to `share` of the side along each axis; zeros move in."""
+    """Random shifts by whole pixels, up to `share` of the side along each axis, padded with zeros."""
 
     def __init__(self, share: float = 0.125) -> None:
-        """`share` of the side, at least one pixel.
+        """Shift by up to `share` of the side, at least one pixel.
 
         Raises:
             ValueError: unless 0 < `share` <= 1.
@@ -75,14 +74,14 @@ class Translation(Augmentation):
         self.share = share
 
     def draw(self, seeds: SampleSeeds, copies: int, device: torch.device) -> Transform:
-        """Two shifts for each copy."""
+        """Draw two shifts for each copy."""
         rows, columns = _uniform(seeds, "translation", copies, 2, device)
-        return lambda x: self._shifted(self._shifted(x, rows, -2), columns, -1)
+        return lambda x: self._shift(self._shift(x, rows, -2), columns, -1)
 
-    def _shifted(self, x: Tensor, u: Tensor, axis: int) -> Tensor:
+    def _shift(self, x: Tensor, u: Tensor, axis: int) -> Tensor:
         side = x.shape[axis]
-        most = max(1, round(self.share * side))
-        shift = (u * (2 * most + 1)).floor().long() - most  # (n, B, 1, 1, 1)
+        largest = max(1, round(self.share * side))
+        shift = (u * (2 * largest + 1)).floor().long() - largest  # (n, B, 1, 1, 1)
         shape = [side if i == 5 + axis else 1 for i in range(5)]
         source = torch.arange(side, device=x.device).reshape(shape) - shift
         inside = (source >= 0) & (source < side)
@@ -90,10 +89,10 @@ class Translation(Augmentation):
 
 
 class Rescaled(Augmentation):
-    """Size times U(1 - amount, 1 + amount) about the center, bilinear; zeros outside, and what sticks out is cut."""
+    """Random bilinear rescaling by U(1 - amount, 1 + amount) about the center, cropped or padded with zeros."""
 
     def __init__(self, amount: float = 0.2) -> None:
-        """`amount` of the change.
+        """Rescale by up to `amount`.
 
         Raises:
             ValueError: unless 0 < `amount` < 1.
@@ -103,7 +102,7 @@ class Rescaled(Augmentation):
         self.amount = amount
 
     def draw(self, seeds: SampleSeeds, copies: int, device: torch.device) -> Transform:
-        """One factor for each copy (in the paper one for the whole batch)."""
+        """Draw one factor for each copy (in the paper one for the whole batch)."""
         u = _uniform(seeds, "rescaled", copies, 1, device)[0]
 
         def transform(x: Tensor) -> Tensor:
@@ -118,10 +117,10 @@ class Rescaled(Augmentation):
 
 
 class Cutout(Augmentation):
-    """A square of `share` times the side set to zero, its center on a random pixel."""
+    """A square of `share` times the side set to zero, centered on a random pixel."""
 
     def __init__(self, share: float = 0.5) -> None:
-        """`share` of the side.
+        """Cut out a square of `share` of the side.
 
         Raises:
             ValueError: unless 0 < `share` < 1.
@@ -131,7 +130,7 @@ class Cutout(Augmentation):
         self.share = share
 
     def draw(self, seeds: SampleSeeds, copies: int, device: torch.device) -> Transform:
-        """One center for each copy."""
+        """Draw one center for each copy."""
         row, column = _uniform(seeds, "cutout", copies, 2, device)
 
         def transform(x: Tensor) -> Tensor:
@@ -140,8 +139,8 @@ class Cutout(Augmentation):
                 side = x.shape[axis]
                 size = round(self.share * side)
                 first = (u * side).floor() - size // 2
-                place = torch.arange(side, device=x.device).reshape([side if i == 5 + axis else 1 for i in range(5)])
-                covered.append((place >= first) & (place < first + size))
+                pixel = torch.arange(side, device=x.device).reshape([side if i == 5 + axis else 1 for i in range(5)])
+                covered.append((pixel >= first) & (pixel < first + size))
             return x * ~(covered[0] & covered[1])
 
         return transform
@@ -151,7 +150,7 @@ class AddedNoise(Augmentation):
     """x + std n with standard normal n."""
 
     def __init__(self, std: float) -> None:
-        """`std` of the noise.
+        """Add noise of standard deviation `std`.
 
         Raises:
             ValueError: if `std` is negative or not finite.
@@ -161,7 +160,7 @@ class AddedNoise(Augmentation):
         self.std = std
 
     def draw(self, seeds: SampleSeeds, copies: int, device: torch.device) -> Transform:
-        """Noise for each element of each copy, drawn when the shape is seen and then kept."""
+        """Draw noise for each element of each copy, once the first call gives the shape."""
         drawn: list[Tensor] = []
 
         def transform(x: Tensor) -> Tensor:
@@ -173,10 +172,10 @@ class AddedNoise(Augmentation):
 
 
 class Resized(Augmentation):
-    """Every copy at `size` x `size` pixels, bicubic: the size of the guide, before the random augmentations."""
+    """Bicubic resizing to `size` x `size` pixels, the input size of the guide, before the random augmentations."""
 
     def __init__(self, size: int) -> None:
-        """`size` of the side in pixels.
+        """Resize to `size` pixels a side.
 
         Raises:
             ValueError: if `size` is less than 1.
@@ -186,7 +185,7 @@ class Resized(Augmentation):
         self.size = size
 
     def draw(self, seeds: SampleSeeds, copies: int, device: torch.device) -> Transform:
-        """Nothing is drawn."""
+        """Return the resizing, without a draw."""
 
         def transform(x: Tensor) -> Tensor:
             size = (self.size, self.size)

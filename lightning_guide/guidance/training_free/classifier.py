@@ -1,6 +1,6 @@
-"""Classifier guidance, by a classifier of noisy x: the trained counterpart of everything training-free.
+"""Classifier guidance (CG), Dhariwal and Nichol 2021, https://arxiv.org/abs/2105.05233, algorithm 2.
 
-Dhariwal and Nichol 2021, https://arxiv.org/abs/2105.05233, algorithm 2.
+The classifier is trained on noisy x: the trained counterpart of training-free guidance.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ __all__ = ["ClassifierGuidance"]
 
 
 class ClassifierGuidance(Guidance):
-    """D + weight sigma^2 grad_x ln p(y | x, sigma), the noise implied: weight 1 is the posterior of y.
+    """Classifier guidance (CG): D + weight sigma^2 grad_x ln p(y | x, sigma), the noise implied.
 
-    In variance-preserving form eps - weight sqrt(1 - abar) grad ln p. No derivative of the denoiser. Published weights:
-    1 with a conditional model, 10 with an unconditional one (ImageNet, 256 pixels). Impossible steps are skipped and
-    counted as in `EnergyGuidance`, and at Heun's corrector it guides as well, at the level there.
+    Weight 1 is the posterior of y. In variance-preserving form eps - weight sqrt(1 - abar) grad ln p. No derivative of
+    the denoiser. Published weights: 1 with a conditional model, 10 with an unconditional one (ImageNet, 256 pixels).
+    Impossible steps are skipped and counted as in `EnergyGuidance`. Heun's corrector is guided as well, at its own
+    level.
     """
 
     def __init__(
@@ -37,10 +38,15 @@ class ClassifierGuidance(Guidance):
         window: SigmaWindow | None = None,
         positive: Denoiser | None = None,
     ) -> None:
-        """`classifier` maps (x, sigma ()) to logits (B, K) and says K in `num_classes` (`RunNetwork`).
+        """Guide `positive` by `classifier`.
 
-        `label` y of all samples; None: the condition of each sample, -1 for no wish. `rule` takes the place of the
-        constant weight, for the gradient of -ln p by x (`Adam` makes AdamCG of it).
+        Args:
+            classifier: maps (x, sigma ()) to logits (B, K), with K in `num_classes` (`RunNetwork`).
+            weight: factor of the gradient.
+            label: y of all samples; None: the condition of each sample, -1 for unlabeled ones.
+            rule: replaces the constant weight, for the gradient of -ln p by x; `AdamStep` makes it AdamCG.
+            window: guided steps; default: all.
+            positive: the denoiser to guide; default: the model under evaluation.
         """
         super().__init__()
         self.classifier, self.label = classifier, label
@@ -50,12 +56,12 @@ class ClassifierGuidance(Guidance):
 
     @property
     def num_classes(self) -> int:  # type: ignore[override]
-        """Labels of the positive, or if it has none, those of the classifier."""
-        wanted = int(self.classifier.num_classes) if self.label is None else 0  # type: ignore[arg-type]
-        return self.positive.num_classes or wanted
+        """Number of labels of the positive or, for an unconditional one, of the classifier."""
+        labels = int(self.classifier.num_classes) if self.label is None else 0  # type: ignore[arg-type]
+        return self.positive.num_classes or labels
 
     def start(self, trajectory: Trajectory) -> Predict:
-        """The guided denoiser of one trajectory."""
+        """Return the guided denoiser of one trajectory."""
         positive, rule = self.positive.start(trajectory), self.rule.start()
 
         def predict(x: Tensor, sigma: Tensor, condition: Tensor | None) -> Prediction:
@@ -68,8 +74,8 @@ class ClassifierGuidance(Guidance):
                 (gradient,) = torch.autograd.grad(loss.sum(), at)
             noise = prediction.direction(x, sigma)
             level = trajectory.sigma_next if trajectory.stage == "corrector" else trajectory.sigma
-            point = StepContext(noise.detach(), level, trajectory.sigma_next, trajectory)
-            delta, possible = finite_step(rule, loss.detach(), gradient, point)
+            context = StepContext(noise.detach(), level, trajectory.sigma_next, trajectory)
+            delta, possible = finite_step(rule, loss.detach(), gradient, context)
             report_diagnostics(trajectory, loss.detach(), possible, ~possible)
             implied = None if prediction.noise is None else noise - delta / expand(sigma, x)
             return Prediction(prediction.clean + delta, implied)

@@ -1,14 +1,14 @@
-"""FreeDoM, and what Shen et al. add to it: random augmentation and Polyak steps.
+"""FreeDoM, Yu et al. 2023, https://arxiv.org/abs/2303.09833, algorithm 2, and its extension by Shen et al. 2024.
 
-Yu et al. 2023, https://arxiv.org/abs/2303.09833, algorithm 2; Shen et al. 2024, https://arxiv.org/abs/2403.12404,
-algorithms 1 to 3. Their recurrence is `TimeTravel` around the sampler.
+Shen et al., https://arxiv.org/abs/2403.12404, algorithms 1 to 3, add random augmentation and Polyak steps. The
+recurrence of both is `TimeTravel` around the sampler.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance.training_free.augmentations import (
     Augmentation,
     ColorJitter,
@@ -17,8 +17,8 @@ from lightning_guide.guidance.training_free.augmentations import (
     Translation,
 )
 from lightning_guide.guidance.training_free.base import EnergyGuidance
-from lightning_guide.guidance.training_free.estimators import Augmented, Estimator
-from lightning_guide.guidance.training_free.schedules import PowerLaw, SigmaWindow
+from lightning_guide.guidance.training_free.estimators import Augmented
+from lightning_guide.guidance.training_free.schedules import PowerLaw
 from lightning_guide.guidance.training_free.step_rules import (
     ClippedStep,
     ConstantStep,
@@ -33,72 +33,50 @@ __all__ = ["AugmentedPolyak", "FreeDoM", "FreeDoMCLIP", "policy"]
 
 
 def policy() -> list[Augmentation]:
-    """The augmentations of Shen et al.: color, translation, resize, cutout."""
+    """Return the augmentations of Shen et al.: color, translation, resize, cutout."""
     return [ColorJitter(), Translation(), Rescaled(), Cutout()]
 
 
 class FreeDoM(EnergyGuidance):
-    """x' -= rate sqrt(1 + sigma'^2) grad_x loss(D): the rule sqrt(abar_t) of its face experiments.
+    """FreeDoM: x' -= rate sqrt(1 + sigma'^2) grad_x loss(D), the rule sqrt(abar_t) of its face experiments.
 
     In the paper's form x_{t-1} -= rho sqrt(abar_t) grad_{x_t} loss, in 100 steps of `ProportionalAncestral` with eta
-    .5 from time
-    1000 to 200 (window from sigma = .72, rho .2 for segmentation) or 100 (.34; rho 20 for sketches).
+    0.5. It guides from time 1000 to 200 (a window from sigma = 0.72, rho 0.2 for segmentation) or 100 (0.34; rho 20 for
+    sketches).
     """
 
-    def __init__(
-        self,
-        energy: Energy,
-        rate: float,
-        *,
-        estimator: Estimator | None = None,
-        window: SigmaWindow | None = None,
-        guide_batch: int | None = None,
-        positive: Denoiser | None = None,
-    ) -> None:
-        """`rate` is the paper's rho. With an `Augmented` estimator: the random augmentation of Shen et al. alone."""
+    def __init__(self, energy: Energy, rate: float, **options: Any) -> None:
+        """Guide by `energy`. An `Augmented` estimator makes it the random augmentation of Shen et al. alone.
+
+        Args:
+            energy: the loss.
+            rate: the paper's rho.
+            **options: `estimator`, `window`, `guide_batch` and `positive` of `EnergyGuidance`.
+        """
         rule = ConstantStep(rate, schedule=PowerLaw(scale_next=1))
-        super().__init__(
-            energy,
-            [ThroughDenoiser(rule)],
-            estimator=estimator,
-            window=window,
-            guide_batch=guide_batch,
-            positive=positive,
-        )
+        super().__init__(energy, [ThroughDenoiser(rule)], noise="kept", **options)
 
 
 class FreeDoMCLIP(EnergyGuidance):
-    """The rule of FreeDoM's experiments with CLIP: each step a share `rate` of the model's own.
+    """FreeDoM's rule for experiments with CLIP: a fraction `rate` of the model's own step, by `RootMeanSquareStep`."""
 
-    By `RootMeanSquareStep`."""
+    def __init__(self, energy: Energy, rate: float = 0.02, **options: Any) -> None:
+        """Guide by `energy`.
 
-    def __init__(
-        self,
-        energy: Energy,
-        rate: float = 0.02,
-        *,
-        estimator: Estimator | None = None,
-        window: SigmaWindow | None = None,
-        guide_batch: int | None = None,
-        positive: Denoiser | None = None,
-    ) -> None:
-        """`rate` is kappa."""
-        super().__init__(
-            energy,
-            [ThroughDenoiser(RootMeanSquareStep(rate))],
-            estimator=estimator,
-            window=window,
-            guide_batch=guide_batch,
-            positive=positive,
-        )
+        Args:
+            energy: the loss.
+            rate: kappa.
+            **options: `estimator`, `window`, `guide_batch` and `positive` of `EnergyGuidance`.
+        """
+        super().__init__(energy, [ThroughDenoiser(RootMeanSquareStep(rate))], noise="kept", **options)
 
 
 class AugmentedPolyak(EnergyGuidance):
-    """Random augmentation and Polyak's step size, the method of Shen et al.
+    """FreeDoM with random augmentation and Polyak's step size, the method of Shen et al.
 
     x' -= rate sqrt((1 + sigma'^2) / (1 + sigma^2)) |noise| g / |g|^2 with g the gradient by x of the mean loss over
-    augmented copies of D. Norms are of each sample (in the published code of the whole batch). The other three cells
-    of the ablation: no `augmentations` here; `FreeDoM` with `Augmented`; `FreeDoM`.
+    augmented copies of D. Norms are taken per sample (in the published code over the whole batch). The other three
+    cells of the ablation: no `augmentations` here; `FreeDoM` with `Augmented`; `FreeDoM`.
     """
 
     def __init__(
@@ -109,18 +87,20 @@ class AugmentedPolyak(EnergyGuidance):
         augmentations: Sequence[Augmentation] | None = None,
         copies: int = 10,
         cap: float | None = None,
-        window: SigmaWindow | None = None,
-        guide_batch: int | None = None,
-        positive: Denoiser | None = None,
+        **options: Any,
     ) -> None:
-        """`rate` is eta; `augmentations` default to the published policy, [] is none; `cap` as in `ClippedStep`."""
-        drawn = policy() if augmentations is None else list(augmentations)
+        """Guide by the mean loss of augmented copies.
+
+        Args:
+            energy: the loss.
+            rate: eta.
+            augmentations: default: the published policy; [] for no augmentation.
+            copies: copies of each sample.
+            cap: as in `ClippedStep`.
+            **options: `window`, `guide_batch` and `positive` of `EnergyGuidance`.
+        """
+        chosen = policy() if augmentations is None else list(augmentations)
         rule: StepRule = NoiseScaledPolyakStep(rate)
-        super().__init__(
-            energy,
-            [ThroughDenoiser(rule if cap is None else ClippedStep(rule, cap))],
-            estimator=Augmented(drawn, copies if drawn else 1),
-            window=window,
-            guide_batch=guide_batch,
-            positive=positive,
-        )
+        update = ThroughDenoiser(rule if cap is None else ClippedStep(rule, cap))
+        estimator = Augmented(chosen, copies if chosen else 1)
+        super().__init__(energy, [update], estimator=estimator, noise="kept", **options)

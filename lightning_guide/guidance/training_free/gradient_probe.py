@@ -1,7 +1,8 @@
-"""Nothing but the gradients of a guide, accumulated on a background: what it wants to see, without any diffusion model.
+"""Gradient ascent on a guide without a diffusion model.
 
-After figure 2 of Shen et al. 2024, https://arxiv.org/abs/2403.12404: a thousand steps along the gradients of a
-classifier make noise of an ordinary one, a picture of a robust or noise-conditional one; augmentation is in between.
+After figure 2 of Shen et al. 2024, https://arxiv.org/abs/2403.12404: a thousand steps along the gradients of an
+ordinary classifier give noise, those of a robust or noise-conditional classifier give an image; augmentation is in
+between.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ __all__ = ["Probe", "gradient_ascent", "smoothness"]
 
 
 class Probe(HasRecipe):
-    """A guide to be looked at: its energies, one after the other for equal shares of the steps, and an estimator."""
+    """A guide to be visualized: energies, used in turn for equal shares of the steps, and an estimator."""
 
     def __init__(self, energies: Sequence[Energy], estimator: Estimator | None = None) -> None:
-        """One energy as a rule; a classifier of noisy pictures has one for each level, `AtLevel`, from above.
+        """Usually one energy; a classifier of noisy images has one for each level, `AtLevel`, in descending order.
 
         Raises:
             ValueError: if there is no energy.
@@ -46,15 +47,15 @@ def gradient_ascent(
     steps: int = 1000,
     rule: StepRule | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """x after `steps` of `rule` along the gradients of `probe`, and the loss (steps, B) before each.
+    """Return x after `steps` of `rule` along the gradients of `probe`, and the loss (steps, B) before each.
 
     Args:
         probe: the guide.
         x: backgrounds (B, *).
-        seeds: of the samples; every step has draws of its own.
+        seeds: of the samples; every step draws anew.
         condition: labels (B,).
-        steps: how many.
-        rule: default: steps of length .01 sqrt(d), `NormalizedStep`, at sigma = sigma' = 0.
+        steps: number of steps.
+        rule: default: steps of length 0.01 sqrt(d), `NormalizedStep`, at sigma = sigma' = 0.
 
     Raises:
         ValueError: if there are fewer steps than energies.
@@ -67,7 +68,7 @@ def gradient_ascent(
     losses = []
     for step in range(steps):
         trajectory.step = step
-        landscape = LocalLoss(
+        local_loss = LocalLoss(
             x,
             StepContext(torch.zeros_like(x), 0.0, 0.0, trajectory),
             lambda gradient: gradient,
@@ -76,16 +77,16 @@ def gradient_ascent(
             estimator=probe.estimator,
             guide_batch=None,
         )
-        loss, gradient = landscape.here
+        loss, gradient = local_loss.at_clean
         losses.append(loss)
-        x = x + landscape.step(descend, loss, gradient)
+        x = x + local_loss.step(descend, loss, gradient)
     return x, torch.stack(losses)
 
 
 def smoothness(x: Tensor) -> Tensor:
-    """Share (B,) of the energy of pictures `x` (B, C, H, W), without means, at frequencies up to half the highest.
+    """Return the share (B,) of the spectral energy of images `x` (B, C, H, W) at frequencies up to half the highest.
 
-    White noise has about a quarter there, and .38 on 8 x 8 pixels.
+    The mean of each channel is removed. White noise has a share of about a quarter, and 0.38 on 8 x 8 pixels.
     """
     spectrum = torch.fft.fft2(x - x.mean((2, 3), keepdim=True)).abs().square()
     rows, columns = (torch.fft.fftfreq(side, device=x.device).abs() <= 0.25 for side in x.shape[2:])

@@ -1,10 +1,10 @@
-"""Manifold-preserving guided diffusion. He et al. 2024 (MPGD), https://arxiv.org/abs/2311.16424, algorithms 1 to 3."""
+"""Manifold-preserving guided diffusion (MPGD), He et al. 2024, https://arxiv.org/abs/2311.16424, algorithms 1 to 3."""
 
 from __future__ import annotations
 
-from lightning_guide.denoiser import Denoiser
+from typing import Any
+
 from lightning_guide.guidance.training_free.base import EnergyGuidance
-from lightning_guide.guidance.training_free.schedules import SigmaWindow
 from lightning_guide.guidance.training_free.step_rules import ConstantStep, StepRule
 from lightning_guide.guidance.training_free.updates import AtClean, InLatent
 from lightning_guide.objectives.energy import Energy, Reconstructed
@@ -14,9 +14,10 @@ __all__ = ["MPGD", "MPGDLatent"]
 
 
 class MPGD(EnergyGuidance):
-    """D - rate grad_D loss(D), the noise as it was; with an `autoencoder` the loss is that of what it makes of D.
+    """Manifold-preserving guided diffusion (MPGD): D - rate grad_D loss(D), the noise kept.
 
-    No derivative of the denoiser. The paper's step is c_t sqrt(abar_{t-1}) in x_{t-1}, which is c_t here.
+    With an `autoencoder` the loss is evaluated at the reconstruction of D. No derivative of the denoiser. The paper's
+    step is c_t sqrt(abar_{t-1}) in x_{t-1}, which is c_t here.
     """
 
     def __init__(
@@ -26,22 +27,26 @@ class MPGD(EnergyGuidance):
         *,
         rule: StepRule | None = None,
         autoencoder: Autoencoder | None = None,
-        window: SigmaWindow | None = None,
-        guide_batch: int | None = None,
-        positive: Denoiser | None = None,
+        **options: Any,
     ) -> None:
-        """A constant `rate`, unless a `rule` takes its place: `RootMeanSquare` or `Normalized` in its experiments."""
-        super().__init__(
-            energy if autoencoder is None else Reconstructed(energy, autoencoder),
-            [AtClean(rule or ConstantStep(rate))],
-            window=window,
-            guide_batch=guide_batch,
-            positive=positive,
-        )
+        """Guide by `energy`.
+
+        Args:
+            energy: the loss.
+            rate: size of a constant step.
+            rule: replaces the constant step; `RootMeanSquareStep` or `NormalizedStep` in the paper's experiments.
+            autoencoder: reconstructs D before the loss.
+            **options: `window`, `guide_batch` and `positive` of `EnergyGuidance`.
+        """
+        loss = energy if autoencoder is None else Reconstructed(energy, autoencoder)
+        super().__init__(loss, [AtClean(rule or ConstantStep(rate))], estimator=None, noise="kept", **options)
 
 
 class MPGDLatent(EnergyGuidance):
-    """MPGD-Z: z = encode(D), z' = z - rate grad_z loss(decode(z)), D + decode(z') - decode(z), the noise as it was."""
+    """MPGD in a latent space (MPGD-Z): z = encode(D), z' = z - rate grad_z loss(decode(z)), D + decode(z') - decode(z).
+
+    The noise is kept.
+    """
 
     def __init__(
         self,
@@ -50,15 +55,8 @@ class MPGDLatent(EnergyGuidance):
         rate: float = 1.0,
         *,
         rule: StepRule | None = None,
-        window: SigmaWindow | None = None,
-        guide_batch: int | None = None,
-        positive: Denoiser | None = None,
+        **options: Any,
     ) -> None:
-        """As `MPGD`."""
-        super().__init__(
-            energy,
-            [InLatent(autoencoder, rule or ConstantStep(rate))],
-            window=window,
-            guide_batch=guide_batch,
-            positive=positive,
-        )
+        """As `MPGD`, with steps in the latent space of `autoencoder`."""
+        update = InLatent(autoencoder, rule or ConstantStep(rate))
+        super().__init__(energy, [update], estimator=None, noise="kept", **options)

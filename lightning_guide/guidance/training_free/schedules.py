@@ -1,12 +1,8 @@
-"""Where a step is taken: what a step rule and an estimator know besides the gradient.
-
-Factors of a step size that depend on the noise level.
+"""Schedules of step sizes over the noise level, and windows of guided steps.
 
 Papers state steps in variance-preserving coordinates x_VP = sqrt(abar) x, with 1 / sqrt(abar) = sqrt(1 + sigma^2); the
 data then has to have unit variance. Their gradients are g_VP = sqrt(1 + sigma^2) g, and a displacement of their next
 state is sqrt(1 + sigma'^2) times as large here. All conversions are powers of these three numbers.
-
-When to guide: a window of noise levels, and every k-th step of it.
 """
 
 from __future__ import annotations
@@ -21,15 +17,18 @@ from torch import Tensor
 from lightning_guide.denoiser import Trajectory
 from lightning_guide.utils.recipe import HasRecipe
 
-__all__ = ["Balanced", "StepContext", "PowerLaw", "Schedule", "SigmaWindow"]
+__all__ = ["Balanced", "PowerLaw", "Schedule", "SigmaWindow", "StepContext"]
 
 
 @dataclass(frozen=True)
 class StepContext:
-    """One call of a guidance.
+    """Inputs of step rules, schedules and estimators besides the gradient, for one call of a guidance.
 
-    `noise` (B, *) is the direction (x - D) / sigma of the prediction that is guided. `sigma` is the level of this call
-    (at Heun's corrector the lower one), `sigma_next` where the step leads; `trajectory` knows step, levels and seeds.
+    Attributes:
+        noise: direction (x - D) / sigma of the guided prediction (B, *).
+        sigma: noise level of this call (at Heun's corrector the lower one).
+        sigma_next: noise level after the step.
+        trajectory: sampler state, with step, levels and seeds.
     """
 
     noise: Tensor
@@ -42,25 +41,31 @@ class Schedule(HasRecipe, ABC):
     """A factor c of a step size."""
 
     @abstractmethod
-    def at(self, point: StepContext) -> float:
-        """c at `point`."""
+    def at(self, context: StepContext) -> float:
+        """Return c for one step."""
 
 
 class PowerLaw(Schedule):
     """sigma^a (1 + sigma^2)^(b / 2) (1 + sigma'^2)^(c / 2); all powers 0, the default, is the constant 1."""
 
     def __init__(self, sigma: float = 0.0, *, scale: float = 0.0, scale_next: float = 0.0) -> None:
-        """Powers a of `sigma`, b of the `scale` sqrt(1 + sigma^2), c of that at the next level, `scale_next`."""
+        """Set the powers.
+
+        Args:
+            sigma: power a of sigma.
+            scale: power b of sqrt(1 + sigma^2).
+            scale_next: power c of sqrt(1 + sigma'^2), at the next level.
+        """
         self.sigma, self.scale, self.scale_next = sigma, scale, scale_next
 
-    def at(self, point: StepContext) -> float:
-        """The product of the powers."""
-        scale, scale_next = (1 + point.sigma**2) ** 0.5, (1 + point.sigma_next**2) ** 0.5
-        return float(point.sigma**self.sigma * scale**self.scale * scale_next**self.scale_next)
+    def at(self, context: StepContext) -> float:
+        """Return the product of the powers."""
+        scale, scale_next = (1 + context.sigma**2) ** 0.5, (1 + context.sigma_next**2) ** 0.5
+        return float(context.sigma**self.sigma * scale**self.scale * scale_next**self.scale_next)
 
 
 class Balanced(Schedule):
-    """T s / (sum of s over the T steps), times another `schedule`: TFG's, so that the mean over the steps is 1.
+    """TFG's schedule T s / (sum of s over the T steps), with mean 1 over the steps, times another `schedule`.
 
     Ye et al. 2024, https://arxiv.org/abs/2409.15761: s is alpha = abar / abar' ("increase"), 1 - alpha ("decrease") or
     1 ("constant"), with alpha = (1 + sigma'^2) / (1 + sigma^2).
@@ -69,7 +74,7 @@ class Balanced(Schedule):
     def __init__(
         self, kind: Literal["increase", "decrease", "constant"] = "increase", *, schedule: Schedule | None = None
     ) -> None:
-        """`kind` of s; `schedule` defaults to the factor 1.
+        """Choose the `kind` of s; `schedule` defaults to the factor 1.
 
         Raises:
             ValueError: if `kind` is unknown.
@@ -78,25 +83,25 @@ class Balanced(Schedule):
             raise ValueError(f"a balanced schedule is 'increase', 'decrease' or 'constant', got {kind!r}")
         self.kind, self.schedule = kind, schedule or PowerLaw()
 
-    def at(self, point: StepContext) -> float:
-        """The share of this step; without known levels that of the only one."""
-        levels = point.trajectory.levels
+    def at(self, context: StepContext) -> float:
+        """Return the factor of this step; for fewer than two known levels, 1 times `schedule`."""
+        levels = context.trajectory.levels
         if self.kind == "constant" or len(levels) < 2:
-            return self.schedule.at(point)
+            return self.schedule.at(context)
         alphas = [(1 + low**2) / (1 + high**2) for high, low in zip(levels, levels[1:], strict=False)]
-        shares = alphas if self.kind == "increase" else [1 - alpha for alpha in alphas]
-        return shares[point.trajectory.step] * len(shares) / sum(shares) * self.schedule.at(point)
+        factors = alphas if self.kind == "increase" else [1 - alpha for alpha in alphas]
+        return factors[context.trajectory.step] * len(factors) / sum(factors) * self.schedule.at(context)
 
 
 class SigmaWindow(HasRecipe):
-    """Steps that begin at low < sigma <= high, and of those with the numbers 0, every, 2 every, ... only.
+    """A window of guided steps: those that begin at low < sigma <= high and have a number divisible by `every`.
 
-    With the linear schedule of most papers the time 100 of 1000 is sigma = .34, 200 .72, 300 1.24, 400 2.04, 500 3.44,
-    700 12, 800 25.5.
+    With the linear schedule of most papers the times 100, 200, 300, 400, 500, 700, 800 of 1000 are sigma = 0.34, 0.72,
+    1.24, 2.04, 3.44, 12, 25.5.
     """
 
     def __init__(self, low: float = 0.0, high: float = math.inf, *, every: int = 1) -> None:
-        """`low` and `high` are noise levels; `every` counts the steps of the trajectory.
+        """Guide between the noise levels `low` and `high`, every `every` steps of the trajectory.
 
         Raises:
             ValueError: if the window is empty or `every` is less than 1.
@@ -106,5 +111,5 @@ class SigmaWindow(HasRecipe):
         self.low, self.high, self.every = low, high, every
 
     def opens(self, trajectory: Trajectory) -> bool:
-        """Whether the current step is guided."""
+        """Return whether the current step is guided."""
         return self.low < trajectory.sigma <= self.high and trajectory.step % self.every == 0

@@ -1,17 +1,8 @@
-"""Step rules: from a gradient of the loss to a displacement, for each sample by itself.
+"""Step rules: from a gradient of the loss to a displacement, per sample.
 
-g is the gradient wherever the move takes it (with respect to x, the clean estimate or a latent), c a schedule, |.| the
-norm of one sample. A rule is started for each descent, so that it may keep moments. A sample whose gradient is zero or
-not finite, or whose step would not be finite, stays where it is and is counted (see `LocalLoss.step`).
-
-Adam as a step rule. Belardi et al. 2026 (AdamDPS); Kingma and Ba 2015, https://arxiv.org/abs/1412.6980.
-
-Polyak's step size (f - f*) / |g|^2, and what Shen et al. make of it.
-
-Shen et al. 2024, "Understanding and Improving Training-free Loss-based Diffusion Guidance",
-https://arxiv.org/abs/2403.12404, algorithm 2.
-
-A trust region around any step rule.
+g is the gradient taken by the update (with respect to x, the clean estimate or a latent), c a schedule, |.| the norm of
+one sample. A rule is started for each descent, so that it may keep moments. A sample whose gradient is zero or not
+finite, or whose step would not be finite, is not displaced and is counted (see `LocalLoss.step`).
 """
 
 from __future__ import annotations
@@ -42,21 +33,19 @@ __all__ = [
 
 
 Descend = Callable[[Tensor, Tensor, StepContext], Tensor]
-
-
-"""(gradient (B, *), loss (B,), point) -> displacement (B, *)."""
+"""(gradient (B, *), loss (B,), context) -> displacement (B, *)."""
 
 
 def unit_rows(v: Tensor) -> tuple[Tensor, Tensor]:
-    """v / |v| `(B, *)` and |v| `(B, 1, ...)` for each sample, without overflow; NaN where v is zero."""
-    most = expand(v.abs().flatten(1).amax(1), v)
-    scaled = v / most
+    """Return v / |v| `(B, *)` and |v| `(B, 1, ...)` for each sample, without overflow; NaN where v is zero."""
+    largest = expand(v.abs().flatten(1).amax(1), v)
+    scaled = v / largest
     norm = row_norms(scaled)
-    return scaled / norm, most * norm
+    return scaled / norm, largest * norm
 
 
 def row_norms(v: Tensor) -> Tensor:
-    """|v| for each sample, `(B, 1, ...)`."""
+    """Return |v| for each sample, `(B, 1, ...)`."""
     return expand(v.flatten(1).norm(dim=1), v)
 
 
@@ -65,68 +54,69 @@ class StepRule(HasRecipe, ABC):
 
     @abstractmethod
     def start(self) -> Descend:
-        """The rule for one descent, with a fresh state."""
+        """Return the rule for one descent, with a fresh state."""
 
 
 class ConstantStep(StepRule):
-    """-rate c g.
+    """Step -rate c g, proportional to the gradient.
 
     For a gradient with respect to x, c is PowerLaw(2) = sigma^2 for a step along the score (universal guidance, LGD),
     PowerLaw(scale=1, scale_next=1) for DPS, PowerLaw(scale_next=1) for FreeDoM, PowerLaw(scale=2) for TFG.
     """
 
     def __init__(self, rate: float, *, schedule: Schedule | None = None) -> None:
-        """`rate` in the units of the paper that the `schedule` c belongs to; default c = 1."""
+        """Set `rate` in the units of the paper that the `schedule` c belongs to; default c = 1."""
         self.rate, self.schedule = rate, schedule or PowerLaw()
 
     def start(self) -> Descend:
-        """No state."""
-        return lambda g, loss, point: g * (-self.rate * self.schedule.at(point))
+        """Return the rule, which has no state."""
+        return lambda g, loss, context: g * (-self.rate * self.schedule.at(context))
 
 
 class NormalizedStep(StepRule):
-    """-rate c g / |g|. Does not depend on the scale of the loss.
+    """Step -rate c g / |g|, independent of the scale of the loss.
 
     c = sqrt(1 + sigma'^2) by default: a step of length `rate` in the variance-preserving next state. With `rate` times
     sqrt(d) this is MPGD's rule for faces, rho sqrt(1 + sigma'^2) g / rms(g).
     """
 
     def __init__(self, rate: float, *, schedule: Schedule | None = None) -> None:
-        """`rate`: length of the step, times the `schedule` c."""
+        """Set the length `rate` of the step, times the `schedule` c."""
         self.rate, self.schedule = rate, schedule or PowerLaw(scale_next=1)
 
     def start(self) -> Descend:
-        """No state."""
-        return lambda g, loss, point: unit_rows(g)[0] * (-self.rate * self.schedule.at(point))
+        """Return the rule, which has no state."""
+        return lambda g, loss, context: unit_rows(g)[0] * (-self.rate * self.schedule.at(context))
 
 
 class RootMeanSquareStep(StepRule):
-    """-rate (sigma^2 - sigma'^2) / sigma rms(noise) g / rms(g): a share of the model's own move.
+    """Step -rate (sigma^2 - sigma'^2) / sigma rms(noise) g / rms(g), a fraction of the model's own step.
 
-    FreeDoM's rule with CLIP (Yu et al. 2023, https://arxiv.org/abs/2303.09833; rate .02), and MPGD's (1 to 2.5, for the
-    gradient at the clean estimate). In variance-preserving form -rate c_1 sigma rms(noise) g / rms(g) with the
+    FreeDoM's rule with CLIP (Yu et al. 2023, https://arxiv.org/abs/2303.09833; rate 0.02), and MPGD's (1 to 2.5, for
+    the gradient at the clean estimate). In variance-preserving form -rate c_1 sigma rms(noise) g / rms(g) with the
     coefficient c_1 of the clean estimate in DDPM's posterior.
     """
 
     def __init__(self, rate: float = 0.02) -> None:
-        """`rate`: the share."""
+        """Set the fraction `rate`."""
         self.rate = rate
 
     def start(self) -> Descend:
-        """No state."""
+        """Return the rule, which has no state."""
 
-        def descend(g: Tensor, loss: Tensor, point: StepContext) -> Tensor:
-            move = (point.sigma**2 - point.sigma_next**2) / point.sigma
-            return unit_rows(g)[0] * row_norms(point.noise) * (-self.rate * move)
+        def descend(g: Tensor, loss: Tensor, context: StepContext) -> Tensor:
+            length = (context.sigma**2 - context.sigma_next**2) / context.sigma
+            return unit_rows(g)[0] * row_norms(context.noise) * (-self.rate * length)
 
         return descend
 
 
 class AdamStep(StepRule):
-    """-rate c m / (sqrt(v) + epsilon) with bias-corrected moments m, v of h g and h^2 g^2, elementwise.
+    """Adam's step -rate c m / (sqrt(v) + epsilon) with bias-corrected moments m, v of h g and h^2 g^2, elementwise.
 
-    m <- beta1 m + (1 - beta1) h g, v <- beta2 v + (1 - beta2) h^2 g^2. The moments live as long as the descent: the
-    whole trajectory for a gradient through the denoiser, its repetitions under time travel included.
+    m <- beta1 m + (1 - beta1) h g, v <- beta2 v + (1 - beta2) h^2 g^2. The moments last as long as the descent: the
+    whole trajectory for a gradient through the denoiser, its repetitions under time travel included. Kingma and Ba
+    2015, https://arxiv.org/abs/1412.6980; Belardi et al. 2026 (AdamDPS).
     """
 
     def __init__(
@@ -139,101 +129,111 @@ class AdamStep(StepRule):
         schedule: Schedule | None = None,
         gradient_schedule: Schedule | None = None,
     ) -> None:
-        """`schedule` c of the step and `gradient_schedule` h of the gradients; default 1.
+        """Configure Adam.
+
+        Args:
+            rate: size of the step.
+            beta1: decay of m.
+            beta2: decay of v.
+            epsilon: added to sqrt(v).
+            schedule: c of the step; default 1.
+            gradient_schedule: h of the gradients; default 1.
 
         Raises:
             ValueError: if a beta is not in [0, 1).
         """
         if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
-            raise ValueError(f"Adam needs beta1 and beta2 in [0, 1), got {beta1} and {beta2}")
+            raise ValueError(f"AdamStep needs beta1 and beta2 in [0, 1), got {beta1} and {beta2}")
         self.rate, self.beta1, self.beta2, self.epsilon = rate, beta1, beta2, epsilon
         self.schedule, self.gradient_schedule = schedule or PowerLaw(), gradient_schedule or PowerLaw()
 
     def start(self) -> Descend:
-        """Moments of zero."""
+        """Return the rule with zero moments."""
         moments: list[Tensor] = []
         count = 0
 
-        def descend(g: Tensor, loss: Tensor, point: StepContext) -> Tensor:
+        def descend(g: Tensor, loss: Tensor, context: StepContext) -> Tensor:
             nonlocal count
-            h = g * self.gradient_schedule.at(point)
-            m, v = moments or (torch.zeros_like(h), torch.zeros_like(h))
-            m, v, count = torch.lerp(h, m, self.beta1), torch.lerp(h * h, v, self.beta2), count + 1
+            hg = g * self.gradient_schedule.at(context)
+            m, v = moments or (torch.zeros_like(hg), torch.zeros_like(hg))
+            m, v, count = torch.lerp(hg, m, self.beta1), torch.lerp(hg * hg, v, self.beta2), count + 1
             moments[:] = [m, v]
             m, v = m / (1 - self.beta1**count), v / (1 - self.beta2**count)
-            return m / (v.sqrt() + self.epsilon) * (-self.rate * self.schedule.at(point))
+            return m / (v.sqrt() + self.epsilon) * (-self.rate * self.schedule.at(context))
 
         return descend
 
 
 class NoiseScaledPolyakStep(StepRule):
-    """-rate c |noise| g / |g|^2: the norm of the noise stands in for the unknown gap f - f*.
+    """Step -rate c |noise| g / |g|^2: Polyak's, with the norm of the noise for the unknown gap f - f*.
 
-    c = sqrt((1 + sigma'^2) / (1 + sigma^2)) makes -rate |noise| g_VP / |g_VP|^2 of it in the paper's coordinates.
-    The step is inversely proportional to the scale of the loss, which is why published rates go from .001 to 2, and
-    grows without bound where the gradient vanishes: use it with `ClippedStep`.
+    Shen et al. 2024, "Understanding and Improving Training-free Loss-based Diffusion Guidance",
+    https://arxiv.org/abs/2403.12404, algorithm 2. With c = sqrt((1 + sigma'^2) / (1 + sigma^2)) the step is
+    -rate |noise| g_VP / |g_VP|^2 in the paper's coordinates. It is inversely proportional to the scale of the loss,
+    which is why published rates range from 0.001 to 2, and grows without bound where the gradient vanishes: use it with
+    `ClippedStep`.
     """
 
     def __init__(self, rate: float, *, schedule: Schedule | None = None) -> None:
-        """`rate` eta; `schedule` c, default as above (1 suits a gradient at the clean estimate)."""
+        """Set `rate` eta and `schedule` c, by default as above (1 suits a gradient at the clean estimate)."""
         self.rate, self.schedule = rate, schedule or PowerLaw(scale=-1, scale_next=1)
 
     def start(self) -> Descend:
-        """No state."""
+        """Return the rule, which has no state."""
 
-        def descend(g: Tensor, loss: Tensor, point: StepContext) -> Tensor:
+        def descend(g: Tensor, loss: Tensor, context: StepContext) -> Tensor:
             direction, norm = unit_rows(g)
-            return direction * (row_norms(point.noise) / norm) * (-self.rate * self.schedule.at(point))
+            return direction * (row_norms(context.noise) / norm) * (-self.rate * self.schedule.at(context))
 
         return descend
 
 
 class PolyakStep(StepRule):
-    """-rate c (loss - least) g / |g|^2, and nothing once the loss is below `least`.
+    """Polyak's step -rate c (loss - least) g / |g|^2, zero where the loss is below `least`.
 
-    c as for `NoiseScaledPolyakStep`. Does not depend on the scale of the loss. For loss = r^2 instead of r the step
-    is half as long.
+    Polyak's step size is (f - f*) / |g|^2. c is as for `NoiseScaledPolyakStep`. The step does not depend on the scale
+    of the loss; for loss = r^2 instead of r it is half as long.
     """
 
     def __init__(self, rate: float, *, least: float = 0.0, schedule: Schedule | None = None) -> None:
-        """`rate` 1 is Polyak's own; `least` is the smallest value that the loss can take."""
+        """Set `rate` (1 is Polyak's) and `least`, the smallest possible value of the loss."""
         self.rate, self.least, self.schedule = rate, least, schedule or PowerLaw(scale=-1, scale_next=1)
 
     def start(self) -> Descend:
-        """No state."""
+        """Return the rule, which has no state."""
 
-        def descend(g: Tensor, loss: Tensor, point: StepContext) -> Tensor:
+        def descend(g: Tensor, loss: Tensor, context: StepContext) -> Tensor:
             direction, norm = unit_rows(g)
             gap = (loss - self.least).clamp(min=0).reshape(norm.shape)
-            return direction * (gap / norm) * (-self.rate * self.schedule.at(point))
+            return direction * (gap / norm) * (-self.rate * self.schedule.at(context))
 
         return descend
 
 
 class ClippedStep(StepRule):
-    """The step of `rule`, shortened to |step| <= cap sqrt(d) sigma': a share of the noise that the next state holds.
+    """The step of `rule`, clipped to |step| <= cap sqrt(d) sigma', a fraction of the noise in the next state.
 
-    d is the number of elements of one sample. The last step of a trajectory, to sigma' = 0, has no room at all: what
-    is added there no network would ever correct.
+    d is the number of elements of one sample. A trust region around any rule. The last step of a trajectory, to
+    sigma' = 0, is clipped to zero: no later network call could correct it.
     """
 
     def __init__(self, rule: StepRule, cap: float = 0.3) -> None:
-        """`cap`: the share.
+        """Clip the step of `rule` to the fraction `cap` of the noise.
 
         Raises:
             ValueError: unless `cap` is positive.
         """
         if not cap > 0:
-            raise ValueError(f"Capped needs cap > 0, got {cap}")
+            raise ValueError(f"ClippedStep needs cap > 0, got {cap}")
         self.rule, self.cap = rule, cap
 
     def start(self) -> Descend:
-        """The rule, started afresh."""
+        """Return the clipped rule, with a fresh state."""
         inner = self.rule.start()
 
-        def descend(g: Tensor, loss: Tensor, point: StepContext) -> Tensor:
-            step = inner(g, loss, point)
-            most = self.cap * step[0].numel() ** 0.5 * point.sigma_next
-            return step * (most / row_norms(step)).clamp(max=1)
+        def descend(g: Tensor, loss: Tensor, context: StepContext) -> Tensor:
+            step = inner(g, loss, context)
+            longest = self.cap * step[0].numel() ** 0.5 * context.sigma_next
+            return step * (longest / row_norms(step)).clamp(max=1)
 
         return descend

@@ -1,10 +1,12 @@
-"""Universal guidance. Bansal et al. 2023, https://arxiv.org/abs/2302.07121, algorithm 1 and equations 6 to 9."""
+"""Universal guidance (UG), Bansal et al. 2023, https://arxiv.org/abs/2302.07121, algorithm 1 and equations 6 to 9."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance.training_free.base import EnergyGuidance
-from lightning_guide.guidance.training_free.schedules import PowerLaw, SigmaWindow
+from lightning_guide.guidance.training_free.schedules import PowerLaw
 from lightning_guide.guidance.training_free.step_rules import AdamStep, ConstantStep, StepRule
 from lightning_guide.guidance.training_free.updates import AtClean, ThroughDenoiser
 from lightning_guide.objectives.energy import Energy
@@ -13,11 +15,12 @@ __all__ = ["UniversalGuidance"]
 
 
 class UniversalGuidance(EnergyGuidance):
-    """Forward D_f = D - weight sigma^2 grad_x loss(D), then backward: `backward_steps` of `backward` at D_f.
+    """Universal guidance (UG): forward D_f = D - weight sigma^2 grad_x loss(D), then backward steps at D_f.
 
-    Both go into the noise as well, noise = (x - D_new) / sigma. In the paper's form
-    eps <- eps + weight sqrt(1 - abar) g_VP, then eps <- eps - sqrt(abar / (1 - abar)) delta_0. Its recurrence is
-    `TimeTravel` around the sampler. The published clamp to [-1, 1] and per-sample early stop are left out.
+    The backward part is `backward_steps` steps of the rule `backward`. Both parts change the noise as well,
+    noise = (x - D_new) / sigma. In the paper's form eps <- eps + weight sqrt(1 - abar) g_VP, then
+    eps <- eps - sqrt(abar / (1 - abar)) delta_0. Its recurrence is `TimeTravel` around the sampler. The published clamp
+    to [-1, 1] and per-sample early stop are left out.
     """
 
     def __init__(
@@ -27,25 +30,21 @@ class UniversalGuidance(EnergyGuidance):
         *,
         backward_steps: int = 0,
         backward: StepRule | None = None,
-        window: SigmaWindow | None = None,
-        guide_batch: int | None = None,
         positive: Denoiser | None = None,
+        **options: Any,
     ) -> None:
-        """`weight` w of the forward part, s(t) = w sqrt(1 - abar), 0 is off; `backward`: default Adam at rate .01."""
-        forward = EnergyGuidance(
-            energy,
-            [ThroughDenoiser(ConstantStep(weight, schedule=PowerLaw(2)))],
-            window=window,
-            noise="implied",
-            guide_batch=guide_batch,
-            positive=positive,
-        )
-        backwards = AtClean(backward or AdamStep(0.01), backward_steps)
-        super().__init__(
-            energy,
-            [backwards],
-            window=window,
-            noise="implied",
-            guide_batch=guide_batch,
-            positive=forward if weight else positive,
-        )
+        """Guide `positive` by `energy`.
+
+        Args:
+            energy: the loss.
+            weight: w of the forward part, s(t) = w sqrt(1 - abar); 0 turns it off.
+            backward_steps: steps of the backward part.
+            backward: their rule; default Adam at rate 0.01.
+            positive: the denoiser to guide; default: the model under evaluation.
+            **options: `window` and `guide_batch` of `EnergyGuidance`.
+        """
+        if weight:
+            forward = ThroughDenoiser(ConstantStep(weight, schedule=PowerLaw(2)))
+            positive = EnergyGuidance(energy, [forward], noise="implied", positive=positive, **options)
+        update = AtClean(backward or AdamStep(0.01), backward_steps)
+        super().__init__(energy, [update], estimator=None, noise="implied", positive=positive, **options)

@@ -1,4 +1,4 @@
-"""Moves: which gradient is taken, and how a step along it displaces the clean estimate."""
+"""Updates of the clean estimate: the gradient that is taken, and the displacement by a step along it."""
 
 from __future__ import annotations
 
@@ -14,34 +14,32 @@ from lightning_guide.guidance.training_free.step_rules import StepRule
 from lightning_guide.pretrained.autoencoders import Autoencoder
 from lightning_guide.utils.recipe import HasRecipe
 
-__all__ = ["AtClean", "Displace", "InLatent", "Update", "ThroughDenoiser"]
+__all__ = ["AtClean", "Displace", "InLatent", "ThroughDenoiser", "Update"]
 
 
 Displace = Callable[[LocalLoss], Tensor]
-
-
-"""landscape -> displacement of its clean estimate (B, *)."""
+"""local loss -> displacement of its clean estimate (B, *)."""
 
 
 class Update(HasRecipe, ABC):
-    """Base of the moves.
+    """Base of the updates.
 
     Attributes:
-        through_denoiser: the move differentiates the denoiser, at the cost of one vector-Jacobian product.
+        through_denoiser: the update differentiates the denoiser, at the cost of one vector-Jacobian product.
     """
 
     through_denoiser: ClassVar[bool] = False
 
     @abstractmethod
     def start(self) -> Displace:
-        """The move along one trajectory, with a fresh state."""
+        """Return the update along one trajectory, with a fresh state."""
 
 
 class ThroughDenoiser(Update):
-    """delta = rule(gradient of loss(D(x)) by x): one vector-Jacobian product, whatever the number of copies.
+    """delta = rule(gradient of loss(D(x)) by x), with one vector-Jacobian product for any number of copies.
 
-    For the exact denoiser the gradient is Cov[x_0 | x] / sigma^2 times that of the loss at D: what the data forbid is
-    taken out of it. The state of the rule lives as long as the trajectory.
+    For the exact denoiser the gradient is Cov[x_0 | x] / sigma^2 times that of the loss at D: directions off the data
+    are removed from it. The state of the rule lasts as long as the trajectory.
     """
 
     through_denoiser = True
@@ -51,12 +49,12 @@ class ThroughDenoiser(Update):
         self.rule = rule
 
     def start(self) -> Displace:
-        """One descent for the trajectory."""
+        """Return one descent for the trajectory."""
         rule = self.rule.start()
 
-        def displace(landscape: LocalLoss) -> Tensor:
-            loss, gradient = landscape.here
-            return landscape.step(rule, loss, landscape.pull(gradient))
+        def displace(local_loss: LocalLoss) -> Tensor:
+            loss, gradient = local_loss.at_clean
+            return local_loss.step(rule, loss, local_loss.vjp(gradient))
 
         return displace
 
@@ -64,7 +62,7 @@ class ThroughDenoiser(Update):
 class AtClean(Update):
     """delta_0 = 0, then `iterations` times delta += rule(gradient of the loss at D + delta). No derivative of D.
 
-    Each call is a descent of its own, with a fresh state of the rule.
+    Each call is a separate descent, with a fresh state of the rule.
     """
 
     def __init__(self, rule: StepRule, iterations: int = 1) -> None:
@@ -78,21 +76,21 @@ class AtClean(Update):
         self.rule, self.iterations = rule, iterations
 
     def start(self) -> Displace:
-        """No state."""
+        """Return the update, which has no state."""
         return self._displace
 
-    def _displace(self, landscape: LocalLoss) -> Tensor:
-        rule, clean, delta = self.rule.start(), landscape.clean, torch.zeros_like(landscape.clean)
+    def _displace(self, local_loss: LocalLoss) -> Tensor:
+        rule, clean, delta = self.rule.start(), local_loss.clean, torch.zeros_like(local_loss.clean)
         for _ in range(self.iterations):
-            delta = delta + landscape.step(rule, *landscape.at(clean))
-            clean = landscape.clean + delta
+            delta = delta + local_loss.step(rule, *local_loss.at(clean))
+            clean = local_loss.clean + delta
         return delta
 
 
 class InLatent(Update):
-    """z = encode(D), then `iterations` times z += rule(gradient of loss(decode(z))): MPGD-Z.
+    """z = encode(D), then `iterations` times z += rule(gradient of loss(decode(z))), as in MPGD-Z.
 
-    delta = decode(z') - decode(z), so that what the autoencoder loses of D stays in it.
+    delta = decode(z') - decode(z), so that the reconstruction error of the autoencoder does not enter D.
     """
 
     def __init__(self, autoencoder: Autoencoder, rule: StepRule, iterations: int = 1) -> None:
@@ -106,17 +104,17 @@ class InLatent(Update):
         self.autoencoder, self.rule, self.iterations = autoencoder, rule, iterations
 
     def start(self) -> Displace:
-        """No state."""
+        """Return the update, which has no state."""
         return self._displace
 
-    def _displace(self, landscape: LocalLoss) -> Tensor:
-        rule, z = self.rule.start(), self.autoencoder.encode(landscape.clean).detach()
+    def _displace(self, local_loss: LocalLoss) -> Tensor:
+        rule, z = self.rule.start(), self.autoencoder.encode(local_loss.clean).detach()
         before = self.autoencoder.decode(z)
         for _ in range(self.iterations):
             with torch.enable_grad():
                 leaf = z.detach().requires_grad_()
                 decoded = self.autoencoder.decode(leaf)
-            loss, slope = landscape.at(decoded.detach())
+            loss, slope = local_loss.at(decoded.detach())
             (gradient,) = torch.autograd.grad(decoded, leaf, slope)
-            z = z + landscape.step(rule, loss, gradient)
+            z = z + local_loss.step(rule, loss, gradient)
         return self.autoencoder.decode(z).detach() - before.detach()
