@@ -344,10 +344,10 @@ class Models:
 
 def test_what_it_cannot_guide_is_refused_when_the_evaluation_begins() -> None:
     points = gaussian(torch.zeros(2), torch.eye(2))
-    with pytest.raises(ValueError, match=r"needs pictures \(channels, height, width\); .* shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"needs images \(channels, height, width\); .* shape \(2,\)"):
         SelfAttentionGuidance().resolve(Models(points))
     sequences = transformer((2, 8))
-    with pytest.raises(ValueError, match=r"needs pictures .* shape \(2, 8\)"):
+    with pytest.raises(ValueError, match=r"needs images .* shape \(2, 8\)"):
         SelfAttentionGuidance(mask=FullMask()).resolve(Models(sequences))
     pictures = Linear(torch.eye(8), (2, 2, 2))
     with pytest.raises(ValueError, match="Preconditioned network; got a Linear"):

@@ -209,9 +209,9 @@ def test_a_saliency_model_that_cannot_be_had(weights: str, tmp_path: Path) -> No
     resnet = tmp_path / "resnet.pth"
     torch.save(timm.create_model("test_resnet.r160_in1k").state_dict(), resnet)
     with pytest.raises(
-        ValueError, match="needs a vision transformer with a class token; test_resnet.r160_in1k is none"
+        ValueError, match="needs a vision transformer with a class token; test_resnet.r160_in1k is not one"
     ):
         SaliencyMask("test_resnet.r160_in1k", weights=str(resnet)).saliency(clean)
     latents = Preconditioned(DiffusionTransformer((4, 8, 8), channels=8, depth=1, heads=1))
-    with pytest.raises(ValueError, match="pictures of 1 or 3 channels, got 4"):
+    with pytest.raises(ValueError, match="images of 1 or 3 channels, got 4"):
         SelfAttentionGuidance(mask=SaliencyMask(NAME), positive=latents)(torch.zeros(1, 4, 8, 8), torch.tensor(1.0))

@@ -267,9 +267,9 @@ class Fixed(Network):
 
 @pytest.mark.parametrize("kind", [SlidingWindowGuidance, MaskedSlidingWindowGuidance])
 def test_what_takes_no_crops_is_refused_when_the_evaluation_begins(kind: type[Guided]) -> None:
-    with pytest.raises(ValueError, match=r"need pictures \(channels, height, width\); .* shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"need images \(channels, height, width\); .* shape \(2,\)"):
         kind().resolve(Models(gaussian(torch.zeros(2), torch.eye(2))))
-    with pytest.raises(ValueError, match=r"need a network that takes crops; Fixed takes x of shape \(1, 8, 8\) alone"):
+    with pytest.raises(ValueError, match=r"need a network that takes crops; Fixed only takes x of shape \(1, 8, 8\)"):
         kind().resolve(Models(Preconditioned(Fixed())))
     with pytest.raises(ValueError, match="a network that takes crops; Fixed"):
         kind(positive=Guided([Preconditioned(Fixed())], [2.0])).resolve(Models(unet((1, 8, 8))))

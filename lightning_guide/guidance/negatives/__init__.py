@@ -1,13 +1,4 @@
-"""Guidances whose negative has other attention: replacements of the networks' attention cores.
-
-Guidances whose negative lacks whole blocks.
-
-Guidances that change the condition of a branch.
-
-Synthetic degradations of a finished model: denoisers that are worse on purpose, as positive or negative.
-
-Guidances whose negative has another input: blurred where the network looks, or seen through windows.
-"""
+"""Guidances by a negative: each file holds one published way to make the prediction that is pushed away from."""
 
 from __future__ import annotations
 

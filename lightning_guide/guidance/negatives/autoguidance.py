@@ -1,4 +1,4 @@
-"""Autoguidance: a worse version of a model steers the good one.
+"""Autoguidance: a model pushed away from the prediction of a worse version of itself.
 
 Karras et al. 2024, "Guiding a Diffusion Model with a Bad Version of Itself", https://arxiv.org/abs/2406.02507,
 equation 4: D = D_bad + w (D_good - D_bad), both under the same condition.
@@ -17,7 +17,15 @@ __all__ = ["Autoguidance", "AutoguidanceBlend"]
 
 
 class Autoguidance(Guided):
-    """D_bad + w (D_good - D_bad) with an earlier, smaller or longer averaged `guider`. Good and bad: 2 evaluations."""
+    """Autoguidance, D_bad + w (D_good - D_bad), with an earlier, smaller or longer averaged `guider`. Two evaluations.
+
+    >>> import torch
+    >>> from lightning_guide.distributions.gaussian_mixture import gaussian
+    >>> good, bad = gaussian(torch.zeros(1), torch.eye(1)), gaussian(torch.zeros(1), 3 * torch.eye(1))
+    >>> x, sigma = torch.tensor([[4.0]]), torch.tensor(1.0)
+    >>> good(x, sigma).item(), bad(x, sigma).item(), Autoguidance(bad, 2.0, positive=good)(x, sigma).item()
+    (2.0, 3.0, 1.0)
+    """
 
     def __init__(
         self,
@@ -27,12 +35,12 @@ class Autoguidance(Guided):
         positive: Denoiser | None = None,
         combination: Combination | None = None,
     ) -> None:
-        """`guider` is the bad model, usually `Snapshot`; `positive` the good one (default: the one evaluated)."""
+        """`guider` is the bad model, usually `Snapshot`; `positive` the good one."""
         super().__init__([guider], [weight], positive=positive, combination=combination)
 
 
 class AutoguidanceBlend(Guided):
-    """Between classifier-free guidance (alpha = 0) and autoguidance (alpha = 1), appendix B.2 of the paper.
+    """Blend of classifier-free guidance (alpha = 0) and autoguidance (alpha = 1), appendix B.2 of the paper.
 
     D = D_good + (w_u - 1) (D_good - D_uncond) + (w_c - 1) (D_good - D_bad) with
     w_u = (1 - alpha) (w - 1) + 1 and w_c = alpha (w - 1) + 1.

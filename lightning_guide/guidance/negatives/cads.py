@@ -1,7 +1,7 @@
-"""CADS: noise on the condition of the positive, much of it early in the trajectory and none late, for more diversity.
+"""Condition-annealed diffusion sampling (CADS): noise on the condition of the positive, early in the trajectory.
 
 Sadat et al. 2023, "CADS: Unleashing the Diversity of Diffusion Models through Condition-Annealed Sampling",
-https://arxiv.org/abs/2310.17347.
+https://arxiv.org/abs/2310.17347. The noise increases the diversity of samples; there is none late in the trajectory.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ __all__ = ["AnnealedCondition", "ConditionAnnealedGuidance"]
 
 
 class AnnealedCondition(ConditionPerturbation):
-    """Embeddings y (B, E) of labels, or (B, L, E) of tokens, with annealed noise, fresh at each call:
+    """CADS noise on embeddings y (B, E) of labels, or (B, L, E) of tokens, drawn at each call:
 
         y^ = sqrt(gamma) y + s sqrt(1 - gamma) n,    y^_r = (y^ - mean y^) / std y^ * std y + mean y,
         psi y^_r + (1 - psi) y^,
 
     gamma = 1 for t <= tau_1, (tau_2 - t) / (tau_2 - tau_1) between, 0 for t >= tau_2, with t = 1 - step / steps. Mean
-    and std are those of the E numbers of each label or token; zeros, which stand for no label or token, stay. gamma = 1
+    and std are those of the E numbers of each label or token; zeros, which mean no label or token, stay. gamma = 1
     changes nothing.
     """
 
@@ -44,7 +44,7 @@ class AnnealedCondition(ConditionPerturbation):
     ) -> None:
         """`scale` s of the noise, `tau` = (tau_1, tau_2), `mixing` psi in [0, 1].
 
-        The defaults are for DiT with labels; Stable Diffusion has s = .25, tau = (.6, .9). `layers`: modules whose
+        The defaults are for DiT with labels; Stable Diffusion has s = 0.25, tau = (0.6, 0.9). `layers`: modules whose
         output (B, E) or (B, L, E) is the embedding.
 
         Raises:
@@ -60,7 +60,7 @@ class AnnealedCondition(ConditionPerturbation):
         self.scale, self.tau, self.mixing = scale, tau, mixing
 
     def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
-        """The embedding with noise."""
+        """Return the embedding with noise."""
 
         def annealed(y: Tensor) -> Tensor:
             gamma = self.gamma(1 - trajectory.step / trajectory.steps)
@@ -77,13 +77,13 @@ class AnnealedCondition(ConditionPerturbation):
         return ChangedEmbedding(module, annealed)
 
     def gamma(self, t: float) -> float:
-        """Share of the condition at t, 1 at the start of the trajectory and 0 at its end."""
+        """Return the share of the condition at t, 1 at the start of the trajectory and 0 at its end."""
         low, high = self.tau
         return min(max((high - t) / (high - low), 0.0), 1.0)
 
 
 class ConditionAnnealedGuidance(Guided):
-    """Classifier-free guidance whose conditional branch is annealed: D_uncond + w (D_cads - D_uncond).
+    """CADS with classifier-free guidance, D_uncond + w (D_cads - D_uncond): the conditional branch is annealed.
 
     Two evaluations where w is not 1. At w = 1 the samples are those of D_cads alone.
     """

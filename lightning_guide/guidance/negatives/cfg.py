@@ -1,4 +1,4 @@
-"""Classifier-free guidance. Ho and Salimans 2022, https://arxiv.org/abs/2207.12598."""
+"""Classifier-free guidance (CFG), Ho and Salimans 2022, https://arxiv.org/abs/2207.12598."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["ClassifierFreeGuidance", "Unconditional"]
 
 
 class Unconditional(ConditionReplacement):
-    """A denoiser whose condition is dropped: D(x, sigma, no condition). It was trained with label dropout."""
+    """D(x, sigma, no condition): the model with its condition dropped, which needs training with label dropout."""
 
     @property
     def num_classes(self) -> int:  # type: ignore[override]
@@ -26,7 +26,7 @@ class Unconditional(ConditionReplacement):
         return 0
 
     def resolve(self, models: Models) -> Denoiser:
-        """As `Guidance.resolve`.
+        """Return a copy on real models.
 
         Raises:
             ValueError: if the model has no condition to drop.
@@ -41,15 +41,23 @@ class Unconditional(ConditionReplacement):
         return resolved
 
     def start_condition(self, trajectory: Trajectory) -> Replace:
-        """No condition."""
+        """Return the function that drops conditions."""
         return lambda x, condition: None
 
 
 class ClassifierFreeGuidance(Guided):
-    """D_uncond + w (D_cond - D_uncond). Two evaluations where w is not 1.
+    """CFG, D_uncond + w (D_cond - D_uncond). Two evaluations where w is not 1.
 
     The unconditional model is the same network without its label (it must have been trained with label dropout), or
-    a network of its own.
+    a separate network. Two classes at -1 and 1, x halfway between them, and the first class:
+
+    >>> import torch
+    >>> from lightning_guide.distributions.gaussian_mixture import GaussianMixture
+    >>> classes = GaussianMixture(torch.tensor([[-1.0], [1.0]]), torch.ones(2, 1, 1), labels=[0, 1])
+    >>> x, sigma, label = torch.zeros(1, 1), torch.tensor(1.0), torch.tensor([0])
+    >>> guided = ClassifierFreeGuidance(3.0, positive=classes)
+    >>> classes(x, sigma, label).item(), classes(x, sigma).item(), guided(x, sigma, label).item()
+    (-0.5, 0.0, -1.5)
     """
 
     def __init__(

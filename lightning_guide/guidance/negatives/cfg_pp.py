@@ -1,4 +1,4 @@
-"""CFG++: classifier-free guidance that interpolates and puts the noise back along the unconditional branch.
+"""CFG++: classifier-free guidance that interpolates and re-noises along the unconditional branch.
 
 Chung et al. 2025, https://arxiv.org/abs/2406.08070.
 """
@@ -14,9 +14,9 @@ __all__ = ["ClassifierFreeGuidancePP"]
 
 
 class ClassifierFreeGuidancePP(ClassifierFreeGuidance):
-    """clean = D_uncond + w (D_cond - D_uncond), noise = (x - D_uncond) / sigma, with w = lambda. Two evaluations.
+    """CFG++: clean = D_uncond + w (D_cond - D_uncond), noise = (x - D_uncond) / sigma, w = lambda. Two evaluations.
 
-    At every weight both branches are evaluated, but for w = 0, which is the unconditional model. On Stable Diffusion
+    Both branches are evaluated at every weight except w = 0, which is the unconditional model. On Stable Diffusion
     lambda = 0.6 acts like w = 7.5 of classifier-free guidance. Outside an interval lambda is 1, which is not off.
     """
 

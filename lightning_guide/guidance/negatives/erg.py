@@ -1,4 +1,4 @@
-"""Entropy rectifying guidance: the negative attends at a higher temperature.
+"""Entropy rectifying guidance (ERG): the attention of the negative has a higher temperature.
 
 Ifriqi et al. 2025, "Entropy Rectifying Guidance for Diffusion and Flow Models", https://arxiv.org/abs/2504.13987.
 """
@@ -35,7 +35,7 @@ class ScaledQueries(AttentionPerturbation):
         self.tau = tau
 
     def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
-        """The module behind a factor."""
+        """Return the core with scaled queries."""
         tau = self.tau
 
         def scaled(q: Tensor, size: tuple[int, int] | None) -> Tensor:
@@ -45,9 +45,9 @@ class ScaledQueries(AttentionPerturbation):
 
 
 class EntropyRectifyingGuidance(Guided):
-    """D_erg + w (D - D_erg), D_erg with queries times tau. Two evaluations; needs attention.
+    """ERG, D_erg + w (D - D_erg), D_erg with queries times tau. Two evaluations; needs attention.
 
-    The paper perturbs the text encoder, too, and mixes this with a classifier-free term; this is its attention alone.
+    The paper also perturbs the text encoder and adds a classifier-free term; this class is its attention part alone.
     """
 
     def __init__(

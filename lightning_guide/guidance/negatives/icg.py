@@ -1,9 +1,4 @@
-"""Independent condition guidance for any condition: noise in the place of its embedding.
-
-Sadat et al. 2024, "No Training, No Problem: Rethinking Classifier-Free Guidance for Diffusion Models",
-https://arxiv.org/abs/2407.02687, section 3.
-
-Independent condition guidance: the negative is told a condition that has nothing to do with the sample.
+"""Independent condition guidance (ICG): the negative has an independent random label, or noise as its embedding.
 
 Sadat et al. 2024, "No Training, No Problem: Rethinking Classifier-Free Guidance for Diffusion Models",
 https://arxiv.org/abs/2407.02687, section 3. For models trained without label dropout.
@@ -24,15 +19,14 @@ __all__ = ["GaussianCondition", "IndependentConditionGuidance", "RandomCondition
 
 
 class GaussianCondition(ConditionPerturbation):
-    """std(y) n in the place of the embedding y, n fresh at each call; std over the E numbers of each label or token.
+    """ICG noise std(y) n instead of the embedding y, n drawn at each call; std over the E numbers of a label or token.
 
-    y is (B, E) of labels or (B, L, E) of tokens; where there is none, zeros stay zeros.
-
-    The paper's variant for conditions that cannot be drawn: a negative `Perturbed([GaussianCondition()])`.
+    y is (B, E) of labels or (B, L, E) of tokens; the zeros of missing ones stay zeros. This is the paper's variant for
+    conditions that cannot be drawn: a negative `Perturbed([GaussianCondition()])`.
     """
 
     def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
-        """Noise of the size of the embedding."""
+        """Return noise with the standard deviation of the embedding."""
 
         def gaussian(y: Tensor) -> Tensor:
             n = trajectory.seeds.normal("gaussian condition", y.shape[1:], y.device).to(y.dtype)
@@ -42,10 +36,10 @@ class GaussianCondition(ConditionPerturbation):
 
 
 class RandomCondition(ConditionReplacement):
-    """D(x, sigma, c'), each sample's class c' uniform over all classes and drawn afresh at each call."""
+    """D(x, sigma, c'), each sample's class c' uniform over all classes and drawn at each call."""
 
     def resolve(self, models: Models) -> Denoiser:
-        """As `Guidance.resolve`.
+        """Return a copy on real models.
 
         Raises:
             ValueError: if the model has no labels.
@@ -56,11 +50,7 @@ class RandomCondition(ConditionReplacement):
         return resolved
 
     def start_condition(self, trajectory: Trajectory) -> Replace:
-        """Random labels.
-
-        Raises:
-            ValueError: if the model has no labels.
-        """
+        """Return the function that draws labels; a model without labels is refused."""
         self._check_labels()
         return lambda x, condition: trajectory.seeds.integers("random condition", self.num_classes, x.device)
 
@@ -75,7 +65,7 @@ class RandomCondition(ConditionReplacement):
 
 
 class IndependentConditionGuidance(Guided):
-    """D(c') + w (D(c) - D(c')), c' a random class. Two evaluations; needs labels, but no training without them.
+    """ICG, D(c') + w (D(c) - D(c')), c' a random class. Two evaluations; needs labels, but no training without them.
 
     Published: w = 1.4 for DiT-XL/2, 1.25 for EDM2, where classifier-free guidance has 1.5 and 1.25.
     """

@@ -1,7 +1,7 @@
-"""Neon: negative guidance in weight space, with no extra evaluations.
+"""Neon: negative guidance in weight space, with no extra evaluations, https://arxiv.org/abs/2510.03597.
 
-https://arxiv.org/abs/2510.03597: theta = (1 + omega) theta_base - omega theta_aux, theta_aux
-being the base after some training on its own samples. Any worse model of the same architecture can stand in for it.
+theta = (1 + omega) theta_base - omega theta_aux, with theta_aux the base after some training on its own samples. Any
+worse model of the same architecture can be used as the auxiliary.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["Neon", "extrapolate"]
 
 
 class Neon(Reference):
-    """The network with weights theta_aux + w (theta_base - theta_aux). One evaluation; w = 1 is the base."""
+    """Neon, the network with weights theta_aux + w (theta_base - theta_aux). One evaluation; w = 1 is the base."""
 
     def __init__(self, auxiliary: Denoiser, weight: float = 2.0, *, base: Denoiser | None = None) -> None:
         """`auxiliary` is usually a `Snapshot`; `base` the model under evaluation by default; omega is w - 1.
@@ -33,7 +33,7 @@ class Neon(Reference):
         self.base = base if base is not None else Main()
 
     def resolve(self, models: Models) -> Denoiser:
-        """A network of its own with the extrapolated weights.
+        """Return a separate network with the extrapolated weights.
 
         Raises:
             ValueError: if the two models do not have the same parameters.
@@ -43,7 +43,7 @@ class Neon(Reference):
 
 @torch.no_grad()
 def extrapolate(base: Denoiser, auxiliary: Denoiser, weight: float) -> Denoiser:
-    """A copy of `base` with parameters aux + `weight` (base - aux); buffers are those of the base.
+    """Return a copy of `base` with parameters aux + `weight` (base - aux); buffers are those of the base.
 
     Raises:
         ValueError: naming the first parameter that one of them lacks, or has in another shape.

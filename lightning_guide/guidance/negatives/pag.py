@@ -1,4 +1,4 @@
-"""Perturbed-attention guidance: the attention map of the negative is the identity, wholly or in part.
+"""Perturbed-attention guidance (PAG): the attention map of the negative is the identity, or moved toward it.
 
 Ahn et al. 2024, "Self-Rectifying Diffusion Sampling with Perturbed-Attention Guidance",
 https://arxiv.org/abs/2403.17377; soft interpolation: https://arxiv.org/abs/2506.10978.
@@ -22,14 +22,14 @@ from lightning_guide.networks.attention import AttentionCore
 __all__ = ["IdentityAttention", "PerturbedAttentionGuidance", "SoftIdentityAttention"]
 
 
-class _ValuesAlone(AttentionCore):
-    """softmax(...) = I: every token attends to itself."""
+class _IdentityCore(AttentionCore):
+    """A = I: every token attends to itself."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, size: tuple[int, int] | None) -> Tensor:
         return v
 
 
-class _TowardsValues(AttentionCore):
+class _SoftIdentityCore(AttentionCore):
     """(1 - alpha) A v + alpha v."""
 
     def __init__(self, core: nn.Module, alpha: float) -> None:
@@ -44,8 +44,8 @@ class IdentityAttention(AttentionPerturbation):
     """Attention map A = I, so that the core returns its values; queries and keys are not used."""
 
     def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
-        """The values alone."""
-        return _ValuesAlone()
+        """Return a core that returns the values."""
+        return _IdentityCore()
 
 
 class SoftIdentityAttention(AttentionPerturbation):
@@ -63,12 +63,12 @@ class SoftIdentityAttention(AttentionPerturbation):
         self.alpha = alpha
 
     def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
-        """Between the module and its values."""
-        return _TowardsValues(module, self.alpha) if self.alpha else module
+        """Return a core between `module` and its values."""
+        return _SoftIdentityCore(module, self.alpha) if self.alpha else module
 
 
 class PerturbedAttentionGuidance(Guided):
-    """D_pag + w (D - D_pag), D_pag with identity attention in the chosen layers. Two evaluations; needs attention.
+    """PAG, D_pag + w (D - D_pag), D_pag with identity attention in the chosen layers. Two evaluations; needs attention.
 
     The paper's s is w - 1 (s = 3 on ADM).
     """

@@ -1,20 +1,9 @@
-"""A variant of perturbed-attention guidance: the attention map blurred as if it were a picture.
+"""Ablation of perturbed-attention guidance (PAG): attention maps that are blurred, noisy, masked or zero.
 
-Ahn et al. 2024, https://arxiv.org/abs/2403.17377.
-
-The ablation of perturbed-attention guidance: attention maps with additive noise.
-
-Ahn et al. 2024, https://arxiv.org/abs/2403.17377, table 9.
-
-The ablation of perturbed-attention guidance: attention maps with random gaps.
-
-Ahn et al. 2024, https://arxiv.org/abs/2403.17377, table 9. A gap before the softmax (logit -infinity) is a gap in the
-map A whose rows then get their sum of 1 back. Every sample, head and call has gaps of its own.
-
-Guidance by skipped attention: the cores of the negative return nothing.
-
-Hyung et al. 2024, "Spatiotemporal Skip Guidance", https://arxiv.org/abs/2411.18664, where it is one of two ways to skip
-a layer; the other one, the whole block, is `SkipBlocks`.
+Ahn et al. 2024, https://arxiv.org/abs/2403.17377, table 9. A masked entry before the softmax (logit -infinity) is a
+masked entry of the map A whose rows are then scaled back to a sum of 1. Masks are drawn for each sample, head and call.
+A zero map is skipped attention: Hyung et al. 2024, "Spatiotemporal Skip Guidance", https://arxiv.org/abs/2411.18664,
+where it is one of two ways to skip a layer; the other one, the whole block, is `SkipBlocks`.
 """
 
 from __future__ import annotations
@@ -36,8 +25,8 @@ __all__ = ["BlurredAttention", "NoisyAttention", "OffDiagonalMask", "RandomMask"
 class BlurredAttention(AttentionPerturbation):
     """K A K^T over its row sums: the map A (N, N) blurred over queries and keys, in the order of the tokens.
 
-    K is `blur_matrix` of N cells; sigma = .8 gives 5 taps. sigma <= 1/6 changes nothing, sigma = infinity is uniform
-    attention. Neighbors here are neighbors in the sequence, for a picture those of the same row.
+    K is `blur_matrix` of N cells; sigma = 0.8 gives 5 taps. sigma <= 1/6 changes nothing, sigma = infinity is uniform
+    attention. Neighbors are neighbors in the sequence, in an image those of the same row.
     """
 
     def __init__(self, sigma: float = 0.8, *, layers: Sequence[str] | None = None) -> None:
@@ -52,7 +41,7 @@ class BlurredAttention(AttentionPerturbation):
         self.sigma = sigma
 
     def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
-        """The module with its map blurred."""
+        """Return the core with its map blurred."""
         if math.isfinite(self.sigma) and kernel_size(self.sigma, 3) == 1:
             return module
 
@@ -65,7 +54,7 @@ class BlurredAttention(AttentionPerturbation):
 
 
 class NoisyAttention(AttentionPerturbation):
-    """A + scale n, n standard normal for each sample, head, pair of tokens and call; rows keep no sum of 1.
+    """A + scale n, n standard normal for each sample, head, pair of tokens and call; rows lose their sum of 1.
 
     scale = 0 changes nothing.
     """
@@ -82,7 +71,7 @@ class NoisyAttention(AttentionPerturbation):
         self.scale = scale
 
     def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
-        """The module with noise on its map."""
+        """Return the core with noise on its map."""
 
         def change(A: Tensor) -> Tensor:
             return A + self.scale * trajectory.seeds.normal("attention noise", A.shape[1:], A.device).to(A.dtype)
@@ -91,13 +80,13 @@ class NoisyAttention(AttentionPerturbation):
 
 
 class RandomMask(AttentionPerturbation):
-    """A_ij m_ij / sum_j A_ij m_ij with m_ij = 0 with `probability`, else 1; a row of gaps alone attends to nothing.
+    """A_ij m_ij / sum_j A_ij m_ij with m_ij = 0 with `probability`, else 1; a fully masked row attends to nothing.
 
     probability = 0 changes nothing.
     """
 
     def __init__(self, probability: float = 0.5, *, layers: Sequence[str] | None = None) -> None:
-        """`probability` of a gap, in [0, 1]; `layers`: attention cores.
+        """`probability` of a masked entry, in [0, 1]; `layers`: attention cores.
 
         Raises:
             ValueError: if `probability` is outside.
@@ -108,7 +97,7 @@ class RandomMask(AttentionPerturbation):
         self.probability = probability
 
     def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
-        """The module with gaps in its map."""
+        """Return the core with its map masked."""
 
         def change(A: Tensor) -> Tensor:
             return self.masked(A, trajectory.seeds.uniform("attention mask", A.shape[1:], A.device) >= self.probability)
@@ -116,22 +105,22 @@ class RandomMask(AttentionPerturbation):
         return ChangedMap(module, change) if self.probability else module
 
     def masked(self, A: Tensor, kept: Tensor) -> Tensor:
-        """The map `A` (B, heads, N, N) where it is `kept` (B, heads, N, N), its rows of sum 1 again."""
+        """Return the map `A` (B, heads, N, N) where `kept` (B, heads, N, N), its rows scaled back to sum 1."""
         A = A * kept
         return A / A.sum(-1, keepdim=True).clamp(min=torch.finfo(A.dtype).tiny)
 
 
 class OffDiagonalMask(RandomMask):
-    """`RandomMask` that leaves the diagonal alone; probability = 1 is `IdentityAttention`."""
+    """`RandomMask` that never masks the diagonal; probability = 1 is `IdentityAttention`."""
 
     def masked(self, A: Tensor, kept: Tensor) -> Tensor:
-        """As above, with the diagonal kept, and never quite 0."""
+        """Return the masked map with the diagonal kept, and above 0, so that every row keeps a positive sum."""
         diagonal = torch.eye(A.shape[-1], dtype=torch.bool, device=A.device)
         return super().masked(torch.where(diagonal, A.clamp(min=torch.finfo(A.dtype).tiny), A), kept | diagonal)
 
 
-class _Nothing(AttentionCore):
-    """A v = 0."""
+class _ZeroCore(AttentionCore):
+    """A = 0."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, size: tuple[int, int] | None) -> Tensor:
         return torch.zeros_like(v)
@@ -140,10 +129,10 @@ class _Nothing(AttentionCore):
 class SkipAttention(AttentionPerturbation):
     """Attention map A = 0: the core returns zeros, and nothing is added to the residual stream but an output bias.
 
-    The magnitude-preserving sum of the EDM2 U-Net still shrinks the stream then, by (1 - t) / sqrt((1 - t)^2 + t^2) =
-    .92 at its t = .3. `SkipBlocks(layers=["decoder.*_in0.attention"])` hands the stream through as it is.
+    The magnitude-preserving sum of the EDM2 U-Net still scales the stream, by (1 - t) / sqrt((1 - t)^2 + t^2) = 0.92 at
+    its t = 0.3. `SkipBlocks(layers=["decoder.*_in0.attention"])` leaves the stream unchanged.
     """
 
     def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
-        """Zeros."""
-        return _Nothing()
+        """Return a core that returns zeros."""
+        return _ZeroCore()

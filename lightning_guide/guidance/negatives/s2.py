@@ -1,4 +1,4 @@
-"""Stochastic self-guidance (S^2): in each step of the negative a few blocks, drawn at random, are skipped.
+"""Stochastic self-guidance (S^2-Guidance): the negative skips random blocks, drawn anew in each step.
 
 Chen et al. 2025, "S^2-Guidance: Stochastic Self Guidance for Training-Free Enhancement of Diffusion Models",
 https://arxiv.org/abs/2508.12880.
@@ -36,7 +36,7 @@ class _Draw:
     def __call__(self) -> set[str]:
         step = self.trajectory.step
         if self.step != step:
-            # a stream for each step, so that the draw does not depend on which steps were guided before
+            # one stream for each step, so that the draw does not depend on which steps were guided before
             generator = self.trajectory.seeds.shared(f"skipped blocks of step {step}")
             chosen = torch.randperm(len(self.names), generator=generator)[: self.count]
             self.step, self.skipped = step, {self.names[i] for i in chosen.tolist()}
@@ -44,7 +44,7 @@ class _Draw:
 
 
 class _SometimesSkipped(ModuleWrapper):
-    """A block, or in the steps that skip it, its first argument."""
+    """A block, or its first argument in the steps that skip it."""
 
     def __init__(self, inner: nn.Module, name: str, draw: _Draw) -> None:
         super().__init__(inner)
@@ -55,10 +55,10 @@ class _SometimesSkipped(ModuleWrapper):
 
 
 class StochasticSkip(Perturbation):
-    """Each step skips a fresh random share of the blocks, one draw for all samples of a seed.
+    """Each step skips a new random share of the blocks, one draw for all samples of a seed.
 
-    max(1, round(share n)) of the n blocks that may be skipped; share = 0 changes nothing. By default these are all
-    blocks of the kind of the network's default block that keep the shape, but for the first.
+    Skipped are max(1, round(share n)) of the n candidate blocks; share = 0 changes nothing. By default the candidates
+    are all blocks of the class of the network's default block that keep the shape, without the first.
     """
 
     kind = "block"
@@ -66,9 +66,9 @@ class StochasticSkip(Perturbation):
     def __init__(
         self, share: float = 0.1, *, layers: Sequence[str] | None = None, protected: Sequence[str] | None = None
     ) -> None:
-        """`share` of the blocks, in [0, 1]; `layers`: blocks that may be skipped, but for those `protected`.
+        """`share` of the blocks, in [0, 1]; `layers`: candidate blocks, except those `protected`.
 
-        `protected` holds names or patterns, too, with all that lies inside; None protects the first of `layers`.
+        `protected` holds names or patterns as well, and covers all submodules; None protects the first of `layers`.
 
         Raises:
             ValueError: if `share` is outside.
@@ -79,10 +79,10 @@ class StochasticSkip(Perturbation):
         self.share, self.protected = share, protected
 
     def chosen(self, network: Network) -> list[str]:
-        """Names of the blocks that may be skipped.
+        """Return the names of the candidate blocks of `network`.
 
         Raises:
-            ValueError: if there is none, a name matches nothing, or a named block does not keep the shape.
+            ValueError: if no block is left, a name matches nothing, or a named block does not keep the shape.
         """
         names = super().chosen(network)
         if self.layers is None:
@@ -102,7 +102,7 @@ class StochasticSkip(Perturbation):
         return free
 
     def start(self, trajectory: Trajectory, names: Sequence[str]) -> Mapping[str, ModuleReplacement]:
-        """Blocks that are skipped by one common draw a step."""
+        """Return blocks that are skipped by one common draw in each step."""
         if self.share == 0:
             return dict.fromkeys(names, lambda module: module)
         draw = _Draw(names, max(1, round(self.share * len(names))), trajectory)
@@ -110,9 +110,9 @@ class StochasticSkip(Perturbation):
 
 
 class StochasticSelfGuidance(Guided):
-    """D_skip + w (D - D_skip), D_skip with `StochasticSkip`. Two evaluations in the window, one outside.
+    """S^2-Guidance, D_skip + w (D - D_skip), D_skip with `StochasticSkip`. Two evaluations in the window, one outside.
 
-    The paper's omega is w - 1. It adds a classifier-free term: that is `Guided` with two negatives.
+    The paper's omega is w - 1. The paper adds a classifier-free term: `Guided` with two negatives.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Self-attention guidance (SAG) and blur guidance: the negative's input is blurred where the network looks.
+"""Self-attention guidance (SAG) and blur guidance: the negative's input is blurred where attention is high.
 
 Hong et al. 2022, "Improving Sample Quality of Diffusion Models Using Self-Attention Guidance",
 https://arxiv.org/abs/2210.00939, equation 11, for EDM denoisers. With the positive D = D(x), the mask M, and
@@ -28,7 +28,7 @@ __all__ = ["BlurredInput", "SelfAttentionGuidance"]
 
 
 class BlurredInput(PredictionNegative):
-    """D(x~) - (x~ - x) with x~ = x + M (blur(D) - D). One evaluation on top of the positive's; pictures (C, H, W)."""
+    """SAG negative D(x~) - (x~ - x), x~ = x + M (blur(D) - D), for images (C, H, W). One evaluation more."""
 
     def __init__(
         self,
@@ -41,9 +41,9 @@ class BlurredInput(PredictionNegative):
         """`mask`: default `AttentionMask`; `positive`: default the model under evaluation.
 
         Args:
-            mask: says where the clean estimate is blurred.
+            mask: where the clean estimate is blurred.
             blur: standard deviation of the Gaussian as a fraction of the shorter side of x; the paper has 9 pixels at
-                256, and 3 at 128. Pictures of few pixels need more, 1/8 at 8 pixels, say.
+                256, and 3 at 128. Small images need more, for example 1/8 at 8 pixels.
             reach: radius of the kernel as a fraction of the shorter side, but at least one pixel; 15 at 256.
             positive: the model.
 
@@ -58,46 +58,42 @@ class BlurredInput(PredictionNegative):
         self.positive = positive if positive is not None else Main()
 
     def resolve(self, models: Models) -> Denoiser:
-        """As `Guidance.resolve`; a model that cannot be guided like this is refused.
+        """Return a copy on real models; a model that cannot be guided by SAG is refused.
 
         Raises:
-            ValueError: if the model does not work on pictures, or the mask cannot read it.
+            ValueError: if the model does not work on images, or the mask cannot read it.
         """
         resolved = super().resolve(models)
         assert isinstance(resolved, BlurredInput)
-        resolved._check_pictures()
+        resolved._check_image_shape()
         self.mask.check(resolved.positive)
         return resolved
 
     def start_from_prediction(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, NegativeOfPrediction]:
-        """The model as the mask has to see it, and the negative.
-
-        Raises:
-            ValueError: as `resolve`.
-        """
-        self._check_pictures()
+        """Return the model as the mask requires it, and the negative."""
+        self._check_image_shape()
         perturbed = self.positive.start(trajectory)
         observed, mask = self.mask.start_mask(model, trajectory)
 
-        def react(pos: Prediction, x: Tensor, sigma: Tensor, condition: Tensor | None) -> Prediction:
+        def negative(pos: Prediction, x: Tensor, sigma: Tensor, condition: Tensor | None) -> Prediction:
             side = min(x.shape[2:])
             blurred = gaussian_blur(pos.clean, sigma=self.blur * side, radius=max(1, round(self.reach * side)))
             shift = mask(pos.clean) * (blurred - pos.clean)  # x~ - x
             neg = perturbed(x + shift, sigma, condition)
             return Prediction(neg.clean - shift, neg.noise)
 
-        return observed, react
+        return observed, negative
 
-    def _check_pictures(self) -> None:
+    def _check_image_shape(self) -> None:
         if len(self.positive.data_shape) != 3:
             raise ValueError(
-                f"blurring the input needs pictures (channels, height, width); "
+                f"blurring the input needs images (channels, height, width); "
                 f"this model works on x of shape {self.positive.data_shape}"
             )
 
 
 class SelfAttentionGuidance(Guided):
-    """D + (w - 1) (D~ - D(x~)). Two evaluations; needs attention, or another mask (`Everywhere`: blur guidance)."""
+    """SAG, D + (w - 1) (D~ - D(x~)). Two evaluations; needs attention, or another mask (`FullMask`: blur guidance)."""
 
     def __init__(
         self,

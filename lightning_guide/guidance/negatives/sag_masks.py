@@ -1,12 +1,10 @@
-"""Masks of self-attention guidance: where the negative's input is blurred. M = 1 is blurred, M = 0 kept.
+"""Masks of self-attention guidance (SAG): where the negative's input is blurred (M = 1) or kept (M = 0).
 
 The six of the ablation in Hong et al. 2022, https://arxiv.org/abs/2210.00939: everywhere, high frequencies, random
 pixels, a square, an external model's saliency (`SaliencyMask`) and the network's own attention (`AttentionMask`).
 
-Where the network looks: a mask out of the self-attention of the positive pass itself.
-
-Hong et al. 2022, https://arxiv.org/abs/2210.00939: of A = softmax(q k^T / sqrt(d)) `(B, heads, N, N)`, the mean over
-heads, summed over queries, is the attention that each key receives, 1 on average; M = (that > psi).
+`AttentionMask` reads the self-attention of the positive pass: of A = softmax(q k^T / sqrt(d)) `(B, heads, N, N)`, the
+mean over heads, summed over queries, is the attention that each key receives, 1 on average; M = (that > psi).
 """
 
 from __future__ import annotations
@@ -29,45 +27,39 @@ __all__ = ["AttentionMask", "FullMask", "HighFrequency", "Mask", "MaskAt", "Rand
 
 
 MaskAt = Callable[[Tensor], Tensor]
-
-
 """clean (B, C, H, W) -> mask (B or 1, 1, H, W) of zeros and ones, in dtype and device of `clean`."""
 
 
 class Mask(HasRecipe, ABC):
-    """Base of the masks."""
+    """Base of the masks of SAG."""
 
     def check(self, model: Denoiser) -> None:
-        """Refuses a `model` that the mask cannot read.
-
-        Raises:
-            ValueError: saying what the mask needs.
-        """
+        """Refuse a `model` that the mask cannot read, with a ValueError."""
 
     @abstractmethod
     def start_mask(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, MaskAt]:
-        """What runs in the place of the positive `model` along `trajectory`, and the mask of its clean estimates.
+        """Return a replacement of the positive `model` along `trajectory`, and the mask of its clean estimates.
 
-        Most masks need nothing but the clean estimate, and leave the model as it is.
+        Most masks read the clean estimate alone, and return the model itself.
         """
 
 
 class FullMask(Mask):
-    """M = 1: blur guidance, the whole picture."""
+    """M = 1 on the whole image: blur guidance."""
 
     def start_mask(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, MaskAt]:
-        """Ones."""
+        """Return the model and ones."""
         return model, lambda clean: clean.new_ones(1, 1, *clean.shape[2:])
 
 
 class HighFrequency(Mask):
     """M = (|h| > psi mean |h|), h the part of the clean estimate above a frequency, |h| summed over channels.
 
-    The paper does not say where it cuts; both numbers are ours.
+    The paper does not publish its cutoff; both defaults are ours.
     """
 
     def __init__(self, *, cutoff: float = 0.5, psi: float = 1.0) -> None:
-        """`cutoff`: highest frequency that is taken away, 1 being the Nyquist frequency; `psi`: of the mean.
+        """`cutoff`: highest frequency that is removed, 1 is the Nyquist frequency; `psi`: of the mean.
 
         Raises:
             ValueError: if `cutoff` is not in [0, 1).
@@ -77,7 +69,7 @@ class HighFrequency(Mask):
         self.cutoff, self.psi = cutoff, psi
 
     def start_mask(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, MaskAt]:
-        """The thresholded high-pass."""
+        """Return the model and the thresholded high-pass."""
         return model, self._mask
 
     def _mask(self, clean: Tensor) -> Tensor:
@@ -89,10 +81,10 @@ class HighFrequency(Mask):
 
 
 class RandomPixels(Mask):
-    """M = 1 at each pixel with probability `area`, drawn anew at each evaluation and for each sample."""
+    """M = 1 at each pixel with probability `area`, drawn at each evaluation and for each sample."""
 
     def __init__(self, area: float = 0.5) -> None:
-        """`area`: expected fraction of the picture.
+        """`area`: expected fraction of the image.
 
         Raises:
             ValueError: if `area` is not in [0, 1].
@@ -100,7 +92,7 @@ class RandomPixels(Mask):
         self.area = _fraction(area, self)
 
     def start_mask(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, MaskAt]:
-        """Draws from the streams of `trajectory`."""
+        """Return the model and a mask drawn from the random streams of `trajectory`."""
 
         def mask(clean: Tensor) -> Tensor:
             draws = trajectory.seeds.uniform("random pixels", (1, *clean.shape[2:]), clean.device)
@@ -110,13 +102,13 @@ class RandomPixels(Mask):
 
 
 class RandomSquare(Mask):
-    """M = 1 in one square at a random place, drawn anew at each evaluation and for each sample.
+    """M = 1 in one square at a random place, drawn at each evaluation and for each sample.
 
-    Its side is sqrt(area H W), rounded; where that is longer than a side of the picture, it is a rectangle.
+    Its side is sqrt(area H W), rounded; where that exceeds a side of the image, it is a rectangle.
     """
 
     def __init__(self, area: float = 0.5) -> None:
-        """`area`: fraction of the picture.
+        """`area`: fraction of the image.
 
         Raises:
             ValueError: if `area` is not in [0, 1].
@@ -124,7 +116,7 @@ class RandomSquare(Mask):
         self.area = _fraction(area, self)
 
     def start_mask(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, MaskAt]:
-        """Draws from the streams of `trajectory`."""
+        """Return the model and a mask drawn from the random streams of `trajectory`."""
 
         def inside(purpose: str, size: int, side: int, clean: Tensor) -> Tensor:
             first = trajectory.seeds.integers(purpose, size - side + 1, clean.device)[:, None]
@@ -148,45 +140,49 @@ def _fraction(area: float, mask: Mask) -> float:
     return area
 
 
-class _Note:
-    """What tokens of a layer received at the last evaluation, `received` (B, 1, h, w); copies of a tree share it."""
+class _Attention:
+    """Attention received by the tokens of a layer at the last evaluation; copies of the network share this object.
+
+    Attributes:
+        received: `(B, 1, h, w)`.
+    """
 
     received: Tensor
 
 
-class _Observed(AttentionCore):
-    """An attention core that also writes down what each token receives; its result is the core's own."""
+class _RecordingCore(AttentionCore):
+    """An attention core that also records the attention that each token receives; its result is that of `core`."""
 
-    def __init__(self, core: nn.Module, note: _Note) -> None:
+    def __init__(self, core: nn.Module, record: _Attention) -> None:
         super().__init__()
-        self.core, self.note = core, note
+        self.core, self.record = core, record
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, size: tuple[int, int] | None) -> Tensor:
         if size is None:
-            raise ValueError("AttentionMask needs attention over a 2D token grid; this network has none")
+            raise ValueError("AttentionMask needs attention over a 2D token grid; this network has no grid")
         scores = q @ k.mT / math.sqrt(q.shape[-1])  # (B, heads, N, N)
         dtype = torch.promote_types(scores.dtype, torch.float32)
-        self.note.received = scores.softmax(dim=-1, dtype=dtype).mean(dim=1).sum(dim=1).unflatten(1, (1, *size))
+        self.record.received = scores.softmax(dim=-1, dtype=dtype).mean(dim=1).sum(dim=1).unflatten(1, (1, *size))
         return self.core(q, k, v, size)
 
 
 class ObservedAttention(AttentionPerturbation):
-    """Attention cores that also compute their map, softmax written out, for one trajectory."""
+    """Attention cores that also compute their map by an explicit softmax, for one trajectory."""
 
     def __init__(self, *, layers: Sequence[str] | None) -> None:
         super().__init__(layers=layers)
-        self.notes: list[_Note] = []
+        self.records: list[_Attention] = []
 
     def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
-        self.notes.append(_Note())
-        return _Observed(module, self.notes[-1])
+        self.records.append(_Attention())
+        return _RecordingCore(module, self.records[-1])
 
 
 class AttentionMask(Mask):
-    """M = (attention received > psi), on the token grid, enlarged to the picture by nearest neighbors.
+    """M = (attention received > psi), on the token grid, enlarged to the image by nearest neighbors.
 
-    Costs one attention map (B, heads, N, N) in each layer observed, and no evaluation. With several layers the
-    attention received is averaged over them.
+    The mask costs one attention map (B, heads, N, N) in each observed layer, and no evaluation. The attention received
+    is averaged over several layers.
     """
 
     def __init__(self, *, layers: Sequence[str] | None = None, psi: float = 1.0) -> None:
@@ -196,31 +192,23 @@ class AttentionMask(Mask):
             ValueError: if there is no layer, or `psi` is not a number.
         """
         if layers is not None and not layers:
-            raise ValueError("AttentionMask needs one layer or more to look at, got layers: []; null is the default")
+            raise ValueError("AttentionMask needs one layer or more, got layers: []; null is the default")
         if math.isnan(psi):
             raise ValueError("AttentionMask needs a number psi, 1 in the paper, got nan")
         self.layers, self.psi = layers, psi
 
     def check(self, model: Denoiser) -> None:
-        """The layers must exist.
-
-        Raises:
-            ValueError: if they do not, or `model` is no network under EDM preconditioning.
-        """
+        """Refuse layers that do not exist, and a `model` that is not a network under EDM preconditioning."""
         Perturbed([ObservedAttention(layers=self.layers)], positive=model).layers()
 
     def start_mask(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, MaskAt]:
-        """`model` with observed attention, and the mask of the evaluation before.
-
-        Raises:
-            ValueError: as `check`.
-        """
+        """Return `model` with observed attention, and the mask of its last evaluation."""
         observation = ObservedAttention(layers=self.layers)
         observed = Perturbed([observation], positive=model).network(trajectory)
 
         def mask(clean: Tensor) -> Tensor:
             size = tuple(clean.shape[2:])
-            received = [F.interpolate(note.received, size, mode="nearest-exact") for note in observation.notes]
+            received = [F.interpolate(record.received, size, mode="nearest-exact") for record in observation.records]
             return (torch.stack(received).mean(0) > self.psi).to(clean)
 
         return observed, mask

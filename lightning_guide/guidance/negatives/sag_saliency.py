@@ -1,4 +1,4 @@
-"""What another model finds salient: a mask out of the class-token attention of a vision transformer (DINO).
+"""Saliency mask of self-attention guidance (SAG): the class-token attention of a vision transformer (DINO).
 
 The external mask in the ablation of Hong et al. 2022, https://arxiv.org/abs/2210.00939; DINO: Caron et al. 2021,
 https://arxiv.org/abs/2104.14294, whose class token attends to objects in the last block.
@@ -24,7 +24,7 @@ __all__ = ["SaliencyMask"]
 
 
 class _ClassAttention(nn.Module):
-    """A timm attention layer that keeps how much the class token attends to each patch, `received` (B, patches)."""
+    """A timm attention layer that records the attention of the class token to each patch, `received` (B, patches)."""
 
     received: Tensor
 
@@ -45,9 +45,9 @@ class _ClassAttention(nn.Module):
 class SaliencyMask(Mask):
     """M = (saliency > psi mean saliency), the saliency being the attention of the class token in the last block.
 
-    The clean estimate is taken as a picture in [-1, 1], clamped, resized to what the model was trained on and
-    normalized like that; one channel is repeated. Not for latents. Each mask costs a forward pass of this model, which
-    is not counted among the evaluations. The model is read at first use.
+    The clean estimate is read as an image in [-1, 1], clamped, resized and normalized as in the training of the
+    transformer; one channel is repeated. The mask does not apply to latents. Each mask costs a forward pass of the
+    transformer, which is not counted among the evaluations. The transformer is loaded at first use.
     """
 
     def __init__(
@@ -57,20 +57,12 @@ class SaliencyMask(Mask):
         self.name, self.weights, self.psi = name, weights, psi
 
     def check(self, model: Denoiser) -> None:
-        """The pictures must have one channel or three.
-
-        Raises:
-            ValueError: if they have not.
-        """
+        """Refuse images without one or three channels."""
         if model.data_shape[0] not in (1, 3):
-            raise ValueError(f"SaliencyMask looks at pictures of 1 or 3 channels, got {model.data_shape[0]}")
+            raise ValueError(f"SaliencyMask needs images of 1 or 3 channels, got {model.data_shape[0]}")
 
     def start_mask(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, MaskAt]:
-        """The thresholded saliency.
-
-        Raises:
-            ValueError: as `check`, or if the transformer or its weights cannot be had.
-        """
+        """Return the model and the thresholded saliency."""
         self.check(model)
         return model, self._mask
 
@@ -81,26 +73,26 @@ class SaliencyMask(Mask):
 
     @torch.no_grad()
     def saliency(self, clean: Tensor) -> Tensor:
-        """Attention of the class token to each patch (B, 1, h, w), float32, for pictures `clean` (B, C, H, W)."""
+        """Return the attention of the class token to each patch of `clean` (B, C, H, W), float32 (B, 1, h, w)."""
         from timm.data import resolve_data_config
 
         config = resolve_data_config(model=self._transformer)
-        picture = ((clean.to(torch.float32) + 1) / 2).clamp(0, 1)
-        picture = preprocess_image(
-            picture, mean=config["mean"], std=config["std"], size=config["input_size"][1:], channels=3
+        image = ((clean.to(torch.float32) + 1) / 2).clamp(0, 1)
+        image = preprocess_image(
+            image, mean=config["mean"], std=config["std"], size=config["input_size"][1:], channels=3
         )
         model: Any = self._transformer.to(clean.device)
         with torch.autocast(clean.device.type, enabled=False):
-            model.forward_features(picture)
+            model.forward_features(image)
         return model.blocks[-1].attn.received.unflatten(1, (1, *model.patch_embed.grid_size))
 
     @cached_property
     def _transformer(self) -> nn.Module:
-        """The model with its last attention layer observed, frozen."""
+        """The transformer with its last attention layer observed, frozen."""
         model = timm_model(self.name, weights=self.weights)
         last = getattr(model, "blocks", [None])[-1]
         if not hasattr(getattr(last, "attn", None), "qkv") or getattr(model, "cls_token", None) is None:
-            raise ValueError(f"SaliencyMask needs a vision transformer with a class token; {self.name} is none")
+            raise ValueError(f"SaliencyMask needs a vision transformer with a class token; {self.name} is not one")
         observed = _ClassAttention(last.attn, model.num_prefix_tokens)
         model = replace_modules(model, {f"blocks.{len(model.blocks) - 1}.attn": observed})
         return model.eval().requires_grad_(False)

@@ -1,12 +1,8 @@
-"""Gaussian blur of a row of cells as a matrix, with the kernel rule of smoothed energy guidance.
-
-Hong 2024, "Smoothed Energy Guidance", https://arxiv.org/abs/2408.00760.
-
-Smoothed energy guidance: the negative attends with blurred queries.
+"""Smoothed energy guidance (SEG): the attention of the negative has blurred queries.
 
 Hong 2024, "Smoothed Energy Guidance: Guiding Diffusion Models with Reduced Energy Curvature of Attention",
 https://arxiv.org/abs/2408.00760. Blurring the logits over the positions of the queries is blurring the queries,
-G * (Q K^T) = (G * Q) K^T; keys and values stay as they are.
+G * (Q K^T) = (G * Q) K^T; keys and values are not changed.
 """
 
 from __future__ import annotations
@@ -29,7 +25,7 @@ __all__ = ["BlurredQueries", "SmoothedEnergyGuidance", "blur_matrix", "blur_quer
 
 
 def kernel_size(sigma: float, size: int) -> int:
-    """Number of taps, odd: ceil(6 sigma) rounded up to odd, at most size + 1 - (size mod 2).
+    """Return the number of taps, odd: ceil(6 sigma) rounded up to odd, at most size + 1 - (size mod 2).
 
     >>> [kernel_size(sigma, 8) for sigma in (0.0, 0.1, 0.5, 1.0, 1.2, 10.0)], kernel_size(10.0, 7)
     ([1, 1, 3, 7, 9, 9], 7)
@@ -39,10 +35,10 @@ def kernel_size(sigma: float, size: int) -> int:
 
 
 def blur_matrix(size: int, sigma: float, like: Tensor) -> Tensor:
-    """K `(size, size)`, rows of sum 1, so that K x blurs the cells x `(size, *)`; dtype and device of `like`.
+    """Return K `(size, size)`, rows of sum 1, so that K x blurs the cells x `(size, *)`, in dtype and device of `like`.
 
     Taps exp(-(i / sigma)^2 / 2) at i = -(n - 1) / 2 ... (n - 1) / 2 with n = `kernel_size`, over their sum; cells
-    outside are the reflected ones, the border cell itself not repeated. sigma = infinity is the mean, K = 1 / size.
+    outside are reflected, without repeating the border cell. sigma = infinity is the mean, K = 1 / size.
     """
     if math.isinf(sigma):
         return like.new_full((size, size), 1 / size)
@@ -59,13 +55,9 @@ def blur_matrix(size: int, sigma: float, like: Tensor) -> Tensor:
 
 
 def blur_queries(q: Tensor, size: tuple[int, int] | None, sigma: float) -> Tensor:
-    """Gaussian blur of `q` (B, heads, N, d) as images of `size` = (H, W) tokens, N = H W; see `blur_matrix`.
-
-    Raises:
-        ValueError: if there is no grid, or the tokens do not fill it.
-    """
+    """Return `q` (B, heads, N, d) blurred as images of `size` = (H, W) tokens, N = H W, by `blur_matrix`."""
     if size is None:
-        raise ValueError("SEG needs a 2D token grid; this network has none")
+        raise ValueError("SEG needs a 2D token grid; this network has no grid")
     H, W = size
     if q.shape[-2] != H * W:
         raise ValueError(f"SEG needs one token for each cell of the {H}x{W} grid, got {q.shape[-2]} tokens")
@@ -77,14 +69,14 @@ def blur_queries(q: Tensor, size: tuple[int, int] | None, sigma: float) -> Tenso
 class BlurredQueries(AttentionPerturbation):
     """softmax((G_sigma * q) k^T / sqrt(d)) v, the queries blurred over the token grid H x W, of any aspect.
 
-    The blurred queries are not normalized again, also where a network gave them unit length: they shrink, and that
-    flattens the map, too, as in the paper's derivation. sigma <= 1/6 changes nothing.
+    The blurred queries are not normalized again, not even those of unit length: they shrink, which flattens the map, as
+    in the paper's derivation. sigma <= 1/6 changes nothing.
     """
 
     def __init__(self, sigma: float = math.inf, *, layers: Sequence[str] | None = None) -> None:
-        """`sigma` in tokens; infinity (``.inf`` in YAML) puts the spatial mean in the place of every query.
+        """`sigma` in tokens; infinity (``.inf`` in YAML) replaces every query by the spatial mean.
 
-        The paper's code takes every sigma above 9999 for infinity; here a finite one always has the capped kernel.
+        The paper's code treats sigma above 9999 as infinity; here every finite sigma has the capped kernel.
 
         Raises:
             ValueError: if `sigma` is negative or not a number.
@@ -95,14 +87,14 @@ class BlurredQueries(AttentionPerturbation):
         self.sigma = sigma
 
     def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
-        """The module behind a blur."""
+        """Return the core with blurred queries."""
         if math.isfinite(self.sigma) and kernel_size(self.sigma, 3) == 1:
             return module
         return ChangedQueries(module, partial(blur_queries, sigma=self.sigma))
 
 
 class SmoothedEnergyGuidance(Guided):
-    """D_seg + w (D - D_seg), D_seg with blurred queries. Two evaluations; needs attention on a 2D token grid.
+    """SEG, D_seg + w (D - D_seg), D_seg with blurred queries. Two evaluations; needs attention on a 2D token grid.
 
     The paper's formula, gamma D - (gamma - 1) D_seg at gamma = 3, is the default w = 3. The authors' code adds 3 times
     the difference instead, which is w = 4.

@@ -1,7 +1,7 @@
-"""SIMS: a model guided away from what it becomes when it is trained on its own samples.
+"""SIMS: a model guided away from the same model after training on its own samples.
 
 Alemohammad et al. 2024, "Self-Improving Diffusion Models with Synthetic Data", https://arxiv.org/abs/2408.16333: the
-auxiliary begins as the base and is trained on samples of the base alone, for a budget of B images; then
+auxiliary starts as the base and is trained only on samples of the base, for a budget of B images; then
 s = (1 + omega) s_base - omega s_aux at every call of the sampler. The paper's omega is w - 1 here.
 
 For Gaussian models of covariances that commute, the samples have V = V_base^(1 + omega) V_aux^(-omega).
@@ -21,7 +21,7 @@ __all__ = ["SIMS"]
 
 
 class SIMS(Guided):
-    """D_aux + w (D_base - D_aux) with w = 1 + omega: w = 1 is the base, w = 0 the auxiliary. 2 evaluations."""
+    """SIMS, D_aux + w (D_base - D_aux) with w = 1 + omega: w = 1 is the base, w = 0 the auxiliary. 2 evaluations."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class SIMS(Guided):
         super().__init__([auxiliary], [weight], positive=base, combination=combination)
 
     def resolve(self, models: Models) -> Denoiser:
-        """As `Guided.resolve`; for two exact Gaussians a weight is refused whose flow would run away.
+        """Return a copy on real models; for two exact Gaussians a weight with an unstable flow is refused.
 
         Raises:
             ValueError: naming the weights that are stable.
@@ -48,16 +48,16 @@ class SIMS(Guided):
         assert isinstance(resolved, SIMS)
         base, auxiliary = resolved.positive, resolved.negatives[0]
         exact = isinstance(base, GaussianMixture) and isinstance(auxiliary, GaussianMixture)
-        if exact and isinstance(weight := resolved.weights[0], int | float):  # a schedule may be unstable for a while
+        if exact and isinstance(weight := resolved.weights[0], int | float):  # a schedule may be unstable in parts
             _check_stable(base, auxiliary, float(weight))  # type: ignore[arg-type]
         return resolved
 
 
 def _check_stable(base: GaussianMixture, auxiliary: GaussianMixture, weight: float) -> None:
-    r"""Refuses a flow dx/ds = s [w (V_b + s^2)^-1 - (w - 1) (V_a + s^2)^-1] x that anywhere pushes away from the mean.
+    r"""Refuse a flow dx/ds = s [w (V_b + s^2)^-1 - (w - 1) (V_a + s^2)^-1] x that anywhere pushes away from the mean.
 
     The bracket is positive at every s exactly if w V_a - (w - 1) V_b is, that is for w (1 - l) < 1 at each eigenvalue l
-    of V_b^(-1/2) V_a V_b^(-1/2). Mixtures of several components are left alone.
+    of V_b^(-1/2) V_a V_b^(-1/2). Mixtures of several components are not checked.
     """
     if len(base.eigenvalues) > 1 or len(auxiliary.eigenvalues) > 1:
         return
@@ -74,6 +74,6 @@ def _check_stable(base: GaussianMixture, auxiliary: GaussianMixture, weight: flo
 
 
 def _covariance(gaussian: GaussianMixture) -> Tensor:
-    """The covariance (d, d) of a single Gaussian, float64."""
+    """Return the covariance (d, d) of a single Gaussian, float64."""
     vectors = gaussian.eigenvectors[0].double()
     return vectors * gaussian.eigenvalues[0].double() @ vectors.mT

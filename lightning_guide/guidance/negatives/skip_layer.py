@@ -1,9 +1,8 @@
-"""Which blocks of a network hand on what they get in the shape they got it, found by running it once.
-
-Skip-layer guidance: some blocks of the negative hand through what they get.
+"""Skip-layer guidance (SLG): some blocks of the negative are replaced by the identity.
 
 The reference sampler of Stable Diffusion 3.5 (blocks 7, 8 and 9 of 24, in the steps from 1 % to 20 %); for video Hyung
-et al. 2024, "Spatiotemporal Skip Guidance", https://arxiv.org/abs/2411.18664.
+et al. 2024, "Spatiotemporal Skip Guidance", https://arxiv.org/abs/2411.18664. Only blocks that keep the shape of their
+input can be skipped; they are found by running the network once.
 """
 
 from __future__ import annotations
@@ -25,52 +24,48 @@ from lightning_guide.utils.modules import rebuild_with
 __all__ = ["Shapes", "SkipBlocks", "SkipLayerGuidance", "check_skippable", "record_shapes"]
 
 
-Shapes = tuple[tuple[int, ...], tuple[int, ...]]
+Shapes = tuple[tuple[int, ...], tuple[int, ...]]  # of a block's first argument and of its result
 
 
-class _Noting(ModuleWrapper):
-    """Calls a block and notes the shapes of what goes in and what comes out."""
+class _ShapeRecorder(ModuleWrapper):
+    """A block that records the shapes of its input and output."""
 
-    def __init__(self, inner: nn.Module, noted: dict[str, Shapes], name: str) -> None:
+    def __init__(self, inner: nn.Module, recorded: dict[str, Shapes], name: str) -> None:
         super().__init__(inner)
-        self.noted, self.name = noted, name
+        self.recorded, self.name = recorded, name
 
     def forward(self, x: Tensor, *arguments: Any) -> Tensor:
         y = self.inner(x, *arguments)
-        self.noted[self.name] = (tuple(x.shape), tuple(y.shape))
+        self.recorded[self.name] = (tuple(x.shape), tuple(y.shape))
         return y
 
 
 @torch.no_grad()
 def record_shapes(network: Network, names: Sequence[str]) -> dict[str, Shapes]:
-    """Shapes of the first argument and of the result of each of the submodules `names`, for one sample.
+    """Return the shapes of the first argument and the result of each of the submodules `names`, for one sample.
 
-    Costs one evaluation of a single sample, in a tree apart.
+    This costs one evaluation of a single sample, in a clone of the network.
     """
-    noted: dict[str, Shapes] = {}
-    replacements = [(name, lambda block, name=name: _Noting(block, noted, name)) for name in names]
+    recorded: dict[str, Shapes] = {}
+    replacements = [(name, lambda block, name=name: _ShapeRecorder(block, recorded, name)) for name in names]
     tree = rebuild_with(network, replacements).eval()
     like = next(network.parameters())
     tree(like.new_zeros(1, *network.data_shape), like.new_zeros(1), tree.embed(None, 1))
-    return noted
+    return recorded
 
 
 def check_skippable(network: Network, names: Sequence[str], who: str) -> None:
-    """Refuses submodules `names` that return another shape than they get, or are never called.
-
-    Raises:
-        ValueError: naming the first of them and its shapes.
-    """
-    noted = record_shapes(network, names) if names else {}
-    if idle := [name for name in names if name not in noted]:
+    """Refuse submodules `names` that change the shape of their input, or are never called, naming the first."""
+    recorded = record_shapes(network, names) if names else {}
+    if idle := [name for name in names if name not in recorded]:
         raise ValueError(f"{who} cannot skip {idle[0]}: {type(network).__name__} never calls it, but parts of it")
-    for name, (inside, outside) in noted.items():
+    for name, (inside, outside) in recorded.items():
         if inside != outside:
             raise ValueError(f"{who} cannot skip {name}: it turns {inside} into {outside}, which needs the block")
 
 
-class _HandsThrough(ModuleWrapper):
-    """The first argument, whatever else a block is given."""
+class _Skipped(ModuleWrapper):
+    """A skipped block: the first argument."""
 
     def forward(self, x: Tensor, *arguments: Any) -> Tensor:
         return x
@@ -82,22 +77,22 @@ class SkipBlocks(Replacement):
     kind = "block"
 
     def chosen(self, network: Network) -> list[str]:
-        """As `Perturbation.chosen`.
+        """Return the names of the blocks of `network` that are skipped.
 
         Raises:
-            ValueError: if a block returns another shape than it gets.
+            ValueError: if a block changes the shape of its input.
         """
         names = super().chosen(network)
         check_skippable(network, names, type(self).__name__)
         return names
 
     def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
-        """A pass-through."""
-        return _HandsThrough(module)
+        """Return the identity."""
+        return _Skipped(module)
 
 
 class SkipLayerGuidance(Guided):
-    """D_skip + w (D - D_skip), D_skip without the chosen blocks. Two evaluations in the window, one outside.
+    """SLG, D_skip + w (D - D_skip), D_skip without the chosen blocks. Two evaluations in the window, one outside.
 
     Stable Diffusion 3.5 adds 2.5 times the difference, w = 3.5, in the window (0.01, 0.2).
     """

@@ -1,13 +1,11 @@
-"""Windows over a picture: n x n overlapping crops, and the average of what is said about each pixel.
-
-Sliding-window guidance (SWG): the negative sees the picture through windows, so that it knows less of the whole.
+"""Sliding-window guidance (SWG): the negative denoises n x n overlapping crops, so that it lacks global context.
 
 Kaiser et al. 2024, "The Unreasonable Effectiveness of Guidance for Diffusion Models",
 https://arxiv.org/abs/2411.10257. D_swg is the average, over n x n overlapping crops of x, of D(crop). SWG is
 D + (w - 1) (D - D_swg); the masked form (M-SWG) multiplies the difference by M, 1 at the pixels that more than one crop
 covers. The paper's weights are w - 1.
 
-A crop counts as one evaluation although it has but a part of the pixels: n = 2 with crops of 5/8 makes 5 evaluations
+A crop counts as one evaluation although it has only a part of the pixels: n = 2 with crops of 5/8 makes 5 evaluations
 in all, at the cost of 1 + 4 (5/8)^2 = 2.6 of full size.
 """
 
@@ -38,16 +36,13 @@ __all__ = [
 ]
 
 
-Window = tuple[slice, slice]
-
-
-"""(rows, columns)."""
+Window = tuple[slice, slice]  # (rows, columns)
 
 
 def windows(height: int, width: int, *, fraction: float, count: int) -> list[Window]:
-    """`count` x `count` windows over a picture, each of `fraction` of its sides.
+    """Return `count` x `count` windows over an image, each of `fraction` of its sides.
 
-    A window has k = round(fraction height) rows; the i-th begins at row round(i (height - k) / (count - 1)). The same
+    A window has k = round(fraction height) rows; the i-th starts at row round(i (height - k) / (count - 1)). The same
     holds for columns. Windows that coincide are listed once.
 
     Raises:
@@ -67,7 +62,7 @@ def windows(height: int, width: int, *, fraction: float, count: int) -> list[Win
 
 
 def window_counts(places: Sequence[Window], like: Tensor) -> Tensor:
-    """How many windows hold each pixel, `(1, 1, H, W)`, for pictures `like` (B, C, H, W)."""
+    """Return the number of windows that hold each pixel, `(1, 1, H, W)`, for images `like` (B, C, H, W)."""
     count = like.new_zeros(1, 1, *like.shape[2:])
     for rows, columns in places:
         count[..., rows, columns] += 1
@@ -75,7 +70,7 @@ def window_counts(places: Sequence[Window], like: Tensor) -> Tensor:
 
 
 def overlap_average(parts: Sequence[Tensor], places: Sequence[Window], like: Tensor) -> Tensor:
-    """`(B, C, H, W)`, shaped `like` this picture, from its windows `parts` (B, C, k, k'), averaged on overlaps."""
+    """Return the image (B, C, H, W), shaped as `like`, from its windows `parts` (B, C, k, k'), averaged on overlaps."""
     total = torch.zeros_like(like, dtype=parts[0].dtype)
     for part, (rows, columns) in zip(parts, places, strict=True):
         total[..., rows, columns] += part
@@ -83,9 +78,9 @@ def overlap_average(parts: Sequence[Tensor], places: Sequence[Window], like: Ten
 
 
 class SlidingWindow(Guidance):
-    """D_swg: n x n crops are denoised one after the other and averaged where they overlap. D itself at crop = 1.
+    """SWG negative D_swg: n x n crops, denoised one by one and averaged where they overlap. D itself at crop = 1.
 
-    Needs pictures (C, H, W) and networks that take other sizes than they were made for.
+    It needs images (C, H, W) and a network that takes other sizes than its own.
     """
 
     def __init__(self, *, crop: float = 5 / 8, n: int = 2, positive: Denoiser | None = None) -> None:
@@ -104,10 +99,10 @@ class SlidingWindow(Guidance):
         self.positive = positive if positive is not None else Main()
 
     def resolve(self, models: Models) -> Denoiser:
-        """As `Guidance.resolve`; a model that takes no crops is refused.
+        """Return a copy on real models; a model that does not take crops is refused.
 
         Raises:
-            ValueError: saying why it takes none.
+            ValueError: if the data are not images, or the network takes one size only.
         """
         resolved = super().resolve(models)
         assert isinstance(resolved, SlidingWindow)
@@ -115,11 +110,7 @@ class SlidingWindow(Guidance):
         return resolved
 
     def start(self, trajectory: Trajectory) -> Predict:
-        """The windowed denoiser of one trajectory.
-
-        Raises:
-            ValueError: as `resolve`.
-        """
+        """Return the windowed denoiser of one trajectory."""
         self._check_crops()
         model = self.positive.start(trajectory)
 
@@ -136,33 +127,29 @@ class SlidingWindow(Guidance):
         return predict
 
     def places(self, shape: Sequence[int]) -> list[Window]:
-        """The windows over a picture of `shape` (*, H, W).
-
-        Raises:
-            ValueError: if they leave gaps.
-        """
+        """Return the windows over an image of `shape` (*, H, W)."""
         return windows(shape[-2], shape[-1], fraction=self.crop, count=self.n)
 
     def _check_crops(self) -> None:
-        """Refuses a model that does not work on pictures of any size."""
+        """Refuse a model that does not work on images of any size."""
         shape = self.positive.data_shape
         if len(shape) != 3:
             raise ValueError(
-                f"sliding windows need pictures (channels, height, width); this model works on x of shape {shape}"
+                f"sliding windows need images (channels, height, width); this model works on x of shape {shape}"
             )
         for part in self.positive.modules():
             if isinstance(part, Network) and not part.resizable:
                 raise ValueError(
                     f"sliding windows need a network that takes crops; "
-                    f"{type(part).__name__} takes x of shape {tuple(part.data_shape)} alone"
+                    f"{type(part).__name__} only takes x of shape {tuple(part.data_shape)}"
                 )
         self.places(shape)
 
 
 class MaskedSlidingWindow(PredictionNegative):
-    """M D_swg + (1 - M) D, M being 1 at pixels that two crops or more cover: what M-SWG pushes away from.
+    """M-SWG negative M D_swg + (1 - M) D, M = 1 at pixels that two crops or more cover.
 
-    n x n evaluations on crops, besides the positive's. D itself at crop = 1.
+    It takes n x n evaluations on crops, in addition to that of the positive. D itself at crop = 1.
     """
 
     def __init__(self, *, crop: float = 5 / 8, n: int = 2, positive: Denoiser | None = None) -> None:
@@ -172,14 +159,10 @@ class MaskedSlidingWindow(PredictionNegative):
         self.window = SlidingWindow(crop=crop, n=n, positive=self.positive)
 
     def start_from_prediction(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, NegativeOfPrediction]:
-        """The model as it is, and the negative.
-
-        Raises:
-            ValueError: as `SlidingWindow.resolve`.
-        """
+        """Return the model itself, and the negative."""
         window = self.window.start(trajectory)
 
-        def react(pos: Prediction, x: Tensor, sigma: Tensor, condition: Tensor | None) -> Prediction:
+        def negative(pos: Prediction, x: Tensor, sigma: Tensor, condition: Tensor | None) -> Prediction:
             neg = window(x, sigma, condition)
             mask = window_counts(self.window.places(x.shape), x) > 1
             clean = torch.where(mask, neg.clean, pos.clean)
@@ -187,11 +170,11 @@ class MaskedSlidingWindow(PredictionNegative):
                 return Prediction(clean)
             return Prediction(clean, torch.where(mask, neg.direction(x, sigma), pos.direction(x, sigma)))
 
-        return model, react
+        return model, negative
 
 
 class SlidingWindowGuidance(Guided):
-    """D + (w - 1) (D - D_swg). One evaluation and n x n on crops; needs pictures and a network that takes crops."""
+    """SWG, D + (w - 1) (D - D_swg). One evaluation and n x n on crops; needs images and a network that takes crops."""
 
     def __init__(
         self,
@@ -208,7 +191,7 @@ class SlidingWindowGuidance(Guided):
 
 
 class MaskedSlidingWindowGuidance(Guided):
-    """D + (w - 1) M (D - D_swg). One evaluation and n x n on crops; needs pictures and a network that takes crops."""
+    """M-SWG, D + (w - 1) M (D - D_swg). One evaluation and n x n on crops; needs images, a network that takes crops."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Token perturbation guidance: the tokens of the negative are shuffled.
+"""Token perturbation guidance (TPG): the tokens of the negative are shuffled.
 
 Rajabi et al. 2025, "Token Perturbation Guidance for Diffusion Models", https://arxiv.org/abs/2506.10036.
 """
@@ -21,7 +21,7 @@ __all__ = ["ShuffledTokens", "TokenPerturbationGuidance"]
 
 
 class _Shuffled(ModuleWrapper):
-    """A block behind a shuffle of its tokens."""
+    """A block whose input tokens are shuffled."""
 
     def __init__(self, inner: nn.Module, shuffle: ShuffledTokens, trajectory: Trajectory) -> None:
         super().__init__(inner)
@@ -31,7 +31,7 @@ class _Shuffled(ModuleWrapper):
         if x.ndim not in (3, 4):
             raise ValueError(
                 f"TPG shuffles tokens (B, N, C) or the positions of feature maps (B, C, H, W); "
-                f"this block gets x of shape {tuple(x.shape)}"
+                f"this block receives x of shape {tuple(x.shape)}"
             )
         count = x.shape[1] if x.ndim == 3 else x.shape[2] * x.shape[3]
         order = self.shuffle.order(count, self.trajectory).to(x.device)
@@ -42,23 +42,23 @@ class _Shuffled(ModuleWrapper):
 class ShuffledTokens(Replacement):
     """block(x P, ...) with a random permutation P of the tokens or positions, which is not undone after the block.
 
-    A permutation is drawn for each block and call. All samples of a seed share it, as in the paper: one gather for the
-    batch, and no sample depends on the batch it travels in.
+    A permutation is drawn for each block and call. All samples of a seed share it, as in the paper: it takes one gather
+    for the batch, and no sample depends on the other samples of its batch.
     """
 
     kind = "block"
 
     def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
-        """The block behind a shuffle."""
+        """Return the block with shuffled input tokens."""
         return _Shuffled(module, self, trajectory)
 
     def order(self, count: int, trajectory: Trajectory) -> Tensor:
-        """The next permutation `(count,)` of 0 ... count - 1."""
+        """Return the next permutation `(count,)` of 0 ... count - 1."""
         return torch.randperm(count, generator=trajectory.seeds.shared("token order"))
 
 
 class TokenPerturbationGuidance(Guided):
-    """D_tpg + w (D - D_tpg), D_tpg with shuffled tokens in the chosen blocks. Two evaluations.
+    """TPG, D_tpg + w (D - D_tpg), D_tpg with shuffled tokens in the chosen blocks. Two evaluations.
 
     The paper's s is w - 1 (s = 3).
     """

@@ -1,4 +1,4 @@
-"""Time-step guidance: the negative is told the noise level through a noisy embedding.
+"""Time-step guidance (TSG): the negative receives a perturbed embedding of the noise level.
 
 Sadat et al. 2024, "No Training, No Problem: Rethinking Classifier-Free Guidance for Diffusion Models",
 https://arxiv.org/abs/2407.02687, section 4.
@@ -21,11 +21,11 @@ __all__ = ["NoisyNoiseEmbedding", "TimeStepGuidance"]
 
 
 class NoisyNoiseEmbedding(Replacement):
-    """e + s t^alpha std(e) n for the embedding e (B, E) of the noise level; n is fresh at each call.
+    """e + s t^alpha std(e) n for the embedding e (B, E) of the noise level; n is drawn at each call.
 
     std is that of each sample's E numbers. t = 1 - step / steps falls from 1 to 1 / steps: the paper's t is the time
-    step of a network trained on a uniform grid, and that it counts from 0 to 1 is inferred, not written there. s = 0
-    changes nothing.
+    step of a network trained on a uniform grid; its range from 0 to 1 is inferred, not stated there. s = 0 changes
+    nothing.
     """
 
     kind = "noise_embedding"
@@ -42,7 +42,7 @@ class NoisyNoiseEmbedding(Replacement):
         self.scale, self.power = scale, power
 
     def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
-        """The embedding with noise."""
+        """Return the embedding with noise."""
 
         def noisy(e: Tensor) -> Tensor:
             t = 1 - trajectory.step / trajectory.steps
@@ -53,10 +53,10 @@ class NoisyNoiseEmbedding(Replacement):
 
 
 class TimeStepGuidance(Guided):
-    """D_tsg + w (D - D_tsg), D_tsg with a noisy noise embedding. Two evaluations where low < t <= high, else one.
+    """TSG, D_tsg + w (D - D_tsg), D_tsg with a noisy noise embedding. Two evaluations where low < t <= high, else one.
 
-    Published for DiT: w = 2.5, s = 2, alpha = 1 everywhere with labels; w = 5, s = 1, alpha = 0 in (.2, .8] without.
-    The paper may also restrict the noise to the first layers; here all layers see it.
+    Published for DiT: w = 2.5, s = 2, alpha = 1 everywhere with labels; w = 5, s = 1, alpha = 0 in (0.2, 0.8] without.
+    The paper may also restrict the noise to the first layers; here it reaches all layers.
     """
 
     def __init__(
