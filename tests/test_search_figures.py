@@ -26,7 +26,7 @@ def test_values_that_differ_tenfold_stand_on_a_logarithmic_scale(
 ) -> None:
     drawn: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.append(figure))
-    swept = {place: Scores({"fd": value}) for place, value in zip(SPACE.places, values, strict=True)}
+    swept = {point: Scores({"fd": value}) for point, value in zip(SPACE.points, values, strict=True)}
     assert draw_sensitivity(SPACE, swept | {UNGUIDED: Scores({"fd": 2.0})}, [SearchObjective("fd")], tmp_path / "s.png")
     (panel,) = drawn[0].axes
     assert panel.get_yscale() == scale and panel.get_ylabel() == "fd" and panel.get_xlabel() == "weight"
@@ -40,7 +40,7 @@ def test_widths_on_a_heat_map_may_be_words_or_have_names(tmp_path: Path, monkeyp
     named = Axis("main", "main.sigma_rel", (0.05, 0.1), None, ("narrow", "wide"))
     base = {"sigma_rel": 0.1, "main": {"sigma_rel": 0.1}}
     space = Space(base, [Axis("guider", "sigma_rel", ("0.05", "0.1")), named])
-    swept = {place: Scores({"fd": 1.0}) for place in space.places}
+    swept = {point: Scores({"fd": 1.0}) for point in space.points}
     assert draw_heat_maps(space, swept, [SearchObjective("fd")], tmp_path / "a.png")
     panel = drawn[0].axes[0]
     assert [text.get_text() for text in panel.get_xticklabels()] == ["narrow", "wide"]

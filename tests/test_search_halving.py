@@ -14,7 +14,7 @@ from lightning_guide.search.config import SearchObjective
 from lightning_guide.search.halving import Halving
 from lightning_guide.search.race import Race
 from lightning_guide.search.scores import ScoreBlock, Scorer, Scores
-from lightning_guide.search.space import UNGUIDED, Axis, Place, Space
+from lightning_guide.search.space import UNGUIDED, Axis, Point, Space
 from lightning_guide.search.tune_report import pareto, summary_sentence, write_guidances
 from lightning_guide.seeds import mix
 
@@ -24,47 +24,47 @@ BEST = (4, 1, 2)
 
 
 class Synthetic(Scorer):
-    """Means of (value at the place + noise of the seed, the same everywhere, + noise of its own) over the samples."""
+    """Means of (value at the point + noise of the seed, the same everywhere, + noise of its own) over the samples."""
 
     size = 10
 
     def __init__(
-        self, *, common: float = 1.0, own: float = 0.5, unguided: float = 3.0, bad: Sequence[Place] = ()
+        self, *, common: float = 1.0, own: float = 0.5, unguided: float = 3.0, bad: Sequence[Point] = ()
     ) -> None:
         self.common, self.own, self.unguided, self.bad = common, own, unguided, bad
         self.samples = 0
-        self.seen: dict[Place, set[ScoreBlock]] = {}
+        self.seen: dict[Point, set[ScoreBlock]] = {}
 
-    def truth(self, place: Place) -> float:
+    def truth(self, point: Point) -> float:
         """1 at BEST, higher elsewhere."""
-        if place == UNGUIDED:
+        if point == UNGUIDED:
             return self.unguided
-        a, b, c = (x - y for x, y in zip(place, BEST, strict=True))
+        a, b, c = (x - y for x, y in zip(point, BEST, strict=True))
         return 1 + 0.1 * (a * a + b * b) + 0.3 * (c != 0)
 
-    def drawn(self, place: Place) -> set[ScoreBlock]:
-        return self.seen.get(place, set())
+    def drawn(self, point: Point) -> set[ScoreBlock]:
+        return self.seen.get(point, set())
 
-    def draw(self, place: Place, blocks: Sequence[ScoreBlock]) -> None:
-        if place in self.bad:
+    def draw(self, point: Point, blocks: Sequence[ScoreBlock]) -> None:
+        if point in self.bad:
             raise ValueError("no such guider")
-        self.samples += self.size * len(set(blocks) - self.drawn(place))
-        self.seen.setdefault(place, set()).update(blocks)
+        self.samples += self.size * len(set(blocks) - self.drawn(point))
+        self.seen.setdefault(point, set()).update(blocks)
 
-    def scores(self, place: Place, blocks: Sequence[ScoreBlock], *, interval: bool = True) -> Scores:
-        assert set(blocks) <= self.drawn(place)
-        low = [self.truth(place) + self._noise(place, block) for block in blocks]
+    def scores(self, point: Point, blocks: Sequence[ScoreBlock], *, interval: bool = True) -> Scores:
+        assert set(blocks) <= self.drawn(point)
+        low = [self.truth(point) + self._noise(point, block) for block in blocks]
         without = [(sum(low) - each) / (len(low) - 1) for each in low] if interval and len(low) > 1 else []
         mean = sum(low) / len(low)
-        values = {"low": mean, "high": -mean, "first": float(sum(place[:1]))}
+        values = {"low": mean, "high": -mean, "first": float(sum(point[:1]))}
         return Scores(values, [{"low": x, "high": -x, "first": values["first"]} for x in without])
 
-    def _noise(self, place: Place, block: ScoreBlock) -> float:
+    def _noise(self, point: Point, block: ScoreBlock) -> float:
         def normal(*parts: int | str) -> float:
             return float(torch.randn((), generator=torch.Generator().manual_seed(mix(*parts)), dtype=torch.float64))
 
         common = self.common * normal(*block, "common")
-        return common + self.own * normal(*block, *place) / math.sqrt(self.size)
+        return common + self.own * normal(*block, *point) / math.sqrt(self.size)
 
 
 LOW = SearchObjective("low")
@@ -78,7 +78,7 @@ def test_the_optimum_is_found_within_the_budget() -> None:
         found = halving.run()
         assert scorer.samples == found.samples <= 2000
         assert all(a.blocks < b.blocks for a, b in zip(found.rounds, found.rounds[1:], strict=False))
-        fresh = {block for place in found.raced.fresh for block in scorer.drawn(place) if block.seed == seed + 1}
+        fresh = {block for point in found.raced.fresh for block in scorer.drawn(point) if block.seed == seed + 1}
         assert len(fresh) == found.raced.blocks >= 4 and len(found.raced.fresh) == 3
         assert set(found.raced.fresh) < set(found.raced.heat) and len(found.raced.heat) == 5
         searched = [block for p in found.rounds[0].changes if p not in found.raced.heat for block in scorer.drawn(p)]
@@ -99,13 +99,13 @@ def test_noise_that_all_points_share_does_no_harm_and_neighbors_help() -> None:
 class Aligned(Synthetic):
     """Each block deviates in a direction, and points score by how they deviate from the truth in this direction, too.
 
-    The score is |bias(place) + noise(block)|^2, as of a distance to a distribution: paired differences keep the product
+    The score is |bias(point) + noise(block)|^2, as of a distance to a distribution: paired differences keep the product
     2 bias noise, which is alike for neighbors, so that only other blocks can tell.
     """
 
-    def scores(self, place: Place, blocks: Sequence[ScoreBlock], *, interval: bool = True) -> Scores:
-        assert set(blocks) <= self.drawn(place)
-        bias = torch.tensor([0.05 * (x - y) for x, y in zip(place or (0, 5, 0), BEST, strict=True)])
+    def scores(self, point: Point, blocks: Sequence[ScoreBlock], *, interval: bool = True) -> Scores:
+        assert set(blocks) <= self.drawn(point)
+        bias = torch.tensor([0.05 * (x - y) for x, y in zip(point or (0, 5, 0), BEST, strict=True)])
         noise = [0.15 * torch.randn(3, generator=torch.Generator().manual_seed(mix(*block))) for block in blocks]
         return Scores({"low": float((bias + torch.stack(noise).mean(0)).square().sum())})
 
@@ -113,9 +113,9 @@ class Aligned(Synthetic):
 def test_points_on_different_blocks_tell_each_other_about_noise_they_would_share() -> None:
     losses = []
     for seed in range(6):
-        place = Halving(SPACE, Aligned(), [LOW], budget=3000, seed=seed).run().raced.winners["low"] or (0, 5, 0)
-        losses.append(sum((0.05 * (x - y)) ** 2 for x, y in zip(place, BEST, strict=True)))
-    everywhere = [sum((0.05 * (x - y)) ** 2 for x, y in zip(p, BEST, strict=True)) for p in SPACE.places]
+        point = Halving(SPACE, Aligned(), [LOW], budget=3000, seed=seed).run().raced.winners["low"] or (0, 5, 0)
+        losses.append(sum((0.05 * (x - y)) ** 2 for x, y in zip(point, BEST, strict=True)))
+    everywhere = [sum((0.05 * (x - y)) ** 2 for x, y in zip(p, BEST, strict=True)) for p in SPACE.points]
     # 0.15 of it; 0.42 if all points of a round share their blocks
     assert sum(losses) / 6 < 0.25 * sum(everywhere) / len(everywhere)
 
@@ -128,8 +128,8 @@ def test_a_race_ends_with_the_two_best_on_twice_the_samples() -> None:
     assert list(raced.heat) == [UNGUIDED, *order[:4]] and set(raced.fresh) == {UNGUIDED, (3, 1, 2), BEST}
     assert raced.winners == {"low": BEST}
     assert sum(raced.drawn.values()) * scorer.size == scorer.samples == race.cost * scorer.size
-    assert {place: len(scorer.drawn(place)) for place in raced.heat} == {
-        place: 40 if place in raced.fresh else 20 for place in raced.heat
+    assert {point: len(scorer.drawn(point)) for point in raced.heat} == {
+        point: 40 if point in raced.fresh else 20 for point in raced.heat
     }
 
 
@@ -138,8 +138,8 @@ def test_a_race_on_a_small_budget() -> None:
     assert [(race.candidates, race.first, race.last, race.enough) for race in races] == [
         (4, 20, 40, True), (4, 4, 8, True), (2, 10, 10, True), (2, 3, 3, False)
     ]  # fmt: skip
-    with pytest.raises(ValueError, match="none of the best points could be scored; the last one: no such guider"):
-        Race(Synthetic(bad=SPACE.places), [LOW], blocks=280, seed=1).run(SPACE.places)
+    with pytest.raises(ValueError, match="no candidate could be scored; the last one: no such guider"):
+        Race(Synthetic(bad=SPACE.points), [LOW], blocks=280, seed=1).run(SPACE.points)
 
 
 def test_it_is_the_same_when_it_is_begun_again() -> None:
@@ -155,7 +155,7 @@ def test_no_guidance_wins_where_it_is_better() -> None:
     found = Halving(SPACE, scorer, [LOW], budget=1500).run()
     assert found.raced.winners["low"] == UNGUIDED
     said = summary_sentence(SPACE, found, LOW, size=10)
-    assert said.startswith("low: unguided, ") and said.endswith("(sure at 95 %)")
+    assert said.startswith("low: unguided, ") and said.endswith("(significant at 95 %)")
 
 
 def test_each_metric_has_its_winner() -> None:
@@ -172,14 +172,14 @@ def test_what_is_handed_over_is_the_whole_point(tmp_path: Path) -> None:
     settings = yaml.safe_load((tmp_path / "low.yaml").read_text())["model"]["init_args"]
     assert settings["images"] == "1/8" and settings["guidances"] is None
     winner = found.raced.winners["low"]
-    plain, tuned = (SPACE.evaluation(place) | {"seed": 2} for place in (UNGUIDED, winner))
+    plain, tuned = (SPACE.evaluation(point) | {"seed": 2} for point in (UNGUIDED, winner))
     assert settings["evaluations"] == {"unguided": plain, "tuned_low": tuned} and tuned["a"] == winner[0]
 
 
 def test_a_metric_may_have_a_stroke_in_its_name(tmp_path: Path) -> None:
     class Named(Synthetic):
-        def scores(self, place: Place, blocks: Sequence[ScoreBlock], *, interval: bool = True) -> Scores:
-            found = super().scores(place, blocks, interval=interval)
+        def scores(self, point: Point, blocks: Sequence[ScoreBlock], *, interval: bool = True) -> Scores:
+            found = super().scores(point, blocks, interval=interval)
             return Scores({"a/low": found.values["low"]}, [{"a/low": each["low"]} for each in found.without])
 
     found = Halving(SPACE, Named(), [SearchObjective("a/low")], budget=400).run()
@@ -188,25 +188,25 @@ def test_a_metric_may_have_a_stroke_in_its_name(tmp_path: Path) -> None:
 
 
 def test_points_that_fail_are_noted_and_the_rest_goes_on() -> None:
-    scorer = Synthetic(bad=[place for place in SPACE.places if place[2] == 2])
+    scorer = Synthetic(bad=[point for point in SPACE.points if point[2] == 2])
     found = Halving(SPACE, scorer, [LOW], budget=2000).run()
     assert found.raced.winners["low"][2] != 2 and scorer.truth(found.raced.winners["low"]) <= 1.6
-    assert found.failed and all(place[2] == 2 and why == "no such guider" for place, why in found.failed.items())
-    with pytest.raises(ValueError, match="none of the points could be scored; .*: no such guider"):
-        Halving(SPACE, Synthetic(bad=SPACE.places), [LOW], budget=2000).run()
+    assert found.failed and all(point[2] == 2 and why == "no such guider" for point, why in found.failed.items())
+    with pytest.raises(ValueError, match="no point could be scored; .*: no such guider"):
+        Halving(SPACE, Synthetic(bad=SPACE.points), [LOW], budget=2000).run()
 
 
 def test_a_point_whose_metric_is_no_number_does_not_take_the_place_of_one_that_has_it() -> None:
     class Undefined(Synthetic):
         """No number anywhere but at one point."""
 
-        def scores(self, place: Place, blocks: Sequence[ScoreBlock], *, interval: bool = True) -> Scores:
-            found = super().scores(place, blocks, interval=interval)
-            return found if place in (UNGUIDED, (3,)) else Scores({"low": math.nan}, [{"low": math.nan}] * len(blocks))
+        def scores(self, point: Point, blocks: Sequence[ScoreBlock], *, interval: bool = True) -> Scores:
+            found = super().scores(point, blocks, interval=interval)
+            return found if point in (UNGUIDED, (3,)) else Scores({"low": math.nan}, [{"low": math.nan}] * len(blocks))
 
     space = Space({"a": 0}, [Axis("a", "a", (0, 1, 2, 3))])
     scorer = Undefined()
-    scorer.truth = lambda place: 1.0 if place else 3.0  # type: ignore[method-assign]
+    scorer.truth = lambda point: 1.0 if point else 3.0  # type: ignore[method-assign]
     assert Halving(space, scorer, [LOW], budget=320).run().raced.winners == {"low": (3,)}
 
 

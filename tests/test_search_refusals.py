@@ -27,17 +27,17 @@ def folder(search_folder: Path) -> Path:
     [
         ({"axes": {"w": {"path": "guidance.init_args.weight"}}}, "expected path, values and maybe prior"),
         ({"axes": {"w": {"path": "guidance.init_args.weight", "values": 3}}}, "expected a list"),
-        ({"axis": {}}, r"a search does not know \['axis'\]; expected evaluation, axes"),
+        ({"axis": {}}, r"\['axis'\] is not a key of a search; expected evaluation, axes"),
         ({"objectives": {"fd": "low"}}, "objective 'fd' is 'low'; expected lowest or highest"),
         ({"blocks": 0}, "blocks is 0; expected a whole number from 1 on"),
-        ({"axes": [1]}, r"axes is \[1\]; expected names with what they stand for"),
-        ({"objectives": "fd"}, "objectives is 'fd'; expected names"),
-        ({"evaluation": "unguided"}, "evaluation is 'unguided'; expected names"),
-        ({"evaluation": {"num_samples": 9, "metrics": {}}}, "its evaluation sets metrics, num_samples, which a search"),
-        ({"metrics": ["fd"]}, r"metrics is \['fd'\]; expected names"),
-        ({1: 2, "axis": 4}, r"a search does not know \[1, 'axis'\]"),
+        ({"axes": [1]}, r"axes is \[1\]; expected a mapping from names to values"),
+        ({"objectives": "fd"}, "objectives is 'fd'; expected a mapping from names"),
+        ({"evaluation": "unguided"}, "evaluation is 'unguided'; expected a mapping from names"),
+        ({"evaluation": {"num_samples": 9, "metrics": {}}}, "its evaluation sets metrics, num_samples, which the search"),
+        ({"metrics": ["fd"]}, r"metrics is \['fd'\]; expected a mapping from names"),
+        ({1: 2, "axis": 4}, r"\[1, 'axis'\] is not a key of a search"),
         ({"objectives": {"fd": ["lowest"]}}, r"objective 'fd' is \['lowest'\]; expected lowest or highest"),
-        ({"axes": {"w": {"path": "a", "values": {"x": 1}, "prior": {"x": 1}}}}, "its prior {'x': 1} is none of its"),
+        ({"axes": {"w": {"path": "a", "values": {"x": 1}, "prior": {"x": 1}}}}, "its prior {'x': 1} is not one of its"),
     ],
 )
 def test_what_a_file_gets_wrong_is_said(tmp_path: Path, changes: dict[Any, Any], said: str) -> None:
@@ -142,7 +142,7 @@ def test_results_know_whose_they_are(folder: Path, tmp_path: Path) -> None:
         assert ResultsFile(tmp_path / "results.json", search).content == content
         assert ResultsFile(tmp_path / "results.json", search | {"block": 11}).content == {}
     (tmp_path / "results.json").write_text("{}")
-    with pytest.raises(ValueError, match="results.json holds no search"):
+    with pytest.raises(ValueError, match="results.json is not a results file of a search"):
         ResultsFile(tmp_path / "results.json", search)
 
 

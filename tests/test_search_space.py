@@ -25,7 +25,7 @@ GUIDER = Axis("guider", "guidance.init_args.guider.init_args", ({"run": None}, {
 
 def test_every_combination_stands_where_the_paths_say() -> None:
     space = Space(BASE, [AGE, WEIGHT])
-    assert space.places == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
+    assert space.points == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
     found = space.evaluation((2, 0))
     assert found["guidance"]["init_args"]["guider"]["init_args"] == {"images": "1/2", "run": None}
     assert found["guidance"]["init_args"]["weight"] == 1.5
@@ -36,7 +36,7 @@ def test_every_combination_stands_where_the_paths_say() -> None:
 
 def test_a_mapping_is_laid_over_and_a_class_replaces() -> None:
     space = Space(BASE, [GUIDER])
-    guiders = [space.evaluation(place)["guidance"]["init_args"]["guider"]["init_args"] for place in space.places]
+    guiders = [space.evaluation(point)["guidance"]["init_args"]["guider"]["init_args"] for point in space.points]
     assert guiders == [{"images": "1/8", "run": None}, {"images": "1/1", "run": "small"}]
     a = {"class_path": "x.A", "init_args": {"n": 1, "m": 2}}
     assert merge_settings(a, {"class_path": "A", "init_args": {"n": 3}}) == {
@@ -51,11 +51,11 @@ def test_values_may_have_names(tmp_path: Path) -> None:
     axis = {"path": "guidance", "values": kinds, "prior": "wide"}
     (tmp_path / "search.yaml").write_text(yaml.safe_dump({"axes": {"kind": axis}}))
     space = Space(BASE, read_search(tmp_path / "search.yaml").axes)
-    assert [space.name(place) for place in space.places] == ["kind=plain", "kind=wide"] and space.axes[0].begin == 1
+    assert [space.name(point) for point in space.points] == ["kind=plain", "kind=wide"] and space.axes[0].begin == 1
     assert space.shown((1,)) == {"kind": "wide"} and space.values((1,)) == {"kind": kinds["wide"]}
     assert space.evaluation((1,))["guidance"] == kinds["wide"]
     (tmp_path / "search.yaml").write_text(yaml.safe_dump({"axes": {"kind": axis | {"prior": "b"}}}))
-    with pytest.raises(ValueError, match=r"axis 'kind': its prior 'b' is none of its values \['plain', 'wide'\]"):
+    with pytest.raises(ValueError, match=r"axis 'kind': its prior 'b' is not one of its values \['plain', 'wide'\]"):
         read_search(tmp_path / "search.yaml")
 
 
@@ -63,13 +63,13 @@ def test_no_axis_overwrites_another() -> None:
     classes = Axis("class", "guidance", ({"class_path": "A"}, {"class_path": "B", "init_args": {"weight": 9}}))
     for axes in ([WEIGHT, classes], [classes, WEIGHT]):  # the class first, whatever the order
         space = Space(BASE, axes)
-        found = [space.evaluation(place)["guidance"] for place in space.places]
+        found = [space.evaluation(point)["guidance"] for point in space.points]
         assert [(each["class_path"], each["init_args"]) for each in sorted(found, key=str)] == [
             (name, {"weight": weight}) for name in ("A", "B") for weight in (1.5, 2)
         ]
     with pytest.raises(ValueError, match="the points weight=1.5 again=3 and weight=2 again=3 are the same evaluation"):
         Space(BASE, [WEIGHT, Axis("again", "guidance.init_args.weight", (3, 4))])
-    with pytest.raises(ValueError, match="axis 'weight': guidance.init_args.weight leads nowhere at class=none"):
+    with pytest.raises(ValueError, match="axis 'weight': guidance.init_args.weight does not exist at class=none"):
         Space(BASE, [Axis("class", "guidance", ("none", None)), WEIGHT])
 
 
@@ -80,7 +80,7 @@ def test_fractions_and_numbers_have_neighbors_other_values_have_not() -> None:
     assert space.position((1, 0)) == [0.5, 1.0, 0.0] and space.position((2, 1)) == [1.0, 0.0, 1.0]
     assert [axis.begin for axis in (AGE, WEIGHT)] == [1, 1]
     close = Space(BASE, [Axis("w", "guidance.init_args.weight", (1.00000001, 1.00000002))])
-    assert len({close.name(place) for place in close.places}) == 2
+    assert len({close.name(point) for point in close.points}) == 2
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_fractions_and_numbers_have_neighbors_other_values_have_not() -> None:
         (Axis("w", "guidance.init_args.weight", ()), "axis 'w' has no values"),
         (Axis("w", "guidance.init_args.weight", (1, 2, 1)), "one value twice"),
         (Axis("w", "guidance.init_args.weight", (1, "1")), "one value twice"),
-        (Axis("w", "guidance.init_args.weight", (1, 2), prior=3), "its prior 3 is none of its values"),
+        (Axis("w", "guidance.init_args.weight", (1, 2), prior=3), "its prior 3 is not one of its values"),
         (Axis("w", "num_samples", (1, 2)), "which the search sets for all points alike"),
     ],
 )

@@ -24,7 +24,7 @@ def neon(
     auxiliary_images: int | float | str | None = None,
     auxiliary_sigma_rel: float = 0.05,
 ) -> str:
-    """Writes theta_aux + w (theta_base - theta_aux) as an ordinary snapshot: guidance without extra evaluations.
+    """Write theta_aux + w (theta_base - theta_aux) as an ordinary snapshot: guidance without extra evaluations.
 
     Its age and width are those of the base, and buffers too. https://arxiv.org/abs/2510.03597; omega is w - 1.
 

@@ -17,7 +17,7 @@ def reconstruct(
     out: str | None = None,
     max_error: float = MAX_ERROR,
 ) -> list[str]:
-    """Rebuilds averages of the model in `run`, all in one pass over its snapshots.
+    """Rebuild averages of the model in `run`, all in one pass over its snapshots.
 
     Args:
         run: folder of the run.

@@ -100,7 +100,7 @@ class Search(ABC):
         if not metrics:
             raise ValueError(f"neither the run nor {self.path} has metrics to judge by; expected some in either")
         space = Space(_with_defaults(merge_settings(first, self.file.evaluation) | {"metrics": None}), self.file.axes)
-        every = [space.evaluation(place) for place in space.places]
+        every = [space.evaluation(point) for point in space.points]
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -115,7 +115,7 @@ class Search(ABC):
             space,
             folder=self.out / "blocks",
             size=self.file.block,
-            build=lambda place: _evaluation(rebuilt.instead(space.evaluation(place))),
+            build=lambda point: _evaluation(rebuilt.instead(space.evaluation(point))),
             metrics=metrics,
             rebuilt=rebuilt,
             about={
@@ -142,7 +142,7 @@ class Search(ABC):
 
 @dataclass
 class Sweep(Search):
-    """Scores of every point of the grid."""
+    """Score of every point of the grid."""
 
     def run(self, trainer: pl.Trainer, module: pl.LightningModule, data: Any, settings: Namespace) -> None:
         """Score every point, or those that are missing; then write tables and figures."""

@@ -19,7 +19,7 @@ __all__ = ["reference_statistics"]
 def reference_statistics(
     out: str, *, data: pl.LightningDataModule, extractor: FeatureExtractor, device: str | None = None
 ) -> Path:
-    """Stores mean and covariance of the features of the training set, for `FrechetDistance(statistics=OUT)`.
+    """Store mean and covariance of the features of the training set, for `FrechetDistance(statistics=OUT)`.
 
     The file is an npz archive with `mu` and `sigma`, which other programs read too; it also says which extractor with
     which weights made it, of how many examples, of what shape, and holds a hash of them.

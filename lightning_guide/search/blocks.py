@@ -1,4 +1,4 @@
-"""Blocks of samples, drawn by the test loop of a trainer and kept as what the metrics added up."""
+"""Blocks of samples, drawn by the test loop of a trainer and stored as sums of the metrics."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.search.rebuilt_guiders import RebuiltGuiders
 from lightning_guide.search.results_file import named_runs, runs_in
 from lightning_guide.search.scores import ScoreBlock, Scorer, Scores, leave_one_out
-from lightning_guide.search.space import Place, Space
+from lightning_guide.search.space import Point, Space
 from lightning_guide.utils.distributed import rank_and_world, run_on_all_ranks
 from lightning_guide.utils.errors import as_value_error
 from lightning_guide.utils.files import atomic
@@ -36,29 +36,29 @@ from lightning_guide.utils.files import atomic
 __all__ = ["BlockEvaluations", "SampledBlocks"]
 
 
-_STOPPED = "lightning-guide: stopped by SIGTERM; begun again, the search goes on where it stood"
+_STOPPED = "lightning-guide: stopped by SIGTERM; rerun the same command to resume"
 
 
 Totals = dict[str, Tensor]
 
 
-COST = ""  # in place of the name of a metric: network calls, samples and seconds
+COST = ""  # key, in place of a metric's name, of network calls, samples and seconds
 
 
 class BlockEvaluations(GuidedEvaluations):
-    """Evaluations that end with what their metrics have added up over all processes, not yet with numbers."""
+    """Evaluations that end with the sums of their metrics over all ranks instead of results."""
 
     def __init__(self, metrics: Mapping[str, SampleMetric], *, before: Callable[[], None]) -> None:
-        """`metrics` are prepared once, whatever is drawn; `before` is called first, when all processes are there."""
+        """`metrics` are prepared once for all blocks; `before` is called first, on all ranks."""
         super().__init__({}, metrics)
         self.before = before
         self.totals: dict[str, Totals] = {}
 
     def begin(self, models: Models, data: DataInterface, device: torch.device, *, training: bool) -> None:
-        """As `GuidedEvaluations.begin`; what fails on one process fails on all.
+        """As `GuidedEvaluations.begin`; a failure of one rank fails on all.
 
         Raises:
-            ValueError: whatever it is that fails.
+            ValueError: in place of any error.
         """
 
         def resolve() -> None:
@@ -69,7 +69,7 @@ class BlockEvaluations(GuidedEvaluations):
         run_on_all_ranks(resolve)
 
     def finish(self, device: torch.device) -> dict[str, dict[str, float]]:
-        """Fills `totals`: evaluation -> `METRIC.STATE` -> sum or rows; there are no results."""
+        """Fill `totals`: evaluation -> `METRIC.STATE` -> sum or rows; results stay empty."""
         self.totals = {}
         for loop in self._loops:
             assert loop is not None
@@ -81,7 +81,7 @@ class BlockEvaluations(GuidedEvaluations):
         return {}
 
     def report(self, parts: Sequence[Totals], data: DataInterface, device: torch.device) -> dict[str, float]:
-        """All metrics over the union of `parts`, on this process alone, with `nfe`, `samples` and `seconds`.
+        """All metrics over the union of `parts`, on this rank alone, with `nfe`, `samples` and `seconds`.
 
         Raises:
             ValueError: if a metric cannot be computed from them.
@@ -96,12 +96,12 @@ class BlockEvaluations(GuidedEvaluations):
 
 
 class SampledBlocks(Scorer):
-    """The scorer of a run: draws by `trainer.test`, over all its processes, and keeps the blocks in a folder.
+    """Scorer of a run: draws by `trainer.test` over all ranks and keeps the blocks in a folder.
 
-    Every process must make the same calls. Scores are computed on process 0 and the same everywhere.
+    Every rank must make the same calls. Scores are computed on rank 0 and broadcast.
 
     Attributes:
-        runs: other runs that points refer to, and what tells each from another one in its folder.
+        runs: other runs that points refer to, with their identity (`run_identity`).
     """
 
     def __init__(
@@ -113,75 +113,75 @@ class SampledBlocks(Scorer):
         *,
         folder: str | Path,
         size: int,
-        build: Callable[[Place], Evaluation],
+        build: Callable[[Point], Evaluation],
         metrics: Mapping[str, SampleMetric],
         rebuilt: RebuiltGuiders,
         about: Mapping[str, Any],
     ) -> None:
-        """Blocks of `size` samples, written to `folder`; `build` makes the evaluation at a place.
+        """Blocks of `size` samples, written to `folder`; `build` makes the evaluation at a point.
 
-        `about` is what a block depends on beside its evaluation: those of others in the folder are not touched.
+        `about` holds everything a block depends on beside its evaluation; other blocks in the folder are not touched.
         """
         self.trainer, self.module, self.data, self.space = trainer, module, data, space
         self.folder, self.size, self.build = Path(folder), size, build
         self.about, self.rebuilt = dict(about), cast(RebuiltGuiders | None, rebuilt)
         self.evaluations = module.evaluations = BlockEvaluations(metrics, before=self._rebuild)
-        self.runs = named_runs([space.evaluation(place) for place in [(), *space.places]])
-        self._keys = {self._key(place): place for place in [(), *space.places]}
-        self._on_disk: dict[Place, set[ScoreBlock]] = {}
+        self.runs = named_runs([space.evaluation(point) for point in [(), *space.points]])
+        self._keys = {self._key(point): point for point in [(), *space.points]}
+        self._on_disk: dict[Point, set[ScoreBlock]] = {}
         for path in sorted(self.folder.glob("*.safetensors")):
             key, *numbers = path.stem.split("-")
             if key in self._keys:
                 seed, number = numbers
                 self._on_disk.setdefault(self._keys[key], set()).add(ScoreBlock(int(seed), int(number)))
 
-    def drawn(self, place: Place) -> set[ScoreBlock]:
+    def drawn(self, point: Point) -> set[ScoreBlock]:
         """Blocks that are there."""
-        return self._on_disk.get(place, set())
+        return self._on_disk.get(point, set())
 
-    def draw(self, place: Place, blocks: Sequence[ScoreBlock]) -> None:
-        """Draws those of `blocks` that are not there yet, all in one test of the trainer; SIGTERM leaves with status 1.
+    def draw(self, point: Point, blocks: Sequence[ScoreBlock]) -> None:
+        """Draw those of `blocks` that are missing, all in one test of the trainer; SIGTERM leaves with status 1.
 
         Raises:
             ValueError: if the point cannot be drawn from.
         """
-        missing = [block for block in blocks if block not in self.drawn(place)]
+        missing = [block for block in blocks if block not in self.drawn(point)]
         if not missing:
             return
         with as_value_error():
-            evaluation = replace(self.build(place), metrics=None, num_samples=self.size, repetitions=1)
+            evaluation = replace(self.build(point), metrics=None, num_samples=self.size, repetitions=1)
         names = {f"block {block.number} of seed {block.seed}": block for block in missing}
         self.evaluations.evaluations = {
             name: replace(evaluation, seed=block.seed, first_index=block.number * self.size)
             for name, block in names.items()
         }
         self.evaluations.totals = {}
-        # what fails while several processes draw ends the search: the others may still be waiting for this one
+        # with several ranks a failure ends the search: the others may be waiting for this one
         try:
             with as_value_error() if self.trainer.world_size == 1 else nullcontext():
                 self.trainer.test(self.module, datamodule=self.data, verbose=False)
         except SIGTERMException:  # whose status is 0
             sys.exit(_STOPPED)
-        except ValueError as error:  # of the first block, which a search alone gives a name
+        except ValueError as error:  # without the name that the search gave the block
             raise ValueError(str(error).removeprefix(f"evaluation {next(iter(names))!r}: ")) from error
         if self.evaluations.totals.keys() != names.keys():
             raise RuntimeError("the test loop ended before all samples were drawn")
         for name, block in names.items():
             if self.trainer.is_global_zero:
-                self._write(place, block, self.evaluations.totals[name])
-        self._on_disk.setdefault(place, set()).update(missing)
-        if self.trainer.received_sigterm:  # while the last samples were drawn; another test would forget it
+                self._write(point, block, self.evaluations.totals[name])
+        self._on_disk.setdefault(point, set()).update(missing)
+        if self.trainer.received_sigterm:  # arrived with the last samples; another test would reset it
             sys.exit(_STOPPED)
 
-    def scores(self, place: Place, blocks: Sequence[ScoreBlock], *, interval: bool = True) -> Scores:
+    def scores(self, point: Point, blocks: Sequence[ScoreBlock], *, interval: bool = True) -> Scores:
         """Metrics over the union of `blocks`, all drawn; without `interval` over all of them alone.
 
         Raises:
             ValueError: if a metric cannot be computed from them.
         """
         found: Scores | str | None = None
-        if rank_and_world()[0] == 0:  # each for itself before all have come together, which they do to draw
-            parts = [self._read(place, block) for block in blocks]
+        if rank_and_world()[0] == 0:  # before the process group exists, each rank for itself
+            parts = [self._read(point, block) for block in blocks]
             try:
                 with as_value_error():
                     found = self._scores(parts, interval)
@@ -193,14 +193,14 @@ class SampledBlocks(Scorer):
         assert found is not None
         return found
 
-    def forget(self, place: Place) -> None:
-        """Removes the blocks of a point from the folder."""
-        for block in self._on_disk.pop(place, set()):
+    def forget(self, point: Point) -> None:
+        """Remove the blocks of a point from the folder."""
+        for block in self._on_disk.pop(point, set()):
             if self.trainer.is_global_zero:
-                self._path(place, block).unlink(missing_ok=True)
+                self._path(point, block).unlink(missing_ok=True)
 
     def _rebuild(self) -> None:
-        """Once, on process 0.
+        """Rebuild averages once, on rank 0.
 
         Raises:
             ValueError: if it fails; another point tries again.
@@ -216,24 +216,24 @@ class SampledBlocks(Scorer):
         values, *without = (self.evaluations.report(union, cast(DataInterface, self.data), device) for union in unions)
         return Scores(values, without)
 
-    def _key(self, place: Place) -> str:
-        """A name for the evaluation at a point: its own settings and runs alone, so that axes may grow."""
-        evaluation = self.space.evaluation(place)
+    def _key(self, point: Point) -> str:
+        """A name for the evaluation at a point: depends on its own settings and runs alone, so that axes may grow."""
+        evaluation = self.space.evaluation(point)
         runs = {run: self.runs[run] for run in runs_in(evaluation)}
         written = json.dumps([self.about, evaluation, runs], sort_keys=True, default=str)
         return hashlib.sha256(written.encode()).hexdigest()[:16]
 
-    def _path(self, place: Place, block: ScoreBlock) -> Path:
-        return self.folder / f"{self._key(place)}-{block.seed}-{block.number:06d}.safetensors"
+    def _path(self, point: Point, block: ScoreBlock) -> Path:
+        return self.folder / f"{self._key(point)}-{block.seed}-{block.number:06d}.safetensors"
 
-    def _write(self, place: Place, block: ScoreBlock, totals: Totals) -> None:
+    def _write(self, point: Point, block: ScoreBlock, totals: Totals) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        with atomic(self._path(place, block), durable=False) as temporary:
+        with atomic(self._path(point, block), durable=False) as temporary:
             save_file({name: value.contiguous() for name, value in totals.items()}, temporary)
 
-    def _read(self, place: Place, block: ScoreBlock) -> Totals:
-        path = self._path(place, block)
+    def _read(self, point: Point, block: ScoreBlock) -> Totals:
+        path = self._path(point, block)
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
-            raise OSError(f"{path} is damaged ({error}); remove it and the search draws it again") from None
+            raise OSError(f"{path} is damaged ({error}); remove it and the search redraws it") from None

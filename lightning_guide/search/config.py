@@ -1,4 +1,4 @@
-"""What a search looks for.
+"""Search files, such as configs/search/autoguidance.yaml, and their objectives.
 
 The YAML file of a search: which evaluation, what varies, how it is judged.
 """
@@ -20,19 +20,19 @@ __all__ = ["SearchObjective", "SearchFile", "check_objectives", "read_search"]
 
 @dataclass(frozen=True)
 class SearchObjective:
-    """A metric that is to be low, or high."""
+    """Metric that is minimized or maximized."""
 
     metric: str
     lowest: bool = True
 
     def loss(self, scores: Scores) -> float:
-        """The metric, lower being better; infinite where it is no number."""
+        """Value to minimize; infinite where the metric is not a number."""
         value = scores.values[self.metric]
         return math.inf if math.isnan(value) else value if self.lowest else -value
 
 
 def check_objectives(objectives: Sequence[SearchObjective], scores: Scores) -> None:
-    """Refuses a metric that was not reported.
+    """Refuse a metric that was not reported.
 
     Raises:
         ValueError: naming those that are.
@@ -48,7 +48,7 @@ _LOWEST = {"lowest": True, "highest": False}
 
 @dataclass(frozen=True)
 class SearchFile:
-    """What a file says.
+    """Contents of a search file.
 
     Attributes:
         evaluation: laid over the first evaluation of the run.
@@ -74,7 +74,7 @@ class SearchFile:
 
 
 def read_search(path: str | Path) -> SearchFile:
-    """Reads a file such as configs/search/autoguidance.yaml.
+    """Read a file such as configs/search/autoguidance.yaml.
 
     Raises:
         ValueError: naming the file and what is wrong in it.
@@ -84,7 +84,7 @@ def read_search(path: str | Path) -> SearchFile:
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds {'nothing' if content is None else repr(content)}; expected {', '.join(known)}")
     if odd := [key for key in content if key not in known]:
-        raise ValueError(f"{path}: a search does not know {odd}; expected {', '.join(known)}")
+        raise ValueError(f"{path}: {odd} is not a key of a search; expected {', '.join(known)}")
     try:
         axes = tuple(_axis(str(name), each) for name, each in _named(content, "axes").items())
         objectives = tuple(_objective(str(name), aim) for name, aim in _named(content, "objectives").items())
@@ -100,15 +100,15 @@ def read_search(path: str | Path) -> SearchFile:
 def _named(content: Mapping[str, Any], key: str) -> dict[str, Any]:
     value = content.get(key) or {}
     if not isinstance(value, Mapping):
-        raise ValueError(f"{key} is {value!r}; expected names with what they stand for")
+        raise ValueError(f"{key} is {value!r}; expected a mapping from names to values")
     return dict(value)
 
 
 def _evaluation(written: dict[str, Any]) -> dict[str, Any]:
     if own := [key for key in OWN if key in written]:
         raise ValueError(
-            f"its evaluation sets {', '.join(own)}, which a search decides itself; expected metrics, block, blocks or "
-            "seed beside it"
+            f"its evaluation sets {', '.join(own)}, which the search itself decides; expected metrics, block, blocks "
+            "or seed beside it"
         )
     return written
 
@@ -119,11 +119,11 @@ def _axis(name: str, written: Any) -> Axis:
     values, prior = written["values"], written.get("prior")
     if isinstance(values, Mapping):
         if prior is not None and prior not in list(values):
-            raise ValueError(f"axis {name!r}: its prior {prior!r} is none of its values {list(values)}")
+            raise ValueError(f"axis {name!r}: its prior {prior!r} is not one of its values {list(values)}")
         prior = None if prior is None else values[prior]
         return Axis(name, str(written["path"]), tuple(values.values()), prior, tuple(map(str, values)))
     if isinstance(values, str) or not isinstance(values, Sequence):
-        raise ValueError(f"axis {name!r} has values {values!r}; expected a list, or names with what they stand for")
+        raise ValueError(f"axis {name!r} has values {values!r}; expected a list, or a mapping from names to values")
     return Axis(name, str(written["path"]), tuple(values), prior)
 
 

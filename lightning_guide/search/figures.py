@@ -12,21 +12,21 @@ from matplotlib.figure import Figure
 
 from lightning_guide.search.config import SearchObjective
 from lightning_guide.search.scores import Scores
-from lightning_guide.search.space import UNGUIDED, Axis, Place, Space
+from lightning_guide.search.space import UNGUIDED, Axis, Point, Space
 
 __all__ = ["draw_heat_maps", "draw_sensitivity"]
 
 
 def draw_sensitivity(
-    space: Space, swept: Mapping[Place, Scores], objectives: Sequence[SearchObjective], path: Path
+    space: Space, swept: Mapping[Point, Scores], objectives: Sequence[SearchObjective], path: Path
 ) -> bool:
     """A column for each metric, a row for each axis beside the weight: metric against weight, a curve for each value.
 
-    The axes that a panel does not show stand at the best point. Bands are 95 % (`estimate.jackknife`), dashed is no
+    Axes that a panel does not show are set to the best point. Bands are 95 % (`estimate.jackknife`), dashed is no
     guidance. A metric whose values differ tenfold stands on a logarithmic scale. False if the space has no axis of
     numbers.
     """
-    guided = {place: scores for place, scores in swept.items() if place != UNGUIDED}
+    guided = {point: scores for point, scores in swept.items() if point != UNGUIDED}
     along = [i for i, axis in enumerate(space.axes) if axis.ordered and len(axis.values) > 1]
     if not (along and guided):
         return False
@@ -35,15 +35,15 @@ def draw_sensitivity(
     figure = Figure(figsize=(5.2 * len(objectives), 3.6 * len(rows)), dpi=100, layout="constrained")
     panels = figure.subplots(len(rows), len(objectives), squeeze=False)
     for column, objective in enumerate(objectives):
-        best = min(guided, key=lambda place: objective.loss(guided[place]))
+        best = min(guided, key=lambda point: objective.loss(guided[point]))
         scale = _scale([scores.values[objective.metric] for scores in swept.values()])
         for row, varied in enumerate(rows):
             panel: Axes = panels[row][column]
             for number, value in enumerate(space.axes[varied].shown if varied != x else [None]):
                 curve = [p for p in guided if all(p[i] == best[i] for i in range(len(best)) if i not in (x, varied))]
-                curve = sorted(place for place in curve if varied == x or place[varied] == number)
+                curve = sorted(point for point in curve if varied == x or point[varied] == number)
                 label = None if varied == x else f"{space.axes[varied].name} {value}"
-                _curve(panel, space.axes[x], [(place[x], guided[place]) for place in curve], objective.metric, label)
+                _curve(panel, space.axes[x], [(point[x], guided[point]) for point in curve], objective.metric, label)
             if UNGUIDED in swept:
                 plain = swept[UNGUIDED].estimate(objective.metric)
                 panel.axhline(plain.value, color="black", linestyle="--", linewidth=1, label="no guidance")
@@ -60,14 +60,14 @@ def draw_sensitivity(
 
 
 def draw_heat_maps(
-    space: Space, swept: Mapping[Place, Scores], objectives: Sequence[SearchObjective], path: Path
+    space: Space, swept: Mapping[Point, Scores], objectives: Sequence[SearchObjective], path: Path
 ) -> bool:
     """Each metric over the two axes that are lengths of averages (`sigma_rel`), the others as is best for each cell.
 
     False if there are not two such axes.
     """
     lengths = [i for i, axis in enumerate(space.axes) if axis.path.endswith("sigma_rel") and len(axis.values) > 1]
-    guided = {place: scores for place, scores in swept.items() if place != UNGUIDED}
+    guided = {point: scores for point, scores in swept.items() if point != UNGUIDED}
     if len(lengths) < 2 or not guided:
         return False
     down, across = lengths[0], lengths[1]
@@ -96,9 +96,9 @@ def draw_heat_maps(
     return True
 
 
-def _best(guided: Mapping[Place, Scores], objective: SearchObjective, fixed: Mapping[int, int]) -> float:
+def _best(guided: Mapping[Point, Scores], objective: SearchObjective, fixed: Mapping[int, int]) -> float:
     """The best value of a metric where some axes are fixed; NaN where nothing was scored."""
-    cell = [scores for place, scores in guided.items() if all(place[axis] == value for axis, value in fixed.items())]
+    cell = [scores for point, scores in guided.items() if all(point[axis] == value for axis, value in fixed.items())]
     return min(cell, key=objective.loss).values[objective.metric] if cell else math.nan
 
 
@@ -108,7 +108,7 @@ def _scale(values: Sequence[float]) -> Literal["linear", "log"]:
 
 
 def _curve(panel: Axes, axis: Axis, points: Sequence[tuple[int, Scores]], metric: str, label: str | None) -> None:
-    """A curve with its band; numbers stand where they are on the axis, fractions evenly in their order."""
+    """A curve with its band; numbers at their value on the axis, fractions evenly spaced in order."""
     plain = all(isinstance(value, int | float) for value in axis.values)
     x = [axis.values[i] if plain else i for i, _ in points]
     estimates = [scores.estimate(metric) for _, scores in points]

@@ -1,4 +1,4 @@
-"""A smooth model of a score over a space: what points tell about their neighbors, and about those not drawn yet.
+"""Gaussian-process regression of scores over a space, which smooths neighbors and predicts points not drawn yet.
 
 A Gaussian process (Rasmussen and Williams 2006, chapter 2, http://gaussianprocess.org/gpml): with y the scores,
 standardized, at positions x, K_ij = exp(-|x_i - x_j|^2 / (2 l^2)) and noise variances R = diag(r / n_i) for scores of

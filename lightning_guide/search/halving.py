@@ -1,15 +1,15 @@
 """Successive halving over growing blocks of paired samples, with a smooth model between the rounds.
 
-Round r looks at fewer points with `factor` times the samples of the round before (Jamieson and Talwalkar 2016,
+Round r scores fewer points with `factor` times the samples of the round before (Jamieson and Talwalkar 2016,
 https://arxiv.org/abs/1502.07943), each round costing the same. Samples of a point are kept and added to. A point is
 judged by its paired difference from no guidance over the same blocks: what a block does to all points drops out, and so
 does the bias of a metric of few samples as far as it is common.
 
-What is left, a deviation of the block in the direction in which a point deviates, is nearly the same for neighbors.
-So points are dealt out to different blocks, which come together in later rounds: a Gaussian process over the space
-(`smoothing`) then averages over blocks, too. It says who goes on; a point that was not drawn yet may join.
+What remains, a deviation of the block in the direction in which a point deviates, is nearly the same for neighbors.
+So points are assigned to disjoint blocks, which come together in later rounds: a Gaussian process over the space
+(`smoothing`) then averages over blocks, too. It selects the points of the next round; points not drawn yet may join.
 
-This finds the right region, and cannot tell its points apart. `race` does, on fresh samples.
+This finds the right region but cannot rank the points within it; `race` does, on fresh samples.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lightning_guide.search.config import SearchObjective, check_objectives
 from lightning_guide.search.gaussian_process import smooth
 from lightning_guide.search.race import Race, RaceResult, interleave
 from lightning_guide.search.scores import ScoreBlock, Scorer
-from lightning_guide.search.space import UNGUIDED, Place, Space
+from lightning_guide.search.space import UNGUIDED, Point, Space
 
 __all__ = ["SearchResult", "Halving", "Round"]
 
@@ -35,12 +35,12 @@ class Round:
     """Blocks of each point, and for each objective its paired difference from no guidance, lower being better."""
 
     blocks: int
-    changes: dict[Place, list[float]]
+    changes: dict[Point, list[float]]
 
 
 @dataclass
 class SearchResult:
-    """What a search has found.
+    """Result of a search.
 
     Attributes:
         rounds: changes in the rounds, each over more samples than the one before.
@@ -51,12 +51,12 @@ class SearchResult:
 
     rounds: list[Round] = field(default_factory=list)
     raced: RaceResult = field(default_factory=RaceResult)
-    failed: dict[Place, str] = field(default_factory=dict)
+    failed: dict[Point, str] = field(default_factory=dict)
     samples: int = 0
 
 
 class Halving:
-    """The search itself; all it knows of samples are scores."""
+    """Successive halving over the scores of a `Scorer`."""
 
     def __init__(
         self,
@@ -69,13 +69,13 @@ class Halving:
         factor: int = 3,
         fresh: float = 0.5,
     ) -> None:
-        """At most `budget` samples, a share `fresh` of them for the race, which draws from `seed` + 1.
+        """At most `budget` samples, a fraction `fresh` of them for the race, which draws from `seed` + 1.
 
         Raises:
             ValueError: if the budget is too small.
         """
         self.space, self.scorer, self.objectives = space, scorer, tuple(objectives)
-        self.seed, self.factor, self.places = seed, factor, space.places
+        self.seed, self.factor, self.points = seed, factor, space.points
         blocks, aims = budget // scorer.size, len(self.objectives)
         self.race = Race(scorer, objectives, blocks=math.floor(fresh * blocks), seed=seed + 1)
         self.search_blocks, least = blocks - self.race.cost, Race.least(aims)
@@ -86,11 +86,11 @@ class Halving:
             )
         self.rounds, self.first = self._schedule()
         self.top = self.first * self.factor ** (self.rounds - 1)
-        self._blocks: dict[Place, set[ScoreBlock]] = {}
-        self._changes: dict[Place, list[float]] = {}
+        self._blocks: dict[Point, set[ScoreBlock]] = {}
+        self._changes: dict[Point, list[float]] = {}
 
     def run(self) -> SearchResult:
-        """Searches and confirms.
+        """Search, then confirm the best points on fresh samples.
 
         Raises:
             ValueError: with the reason of the last, if no point could be drawn from; if a metric is not reported.
@@ -103,12 +103,12 @@ class Halving:
             level = self.first * self.factor**number
             left = self.search_blocks - (self.search_blocks - self.top) * (self.rounds - number - 1) // self.rounds
             left -= self._spent
-            chosen: list[Place] = []
-            for place in order:
-                left -= max(level - len(self._blocks.get(place, ())), 0)
+            chosen: list[Point] = []
+            for point in order:
+                left -= max(level - len(self._blocks.get(point, ())), 0)
                 if left < 0:
                     break
-                chosen.append(place)
+                chosen.append(point)
             found.rounds.append(self._round(chosen, level, found))
             order = self._order(found)
         found.raced = self.race.run(order)
@@ -117,74 +117,74 @@ class Halving:
         return found
 
     def _schedule(self) -> tuple[int, int]:
-        """As many rounds as leave the last one room for all who race; the blocks of the first one."""
+        """Number of rounds such that the last has room for all candidates of the race, and the blocks of the first."""
         last = self.race.candidates
         rounds = 1
         while last * self.factor**rounds <= self.search_blocks // (rounds + 1) and last * self.factor ** (
             rounds - 1
-        ) < len(self.places):
+        ) < len(self.points):
             rounds += 1
-        begin = min(len(self.places), self.search_blocks // rounds)
+        begin = min(len(self.points), self.search_blocks // rounds)
         return rounds, max(1, self.search_blocks // rounds // (begin + 1))
 
     @property
     def _spent(self) -> int:
-        """Blocks asked for, whether they were drawn now or lay there from an interrupted search."""
+        """Blocks requested, drawn now or by an interrupted search."""
         return sum(map(len, self._blocks.values()))
 
-    def _round(self, places: Sequence[Place], level: int, found: SearchResult) -> Round:
-        """Draws and judges; a point that fails is noted and left out from now on.
+    def _round(self, points: Sequence[Point], level: int, found: SearchResult) -> Round:
+        """Draw and score; a point that fails is recorded and excluded.
 
         Raises:
             ValueError: if no point is left.
         """
         strips = self.top // level
-        for number, place in enumerate(places):
-            old = min((block.number for block in self._blocks.get(place, ())), default=number % strips * level)
+        for number, point in enumerate(points):
+            old = min((block.number for block in self._blocks.get(point, ())), default=number % strips * level)
             first = old // level * level
             try:
-                self._draw(place, {ScoreBlock(self.seed, first + i) for i in range(level)})
-                self._changes[place] = self._change(place)
+                self._draw(point, {ScoreBlock(self.seed, first + i) for i in range(level)})
+                self._changes[point] = self._change(point)
             except ValueError as error:
-                found.failed[place] = str(error)
-                self._changes.pop(place, None)
-        ready = [place for place in places if place not in found.failed]
+                found.failed[point] = str(error)
+                self._changes.pop(point, None)
+        ready = [point for point in points if point not in found.failed]
         if not ready:
-            last = places[-1]
-            raise ValueError(f"none of the points could be scored; {self.space.name(last)}: {found.failed[last]}")
-        return Round(level, {place: self._changes[place] for place in ready})
+            last = points[-1]
+            raise ValueError(f"no point could be scored; {self.space.name(last)}: {found.failed[last]}")
+        return Round(level, {point: self._changes[point] for point in ready})
 
-    def _draw(self, place: Place, blocks: set[ScoreBlock]) -> None:
-        self.scorer.draw(place, sorted(blocks))
-        self._blocks.setdefault(place, set()).update(blocks)
+    def _draw(self, point: Point, blocks: set[ScoreBlock]) -> None:
+        self.scorer.draw(point, sorted(blocks))
+        self._blocks.setdefault(point, set()).update(blocks)
 
-    def _change(self, place: Place) -> list[float]:
+    def _change(self, point: Point) -> list[float]:
         """The paired difference from no guidance over its blocks for each objective, lower being better."""
-        blocks = sorted(self._blocks[place])
-        here, plain = (self.scorer.scores(each, blocks, interval=False) for each in (place, UNGUIDED))
+        blocks = sorted(self._blocks[point])
+        here, plain = (self.scorer.scores(each, blocks, interval=False) for each in (point, UNGUIDED))
         return [objective.loss(here) - objective.loss(plain) for objective in self.objectives]
 
-    def _spread(self) -> list[Place]:
-        """All points, each as far as possible from those before it, the first one at the priors."""
-        x = self._positions(self.places)
-        order = [self.places.index(tuple(axis.begin for axis in self.space.axes))]
+    def _spread(self) -> list[Point]:
+        """All points, farthest first, beginning at the priors."""
+        x = self._positions(self.points)
+        order = [self.points.index(tuple(axis.begin for axis in self.space.axes))]
         distance = (x - x[order[0]]).square().sum(1)
         while len(order) < len(x):
             order.append(int(distance.argmax()))
             distance = torch.minimum(distance, (x - x[order[-1]]).square().sum(1))
             distance[order] = -1
-        return [self.places[i] for i in order]
+        return [self.points[i] for i in order]
 
-    def _order(self, found: SearchResult) -> list[Place]:
+    def _order(self, found: SearchResult) -> list[Point]:
         """All points that have not failed, the most promising first; objectives take turns."""
-        at = [place for place in self.places if place not in found.failed]
+        at = [point for point in self.points if point not in found.failed]
         expected = [self._expected(number, at) for number in range(len(self.objectives))]
         return interleave([[at[i] for i in each.argsort(stable=True).tolist()] for each in expected])
 
-    def _expected(self, objective: int, at: Sequence[Place]) -> Tensor:
-        """What the smooth model expects of the points `at` (M,): asinh(change / its median size), tamed far off.
+    def _expected(self, objective: int, at: Sequence[Point]) -> Tensor:
+        """Prediction of the smooth model at the points `at` (M,): asinh(change / median size).
 
-        Infinite where a point was drawn and its metric is no number: neighbors do not make up for that.
+        Infinite where a point was drawn and its metric is no number: neighbors do not compensate for that.
         """
         changes = torch.tensor([change[objective] for change in self._changes.values()], dtype=torch.float64)
         finite = changes[changes.isfinite()]
@@ -194,10 +194,10 @@ class Halving:
             return torch.zeros(len(at)).masked_fill(lost, math.inf)
         changes = changes.nan_to_num(nan=math.inf).clamp(finite.min(), finite.max())
         size = finite.abs().median()
-        samples = torch.tensor([len(self._blocks[place]) for place in self._changes])
+        samples = torch.tensor([len(self._blocks[point]) for point in self._changes])
         values = (changes / size).asinh() if size > 0 else changes
         expected = smooth(self._positions(list(self._changes)), values, samples, self._positions(at))
         return expected.masked_fill(lost, math.inf)
 
-    def _positions(self, places: Sequence[Place]) -> Tensor:
-        return torch.tensor([self.space.position(place) for place in places], dtype=torch.float64)
+    def _positions(self, points: Sequence[Point]) -> Tensor:
+        return torch.tensor([self.space.position(point) for point in points], dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The best points of a search on fresh samples, the same for all: what the search cannot tell apart, these do."""
+"""Race of the best points of a search on fresh samples, the same for all points."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from lightning_guide.search.config import SearchObjective
 from lightning_guide.search.scores import ScoreBlock, Scorer, Scores
-from lightning_guide.search.space import UNGUIDED, Place
+from lightning_guide.search.space import UNGUIDED, Point
 
 __all__ = ["Race", "RaceResult", "interleave"]
 
@@ -15,7 +15,7 @@ __all__ = ["Race", "RaceResult", "interleave"]
 MIN_BLOCKS = 4
 
 
-"""Fewest blocks: with fewer an interval says nothing."""
+"""Fewest blocks that give a meaningful interval."""
 
 
 FINALISTS = 2
@@ -27,12 +27,12 @@ FINALISTS = 2
 FIELDS = (4, FINALISTS)
 
 
-"""Candidates for each objective; the first number that the blocks are enough for."""
+"""Candidates for each objective: the first of these numbers that the blocks suffice for."""
 
 
 @dataclass
 class RaceResult:
-    """What a race has found.
+    """Result of a race.
 
     Attributes:
         heat: scores of all that took part and of UNGUIDED, over the same blocks.
@@ -42,19 +42,19 @@ class RaceResult:
         drawn: blocks of each point.
     """
 
-    heat: dict[Place, Scores] = field(default_factory=dict)
-    fresh: dict[Place, Scores] = field(default_factory=dict)
+    heat: dict[Point, Scores] = field(default_factory=dict)
+    fresh: dict[Point, Scores] = field(default_factory=dict)
     blocks: int = 0
-    winners: dict[str, Place] = field(default_factory=dict)
-    failed: dict[Place, str] = field(default_factory=dict)
-    drawn: dict[Place, int] = field(default_factory=dict)
+    winners: dict[str, Point] = field(default_factory=dict)
+    failed: dict[Point, str] = field(default_factory=dict)
+    drawn: dict[Point, int] = field(default_factory=dict)
 
 
 class Race:
     """Candidates, then the two best of them on twice the blocks."""
 
     def __init__(self, scorer: Scorer, objectives: Sequence[SearchObjective], *, blocks: int, seed: int) -> None:
-        """At most `blocks` draws of `seed`; `enough` says whether they suffice."""
+        """At most `blocks` blocks of `seed`; see `enough`."""
         self.scorer, self.objectives, self.seed = scorer, tuple(objectives), seed
         aims = len(self.objectives)
         for candidates in FIELDS:
@@ -75,48 +75,48 @@ class Race:
         """The fewest blocks that are enough for so many objectives."""
         return MIN_BLOCKS * (FINALISTS * aims + 1)
 
-    def run(self, order: Sequence[Place]) -> RaceResult:
-        """Races the first points of `order`, which goes through the whole space, the most promising first.
+    def run(self, order: Sequence[Point]) -> RaceResult:
+        """Race the first points of `order`, the whole space with the most promising points first.
 
         Raises:
             ValueError: if none of them can be drawn from.
         """
         raced = RaceResult(blocks=self.last)
         raced.heat = self._heat([UNGUIDED, *order[: self.candidates]], self.first, raced)
-        ranked = [[place for place in _ranked(each, raced.heat) if place != UNGUIDED] for each in self.objectives]
+        ranked = [[point for point in _ranked(each, raced.heat) if point != UNGUIDED] for each in self.objectives]
         finalists = interleave(ranked)[: FINALISTS * len(self.objectives)]
         raced.fresh = self._heat([UNGUIDED, *finalists], self.last, raced)
         raced.winners = {each.metric: _ranked(each, raced.fresh)[0] for each in self.objectives}
         return raced
 
-    def _heat(self, places: Sequence[Place], number: int, raced: RaceResult) -> dict[Place, Scores]:
-        """Scores of those of `places` that can be drawn from, over the first blocks.
+    def _heat(self, points: Sequence[Point], number: int, raced: RaceResult) -> dict[Point, Scores]:
+        """Score of those of `points` that can be drawn from, over the first blocks.
 
         Raises:
             ValueError: with the reason of the last, if it is none of several, or no guidance.
         """
         blocks = [ScoreBlock(self.seed, i) for i in range(number)]
-        scores: dict[Place, Scores] = {}
-        for place in places:
+        scores: dict[Point, Scores] = {}
+        for point in points:
             try:
-                self.scorer.draw(place, blocks)
-                raced.drawn[place] = number
-                scores[place] = self.scorer.scores(place, blocks)
+                self.scorer.draw(point, blocks)
+                raced.drawn[point] = number
+                scores[point] = self.scorer.scores(point, blocks)
             except ValueError as error:
-                if place == UNGUIDED:
+                if point == UNGUIDED:
                     raise
-                raced.failed[place] = str(error)
+                raced.failed[point] = str(error)
         if len(scores) == 1:
-            raise ValueError(f"none of the best points could be scored; the last one: {raced.failed[places[-1]]}")
+            raise ValueError(f"no candidate could be scored; the last one: {raced.failed[points[-1]]}")
         return scores
 
 
-def _ranked(objective: SearchObjective, scores: Mapping[Place, Scores]) -> list[Place]:
-    """The places, the best one first; equals as they come."""
-    losses = {place: objective.loss(each) for place, each in scores.items()}
-    return sorted(losses, key=lambda place: losses[place])
+def _ranked(objective: SearchObjective, scores: Mapping[Point, Scores]) -> list[Point]:
+    """The points, the best one first; equals as they come."""
+    losses = {point: objective.loss(each) for point, each in scores.items()}
+    return sorted(losses, key=lambda point: losses[point])
 
 
-def interleave(rankings: Sequence[Sequence[Place]]) -> list[Place]:
-    """The best of each ranking, then the second of each, ..., every place once."""
-    return list(dict.fromkeys(place for turn in zip(*rankings, strict=True) for place in turn))
+def interleave(rankings: Sequence[Sequence[Point]]) -> list[Point]:
+    """Interleave rankings: the best of each, then the second of each, ..., every point once."""
+    return list(dict.fromkeys(point for turn in zip(*rankings, strict=True) for point in turn))

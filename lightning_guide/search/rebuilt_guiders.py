@@ -1,4 +1,4 @@
-"""Averages that a search needs and the run has not stored: rebuilt once, in one pass over the snapshots of each run."""
+"""Averages that a search needs and the run has not stored, reconstructed in one pass over each run's snapshots."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class RebuiltGuiders:
     """References to averages that are not stored, and the runs in `folder` that hold them instead."""
 
     def __init__(self, run: str | Path, folder: str | Path, evaluations: Iterable[dict[str, Any]]) -> None:
-        """Looks through `evaluations` of `run`. What cannot be rebuilt is left alone: its points fail, and say why."""
+        """Collect references from `evaluations` of `run`; points whose average cannot be rebuilt fail."""
         self._targets: dict[str, tuple[SnapshotStore, set[tuple[int, float]]]] = {}
         self._instead: dict[Wanted, tuple[str, int]] = {}
-        places: dict[str, str] = {}
+        folders: dict[str, str] = {}
         wanted = {each for evaluation in evaluations for node in _references(evaluation) if (each := _wanted(node))}
         for reference in sorted(wanted, key=str):
             source = reference[0] or str(run)
@@ -41,25 +41,25 @@ class RebuiltGuiders:
                 continue
             if target is None:
                 continue
-            if source not in places:
-                weights = json.dumps(run_identity(source))  # a run trained anew in its folder is another one
-                places[source] = str(Path(folder) / hashlib.sha256(weights.encode()).hexdigest()[:8])
-            self._targets.setdefault(places[source], (store, set()))[1].add(target)
-            self._instead[reference] = places[source], target[0]
+            if source not in folders:
+                weights = json.dumps(run_identity(source))  # a run retrained in the same folder differs
+                folders[source] = str(Path(folder) / hashlib.sha256(weights.encode()).hexdigest()[:8])
+            self._targets.setdefault(folders[source], (store, set()))[1].add(target)
+            self._instead[reference] = folders[source], target[0]
 
     def write(self) -> None:
-        """Rebuilds what is not there yet; on one process alone.
+        """Rebuild missing averages; to be called on one rank.
 
         Raises:
             ValueError: if a snapshot is damaged.
         """
-        for place, (store, targets) in self._targets.items():
-            held = {(entry.images, entry.sigma_rel) for entry in SnapshotStore(f"{place}/snapshots").entries()}
+        for folder, (store, targets) in self._targets.items():
+            held = {(entry.images, entry.sigma_rel) for entry in SnapshotStore(f"{folder}/snapshots").entries()}
             if missing := sorted(targets - held):
-                write_averages(store, missing, place, max_error=MAX_ERROR)
+                write_averages(store, missing, folder, max_error=MAX_ERROR)
 
     def instead(self, evaluation: dict[str, Any]) -> dict[str, Any]:
-        """`evaluation` with references to what was rebuilt."""
+        """Copy of `evaluation` that refers to the rebuilt averages."""
         changed = copy.deepcopy(evaluation)
         for node in _references(changed):
             if (wanted := _wanted(node)) and (found := self._instead.get(wanted)):
@@ -93,9 +93,9 @@ def _references(node: Any) -> Iterator[dict[str, Any]]:
 
 
 def _wanted(node: dict[str, Any]) -> Wanted | None:
-    """What a node refers to; None where that cannot be: drawing from its point says why."""
+    """Average that a node refers to; None where it is invalid, which drawing from its point reports."""
     try:
-        snapshot = Snapshot(**(node.get("init_args") or {}))  # a value on an axis need not say what is the default
+        snapshot = Snapshot(**(node.get("init_args") or {}))  # values on an axis may leave out defaults
         wanted = snapshot.run, snapshot.images, snapshot.sigma_rel
         hash(wanted)
     except (TypeError, ValueError):

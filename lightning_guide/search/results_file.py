@@ -1,4 +1,4 @@
-"""What a search has found so far, in a file that survives a kill and knows whose it is."""
+"""Resumable results file of a search."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["ResultsFile", "named_runs", "run_identity", "runs_in"]
 
 
 class ResultsFile:
-    """A JSON file `{"search": what is searched, ...}`."""
+    """JSON file `{"search": settings, ...}` that is only resumed with the same settings."""
 
     def __init__(self, path: str | Path, search: dict[str, Any]) -> None:
-        """Reads the file if there is one; `search` says everything that its contents depend on.
+        """Read the file if there is one; `search` holds everything that its contents depend on.
 
-        What another search has left is no obstacle if all its points failed.
+        The file of another search is replaced if all of its points failed.
 
         Raises:
             ValueError: if the file has results of another search, naming what differs, or cannot be read.
@@ -33,7 +33,7 @@ class ResultsFile:
             self.content = json.loads(self.path.read_text(encoding="utf-8"))
             written = dict(self.content.pop("search"))
         except (ValueError, KeyError, AttributeError, TypeError):
-            raise ValueError(f"{self.path} holds no search; move it away, or choose another folder") from None
+            raise ValueError(f"{self.path} is not a results file of a search; move it away") from None
         differ = [key for key in self.search | written if self.search.get(key) != written.get(key)]
         if differ and _found_something(self.content):
             raise ValueError(
@@ -44,14 +44,14 @@ class ResultsFile:
             self.content = {}
 
     def write(self) -> None:
-        """Writes the file at once."""
+        """Write the file at once."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with atomic(self.path) as temporary:
             temporary.write_text(_strict({"search": self.search} | self.content, indent=1) + "\n", encoding="utf-8")
 
 
 def run_identity(run: str | Path) -> dict[str, Any]:
-    """What tells a run from another one in the same folder: its newest weights.
+    """Identity of a run: its newest weights, so that a retrained run differs.
 
     Raises:
         ValueError: if it has none.
@@ -88,13 +88,13 @@ def named_runs(settings: Any) -> dict[str, Any]:
 
 
 def _found_something(content: dict[str, Any]) -> bool:
-    """Whether there is more than points that failed, and no guidance (which is on no axis)."""
+    """Whether any point, apart from no guidance, has been scored."""
     points = content.get("points")
     return bool(content) if points is None else any("values" in point and point["axes"] for point in points.values())
 
 
 def _strict(content: Any, indent: int | None = None) -> str:
-    """JSON, in which what is no finite number is null."""
+    """JSON with null for numbers that are not finite."""
     return json.dumps(_finite(content), indent=indent, allow_nan=False, default=str)
 
 

@@ -1,4 +1,4 @@
-"""How sure is a number that was computed from blocks of samples? The jackknife over blocks.
+"""Jackknife confidence intervals over blocks of samples, and the interface that draws and scores them.
 
 With theta the number over all B blocks and theta_b that without block b, the variance of theta is
 (B - 1) / B sum_b (theta_b - mean theta_b)^2 (Tukey 1958; Efron and Stein 1981,
@@ -7,7 +7,7 @@ and it holds for a difference of two numbers over the same blocks: what both hav
 groups of neighbors are left out instead, so that metrics which cost a while are not asked for a hundred times; to
 first order the variance is the same, groups of unequal size included.
 
-What a search needs of whoever draws its samples: scores of points over blocks of samples.
+A `Scorer` draws blocks of samples at points of a space and scores any union of them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from itertools import pairwise
 from statistics import NormalDist
 from typing import NamedTuple, TypeVar
 
-from lightning_guide.search.space import Place
+from lightning_guide.search.space import Point
 
 __all__ = ["ScoreBlock", "Estimate", "Scorer", "Scores", "difference", "jackknife", "leave_one_out", "student_quantile"]
 
@@ -83,7 +83,7 @@ def student_quantile(p: float, freedom: int) -> float:
 
 
 class ScoreBlock(NamedTuple):
-    """Samples number * size ... (number + 1) * size - 1 of a seed, the same ones at every point."""
+    """Sample number * size ... (number + 1) * size - 1 of a seed, the same ones at every point."""
 
     seed: int
     number: int
@@ -108,31 +108,31 @@ class Scores:
 
 
 def difference(one: Scores, other: Scores, metric: str) -> Estimate:
-    """`one` - `other`, both over the same blocks: paired, so that what the seeds do to both drops out."""
+    """`one` - `other`, both over the same blocks: paired, so that the common effect of the seeds cancels."""
     without = [a[metric] - b[metric] for a, b in zip(one.without, other.without, strict=True)]
     return jackknife(one.values[metric] - other.values[metric], without)
 
 
 class Scorer(ABC):
-    """Draws blocks of samples at points of a space, and scores any union of them."""
+    """Source of samples at points of a space, and of scores of any union of blocks."""
 
     size: int
     """Samples in a block."""
 
     @abstractmethod
-    def drawn(self, place: Place) -> set[ScoreBlock]:
-        """Blocks that are there."""
+    def drawn(self, point: Point) -> set[ScoreBlock]:
+        """Blocks drawn so far."""
 
     @abstractmethod
-    def draw(self, place: Place, blocks: Sequence[ScoreBlock]) -> None:
-        """Draws those of `blocks` that are not there yet.
+    def draw(self, point: Point, blocks: Sequence[ScoreBlock]) -> None:
+        """Draw those of `blocks` that are missing.
 
         Raises:
             ValueError: if the point cannot be drawn from.
         """
 
     @abstractmethod
-    def scores(self, place: Place, blocks: Sequence[ScoreBlock], *, interval: bool = True) -> Scores:
+    def scores(self, point: Point, blocks: Sequence[ScoreBlock], *, interval: bool = True) -> Scores:
         """Metrics over the union of `blocks`, all drawn; without `interval` over all of them alone.
 
         Raises:

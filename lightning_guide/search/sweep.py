@@ -1,4 +1,4 @@
-"""Tables of a sweep: CSV, and hyperparameters in TensorBoard.
+"""Sweep: every point of a space over the same blocks of samples; tables as CSV and TensorBoard hyperparameters.
 
 A sweep: every point of a space, over the same blocks of samples, one after another.
 """
@@ -20,7 +20,7 @@ from lightning_guide.search.blocks import SampledBlocks
 from lightning_guide.search.config import SearchObjective, check_objectives
 from lightning_guide.search.results_file import ResultsFile
 from lightning_guide.search.scores import ScoreBlock, Scores, difference
-from lightning_guide.search.space import UNGUIDED, Place, Space
+from lightning_guide.search.space import UNGUIDED, Point, Space
 from lightning_guide.utils.files import atomic
 
 __all__ = ["COST", "Swept", "run_sweep", "sweep_results", "write_csv", "write_hparams"]
@@ -29,10 +29,10 @@ __all__ = ["COST", "Swept", "run_sweep", "sweep_results", "write_csv", "write_hp
 COST = ("nfe", "samples", "seconds")
 
 
-"""Values that are no metrics."""
+"""Keys of a report that are costs, not metrics."""
 
 
-def write_csv(space: Space, swept: Mapping[Place, Scores], failed: Mapping[str, str], path: Path) -> None:
+def write_csv(space: Space, swept: Mapping[Point, Scores], failed: Mapping[str, str], path: Path) -> None:
     """One line for each point: its values, each metric with half its interval, and the paired change by guidance."""
     metrics = [key for key in next(iter(swept.values())).values if key not in COST]
     plain = swept.get(UNGUIDED)
@@ -42,8 +42,8 @@ def write_csv(space: Space, swept: Mapping[Place, Scores], failed: Mapping[str, 
     text = io.StringIO()
     table = csv.DictWriter(text, ["point", *axes.values(), *columns])
     table.writeheader()
-    for place, scores in swept.items():
-        row: dict[str, Any] = {"point": space.name(place)} | {axes[k]: _plain(v) for k, v in space.shown(place).items()}
+    for point, scores in swept.items():
+        row: dict[str, Any] = {"point": space.name(point)} | {axes[k]: _plain(v) for k, v in space.shown(point).items()}
         row |= {key: scores.values.get(key) for key in COST}
         for key in metrics:
             estimate = scores.estimate(key)
@@ -52,32 +52,32 @@ def write_csv(space: Space, swept: Mapping[Place, Scores], failed: Mapping[str, 
                 change = difference(scores, plain, key)
                 row |= {f"{key}_change": change.value, f"{key}_change_half_width": change.half_width}
         table.writerow(row)
-    for place in [UNGUIDED, *space.places]:
-        if (name := space.name(place)) in failed:
-            shown = {axes[key]: _plain(value) for key, value in space.shown(place).items()}
+    for point in [UNGUIDED, *space.points]:
+        if (name := space.name(point)) in failed:
+            shown = {axes[key]: _plain(value) for key, value in space.shown(point).items()}
             table.writerow({"point": name} | shown | {"failed": failed[name]})
     with atomic(path) as temporary:
         temporary.write_text(text.getvalue(), encoding="utf-8")
 
 
-def write_hparams(space: Space, swept: Mapping[Place, Scores], folder: Path) -> None:
+def write_hparams(space: Space, swept: Mapping[Point, Scores], folder: Path) -> None:
     """The points as hyperparameters with their metrics, for TensorBoard's HPARAMS tab, in a fresh `folder`."""
     for old in folder.rglob("events.out.tfevents.*"):
         old.unlink()
     with SummaryWriter(str(folder)) as writer:
-        for number, (place, scores) in enumerate(swept.items()):
-            if place != UNGUIDED:
-                values = {name: _plain(value) for name, value in space.shown(place).items()}
+        for number, (point, scores) in enumerate(swept.items()):
+            if point != UNGUIDED:
+                values = {name: _plain(value) for name, value in space.shown(point).items()}
                 metrics = {f"sweep/{key}": value for key, value in scores.values.items()}
                 writer.add_hparams(values, metrics, run_name=f"point-{number:04d}")
 
 
 def _plain(value: Any) -> Any:
-    """A value that fits a cell."""
+    """Value as plain data of a table cell."""
     return value if isinstance(value, bool | int | float | str) else json.dumps(value)
 
 
-Swept = dict[Place, Scores]
+Swept = dict[Point, Scores]
 
 
 def run_sweep(
@@ -89,48 +89,48 @@ def run_sweep(
     blocks: int,
     seed: int,
 ) -> None:
-    """Scores no guidance and all points of `space` into `ledger`, which is written after each; what it holds is kept.
+    """Score no guidance and all points of `space` into `ledger`, written after each; existing results stay.
 
-    A point that fails is noted with the reason; another run of the sweep tries it again.
+    A point that fails is recorded with the reason; rerunning the sweep retries it.
 
     Raises:
         ValueError: with the reason of the last, if every point fails; if an objective is not reported.
     """
     chosen = [ScoreBlock(seed, number) for number in range(blocks)]
-    points: dict[str, Any] = ledger.content.setdefault("points", {})
-    places = [UNGUIDED, *space.places]
-    for number, place in enumerate(places, 1):
-        name = space.name(place)
-        if "values" in points.get(name, {}):
+    recorded: dict[str, Any] = ledger.content.setdefault("points", {})
+    points = [UNGUIDED, *space.points]
+    for number, point in enumerate(points, 1):
+        name = space.name(point)
+        if "values" in recorded.get(name, {}):
             continue
-        points[name] = {"axes": space.values(place)}
+        recorded[name] = {"axes": space.values(point)}
         try:
-            scorer.draw(place, chosen)
-            scores = scorer.scores(place, chosen)
+            scorer.draw(point, chosen)
+            scores = scorer.scores(point, chosen)
         except ValueError as error:
-            points[name]["failed"] = str(error)
-            rank_zero_info(f"[{number}/{len(places)}] {name}: failed: {error}")
+            recorded[name]["failed"] = str(error)
+            rank_zero_info(f"[{number}/{len(points)}] {name}: failed: {error}")
         else:
-            points[name] |= {"values": dict(scores.values), "without": [dict(each) for each in scores.without]}
+            recorded[name] |= {"values": dict(scores.values), "without": [dict(each) for each in scores.without]}
             said = "  ".join(f"{key} {value:.4g}" for key, value in scores.values.items() if key not in COST)
-            rank_zero_info(f"[{number}/{len(places)}] {name}: {said}")
+            rank_zero_info(f"[{number}/{len(points)}] {name}: {said}")
         if scorer.trainer.is_global_zero:
             ledger.write()
-        scorer.forget(place)
-        if "values" in points[name]:
-            check_objectives(objectives, Scores(points[name]["values"]))
-    failed = [each["failed"] for name, each in points.items() if "failed" in each and name != space.name(UNGUIDED)]
-    if len(failed) == len(places) - 1:
+        scorer.forget(point)
+        if "values" in recorded[name]:
+            check_objectives(objectives, Scores(recorded[name]["values"]))
+    failed = [each["failed"] for name, each in recorded.items() if "failed" in each and name != space.name(UNGUIDED)]
+    if len(failed) == len(points) - 1:
         raise ValueError(f"every point of the sweep failed, the last one: {failed[-1]}")
 
 
 def sweep_results(space: Space, ledger: ResultsFile) -> Swept:
-    """The scores in a ledger by place, without those that failed."""
+    """Scores in a results file by point, without those that failed."""
     points = ledger.content.get("points", {})
     return {
-        place: Scores(_numbers(found["values"]), [_numbers(each) for each in found["without"]])
-        for place in [UNGUIDED, *space.places]
-        if "values" in (found := points.get(space.name(place), {}))
+        point: Scores(_numbers(found["values"]), [_numbers(each) for each in found["without"]])
+        for point in [UNGUIDED, *space.points]
+        if "values" in (found := points.get(space.name(point), {}))
     }
 
 
