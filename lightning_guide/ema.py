@@ -1,15 +1,14 @@
-"""Power-function averages of weights, and their post-hoc reconstruction: pure maths, nothing is stored here.
+"""Exponential moving averages (EMA) of weights: power-function and half-life profiles, and post-hoc reconstruction.
 
 Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models" (EDM2), sections 3 and C,
 https://arxiv.org/abs/2312.02696. Time t is counted in images. The average with exponent g at time T weighs the
 weights of time t by the profile p(t) = (g + 1) t^g / T^(g + 1) on [0, T], whose standard deviation relative to T,
 `sigma_rel`, names it. Profiles of stored averages span a space in which any other profile is approximated.
 
-The average of EDM: exponential, with a half-life that grows with training up to a limit.
-
-Karras et al. 2022, https://arxiv.org/abs/2206.00364, table 7 and appendix F.2: half-life min(500,000, n / 20) after n
-images. While it grows, h = ramp n, this is the power-function average (`ema`) with exponent g = ln(2) / ramp - 1, that
-is sigma_rel .063 for ramp = .05; later its width in images stays, and relative to the run it shrinks.
+The half-life average of EDM (Karras et al. 2022, https://arxiv.org/abs/2206.00364, table 7 and appendix F.2) is
+exponential with half-life min(500,000, n / 20) after n images. While the half-life grows as ramp n, it equals the
+power-function average with exponent g = ln(2) / ramp - 1, sigma_rel 0.063 for ramp = 0.05; later its width in images
+is constant, and its width relative to the run shrinks.
 """
 
 from __future__ import annotations
@@ -61,6 +60,9 @@ def gamma(sigma_rel: float) -> float:
 
     Raises:
         ValueError: outside (0, 12^-0.5).
+
+    >>> round(gamma(0.1), 3), round(sigma_rel(gamma(0.1)), 6)
+    (6.937, 0.1)
     """
     if not 0 < sigma_rel < LARGEST_SIGMA_REL:
         raise ValueError(f"sigma_rel must lie between 0 and 12^-0.5 = {LARGEST_SIGMA_REL:.4f}, got {sigma_rel}")
@@ -73,7 +75,7 @@ def gamma(sigma_rel: float) -> float:
 
 
 def retention(gamma: float, previous: float, current: float) -> float:
-    """Share (previous / current)^(g + 1) of the old average that survives an update at time `current`.
+    """Fraction (previous / current)^(g + 1) of the old average that survives an update at time `current`.
 
     With `previous` the time of the update before, in images, this is exact for any interval: the weights seen at
     update i end up with a share proportional to t_i^(g + 1) - t_{i-1}^(g + 1), the profile's mass in
@@ -207,7 +209,7 @@ def _solve(times: Tensor, gammas: Tensor, target_gamma: float) -> Tensor:
 
 
 def half_life_retention(previous: int, current: int, *, half_life: float = 500_000, ramp: float = 0.05) -> float:
-    """Share 2^(-(current - previous) / min(half_life, ramp previous)) of the old average that survives an update.
+    """Fraction 2^(-(current - previous) / min(half_life, ramp previous)) of the old average that survives an update.
 
     `previous` and `current` are the images seen at the update before and at this one; the first keeps nothing.
 

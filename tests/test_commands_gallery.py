@@ -1,4 +1,4 @@
-"""The gallery: methods that fit, in one picture, the same samples in every row."""
+"""Gallery: applicable methods in one image, the same samples in every row."""
 
 from __future__ import annotations
 
@@ -56,16 +56,16 @@ def test_what_fits_is_drawn_and_the_rest_is_named(
     words = ["gallery", str(run), json.dumps([file]), "--out", str(out), "--count", "3", "--labels", "4"]
     monkeypatch.setattr(sys, "argv", ["lightning-guide", *words])
     main()
-    said = capsys.readouterr().out
-    assert "left out: missing" in said
-    assert "left out: odd (EDM2UNet: the size 5x5 cannot be halved" in said, "found by one evaluation"
+    printed = capsys.readouterr().out
+    assert "left out: missing" in printed
+    assert "left out: odd (EDM2UNet: the size 5x5 cannot be halved" in printed, "found by one evaluation"
     results = json.loads((out / "metrics.json").read_text())
     assert list(results) == ["plain", "off", "scaled"]
     assert [results[name]["nfe"] for name in results] == [63, 63, 63], "w = 1 calls no negative"
     assert all(values["samples"] == 3 for values in results.values())
-    picture = np.asarray(Image.open(out / "gallery.png").convert("L")).astype(int)
-    third = picture.shape[0] // 3
-    rows = [picture[i * third : (i + 1) * third, 220:] for i in range(3)]  # to the right of the labels
+    image = np.asarray(Image.open(out / "gallery.png").convert("L")).astype(int)
+    third = image.shape[0] // 3
+    rows = [image[i * third : (i + 1) * third, 220:] for i in range(3)]  # to the right of the labels
     assert np.abs(rows[0] - rows[1]).max() <= 2, "w = 1 is the unguided row"
     assert np.abs(rows[0] - rows[2]).max() > 20
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0})

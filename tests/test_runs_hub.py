@@ -93,7 +93,7 @@ def test_push_and_pull_by_way_of_the_hub(
 def test_what_the_hub_refuses_is_one_sentence(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the hub did not take .* as 'somebody/model': "):  # no network in tests
         push(str(run), "somebody/model")
-    with pytest.raises(ValueError, match="'nobody/nothing' is no folder here, and the hub has no such model"):
+    with pytest.raises(ValueError, match="'nobody/nothing' is neither a local folder nor a model of the hub"):
         pull("nobody/nothing", str(tmp_path / "back"))
     assert not (tmp_path / "back").exists()
 

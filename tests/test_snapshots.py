@@ -138,7 +138,7 @@ def test_every_truncation_is_noticed(store: SnapshotStore) -> None:
     good = path.read_bytes()
     for length in range(0, len(good), 7):
         path.write_bytes(good[:length])
-        with pytest.raises(ValueError, match=f"{path.name} is (truncated: {length} bytes|no snapshot)"):
+        with pytest.raises(ValueError, match=f"{path.name} is (truncated: {length} bytes|not a snapshot)"):
             store.load(entry)
     path.write_bytes(good + b"x")
     with pytest.raises(ValueError, match="has foreign bytes at its end"):
@@ -156,7 +156,7 @@ def test_sentences_about_damage(store: SnapshotStore) -> None:
     with pytest.raises(ValueError, match="expected 'lightning-guide snapshot 1', found 'pt'"):
         store.load(entry)
     save_file({"x": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match=f"{path.name} is no snapshot"):
+    with pytest.raises(ValueError, match=f"{path.name} is not a snapshot"):
         store.load(entry)
     path.unlink()
     with pytest.raises(ValueError, match=f"{path.name} does not exist"):
@@ -180,10 +180,10 @@ def test_nothing_is_unpickled(store: SnapshotStore) -> None:
             return os.mkdir, (str(store.folder / "exploded"),)
 
     path.write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(ValueError, match=f"{path.name} is no snapshot"):
+    with pytest.raises(ValueError, match=f"{path.name} is not a snapshot"):
         store.load(entry)
     torch.save(Bomb(), path)
-    with pytest.raises(ValueError, match=f"{path.name} is no snapshot"):
+    with pytest.raises(ValueError, match=f"{path.name} is not a snapshot"):
         store.load(entry)
     assert not (store.folder / "exploded").exists()
 

@@ -46,7 +46,7 @@ def test_what_is_neither_count_nor_fraction_is_refused(store: SnapshotStore, bad
         fraction_images(bad, 100)
 
 
-def test_counts_stand_for_themselves(store: SnapshotStore) -> None:
+def test_integer_counts_are_kept(store: SnapshotStore) -> None:
     assert [store.resolve_images(images) for images in (5, "4096", 1e6, 1)] == [5, 4096, 1_000_000, 1]
     with pytest.raises(ValueError, match="expected a fraction of the planned run"):
         fraction_images(5, 100)

@@ -1,4 +1,4 @@
-"""The snapshot store is whole after every kill."""
+"""The snapshot store is consistent after every kill."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Writers:
         self.server = subprocess.Popen([sys.executable, "-c", SERVER], env=environment, **pipes)
 
     def run(self, folder: Path, first: int, *, aim: str = "", after: float | None = None) -> None:
-        """One writer, counting from `first`; dies `after` seconds of writing, or where `aim` says."""
+        """One writer, counting from `first`; dies `after` seconds of writing, or at `aim`."""
         assert self.server.stdin is not None and self.server.stdout is not None
         log = folder.parent / "reported"
         known = log.read_bytes() if log.exists() else b""
@@ -116,7 +116,7 @@ def writers() -> Iterator[Writers]:
 
 
 def check_whole(folder: Path) -> None:
-    """Everything reported is there, everything there loads and is what its name says."""
+    """Everything reported exists, and everything that exists loads and matches its name."""
     store = SnapshotStore(folder)
     before = content(folder)
     with warnings.catch_warnings():

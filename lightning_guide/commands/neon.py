@@ -1,4 +1,4 @@
-"""Neon as a command: the merged weights of a base and an auxiliary, written as the snapshot of a run of their own."""
+"""The command neon: merged weights of a base and an auxiliary, written as the snapshot of a new run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Post-hoc reconstruction as a command: averages of any width and age out of the snapshots of a run."""
+"""The command reconstruct: averages of any width and age from the snapshots of a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def reconstruct(
         run: folder of the run.
         sigma_rels: relative widths wanted.
         images: ages wanted, counts or fractions of the planned run such as "1/16"; default the newest.
-        out: where they go, as a run of its own; default RUN/reconstructed.
+        out: folder of a new run that holds them; default RUN/reconstructed.
         max_error: largest relative error of the averaging profile that is accepted.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The command that computes reference statistics of a data set and stores them."""
+"""The command statistics: reference statistics of a data set, computed and stored."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def reference_statistics(
 ) -> Path:
     """Store mean and covariance of the features of the training set, for `FrechetDistance(statistics=OUT)`.
 
-    The file is an npz archive with `mu` and `sigma`, which other programs read too; it also says which extractor with
+    The file is an npz archive with `mu` and `sigma`, readable by other programs; it also records which extractor with
     which weights made it, of how many examples, of what shape, and holds a hash of them.
 
     Args:

@@ -1,4 +1,4 @@
-"""Published EDM2 snapshots as runs of ours: `lightning-guide import edm2 FILE.pkl RUN`."""
+"""Import of published EDM2 snapshots as runs: `lightning-guide import edm2 FILE.pkl RUN`."""
 
 from __future__ import annotations
 
@@ -65,22 +65,21 @@ def import_snapshot(
     images: int | None = None,
     sigma_rel: float | None = None,
 ) -> None:
-    """Turns a published snapshot into a run of one snapshot, for `validate`, `predict` or as a guider.
+    """Turn a published snapshot into a run of one snapshot, for `validate`, `predict` or as a guider.
 
     Nothing in the file is executed. Weights keep the type they are stored in. The uncertainty of the training loss is
-    no part of a denoiser and is left out; so is the encoder of the data: pictures use ours, which is the same, and
-    latents stay latents.
+    not part of a denoiser and is left out. So is the data encoder: images are encoded as published, latents stay so.
 
     Args:
         format: of the file.
         file: the published pickle.
         run: folder of the new run.
-        images: age of the snapshot in images; default: what the file name says (NAME-<thousands>-<sigma_rel>.pkl).
+        images: age of the snapshot in images; default: from the file name (NAME-<thousands>-<sigma_rel>.pkl).
         sigma_rel: relative width of its average; default: likewise.
 
     Raises:
-        ValueError: if the file is no such snapshot, asks for anything else, its network is none of ours, its age or
-            width is not known, or the run exists.
+        ValueError: if the file is not such a snapshot, its network is not supported, its age or width is unknown, or
+            the run exists.
     """
     check_new(run)
     if not Path(file).is_file():
@@ -94,12 +93,12 @@ def import_snapshot(
         )
     content = read_edm2_pickle(file)
     try:
-        with torch.device("meta"):  # names and shapes are all that is asked of it
+        with torch.device("meta"):  # only names and shapes are needed
             denoiser = _denoiser(content["ema"], file)
         tensors = _renamed(content["ema"], file)
     except ValueError:
         raise
-    except Exception as error:  # what a damaged file says of its network can be anything
+    except Exception as error:  # a damaged file can describe anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ValueError(f"{file}: the network in it cannot be built again: {reason}") from None
     _check_fits(denoiser, tensors, file)
@@ -110,7 +109,7 @@ def import_snapshot(
 
 
 def _age(file: str) -> tuple[int | None, float | None]:
-    """(images, sigma_rel) as the file name says them.
+    """(images, sigma_rel) from the file name.
 
     Published names count 1000 images, rounded down; runs keep multiples of 1024.
     """
@@ -126,10 +125,10 @@ def _denoiser(stored: Stored, file: str) -> Preconditioned:
     given: dict[str, Any] = positional | dict(stored.state.get("_init_kwargs", {}))
     missing = [name for name in ("img_resolution", "img_channels") if name not in given]
     if missing:
-        raise ValueError(f"{file}: the {stored.class_name} in it does not say its {' and '.join(missing)}")
+        raise ValueError(f"{file}: the {stored.class_name} in it lacks its {' and '.join(missing)}")
     for name in ("channel_mult_noise", "channel_mult_emb"):
         if given.pop(name, None) is not None:
-            raise ValueError(f"{file}: its network has a {name} of its own; expected the width of the first level")
+            raise ValueError(f"{file}: its network sets {name}; expected the width of the first level")
     unknown = sorted(set(given) - set(_ARGUMENTS) - _IRRELEVANT)
     if unknown:
         raise ValueError(f"{file}: its network has the unknown arguments {unknown}")
@@ -158,7 +157,7 @@ def _renamed(stored: Stored, file: str) -> dict[str, Tensor]:
 
 
 def _check_fits(denoiser: Preconditioned, tensors: dict[str, Tensor], file: str) -> None:
-    """Refuses tensors that are not exactly those of the network."""
+    """Refuse tensors that are not exactly those of the network."""
     expected = {name: tuple(tensor.shape) for name, tensor in denoiser.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for name in sorted(expected.keys() | found.keys()):

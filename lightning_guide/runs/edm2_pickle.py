@@ -1,6 +1,6 @@
-"""Published EDM2 snapshots are pickles that carry source code. Here one is read and nothing in it is run.
+"""Reader of published EDM2 snapshots, pickles that carry source code, without executing anything.
 
-The names that such a snapshot needs have inert stand-ins, see `inert_pickle`. Source text in the file is ignored.
+Names in the pickle map to inert placeholders (`utils.safe_pickle`). Source text in the file is ignored.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ __all__ = ["Stored", "read_edm2_pickle", "tensors_of"]
 
 @dataclass
 class Stored:
-    """An object of the file: the name of its class and its attributes, no behavior."""
+    """Object of the file: the name of its class and its attributes, without behavior."""
 
     class_name: str
     state: dict[str, Any] = field(default_factory=dict)
 
     def __setstate__(self, state: Any) -> None:
-        """Takes attributes over as data."""
+        """Take attributes over as data."""
         if not isinstance(state, dict):
             raise pickle.UnpicklingError(f"the state of a {self.class_name} is a {type(state).__name__}, not a dict")
         self.state = state

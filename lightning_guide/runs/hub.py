@@ -1,4 +1,4 @@
-"""A model for other tools, and from the Hugging Face Hub: weights as safetensors beside one JSON file.
+"""Export of a model as safetensors with a JSON config, and exchange with the Hugging Face Hub.
 
 `model.safetensors` holds the plain state dict; `config.json` the recipe of the denoiser (class and arguments), the
 images it has seen, the width of its average, and which tensors are buffers.
@@ -28,7 +28,7 @@ FORMAT = "lightning-guide model 1"
 
 
 def export(run: str, folder: str, *, images: int | float | str | None = None, sigma_rel: float = 0.05) -> None:
-    """Writes one average of a run as `FOLDER/model.safetensors` and `FOLDER/config.json`.
+    """Write one average of a run as `FOLDER/model.safetensors` and `FOLDER/config.json`.
 
     Args:
         run: folder of the run.
@@ -45,14 +45,14 @@ def export(run: str, folder: str, *, images: int | float | str | None = None, si
 
 
 def _write(run: str, target: Path, images: int | float | str | None, sigma_rel: float) -> int:
-    """Writes both files, the weights last; returns the age of the model."""
+    """Write both files, the weights last; returns the age of the model."""
     if (target / "model.safetensors").exists():
         raise ValueError(f"{target} already holds a model; expected another folder")
     store = open_snapshots(run)
     age = newest_images(store) if images is None else store.resolve_images(images)
     model = store.guider(images=age, sigma_rel=sigma_rel)
     target.mkdir(parents=True, exist_ok=True)
-    told = {
+    description = {
         "format": FORMAT,
         "recipe": model.recipe,
         "images": age,
@@ -61,7 +61,7 @@ def _write(run: str, target: Path, images: int | float | str | None, sigma_rel: 
         "buffers": [name for name, _ in model.named_buffers()],
         "code_version": __version__,
     }
-    (target / "config.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    (target / "config.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     with atomic(target / "model.safetensors") as temporary:
         try:
@@ -82,10 +82,10 @@ def read_export(folder: str | Path) -> tuple[Denoiser, dict[str, Any]]:
         if not path.is_file():
             raise ValueError(f"{path} does not exist; expected a folder that `lightning-guide export` has written")
     try:
-        told = json.loads(config.read_text(encoding="utf-8"))
-        if told["format"] != FORMAT:
-            raise ValueError(f"its format is {told['format']!r}; expected {FORMAT!r}")
-        recipe, _ = told["recipe"], (int(told["images"]), float(told["sigma_rel"]))
+        description = json.loads(config.read_text(encoding="utf-8"))
+        if description["format"] != FORMAT:
+            raise ValueError(f"its format is {description['format']!r}; expected {FORMAT!r}")
+        recipe, _ = description["recipe"], (int(description["images"]), float(description["sigma_rel"]))
     except KeyError as error:
         raise ValueError(f"{config} does not describe a model: it has no {error}") from None
     except (ValueError, TypeError) as error:
@@ -97,11 +97,11 @@ def read_export(folder: str | Path) -> tuple[Denoiser, dict[str, Any]]:
         model.load_state_dict(load_file(weights))
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"{weights} does not fit {config}: {' '.join(str(error).split())[:200]}") from None
-    return model, told
+    return model, description
 
 
 def push(run: str, repo: str, *, images: int | float | str | None = None, sigma_rel: float = 0.05) -> None:
-    """Exports one average of a run to the Hugging Face Hub, into a private repository unless it exists.
+    """Export one average of a run to the Hugging Face Hub, into a private repository unless it exists.
 
     Args:
         run: folder of the run.
@@ -120,13 +120,13 @@ def push(run: str, repo: str, *, images: int | float | str | None = None, sigma_
         try:
             api.create_repo(repo, private=True, exist_ok=True)
             api.upload_folder(repo_id=repo, folder_path=folder, commit_message=f"Exported from {Path(run).name}")
-        except Exception as error:  # network, token, name: whatever the hub has to say
+        except Exception as error:  # network, token, name, ...
             raise ValueError(f"the hub did not take {run} as {repo!r}: {' '.join(str(error).split())[:300]}") from None
     print(f"sigma_rel {sigma_rel:g} after {age} images: {repo} on the hub")
 
 
 def pull(repo: str, run: str, *, revision: str | None = None) -> None:
-    """Makes a run of a model from the Hugging Face Hub, or from a folder that was exported.
+    """Make a run of a model from the Hugging Face Hub, or from a folder that was exported.
 
     Args:
         repo: OWNER/NAME, or the path of a folder.
@@ -145,14 +145,14 @@ def pull(repo: str, run: str, *, revision: str | None = None) -> None:
             folder = snapshot_download(repo, revision=revision, allow_patterns=["config.json", "model.safetensors"])
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
-            raise ValueError(f"{repo!r} is no folder here, and the hub has no such model: {reason}") from None
-    model, told = read_export(folder)
+            raise ValueError(f"{repo!r} is neither a local folder nor a model of the hub: {reason}") from None
+    model, description = read_export(folder)
     path = write_run(
         run,
         model,
         model.state_dict(),
-        images=told["images"],
-        sigma_rel=told["sigma_rel"],
-        planned_images=told.get("planned_images"),
+        images=description["images"],
+        sigma_rel=description["sigma_rel"],
+        planned_images=description.get("planned_images"),
     )
-    print(f"sigma_rel {told['sigma_rel']:g} after {told['images']} images: {path}")
+    print(f"sigma_rel {description['sigma_rel']:g} after {description['images']} images: {path}")

@@ -1,4 +1,4 @@
-"""Where an evaluation finds its models: the averages alive in training and the snapshots on disk."""
+"""Models of an evaluation: averages of a running training, and snapshots on disk."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class LiveAverages(Protocol):
 
     @property
     def sigma_rels(self) -> Collection[float | str]:
-        """The lengths of its averages, or the name of another kind."""
+        """Widths of its averages, or the name of another kind."""
 
     def live(self, sigma_rel: float | str) -> Denoiser:
-        """The average of that length as it stands now."""
+        """Current average of that width."""
 
 
 def find_average(callbacks: Iterable[object], average: float | str) -> LiveAverages:
-    """That of `callbacks` which holds `average`.
+    """Find the callback that holds `average`.
 
     Raises:
         ValueError: if none does.
@@ -63,7 +63,7 @@ class RunModels:
         """That average, read or rebuilt, on the device of the evaluation.
 
         Raises:
-            SnapshotMissing: if there is no such snapshot; its `not_yet` tells whether it is still to come.
+            SnapshotMissing: if there is no such snapshot; with `not_yet` if it may still be stored.
             ValueError: if the run does not exist.
         """
         key = (run, images, sigma_rel)
@@ -77,10 +77,10 @@ class RunModels:
 
 
 class DryRunModels:
-    """Models for a look ahead, before training: snapshots of other runs must be there, those of this run need not."""
+    """Dry-run resolver used before training: snapshots of other runs must exist, those of this run need not."""
 
     def __init__(self, main: Denoiser, run: str | Path) -> None:
-        """`main` stands in for all snapshots of `run`."""
+        """`main` takes the place of every snapshot of `run`."""
         self._main, self.run = main, Path(run)
 
     @property

@@ -1,4 +1,4 @@
-"""Samples of any denoiser in one call."""
+"""Sample of any denoiser in one call."""
 
 from __future__ import annotations
 

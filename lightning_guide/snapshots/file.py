@@ -1,4 +1,4 @@
-"""One snapshot on disk: a safetensors file whose header says what it is, and whose checksum proves it whole.
+"""Snapshot file: safetensors with a header of metadata and a checksum.
 
 The header's metadata holds, as strings: the format, images seen, sigma_rel (0 for raw weights), the recipe of the
 network, the planned length of the run, the names of the buffers, the version of the code, and a SHA-256 checksum
@@ -32,7 +32,7 @@ FORMAT = "lightning-guide snapshot 1"
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a snapshot file says about itself.
+    """Metadata of a snapshot file.
 
     Attributes:
         images: number of training images seen, exactly.
@@ -52,7 +52,7 @@ class Metadata:
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Metadata, *, dtype: torch.dtype) -> None:
-    """Writes a snapshot file atomically: at every moment `path` is absent, the old file, or the whole new one.
+    """Write a snapshot file atomically: at every moment `path` is absent, the old file, or the whole new one.
 
     Averaged tensors are stored in `dtype`; the buffers named in `metadata` stay bit for bit what they are.
 
@@ -78,10 +78,10 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Metadata, *, dtyp
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], Metadata]:
-    """Tensors, in the types they were stored in, and metadata of a snapshot file, after proving it whole.
+    """Tensors, in the types they were stored in, and metadata of a snapshot file, after verifying its checksum.
 
     Raises:
-        ValueError: naming the file, if it is missing, cut off, altered, or no snapshot at all.
+        ValueError: naming the file, if it is missing, cut off, altered, or not a snapshot.
     """
     _header(path)
     try:
@@ -99,7 +99,7 @@ def read_metadata(path: Path) -> Metadata:
     """Metadata from the header alone; the size is checked, the checksum is not.
 
     Raises:
-        ValueError: naming the file, if it is missing, cut off, or no snapshot at all.
+        ValueError: naming the file, if it is missing, cut off, or not a snapshot.
     """
     return _decode(path, _header(path))
 
@@ -139,10 +139,10 @@ def _header(path: Path) -> dict[str, str]:
         header = contents.pop("__metadata__")
         expected = 8 + length + max((entry["data_offsets"][1] for entry in contents.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        raise ValueError(f"{path} is no snapshot, or its header is cut off or damaged ({size} bytes)") from None
+        raise ValueError(f"{path} is not a snapshot, or its header is cut off or damaged ({size} bytes)") from None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         found = header.get("format") if isinstance(header, dict) else header
-        raise ValueError(f"{path} is no snapshot that this version can read: expected {FORMAT!r}, found {found!r}")
+        raise ValueError(f"{path} is not a snapshot that this version can read: expected {FORMAT!r}, found {found!r}")
     if size != expected:
         what = "is truncated" if size < expected else "has foreign bytes at its end"
         raise ValueError(f"{path} {what}: {size} bytes, expected {expected}")

@@ -1,7 +1,7 @@
-"""Which snapshots a folder holds: its files, and beside them `index.json`, which vouches for them and knows lost ones.
+"""Index of a snapshot folder, `index.json`, with which complete files are found at once and lost ones are noticed.
 
-The index is a cache: a file counts as soon as it has its final name, and without an index all is found again. What the
-index lists is known to be whole and is not opened; what it lists and is not there was lost.
+The index is a cache: a file counts as soon as it has its final name, and without an index all files are found again.
+Listed files are complete and are not opened; listed files that do not exist were lost.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class SnapshotIndex:
             return set()
 
     def write(self) -> None:
-        """Lists what is there, and what was listed before."""
+        """List what is there, and what was listed before."""
         names = self.listed() | {entry.path.name for entry in self.entries()}
         entries = parse_file_names(self.folder, names)
         rows = [{"images": e.images, "sigma_rel": e.sigma_rel, "file": e.path.name} for e in entries]
@@ -49,14 +49,14 @@ class SnapshotIndex:
             temporary.write_text(json.dumps({"snapshots": rows}), encoding="utf-8")
 
     def remove_stale(self) -> None:
-        """Removes the temporary files of a writer that was killed."""
+        """Remove the temporary files of a writer that was killed."""
         for stale in self.folder.glob(".*.tmp"):
             name = stale.name[1:-4]
             if name == _NAME or parse_file_names(self.folder, [name]):
                 stale.unlink(missing_ok=True)
 
     def check_not_lost(self, images: int, sigma_rel: float) -> None:
-        """Refuses a snapshot that the index lists and whose file is gone.
+        """Refuse a snapshot that the index lists and whose file is gone.
 
         Raises:
             SnapshotMissing: naming the file.
@@ -71,7 +71,7 @@ class SnapshotIndex:
 
 
 def _is_whole(entry: Entry) -> bool:
-    """Whether a file that no index vouches for has all its bytes; warns if not."""
+    """Whether an unlisted file has all its bytes; warn if not."""
     try:
         read_metadata(entry.path)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""How snapshots are named: on disk, by a user (a count or a fraction of the run), and in an error message."""
+"""Names of snapshots: file names, image counts or fractions of the run given by users, and error messages."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ _NAME = re.compile(r"images-(\d{12,})-sigma_rel-(0\.\d{4})\.safetensors")
 
 @dataclass(frozen=True, order=True)
 class Entry:
-    """One file of a store: weights after `images` training images, averaged with `sigma_rel` (0: raw)."""
+    """File of a store: weights after `images` training images, averaged with `sigma_rel` (0: raw)."""
 
     images: int
     sigma_rel: float
     path: Path
 
 
-class SnapshotMissing(ValueError):  # noqa: N818 - reads as what it is
-    """A snapshot that is not in the store; the message says which ones are.
+class SnapshotMissing(ValueError):  # noqa: N818 - a state of the store, not a failure
+    """Error for a snapshot that is not in the store; the message lists those that are.
 
     Attributes:
         not_yet: whether it lies in the future of the run: later than the newest snapshot, or than `until`.
     """
 
     def __init__(self, message: str, *, not_yet: bool) -> None:
-        """Keeps the sentence, and whether waiting can help."""
+        """`message` is one sentence; `not_yet`: whether the snapshot may still be stored."""
         super().__init__(message)
         self.not_yet = not_yet
 
@@ -67,7 +67,7 @@ def file_name(images: int, sigma_rel: float) -> str:
 
 
 def parse_file_names(folder: Path, names: Iterable[str]) -> list[Entry]:
-    """Those `names` that name snapshots in `folder`, sorted; all others are left out."""
+    """Entries of those `names` that are snapshots in `folder`, sorted."""
     matches = ((name, _NAME.fullmatch(name)) for name in names)
     return sorted(Entry(int(match[1]), float(match[2]), folder / name) for name, match in matches if match)
 
@@ -129,7 +129,7 @@ def stored_exactly(entries: Sequence[Entry], images: int, sigma_rel: float) -> E
 
 
 def available(entries: Sequence[Entry]) -> str:
-    """What there is, in a few words for an error message."""
+    """List of the stored snapshots for an error message."""
     if not entries:
         return "there are no snapshots"
     times = sorted({entry.images for entry in entries})

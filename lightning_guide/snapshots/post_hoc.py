@@ -1,4 +1,4 @@
-"""Post-hoc averages: which snapshots make up a target, and adding them up in one pass over the files.
+"""Post-hoc EMA reconstruction: the combination of stored averages for a target, summed in one pass over the files.
 
 Karras et al., EDM2, section 3.2 and algorithm 3, https://arxiv.org/abs/2312.02696; the maths is in `ema`.
 """
@@ -84,7 +84,7 @@ def weighted_sums(load: Callable[[Entry], Rebuilt], targets: Sequence[Mapping[En
 
 
 def _check_same_network(entry: Entry, previous: Rebuilt, current: Rebuilt) -> None:
-    """Raises ValueError if two inputs of one sum differ in recipe, names or shapes."""
+    """Raise ValueError if two inputs of one sum differ in recipe, names or shapes."""
     shapes = [{name: tensor.shape for name, tensor in tensors.items()} for tensors, _ in (previous, current)]
     if shapes[0] != shapes[1] or not equivalent(previous[1].recipe, current[1].recipe):
         raise ValueError(

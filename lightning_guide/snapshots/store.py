@@ -1,4 +1,4 @@
-"""The snapshot store: which weights were kept when, on disk, and how to get any average of them back.
+"""Snapshot store: averaged weights on disk, and post-hoc reconstruction of any average.
 
 A folder holds one file for each (images, sigma_rel) and an index of them (`SnapshotIndex`). Only the training process
 of rank 0 writes; anybody may read at the same time. A process killed at any moment leaves a readable store: a file has
@@ -65,9 +65,9 @@ class SnapshotStore:
         planned_images: int | None = None,
         buffers: Collection[str] = (),
     ) -> Path:
-        """Writes one snapshot, then the index, each atomically; returns once the snapshot is on the disk.
+        """Write one snapshot, then the index, each atomically; returns once the snapshot is on the disk.
 
-        `sigma_rel` 0 marks raw weights. `buffers` names the tensors that are no averages: they, and all that are
+        `sigma_rel` 0 marks raw weights. `buffers` names the tensors that are not averaged: they, and all that are
         not of a floating type, are stored bit for bit. A snapshot of the same (images, sigma_rel) is replaced.
 
         Raises:
@@ -96,7 +96,7 @@ class SnapshotStore:
 
     @property
     def planned_images(self) -> int | None:
-        """Planned length of the run in images, as the newest snapshot that knows it says."""
+        """Planned length of the run in images, from the newest snapshot that records it."""
         return self._planned(self.entries())
 
     def load(self, entry: Entry) -> tuple[dict[str, Tensor], Metadata]:
@@ -115,7 +115,7 @@ class SnapshotStore:
     def resolve_images(self, images: int | float | str, until: int | None = None) -> int:
         """The image count that `images` means: itself, or the stored count nearest to a fraction of the planned run.
 
-        `parse_images` tells counts from fractions; `fraction_images` of the plan must lie within 1 % of a stored
+        For fractions (`parse_images`) the fraction of the plan (`fraction_images`) must lie within 1 % of a stored
         count. Snapshots later than `until` do not exist.
 
         Raises:
@@ -212,7 +212,7 @@ class SnapshotStore:
         plans: list[dict[Entry, float]] = []
         for images, sigma_rel in targets:
             if sigma_rel != 0:
-                gamma(sigma_rel)  # refuses what is no width of an average before anything is looked up
+                gamma(sigma_rel)  # refuses an invalid width before any look-up
             count = self.resolve_images(images, until)
             if same := stored_exactly(entries, count, sigma_rel):
                 plans.append({same: 1.0})
@@ -224,7 +224,7 @@ class SnapshotStore:
         return weighted_sums(self.load, plans)
 
     def _until(self, until: int | None) -> list[Entry]:
-        """The entries that exist when the run stands at `until` images."""
+        """Entries that exist once `until` images have been seen."""
         return [entry for entry in self.entries() if until is None or entry.images <= until]
 
     def _planned(self, entries: Sequence[Entry]) -> int | None:
