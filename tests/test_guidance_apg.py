@@ -1,4 +1,4 @@
-"""APG against its algorithm written out for one sample at a time, and what momentum does in each sampler."""
+"""APG against its algorithm written out for one sample at a time, and its momentum in each sampler."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def test_the_step_is_added_to_the_positive() -> None:
     x, pos, neg = torch.randn(3, 6, 3, 4, 5, dtype=torch.float64)
     out = combined(AdaptiveProjection(norm_threshold=1e-9), x, 0.7, pos, (2.0, neg))
     assert (out - pos).abs().max() < 1e-8 and (out - neg).abs().min() > 1e-6
-    along = combined(AdaptiveProjection(eta=0.0), x, 0.7, pos, (3.0, 0.4 * pos))  # nothing but a parallel part
+    along = combined(AdaptiveProjection(eta=0.0), x, 0.7, pos, (3.0, 0.4 * pos))  # a parallel part only
     torch.testing.assert_close(along, pos)
 
 
-def test_no_positive_to_project_on() -> None:
+def test_zero_positive_has_no_parallel_part() -> None:
     x, neg = torch.randn(2, 3, 4, dtype=torch.float64)
     pos = torch.zeros_like(x)
     torch.testing.assert_close(combined(AdaptiveProjection(), x, 0.7, pos, (3.0, neg)), -2 * neg)
@@ -61,7 +61,7 @@ def test_no_positive_to_project_on() -> None:
 
 
 def walked(x: Tensor, momentum: float, weights: list[float], heun: bool) -> Tensor:
-    """Euler or Heun with a running sum for each negative that advances by what the predictor sees."""
+    """Euler or Heun with a running sum for each negative that advances by the difference of the predictor."""
     pos, *negs = mixtures()
     sums = [torch.zeros_like(x) for _ in negs]
 
@@ -99,7 +99,7 @@ def test_the_sum_advances_once_in_a_step_and_each_negative_has_its_own(sampler: 
 
 
 def test_the_sum_keeps_no_graph() -> None:
-    """Gradients may be wanted at each step; the network's activations do not pile up along the trajectory."""
+    """With gradients at each step, the activations of the network do not accumulate along the trajectory."""
     model, x = Net(), torch.randn(2, 3, 4, 4, dtype=torch.float64).requires_grad_()
     predict = guided([model, Net()], [2.0], AdaptiveProjection(momentum=-0.5)).start(trajectory_at(x, 0.7))
     out = predict(x, torch.tensor(0.7).double(), None).clean

@@ -30,7 +30,7 @@ def model(covariance: Matrix) -> GaussianMixture:
 
 
 def sampled(denoiser: Denoiser, sampler: Sampler) -> Matrix:
-    """Covariance of the samples: the sampler is linear in x, so two rows of x tell its matrix."""
+    """Covariance of the samples: the sampler is linear in x, so two rows of x give its matrix."""
     start = float(sampler.grid.sigmas()[0])
     x = torch.eye(2, dtype=torch.float64) * start
     *_, end = sampler.steps(denoiser, x, seeds=SampleSeeds(0, [0, 1]))
@@ -115,12 +115,12 @@ LABELS = torch.arange(8) % 2
 
 @pytest.mark.parametrize("weight", [0.0, 1.0, 1.7, 4.0])
 @pytest.mark.parametrize("sigma", [0.1, 2.0])
-def test_guiding_with_itself_changes_no_bit(weight: float, sigma: float) -> None:
+def test_guidance_by_itself_is_the_model_to_the_bit(weight: float, sigma: float) -> None:
     x, level, good = torch.randn(8, 2), torch.tensor(sigma), labeled(0.2)
     assert torch.equal(Autoguidance(labeled(0.2), weight, positive=good)(x, level, LABELS), good(x, level, LABELS))
 
 
-def test_both_models_see_the_same_condition() -> None:
+def test_both_models_receive_the_same_condition() -> None:
     x, level, good, bad = torch.randn(8, 2), torch.tensor(0.5), labeled(0.2), labeled(0.6)
     guided = Autoguidance(bad, 2.0, positive=good)(x, level, LABELS)
     torch.testing.assert_close(guided, 2 * good(x, level, LABELS) - bad(x, level, LABELS), rtol=1e-5, atol=1e-6)

@@ -1,4 +1,4 @@
-"""References: what a config names before any model exists, and how it is filled in."""
+"""References: placeholders in a config for models that do not exist yet, and their resolution."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def labeled(spread: float, classes: int = 2) -> GaussianMixture:
 
 
 class Store:
-    """Models of a run that remember who asked."""
+    """Models of a run that record requests."""
 
     def __init__(self, main: Denoiser, snapshot: Denoiser) -> None:
         self.main, self.guider = main, snapshot
@@ -84,7 +84,7 @@ def test_resolving_twice_gives_independent_guidances() -> None:
 
 
 class Held(Guidance):
-    """Keeps denoisers in containers of other kinds."""
+    """A guidance with denoisers in containers of other kinds."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -138,14 +138,14 @@ def test_there_must_be_labels_to_drop(config: Denoiser) -> None:
         config.resolve(Store(plain, plain))
 
 
-def test_an_unconditional_model_may_be_guided_by_an_unconditional_network_or_its_younger_self() -> None:
+def test_an_unconditional_model_may_be_guided_by_an_unconditional_network_or_an_earlier_snapshot() -> None:
     plain, other = gaussian([0.0, 0.0], torch.eye(2)), gaussian([0.0, 0.0], 2 * torch.eye(2))
     x, level = torch.randn(4, 2), torch.tensor(0.5)
     for config in (ClassifierFreeGuidance(2.0, unconditional=Snapshot()), Autoguidance(Snapshot(), 2.0)):
         torch.testing.assert_close(config.resolve(Store(plain, other))(x, level), 2 * plain(x, level) - other(x, level))
 
 
-def test_an_unresolved_guidance_says_so() -> None:
+def test_an_unresolved_guidance_is_refused() -> None:
     for config in (Main(), Autoguidance(Snapshot(), 2.0)):
         with pytest.raises(ValueError, match=r"Main is a reference.*call resolve\(models\)"):
             Euler().sample(config, seeds=SampleSeeds(0, [0]))

@@ -35,7 +35,7 @@ def test_formula(shape: tuple[int, ...], gamma: float) -> None:
     torch.testing.assert_close(out, torch.stack(rows))
 
 
-def test_normalized_steps_have_one_length_whatever_the_difference() -> None:
+def test_normalized_steps_have_the_same_length_for_any_difference() -> None:
     x, pos = torch.randn(2, 6, 3, 4, 5, dtype=torch.float64)
     neg = pos + torch.tensor([1e-12, 1e-6, 1e-3, 1.0, 1e3, 1e6]).double().reshape(-1, 1, 1, 1) * torch.randn_like(x)
     out = combined(BetaWeighted(), x, 0.7, pos, (3.0, neg), step=3, steps=8)
@@ -47,7 +47,7 @@ def test_the_first_step_follows_the_negative() -> None:
     x, pos, neg = torch.randn(3, 6, 4, dtype=torch.float64)
     torch.testing.assert_close(combined(BetaWeighted(), x, 0.7, pos, (3.0, neg), step=0, steps=8), neg)
     flat = combined(BetaWeighted(a=1.0, b=3.0, gamma=0.0), x, 0.7, pos, (2.0, neg), step=0, steps=8)
-    torch.testing.assert_close(flat, neg + 2 * 3 * (pos - neg))  # the density of Beta(1, 3) begins at 3
+    torch.testing.assert_close(flat, neg + 2 * 3 * (pos - neg))  # the density of Beta(1, 3) starts at 3
 
 
 def trapezoid(x: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from lightning_guide.seeds import SampleSeeds
 
 
 class Labeled(Denoiser):
-    """D = a_c x, with a of its own for no label; notes the size of each batch."""
+    """D = a_c x, with a of its own for no label; records the size of each batch."""
 
     data_shape, num_classes, sigma_data = (3,), 4, 0.5
 
@@ -40,7 +40,7 @@ class Labeled(Denoiser):
 
 
 def trajectory_of(x: Tensor) -> Trajectory:
-    """A fresh one at noise level 1."""
+    """A new one at noise level 1."""
     return Trajectory(x=x, seeds=SampleSeeds(0, range(len(x))), sigma=1.0)
 
 
@@ -59,7 +59,7 @@ def test_small_batches_run_together(count: int) -> None:
     torch.testing.assert_close(together.clean, pos + 2 * (pos - none) + 0.5 * (pos - other))
 
 
-def test_only_where_it_is_on_and_the_positive_the_same() -> None:
+def test_one_batch_needs_the_same_positive_and_a_weight_that_is_on() -> None:
     model, other, x = Labeled(), Labeled(), torch.randn(2, 3)
     off = ClassifierFreeGuidance(Interval(2.0, 2.0, 3.0), positive=model)
     trajectory = trajectory_of(x)
@@ -82,7 +82,7 @@ def test_whole_trajectories_agree(guided: type, monkeypatch: pytest.MonkeyPatch)
     torch.testing.assert_close(*ends)
 
 
-def test_a_gradient_is_taken_of_the_positive_alone() -> None:
+def test_gradients_are_taken_of_the_positive_only() -> None:
     model, x = Labeled(), torch.randn(2, 3)
     guided = ClassifierFreeGuidance(2.0, positive=model, combination=RectifiedGradient())
     with torch.no_grad():

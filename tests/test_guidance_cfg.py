@@ -30,7 +30,7 @@ def test_score_is_that_of_the_sharpened_posterior(weight: float, sigma: float) -
 
 
 @pytest.mark.parametrize("labels", [None, torch.full((5,), -1)], ids=["None", "-1"])
-def test_without_a_label_there_is_nothing_to_guide(labels: torch.Tensor | None) -> None:
+def test_without_labels_the_result_is_unguided(labels: torch.Tensor | None) -> None:
     x, level = torch.randn(5, 2), torch.tensor(0.4)
     assert torch.equal(ClassifierFreeGuidance(3.0, positive=MODEL)(x, level, labels), MODEL(x, level))
 
@@ -49,22 +49,22 @@ def test_unconditional_drops_the_label() -> None:
     assert torch.equal(unconditional(x, level, torch.tensor([0, 1, 2])), MODEL(x, level))
 
 
-def test_a_network_of_its_own_may_be_the_unconditional_one() -> None:
+def test_a_separate_network_may_be_the_unconditional_one() -> None:
     x, level, labels = torch.randn(3, 2).double(), torch.tensor(0.4), torch.tensor([0, 1, 2])
     other = gaussian([0.0, 0.0], [[1.0, 0.0], [0.0, 1.0]])
     guided = ClassifierFreeGuidance(2.0, unconditional=other, positive=MODEL)(x, level, labels)
     torch.testing.assert_close(guided, 2 * MODEL(x, level, labels) - other(x, level))
 
 
-def test_guided_samples_are_surer_of_their_class_and_cost_twice() -> None:
+def test_guided_samples_have_higher_class_probability_at_twice_the_cost() -> None:
     labels = torch.arange(300) % 3
 
-    def sureness(weight: float) -> tuple[float, int]:
+    def class_probability(weight: float) -> tuple[float, int]:
         guided = ClassifierFreeGuidance(weight, positive=MODEL)
         end = Heun().sample(guided, seeds=SampleSeeds(0, range(300)), condition=labels)
         zero = torch.tensor(0.0)
         ratio = MODEL.log_density(end.x, zero, labels) - MODEL.log_density(end.x, zero)
         return float(ratio.mean()), end.evaluations
 
-    (weak, once), (strong, twice) = sureness(1.0), sureness(3.0)
+    (weak, once), (strong, twice) = class_probability(1.0), class_probability(3.0)
     assert strong > weak + 0.05 and (once, twice) == (63, 126)

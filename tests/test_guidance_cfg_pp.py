@@ -40,7 +40,7 @@ def test_weight_zero_samples_without_condition(sampler: Sampler) -> None:
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: type(s).__name__)
-def test_without_a_label_there_is_nothing_to_guide(sampler: Sampler) -> None:
+def test_without_labels_the_result_is_unguided(sampler: Sampler) -> None:
     x = start(2, batch=4)
     end, alone = (walk(sampler, each, x, LABELS) for each in (ClassifierFreeGuidancePP(positive=MODEL), MODEL))
     torch.testing.assert_close(end.x[3], alone.x[3])

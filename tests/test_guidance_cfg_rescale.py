@@ -59,14 +59,14 @@ def test_the_positive_is_evaluated_once_and_not_for_the_steps_that_need_none() -
 
 
 def test_data_without_a_spread() -> None:
-    """One number each, or all values equal: the ratio is 0 / 0, and nothing is rescaled."""
+    """One number each, or all values equal: the ratio is 0 / 0, with no rescaling."""
     for shape in ((1,), (1, 1, 1), (3, 2, 2)):
         x, pos, neg = (value * torch.ones(4, *shape, dtype=torch.float64) for value in (1.0, 0.5, 0.2))
         out = combined(Rescale(1.0), x, 0.7, pos, (3.0, neg))
         torch.testing.assert_close(out, pos + 2 * (pos - neg))
 
 
-def test_a_noise_told_apart_stays() -> None:
+def test_separate_noise_direction_is_unchanged() -> None:
     x, pos, neg, noise = torch.randn(4, 6, 3, 4, 5, dtype=torch.float64)
     branches = (constant_branch(pos, noise), [(2.0, constant_branch(neg, 0.5 * noise))])
     level = torch.tensor(0.7).double()

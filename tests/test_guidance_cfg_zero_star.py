@@ -46,7 +46,7 @@ def test_parallel_velocities_leave_the_positive() -> None:
     u = 0.3 * velocity(pos, x, 0.7)
     neg = (x - 0.7 * u) / 1.7
     torch.testing.assert_close(combined(ZeroStar(zero_steps=0), x, 0.7, pos, (3.0, neg)), pos)
-    still = x / 1.7  # v = 0: nothing to scale
+    still = x / 1.7  # v = 0: no direction to scale
     out = combined(ZeroStar(zero_steps=0), x, 0.7, pos, (3.0, still))
     assert bool(out.isfinite().all())
 
@@ -69,7 +69,7 @@ def test_euler_is_the_flow_walked_in_its_own_coordinates(zero_steps: int) -> Non
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: type(s).__name__)
-def test_first_steps_stand_still_in_the_flow_and_evaluate_nothing(sampler: Sampler) -> None:
+def test_first_steps_have_zero_velocity_and_no_evaluation(sampler: Sampler) -> None:
     x = start(3, 4, 5)
     denoiser = guided(blobs(3, 4, 5), [2.0, 1.5], ZeroStar(zero_steps=2))
     spent = [0]
@@ -82,7 +82,7 @@ def test_first_steps_stand_still_in_the_flow_and_evaluate_nothing(sampler: Sampl
 
 
 def test_only_zero_steps() -> None:
-    """All of them: the flow never moves, so that the noise itself comes out."""
+    """All of them: the flow never moves, and the result is the noise itself."""
     x = start(2)
     for sampler in (Euler(GRID), DPMSolver2M(GRID)):
         end = walk(sampler, guided(mixtures(), [2.0, 1.5], ZeroStar(zero_steps=100)), x)

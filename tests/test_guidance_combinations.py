@@ -1,4 +1,4 @@
-"""What every rule of combination owes: its neutral setting, being off, rows apart, a fresh state, no overflow."""
+"""Properties of every combination: neutral setting, weight 1, independent rows, new state, no overflow."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ RULES: dict[str, Combination] = {name: rule for name, (rule, _) in NEUTRAL.items
 }
 SHAPES = {"points": (2,), "sequence": (5, 3), "images": (3, 6, 7)}
 ALL = [(name, shape) for name in RULES for shape in SHAPES if name != "FDG" or shape == "images"]
-OFF = [name for name in RULES if "CFG++" not in name]  # CFG++ asks its negative at every weight
+OFF = [name for name in RULES if "CFG++" not in name]  # CFG++ evaluates its negative at every weight
 each_rule = pytest.mark.parametrize(("name", "shape"), ALL)
 each_sampler = pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: type(s).__name__)
 UNCALLABLE = Main()  # a reference raises when it is called
@@ -72,7 +72,7 @@ def test_neutral_setting_is_the_plain_rule_with_two_negatives(name: str, shape: 
     rule, neutral = (walk(sampler, guided(models, [2.5, 1.5], each), x) for each in NEUTRAL[name])
     torch.testing.assert_close(neutral.x, plain.x, rtol=1e-11, atol=1e-11)
     assert neutral.evaluations == plain.evaluations
-    assert (rule.x - plain.x).abs().max() > 1e-3, "the rule does nothing"
+    assert (rule.x - plain.x).abs().max() > 1e-3, "the rule has no effect"
 
 
 @each_sampler
@@ -126,8 +126,8 @@ def test_equal_branches_leave_the_positive(name: str, shape: str) -> None:
     for clean in (pos, torch.zeros_like(pos), 1e-150 * pos):
         out = combined(RULES[name], x, 0.7, clean, (3.0, clean), (0.2, clean.clone()), step=1, steps=4)
         torch.testing.assert_close(out, clean, rtol=1e-12, atol=1e-15 * float(x.abs().max()))
-    nothing = torch.zeros_like(x)
-    assert bool(combined(RULES[name], nothing, 0.7, nothing, (3.0, nothing), step=1, steps=4).isfinite().all())
+    zero = torch.zeros_like(x)
+    assert bool(combined(RULES[name], zero, 0.7, zero, (3.0, zero), step=1, steps=4).isfinite().all())
 
 
 def test_equal_branches_leave_the_positive_along_a_trajectory() -> None:
@@ -142,9 +142,9 @@ def test_equal_branches_leave_the_positive_along_a_trajectory() -> None:
 @pytest.mark.parametrize("name", [name for name in RULES if name != "REG"])
 def test_norms_of_half_precision_neither_overflow_nor_vanish(name: str, dtype: torch.dtype) -> None:
     """Squares of these sum to 1e8, or to 1e-9 each: beyond float16 on both sides."""
-    for size, apart in ((300.0, 100.0), (1.0, 1e-3)):
+    for size, distance in ((300.0, 100.0), (1.0, 1e-3)):
         clean = size * torch.randn(2, 3, 16, 16, dtype=torch.float64)
-        branches = [clean, clean + apart * torch.randn_like(clean), clean - apart * torch.randn_like(clean)]
+        branches = [clean, clean + distance * torch.randn_like(clean), clean - distance * torch.randn_like(clean)]
         x = clean + 2 * torch.randn_like(clean)
         x, pos, one, two = (each.to(dtype) for each in (x, *branches))
         out = combined(RULES[name], x, 2.0, pos, (2.0, one), (1.5, two), step=1, steps=4)
@@ -153,7 +153,7 @@ def test_norms_of_half_precision_neither_overflow_nor_vanish(name: str, dtype: t
             RULES[name], x.double(), 2.0, pos.double(), (2.0, one.double()), (1.5, two.double()), step=1, steps=4
         )
         bits = 2 * torch.finfo(dtype).eps
-        torch.testing.assert_close(out.double(), exact, rtol=bits, atol=3 * bits * (size + 3 * apart))
+        torch.testing.assert_close(out.double(), exact, rtol=bits, atol=3 * bits * (size + 3 * distance))
 
 
 def test_half_precision_of_a_gradient() -> None:
@@ -176,7 +176,7 @@ def test_a_recipe_rebuilds_the_rule(name: str) -> None:
 
 @pytest.mark.parametrize("which", ["positive", "negative", "second", "all"])
 @pytest.mark.parametrize("name", [name for name in NEUTRAL if name != "REG"])
-def test_a_noise_told_apart_is_combined_as_in_the_plain_rule(name: str, which: str) -> None:
+def test_separate_noise_direction_is_combined_by_the_plain_rule(name: str, which: str) -> None:
     x, *rest = torch.randn(7, 3, 3, 6, 7, dtype=torch.float64)
     cleans, noises, sigma = rest[:3], rest[3:], torch.tensor(0.6, dtype=torch.float64)
     heard = {"positive": [0], "negative": [1], "second": [2], "all": [0, 1, 2]}[which]
@@ -192,7 +192,7 @@ def test_a_noise_told_apart_is_combined_as_in_the_plain_rule(name: str, which: s
 
 
 @pytest.mark.parametrize("name", ["APG", "Zero*", "TCFG", "MAMBO-G", "beta"])
-def test_what_a_rule_adds_to_the_clean_estimate_it_takes_from_the_noise(name: str) -> None:
+def test_noise_changes_by_minus_the_push_over_sigma(name: str) -> None:
     rule = RULES[name]
     assert isinstance(rule, PairCombination)
     x, clean, neg, noise = torch.randn(4, 3, 5, dtype=torch.float64)
@@ -205,7 +205,7 @@ def test_what_a_rule_adds_to_the_clean_estimate_it_takes_from_the_noise(name: st
     torch.testing.assert_close(out.noise, (x - out.clean) / sigma + 2 * beyond)
 
 
-def test_noise_is_left_implied_where_nobody_tells_it() -> None:
+def test_noise_stays_implied_without_a_separate_direction() -> None:
     x, pos, neg = torch.randn(3, 3, 3, 6, 7)
     for name, rule in RULES.items():
         if name not in ("CFG++", "rescaled CFG++", "REG"):
@@ -231,7 +231,7 @@ def test_gradients_flow_through_the_rule(rule: Combination) -> None:
 
 @pytest.mark.parametrize("rule", GRADIENTS, ids=lambda each: type(each).__name__)
 def test_gradients_are_finite_where_the_branches_agree(rule: Combination) -> None:
-    """At a difference of 0 norms have no derivative. A row without a label comes here in each step."""
+    """At a difference of 0 norms have no derivative. This is the case of a row without a label in each step."""
     model, x = blobs(1, 5, 5)[0], start(1, 5, 5, batch=1).float().requires_grad_()
     (gradient,) = torch.autograd.grad(last_step(rule, [model] * 3, x).sum(), x)
     assert gradient.abs().max() < 10

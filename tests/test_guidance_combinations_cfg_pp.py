@@ -83,7 +83,7 @@ def test_weight_zero_samples_the_negative_to_the_bit_and_the_positive_is_not_cal
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: type(s).__name__)
-def test_weight_one_still_asks_the_negative(sampler: Sampler) -> None:
+def test_weight_one_still_evaluates_the_negative(sampler: Sampler) -> None:
     models, x = mixtures()[:2], start(2, batch=5)
     alone, end = walk(sampler, models[0], x), walk(sampler, guided(models, [1.0], RenoiseWithNegative()), x)
     assert end.evaluations == 2 * alone.evaluations and (end.x - alone.x).abs().max() > 0.01

@@ -62,7 +62,7 @@ class Numbered(PairCombination):
         return push
 
 
-def test_each_negative_has_a_state_of_its_own_also_while_others_are_off() -> None:
+def test_each_negative_keeps_its_own_state_while_others_are_off() -> None:
     x, pos = torch.zeros(2, 1), torch.zeros(2, 1)
     assert float(combined(Numbered(), x, 0.7, pos, (2.0, x), (1.0, x), (3.0, x))[0]) == 5.0
     combine = Numbered().start(Trajectory(x=x, seeds=None, sigma=0.7))  # type: ignore[arg-type]

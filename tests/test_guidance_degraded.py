@@ -43,15 +43,15 @@ def test_dropout_is_drawn_for_each_sample_and_call(probability: float) -> None:
     assert not torch.equal(results[1] == 0, results[2] == 0)
 
 
-def test_dropout_takes_its_share_and_keeps_the_mean() -> None:
+def test_dropout_zeroes_its_share_and_keeps_the_mean() -> None:
     module = SamplingDropout(0.1).replace(nn.Dropout(), trajectory())
     y = module(torch.ones(3, 20_000))
-    assert float((y == 0).double().mean()) == pytest.approx(0.1, abs=0.006)  # standard deviation .0012
+    assert float((y == 0).double().mean()) == pytest.approx(0.1, abs=0.006)  # standard deviation 0.0012
     assert float(y.mean()) == pytest.approx(1, abs=0.01)
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_dropout_takes_the_place_of_the_dropout_layers(kind: str) -> None:
+def test_dropout_replaces_the_dropout_layers(kind: str) -> None:
     model = NETWORKS[kind](dropout=0.2)
     plain = run(model)
     degraded = Perturbed([SamplingDropout(0.1)], positive=model)
@@ -67,7 +67,7 @@ def test_dropout_takes_the_place_of_the_dropout_layers(kind: str) -> None:
 # Input noise
 
 
-def test_no_extra_noise_changes_nothing() -> None:
+def test_zero_noise_is_the_model_to_the_bit() -> None:
     x = torch.randn(4, 2)
     assert torch.equal(NoisyInput(0.0, positive=EXACT)(x, SIGMA), EXACT(x, SIGMA))
 
@@ -99,7 +99,7 @@ def test_more_noise_is_a_larger_error() -> None:
     assert errors == sorted(errors)
 
 
-def test_the_degradation_is_undone_by_itself_and_not_by_another() -> None:
+def test_guidance_by_more_noise_undoes_the_degradation() -> None:
     """Means over n: 10 % guided by 20 % at w = 2 is nearer to the exact denoiser than 10 % alone; at w < 1 farther."""
     x = torch.tensor([[1.5, -0.7]], dtype=torch.float64).expand(5000, 2)
     exact = EXACT(x[:1], LEVEL)
@@ -116,8 +116,8 @@ def test_the_degradation_is_undone_by_itself_and_not_by_another() -> None:
     assert undone < alone / 2 < worse / 2
 
 
-def test_degraded_samplers_run_with_streams_of_their_own() -> None:
-    """The positive's noise is the same whether or not the negative is evaluated, and belongs to the sample."""
+def test_degraded_branches_have_independent_streams() -> None:
+    """The positive's noise does not depend on whether the negative is evaluated, and belongs to the sample."""
     model = transformer()
     sampler = Heun(KarrasGrid(3, sigma_min=0.1, sigma_max=5.0))
 

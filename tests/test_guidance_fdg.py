@@ -42,27 +42,27 @@ def resize_matrix(size: int, new: int) -> Tensor:
 def bands(image: Tensor, count: int) -> list[Tensor]:
     """The bands of `image` (B, C, H, W), lowest first, all at its full size."""
 
-    def along(rows: Tensor, columns: Tensor, picture: Tensor) -> Tensor:
-        return rows @ picture @ columns.T
+    def along(rows: Tensor, columns: Tensor, image: Tensor) -> Tensor:
+        return rows @ image @ columns.T
 
-    sizes, pictures = [tuple(image.shape[-2:])], [image]
+    sizes, images = [tuple(image.shape[-2:])], [image]
     for _ in range(count - 1):
         h, w = sizes[-1]
         half = (math.ceil(h / 2), math.ceil(w / 2))
         rows, columns = (resize_matrix(n, m) @ blur_matrix(n) for n, m in zip((h, w), half, strict=True))
-        pictures.append(along(rows, columns, pictures[-1]))
+        images.append(along(rows, columns, images[-1]))
         sizes.append(half)
 
-    def enlarged(picture: Tensor, level: int) -> Tensor:
+    def enlarged(image: Tensor, level: int) -> Tensor:
         """From the size of `level` to that of the image."""
         for k in range(level, 0, -1):
             rows, columns = (blur_matrix(n) @ resize_matrix(m, n) for n, m in zip(sizes[k - 1], sizes[k], strict=True))
-            picture = along(rows, columns, picture)
-        return picture
+            image = along(rows, columns, image)
+        return image
 
-    found = [enlarged(pictures[-1], count - 1)]
+    found = [enlarged(images[-1], count - 1)]
     for k in range(count - 2, -1, -1):
-        found.append(enlarged(pictures[k], k) - enlarged(pictures[k + 1], k + 1))
+        found.append(enlarged(images[k], k) - enlarged(images[k + 1], k + 1))
     return found
 
 
@@ -152,7 +152,7 @@ def test_samples_of_gaussians_with_a_weight_for_each_band() -> None:
 @pytest.mark.parametrize(
     ("shape", "count"), [((2,), 2), ((5, 8), 2), ((3, 2, 8), 2), ((3, 8, 4), 3), ((3, 4, 8, 8), 2)], ids=str
 )
-def test_data_that_have_no_such_bands(shape: tuple[int, ...], count: int) -> None:
+def test_data_without_such_bands_are_refused(shape: tuple[int, ...], count: int) -> None:
     x, pos, neg = torch.randn(3, 2, *shape)
     with pytest.raises(
         ValueError, match=rf"{count} bands needs images \(C, H, W\) with sides of {2 ** (count - 1) + 1}"

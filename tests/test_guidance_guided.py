@@ -1,4 +1,4 @@
-"""The one formula of negative guidance: identities that hold to the bit, several negatives, nesting, noise."""
+"""Guidance by negatives: identities that hold to the bit, several negatives, nesting, noise."""
 
 from __future__ import annotations
 
@@ -142,8 +142,8 @@ def test_interval_is_decided_at_the_predictor_for_both_stages(kind: type[Sampler
     assert costs(kind(grid), from_the_top) == [2 * plain[0], *plain[1:]]
 
 
-class Seen(WeightSchedule):
-    """Weight 2, and the levels it was asked about."""
+class Recording(WeightSchedule):
+    """Weight 2, and a record of the levels it was called with."""
 
     def __init__(self) -> None:
         self.sigmas: list[float] = []
@@ -153,8 +153,8 @@ class Seen(WeightSchedule):
         return 2.0
 
 
-def test_schedules_of_nested_guidances_see_the_level_of_the_predictor() -> None:
-    inner, outer = Seen(), Seen()
+def test_schedules_of_nested_guidances_receive_the_level_of_the_predictor() -> None:
+    inner, outer = Recording(), Recording()
     guided = Guided([WORSE], [outer], positive=Guided([BAD], [inner], positive=GOOD))
     costs(Heun(KarrasGrid(3, sigma_min=1.0, sigma_max=5.0, rho=1.0)), guided)
     assert inner.sigmas == outer.sigmas == pytest.approx([5, 5, 3, 3, 1])
@@ -183,7 +183,7 @@ def test_nested_guidance_counts_and_equals_its_formula() -> None:
 
 
 class Fresh(GaussianMixture):
-    """Has state of its own in each trajectory: the number of calls so far is added to the clean estimate."""
+    """Has a state in each trajectory: the number of calls so far is added to the clean estimate."""
 
     def start(self, trajectory: Trajectory) -> Predict:
         calls = []
@@ -195,17 +195,17 @@ class Fresh(GaussianMixture):
         return predict
 
 
-def test_every_trajectory_starts_its_guidances_afresh() -> None:
+def test_every_trajectory_has_new_guidance_state() -> None:
     fresh = Fresh(GOOD.means, 0.2 * torch.eye(2).expand(3, 2, 2))
     guided = Guided([BAD], [2.0], positive=Unconditional(Guided([WORSE], [2.0], positive=fresh)))
     first, second = (Euler().sample(guided, seeds=SampleSeeds(0, range(3))).x for _ in range(2))
     assert torch.equal(first, second)
 
 
-# A noise direction told apart is combined like the clean estimate
+# A separate noise direction is combined like the clean estimate
 
 
-class Apart(GaussianMixture):
+class ShiftedNoise(GaussianMixture):
     """Noise direction from a shifted x."""
 
     def start(self, trajectory: Trajectory) -> Predict:
@@ -215,7 +215,7 @@ class Apart(GaussianMixture):
 @pytest.mark.parametrize("which", ["positive", "negative", "second"])
 def test_noise_is_combined_like_the_clean_estimate(which: str) -> None:
     models: dict[str, GaussianMixture] = {"positive": GOOD, "negative": BAD, "second": WORSE}
-    models[which] = Apart(models[which].means, 0.3 * torch.eye(2).expand(3, 2, 2))
+    models[which] = ShiftedNoise(models[which].means, 0.3 * torch.eye(2).expand(3, 2, 2))
     x, sigma = batch(torch.float64), torch.tensor(0.6, dtype=torch.float64)
     guided = Guided([models["negative"], models["second"]], [2.0, 1.5], positive=models["positive"])
     trajectory = Trajectory(x=x, seeds=SampleSeeds(0, range(16)), sigma=0.6)
@@ -228,7 +228,7 @@ def test_noise_is_combined_like_the_clean_estimate(which: str) -> None:
     torch.testing.assert_close(prediction.noise, noise)
 
 
-def test_noise_is_left_implied_where_nobody_tells_it() -> None:
+def test_noise_stays_implied_without_a_separate_direction() -> None:
     trajectory = Trajectory(x=batch(), seeds=SampleSeeds(0, range(16)), sigma=0.6)
     prediction = Guided([BAD], [2.0], positive=GOOD).start(trajectory)(trajectory.x, torch.tensor(0.6), None)
     assert prediction.noise is None

@@ -22,18 +22,18 @@ from lightning_guide.seeds import SampleSeeds
 from tests.small_networks import LABELS, NETWORKS, SIGMA, noisy_images, trajectory, unet
 
 
-class Hears(Denoiser):
-    """D is the label, everywhere; keeps what it was told."""
+class RecordsLabels(Denoiser):
+    """D is the label, everywhere; records the conditions."""
 
     data_shape, sigma_data = (1, 8, 8), 0.5
 
     def __init__(self, num_classes: int = 4) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.told: list[Tensor | None] = []
+        self.conditions: list[Tensor | None] = []
 
     def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
-        self.told.append(condition)
+        self.conditions.append(condition)
         assert condition is not None
         return condition[:, None, None, None].expand_as(x).to(x)
 
@@ -55,32 +55,32 @@ def run(model: nn.Module, labels: Tensor | None = LABELS) -> Tensor:
 # Independent condition guidance
 
 
-def test_the_negative_is_told_another_class_at_each_call() -> None:
-    model = Hears()
+def test_the_negative_has_another_class_at_each_call() -> None:
+    model = RecordsLabels()
     place = trajectory(range(50))
     predict = IndependentConditionGuidance(2.0, positive=model).start(place)
     labels = torch.arange(50) % 4
     for _ in range(8):
         x = predict(place.x, SIGMA, labels).clean[:, 0, 0, 0]
-        own, drawn = model.told[-2:]
+        own, drawn = model.conditions[-2:]
         assert own is labels and drawn is not None
         torch.testing.assert_close(x, 2.0 * labels - drawn)
-    draws = torch.stack([each for each in model.told[1::2] if each is not None])  # (8, 50)
+    draws = torch.stack([each for each in model.conditions[1::2] if each is not None])  # (8, 50)
     assert len(draws.unique(dim=0)) == 8 and len(draws.unique(dim=1)[0]) > 40
     assert draws.min() == 0 and draws.max() == 3
     counts = draws.flatten().bincount()
     assert all(70 < count < 130 for count in counts)  # 100 on average, standard deviation 8.7
     agree = float((draws == labels).double().mean())
-    assert agree == pytest.approx(0.25, abs=0.09)  # independent of the label: neither like it nor unlike it
+    assert agree == pytest.approx(0.25, abs=0.09)  # independent of the label: neither correlated nor anticorrelated
 
 
 def test_a_draw_belongs_to_its_sample() -> None:
-    together, alone = Hears(), Hears()
+    together, alone = RecordsLabels(), RecordsLabels()
     for model, indices in ((together, range(6)), (alone, [4])):
         predict = RandomCondition(model).start(trajectory(indices))
         for _ in range(5):
             predict(noisy_images(len(indices)), SIGMA, None)
-    both = zip(together.told, alone.told, strict=True)
+    both = zip(together.conditions, alone.conditions, strict=True)
     assert all(a is not None and b is not None and a[4] == b[0] for a, b in both)
 
 
@@ -165,7 +165,7 @@ def test_annealing_ends_at_the_condition_itself(kind: str) -> None:
     late, early = (annealed.network(trajectory(step=step, steps=10)) for step in (5, 0))
     assert torch.equal(run(late), run(model))
     assert not torch.allclose(run(early), run(model))
-    assert torch.equal(run(early, None), run(model, None))  # no condition, an embedding of zeros, stays none
+    assert torch.equal(run(early, None), run(model, None))  # no condition, an embedding of zeros, stays zero
 
 
 def test_the_preset_is_classifier_free_guidance_with_an_annealed_positive() -> None:
@@ -183,7 +183,7 @@ def test_the_preset_is_classifier_free_guidance_with_an_annealed_positive() -> N
     plain = ClassifierFreeGuidance(2.0, positive=model)
     torch.testing.assert_close(predicted(preset, step=6, steps=10), predicted(plain, step=6, steps=10))
     assert not torch.allclose(predicted(preset, **place), predicted(plain, **place))
-    one = ConditionAnnealedGuidance(1.0, positive=model, unconditional=Hears())
+    one = ConditionAnnealedGuidance(1.0, positive=model, unconditional=RecordsLabels())
     place_seen = Trajectory(x=noisy_images(), seeds=SampleSeeds(0, range(3)), sigma=0.7)
     one.start(place_seen)(noisy_images(), SIGMA, LABELS)
     assert place_seen.evaluations == 1

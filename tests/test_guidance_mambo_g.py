@@ -30,10 +30,10 @@ def test_formula(shape: tuple[int, ...], sigma: float, alpha: float) -> None:
     torch.testing.assert_close(out, torch.stack(rows))
 
 
-def test_a_negative_at_rest_or_a_large_alpha_leaves_the_positive() -> None:
+def test_a_zero_negative_or_a_large_alpha_leaves_the_positive() -> None:
     x, pos, neg = torch.randn(3, 6, 4, dtype=torch.float64)
-    at_rest = x / 1.5  # v_neg = 0, up to rounding: the ratio has no bound
-    torch.testing.assert_close(combined(MagnitudeAware(), x, 0.5, pos, (3.0, at_rest)), pos)
+    zero = x / 1.5  # v_neg = 0, up to rounding: the ratio is unbounded
+    torch.testing.assert_close(combined(MagnitudeAware(), x, 0.5, pos, (3.0, zero)), pos)
     zero = torch.zeros_like(x)
     torch.testing.assert_close(combined(MagnitudeAware(), zero, 0.5, pos, (3.0, zero)), pos)
     torch.testing.assert_close(combined(MagnitudeAware(alpha=0.0), zero, 0.5, pos, (3.0, zero)), 3 * pos)

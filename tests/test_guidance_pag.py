@@ -36,7 +36,7 @@ def qkv(tokens: int = 12, heads: int = 2, d: int = 5) -> tuple[Tensor, Tensor, T
 
 
 def attend(perturbation: Perturbation, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """What the core of the negative makes of q, k and v."""
+    """Result of the core of the negative for q, k and v."""
     return perturbation.replace(CosineAttention(), trajectory())(q, k, v, GRID)
 
 
@@ -76,7 +76,7 @@ def test_the_neutral_setting_is_the_module_itself(perturbation: Perturbation) ->
     [IdentityAttention(), SoftIdentityAttention(0.3), OffDiagonalMask(0.7), BlurredAttention(2.0), ScaledQueries(0.1)],
     ids=lambda p: type(p).__name__,
 )
-def test_one_token_attends_to_itself_whatever_is_done(perturbation: Perturbation) -> None:
+def test_a_single_token_is_unchanged_by_every_perturbation(perturbation: Perturbation) -> None:
     """The map is diagonal already."""
     q, k, v = qkv(tokens=1)
     assert torch.equal(attend(perturbation, q, k, v), CosineAttention()(q, k, v, (1, 1)))
@@ -99,7 +99,7 @@ def test_soft_identity_ends_at_the_identity() -> None:
 
 @pytest.mark.parametrize("probability", [0.2, 0.8])
 @pytest.mark.parametrize("kind", [RandomMask, OffDiagonalMask])
-def test_a_gap_is_a_logit_of_minus_infinity(kind: type[RandomMask], probability: float) -> None:
+def test_masked_entry_is_a_logit_of_minus_infinity(kind: type[RandomMask], probability: float) -> None:
     q, k, v = qkv()
     kept = trajectory().seeds.uniform("attention mask", (2, 12, 12)) >= probability
     if kind is OffDiagonalMask:
@@ -109,7 +109,7 @@ def test_a_gap_is_a_logit_of_minus_infinity(kind: type[RandomMask], probability:
     assert (~kept).double().mean() == pytest.approx(probability, abs=0.1)
 
 
-def test_gaps_everywhere_but_on_the_diagonal_are_the_identity() -> None:
+def test_mask_of_all_but_the_diagonal_is_the_identity() -> None:
     q, k, v = qkv()
     assert torch.equal(attend(OffDiagonalMask(1.0), q, k, v), v)
     peaked = attend(OffDiagonalMask(1.0), 1e4 * q, k, v)  # most of the diagonal underflows to 0
@@ -117,12 +117,12 @@ def test_gaps_everywhere_but_on_the_diagonal_are_the_identity() -> None:
     assert torch.equal(peaked, v)
 
 
-def test_a_row_of_gaps_attends_to_nothing() -> None:
+def test_fully_masked_row_returns_zeros() -> None:
     q, k, v = qkv()
     assert torch.equal(attend(RandomMask(1.0), q, k, v), torch.zeros_like(v))
 
 
-def test_gaps_are_fresh_for_each_call_head_and_sample() -> None:
+def test_masks_are_drawn_for_each_call_head_and_sample() -> None:
     q, k, v = qkv(tokens=6)
     same = torch.zeros_like(q), torch.zeros_like(k), v[:1, :1].expand_as(v)
     core = RandomMask(0.5).replace(CosineAttention(), trajectory())
@@ -137,8 +137,8 @@ def test_noise_is_added_to_the_map(scale: float) -> None:
     close(attend(NoisyAttention(scale), q, k, v), (attention_map(q, k) + scale * n) @ v)
 
 
-def test_the_map_is_blurred_as_a_picture() -> None:
-    """sigma = .8: 5 taps by the kernel rule, reflected at the borders, and rows of sum 1."""
+def test_the_map_is_blurred_as_an_image() -> None:
+    """sigma = 0.8: 5 taps by the kernel rule, reflected at the borders, and rows of sum 1."""
     q, k, v = qkv()
     taps = torch.exp(-0.5 * (torch.arange(-2, 3, dtype=torch.float64) / 0.8) ** 2)
     kernel = torch.outer(taps, taps) / taps.sum() ** 2
@@ -203,7 +203,7 @@ PERTURBATIONS: list[Callable[..., Perturbation]] = [
 
 
 @pytest.mark.parametrize("kind", PERTURBATIONS)
-def test_layers_that_are_no_attention_cores_are_refused(kind: Callable[..., Perturbation]) -> None:
+def test_layers_that_are_not_attention_cores_are_refused(kind: Callable[..., Perturbation]) -> None:
     refusal = "replaces attention cores; {} is not one, those of this .* are .*attention.core"
     for network, name in ((unet().network, "encoder.4x4_block0"), (transformer().network, "blocks.1.attention")):
         with pytest.raises(ValueError, match=refusal.format(name)):

@@ -1,4 +1,4 @@
-"""Perturbed networks: they share the parameters and nothing else, add up, compile, and name their layers exactly."""
+"""Perturbed networks: they share only the parameters, add up, compile, and name their layers exactly."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def run(model: nn.Module) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_it_shares_the_parameters_and_nothing_else(kind: str) -> None:
+def test_it_shares_only_the_parameters(kind: str) -> None:
     model = NETWORKS[kind]()
     perturbed = Perturbed([IdentityAttention()], positive=model).network(trajectory())
     mine, theirs = dict(model.named_parameters()), dict(perturbed.named_parameters())
@@ -67,7 +67,7 @@ def test_it_shares_the_parameters_and_nothing_else(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_nothing_done_to_the_negative_reaches_the_positive_nor_back(kind: str) -> None:
+def test_changes_of_negative_and_positive_do_not_reach_each_other(kind: str) -> None:
     model = NETWORKS[kind]()
     plain = run(model)
     perturbed = Perturbed([BlurredQueries(1.0)], positive=model).network(trajectory())
@@ -108,7 +108,7 @@ def test_it_follows_the_parameters_and_passes_gradients_to_them() -> None:
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_perturbations_alive_at_once_do_not_meet(kind: str) -> None:
+def test_simultaneous_perturbations_are_independent(kind: str) -> None:
     model = NETWORKS[kind]()
     plain = run(model)
     ways: list[list[Perturbation]] = [[IdentityAttention()], [BlurredQueries()], [SkipBlocks()]]
@@ -123,13 +123,13 @@ def test_perturbations_alive_at_once_do_not_meet(kind: str) -> None:
     assert all(not torch.allclose(results[i], results[j]) for i in range(4) for j in range(i))
 
 
-def test_a_positive_compiled_in_place_does_not_stand_in_for_its_negative() -> None:
+def test_a_positive_compiled_in_place_is_not_called_for_its_negative() -> None:
     model = transformer()
     plain = run(model)
     perturbed = Perturbed([IdentityAttention()], positive=model)
     expected = run(perturbed.network(trajectory()))
     for module in (model, model.network, *model.network.blocks):
-        module._compiled_call_impl = lambda *_: pytest.fail("the call of the original")  # what compile() sets
+        module._compiled_call_impl = lambda *_: pytest.fail("the call of the original")  # set by compile()
     assert torch.equal(run(perturbed.network(trajectory())), expected)
     assert not torch.allclose(expected, plain)
 
@@ -154,7 +154,7 @@ def test_random_perturbations_compile_with_breaks_in_their_graphs(kind: str) -> 
     ways = [RandomMask(0.5), ShuffledTokens(), StochasticSkip(0.5), NoisyNoiseEmbedding(), AnnealedCondition()]
     perturbed = Perturbed(ways, positive=model)
     eager, graphs = perturbed.network(trajectory()), torch.compile(perturbed.network(trajectory()), backend="eager")
-    for _ in range(2):  # the streams move on alike
+    for _ in range(2):  # the streams advance alike
         torch.testing.assert_close(run(graphs), run(eager))
     assert torch.equal(run(model), plain)
 
@@ -168,7 +168,7 @@ def test_positive_and_two_negatives_compiled_equal_eager(kind: str) -> None:
     eager = [model, *(Perturbed([way], positive=model).network(trajectory()) for way in ways)]
     expected = [run(network) for network in eager]
     compiled = [torch.compile(network, fullgraph=True) for network in eager]
-    for _ in range(2):  # in turn, so that one would find what another left behind
+    for _ in range(2):  # alternating, so that one would find the leftovers of another
         for network, value in zip(compiled, expected, strict=True):
             torch.testing.assert_close(run(network), value, rtol=1e-5, atol=1e-5)
     assert all(not torch.allclose(value, expected[0], atol=1e-3) for value in expected[1:])
@@ -184,7 +184,7 @@ def test_modules_that_appear_twice_stay_one() -> None:
 
 
 class Plus(Replacement):
-    """Adds a number to what an attention core or a block returns."""
+    """Adds a number to the result of an attention core or a block."""
 
     kind = "attention"
 
@@ -217,7 +217,7 @@ def test_inner_and_outer_layers_are_replaced_together_in_any_order() -> None:
         assert torch.equal(run(Perturbed(order, positive=model).network(trajectory())), expected)
 
 
-def test_of_several_for_one_layer_each_is_made_of_the_one_before() -> None:
+def test_several_replacements_of_one_layer_are_applied_in_order() -> None:
     model = transformer()
     both = Perturbed([ScaledQueries(0.5), ScaledQueries(0.1)], positive=model)
     one = Perturbed([ScaledQueries(0.05)], positive=model)
@@ -227,7 +227,7 @@ def test_of_several_for_one_layer_each_is_made_of_the_one_before() -> None:
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_nested_ones_add_up(kind: str) -> None:
+def test_nested_perturbations_add_up(kind: str) -> None:
     model = NETWORKS[kind]()
     plain = run(model)
     first, second = IdentityAttention(), ShuffledTokens()
@@ -260,7 +260,7 @@ def test_references_are_resolved_all_the_way_down() -> None:
 
 
 def test_names_are_exact_and_never_prefixes() -> None:
-    """Not to repeat: blocks.1 found in blocks.10 by substring."""
+    """blocks.1 does not match blocks.10."""
     network = transformer(depth=12).network
     assert matching_names(network, "blocks.1", "test") == ["blocks.1"]
     assert matching_names(network, "blocks.1.attention.core", "test") == ["blocks.1.attention.core"]
@@ -292,7 +292,7 @@ def test_layers_are_a_list_of_names() -> None:
 
 
 @pytest.mark.parametrize("pattern", ["blocks.9.attention.core", "decoder.*.attention.core"])
-def test_a_name_that_matches_nothing_lists_what_exists(pattern: str) -> None:
+def test_a_name_without_a_match_lists_the_existing_layers(pattern: str) -> None:
     model = transformer()
     expected = (
         "IdentityAttention: no layer of DiffusionTransformer is called .* there are blocks.0.attention.core, blocks"
@@ -305,7 +305,7 @@ def test_a_name_that_matches_nothing_lists_what_exists(pattern: str) -> None:
         matching_names(model.network, "nothing.at_all", "test")
 
 
-def test_a_network_without_such_a_part_says_so() -> None:
+def test_a_network_without_such_a_part_is_refused() -> None:
     model = unet()
     model.network.parts = {"block": ("decoder.*_in0",)}
     with pytest.raises(
@@ -315,7 +315,7 @@ def test_a_network_without_such_a_part_says_so() -> None:
         run(Perturbed([IdentityAttention()], positive=model))
 
 
-def test_what_cannot_be_perturbed_is_refused() -> None:
+def test_models_that_cannot_be_perturbed_are_refused() -> None:
     mixture = GaussianMixture(torch.zeros(1, 2), torch.eye(2)[None])
     with pytest.raises(ValueError, match="layers of a Preconditioned network; got a GaussianMixture"):
         Perturbed([IdentityAttention()], positive=mixture)(torch.zeros(1, 2), SIGMA)
@@ -325,7 +325,7 @@ def test_what_cannot_be_perturbed_is_refused() -> None:
         Perturbed([])
 
 
-def test_modules_can_be_exchanged_in_a_tree_apart() -> None:
+def test_modules_are_replaced_in_a_clone() -> None:
     model = unet()
     plain = run(model)
     tree = replace_modules(model, {f"network.{CORE['unet']}": nn.Identity(), "network.decoder.4x4_in0": nn.Identity()})
@@ -337,7 +337,7 @@ def test_modules_can_be_exchanged_in_a_tree_apart() -> None:
 
 
 def guided_in_ddp(folder: str, world: int) -> None:
-    """Gradients through guidance under DDP, a perturbed network alive meanwhile, and samples of this rank."""
+    """Gradients through guidance under DDP, with a perturbed network at the same time, and samples of this rank."""
     rank = int(os.environ["RANK"])
     dist.init_process_group("gloo", rank=rank, world_size=world)
     model = transformer(depth=2)
@@ -397,8 +397,8 @@ def test_seg_and_pag_negatives_at_once_with_cfg() -> None:
     torch.testing.assert_close(guided, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_perturbation_that_replaces_nothing_cannot_be_made() -> None:
-    """It owes `start`, or as a `Replacement` `replace`."""
+def test_a_perturbation_without_its_abstract_method_cannot_be_made() -> None:
+    """It must define `start`, or as a `Replacement` `replace`."""
     for base, owed in ((Perturbation, "start"), (Replacement, "replace")):
         kind = type("Incomplete", (base,), {"kind": "attention"})
         with pytest.raises(TypeError, match=f"abstract method '?{owed}'?"):

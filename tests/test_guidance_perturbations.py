@@ -1,4 +1,4 @@
-"""What every guidance whose negative is the model itself, perturbed, has to keep: one list for all of them."""
+"""Properties of every guidance whose negative is the perturbed model: one list for all of them."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_the_line_and_its_evaluations(kind: str, preset: Preset) -> None:
     assert torch.equal(off, plain) and one == calls == 1
     alive = preset(2.0, positive=model).start(trajectory())
     negative, _ = run(preset(0.0, positive=model))
-    assert (negative - plain).abs().max() > 1e-3 * plain.abs().max()  # it is really perturbed
+    assert (negative - plain).abs().max() > 1e-3 * plain.abs().max()  # the perturbation has an effect
     guided, calls = run(preset(3.0, positive=model))
     torch.testing.assert_close(guided, negative + 3 * (plain - negative), rtol=1e-4, atol=1e-4)
     assert calls == 2
@@ -103,18 +103,18 @@ def test_the_line_and_its_evaluations(kind: str, preset: Preset) -> None:
 
 
 @every_perturbed
-def test_the_guider_is_told_the_condition(preset: Preset) -> None:
+def test_the_negative_receives_the_condition(preset: Preset) -> None:
     """Defect 2 of the widely used library: its weak branch was the unconditional one."""
     model = transformer()
     negative = preset(0.0, positive=model)
-    told, other, none = (run(negative, labels)[0] for labels in (LABELS, (LABELS + 1) % 4, None))
-    assert not torch.allclose(told, other) and not torch.allclose(told, none)
+    same, other, none = (run(negative, labels)[0] for labels in (LABELS, (LABELS + 1) % 4, None))
+    assert not torch.allclose(same, other) and not torch.allclose(same, none)
 
 
 @both_networks
 @every_perturbed
-def test_it_needs_no_labels_and_no_other_guidance(kind: str, preset: Preset) -> None:
-    """Defect 3 of the widely used library: without classifier-free guidance nothing was perturbed."""
+def test_it_works_without_labels_and_other_guidance(kind: str, preset: Preset) -> None:
+    """Defect 3 of the widely used library: without classifier-free guidance it had no perturbation."""
     model = NETWORKS[kind](num_classes=0)
     plain, _ = run(model, None)
     negative, _ = run(preset(0.0, positive=model), None)
@@ -140,7 +140,7 @@ def test_a_sample_depends_on_its_seed_and_number_alone(preset: Preset) -> None:
 
 
 @pytest.mark.parametrize("preset", [*PRESETS, ConditionAnnealedGuidance])
-def test_it_is_written_down_and_built_again(preset: Preset) -> None:
+def test_its_recipe_rebuilds_it(preset: Preset) -> None:
     guided = preset(2.5)
     recipe = json.loads(json.dumps(guided.recipe))
     again = build(recipe)
@@ -156,7 +156,7 @@ def test_layers_reach_the_perturbation(preset: Preset) -> None:
 
 
 @every_perturbed
-def test_the_combination_is_taken_over(preset: Preset) -> None:
+def test_the_combination_is_used(preset: Preset) -> None:
     model = transformer()
     plain, _ = run(model)
     guided, calls = run(preset(2.0, positive=model, combination=StepWindow(0.5, 1.0)))  # the step is 1 of 4

@@ -1,4 +1,4 @@
-"""REG against a Jacobian, what it costs, and that its graph is gone before the negatives are asked."""
+"""REG against a Jacobian, its cost, and its graph, which is freed before the negatives are evaluated."""
 
 from __future__ import annotations
 
@@ -71,46 +71,46 @@ def test_counts_its_gradient_as_often_as_the_positive(sampler: Sampler) -> None:
 
 
 @pytest.mark.parametrize("batch", [2, 40])
-def test_a_negative_out_of_the_same_network_costs_no_more(batch: int) -> None:
+def test_a_negative_of_the_same_network_costs_no_more(batch: int) -> None:
     labeled = GaussianMixture(mixtures()[0].means, 0.2 * torch.eye(2).expand(3, 2, 2), labels=[0, 1, 2])
     x, labels = start(2, batch=batch), torch.arange(batch) % 3
     denoiser = ClassifierFreeGuidance(2.0, positive=labeled, combination=RectifiedGradient())
     end = walk(Euler(GRID), denoiser, x, labels)
-    apart = guided([labeled, Unconditional(labeled)], [2.0], RectifiedGradient())
+    sequential = guided([labeled, Unconditional(labeled)], [2.0], RectifiedGradient())
     assert end.evaluations == 3 * 6
-    torch.testing.assert_close(end.x, walk(Euler(GRID), apart, x, labels).x)
+    torch.testing.assert_close(end.x, walk(Euler(GRID), sequential, x, labels).x)
 
 
-def test_nothing_of_the_graph_outlives_the_gradient() -> None:
+def test_the_graph_is_freed_after_the_gradient() -> None:
     """Under no_grad, with parameters that require gradients, as in a validation loop."""
-    model, apart, x = Net(), Net(), torch.randn(2, 3, 4, 4, dtype=torch.float64)
-    asked = []
+    model, noise, x = Net(), Net(), torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    activations = []
 
     def positive(x: Tensor, sigma: Tensor) -> Prediction:
-        return Prediction(model(x, sigma), apart(x, sigma))
+        return Prediction(model(x, sigma), noise(x, sigma))
 
     def negative(x: Tensor, sigma: Tensor) -> Prediction:
-        asked.extend([model.hidden(), apart.hidden()])
+        activations.extend([model.hidden(), noise.hidden()])
         assert not torch.is_grad_enabled()
         return Prediction(x / 2)
 
     with torch.no_grad():
         combine = RectifiedGradient().start(trajectory_at(x, 0.7))
         out = combine(positive, [(3.0, negative)], x, LEVEL)
-    assert asked == [None, None], "activations of the positive are still there"
+    assert activations == [None, None], "activations of the positive are still there"
     assert out.clean.grad_fn is None and not out.clean.requires_grad and not x.requires_grad
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-class Heard(Net):
-    """Tells a noise direction apart."""
+class SeparateNoise(Net):
+    """Has a separate noise direction."""
 
     def start(self, trajectory: Trajectory) -> Predict:
         return lambda x, sigma, condition: Prediction(self(x, sigma), 0.1 * x)
 
 
-def test_a_noise_told_apart_moves_along() -> None:
-    model, neg = Heard(), Net()
+def test_separate_noise_direction_changes_with_the_push() -> None:
+    model, neg = SeparateNoise(), Net()
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
     with torch.no_grad():
         out = guided([model, neg], [2.0], RectifiedGradient()).start(trajectory_at(x, 0.7))(x, LEVEL, None)
@@ -121,7 +121,7 @@ def test_a_noise_told_apart_moves_along() -> None:
 
 
 @pytest.mark.parametrize("momentum", [0.0, -0.5])
-def test_a_positive_with_a_memory_is_a_constant_of_the_steps_before(momentum: float) -> None:
+def test_a_stateful_positive_treats_earlier_steps_as_constants(momentum: float) -> None:
     """APG inside, whose sum lives as long as the trajectory, at the second step of Euler."""
     models, x = mixtures(), torch.randn(4, 2, dtype=torch.float64)
     rule = AdaptiveProjection(eta=1.0, momentum=momentum)
@@ -141,7 +141,7 @@ def test_a_positive_with_a_memory_is_a_constant_of_the_steps_before(momentum: fl
     torch.testing.assert_close(after, expected, rtol=1e-7, atol=1e-7)
 
 
-def test_gradients_through_it_take_g_for_a_constant() -> None:
+def test_gradients_through_the_rule_treat_g_as_a_constant() -> None:
     pos, neg = mixtures()[:2]
     x = torch.randn(6, 2, dtype=torch.float64).requires_grad_()
     out = guided([pos, neg], [3.0], RectifiedGradient())(x, LEVEL)

@@ -1,4 +1,4 @@
-"""Self-attention and blur guidance: closed forms, the paper's own formula, identities, cost, and who is refused."""
+"""Self-attention and blur guidance: closed forms, the paper's own formula, identities, cost, and refused models."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ MASKS: list[Mask] = [FullMask(), HighFrequency(), RandomPixels(0.4), RandomSquar
 
 
 def randomized(network: Network) -> Preconditioned:
-    """A denoiser whose gains and zero-initialized layers do something."""
+    """A denoiser whose gains and zero-initialized layers have an effect."""
     with torch.no_grad():
         for parameter in network.parameters():
             if not parameter.any():
@@ -60,7 +60,7 @@ BOTH = pytest.mark.parametrize("make", [unet, transformer])
 
 
 class Linear(Denoiser):
-    """D(x) = A x / (1 + sigma), A (n, n) on the flattened picture."""
+    """D(x) = A x / (1 + sigma), A (n, n) on the flattened image."""
 
     num_classes, sigma_data = 0, 0.5
 
@@ -92,12 +92,12 @@ class LeftHalf(Mask):
 
 
 def reflected(i: int, n: int) -> int:
-    """Index of the pixel that stands at place i outside 0 ... n - 1."""
+    """Index of the pixel at place i outside 0 ... n - 1."""
     return -i if i < 0 else 2 * (n - 1) - i if i >= n else i
 
 
 def blur_matrix(shape: tuple[int, ...], sigma: float, radius: int) -> Tensor:
-    """The blur of pictures of `shape` as a matrix, from its definition, one entry at a time."""
+    """The blur of images of `shape` as a matrix, from its definition, one entry at a time."""
     factors = []
     for n in shape[1:]:
         reach = min(radius, n - 1)
@@ -144,7 +144,7 @@ def test_blur_guidance_of_a_linear_denoiser_in_closed_form(weight: float) -> Non
     torch.testing.assert_close(guidance(x, sigma), expected, rtol=1e-11, atol=1e-11)
 
 
-def test_a_mask_blurs_one_part_alone() -> None:
+def test_a_mask_blurs_only_its_part() -> None:
     A, x, sigma = problem()
     model = Curved(A, SHAPE)
     D = model(x, sigma)
@@ -181,19 +181,19 @@ def test_sizes_of_blur_and_kernel_are_fractions_of_the_shorter_side() -> None:
     """At 256 pixels the paper's 31 x 31 kernel with a standard deviation of 9."""
     shape = (1, 256, 260)
     model = Linear(torch.empty(0), shape)
-    model.forward = lambda x, sigma, condition=None: torch.zeros_like(x) + picture  # type: ignore[method-assign]
-    picture = torch.randn(1, *shape, dtype=torch.float64)
+    model.forward = lambda x, sigma, condition=None: torch.zeros_like(x) + image  # type: ignore[method-assign]
+    image = torch.randn(1, *shape, dtype=torch.float64)
     sigma = torch.tensor(0.5, dtype=torch.float64)
-    guided = SelfAttentionGuidance(2.0, mask=FullMask(), positive=model)(torch.zeros_like(picture), sigma)
+    guided = SelfAttentionGuidance(2.0, mask=FullMask(), positive=model)(torch.zeros_like(image), sigma)
     # D does not depend on x: D + (D~ - D) = D~
-    torch.testing.assert_close(guided, gaussian_blur(picture, sigma=9.0, radius=15))
+    torch.testing.assert_close(guided, gaussian_blur(image, sigma=9.0, radius=15))
 
 
 # The attention map
 
 
-class Spy(AttentionCore):
-    """The plain core, and a note of its queries and keys."""
+class Recorder(AttentionCore):
+    """The plain core, with a record of its queries and keys."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, size: tuple[int, int] | None) -> Tensor:
         self.seen = (q, k)
@@ -201,11 +201,11 @@ class Spy(AttentionCore):
 
 
 def received_by_hand(model: Preconditioned, name: str, x: Tensor, sigma: Tensor) -> Tensor:
-    """Attention that pixels receive in the layer `name`, from the queries and keys that a spy sees, (B, 1, H, W)."""
-    spy = Spy()
+    """Attention that pixels receive in the layer `name`, from the recorded queries and keys, (B, 1, H, W)."""
+    recorder = Recorder()
     with torch.no_grad():
-        assert torch.equal(replace_modules(model, {f"network.{name}": spy})(x, sigma), model(x, sigma))
-    q, k = spy.seen
+        assert torch.equal(replace_modules(model, {f"network.{name}": recorder})(x, sigma), model(x, sigma))
+    q, k = recorder.seen
     A = (torch.einsum("bhid,bhjd->bhij", q, k) / q.shape[-1] ** 0.5).exp()
     A = A / A.sum(-1, keepdim=True)
     received = A.mean(1).sum(1)  # over heads, over queries
@@ -305,11 +305,11 @@ def test_samples_depend_on_seed_and_index_alone(
     assert together.evaluations == 2 * unguided
     assert together.x.isfinite().all()
     rows = [2, 0]
-    apart = sampler(grid).sample(guided, seeds=SampleSeeds(0, rows), condition=labels[rows])
-    torch.testing.assert_close(apart.x, together.x[rows], rtol=1e-3, atol=1e-3)
+    alone = sampler(grid).sample(guided, seeds=SampleSeeds(0, rows), condition=labels[rows])
+    torch.testing.assert_close(alone.x, together.x[rows], rtol=1e-3, atol=1e-3)
 
 
-def test_the_positive_network_never_learns_of_it() -> None:
+def test_the_positive_network_is_unchanged() -> None:
     model, x, sigma = unet(), torch.randn(2, *SHAPE), torch.tensor(0.7)
     before, modules = model(x, sigma), [type(part) for part in model.modules()]
     first = SelfAttentionGuidance(1.8, positive=model).start(one_trajectory(x))
@@ -342,17 +342,17 @@ class Models:
         raise AssertionError
 
 
-def test_what_it_cannot_guide_is_refused_when_the_evaluation_begins() -> None:
+def test_models_it_cannot_guide_are_refused_by_resolve() -> None:
     points = gaussian(torch.zeros(2), torch.eye(2))
     with pytest.raises(ValueError, match=r"needs images \(channels, height, width\); .* shape \(2,\)"):
         SelfAttentionGuidance().resolve(Models(points))
     sequences = transformer((2, 8))
     with pytest.raises(ValueError, match=r"needs images .* shape \(2, 8\)"):
         SelfAttentionGuidance(mask=FullMask()).resolve(Models(sequences))
-    pictures = Linear(torch.eye(8), (2, 2, 2))
+    linear = Linear(torch.eye(8), (2, 2, 2))
     with pytest.raises(ValueError, match="Preconditioned network; got a Linear"):
-        SelfAttentionGuidance().resolve(Models(pictures))
-    SelfAttentionGuidance(mask=FullMask()).resolve(Models(pictures))
+        SelfAttentionGuidance().resolve(Models(linear))
+    SelfAttentionGuidance(mask=FullMask()).resolve(Models(linear))
     with pytest.raises(ValueError, match="no layer of DiffusionTransformer is called 'blocks.7.attention.core'"):
         SelfAttentionGuidance(mask=AttentionMask(layers=["blocks.7.attention.core"])).resolve(Models(transformer()))
     with pytest.raises(ValueError, match="^ObservedAttention replaces attention cores; blocks.1 is not one"):

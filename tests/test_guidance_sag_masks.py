@@ -27,18 +27,18 @@ from lightning_guide.networks import DiffusionTransformer
 from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.seeds import SampleSeeds
 
-NOBODY = gaussian(torch.zeros(2), torch.eye(2))  # most masks do not look at the model
+MODEL = gaussian(torch.zeros(2), torch.eye(2))  # most masks do not read the model
 
 
 def masks(mask: Mask, clean: Tensor, *, seed: int = 0, indices: list[int] | None = None, calls: int = 1) -> Tensor:
     """The mask of the last of `calls` evaluations of one trajectory."""
     seeds = SampleSeeds(seed, indices if indices is not None else range(len(clean)))
-    model, at = mask.start_mask(NOBODY, Trajectory(x=clean, seeds=seeds, sigma=1.0))
-    assert model is NOBODY
+    model, at = mask.start_mask(MODEL, Trajectory(x=clean, seeds=seeds, sigma=1.0))
+    assert model is MODEL
     return [at(clean) for _ in range(calls)][-1]
 
 
-def test_everywhere() -> None:
+def test_full_mask() -> None:
     assert torch.equal(masks(FullMask(), torch.zeros(3, 2, 4, 6)), torch.ones(1, 1, 4, 6))
 
 
@@ -46,10 +46,10 @@ def test_everywhere() -> None:
 
 
 def test_high_frequencies_are_where_the_stripes_are() -> None:
-    """Left half smooth, right half a checkerboard: the mask is the right half, but for ringing at the seam."""
+    """Left half smooth, right half a checkerboard: the mask is the right half, except for ringing at the seam."""
     i, j = torch.arange(16.0)[:, None], torch.arange(24.0)[None]
-    picture = torch.where(j < 12, torch.cos(2 * math.pi * i / 16), (-1.0) ** (i + j)).expand(2, 3, 16, 24)
-    M = masks(HighFrequency(), picture)
+    image = torch.where(j < 12, torch.cos(2 * math.pi * i / 16), (-1.0) ** (i + j)).expand(2, 3, 16, 24)
+    M = masks(HighFrequency(), image)
     assert M.shape == (2, 1, 16, 24) and set(M.unique().tolist()) == {0, 1}
     assert bool((M[..., 14:22] == 1).all()) and bool((M[..., 2:10] == 0).all())
 
@@ -71,7 +71,7 @@ def test_high_pass_is_its_sum_over_frequencies() -> None:
     assert 0 < expected.mean() < 1
 
 
-def test_a_flat_picture_has_no_high_frequencies() -> None:
+def test_a_flat_image_has_no_high_frequencies() -> None:
     assert not masks(HighFrequency(), torch.zeros(2, 1, 8, 8)).any()
 
 
@@ -79,7 +79,7 @@ def test_a_flat_picture_has_no_high_frequencies() -> None:
 
 
 @pytest.mark.parametrize("area", [0.0, 0.2, 0.5, 1.0])
-def test_random_pixels_have_the_area_they_are_asked_for(area: float) -> None:
+def test_random_pixels_have_the_given_area(area: float) -> None:
     M = masks(RandomPixels(area), torch.zeros(8, 3, 40, 50))
     assert set(M.unique().tolist()) <= {0, 1} and M.shape == (8, 1, 40, 50)
     deviation = math.sqrt(area * (1 - area) / M.numel())
@@ -126,7 +126,7 @@ def test_random_masks_depend_on_seed_sample_and_call_alone(mask: Mask) -> None:
         assert not torch.equal(other, M)
 
 
-def test_numbers_that_make_no_mask() -> None:
+def test_settings_out_of_range_are_refused() -> None:
     for kind in (RandomPixels, RandomSquare):
         with pytest.raises(ValueError, match=f"{kind.__name__} needs an area between 0 and 1, got 1.5"):
             kind(1.5)
@@ -161,10 +161,10 @@ def test_saliency_is_the_attention_of_the_class_token(weights: str, channels: in
     model.eval()
     config = resolve_data_config(model=model)
     mean, std = (torch.tensor(config[key])[:, None, None] for key in ("mean", "std"))
-    picture = (clean.float().clamp(-1, 1) / 2 + 0.5).repeat(1, 3 // channels, 1, 1)
-    picture = F.interpolate(picture, (160, 160), mode="bicubic", align_corners=False, antialias=True)
+    image = (clean.float().clamp(-1, 1) / 2 + 0.5).repeat(1, 3 // channels, 1, 1)
+    image = F.interpolate(image, (160, 160), mode="bicubic", align_corners=False, antialias=True)
     with torch.no_grad():
-        tokens = model._pos_embed(model.patch_embed((picture - mean) / std))
+        tokens = model._pos_embed(model.patch_embed((image - mean) / std))
         for block in model.blocks[:-1]:
             tokens = block(tokens)
         last = model.blocks[-1]
@@ -188,7 +188,7 @@ def masks_of(mask: Mask, clean: Tensor, channels: int) -> Tensor:
     return mask.start_mask(Preconditioned(network), Trajectory(x=clean, seeds=seeds, sigma=1.0))[1](clean)
 
 
-def test_saliency_guides_and_costs_no_evaluation_more(weights: str) -> None:
+def test_saliency_guides_without_a_further_evaluation(weights: str) -> None:
     model = Preconditioned(DiffusionTransformer((3, 8, 8), channels=8, depth=1, heads=1))
     x = torch.randn(2, 3, 8, 8)
     trajectory = Trajectory(x=x, seeds=SampleSeeds(0, range(2)), sigma=0.7)
@@ -197,7 +197,7 @@ def test_saliency_guides_and_costs_no_evaluation_more(weights: str) -> None:
     assert trajectory.evaluations == 2 and not torch.equal(guided, model(x, torch.tensor(0.7)))
 
 
-def test_a_saliency_model_that_cannot_be_had(weights: str, tmp_path: Path) -> None:
+def test_unavailable_saliency_models_are_refused(weights: str, tmp_path: Path) -> None:
     clean = torch.zeros(1, 3, 8, 8)
     for name, file, message in [
         ("vit_of_nowhere", weights, "timm has no model 'vit_of_nowhere'"),

@@ -34,7 +34,7 @@ def test_cosine_rises_from_one_to_its_weight() -> None:
     assert values == sorted(values)
 
 
-def test_a_schedule_may_be_cut_by_an_interval() -> None:
+def test_a_schedule_may_be_restricted_to_an_interval() -> None:
     cut = Interval(CosineWeight(3.0, sigma_max=80.0), 10.0, 60.0)
     assert cut.at(40.0) == pytest.approx(2) and cut.at(5.0) == cut.at(70.0) == 1
 

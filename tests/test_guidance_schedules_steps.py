@@ -1,4 +1,4 @@
-"""Windows of steps: fractions of a trajectory, half open, whole steps, weight 1 outside."""
+"""Windows of steps: fractions of a trajectory, half-open, whole steps, weight 1 outside."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_windows_are_fractions(low: float, high: float) -> None:
 
 
 class Labeled(Denoiser):
-    """D = x / 2, or 0 without a label; notes the size of each batch."""
+    """D = x / 2, or 0 without a label; records the size of each batch."""
 
     data_shape, num_classes, sigma_data = (2,), 4, 0.5
 
@@ -77,7 +77,7 @@ AROUND: list[Callable[[StepWindow], Combination]] = [
 
 
 @pytest.mark.parametrize("around", AROUND)
-def test_outside_nothing_runs_in_one_batch_with_the_positive(around: Callable[[StepWindow], Combination]) -> None:
+def test_outside_no_negative_shares_the_batch_of_the_positive(around: Callable[[StepWindow], Combination]) -> None:
     """A condition that shares the batch of the positive is not evaluated either where the window is closed."""
     model = Labeled()
     guided = ClassifierFreeGuidance(2.0, positive=model, combination=around(StepWindow(0.5, 1.0)))

@@ -30,7 +30,7 @@ def test_scale_one_and_levels_outside_an_interval_are_the_model_to_the_bit() -> 
 
 @pytest.mark.parametrize("scale", [0.8, 1.4])
 def test_gaussian_samples_have_the_variance_of_the_scaled_flow(scale: float) -> None:
-    """dx/ds = scale s x / (V + s^2), so the variance at 0 is s_0^2 (V / (V + s_0^2))^scale; one evaluation a call."""
+    """dx/ds = scale s x / (V + s^2), so the variance at 0 is s_0^2 (V / (V + s_0^2))^scale; one evaluation per call."""
     sampler, variance = Heun(KarrasGrid(200, sigma_max=5.0)), 0.7
     x = torch.full((1, 1), 5.0, dtype=torch.float64)
     guided = ScoreScaling(scale, positive=gaussian([0.0], [[variance]]))

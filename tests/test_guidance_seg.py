@@ -32,18 +32,18 @@ def taps(size: int, sigma: float) -> Tensor:
     return values / values.sum()
 
 
-def picture_blur(pictures: Tensor, sigma: float) -> Tensor:
-    """Separable convolution of `pictures` (B, C, H, W) with reflected borders."""
-    H, W = pictures.shape[-2:]
+def image_blur(images: Tensor, sigma: float) -> Tensor:
+    """Separable convolution of `images` (B, C, H, W) with reflected borders."""
+    H, W = images.shape[-2:]
     down, across = taps(H, sigma), taps(W, sigma)
-    kernel = torch.outer(down, across).expand(pictures.shape[1], 1, -1, -1)
+    kernel = torch.outer(down, across).expand(images.shape[1], 1, -1, -1)
     padding = (len(across) // 2,) * 2 + (len(down) // 2,) * 2
-    padded = pictures
+    padded = images
     for axis in (0, 1):  # one axis at a time, since a side of one cell cannot be reflected
         pad = padding[2 * axis : 2 * axis + 2]
         if pad[0]:
             padded = F.pad(padded, pad + (0, 0) if axis == 0 else (0, 0) + pad, mode="reflect")
-    return F.conv2d(padded, kernel, groups=pictures.shape[1])
+    return F.conv2d(padded, kernel, groups=images.shape[1])
 
 
 def qkv(grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -58,9 +58,9 @@ def close(a: Tensor, b: Tensor) -> None:
 
 @pytest.mark.parametrize("sigma", SIGMAS)
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
-def test_queries_are_blurred_as_pictures(grid: tuple[int, int], sigma: float) -> None:
+def test_queries_are_blurred_as_images(grid: tuple[int, int], sigma: float) -> None:
     q, _, _ = qkv(grid)
-    expected = picture_blur(q.mT.reshape(2, 10, *grid), sigma).reshape(2, 2, 5, -1).mT
+    expected = image_blur(q.mT.reshape(2, 10, *grid), sigma).reshape(2, 2, 5, -1).mT
     close(blur_queries(q, grid, sigma), expected)
 
 
@@ -69,12 +69,12 @@ def test_queries_are_blurred_as_pictures(grid: tuple[int, int], sigma: float) ->
 def test_blurring_queries_is_blurring_logits_over_the_queries(grid: tuple[int, int], sigma: float) -> None:
     q, k, _ = qkv(grid)
     N = grid[0] * grid[1]
-    logits = (q @ k.mT).mT.reshape(2, 2 * N, *grid)  # for each head and key a picture of the queries
-    expected = picture_blur(logits, sigma).reshape(2, 2, N, N).mT
+    logits = (q @ k.mT).mT.reshape(2, 2 * N, *grid)  # for each head and key an image of the queries
+    expected = image_blur(logits, sigma).reshape(2, 2, N, N).mT
     close(blur_queries(q, grid, sigma) @ k.mT, expected)
 
 
-def test_keys_and_values_stay() -> None:
+def test_keys_and_values_are_unchanged() -> None:
     q, k, v = qkv((4, 4))
     core = BlurredQueries(1.0).replace(CosineAttention(), trajectory())
     expected = (blur_queries(q, (4, 4), 1.0) @ k.mT / math.sqrt(5)).softmax(-1) @ v
@@ -150,8 +150,8 @@ def test_any_aspect(kind: str, shape: tuple[int, int, int]) -> None:
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_it_is_applied_in_every_step_and_its_evaluations_are_counted(kind: str) -> None:
-    """Defect 4 of the widely used library: the branch was paid for and never perturbed."""
+def test_it_is_applied_and_counted_in_every_step(kind: str) -> None:
+    """Defect 4 of the widely used library: the branch was computed and never perturbed."""
     model = NETWORKS[kind]()
     grid = KarrasGrid(4, sigma_min=0.1, sigma_max=5.0)
     with torch.no_grad():

@@ -65,7 +65,7 @@ def test_equal_spreads_extrapolate_the_mean() -> None:
 
 @pytest.mark.parametrize("sampler", [Euler(), Heun(s_churn=8.0), DPMSolver2M()])
 def test_without_weight_it_is_the_base_to_the_bit(sampler: Euler | Heun | DPMSolver2M) -> None:
-    """omega = 0: the auxiliary, a reference that cannot be called, is left alone, and no evaluation is spent on it."""
+    """omega = 0: the auxiliary, a reference that cannot be called, is not evaluated."""
     base = spread(0.3, 0.5)
     plain = sampler.sample(base, seeds=SampleSeeds(3, range(5)))
     guided = sampler.sample(SIMS(Main(), 1.0, base=base), seeds=SampleSeeds(3, range(5)))
@@ -106,10 +106,10 @@ def test_neon_is_the_same_for_a_model_linear_in_its_parameters(weight: float) ->
 @pytest.mark.parametrize(
     ("base", "auxiliary", "weight", "bound"),
     [
-        (spread(2.0, 0.5), spread(1.6, 0.6), 5.1, "w < 5"),  # V_a / V_b = .8: w (1 - .8) < 1
+        (spread(2.0, 0.5), spread(1.6, 0.6), 5.1, "w < 5"),  # V_a / V_b = 0.8: w (1 - 0.8) < 1
         (spread(1.0, 1.0), spread(0.5, 1.5), 2.2, "w < 2 and w > -2"),
         (spread(1.0, 1.0), spread(1.5, 1.5), -2.2, "w > -2"),
-        (spread(1.0, 0.4), spread(0.9, 0.3, turn=1.2), 9.0, "w < "),  # axes of their own
+        (spread(1.0, 0.4), spread(0.9, 0.3, turn=1.2), 9.0, "w < "),  # different axes
     ],
 )
 def test_unstable_weights_are_refused(
@@ -120,7 +120,7 @@ def test_unstable_weights_are_refused(
         SIMS(auxiliary, weight).resolve(models)
 
 
-def test_a_schedule_of_weights_is_no_single_weight_to_refuse() -> None:
+def test_weight_schedules_are_not_checked_for_stability() -> None:
     base, auxiliary = spread(2.0, 0.5), spread(1.6, 0.6)
     weight = Interval(9.0, 0.1, 1.0)
     assert isinstance(SIMS(auxiliary, weight).resolve(Pair(base, auxiliary)), SIMS)  # type: ignore[arg-type]
@@ -128,7 +128,7 @@ def test_a_schedule_of_weights_is_no_single_weight_to_refuse() -> None:
 
 @pytest.mark.parametrize("turn", [0.5, 1.2])
 def test_the_bound_is_where_the_flow_first_pushes_away(turn: float) -> None:
-    """Just below it the drift points inwards at every level; just above it does not at small ones."""
+    """Just below it the drift points inward at every level; just above it does not at small ones."""
     base, auxiliary = spread(1.0, 0.4), spread(0.9, 0.3, turn=turn)
     models = Pair(base, auxiliary)
     with pytest.raises(ValueError, match="is unstable") as caught:

@@ -1,4 +1,4 @@
-"""Skipped blocks: which can be skipped, what remains without them, and when the stochastic ones are."""
+"""Skipped blocks: which blocks can be skipped, the network without them, and the random choice of each step."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_unet_without_attention() -> None:
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_an_empty_set_changes_nothing(kind: str) -> None:
+def test_an_empty_set_is_the_model(kind: str) -> None:
     model = NETWORKS[kind]()
     assert torch.equal(run(Perturbed([SkipBlocks(layers=[])], positive=model)), run(model))
     assert not torch.allclose(run(Perturbed([SkipBlocks()], positive=model)), run(model))
@@ -64,7 +64,7 @@ def test_a_container_that_is_never_called_cannot_be_skipped() -> None:
             perturbation.chosen(unet().network)
 
 
-def test_what_lies_inside_the_protected_is_protected() -> None:
+def test_submodules_of_protected_blocks_are_protected() -> None:
     network = unet(num_blocks=2).network
     assert StochasticSkip(protected=["encoder"]).chosen(network) == ["decoder.4x4_in0", "decoder.4x4_in1"]
     names = [f"blocks.{i}" for i in range(11)]
@@ -72,7 +72,7 @@ def test_what_lies_inside_the_protected_is_protected() -> None:
     assert protected == [name for name in names if name != "blocks.1"], "blocks.10 is not inside blocks.1"
 
 
-def test_shapes_are_found_without_a_trace() -> None:
+def test_recording_shapes_leaves_the_network_unchanged() -> None:
     model = unet(dropout=0.5).train()
     state = {name: value.clone() for name, value in model.state_dict().items()}
     before = torch.get_rng_state()
@@ -116,7 +116,7 @@ def skipped(perturbation: StochasticSkip, network: Network, place: Trajectory, s
     return result
 
 
-def test_each_step_skips_its_share_and_never_the_protected() -> None:
+def test_each_step_skips_its_share_and_no_protected_block() -> None:
     network = transformer(depth=11).network
     place = trajectory(steps=200)
     drawn = skipped(StochasticSkip(0.2), network, place, list(range(200)))
@@ -157,13 +157,13 @@ def test_by_default_all_blocks_that_keep_the_shape_but_the_first_may_be_skipped(
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_a_share_of_zero_changes_nothing(kind: str) -> None:
+def test_a_share_of_zero_is_the_model(kind: str) -> None:
     model = NETWORKS[kind]()
     assert torch.equal(run(Perturbed([StochasticSkip(0.0)], positive=model)), run(model))
 
 
 def test_both_stages_of_heun_skip_the_same_blocks() -> None:
-    """As Heun's rule, written out, makes the samples with one fixed network for each step."""
+    """The samples equal those of Heun's rule, written out, with one fixed network for each step."""
     model = transformer(depth=8)
     grid = KarrasGrid(3, sigma_min=0.1, sigma_max=5.0)
     method = StochasticSkip(0.4)
@@ -202,7 +202,7 @@ def test_outside_its_window_the_negative_is_not_called() -> None:
     assert evaluations(Euler(KarrasGrid(20)), some) == 20 + 3  # steps 1, 2 and 3
 
 
-def test_what_cannot_be_meant_is_refused() -> None:
+def test_invalid_settings_are_refused() -> None:
     for share in (-0.1, 1.1):
         with pytest.raises(ValueError, match="StochasticSkip needs a share of the blocks between 0"):
             StochasticSkip(share)

@@ -1,4 +1,4 @@
-"""Sliding windows: closed forms on pictures of any aspect, identities on both networks, cost, and who is refused."""
+"""Sliding windows: closed forms on images of any aspect, identities on both networks, cost, and refused models."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def transformer(shape: tuple[int, ...] = (2, 8, 16)) -> Preconditioned:
 
 
 def randomized(network: Network) -> Preconditioned:
-    """A denoiser whose gains and zero-initialized layers do something."""
+    """A denoiser whose gains and zero-initialized layers have an effect."""
     with torch.no_grad():
         for parameter in network.parameters():
             if not parameter.any():
@@ -50,7 +50,7 @@ BOTH = pytest.mark.parametrize("make", [unet, transformer])
 
 
 class Centered(Denoiser):
-    """D(x) = (x - mean of what it sees) / (1 + sigma), of any size; the label is added."""
+    """D(x) = (x - mean of its input) / (1 + sigma), of any size; the label is added."""
 
     sigma_data, num_classes = 0.5, 2
 
@@ -134,7 +134,7 @@ def test_both_forms_pixel_by_pixel(height, width, fraction, n, sizes, starts, we
 
 
 @BOTH
-def test_networks_see_crops(make: Callable[[], Preconditioned]) -> None:
+def test_networks_receive_crops(make: Callable[[], Preconditioned]) -> None:
     model, x, labels = make(), torch.randn(2, 2, 8, 16), torch.tensor([2, 0])
     sigma = torch.tensor(0.7)
     with torch.no_grad():
@@ -149,7 +149,7 @@ def test_networks_see_crops(make: Callable[[], Preconditioned]) -> None:
 
 
 def test_with_classifier_free_guidance_the_masked_form_adds_up() -> None:
-    """D_c + .3 (D_c - D_none) + .3 M (D_c - D_swg), in 1 + 1 + 4 evaluations."""
+    """D_c + 0.3 (D_c - D_none) + 0.3 M (D_c - D_swg), in 1 + 1 + 4 evaluations."""
     model, x, labels = Centered(3, 8, 16), torch.randn(2, 3, 8, 16, dtype=torch.float64), torch.tensor([1, 0])
     D = model(x, SIGMA, labels)
     D_swg, count = by_pixel(lambda crop: model(crop, SIGMA, labels), x, (6, 12), ([0, 2], [0, 4]))
@@ -169,7 +169,7 @@ def test_with_classifier_free_guidance_the_masked_form_adds_up() -> None:
 
 @BOTH
 @pytest.mark.parametrize("kind", [SlidingWindowGuidance, MaskedSlidingWindowGuidance])
-def test_a_window_of_the_whole_picture_changes_no_bit(make: Callable[[], Preconditioned], kind: type[Guided]) -> None:
+def test_a_window_of_the_whole_image_is_the_model(make: Callable[[], Preconditioned], kind: type[Guided]) -> None:
     model, x, sigma = make(), torch.randn(2, 2, 8, 16), torch.tensor(0.7)
     with torch.no_grad():
         for n in (2, 3):
@@ -182,7 +182,7 @@ def test_without_overlap_the_masked_form_is_off_and_the_other_is_not() -> None:
     assert not torch.allclose(SlidingWindowGuidance(3.0, crop=0.5, positive=model)(x, SIGMA), model(x, SIGMA))
 
 
-def test_a_denoiser_that_looks_at_single_pixels_is_not_changed() -> None:
+def test_a_pixelwise_denoiser_is_not_changed() -> None:
     model, x = Centered(1, 9, 12), torch.randn(2, 1, 9, 12, dtype=torch.float64)
     model.forward = lambda x, sigma, condition=None: x.tanh() / (1 + sigma)  # type: ignore[method-assign]
     guided = SlidingWindowGuidance(5.0, crop=0.5, n=3, positive=model)(x, SIGMA)
@@ -195,7 +195,7 @@ def test_a_denoiser_that_looks_at_single_pixels_is_not_changed() -> None:
 def test_a_crop_counts_as_an_evaluation_and_weight_one_costs_none(
     make: Callable[[], Preconditioned], sampler: type[Sampler], plain: list[int], kind: type[Guided]
 ) -> None:
-    """On levels 3, 2, 1, guided at 2 alone; samples do not depend on the batch they travel in."""
+    """On levels 3, 2, 1, guided at 2 alone; samples do not depend on their batch."""
     guided = kind(Interval(1.5, 1.5, 2.5), crop=0.75, positive=make())
     solver = sampler(KarrasGrid(3, sigma_min=1.0, sigma_max=3.0, rho=1.0))
     labels, counts = torch.tensor([0, 2, 1]), [0]
@@ -207,8 +207,8 @@ def test_a_crop_counts_as_an_evaluation_and_weight_one_costs_none(
     torch.testing.assert_close(alone.x, trajectory.x[1:2], rtol=1e-3, atol=1e-3)
 
 
-class Apart(Centered):
-    """Tells its noise direction from its clean estimate."""
+class SeparateNoise(Centered):
+    """Has a noise direction separate from its clean estimate."""
 
     def start(self, trajectory: Trajectory) -> Predict:
         def noise(x: Tensor) -> Tensor:
@@ -217,8 +217,8 @@ class Apart(Centered):
         return lambda x, sigma, condition: Prediction(self(x, sigma, condition), noise(x))
 
 
-def test_a_noise_direction_told_apart_is_averaged_alike() -> None:
-    model, x = Apart(1, 8, 8), torch.randn(2, 1, 8, 8, dtype=torch.float64)
+def test_separate_noise_direction_is_averaged_alike() -> None:
+    model, x = SeparateNoise(1, 8, 8), torch.randn(2, 1, 8, 8, dtype=torch.float64)
     noise = x * x.mean((2, 3), keepdim=True)
     averaged, count = by_pixel(lambda crop: crop * crop.mean((2, 3), keepdim=True), x, (6, 6), ([0, 2], [0, 2]))
     for kind, M in ((SlidingWindowGuidance, 1.0), (MaskedSlidingWindowGuidance, (count > 1).double())):
@@ -227,7 +227,7 @@ def test_a_noise_direction_told_apart_is_averaged_alike() -> None:
         torch.testing.assert_close(prediction.noise, noise + 0.5 * M * (noise - averaged))
 
 
-def test_windows_look_through_guidances() -> None:
+def test_windows_apply_to_guided_positives() -> None:
     """The negative of a guided positive is that guidance on crops."""
     model, x, labels = Centered(1, 8, 8), torch.randn(2, 1, 8, 8, dtype=torch.float64), torch.tensor([1, 0])
     inner = ClassifierFreeGuidance(2.0, positive=model)
@@ -266,7 +266,7 @@ class Fixed(Network):
 
 
 @pytest.mark.parametrize("kind", [SlidingWindowGuidance, MaskedSlidingWindowGuidance])
-def test_what_takes_no_crops_is_refused_when_the_evaluation_begins(kind: type[Guided]) -> None:
+def test_models_that_do_not_take_crops_are_refused_by_resolve(kind: type[Guided]) -> None:
     with pytest.raises(ValueError, match=r"need images \(channels, height, width\); .* shape \(2,\)"):
         kind().resolve(Models(gaussian(torch.zeros(2), torch.eye(2))))
     with pytest.raises(ValueError, match=r"need a network that takes crops; Fixed only takes x of shape \(1, 8, 8\)"):

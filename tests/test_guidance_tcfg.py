@@ -47,7 +47,7 @@ def test_float32_is_as_good_as_the_difference_allows(near: float) -> None:
     assert (step - exact).abs().max() < 2e-6 < 0.1 * exact.abs().max()
 
 
-def test_a_small_difference_keeps_half_of_what_is_orthogonal_to_the_branches() -> None:
+def test_a_small_difference_keeps_half_of_its_orthogonal_part() -> None:
     """First order in the difference: the parallel part stays, the orthogonal one is halved."""
     x, pos, other = torch.randn(3, 4, 3, 5, 5, dtype=torch.float64)
     eps = (x - pos) / SIGMA
@@ -88,7 +88,7 @@ def test_usable_with_classifier_free_guidance(sampler: Sampler) -> None:
         for rule in (Tangential(), None)
     ]
     assert bool(ends[0].isfinite().all()) and (ends[0] - ends[1])[:3].abs().amax(1).min() > 1e-3
-    torch.testing.assert_close(ends[0][3], ends[1][3])  # no label: nothing to guide
+    torch.testing.assert_close(ends[0][3], ends[1][3])  # no label: unguided
 
 
 @pytest.mark.parametrize("strength", [-0.1, 1.1])

@@ -35,11 +35,11 @@ def run(model: nn.Module) -> Tensor:
 
 @pytest.mark.parametrize("layers", [None, ["*block*.1", "decoder.*"], ["blocks.*"]], ids=str)
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_the_identity_permutation_changes_nothing(kind: str, layers: list[str] | None) -> None:
+def test_the_identity_permutation_is_the_model(kind: str, layers: list[str] | None) -> None:
     model = NETWORKS[kind]()
     names = {"unet": ["decoder.*"], "transformer": ["blocks.*"]}[kind] if layers else None
     in_order = run(Perturbed([InOrder(layers=names)], positive=model))
-    torch.testing.assert_close(in_order, run(model), rtol=0, atol=1e-5)  # the layout in memory may be another
+    torch.testing.assert_close(in_order, run(model), rtol=0, atol=1e-5)  # the memory layout may differ
     assert not torch.allclose(run(Perturbed([ShuffledTokens(layers=names)], positive=model)), run(model))
 
 
@@ -66,7 +66,7 @@ def test_all_samples_get_the_same_order_and_each_call_another(shape: tuple[int, 
     assert not torch.equal(*results)
 
 
-def test_later_blocks_see_the_shuffled_tokens() -> None:
+def test_later_blocks_receive_the_shuffled_tokens() -> None:
     """Not undone: shuffling before the first block is shuffling the input, positions and all, of every block."""
     model = transformer()
     network = Perturbed([ShuffledTokens(layers=["blocks.0"])], positive=model).network(trajectory()).network

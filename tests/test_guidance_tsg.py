@@ -42,27 +42,27 @@ def test_the_formula(scale: float, power: float, step: int) -> None:
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_it_is_what_the_network_is_told(kind: str) -> None:
+def test_the_network_receives_the_noisy_embedding(kind: str) -> None:
     model = NETWORKS[kind]()
     with torch.no_grad():
         e = model.network.embedding_noise(torch.full((3,), float(SIGMA.log() / 4)))  # type: ignore[operator]
         noisy = NoisyNoiseEmbedding().replace(Fixed(e), trajectory())(torch.zeros(3))
-    told = run(replace_modules(model, {"network.embedding_noise": Fixed(noisy)}))
+    expected = run(replace_modules(model, {"network.embedding_noise": Fixed(noisy)}))
     negative = Perturbed([NoisyNoiseEmbedding()], positive=model).network(trajectory())
-    torch.testing.assert_close(run(negative), told)
-    assert not torch.allclose(told, run(model))
-    assert not torch.equal(run(negative), told)  # the noise of the next call is another
+    torch.testing.assert_close(run(negative), expected)
+    assert not torch.allclose(expected, run(model))
+    assert not torch.equal(run(negative), expected)  # the noise of the next call is another
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_no_noise_changes_nothing(kind: str) -> None:
+def test_zero_noise_is_the_model(kind: str) -> None:
     model = NETWORKS[kind]()
     assert torch.equal(run(Perturbed([NoisyNoiseEmbedding(0.0)], positive=model)), run(model))
     module = nn.Identity()
     assert NoisyNoiseEmbedding(0.0).replace(module, trajectory()) is module
 
 
-def test_the_interval_is_in_the_part_of_the_trajectory_that_is_left() -> None:
+def test_the_interval_is_in_the_remaining_part_of_the_trajectory() -> None:
     model = transformer(depth=2)
     for interval, guided in (((0.0, 1.0), 10), ((0.2, 0.8), 6), ((0.0, 0.1), 1)):
         guidance = TimeStepGuidance(2.0, interval=interval, positive=model)
@@ -81,6 +81,6 @@ def test_settings_out_of_range_are_refused() -> None:
         TimeStepGuidance(interval=(0.8, 0.2))
 
 
-def test_a_layer_that_is_no_embedding_is_refused() -> None:
+def test_a_layer_that_is_not_an_embedding_is_refused() -> None:
     with pytest.raises(ValueError, match="a layer of one input that returns .*; EDM2Block is not one"):
         TimeStepGuidance(layers=["encoder.4x4_block0"], positive=unet())(noisy_images(), SIGMA, LABELS)

@@ -1,4 +1,4 @@
-"""Negatives made out of the positive prediction: one evaluation for all that need it, next to any other negative."""
+"""Negatives computed from the positive prediction: one evaluation for all of them, next to any other negative."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SIGMA = torch.tensor(0.7, dtype=torch.float64)
 
 
 class Labeled(Denoiser):
-    """D(x) = tanh(x + mean over the picture + shift of the label) / (1 + sigma), and a note of every call."""
+    """D(x) = tanh(x + mean over the image + shift of the label) / (1 + sigma), with a record of every call."""
 
     data_shape, num_classes, sigma_data = SHAPE, 2, 0.5
 
@@ -91,8 +91,8 @@ def test_with_classifier_free_guidance_it_adds_up_in_three_evaluations(order: li
 
 
 @pytest.mark.parametrize(("sampler", "per_step"), [(Heun, [6, 4, 2, 1]), (DPMSolver2M, [3, 2, 1, 1])])
-def test_only_what_is_on_is_evaluated(sampler: type, per_step: list[int]) -> None:
-    """On levels 4, 3, 2, 1: both at 4, blur alone at 3, nothing at 2 and 1."""
+def test_only_negatives_that_are_on_are_evaluated(sampler: type, per_step: list[int]) -> None:
+    """On levels 4, 3, 2, 1: both at 4, blur alone at 3, none at 2 and 1."""
     negatives = [Unconditional(), blur_negative()]
     weights = [Interval(3.0, 3.5, 9.0), Interval(1.5, 2.5, 9.0)]
     guided = Guided(negatives, weights).resolve(Models(Labeled()))
@@ -105,7 +105,7 @@ def test_only_what_is_on_is_evaluated(sampler: type, per_step: list[int]) -> Non
     assert [b - a for a, b in zip(counts, counts[1:], strict=False)] == per_step
 
 
-def test_nested_guidances_apply_to_what_they_hold() -> None:
+def test_nested_guidances_apply_to_their_own_positive() -> None:
     """CFG over SAG, with the plain network as its unconditional branch; and SAG over autoguidance."""
     model, bad, (x, labels) = Labeled(), Labeled(0.5), batch()
 
@@ -133,7 +133,7 @@ def test_nested_guidances_apply_to_what_they_hold() -> None:
     trajectory = one_trajectory(x)
     prediction = nested.resolve(Models(model)).start(trajectory)(x, SIGMA, labels)
     torch.testing.assert_close(prediction.clean, expected, rtol=1e-12, atol=1e-12)
-    assert trajectory.evaluations == 4  # two of the inner guidance at x, two at x~: resolving keeps the tie
+    assert trajectory.evaluations == 4  # two of the inner guidance at x, two at x~: resolving keeps the identity
 
 
 class Models:
@@ -157,7 +157,7 @@ def test_a_negative_of_another_model_evaluates_that_one() -> None:
     assert trajectory.evaluations == 3
 
 
-def test_two_reactions_read_one_positive() -> None:
+def test_several_negatives_read_one_positive_prediction() -> None:
     """Self-attention guidance twice, with different thresholds, and masked windows: 1 + 2 + 4 evaluations."""
     network = DiffusionTransformer(SHAPE, channels=16, depth=2, heads=2)
     with torch.no_grad():
@@ -197,7 +197,7 @@ class Backwards(Combination):
         return combine
 
 
-def test_any_combination_may_ask_in_any_order() -> None:
+def test_branches_may_be_evaluated_in_any_order() -> None:
     model, (x, labels) = Labeled(), batch()
     plain = Guided([blur_negative(model)], [1.5], positive=model)(x, SIGMA, labels)
     trajectory = one_trajectory(x)
@@ -207,15 +207,15 @@ def test_any_combination_may_ask_in_any_order() -> None:
     assert trajectory.evaluations == 3
 
 
-class Apart(Labeled):
-    """Tells its noise direction from its clean estimate."""
+class SeparateNoise(Labeled):
+    """Has a noise direction separate from its clean estimate."""
 
     def start(self, trajectory: Trajectory) -> Predict:
         return lambda x, sigma, condition: Prediction(self(x, sigma, condition), 0.1 * x + sigma)
 
 
-def test_a_noise_direction_told_apart_is_that_at_the_blurred_input() -> None:
-    model, (x, labels) = Apart(), batch()
+def test_separate_noise_direction_is_that_at_the_blurred_input() -> None:
+    model, (x, labels) = SeparateNoise(), batch()
     D = model(x, SIGMA, labels)
     noise, noise_blurred = 0.1 * x + SIGMA, 0.1 * (x + blurred(D) - D) + SIGMA
     prediction = Guided([blur_negative(model)], [1.5], positive=model).start(one_trajectory(x))(x, SIGMA, labels)
