@@ -1,1 +1,1 @@
-"""Tests, flat: a package of its own, so that the `tests` which other packages install do not stand in its place."""
+"""Tests of the library. A package, so that a `tests` module installed by another distribution does not shadow it."""

@@ -1,4 +1,4 @@
-"""For the tests of combinations: constant branches, Gaussians on data of any shape, walks through a sampler."""
+"""Helpers for tests of combinations: constant branches, Gaussians on data of any shape, sampled trajectories."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Blob(Denoiser):
 
 
 class Net(Denoiser):
-    """A small network with parameters; remembers its last hidden activations, weakly."""
+    """A small network with parameters; keeps a weak reference to its last hidden activations."""
 
     data_shape, num_classes, sigma_data = (3, 4, 4), 0, 0.5
 
@@ -55,7 +55,7 @@ class Net(Denoiser):
 
 
 def mixtures() -> list[GaussianMixture]:
-    """A good model of points in the plane and two worse ones."""
+    """Return a good model of points in the plane and two worse ones."""
     means = torch.tensor([[-1.0, 0.2], [1.0, 0.5], [0.1, -1.0]])
     spreads = [(0.0, 0.2), (0.1, 0.5), (-0.2, 1.0)]
     return [
@@ -64,17 +64,17 @@ def mixtures() -> list[GaussianMixture]:
 
 
 def blobs(*shape: int) -> list[Blob]:
-    """The same for data of any shape."""
+    """Return a good model of data of any shape and two worse ones."""
     return [Blob(shape, 0.4, 0.2), Blob(shape, 0.6, 0.5), Blob(shape, -0.3, 1.0)]
 
 
 def constant_branch(clean: Tensor, noise: Tensor | None = None) -> Branch:
-    """A branch that says the same everywhere."""
+    """Return a branch with the same prediction everywhere."""
     return lambda x, sigma: Prediction(clean, noise)
 
 
 def trajectory_at(x: Tensor, sigma: float, step: int = 0, steps: int = 1) -> Trajectory:
-    """A trajectory at one point."""
+    """Return a trajectory at one point."""
     return Trajectory(x=x, seeds=SampleSeeds(0, range(len(x))), sigma=sigma, step=step, steps=steps)
 
 
@@ -87,7 +87,7 @@ def combined(
     step: int = 0,
     steps: int = 1,
 ) -> Tensor:
-    """The clean estimate of `rule` for constant branches (the positive's gradient exists, and is 0)."""
+    """Return the clean estimate of `rule` for constant branches; the gradient of the positive exists and is 0."""
     branches = [(weight, constant_branch(neg)) for weight, neg in negatives]
     combine = rule.start(trajectory_at(x, sigma, step, steps))
     level = torch.tensor(sigma, dtype=x.dtype)
@@ -97,16 +97,16 @@ def combined(
 def guided(
     models: Sequence[Denoiser], weights: Sequence[float | WeightSchedule], rule: Combination | None = None
 ) -> Guided:
-    """The first model away from the others."""
+    """Return the first model guided away from the others."""
     return Guided(models[1:], weights, positive=models[0], combination=rule)
 
 
 def walk(sampler: Sampler, denoiser: Denoiser, x: Tensor, condition: Tensor | None = None) -> Trajectory:
-    """The end of the trajectory that begins at `x`."""
+    """Return the final state of the trajectory that starts at `x`."""
     *_, last = sampler.steps(denoiser, x, seeds=SampleSeeds(0, range(len(x))), condition=condition)
     return last
 
 
 def start(*shape: int, batch: int = 3) -> Tensor:
-    """Noise at the first level, float64."""
+    """Return noise at the first level, float64."""
     return LEVELS[0] * torch.randn(batch, *shape, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""What every test may rely on: one thread, a headless canvas, no downloads, a fixed random state."""
+"""Common settings and fixtures: one thread, a headless backend, no downloads, a fixed random state."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# Before torch and matplotlib are imported, and through the environment, so that child processes inherit it.
-# One thread: steadier and no slower for small networks, and two ranks do not fight over two cores.
+# Set in the environment before torch and matplotlib are imported, so that child processes inherit it.
+# One thread is steadier and no slower for small networks, and two ranks do not compete for two cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -44,7 +44,7 @@ def store(tmp_path: Path) -> SnapshotStore:
 
 @pytest.fixture(scope="session")
 def processes() -> Iterator[Processes]:
-    """Processes that cost milliseconds, for tests that kill them or need two ranks."""
+    """Server of forked processes that start in milliseconds, for tests that kill processes or need two ranks."""
     server = Processes()
     yield server
     server.close()
@@ -63,7 +63,7 @@ def pair(processes: Processes, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="session")
 def search_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a finished run, averages of two widths at 20 times, and search.yaml; searches leave it as it is."""
+    """A folder with a finished run, averages of two widths at 20 times, and search.yaml; searches do not change it."""
     from tests.searches import finished_run  # the command line takes seconds to import
 
     folder = tmp_path_factory.mktemp("search")
@@ -73,7 +73,7 @@ def search_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """(point, blocks missing) of every call of a search that draws something."""
+    """(point, number of missing blocks) of every call of a search that draws samples."""
     from lightning_guide.search.blocks import SampledBlocks
 
     calls: list[tuple[str, int]] = []

@@ -1,4 +1,4 @@
-"""Every named method of training-free guidance, ready to be held against its paper, and what they are tried on."""
+"""Every named method of training-free guidance with test settings, and the distributions and losses of the tests."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ GRID = KarrasGrid(6, sigma_min=0.1, sigma_max=5.0)
 
 
 def mixture(labels: list[int] | None = None) -> GaussianMixture:
-    """Three components in three dimensions, of different shapes."""
+    """Return a mixture of three components of different shapes in three dimensions."""
     means = torch.tensor([[-1.0, 0.2, 0.5], [1.0, 0.5, -0.3], [0.1, -1.0, 0.8]])
     root = torch.tensor([[0.5, 0.1, 0.0], [0.0, 0.3, 0.2], [0.1, 0.0, 0.4]])
     roots = torch.stack([root, 0.7 * root, 1.4 * root])
@@ -54,7 +54,7 @@ class Bend(Energy):
 
 
 def basis() -> Tensor:
-    """Two orthonormal columns in three dimensions."""
+    """Return two orthonormal columns in three dimensions."""
     return torch.linalg.qr(torch.tensor([[1.0, 0.2], [0.3, 1.0], [-0.4, 0.5]], dtype=torch.float64))[0]
 
 
@@ -101,7 +101,7 @@ def draw_samples(
     indices: list[int] | None = None,
     start: Tensor | None = None,
 ) -> Tensor:
-    """Samples in float64 of the indices (default 0 ... count - 1) under seed 3, from `start` or their noise."""
+    """Draw samples in float64 of the indices (default 0 ... count - 1) under seed 3, from `start` or their noise."""
     seeds = SampleSeeds(3, range(count) if indices is None else indices)
     x = sampler.initial(denoiser, seeds).double() if start is None else start
     *_, end = sampler.steps(denoiser, x, seeds=seeds)

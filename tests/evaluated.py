@@ -1,4 +1,4 @@
-"""Evaluations of a tiny finished run, and what they hand out."""
+"""Evaluations of a tiny finished run, and a record of their results and outputs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.runs import TinyImages, tiny_module, tiny_trainer
 
 
 class Log(pl.Callback):
-    """What is known at the end of each validation or test, and what each step handed out."""
+    """Records the results at the end of each validation or test, and the outputs of each step."""
 
     def __init__(self) -> None:
         self.results: list[dict[str, dict[str, float]]] = []
@@ -33,14 +33,14 @@ class Log(pl.Callback):
 
 
 def finished_run(folder: Path) -> Path:
-    """Averages at 8, 16, 24 and 32 of 32 images."""
+    """Train a run with averages at 8, 16, 24 and 32 of 32 images."""
     trainer = tiny_trainer(folder, PostHocEMA(8), steps=8)
     trainer.fit(tiny_module(average=None, learning_rate=None), datamodule=TinyImages())
     return folder
 
 
 def evaluate(folder: Path, evaluations: dict[str, Evaluation], verb: str = "test", **options: Any) -> Log:
-    """Runs `verb` on a finished run."""
+    """Run the trainer's `verb` on a finished run."""
     log = Log()
     data = options.pop("data", None) or TinyImages()
     trainer = tiny_trainer(folder, log, limit_val_batches=1.0)

@@ -1,4 +1,4 @@
-"""Stand-ins of the user's own networks: what face parsing and sketch networks look like from outside."""
+"""Substitutes for networks of the user, with the interfaces of face parsing and sketch networks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class BiSeNet(nn.Module):
-    """Several answers, the first of them logits of `n_classes` at full size."""
+    """Returns several outputs, the first of them logits of `n_classes` at full size."""
 
     def __init__(self, n_classes: int) -> None:
         super().__init__()
@@ -17,7 +17,7 @@ class BiSeNet(nn.Module):
 
 
 class Sketcher(nn.Module):
-    """One channel out."""
+    """Returns one channel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,5 +28,5 @@ class Sketcher(nn.Module):
 
 
 def no_network() -> int:
-    """Makes something else."""
+    """Return a value that is not a network."""
     return 3

@@ -1,4 +1,4 @@
-"""Processes for tests: forked off one that has imported everything, so that a new one costs milliseconds."""
+"""Processes for tests, forked from a server that has imported everything, so that a new one starts in milliseconds."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ for line in sys.stdin:
     try:
         os.setpgid(pid, pid)
     except OSError:
-        pass  # it was faster, or is gone
+        pass  # the child called setpgid first, or has exited
     print(pid, flush=True)
 os._exit(0)
 """
@@ -61,7 +61,7 @@ Function = tuple[str, str]
 
 
 class Processes:
-    """Starts and awaits calls of module-level functions (module, name), each in a process and a process group."""
+    """Starts calls of functions (module, name), each in its own process and process group, and waits for them."""
 
     def __init__(self) -> None:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
@@ -72,21 +72,21 @@ class Processes:
     def start(
         self, function: Function, log: Path, /, *, environment: dict[str, str] | None = None, **arguments: Any
     ) -> int:
-        """Calls `function` (module, name) with `arguments`, plain data; returns the process id."""
+        """Start `function` (module, name) with `arguments`, plain data, and return the process id."""
         request = {"function": function, "log": str(log), "environment": environment or {}, "arguments": arguments}
-        return int(self._ask(request))
+        return int(self._request(request))
 
     def wait(self, pid: int, *, seconds: float = 120) -> int:
-        """Exit status, negative for the signal that killed it; after `seconds` that is SIGKILL from here."""
-        return int(self._ask({"wait": pid, "seconds": seconds}))
+        """Return the exit status, negative for a signal; a process that runs longer than `seconds` is killed."""
+        return int(self._request({"wait": pid, "seconds": seconds}))
 
     def call(self, function: Function, log: Path, /, **arguments: Any) -> None:
-        """Calls and awaits success."""
+        """Start a call and wait for success."""
         status = self.wait(self.start(function, log, **arguments))
         assert status == 0, f"exit status {status}: {log.read_text()[-3000:]}"
 
     def start_ranks(self, world: int, function: Function, log: Path, /, **arguments: Any) -> list[int]:
-        """Starts the call on `world` ranks, as a launcher outside of Lightning would; returns the process ids."""
+        """Start the call on `world` ranks, like a launcher outside of Lightning; return the process ids."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -96,19 +96,19 @@ class Processes:
         return [self.start(function, log, environment=p, **arguments) for log, p in zip(logs, places, strict=True)]
 
     def call_ranks(self, world: int, function: Function, log: Path, /, **arguments: Any) -> None:
-        """Calls on `world` ranks and awaits success of all."""
+        """Start the call on `world` ranks and wait for success of all."""
         statuses = [self.wait(pid) for pid in self.start_ranks(world, function, log, **arguments)]
-        said = "\n".join(log.with_name(f"{log.name}.{rank}").read_text()[-2000:] for rank in range(world))
-        assert not any(statuses), f"exit statuses {statuses}: {said}"
+        logs = "\n".join(log.with_name(f"{log.name}.{rank}").read_text()[-2000:] for rank in range(world))
+        assert not any(statuses), f"exit statuses {statuses}: {logs}"
 
     def close(self) -> None:
-        """Ends the server."""
+        """Stop the server."""
         assert self._server.stdin is not None
         self._server.stdin.close()
         if self._server.wait(60) != 0:
             raise RuntimeError("the server of forked processes failed")
 
-    def _ask(self, request: dict[str, Any]) -> str:
+    def _request(self, request: dict[str, Any]) -> str:
         assert self._server.stdin is not None
         self._server.stdin.write(json.dumps(request) + "\n")
         return self._read()
@@ -121,7 +121,7 @@ class Processes:
 
 
 def kill(pid: int, number: int = signal.SIGKILL, *, group: bool = False) -> None:
-    """Sends a signal to a process, or to its whole group as a terminal does; one that has ended is left in peace."""
+    """Send a signal to a process, or to its group as a terminal does; a process that has ended is ignored."""
     try:
         (os.killpg if group else os.kill)(pid, number)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""What the processes of tests with several ranks do: a run on some of them, and what each has seen of it."""
+"""Runs on several ranks for tests, and a record of what each rank observed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TRAIN = ("tests.ranks", "train")
 
 
 def options(world: int) -> dict[str, Any]:
-    """Trainer options; `strategy` is that of configs/ddp.yaml."""
+    """Return trainer options; `strategy` is that of configs/ddp.yaml."""
     if world == 1:
         return {}
     strategy = DDPStrategy(process_group_backend="gloo", broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -35,7 +35,7 @@ def rank() -> int:
 
 
 class Notes(pl.Callback):
-    """What this rank sees in training."""
+    """Records the data and the image counts of this rank, and sends it a signal at one micro-step."""
 
     def __init__(self, signal_at: int | None = None, number: int = signal.SIGTERM) -> None:
         self.signal_at, self.number = signal_at, number
@@ -54,7 +54,7 @@ class Notes(pl.Callback):
 
 
 class Draws(EDMLoss):
-    """Notes the noise of training."""
+    """Records the noise of training."""
 
     noise_seen: list[Tensor] = []
 
@@ -68,7 +68,7 @@ class Draws(EDMLoss):
 def train(
     folder: str, world: int, *, steps: int = STEPS, signal_rank: int = -1, dies: bool = False, batch: int = 4
 ) -> None:
-    """A full run on `world` ranks; rank `signal_rank` gets a SIGTERM in its second step, or dies in its fifth."""
+    """Train a full run on `world` ranks; rank `signal_rank` gets SIGTERM in step 2, or SIGKILL in step 5."""
     runs.EDMLoss = Draws  # type: ignore[misc]
     runs.TinyImages.__init__.__kwdefaults__["batch_size"] = batch  # type: ignore[index]
     saved: list[str] = []

@@ -1,6 +1,6 @@
-"""Tiny runs for tests: a network of two layers on 40 little pictures, trained in a fraction of a second.
+"""Tiny runs for tests: a network of two layers on 40 small images, trained in a fraction of a second.
 
-Everything is a function of the arguments, so that the same call in another process is the same run.
+Everything is a function of the arguments, so that the same call in another process gives the same run.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class TinyNetwork(Network):
 
 
 class TinyImages(ImageData):
-    """40 pictures of noise and 13 held out, in 3 classes."""
+    """40 images of noise and 13 held out, in 3 classes."""
 
     def __init__(
         self, *, batch_size: int = 4, num_workers: int = 0, shape: tuple[int, ...] = (1, 4, 4), classes: int = CLASSES
@@ -73,12 +73,12 @@ class TinyImages(ImageData):
         self.data_shape, self.num_classes = shape, classes
 
     def training(self) -> TensorExamples:
-        return self._pictures(40, 0)
+        return self._images(40, 0)
 
     def heldout(self) -> TensorExamples:
-        return self._pictures(13, 1)
+        return self._images(13, 1)
 
-    def _pictures(self, count: int, seed: int) -> TensorExamples:
+    def _images(self, count: int, seed: int) -> TensorExamples:
         generator = torch.Generator().manual_seed(seed)
         x = torch.randint(256, (count, *self.data_shape), generator=generator).to(torch.uint8)
         labels = torch.randint(max(self.num_classes, 1), (count,), generator=generator)
@@ -86,13 +86,13 @@ class TinyImages(ImageData):
 
 
 def evaluation(guidance: Denoiser | None = None, **options: Any) -> Evaluation:
-    """5 samples, 2 at a time."""
+    """Return an evaluation of 5 samples, 2 at a time."""
     chosen: dict[str, Any] = {"sampler": SAMPLER, "num_samples": 5, "batch_size": 2} | options
     return Evaluation(**chosen) if guidance is None else Evaluation(guidance=guidance, **chosen)
 
 
 def tiny_module(network: Network | None = None, **options: Any) -> DiffusionModule:
-    """The module, with the same initial weights at every call."""
+    """Return a module with the same initial weights at every call."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         denoiser = Preconditioned(network or TinyNetwork())
@@ -102,7 +102,7 @@ def tiny_module(network: Network | None = None, **options: Any) -> DiffusionModu
 
 
 def tiny_trainer(folder: Path | str, *callbacks: pl.Callback, steps: int = 8, **options: Any) -> pl.Trainer:
-    """As the command line makes it, without logger."""
+    """Return a trainer like that of the command line, without logger."""
     chosen: dict[str, Any] = {
         "accelerator": "cpu",
         "max_steps": steps,
@@ -123,7 +123,7 @@ def tiny_trainer(folder: Path | str, *callbacks: pl.Callback, steps: int = 8, **
 def full_run(
     folder: str, *, steps: int = 12, accumulate: int = 2, workers: int = 0, update_every_steps: int = 1, **options: Any
 ) -> DiffusionModule:
-    """A run with everything on, begun or continued: averages, early snapshots, checkpoints, guided evaluations."""
+    """Start or resume a run with averages, early snapshots, checkpoints and guided evaluations."""
     evaluations = {"plain": evaluation(), "auto": evaluation(Autoguidance(Snapshot("1/2", 0.05), 2.0))}
     module = tiny_module(evaluations=evaluations, average=0.05)
     trainer = tiny_trainer(
@@ -142,7 +142,7 @@ def full_run(
 
 
 def checkpoint(folder: Path | str) -> dict[str, Any]:
-    """What the newest checkpoint of a run holds, without the counters of the loops and the versions."""
+    """Return the newest checkpoint of a run without the loop counters."""
     path = newest_checkpoint(folder)
     assert path is not None, f"no checkpoint in {folder}"
     loaded = torch.load(path, weights_only=True)
@@ -150,14 +150,14 @@ def checkpoint(folder: Path | str) -> dict[str, Any]:
 
 
 def snapshots(folder: Path | str) -> dict[str, Any]:
-    """What all snapshots of a run hold, after proving them whole. (The bytes of their headers come in any order.)"""
+    """Return the verified contents of all snapshots of a run. (The bytes of headers have no fixed order.)"""
     store = SnapshotStore(Path(folder) / "snapshots")
     loaded = {entry.path.name: store.load(entry) for entry in store.entries()}
     return {name: {"tensors": tensors, **asdict(metadata)} for name, (tensors, metadata) in loaded.items()}
 
 
 def assert_same(one: Any, other: Any, where: str = "") -> None:
-    """Nested containers are equal, tensors bit for bit."""
+    """Assert that nested containers are equal, tensors bit for bit."""
     assert type(one) is type(other), f"{where}: {type(one)} and {type(other)}"
     if isinstance(one, Tensor):
         assert one.dtype == other.dtype and torch.equal(one, other), f"{where}: {one} and {other}"

@@ -41,7 +41,7 @@ SEARCH = {
 
 
 def finished_run(folder: Path) -> None:
-    """Trains `folder`/run, averages of two widths at 20 times, and writes SEARCH to `folder`/search.yaml."""
+    """Train `folder`/run with averages of two widths at 20 times, and write SEARCH to `folder`/search.yaml."""
     dense = {"class_path": "PostHocEMA", "init_args": {"every_images": 8}}
     settings = TINY | {"trainer": TINY["trainer"] | {"max_steps": 20, "callbacks": [dense]}}  # type: ignore[operator]
     (folder / "tiny.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
@@ -50,7 +50,7 @@ def finished_run(folder: Path) -> None:
 
 
 def search(folder: Path, kind: str, out: str, *words: str, changes: dict[str, Any] | None = None) -> Path:
-    """Runs a search with some of SEARCH changed; returns its folder."""
+    """Run a search with some of SEARCH changed; return its folder."""
     path = folder / f"{out}.yaml"
     path.write_text(yaml.safe_dump(SEARCH | (changes or {}), sort_keys=False))
     main([kind, str(folder / "run/config.yaml"), str(path), "--out", str(folder / out), *words])
@@ -58,14 +58,14 @@ def search(folder: Path, kind: str, out: str, *words: str, changes: dict[str, An
 
 
 def own_metrics(folder: Path, metrics: dict[str, Any]) -> str:
-    """For --configs: the first evaluation has metrics of its own."""
+    """Write a config for --configs in which the first evaluation has its own metrics; return the option's value."""
     path = folder / "own_metrics.yaml"
     path.write_text(yaml.safe_dump({"model": {"init_args": {"evaluations": {"unguided": {"metrics": metrics}}}}}))
     return f"[{path}]"
 
 
 def other_data(folder: Path) -> Path:
-    """A config with other data of the same kind."""
+    """Write a config with different data of the same kind; return its path."""
     path = folder / "other_data.yaml"
     path.write_text("data: {init_args: {seed: 7}}")
     return path

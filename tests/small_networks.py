@@ -1,4 +1,4 @@
-"""Small networks with random weights, on 8x8 pictures with 4 labels, for tests of what perturbs a network."""
+"""Small networks with random weights, on 8x8 images with 4 labels, for tests of perturbations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LABELS = torch.tensor([0, 3, 1])
 
 
 def randomize_weights(network: nn.Module) -> None:
-    """Random weights everywhere, so that no branch is silent."""
+    """Set all weights to random values, so that no branch is zero."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -48,11 +48,11 @@ NETWORKS = {"unet": unet, "transformer": transformer}
 
 
 def noisy_images(count: int = 3) -> Tensor:
-    """Noisy pictures `(count, 1, 8, 8)`, each a function of its number."""
+    """Return noisy images `(count, 1, 8, 8)`, each a function of its index."""
     return torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
 def trajectory(indices: list[int] | range = range(3), *, step: int = 1, steps: int = 4, seed: int = 0) -> Trajectory:
-    """The samples `indices` at a step where every method acts."""
+    """Return a trajectory of the samples `indices` at a step where every method is active."""
     x = noisy_images(max(indices) + 1)[list(indices)]
     return Trajectory(x=x, seeds=SampleSeeds(seed, indices), sigma=float(SIGMA), step=step, steps=steps)

@@ -1,4 +1,4 @@
-"""For the tests of the snapshot store: weights, a tiny denoiser, a store to fill."""
+"""Helpers for tests of the snapshot store: weights, a tiny denoiser, functions that fill a store."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Tiny(Denoiser):
 
 
 class NoDenoiser(HasRecipe, nn.Module):
-    """Something a recipe can build and nobody can sample from."""
+    """A module that a recipe can build, but not a denoiser."""
 
 
 def weights(seed: int = 0) -> dict[str, Tensor]:
@@ -50,7 +50,7 @@ def save(store: SnapshotStore, images: int, sigma_rel: float = 0.05, **changes: 
 
 
 def run(store: SnapshotStore, times: list[int], *, plan: int = 1000) -> None:
-    """Stores both default averages at each of the times."""
+    """Store both default averages at each of the times."""
     for images in times:
         for width in (0.05, 0.1):
             save(store, images, width, planned_images=plan)

@@ -187,7 +187,7 @@ def test_mistakes_in_a_config_end_in_one_line(
         ("num_samples: 5", "batch_size: 0", "evaluation 'auto' needs batch_size >= 1"),
         ("images: 1/2", "images: [1]", "images: Expected int; Expected float"),
         ("num_samples: 5", "num_samples: 5\n        num_samples: 6", "wrong.yaml, line"),
-        ("trainer:", "trainer: [", "wrong.yaml is no YAML"),
+        ("trainer:", "trainer: [", "wrong.yaml is not valid YAML"),
     ):
         assert right in text
         Path("wrong.yaml").write_text(text.replace(right, wrong))
@@ -199,4 +199,4 @@ def test_mistakes_in_a_config_end_in_one_line(
     Path("wrong.yml").write_text(Path("wrong.yaml").read_text())
     for words in (["-c", "wrong"], ["-c=wrong"], ["-cwrong.yml"], ["--config=wrong"], ["--model", "wrong.yaml"]):
         said = failure(monkeypatch, capsys, "fit", "-c", "tiny.yaml", *words, "--trainer.default_root_dir", run)
-        assert re.search("error: wrong(.ya?ml)?, line 2: 'trainer' stands in line 1 already; expected it once", said)
+        assert re.search("error: wrong(.ya?ml)?, line 2: duplicate key 'trainer' .first defined on line 1.", said)

@@ -96,7 +96,7 @@ def test_a_rank_that_dies_ends_the_others_and_the_run_goes_on(processes: Process
     assert time.monotonic() - begin < 60
     said = (tmp_path / "log.0").read_text().strip().rpartition("RuntimeError: ")[2]
     sentence = explain_runtime_error(said)
-    assert sentence is not None and sentence.startswith("another process of this run died or hangs (")
+    assert sentence is not None and sentence.startswith("another process of this run crashed or is unresponsive (")
     assert explain_runtime_error("mat1 and mat2 shapes cannot be multiplied") is None
     assert runs.checkpoint(tmp_path)["global_step"] == 3
     processes.call_ranks(2, TRAIN, tmp_path / "log", **arguments)

@@ -45,7 +45,7 @@ def test_what_a_file_gets_wrong_is_said(tmp_path: Path, changes: dict[Any, Any],
     with pytest.raises(ValueError, match=rf"search.yaml: .*{said}"):
         read_search(tmp_path / "search.yaml")
     (tmp_path / "search.yaml").write_text("axes: {w: [\n")
-    with pytest.raises(ValueError, match="search.yaml is no YAML: while parsing"):
+    with pytest.raises(ValueError, match="search.yaml is not valid YAML: while parsing"):
         read_search(tmp_path / "search.yaml")
     (tmp_path / "search.yaml").write_text("# to be filled in")
     with pytest.raises(ValueError, match="search.yaml holds nothing; expected evaluation, axes"):
@@ -55,8 +55,8 @@ def test_what_a_file_gets_wrong_is_said(tmp_path: Path, changes: dict[Any, Any],
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("block: 2\nseed: 3\nblock: 4\n", "line 3: 'block' stands in line 1 already; expected it once"),
-        ("axes:\n  age: {path: a, values: [1]}\n  age: {path: b, values: [1]}\n", "line 3: 'age' stands in line 2"),
+        ("block: 2\nseed: 3\nblock: 4\n", "line 3: duplicate key 'block' .first defined on line 1."),
+        ("axes:\n  age: {path: a, values: [1]}\n  age: {path: b, values: [1]}\n", "line 3: duplicate key 'age' .first"),
     ],
 )
 def test_a_key_that_stands_twice_is_said(tmp_path: Path, text: str, said: str) -> None:
@@ -125,14 +125,14 @@ def test_results_know_whose_they_are(folder: Path, tmp_path: Path) -> None:
     ledger.write()
     written = {"points": {"a": {"axes": {"w": 1.5}, "values": {"fd": None}}}}
     assert ResultsFile(tmp_path / "results.json", search).content == written
-    with pytest.raises(ValueError, match="results.json belongs to another search: block was 10, now it is 11; choose"):
+    with pytest.raises(ValueError, match="results.json was made with other settings: block was 10 and is now 11; "):
         ResultsFile(tmp_path / "results.json", search | {"block": 11})
     store = SnapshotStore(folder / "run/snapshots")
     newest = store.entries()[-1]
     before, (tensors, metadata) = newest.path.read_bytes(), store.load(newest)
     changed = {name: 2 * tensor for name, tensor in tensors.items()}
     store.save(changed, images=160, sigma_rel=newest.sigma_rel, recipe=metadata.recipe)
-    with pytest.raises(ValueError, match="belongs to another search: run was "):
+    with pytest.raises(ValueError, match="made with other settings: run.weights was "):
         ResultsFile(tmp_path / "results.json", search | {"run": run_identity(folder / "run")})
     newest.path.write_bytes(before)
     failed = {"unguided": {"axes": {}, "values": {"fd": 1.0}}, "a": {"axes": {"w": 1.5}, "failed": "no guider"}}
@@ -142,7 +142,7 @@ def test_results_know_whose_they_are(folder: Path, tmp_path: Path) -> None:
         assert ResultsFile(tmp_path / "results.json", search).content == content
         assert ResultsFile(tmp_path / "results.json", search | {"block": 11}).content == {}
     (tmp_path / "results.json").write_text("{}")
-    with pytest.raises(ValueError, match="results.json is not a results file of a search"):
+    with pytest.raises(ValueError, match="results.json does not record 'search'"):
         ResultsFile(tmp_path / "results.json", search)
 
 
@@ -158,14 +158,14 @@ def test_another_run_that_changes_in_its_folder_and_other_data_are_noticed(
     search(folder, *words, changes=changes)
     assert {name for name, _ in drawn} == {"unguided", f"weight=2 run={other}", f"weight=2 run={folder / 'run'}"}
     drawn.clear()
-    with pytest.raises(SystemExit, match="belongs to another search: data was "):
+    with pytest.raises(SystemExit, match="made with other settings: data."):
         search(folder, *words, "--configs", f"[{other_data(folder)}]", changes=changes)
     store = SnapshotStore(other / "snapshots")
     newest = store.entries()[-1]
     tensors, metadata = store.load(newest)
     doubled = {name: 2 * tensor for name, tensor in tensors.items()}
     store.save(doubled, images=newest.images, sigma_rel=newest.sigma_rel, recipe=metadata.recipe)
-    with pytest.raises(SystemExit, match="belongs to another search: runs was "):
+    with pytest.raises(SystemExit, match="made with other settings: runs."):
         search(folder, *words, changes=changes)
     (folder / "runs/tune.json").unlink()
     search(folder, *words, changes=changes)

@@ -15,7 +15,7 @@ from tests.test_configs import CONFIGS
 
 
 def write(folder: Path, **files: str) -> None:
-    """Writes `NAME.yaml` files."""
+    """Write `NAME.yaml` files."""
     for name, text in files.items():
         (folder / f"{name}.yaml").write_text(text)
 
@@ -47,10 +47,10 @@ def test_another_class_replaces_the_arguments(tmp_path: Path) -> None:
         ("base: {a: 1}\n", "top.yaml: base is .*; expected a file or a list of files"),
         ("base:\n", "top.yaml: base is .*; expected a file or a list of files"),
         ("base: list.yaml\n", r"list.yaml is the base of .*top.yaml, but holds \[1\]"),
-        ("base: double.yaml\n", "double.yaml, line 2: 'a' "),
+        ("base: double.yaml\n", "double.yaml, line 2: duplicate key 'a' "),
     ],
 )
-def test_mistakes_are_one_sentence(
+def test_errors_are_one_line(
     text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path, top=text, other="a: 1\n", circle="base: top.yaml\n", list="- 1\n", double="a: 1\na: 2\n")
@@ -67,7 +67,7 @@ def test_mistakes_are_one_sentence(
 
 
 def test_command_line_merges_the_base_and_keeps_types(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Text stays text and numbers stay numbers, and a config given later still wins."""
+    """Text stays text and numbers stay numbers; a later config has precedence."""
     write(tmp_path, low="base: high.yaml\ntrainer: {gradient_clip_val: 1e-3, default_root_dir: '2026-01-01'}\n")
     write(tmp_path, high=f"base: {CONFIGS / 'digits/small.yaml'}\nseed_everything: 7\n")
     write(tmp_path, last="seed_everything: 8\nmodel: {init_args: {heldout_sigmas: [.5, 1.0e-3]}}\n")

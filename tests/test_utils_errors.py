@@ -1,4 +1,4 @@
-"""The one sentence made of a nested report."""
+"""Errors on one line: nested parser reports, other exceptions, runtime errors."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ REPORT = """Parser key "model":
   Given value: {'class_path': 'DiffusionModule'}"""
 
 
-def test_keys_and_mistake_stay_and_all_around_them_goes() -> None:
-    said = "model.denoiser: Expected a dot import path string: LogDensityMPL"
-    assert one_line(REPORT) == said
-    assert one_line(REPORT, ["Points", "LogDensityMLP"]) == f"{said} (no such class; did you mean LogDensityMLP?)"
+def test_nested_report_is_reduced_to_keys_and_error() -> None:
+    line = "model.denoiser: Expected a dot import path string: LogDensityMPL"
+    assert one_line(REPORT) == line
+    assert one_line(REPORT, ["Points", "LogDensityMLP"]) == f"{line} (no such class; did you mean LogDensityMLP?)"
 
 
 UNKNOWN = """Parser key "evaluation":
@@ -40,20 +40,20 @@ UNKNOWN = """Parser key "evaluation":
               Expected a <class 'float'>. Got value: big"""
 
 
-def test_a_class_is_named_where_no_key_says_more() -> None:
+def test_statements_without_keys_name_the_class() -> None:
     assert one_line(UNKNOWN) == (
         "evaluation.guidance (Autoguidance): Option 'wight' is not accepted; weight: Expected float. Got value: big"
     )
 
 
-def test_what_is_vague_is_said_where_nothing_else_is() -> None:
+def test_vague_statement_is_kept_only_alone() -> None:
     vague = 'Parser key "guider":\n  Not a valid subclass of Denoiser. Got value: 3\n  Subclass types expect one of:\n'
     vague += "  - a class path (str)\n  - a dict with class_path entry"
     assert one_line(vague) == "guider: Not a valid subclass of Denoiser. Got value: 3"
     assert one_line(f"{vague}\n- Expected a <class 'float'>") == "guider: Expected float"
 
 
-def test_whatever_fails_is_told_with_its_kind() -> None:
+def test_other_exceptions_become_value_errors_with_their_type() -> None:
     with pytest.raises(ValueError, match="^KeyError: 'age'$"), as_value_error():
         raise KeyError("age")
     with pytest.raises(ValueError, match="^weights are negative$"), as_value_error():
@@ -62,14 +62,14 @@ def test_whatever_fails_is_told_with_its_kind() -> None:
         raise SystemExit(3)
 
 
-def test_an_ordinary_message_stays_as_it_is() -> None:
+def test_ordinary_message_is_unchanged() -> None:
     assert one_line("no snapshot of images=7; available: images 16, 32") == (
         "no snapshot of images=7; available: images 16, 32"
     )
     assert one_line("Errors:\n  Subtypes: x") == "Errors: Subtypes: x"
 
 
-def test_a_missing_compiler_is_said() -> None:
-    said = explain_runtime_error(f"InvalidCxxCompiler: {InvalidCxxCompiler()}\nSet TORCHDYNAMO_VERBOSE=1")
-    assert said is not None and said.startswith("compile: true needs a compiler (No working C++ compiler found")
-    assert "TORCHDYNAMO" not in said
+def test_missing_compiler_is_explained() -> None:
+    message = explain_runtime_error(f"InvalidCxxCompiler: {InvalidCxxCompiler()}\nSet TORCHDYNAMO_VERBOSE=1")
+    assert message is not None and message.startswith("compile: true needs a compiler (No working C++ compiler found")
+    assert "TORCHDYNAMO" not in message

@@ -1,4 +1,4 @@
-"""Configs are checked before they are parsed: what the parser takes is not refused, but for a key given twice."""
+"""YAML files: everything the config parser accepts is read, except duplicate keys."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from lightning_guide.utils.files import check_keys, read_yaml
         ("1: a\n'1': b\n", {1: "a", "1": "b"}),
     ],
 )
-def test_what_a_parser_takes_is_read(text: str, expected: Any, tmp_path: Path) -> None:
+def test_reads_what_the_config_parser_accepts(text: str, expected: Any, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(text)
     check_keys(tmp_path / "config.yaml")
     assert read_yaml(tmp_path / "config.yaml") == expected
 
 
-def test_only_keys_are_checked(tmp_path: Path) -> None:
-    for text in ("run: 2026-21-11\n", "a: &a {b: *a}\n"):  # no date for the configs' parser; one that holds itself
+def test_check_keys_ignores_values(tmp_path: Path) -> None:
+    for text in ("run: 2026-21-11\n", "a: &a {b: *a}\n"):  # no date; a recursive mapping
         (tmp_path / "config.yaml").write_text(text)
         check_keys(tmp_path / "config.yaml")
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
-        ("a: 1\nb: 2\n'a': 3\n", "config.yaml, line 3: 'a' stands in line 1 already"),
-        ("- x:\n  - {k: 1,\n     k: 2}\n", "config.yaml, line 3: 'k' stands in line 2 already"),
-        ("a: [", "config.yaml is no YAML"),
-        ("a:\n\tb: 1\n", "config.yaml is no YAML: .* cannot start any token"),
-        ("a: 1\n---\nb: 2\n", "config.yaml is no YAML: expected a single document"),
+        ("a: 1\nb: 2\n'a': 3\n", "config.yaml, line 3: duplicate key 'a' .first defined on line 1."),
+        ("- x:\n  - {k: 1,\n     k: 2}\n", "config.yaml, line 3: duplicate key 'k' .first defined on line 2."),
+        ("a: [", "config.yaml is not valid YAML"),
+        ("a:\n\tb: 1\n", "config.yaml is not valid YAML: .* cannot start any token"),
+        ("a: 1\n---\nb: 2\n", "config.yaml is not valid YAML: expected a single document"),
     ],
 )
-def test_mistakes_name_the_file(text: str, said: str, tmp_path: Path) -> None:
+def test_errors_name_the_file(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(text)
     for read in (check_keys, read_yaml):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             read(tmp_path / "config.yaml")

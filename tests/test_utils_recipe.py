@@ -1,4 +1,4 @@
-"""Recipes: what a constructor was told is rebuilt from plain data, and nothing else is ever called."""
+"""Recipes: objects are rebuilt from plain data, and only recipe classes are ever called."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ class Scale(Network):
 
 
 class Loose(HasRecipe):
-    """A constructor that passes keywords on."""
+    """A constructor with variadic arguments."""
 
     def __init__(self, first: int, *rest: int, **options: int) -> None:
         self.first, self.options = first, options
 
 
 def through_json(recorded: HasRecipe) -> Any:
-    """What a file gives back."""
+    """Rebuild an object from its recipe in a JSON file."""
     return build(json.loads(json.dumps(recorded.recipe, allow_nan=False)))
 
 
@@ -65,7 +65,7 @@ def test_recipe_names_the_class_and_all_arguments_defaults_included() -> None:
     }
 
 
-def test_arguments_read_the_same_however_they_were_passed() -> None:
+def test_recipe_does_not_depend_on_how_arguments_are_passed() -> None:
     assert Scale(2.0, (2,)).recipe == Scale(shape=(2,), factor=2.0).recipe == Scale(2.0).recipe
     assert Loose(1, a=2, b=3).recipe["init_args"] == {"first": 1, "a": 2, "b": 3}
     assert through_json(Loose(1, a=2)).options == {"a": 2}
@@ -123,7 +123,7 @@ def test_copies_keep_the_recipe_and_no_parameter_is_registered_twice() -> None:
 @pytest.mark.parametrize(
     "argument", [object(), {1: 2}, torch.nn.Linear(1, 1), [{"a": {2}}]], ids=["object", "key", "module", "set"]
 )
-def test_arguments_that_are_no_plain_data_are_refused(argument: object) -> None:
+def test_arguments_other_than_plain_data_are_refused(argument: object) -> None:
     with pytest.raises(ValueError, match=r"Scale\(extras=\.\.\.\) is a .*, which a recipe cannot hold"):
         _ = Scale(1.0, extras=argument).recipe  # type: ignore[arg-type]
 
@@ -148,7 +148,7 @@ def test_arguments_that_are_no_plain_data_are_refused(argument: object) -> None:
         (["class_path"], "a recipe is a dict with class_path"),
     ],
 )
-def test_recipes_that_build_nothing(recipe: Any, message: str) -> None:
+def test_invalid_recipes_are_refused(recipe: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(recipe)
 
@@ -164,7 +164,7 @@ def test_recipes_of_an_older_version_are_equivalent_at_defaults() -> None:
         now = Preconditioned(EDM2UNet((1, 8, 8), model_channels=8, attention_resolutions=[])).recipe
         other = Preconditioned(EDM2UNet((1, 8, 8), model_channels=8, attention_resolutions=[], token_channels=4)).recipe
     before = copy.deepcopy(now)
-    del before["init_args"]["network"]["init_args"]["token_channels"]  # an argument that came later
+    del before["init_args"]["network"]["init_args"]["token_channels"]  # an argument added in a later version
     assert before != now and equivalent(before, now) and equivalent(now, before)
     assert not equivalent(before, other)
     gone = {"class_path": "nowhere.Network", "init_args": {"a": [before]}}

@@ -19,7 +19,7 @@ from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.metrics.base import SampleMetric
 from lightning_guide.inference import fuse_weights, is_diverged
 from lightning_guide.seeds import SampleSeeds
-from lightning_guide.utils.distributed import total_over_processes
+from lightning_guide.utils.distributed import all_reduce_sum
 
 __all__ = ["DrawnSamples", "SamplingLoop", "add_results", "build_condition"]
 
@@ -107,7 +107,7 @@ class SamplingLoop:
         """
         calls, samples, seconds = self.cost(device).tolist()
         report = {"nfe": calls / max(samples, 1), "samples": samples, "seconds": seconds}
-        unguided = total_over_processes(torch.tensor(float(self.unguided), dtype=torch.float64, device=device))
+        unguided = all_reduce_sum(torch.tensor(float(self.unguided), dtype=torch.float64, device=device))
         if unguided:
             report["unguided"] = float(unguided)
         for name in self.metrics:
@@ -117,7 +117,7 @@ class SamplingLoop:
 
     def cost(self, device: torch.device) -> Tensor:
         """Network calls, samples and seconds (3,) over all processes, float64."""
-        return total_over_processes(
+        return all_reduce_sum(
             torch.tensor([self.calls, self.samples, self.seconds], dtype=torch.float64, device=device)
         )
 

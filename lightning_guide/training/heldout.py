@@ -10,7 +10,7 @@ from lightning_guide.data import Batch
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.seeds import SampleSeeds
 from lightning_guide.training.losses import TrainingLoss
-from lightning_guide.utils.distributed import total_over_processes
+from lightning_guide.utils.distributed import all_reduce_sum
 
 __all__ = ["HeldoutLoss"]
 
@@ -39,7 +39,7 @@ class HeldoutLoss:
 
     def compute(self) -> dict[str, float]:
         """Mean error by noise level over all processes; nothing if there were no examples."""
-        *sums, count = total_over_processes(torch.cat([self.sums, self.count[None]])).tolist()
+        *sums, count = all_reduce_sum(torch.cat([self.sums, self.count[None]])).tolist()
         if not count:
             return {}
         return {f"sigma_{sigma:g}": total / count for sigma, total in zip(self.sigmas, sums, strict=True)}

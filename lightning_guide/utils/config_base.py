@@ -1,8 +1,8 @@
 """Configs that inherit from others: the key `base` of a YAML file.
 
 A config begins with ``base: [../base/edm.yaml, ../base/callbacks.yaml]``, or with one file. The files are relative to
-the folder of the config and may have a base themselves. They are merged in this order, the config last: mappings key by
-key, lists and values replaced. A mapping that names another class (`class_path`) replaces the whole earlier one.
+the folder of the config and may have a base themselves. They are merged in this order, the config last: mappings are
+merged key by key, lists and values are replaced. A mapping with another `class_path` replaces the earlier one entirely.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BASE = "base"
 
 
 def read_with_base(path: str | Path, load: Callable[[Path], Any]) -> Any:
-    """Return the content of a YAML file laid over the files of its `base`; `load` reads one file.
+    """Return the content of a YAML file merged over the files of its `base`; `load` reads one file.
 
     Raises:
         ValueError: if `base` names no file, a file twice, a file that does not exist or that inherits from itself.
@@ -63,7 +63,7 @@ def _walk(path: Path, above: tuple[Path, ...]) -> Iterator[Path]:
 
 
 def _base(path: Path, written: Any, above: tuple[Path, ...]) -> list[Path]:
-    """Paths of the files under `base`, which `above` and `path` inherit from."""
+    """Return the files that `path` lists under `base`; `above` are the files that inherit from `path`."""
     names = written if isinstance(written, list) else [written]
     if not names or not all(isinstance(name, str) and name for name in names):
         raise ValueError(f"{path}: base is {written!r}; expected a file or a list of files")

@@ -1,4 +1,4 @@
-"""What the processes of a run have to do together."""
+"""Collective helpers for distributed runs; each works in a single process as well."""
 
 from __future__ import annotations
 
@@ -15,27 +15,26 @@ __all__ = [
     "true_on_all_ranks",
     "rank_and_world",
     "run_on_all_ranks",
-    "total_over_processes",
 ]
 
 
 Value = TypeVar("Value")
 
 
-def _have_met() -> bool:
+def _is_distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def rank_and_world() -> tuple[int, int]:
-    """The number of this process and how many there are; (0, 1) before they have come together."""
-    if _have_met():
+    """Return the rank of this process and the number of processes; (0, 1) before the process group is initialized."""
+    if _is_distributed():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
 
 
 def all_gather_objects(here: Value) -> list[Value]:
-    """`here` of every process, in order of rank; every process has to call this."""
-    if not _have_met():
+    """Return the objects `here` of all ranks, in order of rank. Every rank must call this."""
+    if not _is_distributed():
         return [here]
     found = [here] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(found, here)
@@ -43,30 +42,30 @@ def all_gather_objects(here: Value) -> list[Value]:
 
 
 def all_reduce_sum(here: Tensor) -> Tensor:
-    """The sum of the tensors `here` of every process, in place; every process has to call this."""
-    if _have_met():
+    """Return the sum of the tensors `here` over all ranks, computed in place. Every rank must call this."""
+    if _is_distributed():
         torch.distributed.all_reduce(here)
     return here
 
 
 def true_on_all_ranks(here: bool) -> bool:
-    """Whether `here` is true on all processes."""
+    """Return whether `here` is true on all ranks. Every rank must call this."""
     return all(all_gather_objects(here))
 
 
 def run_on_all_ranks(act: Callable[[], None]) -> None:
-    """`act` on all ranks; an error of one of them ends all, so that none waits for ever.
+    """Run `act` on all ranks and raise the error of any rank on every rank, to prevent deadlocks.
 
     Raises:
-        ValueError: the first error, on ranks that had none of another type themselves.
+        ValueError: the first error. A rank whose own error is of another type raises that error instead.
     """
     error: str | None = None
     other: Exception | None = None
     try:
         act()
-    except ValueError as mistake:
-        error = str(mistake)
-    except Exception as failure:  # a full disk, no memory on the device
+    except ValueError as invalid:
+        error = str(invalid)
+    except Exception as failure:  # such as a full disk or exhausted device memory
         error, other = f"{type(failure).__name__}: {failure}", failure
     errors = all_gather_objects(error)
     if other is not None:
@@ -74,10 +73,3 @@ def run_on_all_ranks(act: Callable[[], None]) -> None:
     for message in errors:
         if message is not None:
             raise ValueError(message)
-
-
-def total_over_processes(values: Tensor) -> Tensor:
-    """Sum of `values` over all processes; `values` themselves where there is only one."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(values)
-    return values

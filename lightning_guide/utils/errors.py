@@ -1,4 +1,4 @@
-"""What went wrong, in one sentence: a mistake in a config without the values and types around it, or a circumstance."""
+"""Condense config errors and runtime errors to one line."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from difflib import get_close_matches
 __all__ = ["explain_runtime_error", "as_value_error", "one_line"]
 
 
-# Lines that say nothing about the mistake itself; what follows them up to the next statement belongs to them.
-_AROUND = (
+# Beginnings of lines that give only context. The lines after them, up to the next statement, are context as well.
+_CONTEXT = (
     "Does not validate against",
     "Subtypes:",
     "Errors:",
@@ -24,7 +24,7 @@ _AROUND = (
 )
 
 
-_VAGUE = "Not a valid subclass of"  # where nothing else is said
+_VAGUE = "Not a valid subclass of"  # kept only if the message has no other statement
 
 
 _STATEMENT = re.compile(r"- |Parser key|Problem with")
@@ -42,30 +42,30 @@ _TYPE = re.compile(r"(?:a )?<class '([\w.]+)'>")
 _UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\w+)$|module '[\w.]+' has no attribute '(\w+)'")
 
 
-_TALK = re.compile(r"gloo|nccl|ProcessGroup|Connection (closed|reset)", re.IGNORECASE)
+_COMMUNICATION = re.compile(r"gloo|nccl|ProcessGroup|Connection (closed|reset)", re.IGNORECASE)
 
 
 _COMPILER = re.compile(r"(no working C\+\+ compiler|working triton).*", re.IGNORECASE)
 
 
 def explain_runtime_error(message: str) -> str | None:
-    """What around the program ended it, in words: a process lost, a compiler missing; None if `message` is neither."""
+    """Explain an error of the environment: a lost process or a missing compiler. Return None for other messages."""
     if missing := _COMPILER.search(message):
         return (
             f"compile: true needs a compiler ({missing[0].strip()}); install one (for a CPU a C++ compiler, as g++ or "
             "named in CXX), or set compile to false"
         )
-    if not _TALK.search(message):
+    if not _COMMUNICATION.search(message):
         return None
     return (
-        f"another process of this run died or hangs ({message.strip().splitlines()[0][:200]}); see what it said, then "
-        "start the same command again: the run goes on from its newest checkpoint"
+        f"another process of this run crashed or is unresponsive ({message.strip().splitlines()[0][:200]}); check its "
+        "log, then start the same command again: the run resumes from its newest checkpoint"
     )
 
 
 @contextmanager
 def as_value_error() -> Iterator[None]:
-    """Whatever fails within ends as a ValueError of one line; what no ValueError said is told with its kind.
+    """Re-raise exceptions other than ValueError as a ValueError of one line, prefixed by their type.
 
     Raises:
         ValueError: in place of any other exception.
@@ -75,46 +75,46 @@ def as_value_error() -> Iterator[None]:
     except ValueError:
         raise
     except Exception as error:
-        said = " ".join(str(error).split())
-        raise ValueError(explain_runtime_error(str(error)) or f"{type(error).__name__}: {said}") from error
+        text = " ".join(str(error).split())
+        raise ValueError(explain_runtime_error(str(error)) or f"{type(error).__name__}: {text}") from error
 
 
 def one_line(message: str, classes: Collection[str] = ()) -> str:
-    """`message` on one line: the keys on the way to the mistake, then what is wrong there.
+    """Condense `message` to one line: the keys that lead to the error, then the error.
 
-    A class that is unknown is followed by those of `classes` that are written nearly like it. A message that holds
-    nothing but surroundings comes back as it was, on one line.
+    An unknown class is followed by those of `classes` with a similar name. A message without any statement is only
+    joined to one line.
     """
-    said = _statements(message, (*_AROUND, _VAGUE), classes) or _statements(message, _AROUND, classes)
-    return ("; ".join(said) or " ".join(message.split())).replace(":; ", ": ")
+    statements = _statements(message, (*_CONTEXT, _VAGUE), classes) or _statements(message, _CONTEXT, classes)
+    return ("; ".join(statements) or " ".join(message.split())).replace(":; ", ": ")
 
 
-def _statements(message: str, surroundings: tuple[str, ...], classes: Collection[str]) -> list[str]:
-    """What is wrong, each statement once, behind the keys that lead to it; no lines that begin like `surroundings`."""
-    said: list[str] = []
+def _statements(message: str, context: tuple[str, ...], classes: Collection[str]) -> list[str]:
+    """Return each statement once, after the keys that lead to it, without lines that begin like `context`."""
+    statements: list[str] = []
     keys: list[str] = []
     kind = ""
-    around = False
+    in_context = False
     for line in message.splitlines():
         text = line.strip()
-        if not text or (around and not _STATEMENT.match(text)):
+        if not text or (in_context and not _STATEMENT.match(text)):
             continue
         text = text.removeprefix("- ")
-        around = text.startswith(surroundings)
+        in_context = text.startswith(context)
         if key := _KEY.fullmatch(text):
             keys, kind = [*keys, key[1]], ""
         elif of := _CLASS.fullmatch(text):
             kind = of[1]
-        elif not around:
+        elif not in_context:
             where = f"{'.'.join(keys)} ({kind})" if keys and kind else kind or ".".join(keys)
             text = _TYPE.sub(r"\1", text) + _suggestion(text, classes)
-            said.append(f"{where}: {text}" if where else text)
+            statements.append(f"{where}: {text}" if where else text)
             keys, kind = [], ""
-    return list(dict.fromkeys(said))
+    return list(dict.fromkeys(statements))
 
 
 def _suggestion(text: str, classes: Collection[str]) -> str:
-    """Classes with a name like the unknown one that `text` is about, as an addition to it."""
+    """Return a hint at the `classes` whose names are similar to the unknown class in `text`; may be empty."""
     unknown = _UNKNOWN_CLASS.search(text)
     near = get_close_matches(unknown[1] or unknown[2], sorted(classes)) if unknown else []
     return f" (no such class; did you mean {' or '.join(near)}?)" if near else ""

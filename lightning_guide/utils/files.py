@@ -1,9 +1,4 @@
-"""Files that are there whole or not at all, whatever happens while they are written.
-
-YAML files that users write: plain data, in which no key is given twice.
-
-Archives of numbers (npz), written at once by any number of processes, read without running anything in them.
-"""
+"""Atomic file writes, YAML files without duplicate keys, and npz archives."""
 
 from __future__ import annotations
 
@@ -27,13 +22,13 @@ __all__ = ["atomic", "check_keys", "check_config_files", "read_numbers", "read_y
 
 @contextmanager
 def atomic(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """Hands out a temporary path in the folder of `path`; what is written there becomes `path` at once.
+    """Write a file atomically: yield a temporary path in the folder of `path`, then rename it to `path`.
 
-    A process killed inside leaves `path` as it was and at most the temporary file, a dot file ending in ``.tmp``.
-    If `durable`, the new file also survives a loss of power from the moment this returns.
+    A process killed inside leaves `path` unchanged and at most the temporary file, a dot file ending in ``.tmp``.
+    If `durable`, the new file is on disk when this returns, so that it survives a power failure.
 
     Raises:
-        OSError: naming `path`, if the disk refuses to write on.
+        OSError: naming `path`, if writing fails.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -51,7 +46,7 @@ def atomic(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
 
 def _sync(path: Path) -> None:
-    """Waits until a file, or the list of files of a folder, is on the disk."""
+    """Wait until a file, or the directory entries of a folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -59,31 +54,31 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-try:  # the loader that the configs' parser uses: more lenient about tabs than the other
+try:  # the loader of the config parser; it is more lenient about tabs than SafeLoader
     from yaml import CSafeLoader as Loader
 except ImportError:  # PyYAML was built without libyaml
     from yaml import SafeLoader as Loader
 
 
-_MERGE = "tag:yaml.org,2002:merge"  # of two merges in one mapping neither is lost
+_MERGE = "tag:yaml.org,2002:merge"  # a merge key may occur twice: neither of the merges is lost
 
 
 def check_keys(path: str | Path) -> None:
-    """Refuses a file in which a key stands twice in one mapping: a parser would take the last of both.
+    """Refuse a YAML file with a duplicate key in one mapping, of which a parser would silently take the last value.
 
     Raises:
-        ValueError: naming the file and both lines, or if it is no YAML.
+        ValueError: naming the file and both lines, or if the file is not valid YAML.
         OSError: if it cannot be read.
     """
     _load(path, build=False)
 
 
 def check_config_files(words: Sequence[str]) -> None:
-    """`check_keys` of the files on a command line: -c, --config, and what looks like one (--model, --data, --trainer).
+    """Call `check_keys` for the config files on a command line: after -c and --config, or ending in .yaml or .yml.
 
     Raises:
         ValueError: as `check_keys`.
-        OSError: likewise.
+        OSError: as `check_keys`.
     """
     named = [value for flag, value in itertools.pairwise(words) if flag in ("-c", "--config")]
     for word in words:
@@ -96,17 +91,17 @@ def check_config_files(words: Sequence[str]) -> None:
 
 
 def read_yaml(path: str | Path) -> Any:
-    """What a YAML file holds.
+    """Return the content of a YAML file, merged over the files of its `base`.
 
     Raises:
-        ValueError: naming the file, if it is no YAML, or a key stands twice in one mapping.
+        ValueError: naming the file, if it is not valid YAML or has a duplicate key in one mapping.
         OSError: if it cannot be read.
     """
     return read_with_base(path, functools.partial(_load, build=True))
 
 
 def _load(path: str | Path, *, build: bool) -> Any:
-    """The data, or nothing if they are only to be checked, as somebody else gives them their types."""
+    """Check a file and return its data; None unless `build`, if another parser constructs the values."""
     try:
         loader = Loader(Path(path).read_text(encoding="utf-8"))
         try:
@@ -118,17 +113,13 @@ def _load(path: str | Path, *, build: bool) -> Any:
         finally:
             loader.dispose()
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     except ValueError as error:
         raise ValueError(f"{path}, {error}") from None
 
 
 def _every_key_once(root: yaml.Node) -> None:
-    """Looks at every mapping under `root`, before anything is merged.
-
-    Raises:
-        ValueError: naming the line and the key.
-    """
+    """Raise ValueError for a duplicate key in any mapping under `root`, before merge keys are resolved."""
     seen, waiting = set[int](), [root]
     while waiting:
         node = waiting.pop()
@@ -142,16 +133,18 @@ def _every_key_once(root: yaml.Node) -> None:
         for key, _ in node.value:
             name, line = (key.tag, str(key.value)), key.start_mark.line + 1
             if name in lines and key.tag != _MERGE:
-                raise ValueError(f"line {line}: {key.value!r} stands in line {lines[name]} already; expected it once")
+                raise ValueError(f"line {line}: duplicate key {key.value!r} (first defined on line {lines[name]})")
             lines[name] = line
         waiting += [value for _, value in reversed(node.value)]
 
 
 def write_numbers(path: str | Path, numbers: Mapping[str, Any]) -> Path:
-    """Writes arrays, numbers and words by name to `path`, at once; makes the folder. Each writer has its own temporary.
+    """Write arrays, numbers and strings by name to the npz archive `path`, atomically; create the folder.
+
+    Several processes may write the same path: each has a temporary file of its own.
 
     Raises:
-        OSError: if the disk refuses.
+        OSError: if writing fails.
     """
     content = io.BytesIO()
     arrays: Any = {key: np.asarray(value) for key, value in numbers.items()}
@@ -168,13 +161,13 @@ def write_numbers(path: str | Path, numbers: Mapping[str, Any]) -> Path:
 
 
 def read_numbers(path: str | Path, *, what: str) -> dict[str, Any]:
-    """Name -> array of an archive of `what`.
+    """Return the arrays of an npz archive by name, without unpickling; `what` describes the archive in errors.
 
     Raises:
-        ValueError: naming the file, if it is damaged or no such archive.
+        ValueError: naming the file, if it is damaged or not an npz archive.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except Exception as error:  # whatever zip and numpy have to say of a damaged file
+    except Exception as error:  # zipfile and numpy raise many types for damaged files
         raise ValueError(f"{path} cannot be read as {what}: {type(error).__name__}: {error}") from None

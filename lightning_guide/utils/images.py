@@ -1,9 +1,4 @@
-"""Pictures as a network that others have trained wants to see them.
-
-One sample as the bytes of a file: a picture as PNG, anything else as npy.
-
-Gaussian blur of pictures.
-"""
+"""Image operations: preprocessing for pretrained networks, encoding as PNG or npy, Gaussian blur."""
 
 from __future__ import annotations
 
@@ -21,7 +16,7 @@ __all__ = ["encode_png", "encode_sample", "gaussian_blur", "preprocess_image"]
 
 
 def preprocess_image(
-    picture: Tensor,
+    image: Tensor,
     *,
     mean: Sequence[float],
     std: Sequence[float],
@@ -29,56 +24,60 @@ def preprocess_image(
     channels: int | None = None,
     mode: Literal["bicubic", "bilinear"] = "bicubic",
 ) -> Tensor:
-    """(resized - mean) / std `(B, channels, *size)` of a `picture` (B, C, H, W) with values in [0, 1], differentiable.
+    """Resize and normalize images for a pretrained network: (resized - mean) / std `(B, channels, *size)`.
 
-    The whole picture is resized to `size` (height, width), by `mode` and antialiased, not cropped; one channel is
-    repeated `channels` times. `mean` and `std` are one number for each channel, or for all.
+    `image` (B, C, H, W) has values in [0, 1]; the result is differentiable. The whole image is resized to `size`
+    (height, width), by `mode` and antialiased, not cropped; a single channel is repeated `channels` times. `mean` and
+    `std` hold one number for each channel, or one for all.
     """
     if channels is not None:
-        picture = picture.expand(-1, channels, -1, -1)
+        image = image.expand(-1, channels, -1, -1)
     if size is not None:
-        picture = F.interpolate(picture, tuple(size), mode=mode, align_corners=False, antialias=True)
-    middle, spread = (picture.new_tensor(each)[:, None, None] for each in (mean, std))
-    return (picture - middle) / spread
+        image = F.interpolate(image, tuple(size), mode=mode, align_corners=False, antialias=True)
+    middle, spread = (image.new_tensor(each)[:, None, None] for each in (mean, std))
+    return (image - middle) / spread
 
 
-def encode_png(picture: Tensor) -> bytes:
-    """The PNG file of a `picture` (1 or 3, H, W), uint8.
+def encode_png(image: Tensor) -> bytes:
+    """Return the bytes of a PNG file of `image` (1 or 3, H, W), uint8.
 
     Raises:
-        ValueError: if it is no such picture.
+        ValueError: if the shape or the type is another.
     """
-    if not _is_picture(picture):
+    if not _is_image(image):
         raise ValueError(
-            f"a PNG file holds a picture of shape (1 or 3, H, W) and type torch.uint8, got {tuple(picture.shape)} "
-            f"and {picture.dtype}"
+            f"a PNG file holds an image of shape (1 or 3, H, W) and type torch.uint8, got {tuple(image.shape)} "
+            f"and {image.dtype}"
         )
-    pixels = picture.permute(1, 2, 0).contiguous().cpu().numpy()
+    pixels = image.permute(1, 2, 0).contiguous().cpu().numpy()
     file = io.BytesIO()
     Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, format="PNG")
     return file.getvalue()
 
 
 def encode_sample(x: Tensor) -> tuple[str, bytes]:
-    """Extension and content of the file of one sample `x` (*data_shape): uint8 as it is, all else as float32."""
-    if _is_picture(x):
+    """Return extension and bytes of a file of one sample `x` (*data_shape): PNG for uint8 images, else npy.
+
+    In npy files uint8 is kept, all other types become float32.
+    """
+    if _is_image(x):
         return "png", encode_png(x)
     file = io.BytesIO()
     np.save(file, (x if x.dtype == torch.uint8 else x.float()).contiguous().cpu().numpy())
     return "npy", file.getvalue()
 
 
-def _is_picture(x: Tensor) -> bool:
+def _is_image(x: Tensor) -> bool:
     return x.dtype == torch.uint8 and x.ndim == 3 and x.shape[0] in (1, 3)
 
 
 def gaussian_blur(
     x: Tensor, *, sigma: float, radius: int, border: Literal["reflect", "replicate"] = "reflect"
 ) -> Tensor:
-    """`x` (B, C, H, W) convolved with exp(-i^2 / 2 sigma^2), |i| <= radius, normalized, along both axes.
+    """Gaussian blur: `x` (B, C, H, W) convolved with exp(-i^2 / 2 sigma^2), |i| <= radius, normalized, along both axes.
 
     `sigma` and `radius` are in pixels; along a side of n pixels the radius is n - 1 at most. Beyond the `border` the
-    picture is reflected without repeating the outermost pixel, or that pixel is replicated.
+    image is reflected without repeating the outermost pixel, or that pixel is replicated.
     """
     C = x.shape[1]
     for axis in (2, 3):

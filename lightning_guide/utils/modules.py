@@ -1,4 +1,4 @@
-"""Trees of modules in which submodules are replaced, around the same parameters: the original is left as it is."""
+"""Replace submodules in a shallow clone of a module tree, which shares the parameters of the original."""
 
 from __future__ import annotations
 
@@ -20,19 +20,17 @@ __all__ = [
 ]
 
 
+# submodule -> the module that replaces it, which may keep the submodule and call it
 ModuleReplacement = Callable[[nn.Module], nn.Module]
-
-
-"""submodule -> the module that replaces it, which may keep the submodule and call it."""
 
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
 def shallow_clone(root: Module) -> Module:
-    """A module tree of its own around the parameters of `root`: modules, their containers and buffers are copies.
+    """Return a copy of the module tree `root` that shares its parameters; modules, containers and buffers are copied.
 
-    A module that was compiled in place is not compiled in the copy, whose compiled call would reach the original.
+    A module that was compiled in place is not compiled in the copy: the compiled call would run the original.
     """
     copies: dict[nn.Module, nn.Module] = {}
 
@@ -52,10 +50,10 @@ def shallow_clone(root: Module) -> Module:
 
 
 def map_modules(root: nn.Module, change: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
-    """`root` with what `change` makes of its submodules, and of itself; None: that module stays, and so on inside it.
+    """Return `root` with `change` applied to it and its submodules; None keeps a module and descends into it.
 
-    What holds something new is a copy of its own; all else, parameters included, is the original. Each module is
-    changed once, so that what is shared stays shared.
+    A module with a changed submodule is copied; everything else, parameters included, is the original. Each module is
+    changed once, so that shared modules stay shared.
     """
     found: dict[nn.Module, nn.Module] = {}
 
@@ -75,13 +73,13 @@ def map_modules(root: nn.Module, change: Callable[[nn.Module], nn.Module | None]
 
 
 def matching_names(network: nn.Module, pattern: str, who: str) -> list[str]:
-    """Names of the submodules of `network` that equal `pattern`, or match it where it holds a ``*``.
+    """Return the names of the submodules of `network` that match `pattern`, in which ``*`` matches any text.
 
-    A ``*`` stands for any text. Of matches that lie inside one another only the outermost counts: ``blocks.*`` names
-    the blocks, not all their parts.
+    Of nested matches only the outermost is returned: ``blocks.*`` matches the blocks, not all their parts. `who`
+    begins the error message.
 
     Raises:
-        ValueError: if there is none, with the names that exist.
+        ValueError: if there is no match, with the names that exist.
     """
     names = [name for name, _ in network.named_modules() if name]
     found = [name for name in names if (fnmatchcase(name, pattern) if "*" in pattern else name == pattern)]
@@ -95,15 +93,15 @@ def matching_names(network: nn.Module, pattern: str, who: str) -> list[str]:
 
 
 def names_of_layers(network: nn.Module, patterns: Sequence[str], who: str) -> list[str]:
-    """Names of the submodules that `patterns` match (see `matching_names`), each once."""
+    """Return the names of the submodules that match any of `patterns` (see `matching_names`), each once."""
     return list(dict.fromkeys(name for pattern in patterns for name in matching_names(network, pattern, who)))
 
 
 def rebuild_with(root: Module, replacements: Sequence[tuple[str, ModuleReplacement]]) -> Module:
-    """Return `root` as a `shallow_clone` with the submodules of these dotted names replaced.
+    """Return a `shallow_clone` of `root` with the submodules of these dotted names replaced.
 
-    What lies inside comes first, so that the replacement of a block keeps those of its parts; of several for one
-    submodule each is made of the one before.
+    Inner submodules come first, so that the replacement of a block keeps those of its parts. Several replacements of
+    one submodule are chained.
     """
     tree = shallow_clone(root)
     for name, replacement in sorted(replacements, key=lambda each: -each[0].count(".")):
@@ -112,7 +110,7 @@ def rebuild_with(root: Module, replacements: Sequence[tuple[str, ModuleReplaceme
 
 
 def replace_modules(root: Module, modules: Mapping[str, nn.Module]) -> Module:
-    """`root` in a tree of its own (`shallow_clone`), with the submodules of these dotted names exchanged."""
+    """Return a `shallow_clone` of `root` with `modules` in place of the submodules of these dotted names."""
 
     def always(module: nn.Module) -> ModuleReplacement:
         return lambda _: module

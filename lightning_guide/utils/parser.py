@@ -24,7 +24,7 @@ _OWN_CLASS = re.compile(
 
 
 def one_sentence(message: str) -> str:
-    """What is wrong in a config or on the command line, and which classes there are if one is unknown."""
+    """Condense an error of a config or the command line to one line, with similar class names for an unknown class."""
     return one_line(message, {name for package in map(importlib.import_module, PUBLIC) for name in package.__all__})
 
 
@@ -57,17 +57,17 @@ set_loader("lightning_guide", _load, exceptions=(yaml.YAMLError,))
 
 
 class _Quoting(yaml.SafeDumper):
-    """Writes text in quotes, lest a loader take it for a number or a date."""
+    """Write text in quotes, so that a loader does not read it as a number or a date."""
 
 
 _Quoting.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
 
 
 class Parser(ArgumentParser):
-    """A parser that leaves with one sentence, in place of pages of usage and of values that were right."""
+    """Argument parser that exits with an error of one line, without usage and without the valid values."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Reads values and configs as YAML; whatever `PUBLIC` exports needs no module in a class path."""
+        """Read values and configs as YAML; classes exported by `PUBLIC` need no module in a class path."""
         for package in PUBLIC:
             importlib.import_module(package)
         super().__init__(*args, **({"parser_mode": "lightning_guide"} | kwargs))
@@ -78,13 +78,13 @@ class Parser(ArgumentParser):
         Raises:
             ValueError: if the file inherits from a file that does not exist.
         """
-        if path and os.path.isfile(path) and _has_base(content):  # its folder is the working folder here
+        if path and os.path.isfile(path) and _has_base(content):  # the working directory is the folder of the file here
             merged = read_with_base(os.fspath(path), lambda file: _load(file.read_text(encoding="utf-8")))
             content = yaml.dump(merged, Dumper=_Quoting, sort_keys=False, width=1 << 16)
         return super().parse_string(content, path, *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Leaves with status 2."""
+        """Exit with status 2 and an error of one line."""
         if os.environ.get("LIGHTNING_GUIDE_TRACEBACK") and ex:
             raise ex
         help_of = self.prog.replace(" [options]", "")
@@ -92,16 +92,16 @@ class Parser(ArgumentParser):
 
 
 class LightningParser(Parser, LightningArgumentParser):
-    """The same for the commands of LightningCLI."""
+    """`Parser` for the commands of LightningCLI."""
 
 
 class PythonParser(Parser):
-    """A parser that raises ValueError where the command line would exit."""
+    """Argument parser that raises ValueError where the command line would exit."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise with one sentence."""
+        """Raise ValueError with an error of one line."""
         raise ValueError(one_sentence(message)) from None
 
 
 class PythonLightningParser(PythonParser, LightningParser):
-    """The same for LightningCLI used from Python."""
+    """`PythonParser` for LightningCLI used from Python."""

@@ -1,8 +1,8 @@
-"""Recipes: the constructor call of an object, remembered as plain data, so that a file can rebuild it.
+"""Recipes: constructor calls recorded as plain data, from which an object can be rebuilt.
 
-A snapshot stores weights and the recipe of the network they belong to. A recipe is what a YAML config
-holds as well: ``{"class_path": "package.module.Class", "init_args": {...}}``, nested where an argument is
-itself such an object. Building a recipe imports and calls only subclasses of `HasRecipe`.
+A snapshot stores weights and the recipe of their network. A recipe has the form of a YAML config,
+``{"class_path": "package.module.Class", "init_args": {...}}``, nested if an argument is itself such an object.
+Building a recipe imports and calls only subclasses of `HasRecipe`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Recipe = dict[str, Any]
 
 
 def public_path(cls: type) -> str:
-    """Shortest import path of `cls`: the outermost package that exports it, else the module that defines it."""
+    """Return the shortest import path of `cls`: the outermost package that exports it, else its module."""
     parts = cls.__module__.split(".")
     for depth in range(1, len(parts)):
         package = ".".join(parts[:depth])
@@ -35,10 +35,10 @@ def public_path(cls: type) -> str:
 
 
 def find_class(path: str) -> Any:
-    """Object at the import path `path`; one that was moved or renamed since is found by its name in `PUBLIC`.
+    """Return the object at an import path; moved and renamed classes are found by their name in `PUBLIC`.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if it cannot be imported.
     """
     module, _, name = path.rpartition(".")
     try:
@@ -52,7 +52,7 @@ def find_class(path: str) -> Any:
 
 
 def current_path(path: str) -> str:
-    """Import path by which a class is known today; a path that nothing is found for comes back as it is."""
+    """Return the current import path of a class; a path that cannot be resolved is returned unchanged."""
     try:
         found = find_class(path) if "." in path else None
     except ValueError:
@@ -61,9 +61,9 @@ def current_path(path: str) -> str:
 
 
 class HasRecipe:
-    """Remembers the arguments of its own construction, defaults included, in `recipe`.
+    """Base class that records the constructor arguments, defaults included, in `recipe`.
 
-    A default that a later version changes does not change what a recipe on disk builds. Arguments may be numbers,
+    If a later version changes a default, a recipe on disk still builds the same object. Arguments may be numbers,
     strings, None, lists, tuples, tensors, dicts with string keys of those, and other `HasRecipe` objects.
     """
 
@@ -71,7 +71,7 @@ class HasRecipe:
     _class: type
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Creates the object and notes the arguments."""
+        """Create the object and record the arguments."""
         self = super().__new__(cls)
         signature = inspect.signature(cls.__init__)
         bound = signature.bind_partial(self, *args, **kwargs)
@@ -90,7 +90,7 @@ class HasRecipe:
 
     @property
     def recipe(self) -> Recipe:
-        """``{"class_path", "init_args"}`` of this object, JSON-able.
+        """``{"class_path", "init_args"}`` of this object, serializable as JSON.
 
         Raises:
             ValueError: if an argument cannot be written as plain data.
@@ -101,7 +101,7 @@ class HasRecipe:
 
 
 def _plain(value: Any, where: str) -> Any:
-    """Writes one constructor argument as JSON-able data."""
+    """Return one constructor argument as data that JSON can hold."""
     if isinstance(value, HasRecipe):
         return value.recipe
     if value is None or isinstance(value, bool | int | float | str):
@@ -119,12 +119,12 @@ def _plain(value: Any, where: str) -> Any:
 
 
 def equivalent(one: Recipe, other: Recipe) -> bool:
-    """Whether two recipes build the same, what an older version did not know yet standing at its default."""
+    """Return whether two recipes build the same object; arguments missing in an older recipe have their defaults."""
     return bool(_completed(one) == _completed(other))
 
 
 def _completed(value: Any) -> Any:
-    """A recipe, or one argument of it, with all defaults; what cannot be imported stays as it is."""
+    """Add all defaults to a recipe or one of its arguments; a class that cannot be imported stays unchanged."""
     if isinstance(value, list):
         return [_completed(item) for item in value]
     if not isinstance(value, dict):
@@ -143,7 +143,7 @@ def _completed(value: Any) -> Any:
 
 
 def merge_settings(base: Any, changes: Any) -> Any:
-    """Lay `changes` over `base` key by key where both are mappings; another class_path or a list replaces everything."""
+    """Merge `changes` over `base` key by key if both are mappings; another class_path or a list replaces everything."""
     if not (isinstance(base, Mapping) and isinstance(changes, Mapping)):
         return copy.deepcopy(changes)
     if "class_path" in changes and _class_name(base) != _class_name(changes):
@@ -153,15 +153,16 @@ def merge_settings(base: Any, changes: Any) -> Any:
 
 
 def _class_name(node: Mapping[str, Any]) -> str:
-    """Name of a class without its module, which configs may leave out."""
+    """Return the name of a class without its module, which configs may omit."""
     return str(node.get("class_path")).rpartition(".")[2]
 
 
 def build(recipe: Recipe) -> Any:
-    """Calls the constructor that a recipe describes.
+    """Build the object that a recipe describes.
 
     Raises:
-        ValueError: if it is no recipe, the class does not exist, is not a `HasRecipe` class, or refuses its arguments.
+        ValueError: if it is not a recipe, the class does not exist or is not a `HasRecipe` class, or the arguments do
+            not fit its constructor.
     """
     if not isinstance(recipe, dict) or "class_path" not in recipe:
         raise ValueError(f"a recipe is a dict with class_path and init_args, got {recipe!r}")
@@ -182,7 +183,7 @@ def build(recipe: Recipe) -> Any:
 
 
 def _built(value: Any) -> Any:
-    """Builds nested recipes inside one argument."""
+    """Build the recipes nested in one argument."""
     if isinstance(value, dict):
         if "class_path" in value:
             return build(value)

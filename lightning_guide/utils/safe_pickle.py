@@ -1,9 +1,8 @@
-"""Pickles from elsewhere, read without running anything in them.
+"""Safe reading of untrusted pickles, without running any code of the file.
 
-A pickle names the functions and classes it wants called. This reader is given the few names that a kind of file needs,
-each with an inert stand-in; a file that asks for any other is refused, and so is any reference to the outside.
-
-Pickles of numbers, dicts and numpy arrays, read without numpy's own unpickling: arrays are made of their bytes.
+A pickle names the functions and classes to be called. The reader accepts only the few names that a kind of file needs
+and maps each to an inert placeholder; any other name, and any reference to objects outside the file, is refused. Numpy
+arrays are built from their bytes, without numpy's own unpickling.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ __all__ = ["Function", "Items", "read_arrays", "read_inert"]
 
 
 class Items(dict[str, Any]):
-    """A dict with attributes, as data."""
+    """Placeholder for a dict with attributes, whose state is read as items."""
 
     def __setstate__(self, state: Any) -> None:
         self.update(state)
 
 
 class Function:
-    """A function of the file's choice, which may be called and not altered."""
+    """Placeholder for an unpickled callable, which may be called but not altered."""
 
     def __init__(self, call: Callable[..., Any]) -> None:
         self._call = call
@@ -41,7 +40,7 @@ class Function:
 
 
 class _Reader(pickle.Unpickler):
-    """Finds stand-ins and nothing else."""
+    """Unpickler that resolves names to placeholders and to nothing else."""
 
     def __init__(self, file: IO[bytes], known: Mapping[tuple[str, str], Any], kind: str) -> None:
         super().__init__(file)
@@ -59,11 +58,12 @@ class _Reader(pickle.Unpickler):
 
 
 def read_inert(path: str | Path, known: Mapping[tuple[str, str], Any], *, kind: str) -> Any:
-    """The content of a pickle that asks for nothing but the names (module, name) that are `known`, each a stand-in.
+    """Return the content of a pickle that refers only to the `known` names: (module, name) -> placeholder.
+
+    `kind` names the expected kind of file in errors.
 
     Raises:
-        ValueError: naming the file and what it asks for beyond that, or if it is cut off or no pickle; `kind` says what
-            was expected.
+        ValueError: naming the file and any other name it refers to, or if it is truncated or not a pickle.
         OSError: if it cannot be opened.
     """
     try:
@@ -71,14 +71,14 @@ def read_inert(path: str | Path, known: Mapping[tuple[str, str], Any], *, kind: 
             return _Reader(file, known, kind).load()
     except OSError:
         raise
-    except Exception as error:  # a damaged or hostile pickle can raise anything, here in inert stand-ins only
+    except Exception as error:  # a damaged or hostile pickle can raise anything, but only in placeholders
         reason = str(error) if isinstance(error, pickle.UnpicklingError) else f"{type(error).__name__}: {error}"
         article = "an" if kind[0] in "AEIO" else "a"
         raise ValueError(f"{path} cannot be read as {article} {kind}: {reason}") from None
 
 
 class _Kind:
-    """The type of an array's numbers: only plain booleans, integers and floats."""
+    """Placeholder for a numpy dtype: only plain booleans, integers and floats."""
 
     def __init__(self, code: Any, *_: Any) -> None:
         if not isinstance(code, str) or not re.fullmatch(r"[biuf]\d+", code):
@@ -93,7 +93,7 @@ class _Kind:
 
 
 class _Array:
-    """An array whose bytes come as its state."""
+    """Placeholder for a numpy array, whose state holds its bytes."""
 
     def __init__(self, *_: Any) -> None:
         self.value = np.empty(0)
@@ -135,18 +135,19 @@ for _package in ("numpy.core", "numpy._core"):  # before and after numpy 2
 
 
 def read_arrays(path: str | Path, *, kind: str) -> Any:
-    """The content of a pickle: a dict of numbers, arrays of numbers, and dicts of these.
+    """Return the content of a pickle of numbers and arrays: a dict of numbers, arrays and dicts of these.
+
+    `kind` names the expected kind of file in errors.
 
     Raises:
-        ValueError: naming the file and what it asks for beyond that, or if it is cut off or no pickle; `kind` says what
-            was expected.
+        ValueError: naming the file and any other name it refers to, or if it is truncated or not a pickle.
         OSError: if it cannot be opened.
     """
     return _plain(read_inert(path, _KNOWN, kind=kind), depth=2)
 
 
 def _plain(value: Any, *, depth: int) -> Any:
-    """Stand-ins for arrays replaced by the arrays, in dicts within dicts."""
+    """Replace placeholders of arrays by the arrays, in nested dicts."""
     if isinstance(value, dict) and depth:  # a file may hold a dict that contains itself
         return {key: _plain(each, depth=depth - 1) for key, each in value.items()}
     return value.value if isinstance(value, _Array) else value
