@@ -6,7 +6,6 @@ an auxiliary model initialized as the base is trained.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +20,7 @@ from datamodules.class_mix import ClassMix, class_labels, class_shares
 from datamodules.examples import Examples
 from datamodules.shard_examples import ShardExamples
 from datamodules.storage.image_codec import decode_sample
-from datamodules.storage.synthesis import Synthesis, check_settings, first_difference
+from datamodules.storage.synthesis import Synthesis
 from datamodules.storage.tar_index import SAMPLES
 from lightning_guide.data import Batch
 from lightning_guide.denoiser import Denoiser
@@ -32,7 +31,7 @@ from lightning_guide.runs.run import finished_model
 from lightning_guide.samplers import Heun, Sampler
 from lightning_guide.snapshots.file import checksum
 from lightning_guide.utils.distributed import run_on_all_ranks
-from lightning_guide.utils.files import atomic
+from lightning_guide.utils.resume import ResumableFolder, check_same_settings, plain_data, read_record
 
 __all__ = ["SelfSynthesized"]
 
@@ -115,15 +114,9 @@ class SelfSynthesized(DiffusionData):
         denoiser = self.guidance.resolve(RunModels(base, run=self.run, device=device)).eval()
         labels, settings = self._labels(base), self._settings(base, denoiser)
         counts = torch.bincount(labels, minlength=self.num_classes).tolist() if base.num_classes else []
-        description = self.folder / "synthetic.json"
-        run_on_all_ranks(lambda: check_settings(description, settings, counts))
-        if rank == 0:
-            run_on_all_ranks(
-                lambda: self._describe(description, {"run": self.run, "counts": counts, "settings": settings})
-            )
-        else:
-            run_on_all_ranks(lambda: None)
-        self._made_of = json.loads(json.dumps({**settings, "counts": counts}))
+        run_on_all_ranks(lambda: self._check_folder(settings, counts))
+        run_on_all_ranks(lambda: self._describe(settings, counts) if rank == 0 else None)
+        self._made_of = plain_data({**settings, "counts": counts})
         set_ = Synthesis(fuse_weights(denoiser), self.sampler, labels, self.sampling_seed, self.chunk_size, self.folder)
         run_on_all_ranks(lambda: set_.write(self.data, device, rank=rank, world=world))
         self.__dict__.pop("_examples", None)
@@ -138,12 +131,10 @@ class SelfSynthesized(DiffusionData):
         Raises:
             ValueError: naming the first setting that differs.
         """
-        difference = first_difference(state_dict, self._made_of) if self._made_of else None
-        if difference:
-            raise ValueError(
-                f"the checkpoint comes from training on another synthetic set than the one in {self.folder}: "
-                f"{difference}; expected the same set, or another trainer.default_root_dir"
-            )
+        if self._made_of:
+            alternative = f"another data.folder than {self.folder}, or another trainer.default_root_dir"
+            place = "the synthetic set of the checkpoint"
+            check_same_settings(state_dict, self._made_of, place=place, alternative=alternative)
 
     def training(self) -> Examples:
         """Return the synthetic set.
@@ -173,10 +164,9 @@ class SelfSynthesized(DiffusionData):
     def _examples(self) -> Examples:
         """The synthetic set, decoded into memory below 1 GiB."""
         paths = sorted(self.folder.glob("synthetic-*.tar"))
-        description = self.folder / "synthetic.json"
-        if not paths or not description.is_file():
+        if not paths or not self._description.is_file():
             raise ValueError(f"{self.folder} holds no synthetic set yet; `fit`, or setup('fit'), draws it")
-        classes = self.num_classes if json.loads(description.read_text(encoding="utf-8"))["counts"] else 0
+        classes = self.num_classes if read_record(self._description)[1]["counts"] else 0
         records = ShardExamples(paths, size=None, num_classes=classes, extensions=SAMPLES, decode=decode_sample)
         if len(records) != self.num_samples:
             raise ValueError(
@@ -212,11 +202,22 @@ class SelfSynthesized(DiffusionData):
         shares = class_shares(self.classes, base.num_classes, self.data.reference(torch.device("cpu")))
         return class_labels(shares, self.num_samples, seed=self.sampling_seed)
 
-    def _describe(self, path: Path, description: dict[str, Any]) -> None:
+    @property
+    def _description(self) -> Path:
+        """File that describes the set: settings, class counts and the run."""
+        return self.folder / "synthetic.json"
+
+    def _check_folder(self, settings: dict[str, Any], counts: list[int]) -> None:
+        """Refuse a folder whose set has other settings, or the same shares of data that have changed."""
+        folder = ResumableFolder(self._description, settings, results="*.tar")
+        content = folder.read()
+        if folder.has_results(content):
+            check_same_settings({"counts": content.get("counts")}, {"counts": counts}, place=self._description)
+
+    def _describe(self, settings: dict[str, Any], counts: list[int]) -> None:
         """Write the description of the set."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with atomic(path) as temporary:
-            temporary.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+        folder = ResumableFolder(self._description, settings, results="*.tar")
+        folder.write({"run": self.run, "counts": counts})
 
     def _settings(self, base: Denoiser, denoiser: Denoiser) -> dict[str, Any]:
         """Return all settings that the samples depend on, as plain data."""

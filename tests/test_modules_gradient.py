@@ -133,30 +133,30 @@ def test_killed_anywhere_it_goes_on_with_the_same_samples(tmp_path: Path) -> Non
     assert_same(whole.rounds.feedback.gradient, parted.rounds.feedback.gradient)
     done = optimize(tmp_path / "parted", Quadratic(Direction()), rounds=6)  # nothing left to do
     assert done.rounds.round == 6
-    with pytest.raises(ValueError, match="rounds on disk have num_samples = 32, this config has 8"):
+    with pytest.raises(ValueError, match="made with other settings: num_samples was 32 and is now 8"):
         optimize(tmp_path / "parted", Quadratic(Direction()), rounds=6, sampling=sampling(samples=8))
 
 
 @pytest.mark.parametrize(
     ("message", "options"),
     [
-        (r"target\.delta = 0\.2, this config has 0\.9", {"target": GainTarget(0.9)}),
+        (r"target\.delta was 0\.2 and is now 0\.9", {"target": GainTarget(0.9)}),
         (
-            r"objective\.theta\.off_ratio = 9\.0, this config has 0\.0",
+            r"objective\.theta\.off_ratio was 9\.0 and is now 0\.0",
             {"objective": Quadratic(Direction(off_ratio=0.0))},
         ),
-        (r"objective\.peak = 3\.0, this config has 4\.0", {"objective": Quadratic(Direction(), peak=4.0)}),
-        ("guidance = LookAhead, this config has NaiveGradient", {"sampling": sampling(guidance=NaiveGradient())}),
-        (r"guidance\.strength = None, this config has Tilt", {"strength": Tilt(5.0)}),
-        (r"sampler\.grid\.num_steps = 5", {"sampling": sampling(sampler=Euler(KarrasGrid(6)))}),
-        (r"floor = 0\.0, this config has 0\.1", {"floor": 0.1}),
-        ("redraw = True, this config has False", {"redraw": False}),
+        (r"objective\.peak was 3\.0 and is now 4\.0", {"objective": Quadratic(Direction(), peak=4.0)}),
+        ("guidance was 'LookAhead' and is now 'NaiveGradient'", {"sampling": sampling(guidance=NaiveGradient())}),
+        (r"guidance\.strength was None and is now 'Tilt'", {"strength": Tilt(5.0)}),
+        (r"sampler\.grid\.num_steps was 5", {"sampling": sampling(sampler=Euler(KarrasGrid(6)))}),
+        (r"floor was 0\.0 and is now 0\.1", {"floor": 0.1}),
+        ("redraw was True and is now False", {"redraw": False}),
     ],
 )
 def test_rounds_of_another_config_are_not_continued(message: str, options: dict[str, Any], tmp_path: Path) -> None:
     optimize(tmp_path, Quadratic(Direction()), rounds=1)
     before = (tmp_path / "rounds/history.jsonl").read_text()
-    with pytest.raises(ValueError, match="rounds on disk have " + message):
+    with pytest.raises(ValueError, match="rounds was made with other settings: " + message):
         optimize(tmp_path, **{"objective": Quadratic(Direction()), "rounds": 2} | options)
     assert (tmp_path / "rounds/history.jsonl").read_text() == before
     # what the samples do not depend on may change

@@ -241,7 +241,7 @@ def test_what_is_odd_in_a_search_does_no_harm(folder: Path) -> None:
     assert (table["nfe=3 guider={}"]["axis nfe"], table["nfe=3 guider={}"]["nfe"]) == ("3", "8.0")
     assert len([row for row in table.values() if row["failed"]]) == 3 and float(table["unguided"]["fd"]) > 0
     metrics["cost"] = METRICS["pr"]
-    with pytest.raises(SystemExit, match="belongs to another search: metrics was "):
+    with pytest.raises(SystemExit, match="made with other settings: metrics."):
         search(folder, "sweep", "odd", "--configs", own_metrics(folder, metrics), changes=changes)
 
 

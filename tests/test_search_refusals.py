@@ -33,7 +33,10 @@ def folder(search_folder: Path) -> Path:
         ({"axes": [1]}, r"axes is \[1\]; expected a mapping from names to values"),
         ({"objectives": "fd"}, "objectives is 'fd'; expected a mapping from names"),
         ({"evaluation": "unguided"}, "evaluation is 'unguided'; expected a mapping from names"),
-        ({"evaluation": {"num_samples": 9, "metrics": {}}}, "its evaluation sets metrics, num_samples, which the search"),
+        (
+            {"evaluation": {"num_samples": 9, "metrics": {}}},
+            "its evaluation sets metrics, num_samples, which the search",
+        ),
         ({"metrics": ["fd"]}, r"metrics is \['fd'\]; expected a mapping from names"),
         ({1: 2, "axis": 4}, r"\[1, 'axis'\] is not a key of a search"),
         ({"objectives": {"fd": ["lowest"]}}, r"objective 'fd' is \['lowest'\]; expected lowest or highest"),

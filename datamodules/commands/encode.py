@@ -16,11 +16,12 @@ from datamodules.shard_examples import MASK, TOKENS
 from datamodules.shards import shard_paths
 from datamodules.storage.downloads import Downloads
 from datamodules.storage.image_codec import UndecodableError, decode_image, shrink
-from datamodules.storage.latent_inventory import INVENTORY, load_or_create, shard_fingerprint
-from datamodules.storage.shard_writer import is_complete, write_json
+from datamodules.storage.latent_inventory import INVENTORY, shard_fingerprint
+from datamodules.storage.shard_writer import is_complete
 from datamodules.storage.tar_index import ShardIndex, index_shard
 from lightning_guide.pretrained.autoencoders import VariationalAutoencoder
 from lightning_guide.utils.files import atomic
+from lightning_guide.utils.resume import ResumableFolder
 
 __all__ = ["encode"]
 
@@ -66,9 +67,10 @@ def encode(
         raise ValueError(f"{folder} holds the images themselves; expected another folder for their latents")
     chosen = _device(device)
     vae = vae.to(chosen).eval()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    settings = {"vae": vae.recipe, "size": size}
-    done = load_or_create(path, settings)
+    inventory = ResumableFolder(path, {"vae": vae.recipe, "size": size}, results="*.tar")
+    done = inventory.read().get("shards", {})
+    if not done:
+        inventory.write({"shards": {}}, durable=False)
     for source in tqdm(paths, unit="shard", disable=None):
         if remote is not None:
             remote.fetch([source])
@@ -77,7 +79,7 @@ def encode(
         if not is_complete(target, entry or None, extensions=("npy",)):
             entry = _encode_shard(source, target, vae, size=size, batch_size=batch_size, device=chosen)
             done[source.name] = entry | {"origin": origin}
-            write_json(path, {"settings": settings, "shards": done})
+            inventory.write({"shards": done}, durable=False)
         elif entry.get("origin") not in (None, origin):
             raise ValueError(
                 f"{target} holds latents of other images than {source}, which has the same name; expected another "
@@ -87,7 +89,7 @@ def encode(
     mean, square = torch.stack(rows).sum(0) / sum(entry["values"] for entry in done.values())
     std = (square - mean**2).sqrt()
     moments = {"mean": [round(m, 4) for m in mean.tolist()], "std": [round(s, 4) for s in std.tolist()]}
-    write_json(path, {"settings": settings, **moments, "shards": done})
+    inventory.write({**moments, "shards": done}, durable=False)
     records, corrupt = (sum(entry[key] for entry in done.values()) for key in ("records", "corrupt"))
     print(
         f"latents of {records} images in {len(done)} shards: {folder}/*.tar ({corrupt} corrupt images left out); "

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
-from datamodules.storage.shard_writer import write_json
 from lightning_guide.pretrained.autoencoders import VariationalAutoencoder
 from lightning_guide.utils.recipe import equivalent
+from lightning_guide.utils.resume import read_record
 
-__all__ = ["INVENTORY", "load_or_create", "check_compatibility", "shard_fingerprint"]
+__all__ = ["INVENTORY", "check_compatibility", "shard_fingerprint"]
 
 
 INVENTORY = "latents.json"
@@ -22,28 +20,6 @@ def shard_fingerprint(shard: Path) -> str:
     """Hash size and first 64 KiB of a shard, to distinguish shards of the same name."""
     with shard.open("rb") as file:
         return sha256(f"{shard.stat().st_size} ".encode() + file.read(2**16)).hexdigest()[:16]
-
-
-def load_or_create(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the complete shards of earlier calls with the same settings; create the inventory if it is missing.
-
-    Raises:
-        ValueError: if the folder was encoded with other settings, or holds shards of another origin.
-    """
-    shards = sorted(path.parent.glob("*.tar"))
-    if path.exists():
-        inventory = _read(path)
-        if inventory["settings"] == settings:
-            return dict(inventory["shards"])
-        if inventory["shards"] or shards:
-            raise ValueError(
-                f"{path} belongs to latents made with {inventory['settings']}, not {settings}; "
-                "expected the same settings or another folder"
-            )
-    elif shards:
-        raise ValueError(f"{shards[0]} is there without the inventory {path.name}; expected an empty folder")
-    write_json(path, {"settings": settings, "shards": {}})
-    return {}
 
 
 def check_compatibility(
@@ -56,8 +32,8 @@ def check_compatibility(
     """
     if not (folder / INVENTORY).is_file():
         return []
-    inventory = _read(folder / INVENTORY)
-    found, made = [], inventory["settings"].get("vae")
+    settings, inventory = read_record(folder / INVENTORY)
+    found, made = [], settings.get("vae")
     if vae is not None and made is not None and not equivalent(vae.recipe, made):
         found.append(f"the latents in {folder} were encoded by {made} and are decoded by {vae.recipe}")
     own = inventory.get("mean", []), inventory.get("std", [])
@@ -71,14 +47,3 @@ def check_compatibility(
             f"std {list(std)}, as given here, they are far from mean 0 and deviation 0.5"
         )
     return found
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Read an inventory."""
-    try:
-        inventory = json.loads(path.read_text())
-        if isinstance(inventory["settings"], dict) and isinstance(inventory["shards"], dict):
-            return dict(inventory)
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise ValueError(f"{path} is not an inventory of latents; expected no such file, or one written by encode")

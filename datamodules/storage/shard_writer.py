@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import operator
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -19,8 +18,9 @@ from datamodules.storage.image_codec import UndecodableError, from_array, from_p
 from datamodules.storage.tar_index import IMAGES, index_shard
 from datamodules.stream import epoch_order
 from lightning_guide.utils.files import atomic
+from lightning_guide.utils.resume import ResumableFolder
 
-__all__ = ["is_complete", "write_json", "write_shards"]
+__all__ = ["is_complete", "write_shards"]
 
 
 def write_shards(
@@ -63,9 +63,10 @@ def write_shards(
         "classes": None if classes is None else [str(label) for label in classes],
     }
     path = Path(folder) / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shards = _earlier(path, settings)
-    write_json(path, {"settings": settings, "shards": shards})
+    alternative = "another folder, or another name"
+    inventory = ResumableFolder(path, settings, results=f"{name}-*.tar", alternative=alternative)
+    shards = inventory.read().get("shards", {})
+    inventory.write({"shards": shards}, durable=False)
     indices = list(range(len(items))) if shuffle_seed is None else epoch_order(shuffle_seed, 0, len(items)).tolist()
     with tqdm(total=len(items), unit="image", desc=name, disable=None) as bar:
         for number, first in enumerate(range(0, len(items), records_per_shard)):
@@ -73,11 +74,11 @@ def write_shards(
             shard = path.with_name(f"{name}-{number:05d}.tar")
             if not is_complete(shard, shards.get(shard.name)):
                 shards[shard.name] = _write_shard(shard, items, chosen, size=size, quality=quality, bar=bar)
-                write_json(path, {"settings": settings, "shards": shards})
+                inventory.write({"shards": shards}, durable=False)
             bar.update(first + len(chosen) - bar.n)
-    inventory = {"settings": settings, **_totals(shards, classes), "shards": shards}
-    write_json(path, inventory)
-    return inventory
+    totals = _totals(shards, classes)
+    inventory.write({**totals, "shards": shards}, durable=False)
+    return {"settings": settings, **totals, "shards": shards}
 
 
 def _write_shard(
@@ -140,31 +141,6 @@ def _encode(x: Tensor, quality: int | None) -> tuple[bytes, str]:
     return buffer.getvalue(), "jpg"
 
 
-def _earlier(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the complete shards of an earlier conversion with the same settings."""
-    if not path.exists():
-        foreign = sorted(path.parent.glob(f"{path.stem}-*.tar"))
-        if foreign:
-            raise ValueError(f"{foreign[0]} is there without the inventory {path.name}; expected an empty folder")
-        return {}
-    try:
-        inventory = json.loads(path.read_text())
-        known, shards = inventory["settings"], inventory["shards"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(
-            f"{path} is not an inventory of a conversion; expected no such file, or one written by convert"
-        ) from None
-    differing = " and ".join(
-        f"{key} {known.get(key)!r}, not {value!r}" for key, value in settings.items() if known.get(key) != value
-    )
-    if differing:
-        raise ValueError(
-            f"{path} belongs to a conversion with {differing}; expected the same settings, "
-            "another folder, or another name"
-        )
-    return dict(shards)
-
-
 def is_complete(path: Path, entry: dict[str, Any] | None, *, extensions: Sequence[str] = IMAGES) -> bool:
     """Return whether a shard exists with all records of its inventory entry."""
     try:
@@ -188,9 +164,3 @@ def _totals(shards: dict[str, Any], classes: Any) -> dict[str, Any]:
         "size": list(sizes.pop()) if len(sizes) == 1 else None,
         "corrupt": [name for entry in shards.values() for name in entry["corrupt"]],
     }
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Replace a JSON file atomically."""
-    with atomic(path, durable=False) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")

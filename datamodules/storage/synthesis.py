@@ -6,10 +6,8 @@ same bytes on any process. The file `synthetic.json` in the folder of the shards
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed
@@ -27,7 +25,7 @@ from lightning_guide.seeds import SampleSeeds, mix
 from lightning_guide.utils.files import atomic
 from lightning_guide.utils.images import encode_sample
 
-__all__ = ["Synthesis", "check_settings", "first_difference"]
+__all__ = ["Synthesis"]
 
 
 @dataclass(frozen=True)
@@ -93,40 +91,6 @@ class Synthesis:
                 if int(self.labels[index]) >= 0:
                     record["cls"] = str(int(self.labels[index]))
                 tar.write(record)
-
-
-def check_settings(path: Path, settings: dict[str, Any], counts: list[int]) -> None:
-    """Refuse a folder whose set was made with other `settings` (plain data) or other class `counts`.
-
-    Raises:
-        ValueError: naming the first difference; also if shards exist without a description.
-    """
-    shards = sorted(path.parent.glob("*.tar"))
-    if not shards:  # metadata without shards does not constrain settings: its samples may have been refused
-        return
-    if not path.exists():
-        raise ValueError(f"{shards[0]} is there without {path.name}; expected a folder without shards")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        known = {**content["settings"], "counts": content["counts"]}
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} does not describe a synthetic set; expected another folder") from None
-    difference = first_difference(known, json.loads(json.dumps({**settings, "counts": counts})))
-    if difference:
-        raise ValueError(
-            f"{path.parent} holds samples that were made with other settings: {difference}; expected the same ones, or "
-            "another folder"
-        )
-
-
-def first_difference(known: Any, expected: Any, where: str = "") -> str | None:
-    """Describe the first difference of two trees of plain data, None if they are equal."""
-    if isinstance(known, dict) and isinstance(expected, dict):
-        keys = [*known, *(key for key in expected if key not in known)]
-        pairs = [(key, known.get(key, "nothing"), expected.get(key, "nothing")) for key in keys]
-        found = (first_difference(a, b, f"{where}.{key}" if where else key) for key, a, b in pairs)
-        return next((difference for difference in found if difference), None)
-    return None if known == expected else f"{where} was {known!r} and is now {expected!r}"
 
 
 def _is_complete(path: Path, records: int) -> bool:

@@ -1,7 +1,7 @@
-"""Rounds of guided sampling: each draws a batch, asks the objective about it and sets the guidance of the next.
+"""Rounds of guided sampling: each draws a batch, evaluates the objective and sets the guidance of the next round.
 
 Guo et al. 2024, https://arxiv.org/abs/2404.14743, algorithm 1. The first round is unguided. Sample i of round k depends
-on (seed, k, i) and what the rounds before have left (`Feedback`), on any number of processes.
+only on (seed, k, i) and the `Feedback` of earlier rounds, not on the number of processes.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ __all__ = ["Rounds"]
 
 
 class Rounds:
-    """The state of an optimization by sampling, and its steps `draw` and `finish`. Not a module, and no global state.
+    """State of an optimization by sampling, with the steps `draw` and `finish`. Not a module, without global state.
 
     Attributes:
-        round: number of the round that is drawn next.
-        feedback: where it is led.
-        samples: x (n, *) of the round that was finished last, all processes together, and `condition` (n,) theirs.
-        evaluations: network calls of all rounds so far, each sample's counted.
+        round: number of the next round.
+        feedback: gradient and target of the next round.
+        samples: x (n, *) of the last finished round, from all processes.
+        condition: labels (n,) of `samples`.
+        evaluations: network calls of all rounds so far, counted per sample.
         history: one dict of numbers for each finished round.
-        settings: what two rounds must share for one to continue the other, as plain data.
+        settings: settings that must agree for rounds to be continued, as plain data.
     """
 
     def __init__(
@@ -56,15 +57,15 @@ class Rounds:
 
         Args:
             objective: to be maximized.
-            sampling: how a round draws its samples; its guidance is a `GradientGuidance`.
+            sampling: settings for drawing the samples of a round; its guidance is a `GradientGuidance`.
             target: rule for y; default `GainTarget(0.2)`.
-            at: where gradients are taken: at the "mean" of a round, or at each "sample".
-            floor: a gradient of norm `floor` or less says nothing; where it occurs the guidance before stays.
-            redraw: fresh noise in each round; otherwise sample i begins with the same noise in all of them.
-            model: the frozen model that is guided, to be the same wherever rounds are continued.
+            at: take gradients at the "mean" of a round, or at each "sample".
+            floor: where a gradient has norm `floor` or less, the previous guidance is kept.
+            redraw: fresh noise in each round; otherwise sample i starts from the same noise in all rounds.
+            model: the frozen guided model, which must be the same when rounds are continued.
 
         Raises:
-            ValueError: if the guidance of `sampling` is none by gradients, or `floor` is negative.
+            ValueError: if the guidance of `sampling` is not a `GradientGuidance`, or `floor` is negative.
         """
         if not isinstance(sampling.guidance, GradientGuidance):
             raise ValueError(
@@ -82,22 +83,22 @@ class Rounds:
         self.settings = self._settings(model)
         self._guidance: GradientGuidance | None = None
         self._metrics: dict[str, SampleMetric] | None = None
-        self._tables: RoundBuffers | None = None
+        self._buffers: RoundBuffers | None = None
 
     def indices(self, num_classes: int) -> SampleIndices:
-        """The samples of each round."""
+        """Return the sample indices of each round."""
         return self.sampling.dataset(num_classes)
 
     def begin(self, models: Models, data: DataInterface, device: torch.device) -> None:
-        """Resolves the guidance in `models` and, once, shows the metrics the real data.
+        """Resolve the guidance in `models` and, in the first round, prepare the metrics with the real data.
 
         Raises:
-            ValueError: if the model is told embeddings.
+            ValueError: if the model is conditioned on embeddings.
         """
         guidance = self.sampling.guidance.resolve(models).eval()
         assert isinstance(guidance, GradientGuidance)
         if guidance.token_channels:
-            raise ValueError("rounds of gradient guidance draw labels; this model is told embeddings (token_channels)")
+            raise ValueError("rounds of gradient guidance draw labels; this model needs embeddings (token_channels)")
         self._guidance = guidance
         if self._metrics is None:
             self._metrics = {name: metric.to(device) for name, metric in (self.sampling.metrics or {}).items()}
@@ -105,15 +106,15 @@ class Rounds:
                 metric.prepare(data.reference(device))
 
     def draw(self, batch: SampleBatch, data: DataInterface) -> DrawnSamples:
-        """Draws the samples of `batch` under the guidance of this round, and asks the objective about them.
+        """Draw the samples of `batch` under the guidance of this round and evaluate the objective.
 
         Raises:
             ValueError: if the objective is not one finite number for each sample, or does not fit their shape.
         """
         assert self._guidance is not None and self._metrics is not None, "begin comes first"
-        begin = time.perf_counter()
+        start = time.perf_counter()
         device, rows = batch.index.device, batch.index - self.sampling.first_index
-        guidance = self.feedback.lead(self._guidance, rows)
+        guidance = self.feedback.apply(self._guidance, rows)
         seed = mix(self.sampling.seed, "round", self.round) if self.redraw else self.sampling.seed
         seeds = SampleSeeds(seed, batch.index.tolist())
         trajectory = self.sampling.sampler.sample(
@@ -123,39 +124,39 @@ class Rounds:
             device=device,
             start=lambda noise: self.sampling.initial(noise, seeds),
         )
-        if self._tables is None:
+        if self._buffers is None:
             for metric in self._metrics.values():
                 metric.reset()
-            self._tables = RoundBuffers.zeros(self.sampling.num_samples, trajectory.x, batch.condition)
+            self._buffers = RoundBuffers.zeros(self.sampling.num_samples, trajectory.x, batch.condition)
         with torch.no_grad():
-            seen = guidance.seen(trajectory.x)
-        self.feedback.ask(self._tables, rows, trajectory.x, batch.condition, seen)
+            inputs = guidance.objective_input(trajectory.x)
+        self.feedback.evaluate(self._buffers, rows, trajectory.x, batch.condition, inputs)
         stored = data.decode(trajectory.x)
         for metric in self._metrics.values():
             metric.update(stored, batch.condition)
-        seconds = time.perf_counter() - begin
-        self._tables.spend(len(rows), trajectory.evaluations, seconds)
+        seconds = time.perf_counter() - start
+        self._buffers.spend(len(rows), trajectory.evaluations, seconds)
         return DrawnSamples(batch.index, batch.condition, stored)
 
     @property
     def drawn(self) -> int:
-        """Samples of the present round that this process has drawn."""
-        return 0 if self._tables is None else int(self._tables.spent[0])
+        """Number of samples of the current round drawn by this process."""
+        return 0 if self._buffers is None else int(self._buffers.spent[0])
 
     def finish(self) -> dict[str, float]:
-        """Ends the round on all processes together: sets the guidance of the next one, returns this one's numbers."""
-        tables, self._tables = self._tables, None
-        assert tables is not None and self._metrics is not None, "every process draws before a round ends"
+        """End the round on all processes: set the guidance of the next round and return the numbers of this one."""
+        buffers, self._buffers = self._buffers, None
+        assert buffers is not None and self._metrics is not None, "every process draws before a round ends"
         assert self._guidance is not None
-        tables.reduce()
+        buffers.reduce()
         record: dict[str, float] = {"round": self.round}
-        record |= self.feedback.take(tables, self.round, self._guidance.strength)
+        record |= self.feedback.update(buffers, self.round, self._guidance.strength)
         for name, metric in self._metrics.items():
             add_results(record, name, metric.compute())
-        _, calls, seconds = tables.spent.tolist()
+        _, calls, seconds = buffers.spent.tolist()
         self.evaluations += int(calls)
         record |= {"nfe": calls / self.sampling.num_samples, "evaluations": self.evaluations, "seconds": seconds}
-        self.samples, self.condition = tables.x.cpu(), tables.condition.cpu()
+        self.samples, self.condition = buffers.x.cpu(), buffers.condition.cpu()
         self.history.append(record)
         self.round += 1
         return record
@@ -163,46 +164,49 @@ class Rounds:
     # On disk
 
     def _settings(self, model: Denoiser | None) -> dict[str, Any]:
-        """What two rounds must share for one to continue the other."""
-        chosen, feedback = self.sampling, self.feedback
+        """Return the settings that must agree for rounds to be continued."""
+        sampling, feedback = self.sampling, self.feedback
         parts: dict[str, Any] = {
             "at": feedback.at,
             "floor": feedback.floor,
             "redraw": self.redraw,
-            "num_samples": chosen.num_samples,
-            "seed": chosen.seed,
-            "first_index": chosen.first_index,
-            "labels": chosen.labels,
+            "num_samples": sampling.num_samples,
+            "seed": sampling.seed,
+            "first_index": sampling.first_index,
+            "labels": sampling.labels,
             "objective": feedback.objective,
             "target": feedback.rule,
-            "guidance": chosen.guidance,
-            "start": chosen.start,
-            "sampler": chosen.sampler,
+            "guidance": sampling.guidance,
+            "start": sampling.start,
+            "sampler": sampling.sampler,
         }
         parts |= {} if model is None else {"denoiser": model}
         return {key: value for name, part in parts.items() for key, value in describe_settings(name, part).items()}
 
     def append_history(self, run: str | Path) -> None:
-        """Adds the newest record to the history in the folder of the run; process 0 only."""
+        """Append the newest record to the history in the run folder; process 0 only."""
         append_record(run, self.history[-1], first=self.round == 1)
 
     def read_history(self, run: str | Path) -> None:
-        """Takes up the records of the rounds that are finished."""
+        """Read the records of the finished rounds."""
         self.history = read_records(run, self.round)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next round depends on, and samples before and after, as tensors and plain data."""
+        """Return the state that the next round depends on, as tensors and plain data."""
         numbers = {"round": self.round, "evaluations": self.evaluations, "settings": self.settings}
-        led = {"gradient": self.feedback.gradient, "target": self.feedback.target, "prior": self.feedback.prior}
-        return numbers | led | {"samples": self.samples}
+        feedback = {"gradient": self.feedback.gradient, "target": self.feedback.target, "prior": self.feedback.prior}
+        return numbers | feedback | {"samples": self.samples}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from there.
+        """Restore `state`.
 
         Raises:
-            ValueError: if it belongs to rounds of another kind.
+            ValueError: if it belongs to rounds with other settings.
         """
-        check_same_settings(state["settings"], self.settings)
+        shared = [key for key in self.settings if key in state["settings"]]  # an older version may lack some
+        saved, present = ({key: each[key] for key in shared} for each in (state["settings"], self.settings))
+        place, alternative = "the checkpoint of the rounds", "another trainer.default_root_dir"
+        check_same_settings(saved, present, place=place, alternative=alternative)
         self.round, self.evaluations = state["round"], state["evaluations"]
         self.feedback.gradient, self.feedback.target = state["gradient"], state["target"]
         self.feedback.prior, self.samples = state["prior"], state["samples"]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 from pathlib import Path
 from typing import Any
 
 from lightning_guide.runs.stores import open_snapshots
-from lightning_guide.utils.files import atomic
+from lightning_guide.utils.resume import ResumableFolder
 
 __all__ = ["ResultsFile", "named_runs", "run_identity", "runs_in"]
 
@@ -25,29 +23,14 @@ class ResultsFile:
         Raises:
             ValueError: if the file has results of another search, naming what differs, or cannot be read.
         """
-        self.path, self.search = Path(path), json.loads(_strict(search))
-        self.content: dict[str, Any] = {}
-        if not self.path.exists():
-            return
-        try:
-            self.content = json.loads(self.path.read_text(encoding="utf-8"))
-            written = dict(self.content.pop("search"))
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise ValueError(f"{self.path} is not a results file of a search; move it away") from None
-        differ = [key for key in self.search | written if self.search.get(key) != written.get(key)]
-        if differ and _found_something(self.content):
-            raise ValueError(
-                f"{self.path} belongs to another search: {differ[0]} was {_short(written.get(differ[0]))}, now it is "
-                f"{_short(self.search.get(differ[0]))}; choose another folder with --out"
-            )
-        if differ:
-            self.content = {}
+        self.path = Path(path)
+        alternative = "another folder with --out"
+        self._folder = ResumableFolder(path, search, results=_found_something, key="search", alternative=alternative)
+        self.content = self._folder.read()
 
     def write(self) -> None:
-        """Write the file at once."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(self.path) as temporary:
-            temporary.write_text(_strict({"search": self.search} | self.content, indent=1) + "\n", encoding="utf-8")
+        """Write the file atomically."""
+        self._folder.write(self.content)
 
 
 def run_identity(run: str | Path) -> dict[str, Any]:
@@ -91,23 +74,3 @@ def _found_something(content: dict[str, Any]) -> bool:
     """Whether any point, apart from no guidance, has been scored."""
     points = content.get("points")
     return bool(content) if points is None else any("values" in point and point["axes"] for point in points.values())
-
-
-def _strict(content: Any, indent: int | None = None) -> str:
-    """JSON with null for numbers that are not finite."""
-    return json.dumps(_finite(content), indent=indent, allow_nan=False, default=str)
-
-
-def _finite(content: Any) -> Any:
-    if isinstance(content, float) and not math.isfinite(content):
-        return None
-    if isinstance(content, dict):
-        return {str(key): _finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    return content
-
-
-def _short(value: Any) -> str:
-    written = json.dumps(value)
-    return written if len(written) <= 100 else written[:97] + "..."
