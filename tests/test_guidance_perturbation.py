@@ -1,21 +1,16 @@
-"""Perturbed networks: they share only the parameters, add up, compile, and name their layers exactly."""
+"""Perturbed networks: they share only the parameters, add up, compile, and nest."""
 
 from __future__ import annotations
 
 import copy
-import os
 import shutil
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from lightning_guide.denoiser import Trajectory
-from lightning_guide.distributions.gaussian_mixture import GaussianMixture
 from lightning_guide.guidance import Guided, Main, Unconditional
 from lightning_guide.guidance.negatives import (
     AnnealedCondition,
@@ -31,12 +26,8 @@ from lightning_guide.guidance.negatives import (
 from lightning_guide.guidance.negatives.tpg import ShuffledTokens
 from lightning_guide.guidance.negatives.tsg import NoisyNoiseEmbedding
 from lightning_guide.guidance.perturbation import Perturbation, Perturbed, Replacement
-from lightning_guide.noise import KarrasGrid
 from lightning_guide.preconditioning import Preconditioned
-from lightning_guide.samplers import Heun
-from lightning_guide.seeds import SampleSeeds
-from lightning_guide.utils.modules import matching_names, replace_modules, shallow_clone
-from tests.processes import Processes
+from lightning_guide.utils.modules import shallow_clone
 from tests.small_networks import LABELS, NETWORKS, SIGMA, noisy_images, trajectory, transformer, unet
 
 CORE = {"unet": "decoder.4x4_in0.attention.core", "transformer": "blocks.2.attention.core"}
@@ -47,7 +38,7 @@ def run(model: nn.Module) -> Tensor:
         return model(noisy_images(), SIGMA, LABELS)
 
 
-# A tree of its own
+# A separate module tree
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
@@ -254,132 +245,6 @@ def test_references_are_resolved_all_the_way_down() -> None:
     expected = Perturbed([IdentityAttention(), ShuffledTokens()], positive=model)
     assert torch.equal(run(resolved), run(expected))
     assert isinstance(nested.positive.positive, Main)  # type: ignore[attr-defined]
-
-
-# Names of layers
-
-
-def test_names_are_exact_and_never_prefixes() -> None:
-    """blocks.1 does not match blocks.10."""
-    network = transformer(depth=12).network
-    assert matching_names(network, "blocks.1", "test") == ["blocks.1"]
-    assert matching_names(network, "blocks.1.attention.core", "test") == ["blocks.1.attention.core"]
-    assert SkipBlocks(layers=["blocks.1"]).chosen(network) == ["blocks.1"]
-    assert matching_names(network, "blocks.1*.attention", "test") == [f"blocks.{i}.attention" for i in (1, 10, 11)]
-
-
-def test_a_pattern_names_the_outermost_and_each_layer_counts_once() -> None:
-    network = transformer().network
-    blocks = [f"blocks.{i}" for i in range(4)]
-    assert matching_names(network, "blocks.*", "test") == blocks
-    assert matching_names(network, "*.core", "test") == [f"{name}.attention.core" for name in blocks]
-    assert ShuffledTokens(layers=["blocks.*", "blocks.1"]).chosen(network) == blocks
-    assert ShuffledTokens(layers=["blocks.1", "blocks.1.mlp"]).chosen(network) == ["blocks.1", "blocks.1.mlp"]
-
-
-def test_layers_are_a_list_of_names() -> None:
-    """Defect 1 of the widely used library: a list of layers raised a TypeError."""
-    model = transformer()
-    several = PerturbedAttentionGuidance(2.0, layers=["blocks.0.attention.core", "blocks.3.*.core"], positive=model)
-    one = PerturbedAttentionGuidance(2.0, layers=["blocks.0.attention.core"], positive=model)
-    assert not torch.allclose(run(several), run(one))
-    with pytest.raises(
-        ValueError, match=r"IdentityAttention needs a list of names or patterns of layers, got \[7, 8\]"
-    ):
-        PerturbedAttentionGuidance(layers=[7, 8])  # type: ignore[list-item]
-    with pytest.raises(ValueError, match="SkipBlocks needs a list of names or patterns of layers, got 'blocks.1'"):
-        SkipBlocks(layers="blocks.1")
-
-
-@pytest.mark.parametrize("pattern", ["blocks.9.attention.core", "decoder.*.attention.core"])
-def test_a_name_without_a_match_lists_the_existing_layers(pattern: str) -> None:
-    model = transformer()
-    expected = (
-        "IdentityAttention: no layer of DiffusionTransformer is called .* there are blocks.0.attention.core, blocks"
-    )
-    with pytest.raises(ValueError, match=expected):
-        PerturbedAttentionGuidance(layers=[pattern], positive=model)(noisy_images(), SIGMA, LABELS)
-    with pytest.raises(ValueError, match=expected):
-        PerturbedAttentionGuidance(layers=[pattern]).resolve(Models(model))
-    with pytest.raises(ValueError, match="there are patches, patches.proj"):
-        matching_names(model.network, "nothing.at_all", "test")
-
-
-def test_a_network_without_such_a_part_is_refused() -> None:
-    model = unet()
-    model.network.parts = {"block": ("decoder.*_in0",)}
-    with pytest.raises(
-        ValueError,
-        match=r"IdentityAttention acts on the attention of a network; EDM2UNet has no default layers for it, only",
-    ):
-        run(Perturbed([IdentityAttention()], positive=model))
-
-
-def test_models_that_cannot_be_perturbed_are_refused() -> None:
-    mixture = GaussianMixture(torch.zeros(1, 2), torch.eye(2)[None])
-    with pytest.raises(ValueError, match="layers of a Preconditioned network; got a GaussianMixture"):
-        Perturbed([IdentityAttention()], positive=mixture)(torch.zeros(1, 2), SIGMA)
-    with pytest.raises(ValueError, match="got a Unconditional"):
-        Perturbed([IdentityAttention()], positive=Unconditional()).resolve(Models(unet()))
-    with pytest.raises(ValueError, match="at least one perturbation"):
-        Perturbed([])
-
-
-def test_modules_are_replaced_in_a_clone() -> None:
-    model = unet()
-    plain = run(model)
-    tree = replace_modules(model, {f"network.{CORE['unet']}": nn.Identity(), "network.decoder.4x4_in0": nn.Identity()})
-    assert isinstance(tree, Preconditioned) and isinstance(tree.network.decoder["4x4_in0"], nn.Identity)  # type: ignore[index]
-    assert torch.equal(run(model), plain)
-
-
-# In two processes
-
-
-def guided_in_ddp(folder: str, world: int) -> None:
-    """Gradients through guidance under DDP, with a perturbed network at the same time, and samples of this rank."""
-    rank = int(os.environ["RANK"])
-    dist.init_process_group("gloo", rank=rank, world_size=world)
-    model = transformer(depth=2)
-    alive = Perturbed([IdentityAttention()], positive=model).network(trajectory())
-    wrapped = DistributedDataParallel(PerturbedAttentionGuidance(2.0, positive=model))
-    share = slice(2 * rank, 2 * rank + 2)
-    wrapped(noisy_images(4)[share], SIGMA, torch.arange(4)[share]).square().mean().backward()
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.sub_(1e-3 * parameter.grad if parameter.grad is not None else 0)
-    samples = drawn(model, range(2 * rank, 2 * rank + 2))
-    torch.save({"gradients": gradients, "samples": samples, "alive": run(alive)}, Path(folder) / f"seen-{rank}.pt")
-    dist.destroy_process_group()
-
-
-def drawn(model: Preconditioned, indices: range) -> Tensor:
-    negatives = [Perturbed([each], positive=model) for each in (RandomMask(0.5), ShuffledTokens())]
-    guided = Guided(negatives, [2.0, 1.5], positive=model)
-    grid = KarrasGrid(3, sigma_min=0.1, sigma_max=5.0)
-    return Heun(grid).sample(guided, seeds=SampleSeeds(0, indices), condition=torch.tensor([i % 4 for i in indices])).x
-
-
-def test_two_processes_train_and_sample_as_one(processes: Processes, tmp_path: Path) -> None:
-    call = ("tests.test_guidance_perturbation", "guided_in_ddp")
-    processes.call_ranks(2, call, tmp_path / "log", folder=str(tmp_path), world=2)
-    seen = [torch.load(tmp_path / f"seen-{rank}.pt", weights_only=True) for rank in range(2)]
-    model = transformer(depth=2)
-    PerturbedAttentionGuidance(2.0, positive=model)(noisy_images(4), SIGMA, torch.arange(4)).square().mean().backward()
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None:
-            assert torch.equal(seen[0]["gradients"][name], seen[1]["gradients"][name])
-            largest = float(parameter.grad.abs().max())
-            torch.testing.assert_close(seen[0]["gradients"][name], parameter.grad, rtol=1e-4, atol=1e-4 * largest)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.sub_(1e-3 * parameter.grad if parameter.grad is not None else 0)
-    torch.testing.assert_close(
-        seen[0]["alive"], run(Perturbed([IdentityAttention()], positive=model)), rtol=1e-4, atol=1e-4
-    )
-    together = torch.cat([each["samples"] for each in seen])
-    torch.testing.assert_close(together, drawn(model, range(4)), rtol=1e-3, atol=1e-3)
 
 
 def test_seg_and_pag_negatives_at_once_with_cfg() -> None:
