@@ -119,7 +119,8 @@ class GaussianMixture(Denoiser):
         return torch.cat(x), torch.cat(components)
 
 
-def gaussian(mean: Sequence[float] | Tensor, covariance: Sequence[Sequence[float]] | Tensor) -> GaussianMixture:
-    """The exact denoiser of one Gaussian N(mean, covariance), linear in x."""
-    double = torch.float64
-    return GaussianMixture(torch.as_tensor(mean, dtype=double)[None], torch.as_tensor(covariance, dtype=double)[None])
+def gaussian(mean: Sequence[float] | Tensor, covariance: Sequence[Sequence[float]] | Tensor | float) -> GaussianMixture:
+    """Exact denoiser of one Gaussian N(mean, covariance), linear in x; a number is the variance of each coordinate."""
+    center = torch.as_tensor(mean, dtype=torch.float64)
+    spread = torch.as_tensor(covariance, dtype=torch.float64)
+    return GaussianMixture(center[None], (spread if spread.ndim else spread * torch.eye(len(center)))[None])

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from lightning_guide.samplers.base import Sampler
+from lightning_guide.samplers.base import Memory, PredictAt, Sampler
 from lightning_guide.samplers.dpm_solver import DPMSolver2M
 from lightning_guide.samplers.euler import DDIM, Ancestral, Euler, ProportionalAncestral
 from lightning_guide.samplers.heun import Heun
 from lightning_guide.samplers.time_travel import TimeTravel
 
-__all__ = ["Ancestral", "DDIM", "DPMSolver2M", "Euler", "ProportionalAncestral", "Heun", "Sampler", "TimeTravel"]
+__all__ = [
+    "Ancestral",
+    "DDIM",
+    "DPMSolver2M",
+    "Euler",
+    "Heun",
+    "Memory",
+    "PredictAt",
+    "ProportionalAncestral",
+    "Sampler",
+    "TimeTravel",
+]
