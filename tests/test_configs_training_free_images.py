@@ -24,7 +24,7 @@ from lightning_guide.seeds import SampleSeeds
 from tests.face_networks import BiSeNet, Sketcher
 from tests.test_objectives_text import CONFIG
 
-FOLDER = Path(__file__).parent.parent / "configs" / "training_free" / "pictures"
+FOLDER = Path(__file__).parent.parent / "configs" / "training_free" / "images"
 LEVELS = KarrasGrid(3, sigma_min=0.5, sigma_max=5.0)
 
 
@@ -86,7 +86,7 @@ def smaller(settings: Any) -> Any:
 def test_it_runs_with_the_users_networks(file: str, small: None) -> None:
     path = FOLDER / f"{file}.yaml"
     lines = path.read_text().splitlines()
-    assert lines[1].startswith("# lightning-guide ") and f"configs/training_free/pictures/{file}.yaml" in lines[1]
+    assert lines[1].startswith("# lightning-guide ") and f"configs/training_free/images/{file}.yaml" in lines[1]
     models = One(1000 if file == "imagenet" else 0)
     labels = torch.tensor([3, 7]) if file == "imagenet" else None
     none = None if labels is None else torch.full_like(labels, -1)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from lightning_guide.cli import COMMANDS
+from lightning_guide.utils.files import read_yaml
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "configs/README.md"]
 SOURCES = [*PAGES, *sorted((ROOT / "configs").rglob("*.yaml"))]
 TEXTS = {str(path.relative_to(ROOT)): re.sub(r" *\\\n[ #]*", " ", path.read_text()) for path in SOURCES}
 CALL = re.compile(r"lightning(?:-guide|_guide\.cli) (\w+) ([^`\n]+)")
@@ -37,7 +37,7 @@ def test_configs_of_a_command_exist_and_make_a_run(page: str, words: str) -> Non
         return
     together: dict[str, Any] = {"trainer": {}, "model": {}, "data": {}}
     for file in files:
-        for key, part in yaml.safe_load(file.read_text()).items():
+        for key, part in read_yaml(file).items():
             if isinstance(part, dict):
                 together.setdefault(key, {}).update(part)
     assert together["model"].get("class_path") and together["data"], f"{page}: {words} names no model, or no data"
