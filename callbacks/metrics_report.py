@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from callbacks.output import output_folder, tensorboard_loggers
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.report.tables import Extractors, judge_networks, metric_rows
 from lightning_guide.utils.files import atomic
+from lightning_guide.utils.resume import plain_data
 
 __all__ = ["MetricsReport"]
 
@@ -55,7 +55,7 @@ class MetricsReport(pl.Callback):
         table = metric_rows(results)
         notes = judge_networks(module.evaluations.extractors)
         notes += [f"skipped: {name} ({reason})" for name, reason in skipped.items()]
-        print("\n" + "\n".join(_plain(table) + notes), flush=True)
+        print("\n" + "\n".join(_align_columns(table) + notes), flush=True)
         text = "\n".join(_markdown(table)) + "".join(f"\n\n{note}" for note in notes)
         for board in tensorboard_loggers(trainer):
             board.experiment.add_text("report/metrics", text, trainer.global_step)
@@ -63,17 +63,16 @@ class MetricsReport(pl.Callback):
 
 def _json(results: Results, extractors: Extractors) -> str:
     """Strict JSON, which knows neither NaN nor infinity."""
-    values: dict[str, dict[str, Any]] = {
-        name: {metric: float(value) if math.isfinite(value) else None for metric, value in metrics.items()}
-        for name, metrics in results.items()
-    }
+    values: dict[str, dict[str, Any]] = plain_data(
+        {name: {metric: float(value) for metric, value in metrics.items()} for name, metrics in results.items()}
+    )
     for name, metrics in extractors.items():
         if named := {metric: identities for metric, identities in metrics.items() if identities}:
             values[name]["extractors"] = named
     return json.dumps(values, indent=2, allow_nan=False) + "\n"
 
 
-def _plain(rows: list[list[str]]) -> list[str]:
+def _align_columns(rows: list[list[str]]) -> list[str]:
     """Lines with columns aligned: the name to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []

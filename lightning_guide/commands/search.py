@@ -90,11 +90,11 @@ class Search(ABC):
         if any((self.out / part).exists() for part in ("checkpoints", "snapshots", "index.json")):
             raise ValueError(f"{self.out} is a folder of a run or of snapshots; expected one for the results, as --out")
         model = settings.model.init_args
-        evaluations = _plain(model.get("evaluations")) or {"unguided": {}}
+        evaluations = _config_data(model.get("evaluations")) or {"unguided": {}}
         name, first = next(iter(evaluations.items()))
         own = module.evaluations.evaluations[name].metrics if name in module.evaluations.names else None
         if own is None or self.file.metrics is not None:
-            metrics, of_metrics = module.evaluations.metrics, _plain(model.get("metrics"))
+            metrics, of_metrics = module.evaluations.metrics, _config_data(model.get("metrics"))
         else:
             metrics, of_metrics = own, first["metrics"]
         if not metrics:
@@ -105,7 +105,7 @@ class Search(ABC):
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"--out {self.out} cannot be a folder for the results: {error.strerror}") from None
-        given = _plain(settings.get("data")) or {}
+        given = _config_data(settings.get("data")) or {}
         shown = {key: value for key, value in given.get("init_args", {}).items() if key not in _OF_THE_LOADER}
         rebuilt = RebuiltGuiders(trainer.default_root_dir, self.out / "rebuilt", every)
         return SampledBlocks(
@@ -210,13 +210,13 @@ def _first_metric(found: Swept) -> tuple[SearchObjective, ...]:
     return (SearchObjective(metrics[0]),) if metrics else ()
 
 
-def _plain(node: Any) -> Any:
+def _config_data(node: Any) -> Any:
     """Plain data of a parsed config."""
     if isinstance(node, Namespace):
-        return {key: _plain(value) for key, value in vars(node).items()}
+        return {key: _config_data(value) for key, value in vars(node).items()}
     if isinstance(node, dict):
-        return {key: _plain(value) for key, value in node.items()}
-    return [_plain(value) for value in node] if isinstance(node, list | tuple) else node
+        return {key: _config_data(value) for key, value in node.items()}
+    return [_config_data(value) for value in node] if isinstance(node, list | tuple) else node
 
 
 def _parser() -> PythonParser:
@@ -235,7 +235,7 @@ def _with_defaults(evaluation: dict[str, Any]) -> dict[str, Any]:
         parsed = _parser().parse_object({"evaluation": {"": update_paths(evaluation)}})
     except ValueError as error:
         raise ValueError(f"the evaluation of the search: {error}") from None
-    found: dict[str, Any] = _plain(parsed)["evaluation"][""]
+    found: dict[str, Any] = _config_data(parsed)["evaluation"][""]
     return found
 
 

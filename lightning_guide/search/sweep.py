@@ -43,7 +43,7 @@ def write_csv(space: Space, swept: Mapping[Point, Scores], failed: Mapping[str, 
     table = csv.DictWriter(text, ["point", *axes.values(), *columns])
     table.writeheader()
     for point, scores in swept.items():
-        row: dict[str, Any] = {"point": space.name(point)} | {axes[k]: _plain(v) for k, v in space.shown(point).items()}
+        row: dict[str, Any] = {"point": space.name(point)} | {axes[k]: _cell(v) for k, v in space.shown(point).items()}
         row |= {key: scores.values.get(key) for key in COST}
         for key in metrics:
             estimate = scores.estimate(key)
@@ -54,7 +54,7 @@ def write_csv(space: Space, swept: Mapping[Point, Scores], failed: Mapping[str, 
         table.writerow(row)
     for point in [UNGUIDED, *space.points]:
         if (name := space.name(point)) in failed:
-            shown = {axes[key]: _plain(value) for key, value in space.shown(point).items()}
+            shown = {axes[key]: _cell(value) for key, value in space.shown(point).items()}
             table.writerow({"point": name} | shown | {"failed": failed[name]})
     with atomic(path) as temporary:
         temporary.write_text(text.getvalue(), encoding="utf-8")
@@ -67,12 +67,12 @@ def write_hparams(space: Space, swept: Mapping[Point, Scores], folder: Path) -> 
     with SummaryWriter(str(folder)) as writer:
         for number, (point, scores) in enumerate(swept.items()):
             if point != UNGUIDED:
-                values = {name: _plain(value) for name, value in space.shown(point).items()}
+                values = {name: _cell(value) for name, value in space.shown(point).items()}
                 metrics = {f"sweep/{key}": value for key, value in scores.values.items()}
                 writer.add_hparams(values, metrics, run_name=f"point-{number:04d}")
 
 
-def _plain(value: Any) -> Any:
+def _cell(value: Any) -> Any:
     """Value as plain data of a table cell."""
     return value if isinstance(value, bool | int | float | str) else json.dumps(value)
 

@@ -143,11 +143,11 @@ def read_arrays(path: str | Path, *, kind: str) -> Any:
         ValueError: naming the file and any other name it refers to, or if it is truncated or not a pickle.
         OSError: if it cannot be opened.
     """
-    return _plain(read_inert(path, _KNOWN, kind=kind), depth=2)
+    return _unwrap_arrays(read_inert(path, _KNOWN, kind=kind), depth=2)
 
 
-def _plain(value: Any, *, depth: int) -> Any:
+def _unwrap_arrays(value: Any, *, depth: int) -> Any:
     """Replace placeholders of arrays by the arrays, in nested dicts."""
     if isinstance(value, dict) and depth:  # a file may hold a dict that contains itself
-        return {key: _plain(each, depth=depth - 1) for key, each in value.items()}
+        return {key: _unwrap_arrays(each, depth=depth - 1) for key, each in value.items()}
     return value.value if isinstance(value, _Array) else value
