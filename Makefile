@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 GUIDE := $(BIN)/lightning-guide
 
-.PHONY: help install demo study lint test test-slow
+.PHONY: help install demo study lint test test-slow docs
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make lint       ruff and mypy"
 	@echo "make test       lint and the fast tests"
 	@echo "make test-slow  the slow tests"
+	@echo "make docs       the documentation site in build/site"
 
 install: $(STAMP)
 
@@ -31,7 +32,7 @@ demo: $(STAMP)
 	$(GUIDE) test -c configs/fractal2d/main.yaml -c configs/fractal2d/report.yaml
 
 study: $(STAMP)
-	$(BIN)/python scripts/fractal2d_study.py
+	$(BIN)/python -m scripts.studies.fractal2d.run
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -42,3 +43,7 @@ test: lint
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow
+
+docs: $(STAMP)
+	$(BIN)/python -m pip install -q -e '.[docs]' -c constraints.txt
+	$(BIN)/mkdocs build --strict --quiet
