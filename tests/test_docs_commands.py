@@ -13,7 +13,8 @@ from lightning_guide.cli import COMMANDS
 from lightning_guide.utils.files import read_yaml
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "configs/README.md"]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "configs/README.md")]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
 SOURCES = [*PAGES, *sorted((ROOT / "configs").rglob("*.yaml"))]
 TEXTS = {str(path.relative_to(ROOT)): re.sub(r" *\\\n[ #]*", " ", path.read_text()) for path in SOURCES}
 CALL = re.compile(r"lightning(?:-guide|_guide\.cli) (\w+) ([^`\n]+)")
