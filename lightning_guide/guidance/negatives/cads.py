@@ -1,4 +1,4 @@
-"""Condition-annealed diffusion sampling (CADS): noise on the condition of the positive, early in the trajectory.
+"""Condition-annealed sampling (CADS): noise on the condition of the positive, early in the trajectory.
 
 Sadat et al. 2023, "CADS: Unleashing the Diversity of Diffusion Models through Condition-Annealed Sampling",
 https://arxiv.org/abs/2310.17347. The noise increases the diversity of samples; there is none late in the trajectory.

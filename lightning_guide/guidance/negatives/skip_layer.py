@@ -1,4 +1,4 @@
-"""Skip-layer guidance (SLG): some blocks of the negative are replaced by the identity.
+"""Skip-layer guidance: some blocks of the negative are replaced by the identity.
 
 The reference sampler of Stable Diffusion 3.5 (blocks 7, 8 and 9 of 24, in the steps from 1 % to 20 %); for video Hyung
 et al. 2024, "Spatiotemporal Skip Guidance", https://arxiv.org/abs/2411.18664. Only blocks that keep the shape of their
@@ -92,9 +92,9 @@ class SkipBlocks(Replacement):
 
 
 class SkipLayerGuidance(Guided):
-    """SLG, D_skip + w (D - D_skip), D_skip without the chosen blocks. Two evaluations in the window, one outside.
+    """Skip-layer guidance, D_skip + w (D - D_skip). Two evaluations in the window, one outside.
 
-    Stable Diffusion 3.5 adds 2.5 times the difference, w = 3.5, in the window (0.01, 0.2).
+    D_skip lacks the chosen blocks. Stable Diffusion 3.5 adds 2.5 times the difference, w = 3.5, in the window (0.01, 0.2).
     """
 
     def __init__(
