@@ -1,4 +1,4 @@
-"""Guidances by a negative: each file holds one published way to make the prediction that is pushed away from."""
+"""Negatives: each file holds one published way to make the prediction that is pushed away from."""
 
 from __future__ import annotations
 

@@ -94,7 +94,8 @@ class SkipBlocks(Replacement):
 class SkipLayerGuidance(Guided):
     """Skip-layer guidance, D_skip + w (D - D_skip). Two evaluations in the window, one outside.
 
-    D_skip lacks the chosen blocks. Stable Diffusion 3.5 adds 2.5 times the difference, w = 3.5, in the window (0.01, 0.2).
+    D_skip lacks the chosen blocks. Stable Diffusion 3.5 adds 2.5 times the difference, w = 3.5, in the window
+    (0.01, 0.2).
     """
 
     def __init__(
