@@ -1,4 +1,4 @@
-"""The gallery: the same samples under every evaluation in one picture, with what each of them costs."""
+"""Gallery: the same samples under every evaluation in one image, with NFE and time per sample."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from callbacks.base import EvaluationSamples
 from callbacks.output import image_grid, limits_of, log_image, output_folder, render, scatter, write_png
-from lightning_guide.data import DataInterface
+from lightning_guide.data import DataInterface, data_of
 from lightning_guide.evaluation.sampling_loop import DrawnSamples
 from lightning_guide.modules.diffusion import DiffusionModule
 
@@ -18,19 +18,20 @@ ROW = 0.9  # inches
 
 
 class Gallery(EvaluationSamples):
-    """One row for each evaluation, one column for each of the samples 0 ... `count` - 1.
+    """Image of samples 0 ... `count` - 1: one row for each evaluation, one column for each sample.
 
-    A row is labeled with the evaluation, its network calls a sample (NFE) and its seconds a sample. Points are drawn
-    as one panel for each evaluation. Goes to TensorBoard as `gallery` and to `<folder>/gallery.png`.
+    A row is labeled with the evaluation, its network calls per sample (NFE) and its milliseconds per sample. Points
+    are drawn as one panel for each evaluation. Logged to TensorBoard as `gallery` and written to
+    `<folder>/gallery.png`.
     """
 
     def __init__(self, count: int = 12, *, folder: str | None = None) -> None:
-        """`count` samples; `folder` is `gallery` in the folder of the run if None."""
+        """Configure `count` samples; `folder` None is `gallery` in the run folder."""
         super().__init__(count)
         self.folder = folder
 
     def draw(self, trainer: pl.Trainer, module: DiffusionModule, samples: dict[str, DrawnSamples]) -> None:
-        """Logs and writes the picture."""
+        """Log and write the image."""
         if not samples:
             return
         results = module.evaluations.results
@@ -39,14 +40,14 @@ class Gallery(EvaluationSamples):
             for name, drawn in samples.items()
         }
         points = next(iter(samples.values())).x.ndim == 2
-        figure = _panels(samples, labels, trainer.datamodule) if points else _rows(samples, labels)  # type: ignore[attr-defined]
-        picture = render(figure)
-        log_image(trainer, "gallery", picture)
-        write_png(output_folder(trainer, self.folder, default="gallery") / "gallery.png", picture)
+        figure = _panels(samples, labels, data_of(trainer)) if points else _rows(samples, labels)
+        image = render(figure)
+        log_image(trainer, "gallery", image)
+        write_png(output_folder(trainer, self.folder, default="gallery") / "gallery.png", image)
 
 
 def _rows(samples: dict[str, DrawnSamples], labels: dict[str, str]) -> Figure:
-    """Pictures, an evaluation a row."""
+    """Draw images, one row for each evaluation."""
     columns = max(len(drawn.x) for drawn in samples.values())
     figure = Figure(figsize=(1.8 + 0.91 * ROW * columns, ROW * len(samples)), dpi=100, layout="constrained")
     for axes, (name, drawn) in zip(figure.subplots(len(samples), squeeze=False)[:, 0], samples.items(), strict=True):
@@ -57,7 +58,7 @@ def _rows(samples: dict[str, DrawnSamples], labels: dict[str, str]) -> Figure:
 
 
 def _panels(samples: dict[str, DrawnSamples], labels: dict[str, str], real: DataInterface) -> Figure:
-    """Points, an evaluation a panel, four in a row."""
+    """Draw points, one panel for each evaluation, four panels in a row."""
     high = -(-len(samples) // 4)
     figure = Figure(figsize=(16, 4.3 * high), dpi=60, layout="constrained")
     for number, (name, drawn) in enumerate(samples.items(), 1):

@@ -9,7 +9,7 @@ import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -18,18 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.examples import Examples, Slices, Visits, read_prompts
 from datamodules.stream import Stream, split_evenly
-from lightning_guide.data import Batch, SampleBatch
+from lightning_guide.data import Batch, SampleBatch, SampleSource
 
 __all__ = ["DiffusionData"]
-
-
-class _Training(Protocol):
-    """What the datamodule reads from the module in training."""
-
-    images_seen: int
-
-    def sample_sets(self, stage: str) -> list[tuple[Dataset[Any], int]]:
-        """Datasets of sample indices to be drawn in this stage, with their batch sizes."""
 
 
 class DiffusionData(pl.LightningDataModule, ABC):
@@ -44,6 +35,8 @@ class DiffusionData(pl.LightningDataModule, ABC):
 
     Batches are loaded in stored form; `Batch.x` is encoded on the device. Without a trainer, the datamodule is
     process 0 of 1 at position 0.
+
+    Modules use it as `DataInterface`; it reads `images_seen` and `sample_sets` of the module as `SampleSource`.
 
     Attributes:
         data_shape: shape of one x, without the batch.
@@ -156,6 +149,7 @@ class DiffusionData(pl.LightningDataModule, ABC):
     def _sample_loaders(self, stage: str) -> list[DataLoader[SampleBatch]]:
         """Build one loader for each sample set of the module, split over processes."""
         rank, world = self._place()
+        module = self._module()
         return [
             DataLoader(
                 dataset,
@@ -164,7 +158,7 @@ class DiffusionData(pl.LightningDataModule, ABC):
                 collate_fn=_collate,
                 generator=torch.Generator(),
             )
-            for dataset, batch_size in (self._module().sample_sets(stage) if self.trainer is not None else [])
+            for dataset, batch_size in ([] if module is None else module.sample_sets(stage))
         ]
 
     def _loader(self, dataset: Dataset[Batch], batches: Iterable[range], workers: int) -> DataLoader[Batch]:
@@ -184,13 +178,14 @@ class DiffusionData(pl.LightningDataModule, ABC):
         """Number of workers for one pass over `examples`, 0 for examples in memory."""
         return 0 if examples.in_memory else self.num_workers
 
-    def _module(self) -> _Training:
-        """The module in training."""
-        return cast(_Training, cast(pl.Trainer, self.trainer).lightning_module)
+    def _module(self) -> SampleSource | None:
+        """The module of the trainer, None without a trainer; the only access to it."""
+        return None if self.trainer is None else cast(SampleSource, self.trainer.lightning_module)
 
     def _images_seen(self) -> int:
         """Images seen by the module over all processes, 0 without a trainer."""
-        return 0 if self.trainer is None else self._module().images_seen
+        module = self._module()
+        return 0 if module is None else module.images_seen
 
     def _place(self) -> tuple[int, int]:
         """Return (rank, number of processes); refuse a trainer that would split the data a second time."""

@@ -26,6 +26,7 @@ from lightning_guide.data import Batch
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance import Main
 from lightning_guide.inference import fuse_weights
+from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.runs.models import RunModels
 from lightning_guide.runs.run import finished_model
 from lightning_guide.samplers import Heun, Sampler
@@ -186,8 +187,8 @@ class SelfSynthesized(DiffusionData):
             raise ValueError(
                 f"the model in {self.run} has {base.num_classes} classes, the data have {self.num_classes}"
             )
-        trained = None if self.trainer is None else getattr(self._module(), "denoiser", None)
-        if isinstance(trained, Denoiser) and trained.recipe != base.recipe:
+        trained = self._module()
+        if isinstance(trained, DiffusionModule) and trained.denoiser.recipe != base.recipe:
             rank_zero_warn(
                 f"the model in training has another architecture than the model in {self.run}, which draws the data; "
                 "SIMS initializes it from that one (lightning_guide.runs.run.pretrained), and Neon requires it"

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from callbacks.diagnostics.trajectories import record
-from lightning_guide.data import DataInterface
+from lightning_guide.data import data_of
 from lightning_guide.guidance.training_free import Probe
 from lightning_guide.guidance.training_free.gradient_probe import gradient_ascent, smoothness
 from lightning_guide.modules.diffusion import DiffusionModule
@@ -75,7 +75,7 @@ class AccumulatedGradients(pl.Callback):
     def _draw(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        data: DataInterface = trainer.datamodule  # type: ignore[attr-defined]
+        data = data_of(trainer)
         labels = torch.tensor(self.labels, device=module.device)
         pictures, numbers = {}, {}
         for name, probe in self.probes.items():

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from callbacks.base import ResolvedGuidances
 from callbacks.output import log_image, output_folder, render, write_png
+from lightning_guide.data import data_of
 from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory
 from lightning_guide.evaluation.sampling_loop import build_condition
 from lightning_guide.guidance import ClassifierGuidance, EnergyGuidance, Guidance
@@ -155,7 +156,7 @@ class GuidedTrajectories(ResolvedGuidances, ABC):
         drawn = [samples[i] for i in range(min(self.count, evaluation.num_samples))]
         seeds = SampleSeeds(evaluation.seed, [int(each.index) for each in drawn])
         numbers = torch.stack([each.condition for each in drawn]).to(module.device)
-        condition = build_condition(guidance, numbers, trainer.datamodule)  # type: ignore[attr-defined]
+        condition = build_condition(guidance, numbers, data_of(trainer))
         x = evaluation.initial(evaluation.sampler.initial(guidance, seeds, module.device), seeds)
         return record_walk(guidance, evaluation.sampler, seeds=seeds, condition=condition, device=module.device, x=x)
 

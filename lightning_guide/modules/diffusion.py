@@ -134,8 +134,7 @@ class DiffusionModule(EvaluatedModule):
     @property
     def images_per_step(self) -> int:
         """Images in one optimizer step, over all processes and micro-steps."""
-        micro = int(self._data.batch_size)
-        return micro * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        return self._data.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimizer alone: the rate follows the images, see `optimizer_step`."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from torch.utils.data import Dataset
 
-from lightning_guide.data import Batch, SampleBatch
+from lightning_guide.data import Batch, DataInterface, SampleBatch, data_of
 from lightning_guide.denoiser import Denoiser
+from lightning_guide.ema import Average
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.metrics.base import SampleMetric
 from lightning_guide.evaluation.runner import GuidedEvaluations
@@ -48,7 +49,7 @@ class EvaluatedModule(ShardedTraining):
         self.denoiser, self.loss = denoiser, loss
         self.evaluations = GuidedEvaluations(evaluations, metrics)
         self._prediction = GuidedEvaluations({"prediction": prediction}, {})
-        self.average, self.images = average, images
+        self.average, self.images = None if average is None else Average.of(average), images
         self.images_seen = 0
         self._heldout = HeldoutLoss(heldout_sigmas, seed=seed)
         self._main: list[Denoiser] = []  # in a list: it must not become a submodule
@@ -68,8 +69,8 @@ class EvaluatedModule(ShardedTraining):
             )
 
     @property
-    def _data(self) -> Any:
-        return self.trainer.datamodule  # type: ignore[attr-defined]
+    def _data(self) -> DataInterface:
+        return data_of(self.trainer)
 
     def sample_sets(self, stage: str) -> list[tuple[Dataset[SampleBatch], int]]:
         """(sample indices, batch size) of each sampling loop of `stage`, in the order of the loops.
@@ -96,7 +97,7 @@ class EvaluatedModule(ShardedTraining):
             until=self.images_seen if self._fitting else None,
         )
         self._check_fits_data(models.main)
-        evaluations.begin(models, self._data, self.device, training=self._fitting)
+        evaluations.start(models, self._data, self.device, training=self._fitting)
         self._main = [models.main]
 
     @property
@@ -130,7 +131,7 @@ class EvaluatedModule(ShardedTraining):
         """Held-out loss of a `Batch`, or one batch of samples of the loop that `dataloader_idx` names."""
         if isinstance(batch, SampleBatch):
             return self.evaluations.step(dataloader_idx - 1, batch, self._data)
-        world, size = self.trainer.world_size, int(self._data.batch_size)
+        world, size = self.trainer.world_size, self._data.batch_size
         indices = [self.global_rank + world * (batch_idx * size + j) for j in range(len(batch.x))]
         self._heldout.update(self.loss, self._main[0], batch, indices)
         return None

@@ -1,8 +1,8 @@
-"""Optimization with a frozen model: rounds of guided samples, each of which tells the guidance of the next one.
+"""Optimization with a frozen model by rounds of gradient-guided samples.
 
 Guo et al. 2024, "Gradient Guidance for Diffusion Models: An Optimization Perspective",
-https://arxiv.org/abs/2404.14743, algorithm 1. `Trainer.test` runs it, since nothing is trained: round k is the loader
-number k, its samples split exactly over all processes.
+https://arxiv.org/abs/2404.14743, algorithm 1. `Trainer.test` runs it, since nothing is trained: round k is data loader
+k, with its samples split exactly over all processes.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import Dataset
 
-from lightning_guide.data import SampleBatch
+from lightning_guide.data import DataInterface, SampleBatch, data_of
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.sampling_loop import DrawnSamples
@@ -31,15 +31,15 @@ from lightning_guide.utils.files import atomic
 __all__ = ["GradientOptimization"]
 
 
-_SAVE_SECONDS = 1.0
+_SAVE_SECONDS = 1.0  # least time between two saved states
 
 
 class GradientOptimization(pl.LightningModule):
-    """Algorithm 1: `num_rounds` rounds with the weights of `denoiser` as they are.
+    """Optimization by gradient guidance (algorithm 1): `num_rounds` rounds with frozen weights of `denoiser`.
 
-    After each round its numbers go to the loggers (`rounds/...`, at the step of the round), to `rounds/history.jsonl`
-    and all that the next round needs to `rounds/state.ckpt` in the folder of the run. The same command goes on
-    from there, whatever killed it, with the same samples. `rounds.feedback` holds the G_K of the paper.
+    After each round its numbers are written to the loggers (`rounds/...`, at the step of the round) and to
+    `rounds/history.jsonl`, the state for the next round to `rounds/state.ckpt` in the run folder. Rerun the same
+    command to resume after any interruption, with the same samples. `rounds.feedback` holds the G_K of the paper.
     """
 
     def __init__(
@@ -54,20 +54,20 @@ class GradientOptimization(pl.LightningModule):
         floor: float = 0.0,
         redraw: bool = True,
     ) -> None:
-        """Configures the rounds.
+        """Configure the rounds.
 
         Args:
             denoiser: the model: an exact one, or a `Snapshot` of a run.
             objective: to be maximized.
             sampling: samples, sampler, metrics and the `GradientGuidance` of each round.
-            target: rule for the label of the next round; default `Gain(0.2)`.
-            num_rounds: K, the unguided first round among them.
-            at: gradients at the "mean" of a round (paper) or at each "sample" (published code, pictures).
-            floor: gradients of at most this norm are passed over, see `Rounds`.
-            redraw: fresh noise in each round; without, pictures of different rounds compare.
+            target: rule for the label of the next round; default `GainTarget(0.2)`.
+            num_rounds: K, including the unguided first round.
+            at: gradients at the "mean" of a round (paper) or at each "sample" (published code, images).
+            floor: gradients of at most this norm are ignored, see `Rounds`.
+            redraw: fresh noise in each round; with the same noise, images of different rounds are comparable.
 
         Raises:
-            ValueError: if there is no round, or as `Rounds`.
+            ValueError: if `num_rounds` is below 1, or as `Rounds`.
         """
         super().__init__()
         if num_rounds < 1:
@@ -80,10 +80,10 @@ class GradientOptimization(pl.LightningModule):
         self._models: RunModels | None = None
 
     def setup(self, stage: str) -> None:
-        """Takes up the rounds that the run's folder holds already.
+        """Resume from the rounds in the run folder, if any.
 
         Raises:
-            ValueError: if the data do not fit the model, or the rounds are those of another config.
+            ValueError: if the data do not fit the model, or the rounds have other settings.
         """
         if self._state.exists():
             self.rounds.load_state_dict(torch.load(self._state, map_location="cpu", weights_only=True))
@@ -91,25 +91,25 @@ class GradientOptimization(pl.LightningModule):
             rank_zero_info(f"continuing after {self.rounds.round} rounds from {self._state}")
             if self.rounds.round > self.num_rounds:
                 rank_zero_warn(
-                    f"{self.rounds.round} rounds are drawn already, more than num_rounds = {self.num_rounds}; nothing "
+                    f"{self.rounds.round} rounds are drawn already, more than num_rounds = {self.num_rounds}; no round "
                     "is drawn, and the numbers shown are those of the last"
                 )
-            self.trainer.strategy.barrier()  # all have read before one writes
+            self.trainer.strategy.barrier()  # all processes have read before process 0 writes
             if self.trainer.is_global_zero:
                 write_records(self.trainer.default_root_dir, self.rounds.history)
         self._first = self.rounds.round
-        here = RunModels(self.denoiser, run=self.trainer.default_root_dir, device=self.device)
-        model = self.denoiser.resolve(here).requires_grad_(False).eval()
+        models = RunModels(self.denoiser, run=self.trainer.default_root_dir, device=self.device)
+        model = self.denoiser.resolve(models).requires_grad_(False).eval()
         shape = tuple(self._data.data_shape)
         if shape != tuple(model.data_shape):
-            raise ValueError(f"the data has shape {shape}, the model is one of {tuple(model.data_shape)}")
+            raise ValueError(f"the data has shape {shape}, the model {tuple(model.data_shape)}")
         self._models = RunModels(model, run=self.trainer.default_root_dir, device=self.device)
 
     def sample_sets(self, stage: str) -> list[tuple[Dataset[SampleBatch], int]]:
-        """The samples of each round that is still to come, the same ones under other noise.
+        """Return the sample indices of each remaining round, the same in all rounds; the noise differs.
 
         Raises:
-            ValueError: if a process would have nothing to draw.
+            ValueError: if a process has no samples to draw.
         """
         sampling, world = self.rounds.sampling, self.trainer.world_size
         if sampling.num_samples < world:
@@ -119,13 +119,13 @@ class GradientOptimization(pl.LightningModule):
         return [(samples, sampling.batch_size)] * max(self.num_rounds - self._first, 0)
 
     def on_test_epoch_start(self) -> None:
-        """Resolves the guidance."""
+        """Resolve the guidance."""
         assert self._models is not None
         self._models.main.to(self.device)
-        self.rounds.begin(self._models, self._data, self.device)
+        self.rounds.start(self._models, self._data, self.device)
 
     def test_step(self, batch: SampleBatch, batch_idx: int, dataloader_idx: int = 0) -> DrawnSamples:  # type: ignore[override]
-        """One batch of the round; the last of this process ends the round on all of them.
+        """Draw one batch of the round; the last one of this process ends the round on all processes.
 
         Raises:
             ValueError: if `limit_test_batches` cuts rounds short.
@@ -139,21 +139,21 @@ class GradientOptimization(pl.LightningModule):
         return drawn
 
     def _end_round(self) -> None:
-        """Sets the next guidance; process 0 writes what there is to know."""
+        """Set the next guidance and write records and state from process 0."""
         record = self.rounds.finish()
         for logger in self.loggers:
-            numbers = {f"rounds/{name}": value for name, value in record.items() if name != "round"}
-            logger.log_metrics(numbers, step=int(record["round"]))
+            values = {f"rounds/{name}": value for name, value in record.items() if name != "round"}
+            logger.log_metrics(values, step=int(record["round"]))
         if self.trainer.is_global_zero:
             self.rounds.append_history(self.trainer.default_root_dir)
-            # an older state is as good: the rounds after it are drawn again, the same
+            # an older state is enough: the rounds after it are drawn again with the same result
             if time.monotonic() > self._saved + _SAVE_SECONDS or self.rounds.round == self.num_rounds:
                 with atomic(self._state) as temporary:
                     torch.save(self.rounds.state_dict(), temporary)
                 self._saved = time.monotonic()
 
     def on_test_epoch_end(self) -> None:
-        """Logs the numbers of the last round."""
+        """Log the numbers of the last round."""
         if self.rounds.history:
             values = {name: value for name, value in self.rounds.history[-1].items() if name != "seconds"}
             self.log_dict(values, sync_dist=True, batch_size=1)
@@ -163,5 +163,5 @@ class GradientOptimization(pl.LightningModule):
         return Path(self.trainer.default_root_dir) / "rounds" / "state.ckpt"
 
     @property
-    def _data(self) -> Any:
-        return self.trainer.datamodule  # type: ignore[attr-defined]
+    def _data(self) -> DataInterface:
+        return data_of(self.trainer)

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from lightning_guide.data import Batch, SampleBatch
+from lightning_guide.data import Batch, DataInterface, SampleBatch, data_of
 from lightning_guide.seeds import mix
 from lightning_guide.snapshots import SnapshotStore
 
@@ -140,5 +140,5 @@ class SupervisedModule(pl.LightningModule, ABC):
             )
 
     @property
-    def _data(self) -> Any:
-        return self.trainer.datamodule  # type: ignore[attr-defined]
+    def _data(self) -> DataInterface:
+        return data_of(self.trainer)
