@@ -1,11 +1,11 @@
-"""Conditions: class labels, or the embedding of a text; what "no condition" is, and what an evaluation asks for.
+"""Conditions of a denoiser: class labels or text embeddings, and the encoding of "no condition".
 
-* Labels are int64 (B,); -1 is no condition.
-* Embeddings are floats (B, L, C): L tokens of C numbers each, stored outputs of a text encoder. A token of zeros is no
-  token: it stands where the encoder's mask says padding. A sample without any token has no condition.
+* Labels are int64 (B,); -1 means no condition.
+* Embeddings are floats (B, L, C): L tokens of C numbers each, stored outputs of a text encoder. A token of zeros is
+  padding, as given by the mask of the encoder. A sample that has only padding has no condition.
 
-The mask travels inside the tensor: an embedding is indexed, moved and joined like labels are, a linear map without bias
-keeps its mask, and label dropout, classifier-free guidance and padding are one and the same thing, zeros.
+The mask is part of the tensor: an embedding is indexed, moved and concatenated like labels, a linear map without bias
+keeps its mask, and label dropout, classifier-free guidance and padding all use zeros.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ __all__ = ["concatenate_conditions", "mask_tokens", "pad_tokens", "token_mask", 
 
 
 def mask_tokens(tokens: Tensor, mask: Tensor) -> Tensor:
-    """`tokens` (*, L, C) with zeros where `mask` (*, L) is 0 or False.
+    """Return `tokens` (*, L, C) with zeros where `mask` (*, L) is 0 or False.
 
     Raises:
-        ValueError: if shapes differ, the mask holds anything but 0 and 1 (such as what is added to logits), a token
-            that counts is not finite, or is all zeros: nobody could tell it from padding.
+        ValueError: if shapes differ, the mask has values other than 0 and 1 (such as a mask that is added to logits),
+            or an unmasked token is not finite or all zeros: all-zero tokens are reserved for padding.
     """
     if tokens.ndim < 2 or mask.shape != tokens.shape[:-1] or not tokens.is_floating_point():
         raise ValueError(
@@ -45,15 +45,15 @@ def mask_tokens(tokens: Tensor, mask: Tensor) -> Tensor:
 
 
 def token_mask(tokens: Tensor) -> Tensor:
-    """Mask (*, L) of the tokens of `tokens` (*, L, C): True where one is not all zeros."""
+    """Return the mask (*, L) of `tokens` (*, L, C): True where a token is not all zeros."""
     return (tokens != 0).any(dim=-1)
 
 
 def pad_tokens(tokens: Tensor, length: int) -> Tensor:
-    """`tokens` (*, L, C) with `length` - L tokens of zeros behind them.
+    """Pad `tokens` (*, L, C) with tokens of zeros at the end to `length` tokens.
 
     Raises:
-        ValueError: if there are more than `length`.
+        ValueError: if L is more than `length`.
     """
     L = tokens.shape[-2]
     if L > length:
@@ -62,14 +62,21 @@ def pad_tokens(tokens: Tensor, length: int) -> Tensor:
 
 
 def drop_condition(condition: Tensor, dropped: Tensor) -> Tensor:
-    """`condition`, labels (B,) or embeddings (B, L, C), replaced by none where `dropped` (B,) is True."""
+    """Replace `condition`, labels (B,) or embeddings (B, L, C), by "no condition" where `dropped` (B,) is True.
+
+    >>> drop_condition(torch.tensor([3, 1, 4]), torch.tensor([False, True, False]))
+    tensor([ 3, -1,  4])
+    >>> tokens = drop_condition(torch.ones(2, 3, 8), torch.tensor([True, False]))
+    >>> token_mask(tokens).tolist()
+    [[False, False, False], [True, True, True]]
+    """
     if condition.is_floating_point():
         return condition.masked_fill(dropped[:, None, None], 0)
     return condition.masked_fill(dropped, -1)
 
 
 def concatenate_conditions(conditions: Sequence[Tensor | None], batch: int, device: torch.device) -> Tensor:
-    """Conditions of `batch` samples each as those of one large batch; None is no condition for the whole of its part.
+    """Concatenate conditions of `batch` samples each; None gives "no condition" for its part.
 
     Embeddings of different lengths are padded to the longest.
     """
@@ -83,9 +90,9 @@ def concatenate_conditions(conditions: Sequence[Tensor | None], batch: int, devi
 
 
 def condition_for(condition: Tensor | None, denoiser: Denoiser) -> Tensor | None:
-    """`condition` as a part of a guidance passes it on to its `denoiser`: no labels to one that knows none.
+    """Return the condition that a guidance passes on to its `denoiser`: drop labels for unconditional denoisers.
 
-    A guide by labels then steers a model without; embeddings are for the model, and are passed on.
+    So a guide by labels can steer an unconditional model. Embeddings belong to the model and are always passed on.
     """
     labels = condition is not None and not condition.is_floating_point()
     return None if labels and not denoiser.num_classes else condition

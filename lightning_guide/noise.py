@@ -1,4 +1,4 @@
-"""Noise levels: the distribution a network is trained on and the grid a sampler walks down.
+"""Noise levels: training distributions and sampling grids.
 
 Karras et al. 2022 (EDM), https://arxiv.org/abs/2206.00364: table 1 (training distribution) and equation 5 (grid).
 """
@@ -20,14 +20,14 @@ class NoiseDistribution(ABC):
 
     @abstractmethod
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """`count` noise levels, float32 `(count,)`, on the generator's device."""
+        """Draw `count` noise levels, float32 `(count,)`, on the generator's device."""
 
 
 class LogNormal(NoiseDistribution):
-    """ln sigma ~ N(mean, std^2). EDM: (-1.2, 1.2); EDM2 latents: (-0.4, 1.0)."""
+    """Log-normal noise levels: ln sigma ~ N(mean, std^2). EDM: (-1.2, 1.2); EDM2 latents: (-0.4, 1.0)."""
 
     def __init__(self, mean: float = -1.2, std: float = 1.2) -> None:
-        """`mean` and `std` of ln sigma.
+        """Set `mean` and `std` of ln sigma.
 
         Raises:
             ValueError: unless `std` is positive.
@@ -37,45 +37,49 @@ class LogNormal(NoiseDistribution):
         self.mean, self.std = mean, std
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """`exp(mean + std z)`, z standard normal."""
+        """Draw exp(mean + std z), z standard normal."""
         z = torch.randn(count, generator=generator, device=generator.device)
         return (self.mean + self.std * z).exp()
 
 
 class LogUniform(NoiseDistribution):
-    """ln sigma uniform between ln `low` and ln `high`."""
+    """Log-uniform noise levels: ln sigma uniform between ln `low` and ln `high`."""
 
     def __init__(self, low: float = 0.002, high: float = 80.0) -> None:
-        """`low` and `high` are noise levels, 0 < low < high.
+        """Set the noise levels `low` and `high`.
 
         Raises:
-            ValueError: unless they are.
+            ValueError: unless 0 < low < high.
         """
         if not 0 < low < high:
             raise ValueError(f"LogUniform needs 0 < low < high, got low={low}, high={high}")
         self.low, self.high = low, high
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """`low (high / low)^u`, u uniform on [0, 1)."""
+        """Draw low (high / low)^u, u uniform on [0, 1)."""
         u = torch.rand(count, generator=generator, device=generator.device)
         return self.low * (self.high / self.low) ** u
 
 
 class Grid(HasRecipe, ABC):
-    """Descending noise levels sigma_0 > ... > sigma_{N-1} > sigma_N = 0 of a sampler with N steps."""
+    """Base of grids: noise levels sigma_0 > ... > sigma_{N-1} > sigma_N = 0 of a sampler with N steps."""
 
     @abstractmethod
     def sigmas(self) -> Tensor:
-        """The N + 1 levels, float64 on the CPU."""
+        """Return the N + 1 levels, float64 on the CPU."""
 
 
 class KarrasGrid(Grid):
-    """sigma_i = (max^(1/rho) + i / (N - 1) (min^(1/rho) - max^(1/rho)))^rho, then 0 (EDM, equation 5)."""
+    """EDM grid: sigma_i = (max^(1/rho) + i / (N - 1) (min^(1/rho) - max^(1/rho)))^rho, then 0 (EDM, equation 5).
+
+    >>> [round(sigma, 3) for sigma in KarrasGrid(5).sigmas().tolist()]
+    [80.0, 17.528, 2.515, 0.17, 0.002, 0.0]
+    """
 
     def __init__(
         self, num_steps: int = 32, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
     ) -> None:
-        """`num_steps` N >= 1; levels from `sigma_max` to `sigma_min`; `rho` bends the spacing.
+        """Set `num_steps` N >= 1 and the levels from `sigma_max` to `sigma_min`; larger `rho`: shorter steps near 0.
 
         Raises:
             ValueError: if the levels do not descend, or `rho` is not positive.
@@ -86,17 +90,21 @@ class KarrasGrid(Grid):
         self.num_steps, self.sigma_min, self.sigma_max, self.rho = num_steps, sigma_min, sigma_max, rho
 
     def sigmas(self) -> Tensor:
-        """The N + 1 levels, float64."""
+        """Return the N + 1 levels, float64 on the CPU."""
         high, low = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
         inner = torch.linspace(high, low, self.num_steps, dtype=torch.float64) ** self.rho
         return torch.cat([inner, inner.new_zeros(1)])
 
 
 class LogUniformGrid(Grid):
-    """sigma_i = max (min / max)^(i / (N - 1)), then 0: equal steps in log-SNR."""
+    """Log-uniform grid: sigma_i = max (min / max)^(i / (N - 1)), then 0; equal steps in log-SNR.
+
+    >>> [round(sigma, 3) for sigma in LogUniformGrid(4, sigma_min=0.01, sigma_max=10.0).sigmas().tolist()]
+    [10.0, 1.0, 0.1, 0.01, 0.0]
+    """
 
     def __init__(self, num_steps: int = 32, *, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
-        """`num_steps` N >= 1; levels from `sigma_max` to `sigma_min`.
+        """Set `num_steps` N >= 1 and the levels from `sigma_max` to `sigma_min`.
 
         Raises:
             ValueError: if the levels do not descend.
@@ -105,14 +113,14 @@ class LogUniformGrid(Grid):
         self.num_steps, self.sigma_min, self.sigma_max = num_steps, sigma_min, sigma_max
 
     def sigmas(self) -> Tensor:
-        """The N + 1 levels, float64."""
+        """Return the N + 1 levels, float64 on the CPU."""
         i = torch.linspace(0, 1, self.num_steps, dtype=torch.float64)
         inner = self.sigma_max * (self.sigma_min / self.sigma_max) ** i
         return torch.cat([inner, inner.new_zeros(1)])
 
 
 def _check_range(num_steps: int, sigma_min: float, sigma_max: float) -> None:
-    """Refuses a grid that does not descend."""
+    """Refuse a grid that does not descend."""
     if num_steps < 1:
         raise ValueError(f"a sampler needs num_steps >= 1, got {num_steps}")
     if not 0 < sigma_min < sigma_max:

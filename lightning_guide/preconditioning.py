@@ -1,8 +1,6 @@
-"""Denoisers: D(x, sigma, condition) -> estimate of the clean x, and EDM preconditioning.
+"""EDM preconditioning: raw networks and the denoisers made of them.
 
-Marginals are p(x; sigma) = p_data * N(0, sigma^2 I); the score is (D - x) / sigma^2 and the probability-flow ODE
-dx/dsigma = (x - D) / sigma. Karras et al. 2022, https://arxiv.org/abs/2206.00364, equations 1 to 7 and table 1;
-the uncertainty of Karras et al. 2024, https://arxiv.org/abs/2312.02696, equations 14 to 16.
+Karras et al. 2022, https://arxiv.org/abs/2206.00364, table 1.
 """
 
 from __future__ import annotations
@@ -24,10 +22,10 @@ class Network(HasRecipe, nn.Module, ABC):
 
     Attributes:
         data_shape: shape of one x, without the batch.
-        num_classes: number of labels, 0 for a network that knows none.
-        token_channels: C of the tokens of embeddings (B, L, C), 0 for a network that reads none.
-        resizable: x may have other axes than those of `data_shape` after the first (crops, say).
-        parts: names of the submodules, as patterns, that a method acts on by default, by kind of part: "attention"
+        num_classes: number of labels, 0 for a network without labels.
+        token_channels: C of the tokens of embeddings (B, L, C), 0 for a network without embeddings.
+        resizable: whether x may have other axes than those of `data_shape` after the first (crops, for example).
+        parts: name patterns of the submodules that a method acts on by default, by kind of part: "attention"
             (replaceable attention cores), "block", "dropout", "noise_embedding", "label_embedding".
     """
 
@@ -39,27 +37,27 @@ class Network(HasRecipe, nn.Module, ABC):
 
     @abstractmethod
     def embed(self, condition: Tensor | None, batch: int) -> Tensor | None:
-        """Embedding of labels (B,) or tokens (B, L, C), where -1, tokens of zeros or None stand for no condition."""
+        """Embed labels (B,) or tokens (B, L, C); -1, tokens of zeros or None mean no condition."""
 
     @abstractmethod
     def forward(self, x: Tensor, c_noise: Tensor, embedding: Tensor | None) -> Tensor:
-        """F `(B, *data_shape)` for the scaled input `x` and `c_noise` (B,)."""
+        """Return F `(B, *data_shape)` for the scaled input `x` and `c_noise` (B,)."""
 
     def augmented(self, embedding: Tensor | None, vector: Tensor) -> Tensor:
-        """`embedding` (of `embed`) that tells of an augmentation as well, `vector` (B, A); zeros change nothing.
+        """Condition `embedding` (of `embed`) on augmentation parameters `vector` (B, A) as well; zeros change nothing.
 
         Raises:
-            ValueError: if the network cannot be told.
+            ValueError: if the network does not support augmentation parameters.
         """
-        raise ValueError(f"{type(self).__name__} cannot be told how pictures are augmented; DDPMpp can")
+        raise ValueError(f"{type(self).__name__} has no input for augmentation parameters; DDPMpp has one")
 
     def constrain(self) -> None:
-        """Projects the parameters after an optimizer step; nothing by default."""
+        """Project the parameters after an optimizer step; nothing by default."""
 
-    def fixed(self) -> Network:
-        """A network that gives the same with the parameters as they are now, at less cost; by default itself.
+    def fused(self) -> Network:
+        """Return an inference-only copy with precomputed weights, which gives the same at less cost; by default itself.
 
-        It has submodules of the same names, does not follow these parameters when they change, and is not to learn.
+        Its submodules have the same names. The copy is frozen; later changes of the parameters are not reflected.
         """
         return self
 
@@ -69,10 +67,16 @@ class Preconditioned(Denoiser):
 
     c_skip = s_d^2 / (s^2 + s_d^2), c_out = s s_d / sqrt(s^2 + s_d^2), c_in = 1 / sqrt(s^2 + s_d^2), c_noise = ln(s) / 4
     with s = sigma and s_d = sigma_data (Karras et al. 2022, table 1).
+
+    >>> from lightning_guide.networks import PointMLP
+    >>> denoiser = Preconditioned(PointMLP((2,), width=8), sigma_data=0.5)
+    >>> x = torch.tensor([[1.0, -2.0]])
+    >>> denoiser(x, torch.tensor(0.5)).detach()  # F starts at zero, and c_skip is 1/2 at sigma = sigma_data
+    tensor([[ 0.5000, -1.0000]])
     """
 
     def __init__(self, network: Network, *, sigma_data: float = 0.5) -> None:
-        """Wraps `network`; `sigma_data` is the standard deviation of the encoded data.
+        """Wrap `network`; `sigma_data` is the standard deviation of the encoded data.
 
         Raises:
             ValueError: unless `sigma_data` is positive.
@@ -88,7 +92,7 @@ class Preconditioned(Denoiser):
     def forward(
         self, x: Tensor, sigma: Tensor, condition: Tensor | None = None, *, augmentation: Tensor | None = None
     ) -> Tensor:
-        """D `(B, *data_shape)`; `augmentation` (B, A) tells how `x` was augmented, None not at all.
+        """Return D `(B, *data_shape)`; `augmentation` (B, A) holds the augmentation parameters of `x`, if any.
 
         Raises:
             ValueError: if `x` does not have the shape of the network, or its channels if the network is resizable.
@@ -111,5 +115,5 @@ class Preconditioned(Denoiser):
         return c_skip * x + c_out * self.network(c_in * x, c_noise, embedding).to(torch.float32)
 
     def constrain(self) -> None:
-        """Passes on to the network."""
+        """Project the parameters of the network."""
         self.network.constrain()

@@ -1,7 +1,7 @@
-"""Seeds: every random draw is a function of names and numbers, never of a global state.
+"""Random streams that are functions of names and numbers, never of a global state.
 
-Sampling: sample i of an evaluation depends on (seed, i, purpose) alone, not on the batch it travels in nor on
-the number of processes. Training: a step's draws depend on (seed, images seen, rank).
+Sampling: sample i of an evaluation depends on (seed, i, purpose) alone, not on its batch or the number of processes.
+Training: the draws of a step depend on (seed, images seen, rank).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["SampleSeeds", "mix"]
 
 
 def mix(*parts: int | str) -> int:
-    """Hash of the parts to 63 bits, the same on every machine and Python version.
+    """Hash the parts to 63 bits, identically on every machine and Python version.
 
     >>> mix(0, "noise", 7) == mix(0, "noise", 7), mix(0, "noise", 7) == mix(0, "noise", 8)
     (True, False)
@@ -31,18 +31,26 @@ def mix(*parts: int | str) -> int:
 
 
 class SampleSeeds:
-    """The random streams of a batch of samples, one for each (seed, sample index, purpose).
+    """Random streams of a batch of samples, one for each (seed, sample index, purpose).
 
-    Streams are drawn on the CPU and moved, so that a sample is the same on every device. A stream remembers
-    its position: two calls with the same purpose give successive draws. Purposes never disturb each other: the
-    noise of a stochastic sampler is the same whether or not a guidance draws random labels on the way.
+    Numbers are drawn on the CPU and moved, so that a sample is the same on every device. A stream keeps its position:
+    two calls with the same purpose give successive draws. Purposes index independent streams: the noise of a
+    stochastic sampler does not depend on whether a guidance draws random labels.
 
-    torch's CPU generators keep 32 bits of a seed. Samples of one (seed, purpose) therefore get seeds that differ by
-    construction: a hash of 32 bits would give two of 50,000 samples the same noise in one evaluation out of four.
+    Torch's CPU generators keep 32 bits of a seed. The samples of one (seed, purpose) therefore have seeds that differ
+    by construction: with a hash of 32 bits, two of 50,000 samples would share their noise in one of four evaluations.
+
+    >>> x = SampleSeeds(7, range(4)).normal("initial", (3,))
+    >>> tuple(x.shape), torch.equal(SampleSeeds(7, [2]).normal("initial", (3,)), x[2:3])  # independent of the batch
+    ((4, 3), True)
+    >>> seeds = SampleSeeds(7, range(4))
+    >>> labels = seeds.integers("labels", 10)
+    >>> torch.equal(seeds.normal("initial", (3,)), x)  # and of draws for other purposes
+    True
     """
 
     def __init__(self, seed: int, indices: Sequence[int] | Tensor) -> None:
-        """Streams of the samples `indices` (B,) under `seed`."""
+        """Create the streams of the samples `indices` (B,) under `seed`."""
         self.seed = int(seed)
         self.indices = [int(index) for index in indices]
         self._streams: dict[str, list[torch.Generator]] = {}
@@ -52,35 +60,35 @@ class SampleSeeds:
         return len(self.indices)
 
     def generators(self, purpose: str) -> list[torch.Generator]:
-        """The B CPU generators of one purpose, at their current positions."""
+        """Return the B CPU generators of one purpose, at their current positions."""
         if purpose not in self._streams:
-            # an odd multiplier and an exclusive or are both one to one on 32 bits
+            # multiplication by an odd number and exclusive or are both bijective on 32 bits
             key = mix(self.seed, purpose)
             seeds = [(index * 0x9E3779B1 ^ key) % 2**32 for index in self.indices]
             self._streams[purpose] = [torch.Generator().manual_seed(seed) for seed in seeds]
         return self._streams[purpose]
 
     def shared(self, purpose: str) -> torch.Generator:
-        """One CPU generator for draws that all samples of the seed share, whatever batch they travel in."""
+        """Return a CPU generator for draws shared by all samples of the seed, independent of the batch."""
         if purpose not in self._shared:
             self._shared[purpose] = torch.Generator().manual_seed(mix(self.seed, purpose, "shared"))
         return self._shared[purpose]
 
     def normal(self, purpose: str, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-        """Standard normal draws `(B, *shape)`, float32."""
+        """Draw standard normal numbers `(B, *shape)`, float32."""
         out = torch.empty(len(self), *shape, dtype=torch.float32)
         for row, generator in zip(out, self.generators(purpose), strict=True):
             row.normal_(generator=generator)
         return out.to(device)
 
     def uniform(self, purpose: str, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-        """Uniform draws on [0, 1), `(B, *shape)`, float32."""
+        """Draw uniform numbers in [0, 1), `(B, *shape)`, float32."""
         out = torch.empty(len(self), *shape, dtype=torch.float32)
         for row, generator in zip(out, self.generators(purpose), strict=True):
             row.uniform_(generator=generator)
         return out.to(device)
 
     def integers(self, purpose: str, high: int, device: torch.device | str = "cpu") -> Tensor:
-        """Uniform integers in [0, high), `(B,)`, int64."""
+        """Draw uniform integers in [0, high), `(B,)`, int64."""
         draws = [torch.randint(high, (), generator=generator) for generator in self.generators(purpose)]
         return torch.stack(draws).to(device)

@@ -89,7 +89,7 @@ def test_condition_restricts_to_the_components_of_the_class() -> None:
 
 @pytest.mark.parametrize("label", [1, 3, 100])
 def test_a_label_without_component_is_refused(label: int) -> None:
-    with pytest.raises(ValueError, match=rf"label {label} has no component in this mixture; it knows labels \[0, 2\]"):
+    with pytest.raises(ValueError, match=rf"label {label} has no component in this mixture; expected one of \[0, 2\], or -1"):
         mixture([0, 2, 0, 2])(points(2), torch.tensor(1.0), torch.tensor([0, label]))
 
 

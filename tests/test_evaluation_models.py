@@ -203,7 +203,7 @@ def test_a_training_label_out_of_range_is_named(tmp_path: Path) -> None:
 
     sizes: dict[str, Any] = {"model_channels": 8, "channel_mult": (1,), "num_blocks": 1, "attention_resolutions": ()}
     network = EDM2UNet(data_shape=(1, 4, 4), num_classes=3, **sizes)
-    with pytest.raises(ValueError, match="class label 3 is out of range; this network knows labels 0 to 2"):
+    with pytest.raises(ValueError, match="class label 3 is out of range; expected 0 to 2"):
         trainer = tiny_trainer(tmp_path, steps=9)
         trainer.fit(tiny_module(network, average=None, label_dropout=0.0), datamodule=Mislabeled())
 

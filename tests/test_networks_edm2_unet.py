@@ -136,7 +136,7 @@ def test_the_embedding_of_a_label_is_its_column_with_unit_rms() -> None:
 
 @pytest.mark.parametrize("label", [10, -2, 1000])
 def test_a_label_out_of_range_is_named(label: int) -> None:
-    with pytest.raises(ValueError, match=rf"class label {label} is out of range; this network knows labels 0 to 9"):
+    with pytest.raises(ValueError, match=rf"class label {label} is out of range; expected 0 to 9"):
         small().embed(torch.tensor([0, label, 3]), 3)
 
 

@@ -132,11 +132,11 @@ def test_zeros_are_what_a_sample_is_told() -> None:
     assert torch.equal(model(x, sigma, torch.tensor([0, 2]), augmentation=torch.zeros(2, 9)), plain)
     assert (model(x, sigma, torch.tensor([0, 2]), augmentation=torch.ones(2, 9)) - plain).abs().max() > 1e-3
     for other in (DDPMpp((1, 8, 8), model_channels=8), EDM2UNet((1, 8, 8), model_channels=8, attention_resolutions=[])):
-        with pytest.raises(ValueError, match="cannot be told how pictures are augmented"):
+        with pytest.raises(ValueError, match="has no input for augmentation parameters"):
             Preconditioned(other)(x, sigma, augmentation=torch.zeros(2, 9))
     with pytest.raises(ValueError, match="needs a probability between 0 and 1, got 1.5"):
         GeometricAugmentation(1.5)
-    with pytest.raises(ValueError, match="DDPMpp is told 4 numbers of an augmentation; expected 9"):
+    with pytest.raises(ValueError, match="DDPMpp got 4 augmentation parameters; expected 9"):
         model(x, sigma, augmentation=torch.zeros(2, 4))
 
 

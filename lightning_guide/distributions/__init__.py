@@ -1,4 +1,4 @@
-"""Toy distributions whose density, score or limit is known exactly."""
+"""Toy distributions with exact density, score or denoiser."""
 
 from __future__ import annotations
 

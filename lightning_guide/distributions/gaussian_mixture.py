@@ -1,4 +1,4 @@
-"""Exact denoisers of Gaussians and Gaussian mixtures: the oracles everything else is held against.
+"""Gaussian mixtures with exact density, score and denoiser, the reference for tests of samplers and guidances.
 
 For p_data = sum_k w_k N(mu_k, Sigma_k) the noised density is p(x; sigma) = sum_k w_k N(x; mu_k, Sigma_k + sigma^2 I),
 
@@ -21,9 +21,16 @@ __all__ = ["GaussianMixture", "gaussian"]
 
 
 class GaussianMixture(Denoiser):
-    """The exact denoiser of a mixture of K Gaussians in d dimensions. Any dtype and any number of levels.
+    """Mixture of K Gaussians in d dimensions, as an exact denoiser in any dtype.
 
     With `labels` the components belong to classes, and a condition c >= 0 restricts the mixture to those of class c.
+
+    >>> mixture = GaussianMixture([[-1.0], [1.0]], [[[0.04]], [[0.04]]], labels=[0, 1])
+    >>> x, sigma = torch.tensor([[0.0], [0.0]]), torch.tensor(0.1)
+    >>> [round(value, 2) + 0.0 for value in mixture(x, sigma, torch.tensor([-1, 1])).flatten().tolist()]
+    [0.0, 0.2]
+    >>> [round(value, 2) + 0.0 for value in mixture.score(x, sigma, torch.tensor([-1, 1])).flatten().tolist()]
+    [0.0, 20.0]
     """
 
     means: Tensor
@@ -40,11 +47,11 @@ class GaussianMixture(Denoiser):
         labels: Sequence[int] | None = None,
         sigma_data: float = 0.5,
     ) -> None:
-        """`means` (K, d), `covariances` (K, d, d), `weights` (K,) (default: equal), `labels` (K,) class of each.
+        """Set `means` (K, d), `covariances` (K, d, d), `weights` (K,), equal by default, and classes `labels` (K,).
 
         Raises:
-            ValueError: if the shapes disagree, a covariance is not symmetric or has a negative eigenvalue, or the
-                weights are no distribution.
+            ValueError: if the shapes disagree, a covariance is not symmetric or has a negative eigenvalue, or a
+                weight is negative or their sum is 0.
         """
         super().__init__()
         mean = torch.as_tensor(means, dtype=torch.float64)
@@ -61,7 +68,7 @@ class GaussianMixture(Denoiser):
         if bool((weight < 0).any()) or not float(weight.sum()) > 0:
             raise ValueError(f"the weights of a mixture must be >= 0 with a positive sum, got {weight.tolist()}")
         eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
-        # singular ones may come out of float32 arithmetic
+        # float32 arithmetic may give slightly negative ones for singular matrices
         if bool((eigenvalues < -1e-6 * eigenvalues.abs().amax(-1, keepdim=True)).any()):
             raise ValueError(f"a covariance has the negative eigenvalue {float(eigenvalues.min()):.3g}")
         if labels is not None and len(labels) != count:
@@ -75,7 +82,7 @@ class GaussianMixture(Denoiser):
         self.register_buffer("log_weights", (weight / weight.sum()).log())
 
     def _terms(self, x: Tensor, sigma: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Joint log-densities (B, K), coordinates in the eigenbasis (B, K, d) and noised variances (B or 1, K, d)."""
+        """Return joint log-densities (B, K), eigenbasis coordinates (B, K, d) and noised variances (B or 1, K, d)."""
         offset = torch.einsum("bkd,kde->bke", x[:, None, :] - self.means.to(x), self.eigenvectors.to(x))
         variance = self.eigenvalues.to(x) + sigma.to(x).reshape(-1, 1, 1) ** 2
         exponent = (offset**2 / variance + variance.log() + math.log(2 * math.pi)).sum(-1)
@@ -85,28 +92,28 @@ class GaussianMixture(Denoiser):
             if not bool(allowed.any(1).all()):
                 raise ValueError(
                     f"class label {int(condition[~allowed.any(1)][0])} has no component in this mixture; "
-                    f"it knows labels {sorted(set(self.labels.tolist()))}, and -1 for no condition"
+                    f"expected one of {sorted(set(self.labels.tolist()))}, or -1 for no condition"
                 )
             log_joint = log_joint.masked_fill(~allowed, -math.inf)
         return log_joint, offset, variance
 
     def log_density(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
-        """ln p(x; sigma) `(B,)` for `x` (B, d); with a condition up to the constant -ln p(class)."""
+        """Return ln p(x; sigma) `(B,)` for `x` (B, d); with a condition up to the constant -ln p(class)."""
         return self._terms(x, sigma, condition)[0].logsumexp(-1)
 
     def score(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Gradient of ln p(x; sigma), `(B, d)`."""
+        """Return the gradient of ln p(x; sigma) with respect to x, `(B, d)`."""
         log_joint, offset, variance = self._terms(x, sigma, condition)
         return -torch.einsum("bk,bke,kde->bd", log_joint.softmax(-1), offset / variance, self.eigenvectors.to(x))
 
     def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
-        """D = x + sigma^2 score `(B, d)`, in the form that stays exact at large sigma."""
+        """Return D = x + sigma^2 score `(B, d)`, computed in a form that stays exact at large sigma."""
         log_joint, offset, variance = self._terms(x, sigma, condition)
         inner = torch.einsum("bke,kde->bkd", offset * self.eigenvalues.to(x) / variance, self.eigenvectors.to(x))
         return torch.einsum("bk,bkd->bd", log_joint.softmax(-1), self.means.to(x) + inner)
 
     def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """`count` points (count, d), float32, and the component of each (count,)."""
+        """Draw `count` points (count, d), float32, and the component of each (count,)."""
         component = torch.multinomial(self.log_weights.exp(), count, replacement=True, generator=generator)
         z = torch.randn(count, self.data_shape[0], generator=generator, dtype=torch.float64, device=generator.device)
         scaled = z * self.eigenvalues[component].sqrt()
@@ -114,7 +121,7 @@ class GaussianMixture(Denoiser):
         return x.float(), component
 
     def sample_each(self, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
-        """One point from each of B generators: x (B, d), float32, and the component of each (B,)."""
+        """Draw one point from each of B generators: x (B, d), float32, and the component of each (B,)."""
         x, components = zip(*(self.sample(1, generator) for generator in generators), strict=True)
         return torch.cat(x), torch.cat(components)
 

@@ -1,4 +1,4 @@
-"""Mixtures in the plane whose Gaussians stand in lines: exact density, score and denoiser, computed fast."""
+"""Mixtures of Gaussians on lines in the plane, with fast exact density, score and denoiser."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from lightning_guide.distributions.line_sums import WORK_ARRAYS, Lines, LineSums
 __all__ = ["LineMixture"]
 
 
-# Points times lines to work on at once. On a CPU: just too few for PyTorch to split one operation over threads. A
-# hundred barriers for each chunk gain little on a quiet machine and cost a hundredfold on a busy one, and so the
-# work arrays of a chunk fit the cache of one core.
+# Points times lines in one chunk. On a CPU the limit is just below the size at which PyTorch splits an operation over
+# threads: a hundred barriers per chunk gain little on an idle machine and are a hundred times slower on a busy one.
+# The work arrays of a chunk then also fit the cache of one core.
 ELEMENTS_CPU, ELEMENTS_ACCELERATOR = 2**15 - 1, 2**24
 
 
 class LineMixture(Denoiser):
-    """A mixture of N lines (branches) of J Gaussians each; as a denoiser exact and unconditional.
+    """Mixture of N lines (branches) of J Gaussians each, as an exact unconditional denoiser.
 
     The components of line b have the weight w_b / J, the covariance Sigma_b and the means a_b + f_j e_b, with
     the same fractions f_j on every line. p(x; sigma) is the mixture with Sigma_b + sigma^2 I (see `line_sums`).
 
     Points are `x` (B, 2); noise levels `sigma`, tensors or numbers, are (B,) or () and may be 0. Results have
-    the dtype of `x`, float32 or float64, and are finite for points as far out as 1e15. Where a gradient with
-    respect to `x` or `sigma` is asked for, the generic mixture (`as_mixture`) computes the result, more slowly.
+    the dtype of `x`, float32 or float64, and are finite for points as far out as 1e15. If a gradient with
+    respect to `x` or `sigma` is needed, the generic mixture (`as_mixture`) computes the result, more slowly.
     """
 
     starts: Tensor
@@ -52,7 +52,7 @@ class LineMixture(Denoiser):
         *,
         sigma_data: float = 0.5,
     ) -> None:
-        """`starts` a and `vectors` e (N, 2), `covariances` (N, 2, 2), `weights` (N,), ascending `fractions` (J,).
+        """Set `starts` a and `vectors` e (N, 2), `covariances` (N, 2, 2), `weights` (N,), ascending `fractions` (J,).
 
         Raises:
             ValueError: if the shapes disagree, a vector is 0 or a covariance is not positive definite.
@@ -69,7 +69,7 @@ class LineMixture(Denoiser):
         if bool((vectors == 0).all(1).any()) or bool((eigenvalues <= 0).any()):
             raise ValueError("every line needs a vector other than 0 and a positive definite covariance")
         self.data_shape, self.num_classes, self.sigma_data = (2,), 0, sigma_data
-        # All are functions of the arguments, hence not in state dicts.
+        # All are functions of the arguments and therefore not in state dicts.
         self.register_buffer("starts", starts.double(), persistent=False)
         self.register_buffer("vectors", vectors.double(), persistent=False)
         self.register_buffer("covariances", covariances.double(), persistent=False)
@@ -82,16 +82,16 @@ class LineMixture(Denoiser):
 
     @property
     def branches(self) -> int:
-        """N, the number of lines."""
+        """Number N of lines."""
         return len(self.starts)
 
     @property
     def components(self) -> int:
-        """N J, the number of Gaussians; component k belongs to line k // J."""
+        """Number N J of Gaussians; component k belongs to line k // J."""
         return len(self.starts) * len(self.fractions)
 
     def as_mixture(self) -> GaussianMixture:
-        """The same distribution as a mixture of N J Gaussians that know nothing of lines."""
+        """Return the same distribution as a generic mixture of N J Gaussians."""
         J = len(self.fractions)
         means = self.starts[:, None] + self.fractions[:, None] * self.vectors[:, None]  # (N, J, 2)
         weights = self.branch_weights.repeat_interleave(J)
@@ -101,16 +101,16 @@ class LineMixture(Denoiser):
         return mixture.to(self.starts.device)
 
     def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """`count` points `(count, 2)`, float32, and the component of each `(count,)`.
+        """Draw `count` points `(count, 2)`, float32, and the component of each `(count,)`.
 
-        Drawn on the generator's device, handed over on that of the mixture.
+        Numbers are drawn on the generator's device and returned on that of the mixture.
         """
         u = torch.rand(count, 2, generator=generator, dtype=torch.float64, device=generator.device)
         z = torch.randn(count, 2, generator=generator, dtype=torch.float64, device=generator.device)
         return self._place(u, z)
 
     def sample_each(self, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
-        """One point from each of B CPU generators, `(B, 2)`, and its component `(B,)`: `sample(1, generators[i])`."""
+        """Draw `sample(1, generator)` for each of B CPU generators: points `(B, 2)` and their components `(B,)`."""
         u, z = torch.empty(2, len(generators), 2, dtype=torch.float64)
         for generator, uniform, normal in zip(generators, u, z, strict=True):
             uniform.uniform_(generator=generator)
@@ -118,7 +118,7 @@ class LineMixture(Denoiser):
         return self._place(u, z)
 
     def _place(self, u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Points and components from uniform `u` and normal `z` (B, 2)."""
+        """Return points and components from uniform `u` and normal `z` (B, 2)."""
         u, z, J = u.to(self.starts.device), z.to(self.starts.device), len(self.fractions)
         branch = torch.searchsorted(self.cumulative, u[:, 0].contiguous(), right=True).clamp_(max=self.branches - 1)
         place = (u[:, 1] * J).long()
@@ -127,10 +127,10 @@ class LineMixture(Denoiser):
         return x.float(), branch * J + place
 
     def log_density(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """ln p(x; sigma) `(B,)`.
+        """Return ln p(x; sigma) `(B,)`.
 
         Raises:
-            ValueError: like all methods here, if `x` is not (B, 2) or `sigma` neither (B,) nor ().
+            ValueError: like the other methods, if `x` is not (B, 2) or `sigma` neither (B,) nor ().
         """
         if self._needs_gradient(x, sigma):
             return self.as_mixture().log_density(x, torch.as_tensor(sigma))
@@ -138,7 +138,7 @@ class LineMixture(Denoiser):
         return self._map(x, sigma, lambda sums, _: sums.total.log() + sums.peak - constant)
 
     def score(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """Gradient of ln p(x; sigma) with respect to x, `(B, 2)`."""
+        """Return the gradient of ln p(x; sigma) with respect to x, `(B, 2)`."""
         if self._needs_gradient(x, sigma):
             return self.as_mixture().score(x, torch.as_tensor(sigma))
 
@@ -149,7 +149,7 @@ class LineMixture(Denoiser):
         return self._map(x, sigma, read)
 
     def denoise(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """E[x_0 | x] = x + sigma^2 score, `(B, 2)`, in a form that loses no digits at large sigma."""
+        """Return E[x_0 | x] = x + sigma^2 score, `(B, 2)`, in a form that loses no digits at large sigma."""
         if self._needs_gradient(x, sigma):
             return self.as_mixture()(x, torch.as_tensor(sigma))
 
@@ -162,11 +162,11 @@ class LineMixture(Denoiser):
         return self._map(x, sigma, read)
 
     def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
-        """`denoise`; there are no classes, so `condition` is not read."""
+        """Return `denoise(x, sigma)`; `condition` is ignored, since there are no classes."""
         return self.denoise(x, sigma)
 
     def responsibilities(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """Posterior probability of each line, `(B, N)`, rows sum to 1; carries no gradient."""
+        """Return the posterior probability of each line, `(B, N)`; rows sum to 1. Has no gradient."""
         return self._map(x, sigma, lambda sums, _: sums.Z / sums.total[:, None])
 
     @staticmethod
@@ -175,7 +175,7 @@ class LineMixture(Denoiser):
 
     @torch.no_grad()
     def _map(self, x: Tensor, sigma: Tensor | float, read: Callable[[LineSums, Lines], Tensor]) -> Tensor:
-        """Joins what `read` makes of the sums of one chunk of points after the other."""
+        """Compute the sums of the points in chunks and concatenate the results of `read`."""
         if x.ndim != 2 or x.shape[1] != 2:
             raise ValueError(f"points of a line mixture have the shape (B, 2), got {tuple(x.shape)}")
         sigma = torch.as_tensor(sigma).to(x)
@@ -190,7 +190,7 @@ class LineMixture(Denoiser):
         return torch.cat([read(line_sums(part, s, lines, work[:, : len(part)]), lines) for part, s in chunks])
 
     def _lines(self, like: Tensor) -> Lines:
-        """The lines in the dtype and on the device of `like`."""
+        """Return the lines in the dtype and on the device of `like`."""
         middle = (self.fractions[0] + self.fractions[-1]) / 2
         return Lines(
             center=(self.starts + middle * self.vectors).T.to(like).contiguous(),

@@ -1,16 +1,16 @@
-"""The fast inner part of `line_mixture`: sums over Gaussians that stand in lines and share a covariance.
+"""Fast sums over Gaussians that lie on a line and share a covariance, the inner loop of `line_mixture`.
 
-A line b has a center c_b, a vector e_b, one covariance Sigma_b and a weight w_b; its J components stand at
+A line b has a center c_b, a vector e_b, one covariance Sigma_b and a weight w_b; its J components have the means
 c_b + f_j e_b, with the same fractions f_j on every line. With u = x - c_b and P = (Sigma_b + sigma^2 I)^-1
 the J quadratic forms of one point and one line share three numbers:
 
     (u - f e)^T P (u - f e) = R + C (f - t)^2,
     C = e^T P e,   t = e^T P u / C,   R = (u x e)^2 det P / C.
 
-R holds the cross product of u and e, so that nothing cancels.
-What costs "points times components" is then a square and an exponential; all else costs "points times lines".
-Let g = t clamped to the range of the f_j, and n = t - g. Exponents are written relative to the likeliest point of
-the line, so that none is positive, whatever the rounding at far points:
+R contains the cross product of u and e, so that nothing cancels. The cost per point and component is then a square and
+an exponential; everything else is computed per point and line. Let g = t clamped to the range of the f_j, and
+n = t - g. Exponents are relative to the likeliest point of the line, so that none is positive, even with rounding at
+far points:
 
     -(R + C (f - t)^2) / 2 = -(R + C n^2) / 2 - (g - f) (C n + C (g - f) / 2),      n (g - f) >= 0.
 """
@@ -30,7 +30,7 @@ LOG2_E = 1 / math.log(2)
 
 
 # Smallest exponent of 2 relative to the peak. 2^-85 is far below the rounding of float32, and keeps all products
-# above the denormal numbers, with which a CPU computes a hundred times slower.
+# above the denormal numbers, on which a CPU is a hundred times slower.
 LOWEST = -85.0
 
 
@@ -39,7 +39,7 @@ WORK_ARRAYS = 12
 
 @dataclass(frozen=True)
 class Lines:
-    """N lines, coordinates first, and the ascending `fractions`, measured from the center, that they share.
+    """N lines, coordinates first, and their common ascending `fractions`, measured from the center.
 
     `center` and `vector` are (2, N), `weights` (N,). The covariance is given by its `eigenvalues` (2, N) and `axes`
     (2, 2, N): axes[i] are the eigenvectors of eigenvalue i. `along` (2, N) is the vector in coordinates of the axes.
@@ -72,9 +72,9 @@ class LineSums:
 
 
 def line_sums(x: Tensor, sigma: Tensor, lines: Lines, work: Tensor) -> LineSums:
-    """The sums at `x` (n, 2) and `sigma` (n,), as views of `work` (WORK_ARRAYS, n, N), which is overwritten.
+    """Compute the sums at `x` (n, 2) and `sigma` (n,), as views of `work` (WORK_ARRAYS, n, N), which is overwritten.
 
-    All of one dtype, on one device; nothing may require a gradient. PyTorch splits `exp` and `sqrt` of 2048 numbers
+    All tensors have one dtype and device; none may require a gradient. PyTorch splits `exp` and `sqrt` of 2048 numbers
     over threads, but `exp2` and `rsqrt`, like most operations, of 32768 (see ELEMENTS_CPU in `line_mixture`).
     """
     (l1, l2), (e1, e2), (cx, cy), ((a1x, a1y), (a2x, a2y)) = lines.eigenvalues, lines.along, lines.center, lines.axes

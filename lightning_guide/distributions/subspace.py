@@ -1,4 +1,4 @@
-"""Data on a linear subspace: the simulated world of gradient guidance, with its exact denoiser.
+"""Gaussian data on a linear subspace, the synthetic benchmark of gradient guidance, with its exact denoiser.
 
 Guo et al. 2024, https://arxiv.org/abs/2404.14743, section 6.1: x = A u with A (D, d) orthonormal and u ~ N(0, I_d),
 D = 64, d = 16.
@@ -17,7 +17,7 @@ __all__ = ["Direction", "SubspaceGaussian", "basis"]
 
 
 def basis(dimension: int, subspace: int, seed: int = 0) -> Tensor:
-    """A (D, d), float64: orthonormal columns, uniformly distributed over `seed`.
+    """Return A (D, d), float64, with orthonormal columns, uniformly distributed over `seed`.
 
     Raises:
         ValueError: unless 1 <= d <= D.
@@ -30,12 +30,12 @@ def basis(dimension: int, subspace: int, seed: int = 0) -> Tensor:
 
 
 class SubspaceGaussian(Denoiser):
-    """x = A u, u ~ N(0, I_d): exact denoiser and exact draws. D(x) = A A^T x / (1 + sigma^2)."""
+    """Gaussian on a subspace: x = A u, u ~ N(0, I_d), with the exact denoiser D(x) = A A^T x / (1 + sigma^2)."""
 
     basis: Tensor
 
     def __init__(self, dimension: int = 64, subspace: int = 16, *, seed: int = 0) -> None:
-        """`dimension` D of the space, `subspace` d of the support; `seed` chooses A.
+        """Set the dimensions D of the space and d of the subspace; `seed` determines A.
 
         Raises:
             ValueError: unless 1 <= d <= D.
@@ -46,35 +46,35 @@ class SubspaceGaussian(Denoiser):
         self.register_buffer("basis", basis(dimension, subspace, seed))
 
     def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
-        """D (B, D) of `x` (B, D)."""
+        """Return D(x) (B, D) of `x` (B, D)."""
         a = self.basis.to(x)
         return (x @ a) @ a.T / (1 + expand(sigma.to(x), x) ** 2)
 
     def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """`count` points (count, D), float32, and their coordinates u (count, d)."""
+        """Draw `count` points (count, D), float32, and their coordinates u (count, d)."""
         u = torch.randn(count, self.basis.shape[1], generator=generator, dtype=torch.float64, device=generator.device)
         return (u @ self.basis.T).float(), u
 
 
 class Direction(HasRecipe):
-    """A unit vector theta (D,) with |theta off the subspace| = `off_ratio` |theta on it|.
+    """Unit vector theta (D,) with |theta off the subspace| = `off_ratio` |theta on it|.
 
-    The theta_1 of the paper has off_ratio = 0, its theta_2 off_ratio = 9, so that |A^T theta| = 1 / sqrt(82) = .1104.
+    The theta_1 of the paper has off_ratio = 0, its theta_2 off_ratio = 9, so that |A^T theta| = 1 / sqrt(82) = 0.1104.
     """
 
     def __init__(self, dimension: int = 64, subspace: int = 16, *, off_ratio: float = 9.0, seed: int = 0) -> None:
-        """`dimension`, `subspace` and `seed` are those of the `SubspaceGaussian`.
+        """Set `dimension`, `subspace` and `seed` of the `SubspaceGaussian`.
 
         Raises:
-            ValueError: if `off_ratio` is negative, or there is nothing off the subspace.
+            ValueError: if `off_ratio` is negative, or positive although the subspace is the whole space.
         """
         if off_ratio < 0 or (off_ratio > 0 and dimension == subspace):
-            raise ValueError(f"a direction needs off_ratio >= 0, and 0 where nothing is off, got {off_ratio}")
+            raise ValueError(f"a direction needs off_ratio >= 0, or 0 if d = D; got {off_ratio}")
         self.dimension, self.subspace, self.off_ratio, self.seed = dimension, subspace, off_ratio, seed
 
     @property
     def vector(self) -> Tensor:
-        """theta (D,), float64."""
+        """Theta (D,), float64."""
         a = basis(self.dimension, self.subspace, self.seed)
         generator = torch.Generator().manual_seed(mix("direction", self.seed))
         z = torch.randn(2, self.dimension, generator=generator, dtype=torch.float64)

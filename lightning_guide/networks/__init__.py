@@ -1,4 +1,4 @@
-"""Networks: magnitude-preserving layers, the EDM2 U-Net, the diffusion transformer, the MLP with a log-density."""
+"""Networks: EDM2 U-Net, DDPM++ U-Net, diffusion transformer (DiT), MLPs for points, classifiers, and their layers."""
 
 from __future__ import annotations
 

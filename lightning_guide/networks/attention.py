@@ -1,4 +1,4 @@
-"""Cosine self-attention of the EDM2 U-Net; its core is a submodule of its own, to be replaced by other methods.
+"""Cosine self-attention of the EDM2 U-Net; its core is a separate, replaceable submodule.
 
 Karras et al. 2024, https://arxiv.org/abs/2312.02696, section 2.
 """
@@ -16,19 +16,19 @@ __all__ = ["AttentionCore", "CosineAttention", "SelfAttention", "attention_heads
 
 
 def attention_heads(channels: int, channels_per_head: int = 64) -> int:
-    """Number of heads: the largest divisor of `channels` that gives each head `channels_per_head` or more.
+    """Return the number of heads: the largest divisor of `channels` that gives each head `channels_per_head` or more.
 
-    At least 1, so that narrow networks keep their attention; channels // 64 for every multiple of 64.
+    At least 1, so that narrow networks have attention; channels // 64 for every multiple of 64.
     """
     most = max(1, channels // channels_per_head)
     return next(heads for heads in range(most, 0, -1) if channels % heads == 0)
 
 
 class AttentionCore(nn.Module, ABC):
-    """Base of attention cores, the submodules from queries, keys and values to the result: A v with a map A.
+    """Base of attention cores, which compute A v with an attention map A from queries, keys and values.
 
-    Every self-attention of the networks has one, named ``attention.core``. A perturbation of attention (identity map,
-    blurred queries, ...) replaces it by another core.
+    Every self-attention of the networks has a core, named ``attention.core``. A perturbation of attention (identity
+    map, blurred queries, ...) replaces it by another core.
     """
 
     @abstractmethod
@@ -47,21 +47,21 @@ class AttentionCore(nn.Module, ABC):
 
 
 class CosineAttention(AttentionCore):
-    """The attention core softmax(q k^T / sqrt(d)) v; it has no parameters.
+    """Attention core softmax(q k^T / sqrt(d)) v, without parameters.
 
     Queries, keys and values have unit RMS over d, so that q k^T / sqrt(d) is sqrt(d) times the cosine.
     """
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, size: tuple[int, int] | None) -> Tensor:
-        """`(B, heads, N, d)`, as `AttentionCore.forward`."""
+        """Return `(B, heads, N, d)`, as `AttentionCore.forward`."""
         return F.scaled_dot_product_attention(q, k, v)
 
 
 class SelfAttention(nn.Module):
-    """x -> mp_sum(x, output(core(q, k, v)), balance) for feature maps (B, C, H, W).
+    """Magnitude-preserving self-attention: mp_sum(x, output(core(q, k, v)), balance) for feature maps (B, C, H, W).
 
     The rows of `qkv` factorize as (head, channel, {q, k, v}), the last fastest, as in the published networks. The
-    weight of the sum's second term stands in `output`.
+    weight of the second term of the sum is part of the scale of `output`.
     """
 
     def __init__(self, channels: int, *, balance: float = 0.3) -> None:
@@ -73,10 +73,10 @@ class SelfAttention(nn.Module):
         self.output = MPConv(channels, channels, kernel=1, scale=other)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(B, C, H, W)` of `x` (B, C, H, W)."""
+        """Return `(B, C, H, W)` for `x` (B, C, H, W)."""
         B, C, H, W = x.shape
         qkv = self.qkv(x).reshape(B, self.heads, C // self.heads, 3, H * W)  # (B, heads, d, 3, N)
-        # each (B, heads, N, d); in this order in memory, too, the core is about twice as fast on a CPU
+        # each (B, heads, N, d); with this memory layout the core is about twice as fast on a CPU
         q, k, v = normalize(qkv.permute(3, 0, 1, 4, 2).contiguous(), dim=-1)
         y = self.core(q, k, v, (H, W)).transpose(1, 2)  # (B, N, heads, d)
         return self.output(y.reshape(B, H, W, C).movedim(-1, 1)).add_(x, alpha=self.own)

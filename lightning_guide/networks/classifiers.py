@@ -1,11 +1,4 @@
-"""A small plain classifier of pictures: its features serve a Frechet distance, its answers the class agreement.
-
-A small classifier of noisy pictures that knows the noise level: the guide of classifier guidance.
-
-A small classifier of pictures by attention between patches: it shares no layer with `SmallClassifier`.
-
-Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929. Made to judge what a convolutional network has guided.
-"""
+"""Small image classifiers: convolutional, conditioned on the noise level, and a vision transformer (ViT)."""
 
 from __future__ import annotations
 
@@ -21,14 +14,15 @@ from lightning_guide.utils.recipe import HasRecipe
 __all__ = ["Classifier", "NoisyClassifier", "PatchClassifier", "SmallClassifier"]
 
 
-_GROUPS = 8
+_GROUPS = 8  # of group normalization
+_FREQUENCIES = 16  # of the noise level
 
 
 class Classifier(HasRecipe, nn.Module):
-    """Base of classifiers of pictures, clean or noisy.
+    """Base of classifiers of clean or noisy images.
 
     Attributes:
-        data_shape: (C, H, W) of one picture.
+        data_shape: (C, H, W) of one image.
         num_classes: number of classes.
     """
 
@@ -37,9 +31,10 @@ class Classifier(HasRecipe, nn.Module):
 
 
 class SmallClassifier(Classifier):
-    """Convolutions with group normalization, halving the size between blocks; then a hidden layer and the logits.
+    """Small convolutional classifier, whose features serve Frechet distances and whose logits class accuracy.
 
-    Submodules: ``blocks`` (pictures to channels), ``hidden`` (mean over pixels to features), ``head`` (to logits).
+    Convolutions with group normalization, halving the size between blocks, then a hidden layer and the logits.
+    Submodules: ``blocks`` (images to channels), ``hidden`` (mean over pixels to features), ``head`` (to logits).
     """
 
     def __init__(
@@ -50,16 +45,16 @@ class SmallClassifier(Classifier):
         widths: Sequence[int] = (32, 64, 64),
         num_features: int = 64,
     ) -> None:
-        """Builds the network; weights come from the global generator.
+        """Build the network; weights come from the global generator.
 
         Args:
-            data_shape: (C, H, W) of one picture.
+            data_shape: (C, H, W) of one image.
             num_classes: number of classes.
             widths: channels of each block, multiples of 8; the size is halved after each block but the last.
             num_features: width of the penultimate layer.
 
         Raises:
-            ValueError: if there are fewer than two classes, the widths do not fit, or nothing is left of the picture.
+            ValueError: if there are fewer than two classes, the widths do not fit, or the image is too small for them.
         """
         super().__init__()
         if len(data_shape) != 3 or num_classes < 2:
@@ -84,32 +79,26 @@ class SmallClassifier(Classifier):
         self.head = nn.Linear(num_features, num_classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """Penultimate layer (B, num_features) of `x` (B, C, H, W), float in [-1, 1]: x = pixel / 127.5 - 1.
+        """Return the penultimate layer (B, num_features) for `x` (B, C, H, W), float in [-1, 1]: x = pixel / 127.5 - 1.
 
         Raises:
-            ValueError: if the pictures have another shape than `data_shape`.
+            ValueError: if the images have another shape than `data_shape`.
         """
         if tuple(x.shape[1:]) != self.data_shape:
-            raise ValueError(f"pictures have shape {tuple(x.shape[1:])}; this classifier expects {self.data_shape}")
+            raise ValueError(f"images have shape {tuple(x.shape[1:])}; this classifier expects {self.data_shape}")
         return self.hidden(self.blocks(x).mean((2, 3)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class logits (B, num_classes) of `x` (B, C, H, W), float in [-1, 1].
+        """Return class logits (B, num_classes) for `x` (B, C, H, W), float in [-1, 1].
 
         Raises:
-            ValueError: if the pictures have another shape than `data_shape`.
+            ValueError: if the images have another shape than `data_shape`.
         """
         return self.head(self.features(x))
 
 
-_GROUPS = 8
-
-
-_FREQUENCIES = 16
-
-
 class NoisyClassifier(Classifier):
-    """Logits of p(y | x, sigma) for x = x_0 + sigma n, as for classifier guidance.
+    """Noise-conditional classifier p(y | x, sigma) for x = x_0 + sigma n, the guide of classifier guidance.
 
     Dhariwal and Nichol 2021, https://arxiv.org/abs/2105.05233, section 4. The input is scaled by
     1 / sqrt(sigma^2 + sigma_data^2); cosines and sines of ln(sigma) / 4 give each block a scale and a shift of its
@@ -127,7 +116,7 @@ class NoisyClassifier(Classifier):
         num_features: int = 64,
         sigma_data: float = 0.5,
     ) -> None:
-        """As `SmallClassifier`; `sigma_data` is the standard deviation of the data.
+        """Build the network as `SmallClassifier`; `sigma_data` is the standard deviation of the data.
 
         Raises:
             ValueError: as `SmallClassifier`.
@@ -148,13 +137,13 @@ class NoisyClassifier(Classifier):
         self.register_buffer("frequencies", math.pi * 2 ** torch.linspace(-2, 3, _FREQUENCIES))
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Class logits (B, K) of `x` (B, C, H, W) at noise level `sigma` (B,) or ().
+        """Return class logits (B, K) for `x` (B, C, H, W) at noise level `sigma` (B,) or ().
 
         Raises:
-            ValueError: if the pictures have another shape than `data_shape`.
+            ValueError: if the images have another shape than `data_shape`.
         """
         if tuple(x.shape[1:]) != self.data_shape:
-            raise ValueError(f"pictures have shape {tuple(x.shape[1:])}; this classifier expects {self.data_shape}")
+            raise ValueError(f"images have shape {tuple(x.shape[1:])}; this classifier expects {self.data_shape}")
         phase = (sigma.log() / 4).expand(len(x))[:, None] * self.frequencies
         level = torch.cat([phase.cos(), phase.sin()], 1)
         h = x * (expand(sigma, x) ** 2 + self.sigma_data**2).rsqrt()
@@ -169,9 +158,12 @@ class NoisyClassifier(Classifier):
 
 
 class PatchClassifier(Classifier):
-    """Patches as tokens with learned positions, transformer blocks, the logits of their mean.
+    """Vision transformer (ViT): patches as tokens with learned positions, transformer blocks, logits of their mean.
 
-    Submodules: ``patches`` (pictures to tokens), ``blocks``, ``norm``, ``head`` (features to logits).
+    Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929. It shares no layer with `SmallClassifier`, so that it can
+    evaluate samples guided by a convolutional network.
+
+    Submodules: ``patches`` (images to tokens), ``blocks``, ``norm``, ``head`` (features to logits).
     """
 
     def __init__(
@@ -185,19 +177,19 @@ class PatchClassifier(Classifier):
         heads: int = 4,
         dropout: float = 0.1,
     ) -> None:
-        """Builds the network; weights come from the global generator.
+        """Build the network; weights come from the global generator.
 
         Args:
-            data_shape: (C, H, W) of one picture.
+            data_shape: (C, H, W) of one image.
             num_classes: number of classes.
-            patch_size: side of a patch, divides the sides of the picture.
+            patch_size: side of a patch, a divisor of the sides of the image.
             channels: width of the tokens.
             depth: number of blocks.
-            heads: of attention in each block, divide the channels.
-            dropout: probability in the blocks, while training.
+            heads: attention heads of each block, a divisor of the channels.
+            dropout: probability in the blocks during training.
 
         Raises:
-            ValueError: if the patches do not fit the picture, the heads the channels, or there is but one class.
+            ValueError: if the patches do not fit the image or the heads the channels, or there is only one class.
         """
         super().__init__()
         if len(data_shape) != 3 or any(side % patch_size for side in data_shape[1:]) or num_classes < 2:
@@ -223,13 +215,13 @@ class PatchClassifier(Classifier):
         self.head = nn.Linear(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class logits (B, num_classes) of `x` (B, C, H, W), float in [-1, 1].
+        """Return class logits (B, num_classes) for `x` (B, C, H, W), float in [-1, 1].
 
         Raises:
-            ValueError: if the pictures have another shape than `data_shape`.
+            ValueError: if the images have another shape than `data_shape`.
         """
         if tuple(x.shape[1:]) != self.data_shape:
-            raise ValueError(f"pictures have shape {tuple(x.shape[1:])}; this classifier expects {self.data_shape}")
+            raise ValueError(f"images have shape {tuple(x.shape[1:])}; this classifier expects {self.data_shape}")
         tokens = self.patches(x).flatten(2).mT + self.positions  # (B, patches, channels)
         logits: Tensor = self.head(self.norm(self.blocks(tokens)).mean(1))
         return logits

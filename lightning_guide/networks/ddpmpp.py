@@ -1,9 +1,9 @@
-"""The "DDPM++" network of EDM: a U-Net with group normalization, for pictures of CIFAR-10's size.
+"""The "DDPM++" network of EDM: a U-Net with group normalization, for images of CIFAR-10's size.
 
 Ho et al. 2020, https://arxiv.org/abs/2006.11239; Song et al. 2021, https://arxiv.org/abs/2011.13456, appendix H
 (residuals divided by sqrt 2, resampling inside blocks); Karras et al. 2022, https://arxiv.org/abs/2206.00364, table 7
-(128 channels, multipliers 2, 2, 2, four blocks, attention at 16x16, condition of the augmentation). What these leave
-open was chosen so that the number of parameters is the published one, about 55.7 million.
+(128 channels, multipliers 2, 2, 2, four blocks, attention at 16x16, augmentation condition). Details not
+specified there were chosen to match the published number of parameters, about 55.7 million.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_guide.networks.ddpmpp_block import NEARLY_NOTHING, DDPMBlock, group_norm, initialized
+from lightning_guide.networks.ddpmpp_block import EXIT_SCALE, DDPMBlock, group_norm, xavier_init
 from lightning_guide.networks.inputs import check_size, one_hot
 from lightning_guide.preconditioning import Network
 
@@ -23,28 +23,31 @@ __all__ = ["DDPMpp", "NoiseWaves"]
 
 
 class NoiseWaves(nn.Module):
-    """silu(linear(silu(linear(waves + told)))), waves of c_noise (B,), told (B, channels) all the network is told."""
+    """Embedding of noise level and condition: silu(linear(silu(linear(waves(c_noise) + embedding))))."""
 
     def __init__(self, channels: int, embedding_channels: int) -> None:
         super().__init__()
         self.channels = channels
-        self.first = initialized(nn.Linear(channels, embedding_channels))
-        self.second = initialized(nn.Linear(embedding_channels, embedding_channels))
+        self.first = xavier_init(nn.Linear(channels, embedding_channels))
+        self.second = xavier_init(nn.Linear(embedding_channels, embedding_channels))
 
-    def forward(self, c_noise: Tensor, told: Tensor | None) -> Tensor:
-        """`(B, embedding_channels)`; the waves are cos and sin of c_noise times 1 ... 1/10,000."""
+    def forward(self, c_noise: Tensor, embedding: Tensor | None) -> Tensor:
+        """Return `(B, embedding_channels)` for `c_noise` (B,) and the conditions' `embedding` (B, channels) or None.
+
+        The waves are cos and sin of c_noise times 1 ... 1/10,000.
+        """
         count = self.channels // 2
         powers = torch.arange(count, device=c_noise.device, dtype=torch.float32) / max(count - 1, 1)
         angles = torch.outer(c_noise.to(torch.float32), 1e-4**powers)
         waves = torch.cat([angles.cos(), angles.sin()], dim=1).to(self.first.weight)
-        return F.silu(self.second(F.silu(self.first(waves if told is None else waves + told))))
+        return F.silu(self.second(F.silu(self.first(waves if embedding is None else waves + embedding))))
 
 
 class DDPMpp(Network):
-    """F(x, c_noise, embedding) for pictures (C, H, W), H and W divisible by 2^(levels - 1).
+    """DDPM++ U-Net F(x, c_noise, embedding) for images (C, H, W), H and W divisible by 2^(levels - 1).
 
-    Level l has model_channels * channel_mult[l] channels. Attention stands behind every encoder block of a level that
-    has it, behind its last decoder block, and behind the first block at the bottom. Names as in `EDM2UNet`.
+    Level l has model_channels * channel_mult[l] channels. Attention follows every encoder block of a level with
+    attention, its last decoder block, and the first block at the lowest level. Names as in `EDM2UNet`.
     """
 
     resizable = True
@@ -68,12 +71,12 @@ class DDPMpp(Network):
         attention_resolutions: Sequence[int] = (16,),
         dropout: float = 0.13,
     ) -> None:
-        """Builds the network; weights come from the global generator.
+        """Build the network; weights come from the global generator.
 
         Args:
             data_shape: (C, H, W) of one x.
             num_classes: number of labels, 0 for an unconditional network.
-            augmentation_channels: A of the vectors (B, A) that tell of an augmentation, 9 for `GeometricAugmentation`.
+            augmentation_channels: A of the augmentation parameters (B, A), 9 for `GeometricAugmentation`.
             model_channels: channels of the input convolution.
             channel_mult: multiplier of each level.
             num_blocks: encoder blocks of a level; the decoder has one more.
@@ -92,11 +95,11 @@ class DDPMpp(Network):
             raise ValueError(f"DDPMpp: model_channels is {model_channels}; expected an even number")
         width = 4 * model_channels
         self.embedding_noise = NoiseWaves(model_channels, width)
-        self.embedding_label = initialized(nn.Linear(num_classes, model_channels)) if num_classes else None
+        self.embedding_label = xavier_init(nn.Linear(num_classes, model_channels)) if num_classes else None
         self.augmentation_channels = augmentation_channels
         self.embedding_augmentation: nn.Module | None = None
         if augmentation_channels:
-            self.embedding_augmentation = initialized(nn.Linear(augmentation_channels, model_channels, bias=False))
+            self.embedding_augmentation = xavier_init(nn.Linear(augmentation_channels, model_channels, bias=False))
 
         def block(inputs: int, outputs: int, **options: object) -> DDPMBlock:
             return DDPMBlock(inputs, outputs, embedding_channels=width, dropout=dropout, **options)  # type: ignore[arg-type]
@@ -104,7 +107,7 @@ class DDPMpp(Network):
         channels = [model_channels * multiplier for multiplier in channel_mult]
         names = [f"{H >> level}x{W >> level}" for level in range(len(channels))]
         attention = [min(H >> level, W >> level) in attention_resolutions for level in range(len(channels))]
-        self.input = initialized(nn.Conv2d(C, model_channels, 3, padding=1))
+        self.input = xavier_init(nn.Conv2d(C, model_channels, 3, padding=1))
         current, skips = model_channels, [model_channels]
         encoder: dict[str, nn.Module] = {}
         for level, name in enumerate(names):
@@ -134,10 +137,10 @@ class DDPMpp(Network):
                 current = channels[level]
         self.decoder = nn.ModuleDict(decoder)
         self.norm = group_norm(current)
-        self.output = initialized(nn.Conv2d(current, C, 3, padding=1), NEARLY_NOTHING)
+        self.output = xavier_init(nn.Conv2d(current, C, 3, padding=1), EXIT_SCALE)
 
     def embed(self, condition: Tensor | None, batch: int) -> Tensor | None:
-        """Embedding `(B, model_channels)` of labels (B,), that of zeros for -1 or None; None if it knows no labels.
+        """Embed labels (B,) as `(B, model_channels)`; -1 or None embeds zeros. None without labels.
 
         Raises:
             ValueError: if a label is out of range, or the labels are not B integers.
@@ -149,26 +152,26 @@ class DDPMpp(Network):
         return self.embedding_label(rows * math.sqrt(self.num_classes))
 
     def augmented(self, embedding: Tensor | None, vector: Tensor) -> Tensor:
-        """As `Network.augmented`.
+        """Condition `embedding` on augmentation parameters, as `Network.augmented`.
 
         Raises:
             ValueError: if the network was built without augmentation_channels, or with another number of them.
         """
         if self.embedding_augmentation is None:
-            raise ValueError("DDPMpp cannot be told how pictures are augmented; expected augmentation_channels: 9")
+            raise ValueError("DDPMpp has no input for augmentation parameters; expected augmentation_channels: 9")
         if vector.shape[1] != self.augmentation_channels:
             raise ValueError(
-                f"DDPMpp is told {vector.shape[1]} numbers of an augmentation; expected {self.augmentation_channels} "
+                f"DDPMpp got {vector.shape[1]} augmentation parameters; expected {self.augmentation_channels} "
                 "(augmentation_channels)"
             )
-        told = self.embedding_augmentation(vector.to(next(self.embedding_augmentation.parameters())))
-        return told if embedding is None else embedding + told
+        added = self.embedding_augmentation(vector.to(next(self.embedding_augmentation.parameters())))
+        return added if embedding is None else embedding + added
 
     def forward(self, x: Tensor, c_noise: Tensor, embedding: Tensor | None) -> Tensor:
-        """F `(B, C, H, W)` of the scaled input `x`, `c_noise` (B,) and the `embedding` (B, model_channels).
+        """Return F `(B, C, H, W)` for the scaled input `x`, `c_noise` (B,) and the `embedding` (B, model_channels).
 
         Raises:
-            ValueError: if height or width of `x` is no multiple of the total stride.
+            ValueError: if height or width of `x` is not a multiple of the total stride.
         """
         check_size("DDPMpp", *x.shape[2:], stride=self.stride)
         e = self.embedding_noise(c_noise, embedding)

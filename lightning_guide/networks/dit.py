@@ -1,8 +1,9 @@
-"""The diffusion transformer (DiT): patches of x as tokens, blocks modulated by noise level and label.
+"""Diffusion transformer (DiT): patches of x as tokens, blocks modulated by noise level and label.
 
-Peebles and Xie 2022, "Scalable Diffusion Models with Transformers", https://arxiv.org/abs/2212.09748. Different
-from the paper: the network stands under EDM preconditioning, so it is told c_noise = ln(sigma) / 4 through random
-Fourier features, and it predicts F alone, no variances; no condition is an embedding of zeros, not a further class.
+Peebles and Xie 2022, "Scalable Diffusion Models with Transformers", https://arxiv.org/abs/2212.09748.
+Differences from the paper: the network is used with EDM preconditioning, so that its noise input is ln(sigma) / 4, as
+random Fourier features, and it predicts F alone, no variances; "no condition" is an embedding of zeros, not an
+additional class.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ __all__ = ["DiffusionTransformer", "NoiseMLP", "PatchOutput"]
 
 
 def _initialize(module: nn.Module) -> None:
-    """The paper's first weights, for `nn.Module.apply`: Xavier, small embeddings, zeros at the exit of every branch."""
+    """Initialize as in the paper, for `nn.Module.apply`: Xavier, small embeddings, zero last layers of branches."""
     if isinstance(module, nn.Linear | nn.Conv2d):
         nn.init.xavier_uniform_(module.weight.flatten(1))
         if module.bias is not None:
@@ -40,7 +41,7 @@ def _initialize(module: nn.Module) -> None:
 
 
 class NoiseMLP(nn.Module):
-    """c_noise (B,) -> (B, channels): 256 Fourier features and two linear layers with silu between them."""
+    """Noise embedding, c_noise (B,) -> (B, channels): 256 Fourier features, two linear layers, silu between."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -48,12 +49,12 @@ class NoiseMLP(nn.Module):
         self.first, self.second = nn.Linear(256, channels), nn.Linear(channels, channels)
 
     def forward(self, c_noise: Tensor) -> Tensor:
-        """`(B, channels)` of `c_noise` (B,)."""
+        """Return `(B, channels)` for `c_noise` (B,)."""
         return self.second(F.silu(self.first(self.fourier(c_noise).to(self.first.weight))))
 
 
 class PatchOutput(nn.Module):
-    """Tokens (B, N, channels) -> the values of their patches (B, N, values); zero before any training."""
+    """Output layer, tokens (B, N, channels) -> values of their patches (B, N, values); initially zero."""
 
     def __init__(self, channels: int, values: int) -> None:
         super().__init__()
@@ -62,22 +63,22 @@ class PatchOutput(nn.Module):
         self.linear = nn.Linear(channels, values)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """`(B, N, values)` of `x` (B, N, channels) and `embedding` (B, channels)."""
+        """Return `(B, N, values)` for `x` (B, N, channels) and `embedding` (B, channels)."""
         shift, scale = self.modulation(embedding)
         return self.linear(self.norm(x) * (1 + scale) + shift)
 
 
 class DiffusionTransformer(Network):
-    """F(x, c_noise, embedding) for pictures or latents (C, H, W), sequences (C, L) and points (d,).
+    """Diffusion transformer F(x, c_noise, embedding) for images or latents (C, H, W), sequences (C, L) and points (d,).
 
-    Pictures are cut into square patches, sequences into pieces, points (one channel) into groups of coordinates, all of
+    Images are cut into square patches, sequences into pieces, points (one channel) into groups of coordinates, all of
     `patch_size`, which must divide the sides; x may have other sides than `data_shape`. Positions are sines and cosines
-    of row and column, computed for the tokens that are there. Blocks and attention cores are told the token grid of
-    pictures, and None for other data. Submodules: ``patches``, ``blocks.{i}``, its ``attention`` with the replaceable
-    ``attention.core``, its ``mlp``, before it ``reading.{i}`` of embeddings, ``output``, ``embedding_noise``,
-    ``embedding_label``.
+    of row and column, computed for the tokens of x. Blocks and attention cores receive the token grid of images, and
+    None for other data. Submodules: ``patches``, ``blocks.{i}`` with its ``attention``, the replaceable
+    ``attention.core`` and its ``mlp``, ``reading.{i}`` (cross-attention to embeddings, before block i), ``output``,
+    ``embedding_noise``, ``embedding_label``.
 
-    The sizes of the paper, with the parameters of this network for latents (4, 32, 32), 1000 labels, patch size 2:
+    Sizes of the paper, and parameters of this network for latents (4, 32, 32), 1000 labels, patch size 2:
 
     ====  ========  =====  =====  ===========
     name  channels  depth  heads  parameters
@@ -105,7 +106,7 @@ class DiffusionTransformer(Network):
         qk_norm: bool = False,
         dropout: float = 0.0,
     ) -> None:
-        """Builds the network; weights come from the global generator, Fourier features from a fixed one.
+        """Build the network; weights come from the global generator, Fourier features from a fixed one.
 
         Args:
             data_shape: (C, H, W), (C, L) or (d,).
@@ -114,13 +115,13 @@ class DiffusionTransformer(Network):
             patch_size: side of a patch.
             channels: width of the tokens and of the embedding.
             depth: number of blocks.
-            heads: of attention in each block.
+            heads: attention heads of each block.
             mlp_ratio: hidden width of the MLPs over `channels`.
             qk_norm: whether queries and keys are normalized.
             dropout: probability, at the hidden layer of the MLPs.
 
         Raises:
-            ValueError: if the patches do not fit the data, or the heads the channels; for both labels and embeddings.
+            ValueError: if the patches do not fit the data or the heads the channels, or for both labels and embeddings.
         """
         super().__init__()
         if num_classes and token_channels:
@@ -137,14 +138,14 @@ class DiffusionTransformer(Network):
             )
         if channels % heads or channels % 4:
             raise ValueError(f"DiffusionTransformer: {channels} channels must be a multiple of {heads} heads and of 4")
-        C, *sides = self._picture_shape(self.data_shape)
+        C, *sides = self._image_shape(self.data_shape)
         self.patch = (patch_size if len(self.data_shape) == 3 else 1, patch_size)
         self._token_grid(sides)
 
         self.patches = PatchEmbed(None, self.patch, C, channels, flatten=False)  # type: ignore[arg-type]
         self.embedding_noise = NoiseMLP(channels)
-        known = num_classes or token_channels
-        self.embedding_label = nn.Linear(known, channels, bias=False) if known else None
+        condition_channels = num_classes or token_channels
+        self.embedding_label = nn.Linear(condition_channels, channels, bias=False) if condition_channels else None
         self.reading = nn.ModuleList(CrossAttention(channels, heads) for _ in range(depth if token_channels else 0))
         self.blocks = nn.ModuleList(
             TransformerBlock(channels, heads, mlp_ratio=mlp_ratio, qk_norm=qk_norm, dropout=dropout)
@@ -160,21 +161,17 @@ class DiffusionTransformer(Network):
             "dropout": ("blocks.*.mlp.drop1",),
             "noise_embedding": ("embedding_noise",),
         }
-        if known:
+        if condition_channels:
             self.parts["label_embedding"] = ("embedding_label",)
 
     @staticmethod
-    def _picture_shape(shape: Sequence[int]) -> tuple[int, ...]:
-        """(C, height, width) of x without the batch: a sequence is a picture of one row, points have one channel."""
+    def _image_shape(shape: Sequence[int]) -> tuple[int, ...]:
+        """Return (C, height, width) of one x: a sequence is an image of one row, points have one channel."""
         *front, width = shape
         return (*front, width) if len(front) == 2 else (*(front or [1]), 1, width)
 
     def _token_grid(self, sides: Sequence[int]) -> tuple[int, int]:
-        """Rows and columns of tokens.
-
-        Raises:
-            ValueError: if the patches do not fit.
-        """
+        """Return rows and columns of tokens; raise ValueError if the patches do not fit."""
         (height, width), (rows, columns) = sides, self.patch
         if height % rows or width % columns or not (height and width):
             raise ValueError(
@@ -184,9 +181,9 @@ class DiffusionTransformer(Network):
         return height // rows, width // columns
 
     def embed(self, condition: Tensor | None, batch: int) -> Tensor | None:
-        """Embedding `(B, channels)` of labels (B,), `(B, L, channels)` of tokens (B, L, C); None if it knows neither.
+        """Embed labels (B,) as `(B, channels)` or tokens (B, L, C) as `(B, L, channels)`; None without either.
 
-        Zeros stand for no label and for no token.
+        No label and no token are embedded as zeros.
 
         Raises:
             ValueError: if a label is out of range, or the condition has another shape or type.
@@ -199,13 +196,13 @@ class DiffusionTransformer(Network):
         return self.embedding_label(one_hot(condition, self.num_classes, batch=batch, like=like))
 
     def forward(self, x: Tensor, c_noise: Tensor, embedding: Tensor | None) -> Tensor:
-        """F `(B, *data_shape)` of the scaled input `x`, `c_noise` (B,) and the `embedding` that `embed` makes.
+        """Return F `(B, *data_shape)` for the scaled input `x`, `c_noise` (B,) and the `embedding` of `embed`.
 
         Raises:
             ValueError: if the patches do not fit the sides of `x`.
         """
         B, shape = len(x), x.shape
-        C, H, W = self._picture_shape(shape[1:])
+        C, H, W = self._image_shape(shape[1:])
         h, w = self._token_grid((H, W))
         grid = (h, w) if x.ndim == 4 else None
         e = self.embedding_noise(c_noise)

@@ -1,4 +1,4 @@
-"""The EDM2 U-Net, "config G": a magnitude-preserving network without biases and without group normalization.
+"""EDM2 U-Net, "config G": a magnitude-preserving network without biases and without group normalization.
 
 Karras et al. 2024, https://arxiv.org/abs/2312.02696, section 2.
 """
@@ -23,7 +23,7 @@ from lightning_guide.networks.magnitude_preserving import (
     mp_silu,
     mp_sum,
     normalize_weights_,
-    with_fixed_weights,
+    with_fused_weights,
 )
 from lightning_guide.preconditioning import Network
 
@@ -31,7 +31,7 @@ __all__ = ["EDM2UNet", "NoiseEmbedding"]
 
 
 class NoiseEmbedding(nn.Module):
-    """c_noise (B,) -> (B, embedding_channels): Fourier features and one linear layer."""
+    """Noise embedding, c_noise (B,) -> (B, embedding_channels): Fourier features and one linear layer."""
 
     def __init__(self, fourier_channels: int, embedding_channels: int) -> None:
         super().__init__()
@@ -39,18 +39,18 @@ class NoiseEmbedding(nn.Module):
         self.linear = MPLinear(fourier_channels, embedding_channels)
 
     def forward(self, c_noise: Tensor) -> Tensor:
-        """`(B, embedding_channels)` of `c_noise` (B,)."""
+        """Return `(B, embedding_channels)` for `c_noise` (B,)."""
         return self.linear(self.fourier(c_noise))
 
 
 class EDM2UNet(Network):
-    """F(x, c_noise, embedding) for pictures or latents (C, H, W), H and W divisible by 2^(levels - 1).
+    """EDM2 U-Net F(x, c_noise, embedding) for images or latents (C, H, W), H and W divisible by 2^(levels - 1).
 
-    Level l has model_channels * channel_mult[l] channels and the size of the data halved l times. Submodules:
+    Level l has model_channels * channel_mult[l] channels and 1 / 2^l of the size of the data. Submodules:
     ``input``, ``encoder.{h}x{w}_down``, ``encoder.{h}x{w}_block{i}``, ``decoder.{h}x{w}_in{0,1}``,
     ``decoder.{h}x{w}_up``, ``decoder.{h}x{w}_block{i}``, ``output``, ``embedding_noise``, ``embedding_label``; the
-    attention of a block is its ``attention``, the replaceable core of it ``attention.core``. The names carry the sizes
-    of `data_shape`; x may have another height and width.
+    attention of a block is its ``attention``, with the replaceable ``attention.core``. The names contain the sizes of
+    `data_shape`; x may have another height and width.
     """
 
     resizable = True
@@ -79,18 +79,18 @@ class EDM2UNet(Network):
         attn_balance: float = 0.3,
         clip_act: float = 256.0,
     ) -> None:
-        """Builds the network; weights come from the global generator, Fourier features from a fixed one.
+        """Build the network; weights come from the global generator, Fourier features from a fixed one.
 
         Args:
             data_shape: (C, H, W) of one x.
             num_classes: number of labels, 0 for an unconditional network, which ignores labels.
-            token_channels: C of embeddings (B, L, C), which are read as their mean (`MeanTokenEmbedding`); 0: none.
+            token_channels: C of embeddings (B, L, C), of which the mean is used (`MeanTokenEmbedding`); 0: none.
             model_channels: channels of the first level; 64 (XXS) to 448 (XXL) in the published presets.
             channel_mult: multiplier of each level.
             num_blocks: encoder blocks of a level; the decoder has one more.
-            attention_resolutions: levels with attention, named by the smaller side of their size. The lowest
-                level has one attention block more, `in0`, in any case.
-            dropout: probability of dropping an activation inside a residual branch, while training.
+            attention_resolutions: levels with attention, given by the smaller side of their size. The lowest
+                level always has one more attention block, `in0`.
+            dropout: probability of dropping an activation inside a residual branch during training.
             label_balance: weight of the label in the embedding, 0 to 1.
             concat_balance: weight of the skip connections in the decoder, 0 to 1.
             res_balance: weight of the residual branch, 0 to 1.
@@ -98,8 +98,8 @@ class EDM2UNet(Network):
             clip_act: activations are clamped to +- this at the end of each block.
 
         Raises:
-            ValueError: if the sizes cannot be halved that often, or attention is asked for at a size that no level has;
-                if both labels and embeddings are asked for.
+            ValueError: if the sizes cannot be halved that often, attention is requested at a size that no level has, or
+                both labels and embeddings are requested.
         """
         super().__init__()
         if len(data_shape) != 3:
@@ -113,7 +113,7 @@ class EDM2UNet(Network):
         self.stride = 2 ** (len(channel_mult) - 1)
         C, H, W = self.data_shape
         check_size("EDM2UNet", H, W, stride=self.stride)
-        self.recompute = False  # the insides of blocks in the backward pass, to save memory
+        self.recompute = False  # recompute activations inside blocks in the backward pass, to save memory
 
         channels = [model_channels * multiplier for multiplier in channel_mult]
         sizes = [(H >> level, W >> level) for level in range(len(channels))]
@@ -146,33 +146,33 @@ class EDM2UNet(Network):
         encoder: dict[str, nn.Module] = {}
         for level, name in enumerate(names):
             if level > 0:
-                encoder[f"{name}_down"] = block(current, current, flavour="encoder", resample="down")
+                encoder[f"{name}_down"] = block(current, current, variant="encoder", resample="down")
                 skips.append(current)
             for i in range(num_blocks):
                 inputs, current = current, channels[level]
-                encoder[f"{name}_block{i}"] = block(inputs, current, flavour="encoder", attention=attention[level])
+                encoder[f"{name}_block{i}"] = block(inputs, current, variant="encoder", attention=attention[level])
                 skips.append(current)
         self.encoder = nn.ModuleDict(encoder)
 
         decoder: dict[str, nn.Module] = {}
         for level, name in reversed(list(enumerate(names))):
             if level == len(names) - 1:
-                decoder[f"{name}_in0"] = block(current, current, flavour="decoder", attention=True)
-                decoder[f"{name}_in1"] = block(current, current, flavour="decoder")
+                decoder[f"{name}_in0"] = block(current, current, variant="decoder", attention=True)
+                decoder[f"{name}_in1"] = block(current, current, variant="decoder")
             else:
-                decoder[f"{name}_up"] = block(current, current, flavour="decoder", resample="up")
+                decoder[f"{name}_up"] = block(current, current, variant="decoder", resample="up")
             for i in range(num_blocks + 1):
                 skip = skips.pop()
                 inputs, current = current + skip, channels[level]
                 decoder[f"{name}_block{i}"] = block(
-                    inputs, current, flavour="decoder", skip_channels=skip, attention=attention[level]
+                    inputs, current, variant="decoder", skip_channels=skip, attention=attention[level]
                 )
         self.decoder = nn.ModuleDict(decoder)
         self.output = MPConv(current, C, kernel=3, learned_gain=True)
         self.constrain()
 
     def embed(self, condition: Tensor | None, batch: int) -> Tensor | None:
-        """Embedding `(B, E)` of labels (B,) or tokens (B, L, C), zeros where there is none; None if it knows neither.
+        """Embed labels (B,) or tokens (B, L, C) as `(B, E)`, "no condition" as zeros; None without labels and tokens.
 
         Raises:
             ValueError: if a label is out of range, or the condition has another shape or type.
@@ -186,10 +186,10 @@ class EDM2UNet(Network):
         return self.embedding_label(rows * math.sqrt(self.num_classes))
 
     def forward(self, x: Tensor, c_noise: Tensor, embedding: Tensor | None) -> Tensor:
-        """F `(B, C, H, W)` of the scaled input `x` (B, C, H, W), `c_noise` (B,) and the labels' `embedding` (B, E).
+        """Return F `(B, C, H, W)` for the scaled input `x` (B, C, H, W), `c_noise` (B,) and the `embedding` (B, E).
 
         Raises:
-            ValueError: if height or width of `x` is no multiple of the total stride.
+            ValueError: if height or width of `x` is not a multiple of the total stride.
         """
         check_size("EDM2UNet", *x.shape[2:], stride=self.stride)
         e = self.embedding_noise(c_noise)
@@ -198,7 +198,7 @@ class EDM2UNet(Network):
         e = mp_silu(e)
 
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
-        x = self.input(x.contiguous(memory_format=torch.channels_last))  # as are all activations from here on
+        x = self.input(x.contiguous(memory_format=torch.channels_last))  # the layout of all activations
         skips = [x]
         lean = self.recompute and torch.is_grad_enabled()
         for block in self.encoder.values():
@@ -211,9 +211,9 @@ class EDM2UNet(Network):
         return self.output(x)
 
     def constrain(self) -> None:
-        """Forced weight normalization of all layers (`normalize_weights_`)."""
+        """Apply forced weight normalization to all layers (`normalize_weights_`)."""
         normalize_weights_(self)
 
-    def fixed(self) -> EDM2UNet:
-        """The network with all weights normalized for good (`with_fixed_weights`)."""
-        return with_fixed_weights(self)
+    def fused(self) -> EDM2UNet:
+        """Return an inference-only copy with precomputed normalized weights (`with_fused_weights`)."""
+        return with_fused_weights(self)

@@ -1,4 +1,4 @@
-"""Small networks from pictures to pictures: what segments, sketches or compresses the clean estimate."""
+"""Small image-to-image networks: segmentation, sketching, and an autoencoder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _block(channels: int, width: int) -> list[nn.Module]:
 
 
 def _check(name: str, data_shape: Sequence[int], widths: Sequence[int], out: int) -> None:
-    """Raises ValueError unless the sizes fit."""
+    """Raise ValueError unless the sizes fit."""
     if len(data_shape) != 3 or not widths or any(width < 1 or width % _GROUPS for width in widths) or out < 1:
         raise ValueError(
             f"{name} needs data_shape (C, H, W), widths in multiples of {_GROUPS} and at least one channel out, got "
@@ -28,10 +28,10 @@ def _check(name: str, data_shape: Sequence[int], widths: Sequence[int], out: int
 
 
 class ImageToImageNetwork(HasRecipe, nn.Module):
-    """Convolutions with group normalization at full size: `blocks`, then `head` to `out_channels` for each pixel."""
+    """Image-to-image network at full size: `blocks` of convolutions with group normalization, then a 1x1 `head`."""
 
     def __init__(self, data_shape: Sequence[int], out_channels: int, *, widths: Sequence[int] = (32, 32, 32)) -> None:
-        """`data_shape` (C, H, W); weights come from the global generator.
+        """Build the network for `data_shape` (C, H, W) with `out_channels`; weights come from the global generator.
 
         Raises:
             ValueError: if the sizes do not fit.
@@ -45,18 +45,20 @@ class ImageToImageNetwork(HasRecipe, nn.Module):
         self.head = nn.Conv2d(sizes[-1], out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(B, out_channels, H, W)` of `x` (B, C, H, W) in [-1, 1]."""
-        answer: Tensor = self.head(self.blocks(x))
-        return answer
+        """Return `(B, out_channels, H, W)` for `x` (B, C, H, W) in [-1, 1]."""
+        y: Tensor = self.head(self.blocks(x))
+        return y
 
 
 class ImageAutoencoder(HasRecipe, nn.Module):
-    """Pictures to a latent of `latent_channels` at 1 / 2^(n - 1) of the size for n widths, and back."""
+    """Image autoencoder with a latent of `latent_channels` at 1 / 2^(n - 1) of the size for n widths."""
 
     def __init__(
         self, data_shape: Sequence[int], latent_channels: int = 4, *, widths: Sequence[int] = (32, 64, 64)
     ) -> None:
-        """`data_shape` (C, H, W), with H and W divisible by 2^(n - 1); weights come from the global generator.
+        """Build the network for `data_shape` (C, H, W), with H and W divisible by 2^(n - 1).
+
+        Weights come from the global generator.
 
         Raises:
             ValueError: if the sizes do not fit.
@@ -83,15 +85,15 @@ class ImageAutoencoder(HasRecipe, nn.Module):
         self.decoder = nn.Sequential(*up, nn.Conv2d(widths[0], data_shape[0], 3, padding=1))
 
     def encode(self, x: Tensor) -> Tensor:
-        """The latent (B, latent_channels, h, w) of `x` (B, C, H, W)."""
+        """Return the latent (B, latent_channels, h, w) of `x` (B, C, H, W)."""
         z: Tensor = self.encoder(x)
         return z
 
     def decode(self, z: Tensor) -> Tensor:
-        """The picture (B, C, H, W) of the latent `z`."""
+        """Return the image (B, C, H, W) of the latent `z`."""
         x: Tensor = self.decoder(z)
         return x
 
     def forward(self, x: Tensor) -> Tensor:
-        """decode(encode(x))."""
+        """Return decode(encode(x))."""
         return self.decode(self.encode(x))

@@ -1,12 +1,4 @@
-"""Class labels as network input: one-hot rows, a zero row for "no condition", and a check that costs no sync.
-
-How networks read the tokens of an embedding (B, L, C), in which a token of zeros is no token (`conditions`).
-
-Attention to tokens beside the self-attention: Chen et al. 2023 (PixArt-alpha), https://arxiv.org/abs/2310.00426,
-section 2.3, with an output of zeros at first.
-
-Sizes of pictures that a U-Net can halve at every level.
-"""
+"""Network inputs: one-hot labels, embeddings of tokens, and checks of conditions and image sizes."""
 
 from __future__ import annotations
 
@@ -21,10 +13,10 @@ __all__ = ["CrossAttention", "MeanTokenEmbedding", "check_size", "check_tokens",
 
 
 def one_hot(condition: Tensor | None, num_classes: int, *, batch: int, like: Tensor) -> Tensor:
-    """One-hot rows `(batch, num_classes)` of the labels `condition` (batch,), in dtype and device of `like`.
+    """Return one-hot rows `(batch, num_classes)` of the labels `condition` (batch,), in dtype and device of `like`.
 
     The label -1, and None for the whole batch, give rows of zeros. On CUDA devices and inside compiled code the range
-    is asserted on the device, without waiting for it.
+    is asserted on the device, without synchronization.
 
     Raises:
         ValueError: if `condition` is not integers of shape (batch,), or holds a label outside -1 ... num_classes - 1.
@@ -43,23 +35,22 @@ def one_hot(condition: Tensor | None, num_classes: int, *, batch: int, like: Ten
 
 
 def _check_range(condition: Tensor, num_classes: int) -> None:
-    """Refuses labels outside -1 ... num_classes - 1."""
+    """Refuse labels outside -1 ... num_classes - 1."""
     valid = (condition >= -1) & (condition < num_classes)
     if condition.is_cuda or torch.compiler.is_compiling():
         torch._assert_async(valid.all(), f"class label outside -1 ... {num_classes - 1} (-1 is no condition)")
     elif not valid.all():
         value = condition[~valid][0].item()
         raise ValueError(
-            f"class label {value} is out of range; "
-            f"this network knows labels 0 to {num_classes - 1}, and -1 for no condition"
+            f"class label {value} is out of range; expected 0 to {num_classes - 1}, or -1 for no condition"
         )
 
 
 def check_tokens(condition: Tensor | None, channels: int, *, batch: int, like: Tensor) -> Tensor:
-    """Tokens `(batch, L, channels)` in dtype and device of `like`; None gives one token of zeros.
+    """Return tokens `(batch, L, channels)` in dtype and device of `like`; None gives one token of zeros.
 
     Raises:
-        ValueError: if `condition` is anything else than floats (batch, L, channels).
+        ValueError: if `condition` is anything other than floats (batch, L, channels).
     """
     if condition is None:
         return like.new_zeros(batch, 1, channels)
@@ -73,10 +64,9 @@ def check_tokens(condition: Tensor | None, channels: int, *, batch: int, like: T
 
 
 class MeanTokenEmbedding(nn.Module):
-    """W normalize(mean of the tokens), (B, L, C) -> (B, out), magnitude preserving; zeros if there is no token.
+    """Magnitude-preserving embedding W normalize(mean of the tokens), (B, L, C) -> (B, out); zeros without tokens.
 
-    The direction of the mean over the tokens that are there is that of the sum over all: zeros add nothing. The order
-    of the tokens is not seen.
+    The mean is over all tokens that are not padding. The order of the tokens has no influence.
     """
 
     def __init__(self, channels: int, out_channels: int) -> None:
@@ -85,15 +75,16 @@ class MeanTokenEmbedding(nn.Module):
         self.linear = MPLinear(channels, out_channels)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """`(B, out)` of `tokens` (B, L, C)."""
+        """Return `(B, out)` for `tokens` (B, L, C)."""
         count = token_mask(tokens).sum(dim=1, keepdim=True).clamp(min=1)
         return self.linear(normalize(tokens.sum(dim=1) / count, dim=-1))
 
 
 class CrossAttention(nn.Module):
-    """x + output(softmax(q k^T / sqrt(d)) v): N tokens of the picture ask the L tokens of an embedding.
+    """Cross-attention from N image tokens to L text tokens: x + output(softmax(q k^T / sqrt(d)) v).
 
-    One learned token is always there to be read: where nothing else is, it is what "no condition" looks like.
+    Chen et al. 2023 (PixArt-alpha), https://arxiv.org/abs/2310.00426, section 2.3, where the output is initially zero.
+    One learned token is added to the text tokens; it represents "no condition" if all others are padding.
     """
 
     def __init__(self, channels: int, heads: int) -> None:
@@ -106,7 +97,7 @@ class CrossAttention(nn.Module):
         self.output = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
-        """`(B, N, C)` of `x` (B, N, C) and `tokens` (B, L, C)."""
+        """Return `(B, N, C)` for `x` (B, N, C) and `tokens` (B, L, C)."""
         B, N, C = x.shape
         mask = F.pad(token_mask(tokens), (1, 0), value=True)  # (B, 1 + L)
         tokens = torch.cat([self.nothing.to(tokens).expand(B, 1, C), tokens], dim=1)
@@ -117,7 +108,7 @@ class CrossAttention(nn.Module):
 
 
 def check_size(network: str, height: int, width: int, *, stride: int) -> None:
-    """Refuses a size that is no positive multiple of the total `stride`.
+    """Refuse a size that is not a positive multiple of the total `stride`.
 
     Raises:
         ValueError: naming the `network` and the size.

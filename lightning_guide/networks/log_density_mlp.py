@@ -1,4 +1,4 @@
-"""The small network of the 2D study: a scalar log-density G whose gradient is the score.
+"""MLP with a scalar log-density G whose gradient is the score, the network of the 2D toy example.
 
 Karras et al. 2024, "Guiding a Diffusion Model with a Bad Version of Itself", https://arxiv.org/abs/2406.02507,
 the appendix on the 2D toy example.
@@ -8,12 +8,12 @@ the appendix on the 2D toy example.
     G  = g mean(h^2) / s - |x|^2 / (2 (s^2 + s_d^2)),      score = grad_x G,      D = x + s^2 score
 
 with s = sigma, s_d = sigma_data, magnitude-preserving W and a learned scalar g that starts at -0.1. The gradient is
-written out by hand: as many matrix products again, with the same weights, transposed,
+computed explicitly, with the same number of matrix products, by the transposed weights:
 
-    d_L = h_L,   d_{l-1} = silu'(h_{l-1}) / .596 * (W_l^T d_l),
+    d_L = h_L,   d_{l-1} = silu'(h_{l-1}) / 0.596 * (W_l^T d_l),
     score = 2 g / (H s sqrt(s^2 + s_d^2)) (W_0^T d_0)_x - x / (s^2 + s_d^2).
 
-So the score exists under `torch.inference_mode`, and training it takes one ordinary backward pass, no double one.
+So the score works under `torch.inference_mode`, and training takes one ordinary backward pass, no double backward.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _GradientOfHalfSquare(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, n: int, first: Tensor, *weights: Tensor) -> Tensor:
-        """v `(B, n)` of u (B, m), W_0 (H, m) and W_1 .. W_L (H, H)."""
+        """Return v `(B, n)` for u (B, m), W_0 (H, m) and W_1 .. W_L (H, H)."""
         keep = any(ctx.needs_input_grad)
         h = torch.mm(u, first.T)
         activations, slopes, bends, downs = [], [], [], []
@@ -68,7 +68,7 @@ class _GradientOfHalfSquare(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dv: Tensor) -> tuple[Tensor | None, ...]:
-        """Products of dv with the derivatives: up through the second pass, then down through the first."""
+        """Return the products of dv with the derivatives: up through the second pass, then down through the first."""
         u, d_0, first, *rest = ctx.saved_tensors
         weights, activations, slopes, bends, downs = (
             rest[i * ctx.levels : (i + 1) * ctx.levels] for i in range(len(rest) // ctx.levels)
@@ -90,13 +90,13 @@ class _GradientOfHalfSquare(torch.autograd.Function):
 
 
 class LogDensityMLP(Denoiser):
-    """D = x + sigma^2 grad_x G for points x (B, dimensions), unconditional: labels are ignored.
+    """MLP with a log-density: D = x + sigma^2 grad_x G for points x (B, dimensions), unconditional; labels are ignored.
 
     16,641 parameters at width 64, 4,225 at width 32 (2 dimensions, 4 layers).
     """
 
     def __init__(self, *, width: int = 64, layers: int = 4, dimensions: int = 2, sigma_data: float = 0.5) -> None:
-        """A network of `layers` hidden layers of `width` units.
+        """Build a network of `layers` hidden layers of `width` units.
 
         Raises:
             ValueError: if a size is not positive.
@@ -110,13 +110,13 @@ class LogDensityMLP(Denoiser):
         self.sigma_data = sigma_data
         self.input = MPLinear(dimensions + 2, width)
         self.layers = nn.ModuleList(MPLinear(width, width) for _ in range(layers))
-        # The published network starts at 0, which leaves the sign of g, and with it the kind of density that is
-        # learned, to chance. With g > 0 the study's samples had 18 % outliers, with g < 0 from the same seed 13 %.
+        # The published network starts at 0, so that the sign of g, and with it the kind of density that is learned, is
+        # random. With g > 0 the samples of the study had 18 % outliers, with g < 0 from the same seed 13 %.
         self.gain = nn.Parameter(torch.tensor(-0.1))
         self.constrain()
 
     def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
-        """D `(B, d)` of `x` (B, d) at `sigma` (B,) or ().
+        """Return D `(B, d)` for `x` (B, d) at `sigma` (B,) or ().
 
         Computed as s_d^2 / (s^2 + s_d^2) x + s^2 grad_x (g mean(h^2) / s), which loses no digits at large sigma.
         """
@@ -124,11 +124,11 @@ class LogDensityMLP(Denoiser):
         return x * (self.sigma_data**2 / (variance + self.sigma_data**2)) + variance * self._learned_score(x, sigma)
 
     def score(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """grad_x G `(B, d)` of `x` (B, d) at `sigma` (B,) or (), differentiable in parameters, x and sigma."""
+        """Return grad_x G `(B, d)` for `x` (B, d) at `sigma` (B,) or (), differentiable in parameters, x and sigma."""
         return self._learned_score(x, sigma) - x / (expand(sigma, x) ** 2 + self.sigma_data**2)
 
     def log_density(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """G `(B,)`, the logarithm of p(x; sigma) up to a constant that depends on sigma."""
+        """Return G `(B,)`, the logarithm of p(x; sigma) up to a constant that depends on sigma."""
         h = self.input(self._inputs(x, sigma))
         for layer in self.layers:
             h = layer(mp_silu(h))
@@ -136,17 +136,17 @@ class LogDensityMLP(Denoiser):
         return self.gain * h.square().mean(dim=1) / sigma - gaussian
 
     def constrain(self) -> None:
-        """Forced weight normalization (`normalize_weights_`)."""
+        """Apply forced weight normalization (`normalize_weights_`)."""
         normalize_weights_(self)
 
     def _inputs(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """u = [c_in x, ln(sigma) / 4, 1], `(B, d + 2)`."""
+        """Return u = [c_in x, ln(sigma) / 4, 1], `(B, d + 2)`."""
         s = expand(sigma, x)
         c_noise = (s.log() / 4).expand(len(x), 1)
         return torch.cat([x * (s**2 + self.sigma_data**2).rsqrt(), c_noise, torch.ones_like(c_noise)], dim=1)
 
     def _learned_score(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """grad_x (g mean(h^2) / sigma), `(B, d)`, by the chain rule written out; float32 under autocast too."""
+        """Return grad_x (g mean(h^2) / sigma), `(B, d)`, by the explicit chain rule, in float32 even under autocast."""
         with torch.autocast(x.device.type, enabled=False):
             first = self.input.effective_weight()
             weights = [cast(MPLinear, layer).effective_weight() / SILU_RMS for layer in self.layers]

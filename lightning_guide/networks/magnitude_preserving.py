@@ -3,13 +3,13 @@
 Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models",
 https://arxiv.org/abs/2312.02696, section 2 and its appendix.
 
-Forced weight normalization is not part of any forward pass. `normalize_weights_` projects all weights of a module
-tree onto their spheres in one pass; `constrain()` of a network calls it at construction and after every optimizer
-step. The paper writes it at the start of each training forward, which is the same sequence of projections: the one
-before step k + 1 is the one after step k. The difference is what an observer between two steps sees: here averages
-and checkpoints see projected weights, there the ones Adam left, off the sphere by O(lr^2).
-The forward pass normalizes once more, with gradient, so that the gradient is tangent to the sphere, and so that
-averaged weights, which lie inside the sphere, need no special treatment.
+Forced weight normalization is not part of the forward pass. `normalize_weights_` projects all weights of a module tree
+onto their spheres in one pass; `constrain()` of a network calls it at construction and after every optimizer step. The
+paper projects at the start of each training forward, which is the same sequence of projections: the one before step
+k + 1 is the one after step k. The difference is the state between two steps: here averages and checkpoints use
+projected weights, in the paper the weights after Adam's step, off the sphere by O(lr^2).
+The forward pass normalizes again, with gradient, so that the gradient is tangent to the sphere, and so that averaged
+weights, which lie inside the sphere, need no special treatment.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
     "normalize",
     "normalize_weights_",
     "pixel_norm",
-    "with_fixed_weights",
+    "with_fused_weights",
 ]
 
 
@@ -52,7 +52,7 @@ SILU_RMS = 0.596  # sqrt(E[silu(z)^2]) of z ~ N(0, 1), rounded as in the paper
 
 
 def normalize(x: Tensor, dim: int | tuple[int, ...] | None = None) -> Tensor:
-    """x / (1e-4 + RMS of x over `dim`), of the shape and dtype of `x`; the RMS is taken in at least float32.
+    """Return x / (1e-4 + RMS of x over `dim`), with the shape and dtype of `x`; the RMS is taken in at least float32.
 
     `dim` defaults to all axes but the first: one norm for each sample of a batch, or each row of a weight.
     """
@@ -62,29 +62,29 @@ def normalize(x: Tensor, dim: int | tuple[int, ...] | None = None) -> Tensor:
 
 
 def pixel_norm(x: Tensor) -> Tensor:
-    """`normalize` of `x` (B, C, *) over the channels, for each position by itself."""
+    """Apply `normalize` to `x` (B, C, *) over the channels, separately for each position."""
     return normalize(x, dim=1)
 
 
 def mp_silu(x: Tensor) -> Tensor:
-    """silu(x) / 0.596, the shape of `x`; 0.596 is the RMS of silu(z), z ~ N(0, 1)."""
+    """Return silu(x) / 0.596; 0.596 is the RMS of silu(z), z ~ N(0, 1)."""
     return F.silu(x) * (1 / SILU_RMS)
 
 
 def mp_sum(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
-    """((1 - t) a + t b) / sqrt((1 - t)^2 + t^2), for `a` and `b` of one shape."""
+    """Return ((1 - t) a + t b) / sqrt((1 - t)^2 + t^2), for `a` and `b` of one shape."""
     weight_a, weight_b = mp_sum_weights(t)
     return torch.add(a * weight_a, b, alpha=weight_b)
 
 
 def mp_sum_weights(t: float) -> tuple[float, float]:
-    """The weights of a and b in `mp_sum`, (1 - t, t) / sqrt((1 - t)^2 + t^2)."""
+    """Return the weights of a and b in `mp_sum`, (1 - t, t) / sqrt((1 - t)^2 + t^2)."""
     root = math.hypot(1 - t, t)
     return (1 - t) / root, t / root
 
 
 def mp_cat(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
-    """Channels of `a` (B, Na, *) and `b` (B, Nb, *), weighed so that they contribute energy (1 - t)^2 : t^2.
+    """Concatenate channels of `a` (B, Na, *) and `b` (B, Nb, *), weighted to contribute energy (1 - t)^2 : t^2.
 
     [C (1 - t) / sqrt(Na) a, C t / sqrt(Nb) b] with C = sqrt((Na + Nb) / ((1 - t)^2 + t^2)), `(B, Na + Nb, *)`.
     """
@@ -97,8 +97,8 @@ def mp_cat(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
 class MPFourier(nn.Module):
     """Random Fourier features sqrt(2) cos(f a + phi) of a scalar, (B,) -> (B, channels).
 
-    f = 2 pi bandwidth N(0, 1) and phi = 2 pi U(0, 1) are buffers, drawn from a generator of their own: the same
-    `seed` gives the same features whatever the state of the global generator. Computed in float32 or wider.
+    f = 2 pi bandwidth N(0, 1) and phi = 2 pi U(0, 1) are buffers, drawn from a separate generator: the same `seed`
+    gives the same features, independent of the global generator. Computed in float32 or wider.
     """
 
     frequencies: Tensor
@@ -114,28 +114,27 @@ class MPFourier(nn.Module):
         self.register_buffer("phases", phases.to(device))
 
     def forward(self, a: Tensor) -> Tensor:
-        """Features `(B, channels)` of `a` (B,)."""
+        """Return the features `(B, channels)` of `a` (B,)."""
         dtype = torch.promote_types(self.frequencies.dtype, torch.float32)
         angles = torch.outer(a.to(dtype), self.frequencies.to(dtype)) + self.phases.to(dtype)
         return angles.cos() * math.sqrt(2)
 
 
 def _norm(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
-    """Euclidean norm of `x` over `dim`, which stays with size 1, accumulated in at least float32."""
+    """Return the Euclidean norm of `x` over `dim`, kept with size 1, accumulated in at least float32."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     return torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=dtype)
 
 
 def _row_norm(weight: Tensor) -> Tensor:
-    """Euclidean norm of each row of `weight` (out, *), `(out, 1, ...)`."""
+    """Return the Euclidean norm of each row of `weight` (out, *), `(out, 1, ...)`."""
     return _norm(weight, tuple(range(1, weight.ndim)))
 
 
 class _MPWeight(nn.Module, ABC):
-    """A weight (out, *) without bias, each row of which acts as a point of a sphere, and perhaps a learned gain.
+    """Base of layers with a weight (out, *) of normalized rows, no bias, and an optional learned gain.
 
-    `scale` is a constant factor of the result. In the weight it costs nothing; elsewhere it would cost a pass over all
-    activations.
+    `scale` is a constant factor of the result. As part of the weight it saves a pass over all activations.
     """
 
     weight: nn.Parameter
@@ -148,7 +147,7 @@ class _MPWeight(nn.Module, ABC):
         self.scale = scale
 
     def effective_weight(self) -> Tensor:
-        """scale * gain * normalize(weight) / sqrt(fan_in), the matrix that multiplies; rows of norm scale * gain.
+        """Return the matrix scale * gain * normalize(weight) / sqrt(fan_in), with rows of norm scale * gain.
 
         Its gradient with respect to `weight` is tangent to the sphere of each row.
         """
@@ -161,15 +160,15 @@ class _MPWeight(nn.Module, ABC):
     @staticmethod
     @abstractmethod
     def multiply(x: Tensor, weight: Tensor) -> Tensor:
-        """What the layer does with its matrix."""
+        """Apply the layer with the matrix `weight`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """The layer's result, in the dtype of `x`."""
+        """Return the result in the dtype of `x`."""
         return self.multiply(x, self.effective_weight().to(x.dtype))
 
 
 class MPLinear(_MPWeight):
-    """x W^T with normalized rows and no bias, (*, in) -> (*, out).
+    """Magnitude-preserving linear layer: x W^T with normalized rows and no bias, (*, in) -> (*, out).
 
     With `learned_gain` the result is multiplied by a learned scalar that starts at 0, with `scale` by a constant.
     """
@@ -179,12 +178,12 @@ class MPLinear(_MPWeight):
 
     @staticmethod
     def multiply(x: Tensor, weight: Tensor) -> Tensor:
-        """`(*, out)` of `x` (*, in)."""
+        """Return `(*, out)` for `x` (*, in)."""
         return F.linear(x, weight)
 
 
 class MPConv(_MPWeight):
-    """2D convolution with normalized filters, zero padding and no bias, (B, in, H, W) -> (B, out, H, W).
+    """Magnitude-preserving 2D convolution: normalized filters, zero padding, no bias, (B, in, H, W) -> (B, out, H, W).
 
     `kernel` is odd. With `learned_gain` the result is multiplied by a learned scalar that starts at 0, with `scale` by
     a constant.
@@ -197,12 +196,12 @@ class MPConv(_MPWeight):
 
     @staticmethod
     def multiply(x: Tensor, weight: Tensor) -> Tensor:
-        """`(B, out, H, W)` of `x` (B, in, H, W)."""
+        """Return `(B, out, H, W)` for `x` (B, in, H, W)."""
         return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
 
 
-class _Fixed(nn.Module):
-    """A layer whose matrix has been computed once and for all."""
+class _FusedLayer(nn.Module):
+    """Inference-only copy of an MP layer with its precomputed matrix."""
 
     def __init__(self, layer: _MPWeight) -> None:
         super().__init__()
@@ -215,24 +214,24 @@ class _Fixed(nn.Module):
         return self.multiply(x, self.weight.to(x.dtype))
 
 
-def with_fixed_weights(root: Module) -> Module:
-    """A tree apart in which every MP layer multiplies by the matrix that it has now; whatever else it holds is shared.
+def with_fused_weights(root: Module) -> Module:
+    """Return a shallow clone of `root` in which every MP layer multiplies by its precomputed matrix.
 
-    It gives what `root` gives, does not follow it when it learns, and cannot learn itself.
+    The clone computes the same as `root` does now. It is frozen; later changes of the weights are not reflected.
     """
     tree = shallow_clone(root)
     layers = [(name, layer) for name, layer in tree.named_modules() if isinstance(layer, _MPWeight)]
     for name, layer in layers:
-        tree.set_submodule(name, _Fixed(layer).train(layer.training))
+        tree.set_submodule(name, _FusedLayer(layer).train(layer.training))
     return tree
 
 
 @torch.no_grad()
 def normalize_weights_(module: nn.Module) -> None:
-    """Forced weight normalization, in place: every row of every MP weight in `module` gets RMS 1.
+    """Apply forced weight normalization in place: every row of every MP weight in `module` gets RMS 1.
 
-    weight <- weight / (1e-4 + RMS of the row), that is a norm of sqrt(fan_in) (1 - O(1e-4)). Gains and other
-    parameters are left alone. Reads each weight once and writes it once.
+    weight <- weight / (1e-4 + RMS of the row), so that the norm is sqrt(fan_in) (1 - O(1e-4)). Gains and other
+    parameters are unchanged. Each weight is read once and written once.
     """
     given = [part.weight for part in module.modules() if isinstance(part, _MPWeight)]
     if not given:

@@ -1,8 +1,8 @@
-"""A residual MLP for points, and a linear path beside it: the score network of the gradient-guidance experiments.
+"""Residual MLP for points with a parallel linear path: the score network of the gradient-guidance experiments.
 
-The exact score of a Gaussian is linear in x, with coefficients that depend on the noise level. The linear path holds
-this class (the one of the paper's analysis, https://arxiv.org/abs/2404.14743, section 5) and extrapolates as it must;
-an MLP alone learns it where the data are.
+The exact score of a Gaussian is linear in x, with coefficients that depend on the noise level. The linear path contains
+this class (that of the paper's analysis, https://arxiv.org/abs/2404.14743, section 5) and extrapolates correctly; an
+MLP alone learns the score only near the data.
 """
 
 from __future__ import annotations
@@ -20,20 +20,22 @@ __all__ = ["PointMLP"]
 
 
 class PointMLP(Network):
-    """F(x, c_noise) = W_out silu(h_L) + U (a(c_noise) * (V x)), h_0 = W_in [x, e], h_l = h_{l-1} + W_l silu(h_{l-1}).
+    """Residual MLP for points x (B, D), with a linear path, without labels.
 
-    e are Fourier features of c_noise and a is linear in e. For points x (B, D), without labels. Submodules:
+    F(x, c_noise) = W_out silu(h_L) + U (a(c_noise) * (V x)), h_0 = W_in [x, e], h_l = h_{l-1} + W_l silu(h_{l-1}).
+
+    e are Fourier features of c_noise and a is linear in e. Submodules:
     ``fourier``, ``input``, ``layers`` (one for each l) and ``output``; ``down`` V, ``gate`` a and ``up`` U, with bias,
-    of the linear path. Both paths begin at zero.
+    of the linear path. Both paths are initially zero.
     """
 
     def __init__(
         self, data_shape: Sequence[int], *, width: int = 256, layers: int = 3, features: int = 32, rank: int = 0
     ) -> None:
-        """`data_shape` (D,), `width` of h, `layers` L, `features` of the noise level, `rank` of U (0: no linear path).
+        """Set `data_shape` (D,), `width` of h, `layers` L, noise `features` and the `rank` of U (0: no linear path).
 
         Raises:
-            ValueError: if the data are no points, or a size is not positive.
+            ValueError: if the data are not points, or a size is not positive.
         """
         super().__init__()
         if len(data_shape) != 1 or min(*data_shape, width, layers, features, rank + 1) < 1:
@@ -56,11 +58,11 @@ class PointMLP(Network):
             nn.init.zeros_(self.up.bias)
 
     def embed(self, condition: Tensor | None, batch: int) -> Tensor | None:
-        """None: there are no labels."""
+        """Return None: there are no labels."""
         return None
 
     def forward(self, x: Tensor, c_noise: Tensor, embedding: Tensor | None) -> Tensor:
-        """F (B, D) for the scaled input `x` (B, D) and `c_noise` (B,)."""
+        """Return F (B, D) for the scaled input `x` (B, D) and `c_noise` (B,)."""
         features = self.fourier(c_noise).to(x)
         h = self.input(torch.cat([x, features], dim=1))
         for layer in self.layers:

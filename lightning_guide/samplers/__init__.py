@@ -1,4 +1,4 @@
-"""Samplers: from noise to samples, by following a denoiser down a grid of noise levels."""
+"""ODE and SDE samplers: Euler, DDIM and ancestral sampling, Heun, DPM-Solver++(2M), time travel."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""The base of samplers: from noise to samples along the ODE dx/dsigma = (x - D(x, sigma)) / sigma, and beside it.
+"""Base of ODE and SDE samplers of dx/dsigma = (x - D(x, sigma)) / sigma, in the variance-exploding form.
 
-All are written in the variance-exploding form. A sampler starts from the *clean* estimate of a prediction and adds
-*noise* along its noise direction, so guidances that tell the two apart work in all.
+Each sampler combines the *clean* estimate of a prediction with its *noise* direction, so that guidances which return a
+separate noise direction work with all of them.
 
-Memory: besides what the network holds while it runs and returns, no more than 3 copies of x and one for each negative.
+Memory: besides the memory of the network, at most 3 copies of x and one for each negative.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Memory", "PredictAt", "Sampler"]
 
 PredictAt = Callable[[Tensor, Tensor], Prediction]
 
-
+# state of a sampler between the steps of one trajectory
 Memory = dict[str, Tensor | float]
 
 
@@ -32,19 +32,19 @@ class Sampler(HasRecipe, ABC):
     """Base of all samplers. Holds no state between trajectories."""
 
     def __init__(self, grid: Grid | int | None = None) -> None:
-        """`grid` of noise levels, or the number of steps of EDM's grid from 80 to 0.002 (`KarrasGrid`), 32 by default."""
+        """Set the `grid` of noise levels; a number of steps (default 32) means EDM's `KarrasGrid` from 80 to 0.002."""
         self.grid = grid if isinstance(grid, Grid) else KarrasGrid(32 if grid is None else grid)
 
     def initial(self, denoiser: Denoiser, seeds: SampleSeeds, device: torch.device | str = "cpu") -> Tensor:
-        """Noise at the first level, sigma_0 z with z standard normal, `(B, *data_shape)`."""
+        """Return noise at the first level, sigma_0 z with z standard normal, `(B, *data_shape)`."""
         return float(self.grid.sigmas()[0]) * seeds.normal("initial", denoiser.data_shape, device)
 
     def steps(
         self, denoiser: Denoiser, x: Tensor, *, seeds: SampleSeeds, condition: Tensor | None = None
     ) -> Iterator[Trajectory]:
-        """Walks from `x` (B, *) at sigma_0 to 0 and yields the trajectory after each step.
+        """Integrate from `x` (B, *) at sigma_0 to 0 and yield the trajectory after each step.
 
-        It is one object that moves on; `trajectory.x` is the state, `trajectory.sigma_next` its noise level.
+        The same object is updated and yielded each time; `trajectory.x` is the state at `trajectory.sigma_next`.
 
         Raises:
             ValueError: if `x` or `condition` does not have one row for each seed.
@@ -58,7 +58,7 @@ class Sampler(HasRecipe, ABC):
         trajectory = Trajectory(x=x, seeds=seeds, sigma=float(levels[0]), steps=len(levels) - 1)
         trajectory.levels = tuple(levels.tolist())
         del x
-        # no_grad as a decorator would hold on to its argument x
+        # no_grad as a decorator would keep a reference to x
         with torch.no_grad():
             predict = denoiser.start(trajectory)
         memory: Memory = {}
@@ -78,11 +78,11 @@ class Sampler(HasRecipe, ABC):
         device: torch.device | str = "cpu",
         start: Callable[[Tensor], Tensor] | None = None,
     ) -> Trajectory:
-        """Draws the samples of fresh `seeds`: the finished trajectory with `x` (B, *data_shape) and `evaluations`.
+        """Draw the samples of new `seeds`; return the final trajectory with `x` (B, *data_shape) and `evaluations`.
 
-        `start` makes the first state of the initial noise; default: the noise itself.
+        `start` maps the initial noise to the first state; default: the noise itself.
         """
-        x = [self.initial(denoiser, seeds, device)]  # handed over, not kept
+        x = [self.initial(denoiser, seeds, device)]  # popped below, so that no reference keeps it alive
         if start is not None:
             x.append(start(x.pop()))
         *_, trajectory = self.steps(denoiser, x.pop(), seeds=seeds, condition=condition)
@@ -92,7 +92,7 @@ class Sampler(HasRecipe, ABC):
     def step(
         self, trajectory: Trajectory, predict: PredictAt, sigma: Tensor, sigma_next: Tensor, memory: Memory
     ) -> None:
-        """Moves `trajectory.x` from `sigma` to `sigma_next`; `memory` lives as long as the trajectory.
+        """Update `trajectory.x` from `sigma` to `sigma_next`; to be implemented by subclasses.
 
-        The part that subclasses write. `memory` may be handed over again as it was before (see `TimeTravel`).
+        `memory` is kept for the whole trajectory. A step may be repeated with the earlier `memory` (see `TimeTravel`).
         """

@@ -15,13 +15,20 @@ __all__ = ["Heun"]
 
 
 class Heun(Sampler):
-    """Second order, EDM's sampler: Euler predictor, trapezoidal corrector, the last step Euler. 2 N - 1 evaluations.
+    """Heun sampler of EDM, second order: Euler predictor, trapezoidal corrector, last step Euler. 2 N - 1 evaluations.
 
-    x' = clean + sigma noise + (sigma' - sigma) (noise + noise') / 2, where the first two terms are x unless a guidance
-    tells clean and noise apart, and noise' is predicted at clean + sigma' noise.
+    x' = clean + sigma noise + (sigma' - sigma) (noise + noise') / 2, where noise' is predicted at clean + sigma' noise.
+    The first two terms equal x unless a guidance returns a separate noise direction.
 
     With `s_churn` > 0 each step at a level in [`s_min`, `s_max`] first raises the noise from sigma to
     sigma (1 + gamma), gamma = min(s_churn / N, sqrt(2) - 1), with fresh noise of standard deviation `s_noise`.
+
+    >>> from lightning_guide.distributions.gaussian_mixture import gaussian
+    >>> from lightning_guide.seeds import SampleSeeds
+    >>> x = torch.tensor([[81.0]], dtype=torch.float64)  # at sigma = 80; the exact solution ends at 1.5
+    >>> *_, end = Heun(16).steps(gaussian([1.0], [[0.25]]), x, seeds=SampleSeeds(0, [0]))
+    >>> round(float(end.x), 3), end.evaluations
+    (1.536, 31)
     """
 
     def __init__(
@@ -33,7 +40,7 @@ class Heun(Sampler):
         s_max: float = math.inf,
         s_noise: float = 1.0,
     ) -> None:
-        """`grid` as in `Sampler`; churn parameters as in EDM's algorithm 2.
+        """Set the `grid` as in `Sampler`, and the churn parameters as in EDM's algorithm 2.
 
         Raises:
             ValueError: if `s_churn` is negative, `s_noise` not positive, or `s_min` above `s_max`.
@@ -48,14 +55,14 @@ class Heun(Sampler):
     def step(
         self, trajectory: Trajectory, predict: PredictAt, sigma: Tensor, sigma_next: Tensor, memory: Memory
     ) -> None:
-        """One step from `sigma` to `sigma_next`."""
+        """Take one step from `sigma` to `sigma_next`."""
         if self.s_churn > 0 and self.s_min <= trajectory.sigma <= self.s_max:
             sigma = self._churn(trajectory, sigma)
         prediction = predict(trajectory.x, sigma)
         if trajectory.sigma_next == 0:
             trajectory.x = prediction.step(trajectory.x, sigma, sigma_next)
             return
-        # half a step, all of it with the first noise, waits for the corrector, so that the old state can go
+        # half a step with the first noise; the rest is deferred to the corrector to free the previous state
         middle = prediction.step(trajectory.x, sigma, (sigma + sigma_next) / 2)
         trajectory.x = prediction.step(trajectory.x, sigma, sigma_next)
         trajectory.stage = "corrector"

@@ -1,7 +1,7 @@
-"""Time travel: steps that are taken several times, with fresh noise in between.
+"""Time travel: steps are repeated, with fresh noise in between.
 
-Called resampling (Lugmayr et al. 2022, https://arxiv.org/abs/2201.09865), self-recurrence (Bansal et al. 2023,
-https://arxiv.org/abs/2302.07121, algorithm 1), time travel (Yu et al. 2023, https://arxiv.org/abs/2303.09833).
+Also called resampling (Lugmayr et al. 2022, https://arxiv.org/abs/2201.09865), self-recurrence (Bansal et al. 2023,
+https://arxiv.org/abs/2302.07121, algorithm 1) and time travel (Yu et al. 2023, https://arxiv.org/abs/2303.09833).
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ __all__ = ["TimeTravel"]
 
 
 class TimeTravel(Sampler):
-    """Each step of `sampler` is taken `repeats` times; before each repetition x <- x' + sqrt(sigma^2 - sigma'^2) n.
+    """Time travel: take each step of `sampler` `repeats` times, with x <- x' + sqrt(sigma^2 - sigma'^2) n in between.
 
-    That restores the noise level sigma: if x' has the marginal of sigma', then x has that of sigma. In the
-    variance-preserving form x_t = sqrt(alpha) x_{t-1} + sqrt(1 - alpha) n. The step costs `repeats` times as many
-    evaluations, which are counted. There is no fresh noise after the last time.
+    Adding the noise restores the noise level sigma: if x' has the marginal of sigma', then x has that of sigma. In the
+    variance-preserving form x_t = sqrt(alpha) x_{t-1} + sqrt(1 - alpha) n. A step costs `repeats` times as many
+    evaluations, which are counted. No noise is added after the last repetition.
     """
 
     def __init__(self, sampler: Sampler, repeats: int = 4, *, low: float = 0.0, high: float = math.inf) -> None:
-        """Repeats the steps that begin at a noise level in (`low`, `high`]; the grid is that of `sampler`.
+        """Repeat the steps that start at a noise level in (`low`, `high`]; the grid is that of `sampler`.
 
         Raises:
             ValueError: if `repeats` is less than 1 or the window is empty.
@@ -38,7 +38,7 @@ class TimeTravel(Sampler):
     def step(
         self, trajectory: Trajectory, predict: PredictAt, sigma: Tensor, sigma_next: Tensor, memory: Memory
     ) -> None:
-        """The step from `sigma` to `sigma_next`, once or `repeats` times, each with the `memory` of earlier steps."""
+        """Take the step from `sigma` to `sigma_next` once or `repeats` times, each with the earlier `memory`."""
         level, before = trajectory.sigma, dict(memory)
         times = self.repeats if self.low < level <= self.high else 1
         for time in range(times):
