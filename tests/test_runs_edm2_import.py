@@ -22,7 +22,7 @@ from lightning_guide.runs.edm2_import import import_snapshot
 from lightning_guide.runs.edm2_pickle import read_edm2_pickle
 from lightning_guide.runs.run import finished_model
 from lightning_guide.snapshots import SnapshotStore
-from scripts.direct_edm2 import DirectEDM2
+from scripts.benchmarks.direct_edm2 import DirectEDM2
 
 NAME = "edm2-img64-s-0134217-0.075.pkl"
 IMAGES = 134_217_728  # 2^27
@@ -265,7 +265,7 @@ def test_cut_off_files_and_other_pickles_are_named(tmp_path: Path, published: tu
     [
         ({"label_dim": 7}, r"embedding_label.weight is \(128, 4\); expected \(128, 7\)"),
         ({"model_channels": 128}, r"is \(\d+, .*\); expected"),
-        ({"channel_mult_emb": 2}, "channel_mult_emb of its own"),
+        ({"channel_mult_emb": 2}, "sets channel_mult_emb"),
         ({"attention": "flash"}, r"unknown arguments \['attention'\]"),
     ],
 )

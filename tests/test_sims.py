@@ -155,9 +155,8 @@ def test_killed_while_sampling_and_training_reaches_same_weights(
     assert {path.name: content for path, content in files(resumed / "synthetic").items()} == samples
 
 
-def test_scripts_refuse_results_of_other_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
-    written = importlib.import_module("sims_study").written
+def test_scripts_refuse_results_of_other_settings(tmp_path: Path) -> None:
+    written = importlib.import_module("scripts.lib.configs").write_settings
     config, done = tmp_path / "run/overlay.yaml", tmp_path / "run/done"
     written(config, {"steps": 1}, done=done)
     written(config, {"steps": 2}, done=done)  # nothing is finished yet

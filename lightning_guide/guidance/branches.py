@@ -3,7 +3,7 @@
 * `ConditionReplacement`: the model under another condition than that of the sample, as in classifier-free guidance. It
   has weights and input in common with its positive, and runs with it as one batch while both are needed and the batch
   is small: on a CPU that takes 0.59 to 0.75 times as long as two calls at 1 to 16 samples, 0.93 times at 64 and 0.98 at
-  256 (scripts/bench_joint.py).
+  256 (scripts/benchmarks/joint.py).
 * `PredictionNegative`: a negative computed from the positive prediction. Self-attention guidance blurs the prediction
   where the attention of the positive is high; masked sliding windows replace a part of it.
 

@@ -1,13 +1,12 @@
-"""Self-consuming loops of one-dimensional Gaussians: what becomes of a model family that learns from its own samples.
+"""Self-consuming loops of one-dimensional Gaussians.
 
-A generation draws n points of its predecessor and fits mean and variance by maximum likelihood. SIMS (Alemohammad et
+A generation draws n points from its predecessor and fits mean and variance by maximum likelihood. SIMS (Alemohammad et
 al. 2024, https://arxiv.org/abs/2408.16333) also fits an auxiliary to n_s points of the new fit and extrapolates away
 from it; the guided flow of two Gaussians gives V = V_base^(1 + omega) V_aux^(-omega) exactly, and for nearly equal
 variances the mean m_base - omega (m_aux - m_base).
 
 A fit shrinks, E ln V_fit = ln V + psi((n - 1) / 2) - ln(n / 2) ~ ln V - 2 / n, and so does the auxiliary's: omega =
-n_s / n takes the first order of it back. What SIMS does not take back is the random walk of ln V, whose steps it makes
-longer.
+n_s / n cancels this bias to first order. SIMS does not cancel the random walk of ln V, whose steps it makes longer.
 """
 
 from __future__ import annotations
@@ -17,12 +16,11 @@ from torch import Tensor
 
 __all__ = ["fitted", "self_consuming"]
 
-
 Gaussians = tuple[Tensor, Tensor]  # means and variances, each (replicas,), float64
 
 
 def fitted(source: Gaussians, count: int, generator: torch.Generator, *, real: Tensor | None = None) -> Gaussians:
-    """Maximum likelihood fits to `count` points drawn from each of `source`, joined by its points `real` (R, n)."""
+    """Fit Gaussians to `count` points drawn from each of `source`, and to its points `real` (R, n)."""
     mean, variance = source
     draws = torch.randn(len(mean), count, generator=generator, dtype=torch.float64)
     points = mean[:, None] + variance.sqrt()[:, None] * draws  # (R, count)
@@ -40,18 +38,18 @@ def self_consuming(
     omega: float = 0.0,
     augmented: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Means and variances (generations + 1, replicas), float64, of loops that begin at N(0, 1).
+    """Return means and variances (generations + 1, replicas), float64, of loops that begin at N(0, 1).
 
     Args:
-        generations: how many follow the true distribution.
+        generations: number of generations after the true distribution.
         replicas: independent loops.
-        generator: of all draws.
-        count: points n that a generation sees of its predecessor, and n_s that an auxiliary sees of its base.
-        omega: of SIMS; 0 is the standard loop.
-        augmented: every generation also sees the same `count` points of the true distribution.
+        generator: generator of all draws.
+        count: points n drawn from the predecessor, and n_s drawn from the base for an auxiliary.
+        omega: strength of SIMS; 0 is the standard loop.
+        augmented: fit every generation also to the same `count` points of the true distribution.
 
     Raises:
-        ValueError: if nothing is left to fit.
+        ValueError: if a number is too small.
     """
     if generations < 1 or replicas < 1 or count < 2:
         raise ValueError(

@@ -1,9 +1,9 @@
-"""TFG's search of its three numbers: a beam of doublings, from small values upwards.
+"""Beam search of TFG over doublings of its hyperparameters.
 
-Ye et al. 2024, https://arxiv.org/abs/2409.15761, section 4: (rho, mu, gamma) begin small; in each round every point of
-the beam has three children, one with rho doubled, one with mu doubled, one with gamma ten times as large; the best
-three of all points so far are the next beam, until no child improves it, or after six to eight rounds of 32 to
-64 samples each.
+Ye et al. 2024, https://arxiv.org/abs/2409.15761, section 4: the start is small (rho, mu, gamma); in each round every
+point of the beam has three children, one with rho doubled, one with mu doubled, one with gamma ten times as large; the
+best three of all points so far are the next beam, until no child improves it, or after six to eight rounds of 32 to 64
+samples each.
 """
 
 from __future__ import annotations
@@ -16,26 +16,18 @@ __all__ = ["Candidate", "FACTORS", "START", "Scores", "Search", "beam_search"]
 
 
 Candidate = Mapping[str, float]
-
-
 Scores = Callable[[Sequence[Candidate]], Sequence[float]]
-
-
-"""Points -> a number for each, higher is better; all new points of a round come together."""
-
-
+"""Points -> a number for each, higher is better; all new points of a round are scored in one call."""
 START: Mapping[str, float] = {"rho": 0.25, "mu": 0.25, "gamma": 0.001}
-
-
 FACTORS: Mapping[str, float] = {"rho": 2.0, "mu": 2.0, "gamma": 10.0}
 
 
 @dataclass(frozen=True)
 class Search:
-    """What a search found.
+    """Result of a search.
 
     Attributes:
-        trials: every point that was tried and its score, in the order of the trials.
+        trials: every scored point and its score, in order.
         rounds: the beam after each round, best first; the first entry is the start.
     """
 
@@ -56,17 +48,17 @@ def beam_search(
     beam: int = 3,
     rounds: int = 7,
 ) -> Search:
-    """Climbs from `start` by multiplying one number at a time by its factor; no point is scored twice.
+    """Climb from `start` by multiplying one number at a time by its factor; no point is scored twice.
 
     Args:
-        scores: of points; NaN counts as the worst.
+        scores: scoring function; NaN counts as the worst.
         start: name -> first value. A number that is 0 stays 0.
-        factors: name -> what it is multiplied by; a number without a factor stays as it is.
-        beam: how many points go on to the next round.
-        rounds: at most so many; the search ends as soon as a round leaves the beam as it was.
+        factors: name -> factor; a number without a factor is not changed.
+        beam: number of points kept for the next round.
+        rounds: largest number of rounds; the search ends when a round leaves the beam unchanged.
 
     Raises:
-        ValueError: if there is nothing to search, or a factor belongs to no number.
+        ValueError: if there is nothing to search, or a factor has no start value.
     """
     if not factors or not set(factors) <= set(start) or beam < 1 or rounds < 1:
         raise ValueError(

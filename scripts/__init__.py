@@ -1,0 +1,1 @@
+"""Benchmarks, studies and examples. Each runs from the root of the repository as `python -m scripts.FOLDER.NAME`."""

@@ -1,0 +1,1 @@
+"""Helpers shared by studies and benchmarks."""

@@ -1,0 +1,1 @@
+"""Synthetic degradations and their correction by guidance."""

@@ -1,0 +1,1 @@
+"""Gradient guidance: optimization of an objective by sampling."""

@@ -1,0 +1,1 @@
+"""Guidances on trained models: weights, guiders, methods and attention layers."""

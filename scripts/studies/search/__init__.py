@@ -1,0 +1,1 @@
+"""Accuracy of the tuner at a small budget."""

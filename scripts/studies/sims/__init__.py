@@ -1,0 +1,1 @@
+"""Self-improvement on own samples: SIMS, Neon and self-consuming loops."""

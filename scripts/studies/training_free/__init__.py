@@ -1,0 +1,1 @@
+"""Training-free guidance: experiments with exact denoisers, and comparisons on trained models."""
