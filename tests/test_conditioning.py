@@ -1,4 +1,4 @@
-"""Embeddings as conditions: what padding is, what networks read, and guidance by what they are told."""
+"""Embeddings as conditions: padding, networks, guidance, prompts, evaluation."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def run(model: nn.Module, condition: Tensor | None) -> Tensor:
         return model(noisy_images(), SIGMA, condition)
 
 
-def test_zeros_stand_for_what_a_mask_hides() -> None:
+def test_masked_tokens_become_zeros() -> None:
     tokens, mask = torch.randn(2, 3, 4), torch.tensor([[1, 0, 1], [0, 0, 0]])
     kept = mask_tokens(tokens, mask)
     assert torch.equal(kept, tokens * mask[..., None]) and torch.equal(token_mask(kept), mask.bool())
     hidden = tokens.clone()
-    hidden[0, 1] = torch.nan  # what is hidden may be anything
+    hidden[0, 1] = torch.nan  # masked tokens may have any values
     assert torch.equal(mask_tokens(hidden, mask), kept)
     hidden[0, 0, 2] = torch.inf
     with pytest.raises(ValueError, match="not finite in a token that counts"):
@@ -52,7 +52,10 @@ def test_zeros_stand_for_what_a_mask_hides() -> None:
         mask_tokens(torch.zeros(2, 4), torch.tensor([1, 0]))
     with pytest.raises(ValueError, match=r"its mask \(2,\); expected floats \(L, C\) and a mask \(L,\)"):
         mask_tokens(torch.zeros(3, 4), torch.tensor([1, 0]))
-    for wrong in (torch.tensor([0.0, -1e4, 0.0]), torch.tensor([1.0, torch.nan, 0.0])):  # what is added to logits, say
+    for wrong in (
+        torch.tensor([0.0, -1e4, 0.0]),
+        torch.tensor([1.0, torch.nan, 0.0]),
+    ):  # such as a mask added to logits
         with pytest.raises(ValueError, match="other numbers than 0"):
             mask_tokens(tokens[0], wrong)
     assert torch.equal(pad_tokens(tokens, 5)[:, :3], tokens) and not pad_tokens(tokens, 5)[:, 3:].any()
@@ -72,12 +75,12 @@ def test_no_condition_is_the_same_for_labels_and_embeddings() -> None:
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_padding_says_nothing_and_no_token_is_no_condition(kind: str) -> None:
+def test_padding_is_ignored_and_only_padding_is_no_condition(kind: str) -> None:
     model = network(kind)
     D = run(model, WORDS)
     torch.testing.assert_close(run(model, pad_tokens(WORDS, 9)), D, rtol=1e-4, atol=1e-5)
     scattered = torch.zeros(3, 9, 6)
-    scattered[:, [1, 2, 4, 7, 8]] = WORDS  # where the padding lies does not matter either
+    scattered[:, [1, 2, 4, 7, 8]] = WORDS  # the position of the padding has no influence
     torch.testing.assert_close(run(model, scattered), D, rtol=1e-4, atol=1e-5)
     none = run(model, None)
     torch.testing.assert_close(run(model, torch.zeros(3, 4, 6)), none, rtol=1e-4, atol=1e-5)
@@ -93,7 +96,7 @@ def test_padding_says_nothing_and_no_token_is_no_condition(kind: str) -> None:
             run(model, condition)
 
 
-def test_unet_reads_the_mean_of_the_tokens_at_unit_size() -> None:
+def test_unet_embeds_the_normalized_mean_of_the_tokens() -> None:
     unet = EDM2UNet((1, 8, 8), token_channels=6, model_channels=8, channel_mult=[1, 2], num_blocks=1,
                     attention_resolutions=[4]).double()  # fmt: skip
     tokens = WORDS.double()
@@ -108,11 +111,11 @@ def test_unet_reads_the_mean_of_the_tokens_at_unit_size() -> None:
     assert not unet.embed(None, 3).any()  # type: ignore[union-attr]
 
 
-def test_a_transformer_without_training_ignores_the_text_and_learns_to_read_it() -> None:
+def test_untrained_transformer_ignores_text_and_has_gradients_for_it() -> None:
     net = DiffusionTransformer((1, 8, 8), token_channels=6, channels=16, depth=2, heads=2)
     assert all(not reading.output.weight.any() for reading in net.reading)
     model = Preconditioned(net)
-    with torch.no_grad():  # the way out of blocks and network, closed at first
+    with torch.no_grad():  # the output layers, which are initially zero
         for parameter in net.parameters():
             if not parameter.any():
                 parameter.normal_(std=0.3)
@@ -136,7 +139,7 @@ def test_classifier_free_guidance_by_words(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_noise_on_embeddings_leaves_padding_alone(kind: str) -> None:
+def test_noise_on_embeddings_keeps_padding(kind: str) -> None:
     model, y = network(kind), torch.zeros(3, 5, 8)
     y[0, :3], y[1] = torch.randn(3, 8) + 1, 2 * torch.randn(5, 8)
     for perturbation in (AnnealedCondition(0.4, mixing=0.3), GaussianCondition()):
@@ -157,7 +160,7 @@ def test_noise_on_embeddings_leaves_padding_alone(kind: str) -> None:
         RandomCondition(model).start_condition(trajectory())
 
 
-def test_guiders_read_the_same_embeddings() -> None:
+def test_guiders_must_have_the_same_embeddings() -> None:
     class NoModels:
         main = network("unet")
 
@@ -173,12 +176,12 @@ def test_digits_by_their_names() -> None:
     prompts = data.prompts()
     assert prompts.shape == (10, 5, 16) and token_mask(prompts).sum(1).tolist() == [len(name) for name in NAMES]
     assert torch.equal(prompts, DigitCaptions(token_channels=16).prompts())
-    o = prompts[1, 0] - prompts[0, 3]  # the letter o at places 0 and 3: only the places differ
+    o = prompts[1, 0] - prompts[0, 3]  # the letter o at positions 0 and 3: only the positions differ
     torch.testing.assert_close(
         o, spell_number(["o"], channels=16)[0, 0] - spell_number(["tttotttt"], channels=16)[0, 3]
     )
     means = nn.functional.normalize(prompts.sum(1), dim=-1)
-    assert (means @ means.T - torch.eye(10)).max() < 0.95  # no two names look alike to a network that reads the mean
+    assert (means @ means.T - torch.eye(10)).max() < 0.95  # the names differ for a network that uses the mean
     digits = super(DigitCaptions, data).training()
     batch = data.training().take(torch.tensor([3, 700]))
     assert batch.condition is not None
@@ -223,12 +226,12 @@ def test_training_and_evaluation_under_prompts(tmp_path: Path) -> None:
     data = DigitCaptions(batch_size=16)
     cfg = evaluation(ClassifierFreeGuidance(2.0), num_samples=12, batch_size=5)
     learns = module(label_dropout=0.5, evaluations={"cfg": cfg})
-    told_to: list[Tensor] = []
+    conditions: list[Tensor] = []
     embed = learns.denoiser.network.embed  # type: ignore[union-attr]
-    learns.denoiser.network.embed = lambda c, n: (told_to.append(c), embed(c, n))[1]  # type: ignore[union-attr]
+    learns.denoiser.network.embed = lambda c, n: (conditions.append(c), embed(c, n))[1]  # type: ignore[union-attr]
     trainer = tiny_trainer(tmp_path, steps=6)
     trainer.fit(learns, datamodule=data)
-    shares = [float(token_mask(condition).any(1).float().mean()) for condition in told_to]
+    shares = [float(token_mask(condition).any(1).float().mean()) for condition in conditions]
     assert len(shares) == 6 and 0.2 < sum(shares) / 6 < 0.8  # half of them, to four standard deviations of 96 draws
     (samples, size), *_ = learns.sample_sets("test")
     assert size == 5 and [int(samples[i].condition) for i in range(12)] == [*range(10), 0, 1]
@@ -244,8 +247,8 @@ def test_training_and_evaluation_under_prompts(tmp_path: Path) -> None:
 
     index = torch.arange(12)
     del learns.denoiser.network.embed  # type: ignore[union-attr]
-    drawn = SamplingLoop.begin("cfg", cfg, Here(), {}).draw(SampleBatch(index, index % 10), data)  # type: ignore[arg-type]
-    alone = SamplingLoop.begin("cfg", cfg, Here(), {}).draw(SampleBatch(index[3:4], index[3:4]), data)  # type: ignore[arg-type]
+    drawn = SamplingLoop.start("cfg", cfg, Here(), {}).draw(SampleBatch(index, index % 10), data)  # type: ignore[arg-type]
+    alone = SamplingLoop.start("cfg", cfg, Here(), {}).draw(SampleBatch(index[3:4], index[3:4]), data)  # type: ignore[arg-type]
     assert torch.equal(drawn.condition, index % 10)
     assert (drawn.x[3].int() - alone.x[0].int()).abs().max() <= 1
     assert torch.equal(build_condition(Here.main, torch.tensor([4, -1]), data)[0], data.prompts()[4])  # type: ignore[index]
@@ -265,9 +268,9 @@ def test_labels_for_an_energy_beside_embeddings_for_the_model() -> None:
         build_condition(Both(), torch.tensor([0]), DigitCaptions())
 
 
-def test_agreement_class_by_class() -> None:
+def test_class_accuracy_by_class() -> None:
     class Reads:
-        """Sees in a picture the class that its first pixel names."""
+        """Classifies an image by its first pixel."""
 
         num_classes = 3
 
@@ -281,9 +284,9 @@ def test_agreement_class_by_class() -> None:
     with pytest.raises(ValueError, match="has seen no real data yet"):
         metric.update(torch.zeros(1, 1, 1, 1), torch.tensor([0]))
     metric.prepare([])
-    seen, wanted = torch.tensor([0, 1, 1, 0, 2]), torch.tensor([0, 1, 0, 0, -1])
-    metric.update(seen.reshape(5, 1, 1, 1).to(torch.uint8), wanted)
+    predicted, requested = torch.tensor([0, 1, 1, 0, 2]), torch.tensor([0, 1, 0, 0, -1])
+    metric.update(predicted.reshape(5, 1, 1, 1).to(torch.uint8), requested)
     values = metric.compute()
     assert [float(values[f"class_{k}"]) for k in (0, 1)] == pytest.approx([2 / 3, 1.0]) and values["class_2"].isnan()
     with pytest.raises(ValueError, match="class 3 was asked for; the classifier knows 0 to 2"):
-        metric.update(seen.reshape(5, 1, 1, 1).to(torch.uint8), torch.full((5,), 3))
+        metric.update(predicted.reshape(5, 1, 1, 1).to(torch.uint8), torch.full((5,), 3))

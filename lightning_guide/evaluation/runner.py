@@ -87,7 +87,7 @@ class GuidedEvaluations:
                     "never shows it: label_dropout is 0; set it (usual: 0.1), or name an unconditional network"
                 )
 
-    def begin(self, models: Models, data: DataInterface, device: torch.device, *, training: bool) -> None:
+    def start(self, models: Models, data: DataInterface, device: torch.device, *, training: bool) -> None:
         """Resolves every guidance. While `training`, one whose guider is still to come is skipped, and said so.
 
         Raises:
@@ -99,7 +99,7 @@ class GuidedEvaluations:
             try:
                 metrics = self._metrics_of(evaluation)
                 ready = {key: self._prepare(metric, data, device) for key, metric in metrics.items()}
-                self._loops.append(SamplingLoop.begin(name, evaluation, models, ready))
+                self._loops.append(SamplingLoop.start(name, evaluation, models, ready))
             except SnapshotMissing as missing:
                 if not (training and missing.not_yet):
                     missing.args = (f"evaluation {name!r}: {missing}",)

@@ -47,7 +47,7 @@ class SamplingLoop:
     unguided: int = 0
 
     @classmethod
-    def begin(cls, name: str, evaluation: Evaluation, models: Models, metrics: dict[str, SampleMetric]) -> SamplingLoop:
+    def start(cls, name: str, evaluation: Evaluation, models: Models, metrics: dict[str, SampleMetric]) -> SamplingLoop:
         """Resolves the references of `evaluation` in `models`; `metrics` are prepared ones of its own.
 
         Every further repetition gets copies of them.

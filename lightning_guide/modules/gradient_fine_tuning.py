@@ -1,10 +1,10 @@
-"""Adaptive fine-tuning: the model follows the samples that gradient guidance finds, and goes beyond its data.
+"""Adaptive fine-tuning on samples of gradient guidance, beyond the pre-training data.
 
 Guo et al. 2024, "Gradient Guidance for Diffusion Models: An Optimization Perspective",
-https://arxiv.org/abs/2404.14743, algorithm 2. Round k draws samples with the present model under the present guidance,
-takes the gradient of the objective there, and the model learns from pre-training data and from the samples of all
-rounds so far, with weights w_{k,i}. What learns is the business of the denoiser: all weights, a `LowRank` addition, or
-with the loss `MeanRefit` the mean of a `Shifted` one.
+https://arxiv.org/abs/2404.14743, algorithm 2. Round k draws samples with the current model under the current guidance
+and takes the gradient of the objective there. The model is trained on pre-training data and on the samples of all
+rounds so far, with weights w_{k,i}. The denoiser determines the trained parameters: all weights, the factors of
+`LowRank`, or the mean of `Shifted` with the loss `MeanRefit`.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from lightning_guide.training.losses import TrainingLoss
 __all__ = ["GradientFineTuning"]
 
 
-_NEGLIGIBLE = 1e-9  # a weight that no batch would ever show
+_NEGLIGIBLE = 1e-9  # a weight too small to give a row of any batch
 
 
 class GradientFineTuning(DiffusionModule):
-    """Algorithm 2: before each `steps_per_round` optimizer steps one round of guided samples is drawn and replayed.
+    """Adaptive fine-tuning (algorithm 2): one round of guided samples before every `steps_per_round` optimizer steps.
 
     `Trainer(max_steps=...)` is the budget in steps, `max_evaluations` that in network calls. Everything else is as in
-    `DiffusionModule`: clock, learning rate, averages by `callbacks.PostHocEMA`, checkpoints, resuming at any step with
-    the same bits. Rounds draw from the trained weights, or from their average if `average` is set. Their numbers go to
-    the loggers (`rounds/...`) and to `rounds/history.jsonl` in the folder of the run.
+    `DiffusionModule`: clock, learning rate, averages by `callbacks.PostHocEMA`, checkpoints, bitwise resuming at any
+    step. Rounds draw from the trained weights, or from their average if `average` is set. Their numbers go to the
+    loggers (`rounds/...`) and to `rounds/history.jsonl` in the run folder.
     """
 
     def __init__(
@@ -63,28 +63,28 @@ class GradientFineTuning(DiffusionModule):
         average: float | None = None,
         **options: Any,
     ) -> None:
-        """Configures the rounds; the rest goes to `DiffusionModule`.
+        """Configure the rounds and pass the rest to `DiffusionModule`.
 
         Args:
             denoiser: the pre-trained model, usually a `Snapshot` of another run, or an adaptation around one.
             loss: its loss.
             objective: to be maximized.
             sampling: samples, sampler, metrics and the `GradientGuidance` of each round.
-            target: rule for the label of the next round; default `Gain(0.2)`.
+            target: rule for the label of the next round; default `GainTarget(0.2)`.
             replay: the weights w_{k,i}; default `GeometricReplay(0.5)`.
             at: as in `GradientOptimization`.
             floor: as in `GradientOptimization`.
             redraw: as in `GradientOptimization`.
             steps_per_round: optimizer steps between two rounds.
-            warm_up: rounds drawn before the first step, with the model as it is (algorithm 1); they are not replayed.
-            max_evaluations: training stops before a round once so many network calls were spent: those of samplers, and
+            warm_up: rounds drawn before the first step with the pre-trained model (algorithm 1); they are not replayed.
+            max_evaluations: training stops before a round after this number of network calls: those of samplers, and
                 one for each training example.
             average: sigma_rel of the average that rounds and evaluations draw from; None: the weights themselves.
             **options: of `DiffusionModule`.
 
         Raises:
-            ValueError: if steps_per_round is below 1, a budget makes no sense, the pre-trained model cannot be found,
-                or as `Rounds` and `DiffusionModule`.
+            ValueError: if steps_per_round or a budget is out of range, the pre-trained model cannot be found, or as
+                `Rounds` and `DiffusionModule`.
         """
         if steps_per_round < 1 or warm_up < 0 or (max_evaluations is not None and max_evaluations < 1):
             raise ValueError(
@@ -96,11 +96,11 @@ class GradientFineTuning(DiffusionModule):
         self.rounds = Rounds(objective, sampling, target, at=at, floor=floor, redraw=redraw)
         self.replay = replay or GeometricReplay()
         self.steps_per_round, self.warm_up, self.max_evaluations = steps_per_round, warm_up, max_evaluations
-        self._found: list[Tensor] = []  # x (n, *) of each replayed round, on the CPU
+        self._replayed: list[Tensor] = []  # x (n, *) of each replayed round, on the CPU
         self._labels: list[Tensor] = []
 
     def setup(self, stage: str) -> None:
-        """As `DiffusionModule`; a process must have samples to draw.
+        """As `DiffusionModule`, with a check that each process has samples to draw.
 
         Raises:
             ValueError: if there are fewer samples in a round than processes, or the folder holds rounds of algorithm 1.
@@ -118,12 +118,12 @@ class GradientFineTuning(DiffusionModule):
     # Rounds
 
     def on_train_start(self) -> None:
-        """Drops the records of rounds that are to be drawn again."""
+        """Remove the records of rounds that will be drawn again."""
         if self.rounds.round and self.trainer.is_global_zero:
             write_records(self.trainer.default_root_dir, self.rounds.history)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
-        """Draws the rounds that are due; -1 ends training where the budget is spent."""
+        """Draw the rounds that are due; return -1, which ends training, if the budget is spent."""
         while self.rounds.round * self.steps_per_round <= self.global_step + self.warm_up * self.steps_per_round:
             if self.max_evaluations is not None and self.evaluations_spent >= self.max_evaluations:
                 spent = f"{self.evaluations_spent} network calls are spent"
@@ -139,63 +139,59 @@ class GradientFineTuning(DiffusionModule):
         return self.rounds.evaluations + self.images_seen
 
     def _draw_round(self) -> None:
-        """One round on all processes together, with the weights as they stand, in eval mode."""
+        """Draw one round on all processes with the current weights in eval mode."""
         was_training = self.denoiser.training
         main = self.denoiser.eval() if self.average is None or not self.images_seen else self._main_model()
         data, sampling = self._data, self.rounds.sampling
         models = RunModels(main, run=self.trainer.default_root_dir, device=self.device, until=self.images_seen)
-        self.rounds.begin(models, data, self.device)
+        self.rounds.start(models, data, self.device)
         samples = self.rounds.indices(main.num_classes)
-        mine = range(self.global_rank, sampling.num_samples, self.trainer.world_size)
-        for first in range(0, len(mine), sampling.batch_size):
-            chosen = [samples[i] for i in mine[first : first + sampling.batch_size]]
-            index, condition = (torch.stack(column).to(self.device) for column in zip(*chosen, strict=True))
+        numbers = range(self.global_rank, sampling.num_samples, self.trainer.world_size)  # of this process
+        for first in range(0, len(numbers), sampling.batch_size):
+            rows = [samples[i] for i in numbers[first : first + sampling.batch_size]]
+            index, condition = (torch.stack(column).to(self.device) for column in zip(*rows, strict=True))
             self.rounds.draw(SampleBatch(index, condition), data)
         record = self.rounds.finish()
         self.denoiser.train(was_training)
         if self.rounds.round > self.warm_up:
             assert self.rounds.samples is not None and self.rounds.condition is not None
-            self._found.append(self.rounds.samples)
+            self._replayed.append(self.rounds.samples)
             self._labels.append(self.rounds.condition)
         for logger in self.loggers:
-            numbers = {f"rounds/{name}": value for name, value in record.items() if name != "round"}
-            logger.log_metrics(numbers, step=int(record["round"]))
+            values = {f"rounds/{name}": value for name, value in record.items() if name != "round"}
+            logger.log_metrics(values, step=int(record["round"]))
         if self.trainer.is_global_zero:
             self.rounds.append_history(self.trainer.default_root_dir)
 
     # Training
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean objective of one micro-batch in which round i has the share w_{k,i}."""
+        """Return the mean loss of one micro-batch in which round i has the share w_{k,i}."""
         seen = self.images_seen + self._pending_images
         generator = torch.Generator().manual_seed(mix(self.seed, "replay", seen, self.global_rank))
-        weights = self.replay.weights(len(self._found))
+        weights = self.replay.weights(len(self._replayed))
         used = [i for i, weight in enumerate(weights) if weight > _NEGLIGIBLE]
-        found, labels = (torch.stack([rounds[i] for i in used]) for rounds in (self._found, self._labels))
-        mixed = mixture(batch, found, labels, [weights[i] for i in used], generator)
+        replayed, labels = (torch.stack([rounds[i] for i in used]) for rounds in (self._replayed, self._labels))
+        mixed = mixture(batch, replayed, labels, [weights[i] for i in used], generator)
         return super().training_step(mixed, batch_idx)
 
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the rounds and what is replayed."""
+        """Add the rounds and their replayed samples."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["rounds"] = self.rounds.state_dict() | {"found": self._found, "labels": self._labels}
+        checkpoint["rounds"] = self.rounds.state_dict() | {"found": self._replayed, "labels": self._labels}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores them."""
+        """Restore the rounds and their replayed samples."""
         super().on_load_checkpoint(checkpoint)
         self.rounds.load_state_dict(checkpoint["rounds"])
         self.rounds.read_history(self.trainer.default_root_dir)
-        self._found, self._labels = list(checkpoint["rounds"]["found"]), list(checkpoint["rounds"]["labels"])
+        self._replayed, self._labels = list(checkpoint["rounds"]["found"]), list(checkpoint["rounds"]["labels"])
 
 
 def _pretrained(denoiser: Denoiser) -> Denoiser:
-    """`denoiser` with its references replaced; a model that is referred to directly learns with all its weights.
-
-    Raises:
-        ValueError: if the model cannot be found.
-    """
-    here = RunModels(denoiser, run=".", device=torch.device("cpu"))
-    model = denoiser.resolve(here)
+    """Return `denoiser` with its references replaced; of a direct reference all weights are trained."""
+    models = RunModels(denoiser, run=".", device=torch.device("cpu"))
+    model = denoiser.resolve(models)
     return model.requires_grad_(True).train() if isinstance(denoiser, Reference) else model

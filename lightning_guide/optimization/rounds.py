@@ -89,7 +89,7 @@ class Rounds:
         """Return the sample indices of each round."""
         return self.sampling.dataset(num_classes)
 
-    def begin(self, models: Models, data: DataInterface, device: torch.device) -> None:
+    def start(self, models: Models, data: DataInterface, device: torch.device) -> None:
         """Resolve the guidance in `models` and, in the first round, prepare the metrics with the real data.
 
         Raises:
@@ -111,7 +111,7 @@ class Rounds:
         Raises:
             ValueError: if the objective is not one finite number for each sample, or does not fit their shape.
         """
-        assert self._guidance is not None and self._metrics is not None, "begin comes first"
+        assert self._guidance is not None and self._metrics is not None, "start comes first"
         start = time.perf_counter()
         device, rows = batch.index.device, batch.index - self.sampling.first_index
         guidance = self.feedback.apply(self._guidance, rows)

@@ -54,8 +54,8 @@ class BlockEvaluations(GuidedEvaluations):
         self.before = before
         self.totals: dict[str, Totals] = {}
 
-    def begin(self, models: Models, data: DataInterface, device: torch.device, *, training: bool) -> None:
-        """As `GuidedEvaluations.begin`; a failure of one rank fails on all.
+    def start(self, models: Models, data: DataInterface, device: torch.device, *, training: bool) -> None:
+        """As `GuidedEvaluations.start`; a failure of one rank fails on all.
 
         Raises:
             ValueError: in place of any error.
@@ -63,7 +63,7 @@ class BlockEvaluations(GuidedEvaluations):
 
         def resolve() -> None:
             with as_value_error():
-                super(BlockEvaluations, self).begin(models, data, device, training=training)
+                super(BlockEvaluations, self).start(models, data, device, training=training)
 
         run_on_all_ranks(self.before)
         run_on_all_ranks(resolve)
