@@ -1,4 +1,4 @@
-"""The denoiser contract: preconditioning against its formulas, predictions, the counter of evaluations."""
+"""Denoisers: preconditioning against its formulas, predictions, the count of network calls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_guide.seeds import SampleSeeds
 
 
 class Probe(Network):
-    """Returns `answer` for any input and keeps what it was asked."""
+    """Returns `answer` for any input and records its inputs."""
 
     def __init__(self, answer: Tensor | None = None) -> None:
         super().__init__()
@@ -52,15 +52,15 @@ def test_preconditioning_follows_its_formulas(sigma_data: float) -> None:
     assert network.condition is labels and network.batch == len(x) and bool((network.embedding == 7).all())
 
 
-def test_zero_network_leaves_c_skip_x() -> None:
+def test_zero_network_gives_c_skip_x() -> None:
     x, sigma = torch.randn(3, 2, 3), torch.tensor([0.01, 0.5, 20.0])
     D = Preconditioned(Probe())(x, sigma)
     torch.testing.assert_close(D, 0.25 / (sigma**2 + 0.25)[:, None, None] * x)
     torch.testing.assert_close(Preconditioned(Probe())(x, torch.tensor(0.5)), x / 2)
 
 
-def test_network_sees_and_owes_unit_variance(generator: torch.Generator) -> None:
-    """What preconditioning is for: at every level the input and the target of F have variance 1."""
+def test_input_and_target_of_the_network_have_unit_variance(generator: torch.Generator) -> None:
+    """At every noise level the input and the target of F have variance 1."""
     for sigma in (0.01, 0.3, 0.5, 2.0, 50.0):
         clean = 0.5 * torch.randn(20000, 2, 3, generator=generator)
         x = clean + sigma * torch.randn(20000, 2, 3, generator=generator)
@@ -71,7 +71,7 @@ def test_network_sees_and_owes_unit_variance(generator: torch.Generator) -> None
         assert float(((clean - skip) / c_out).std()) == pytest.approx(1, abs=0.01)
 
 
-def test_one_level_for_all_is_the_same_as_one_each() -> None:
+def test_scalar_sigma_equals_sigma_per_sample() -> None:
     network, x = Probe(torch.randn(4, 2, 3)), torch.randn(4, 2, 3)
     denoiser = Preconditioned(network)
     together = denoiser(x, torch.tensor(0.7, dtype=torch.float64))
@@ -80,7 +80,7 @@ def test_one_level_for_all_is_the_same_as_one_each() -> None:
 
 
 @pytest.mark.parametrize("shape", [(5, 2), (5, 3, 2), (5, 2, 3, 1), (5,)])
-def test_wrong_shape_is_one_sentence(shape: tuple[int, ...]) -> None:
+def test_wrong_shape_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError) as caught:
         Preconditioned(Probe())(torch.zeros(shape), torch.tensor(1.0))
     assert str(caught.value) == f"x has shape {shape[1:]} without the batch; this network expects (2, 3)"
@@ -96,7 +96,7 @@ def test_attributes_come_from_the_network() -> None:
         Preconditioned(network, sigma_data=0)
 
 
-def test_start_counts_calls_and_predicts_no_noise_of_its_own() -> None:
+def test_start_counts_calls_and_predicts_no_separate_noise() -> None:
     denoiser = Preconditioned(Probe())
     trajectory = Trajectory(x=torch.zeros(1, 2, 3), seeds=SampleSeeds(0, [0]), sigma=1.0)
     predict, x, sigma = denoiser.start(trajectory), torch.randn(1, 2, 3), torch.tensor(0.4)
@@ -109,13 +109,13 @@ def test_start_counts_calls_and_predicts_no_noise_of_its_own() -> None:
 def test_predictions_point_from_clean_along_noise() -> None:
     x, clean, noise = torch.randn(3, 4, 2, 2, dtype=torch.float64)
     sigma, other = torch.tensor(2.0, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64)
-    plain, apart = Prediction(clean), Prediction(clean, noise)
+    plain, separate = Prediction(clean), Prediction(clean, noise)
     torch.testing.assert_close(plain.direction(x, sigma), (x - clean) / 2)
     torch.testing.assert_close(plain.direction(x, sigma.expand(4)), (x - clean) / 2)
     torch.testing.assert_close(plain.step(x, sigma, other), clean + 0.5 * (x - clean) / 2)
-    assert apart.direction(x, sigma) is noise
-    torch.testing.assert_close(apart.step(x, sigma, other), clean + 0.5 * noise)
-    for prediction in (plain, apart):
+    assert separate.direction(x, sigma) is noise
+    torch.testing.assert_close(separate.step(x, sigma, other), clean + 0.5 * noise)
+    for prediction in (plain, separate):
         assert torch.equal(prediction.step(x, sigma, torch.zeros_like(sigma)), clean)
 
 

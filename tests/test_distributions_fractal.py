@@ -1,4 +1,4 @@
-"""The fractal toy distribution: its published statistics and the accuracy of its fast formulas."""
+"""Fractal tree distribution: published statistics and accuracy of the fast formulas."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_samples_have_the_moments_and_the_extent(tree: FractalTree, generator: t
     assert torch.allclose(x.amax(0), torch.tensor([1.29, 1.47]), atol=0.05)
     share = torch.bincount(component // 8, minlength=127).double() / len(x)
     torch.testing.assert_close(share, tree.branch_weights, rtol=0.0, atol=6e-3)
-    # The outline of the paper's figure, ln p = -2.12, leaves out about .7 % of the data.
+    # The outline of the paper's figure, ln p = -2.12, excludes about 0.7 % of the data.
     assert 0.006 < float((tree.log_density(x, 0.0) < -2.12).double().mean()) < 0.009
 
 
@@ -62,23 +62,23 @@ def test_first_branch_and_its_children(tree: FractalTree) -> None:
     torch.testing.assert_close(tree.starts[0], torch.tensor([0.0030, 0.0325], dtype=torch.float64) * SCALE)
     direction = tree.vectors[0] / SCALE
     assert math.isclose(math.atan2(direction[1], direction[0]), math.pi / 4)
-    # RandomState(2) begins with -.41675785, -.05626683: the length of the root, then the angle of its first child.
+    # RandomState(2) starts with -0.41675785, -0.05626683: the length of the root, then the angle of its first child.
     assert math.isclose(direction.norm(), 0.292 * (1 - 0.2 * 0.4167578474054706))
     child = tree.vectors[1] / SCALE
     turn = math.atan2(child[1], child[0]) - math.pi / 4
     assert math.isclose(turn, 1 - 0.2 * 0.056266827226329474)
-    for branch in (1, 64):  # the two children of the root stand at its end; the second follows the first one's subtree
+    for branch in (1, 64):  # the two children start at the end of the root; the second follows the subtree of the first
         torch.testing.assert_close(tree.starts[branch], tree.starts[0] + tree.vectors[0])
     other = tree.vectors[64] / SCALE
     assert math.atan2(other[1], other[0]) < math.pi / 4
-    # The covariance stretches the round brush of the branch, (d d^T + q^2 (1 - d d^T)) z z^T.
+    # The covariance is (d d^T + q^2 (1 - d d^T)) z z^T.
     size, thickness = 0.06 * direction.norm() * SCALE, 0.2 / direction.norm()
     along = torch.outer(direction, direction) / direction.norm() ** 2
     brush = along + thickness**2 * (torch.eye(2) - along)
     torch.testing.assert_close(tree.covariances[0], brush * torch.outer(size, size))
 
 
-def test_classes_come_from_one_stream_of_numbers(tree: FractalTree) -> None:
+def test_classes_share_one_random_stream(tree: FractalTree) -> None:
     second, both = FractalTree("B"), FractalTree("AB")
     torch.testing.assert_close(both.vectors, torch.cat([tree.vectors, second.vectors]))
     assert math.isclose(float(both.branch_weights.sum()), 1)
@@ -106,7 +106,7 @@ def test_single_precision_with_a_level_for_each_point(tree: FractalTree, generat
     x = tree.sample(1000, generator)[0]
     x = x + sigma[:, None] * torch.randn(x.shape, generator=generator)
     exact = tree.as_mixture().score(x.double(), sigma.double())
-    # Relative to the size a score typically has at this level, about 1 / sigma or the inverse width of a twig.
+    # Relative to the typical size of a score at this level, about 1 / sigma or the inverse width of a twig.
     scale = exact.norm(dim=1) + 1 / (sigma**2 + 0.004**2).sqrt()
     assert ((tree.score(x, sigma) - exact).norm(dim=1) / scale).max() < 1e-4
     shares = tree.responsibilities(x, sigma)
@@ -114,7 +114,7 @@ def test_single_precision_with_a_level_for_each_point(tree: FractalTree, generat
     torch.testing.assert_close(shares.mean(0).double(), tree.branch_weights, rtol=0.0, atol=0.03)
 
 
-def test_far_points(tree: FractalTree, generator: torch.Generator) -> None:
+def test_far_points_are_finite(tree: FractalTree, generator: torch.Generator) -> None:
     x = torch.randn(500, 2, generator=generator) * torch.logspace(0, 15, 500)[:, None]
     for level in (0.0, 0.002, 5.0):
         exact = tree.as_mixture().score(x.double(), torch.tensor(level).double())
@@ -123,13 +123,13 @@ def test_far_points(tree: FractalTree, generator: torch.Generator) -> None:
         assert ((score - exact).norm(dim=1) / exact.norm(dim=1)).median() < 1e-6
 
 
-def test_recipe_rebuilds_it(tree: FractalTree) -> None:
+def test_recipe_round_trip(tree: FractalTree) -> None:
     again = build(FractalTree("B", depth=4).recipe)
     assert torch.equal(again.vectors, FractalTree("B", depth=4).vectors)
     assert again.data_shape == (2,) and again.num_classes == 0 and again.sigma_data == 0.5
 
 
-def test_mistakes_are_named() -> None:
+def test_invalid_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="'A', 'B' or 'AB', got 'C'"):
         FractalTree("C")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least 1, got 0"):

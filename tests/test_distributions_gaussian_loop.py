@@ -1,4 +1,4 @@
-"""Self-consuming Gaussians against the laws of their fits: chi-square, digamma, trigamma."""
+"""Self-consuming Gaussian fits against closed forms: chi-square, digamma, trigamma."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scripts.studies.sims.gaussian_loop import fitted, self_consuming
 
 
 def bias(count: int) -> float:
-    """E ln of a maximum likelihood variance from `count` points of variance 1: ln(chi^2_(n-1) / n)."""
+    """Return E ln of a maximum likelihood variance from `count` points of variance 1: ln(chi^2_(n-1) / n)."""
     return float(digamma((count - 1) / 2) + math.log(2 / count))
 
 
@@ -32,9 +32,7 @@ def test_a_fit_shrinks_by_two_over_n(generator: torch.Generator, count: int, exp
 @pytest.mark.parametrize(
     ("n_r", "n_s", "omega"), [(50, 50, 0.0), (50, 50, 0.5), (50, 50, 1.0), (50, 200, 1.0), (50, 200, 4.0)]
 )
-def test_omega_n_s_over_n_r_takes_the_shrinkage_back(
-    generator: torch.Generator, n_r: int, n_s: int, omega: float
-) -> None:
+def test_omega_n_s_over_n_r_cancels_the_shrinkage(generator: torch.Generator, n_r: int, n_s: int, omega: float) -> None:
     """E ln V_SIMS = ln V - 2 / n_r + 2 omega / n_s to first order, exactly b(n_r) - omega b(n_s)."""
     base = fitted(start(20_000), n_r, generator)
     _, auxiliary = fitted(base, n_s, generator)
@@ -57,7 +55,7 @@ def test_drift_and_diffusion_of_the_synthetic_loop(generator: torch.Generator, o
         assert float(now.var()) == pytest.approx(generation * step, rel=0.2)
 
 
-def test_medians_that_were_found_elsewhere(generator: torch.Generator) -> None:
+def test_published_medians(generator: torch.Generator) -> None:
     """Median standard deviations after 10, 50 and 100 generations of 100 points, known to 3 to 8 %."""
     at = [10, 50, 100]
 
@@ -71,6 +69,6 @@ def test_medians_that_were_found_elsewhere(generator: torch.Generator) -> None:
     assert medians(augmented=True, omega=1.0) == pytest.approx([1.002, 1.004, 0.998], abs=0.025)
 
 
-def test_nothing_to_fit_is_refused(generator: torch.Generator) -> None:
+def test_too_few_points_are_refused(generator: torch.Generator) -> None:
     with pytest.raises(ValueError, match="count >= 2, got 3, 2 and 1"):
         self_consuming(3, 2, generator, count=1)

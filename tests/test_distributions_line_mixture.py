@@ -1,4 +1,4 @@
-"""Sums over lines of Gaussians, against the generic mixture in float64."""
+"""Line mixtures against the generic mixture in float64."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def lines() -> LineMixture:
 
 
 def points(lines: LineMixture, sigma: Tensor, generator: torch.Generator) -> Tensor:
-    """Draws from the noised density at `sigma` (B,), float64."""
+    """Draw from the noised density at `sigma` (B,), float64."""
     x = lines.sample(len(sigma), generator)[0].double()
     return x + sigma[:, None] * torch.randn(x.shape, generator=generator, dtype=torch.float64)
 
 
 def from_scratch(lines: LineMixture, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-density (B,), score (B, 2) and responsibilities (B, N), by the textbook, component by component."""
+    """Return log-density (B,), score (B, 2) and responsibilities (B, N), by the textbook, component by component."""
     J = len(lines.fractions)
     total, pull, joint = torch.zeros(len(x)).double(), torch.zeros(len(x), 2).double(), []
     for start, vector, covariance, weight in zip(
@@ -74,7 +74,7 @@ def test_double_precision_is_exact(lines: LineMixture, level: float, generator: 
     torch.testing.assert_close(lines.denoise(x, sigma), mixture(x, sigma), rtol=1e-10, atol=1e-10)
 
 
-def test_score_is_the_slope_of_the_log_density(lines: LineMixture, generator: torch.Generator) -> None:
+def test_score_is_the_gradient_of_the_log_density(lines: LineMixture, generator: torch.Generator) -> None:
     sigma = torch.rand(100, generator=generator, dtype=torch.float64)
     x, h = points(lines, sigma, generator), 1e-5
     for axis, step in enumerate(torch.eye(2, dtype=torch.float64) * h):
@@ -112,7 +112,7 @@ def test_far_points_stay_finite(lines: LineMixture, distance: float, level: floa
     assert error.max() < 1e-3 and error.median() < 1e-6
 
 
-def test_gradients_are_those_of_the_mixture(lines: LineMixture, generator: torch.Generator) -> None:
+def test_gradients_equal_those_of_the_generic_mixture(lines: LineMixture, generator: torch.Generator) -> None:
     x, sigma = points(lines, torch.full((7,), 0.3), generator), torch.full((7,), 0.3, dtype=torch.float64)
     x.requires_grad_()
     (slope,) = torch.autograd.grad(lines.log_density(x, sigma).sum(), x)
@@ -139,7 +139,7 @@ def test_samples_follow_the_weights_and_covariances(lines: LineMixture, generato
         torch.testing.assert_close(own.T.cov(), lines.covariances[branch], rtol=0.06, atol=1e-4)
 
 
-def test_each_generator_gives_its_own_point(lines: LineMixture) -> None:
+def test_sample_each_draws_one_point_per_generator(lines: LineMixture) -> None:
     x, component = lines.sample_each([torch.Generator().manual_seed(seed) for seed in range(20)])
     assert len(component.unique()) > 5
     for seed in range(20):
@@ -147,13 +147,13 @@ def test_each_generator_gives_its_own_point(lines: LineMixture) -> None:
         assert torch.equal(x[seed], point[0]) and component[seed] == of
 
 
-def test_nothing_of_it_is_saved_and_it_runs_in_inference_mode(lines: LineMixture) -> None:
+def test_state_dict_is_empty_and_inference_mode_works(lines: LineMixture) -> None:
     assert not lines.state_dict() and not list(lines.parameters())
     with torch.inference_mode():
         assert lines(torch.zeros(3, 2), torch.tensor(0.5)).shape == (3, 2)
 
 
-def test_mistakes_are_named(lines: LineMixture) -> None:
+def test_invalid_arguments_are_refused(lines: LineMixture) -> None:
     with pytest.raises(ValueError, match=r"shape \(B, 2\), got \(4, 3\)"):
         lines.score(torch.zeros(4, 3), 1.0)
     with pytest.raises(ValueError, match=r"sigma has the shape \(3,\); expected \(\) or \(4,\)"):

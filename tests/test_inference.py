@@ -1,4 +1,4 @@
-"""Models with weights fixed for sampling: the same results, what is shared stays shared, nothing leaks back."""
+"""Models with fused weights for sampling: equal results, shared parts stay shared, the original is unchanged."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from tests.small_networks import LABELS, SIGMA, noisy_images, trajectory, transf
 
 
 def called(denoiser: Denoiser, x: Tensor) -> Tensor:
-    """D of `x`, as a step of a trajectory."""
+    """Return D of `x`, as a step of a trajectory."""
     return denoiser.start(trajectory())(x, SIGMA, LABELS).clean
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_network_gives_the_same_and_normalizes_nothing(dtype: torch.dtype) -> None:
+def test_fused_network_gives_the_same_without_normalization(dtype: torch.dtype) -> None:
     model = unet().to(dtype)
     ready = fuse_weights(model)
     assert not any(isinstance(part, MPConv | MPLinear) for part in ready.modules())
@@ -40,7 +40,7 @@ def test_the_network_gives_the_same_and_normalizes_nothing(dtype: torch.dtype) -
     assert names == {name for name, _ in ready.named_modules()}
 
 
-def test_gradients_with_respect_to_x_are_the_same() -> None:
+def test_fused_network_has_the_same_gradients_in_x() -> None:
     model = unet()
     gradients = []
     for denoiser in (model, fuse_weights(model)):
@@ -49,8 +49,8 @@ def test_gradients_with_respect_to_x_are_the_same() -> None:
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-5)
 
 
-def test_work_in_place_changes_neither_the_result_nor_the_input() -> None:
-    """Without gradients a block overwrites what is its own, and that alone."""
+def test_in_place_operations_change_neither_result_nor_input() -> None:
+    """Without gradients a block overwrites only its own tensors."""
     model = unet()
     x = noisy_images()
     kept = x.clone()
@@ -66,7 +66,7 @@ def test_work_in_place_changes_neither_the_result_nor_the_input() -> None:
     assert torch.equal(features, kept)
 
 
-def test_the_original_learns_on_and_the_fixed_one_does_not_follow() -> None:
+def test_fused_copy_does_not_follow_changes_of_the_original() -> None:
     model = unet()
     ready = fuse_weights(model)
     with torch.no_grad():
@@ -85,7 +85,7 @@ def test_the_original_learns_on_and_the_fixed_one_does_not_follow() -> None:
     lambda: PerturbedAttentionGuidance(2.0),
     lambda: Perturbed([AnnealedCondition()]),
 ], ids=["transformer", "autoguidance", "attention", "condition"])  # fmt: skip
-def test_guidances_of_every_kind_stay_what_they_are(guidance: object) -> None:
+def test_fused_guidances_give_the_same(guidance: object) -> None:
     made = guidance()  # type: ignore[operator]
     resolved = made.resolve(DryRunModels(unet(), ".")).eval()
     ready = fuse_weights(resolved)
@@ -96,15 +96,15 @@ def test_guidances_of_every_kind_stay_what_they_are(guidance: object) -> None:
     assert type(ready) is type(resolved)
 
 
-def test_what_is_shared_is_fixed_once() -> None:
+def test_shared_networks_are_fused_once() -> None:
     resolved = PerturbedAttentionGuidance(2.0).resolve(DryRunModels(unet(), "."))
     networks = {id(part.network) for part in fuse_weights(resolved).modules() if isinstance(part, Preconditioned)}
     assert len(networks) == 1
     networks = {id(part.network) for part in resolved.modules() if isinstance(part, Preconditioned)}
-    assert len(networks) == 1  # and the resolved one still has its own
+    assert len(networks) == 1  # the resolved guidance still has its own network
 
 
-def test_low_rank_additions_are_part_of_the_weights() -> None:
+def test_low_rank_additions_are_fused() -> None:
     adapted = LowRank(unet(), rank=2).eval()
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
@@ -115,14 +115,14 @@ def test_low_rank_additions_are_part_of_the_weights() -> None:
         torch.testing.assert_close(fuse_weights(adapted)(noisy_images(), SIGMA, LABELS), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_other_networks_are_left_as_they_are() -> None:
+def test_other_networks_are_unchanged() -> None:
     model = transformer()
     ready = fuse_weights(model)
     assert isinstance(ready, Preconditioned) and isinstance(ready.network, DiffusionTransformer)
     assert ready.network is model.network
 
 
-def test_compiling_leaves_the_original_alone() -> None:
+def test_compiling_does_not_change_the_original() -> None:
     for model in (unet(), transformer()):
         resolved = Autoguidance(model, 2.0).resolve(DryRunModels(model, "."))
         parts = [part for part in fuse_weights(resolved, compile=True).modules() if isinstance(part, Network)]
@@ -132,7 +132,7 @@ def test_compiling_leaves_the_original_alone() -> None:
         assert model.network._compiled_call_impl is None
 
 
-def test_nothing_to_compile_is_said() -> None:
+def test_compile_without_networks_is_refused() -> None:
     model = GaussianMixture(torch.zeros(1, 2), torch.eye(2)[None])
     with pytest.raises(ValueError, match="compile is for networks of Preconditioned denoisers; a Gaussian.* has none"):
         fuse_weights(model, compile=True)
@@ -144,8 +144,8 @@ def test_nothing_to_compile_is_said() -> None:
     lambda: Autoguidance(transformer(), 2.0),
     lambda: PerturbedAttentionGuidance(2.0),
 ], ids=["unet", "transformer", "attention"])  # fmt: skip
-def test_compiled_is_eager(guidance: Callable[[], Guidance]) -> None:
-    """Also a second copy, which compiles nothing anew."""
+def test_compiled_equals_eager(guidance: Callable[[], Guidance]) -> None:
+    """A second copy gives the same without recompilation."""
     resolved = guidance().resolve(DryRunModels(unet(), ".")).eval()
     torch._dynamo.reset()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Samples out of all bounds are found, and an evaluation says so."""
+"""Diverged samples are detected, and evaluations warn of them."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from lightning_guide.inference import is_diverged
 from tests.runs import TinyImages, evaluation, tiny_module, tiny_trainer
 
 
-def test_what_counts() -> None:
+def test_diverged_samples_are_detected() -> None:
     x = torch.tensor([[0.0, 49.9], [0.0, -50.1], [math.nan, 0.0], [0.0, -math.inf]])
     assert is_diverged(x, 0.5).tolist() == [False, True, True, True]
     assert is_diverged(x[:, :, None], 1.0).tolist() == [False, False, True, True]
 
 
-@pytest.mark.parametrize(("guidance", "said"), [(Main(), False), (ScoreScaling(1e9), True)])
-def test_an_evaluation_warns(tmp_path: Path, guidance: Denoiser, said: bool) -> None:
+@pytest.mark.parametrize(("guidance", "warns"), [(Main(), False), (ScoreScaling(1e9), True)])
+def test_evaluation_warns_of_diverged_samples(tmp_path: Path, guidance: Denoiser, warns: bool) -> None:
     module = tiny_module(evaluations={"wild": evaluation(guidance)}, average=None)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         tiny_trainer(tmp_path, limit_val_batches=1.0).validate(module, datamodule=TinyImages(), verbose=False)
     messages = [str(warning.message) for warning in caught]
     found = [message for message in messages if "are not finite or out of bounds, first index" in message]
-    assert bool(found) == said and all("evaluation 'wild'" in message for message in found)
+    assert bool(found) == warns and all("evaluation 'wild'" in message for message in found)

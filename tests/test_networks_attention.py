@@ -1,4 +1,4 @@
-"""Cosine attention against softmax written out, heads at every width, and the core as a replaceable part."""
+"""Cosine attention against explicit softmax attention, number of heads, replaceable core."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from lightning_guide.networks.magnitude_preserving import mp_sum, normalize
 @pytest.mark.parametrize(
     ("channels", "heads"), [(8, 1), (32, 1), (64, 1), (96, 1), (127, 1), (128, 2), (160, 2), (200, 2), (1792, 28)]
 )
-def test_no_width_loses_its_heads(channels: int, heads: int) -> None:
+def test_number_of_heads_at_every_width(channels: int, heads: int) -> None:
     assert attention_heads(channels) == heads
     assert channels % heads == 0
 
 
-def test_the_core_is_softmax_attention(generator: torch.Generator) -> None:
+def test_core_equals_softmax_attention(generator: torch.Generator) -> None:
     q, k, v = torch.randn(3, 2, 4, 15, 8, generator=generator, dtype=torch.float64)
     expected = (q @ k.mT / math.sqrt(8)).softmax(dim=-1) @ v
     torch.testing.assert_close(CosineAttention()(q, k, v, (3, 5)), expected)
 
 
-def test_self_attention_is_its_formula_with_q_k_v_fastest(generator: torch.Generator) -> None:
+def test_self_attention_equals_its_formula_with_q_k_v_fastest(generator: torch.Generator) -> None:
     attention = SelfAttention(128, balance=0.3).double()
     x = torch.randn(2, 128, 3, 5, generator=generator, dtype=torch.float64)
     with torch.no_grad():
@@ -43,15 +43,15 @@ def test_self_attention_is_its_formula_with_q_k_v_fastest(generator: torch.Gener
 
 
 class Identity(AttentionCore):
-    """The identity map of PAG, and a note of what it was given."""
+    """Identity attention of PAG, which records its arguments."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, size: tuple[int, int] | None) -> Tensor:
-        """V."""
+        """Return v."""
         self.seen = (q, k, v, size)
         return v
 
 
-def test_the_core_can_be_replaced_and_sees_normalized_tokens_and_the_grid(generator: torch.Generator) -> None:
+def test_core_is_replaceable_and_receives_normalized_tokens_and_grid(generator: torch.Generator) -> None:
     attention = SelfAttention(64)
     core = Identity()
     attention.core = core
@@ -67,7 +67,7 @@ def test_the_core_can_be_replaced_and_sees_normalized_tokens_and_the_grid(genera
     torch.testing.assert_close(y[1:, :, 1:2, 2:3], expected)
 
 
-def test_attention_can_tell_tokens_apart(generator: torch.Generator) -> None:
+def test_attention_depends_on_the_tokens(generator: torch.Generator) -> None:
     attention = SelfAttention(16)
     x = torch.randn(1, 16, 4, 4, generator=generator)
     shuffled = x.flatten(2)[:, :, torch.randperm(16, generator=generator)].reshape(x.shape)

@@ -1,4 +1,4 @@
-"""The classifier by attention: what it reads, what it refuses, and that it learns through its own module."""
+"""Patch classifier: inputs, refusals, training through its module, recipe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_guide.utils.recipe import build
 SMALL = {"num_classes": 3, "channels": 16, "depth": 2, "heads": 2}
 
 
-def test_every_pixel_of_a_sample_and_no_other_sample_counts() -> None:
+def test_logits_depend_on_every_pixel_of_the_sample_only() -> None:
     network = PatchClassifier([2, 4, 6], **SMALL).eval()
     x = torch.randn(3, 2, 4, 6, requires_grad=True)
     logits = network(x)
@@ -22,24 +22,24 @@ def test_every_pixel_of_a_sample_and_no_other_sample_counts() -> None:
     torch.testing.assert_close(network(x[1:2]), logits[1:2])
 
 
-def test_the_place_of_a_patch_matters() -> None:
+def test_logits_depend_on_patch_positions() -> None:
     network = PatchClassifier([1, 4, 4], **SMALL).eval()
     x = torch.randn(2, 1, 4, 4)
-    moved = x.roll(2, 3)  # the same patches elsewhere
+    moved = x.roll(2, 3)  # the same patches at other positions
     assert (network(moved) - network(x)).abs().max() > 1e-4
     with torch.no_grad():
         network.positions.zero_()
     torch.testing.assert_close(network(moved), network(x))
 
 
-def test_it_learns_which_half_is_bright() -> None:
+def test_training_learns_which_half_is_bright() -> None:
     network = PatchClassifier([1, 4, 4], num_classes=2, channels=16, depth=1, heads=2, dropout=0.0)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
     labels = torch.arange(64) % 2
     for _ in range(60):
         x = torch.randn(64, 1, 4, 4)
         x[:, :, :, :2] += (2 * labels - 1)[:, None, None, None]
-        x[:, :, :, 2:] -= (2 * labels - 1)[:, None, None, None]  # the sum tells nothing
+        x[:, :, :, 2:] -= (2 * labels - 1)[:, None, None, None]  # the sum carries no information
         loss = F.cross_entropy(network(x), labels)
         optimizer.zero_grad()
         loss.backward()
@@ -47,7 +47,7 @@ def test_it_learns_which_half_is_bright() -> None:
     assert loss.item() < 0.1
 
 
-def test_a_recipe_rebuilds_it() -> None:
+def test_recipe_round_trip() -> None:
     network = PatchClassifier([1, 4, 4], **SMALL).eval()
     again = build(network.recipe).eval()
     again.load_state_dict(network.state_dict())
@@ -55,7 +55,7 @@ def test_a_recipe_rebuilds_it() -> None:
     torch.testing.assert_close(again(x), network(x))
 
 
-def test_mistakes() -> None:
+def test_invalid_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="sides in multiples of 3"):
         PatchClassifier([1, 4, 4], num_classes=3, patch_size=3)
     with pytest.raises(ValueError, match="16 channels must be a multiple of 3 heads"):

@@ -1,4 +1,4 @@
-"""DDPM++: the published size, and the parts that do what they say."""
+"""DDPM++: published size, blocks and attention against their formulas."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def small(**options: object) -> DDPMpp:
     return DDPMpp((1, 8, 8), **(SMALL | options))  # type: ignore[arg-type]
 
 
-def test_parameters_are_the_published_number() -> None:
+def test_published_parameter_counts() -> None:
     with torch.device("meta"):
         cifar = DDPMpp((3, 32, 32), augmentation_channels=9)
         faces = DDPMpp((3, 64, 64), augmentation_channels=9, channel_mult=(1, 2, 2, 2))
@@ -44,7 +44,7 @@ def test_before_training_the_denoiser_is_c_skip_x() -> None:
     torch.testing.assert_close(model(x, sigma, torch.tensor([0, 1])), expected, atol=1e-3, rtol=0)
 
 
-def test_noise_level_label_and_size() -> None:
+def test_output_depends_on_noise_level_and_label() -> None:
     network = small(num_classes=3)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -65,7 +65,7 @@ def test_noise_level_label_and_size() -> None:
 
 
 @pytest.mark.parametrize("resample", ["keep", "down", "up"])
-def test_block_by_hand(resample: str) -> None:
+def test_block_equals_its_formula(resample: str) -> None:
     torch.manual_seed(0)
     block = DDPMBlock(8, 12, embedding_channels=5, resample=resample).double()  # type: ignore[arg-type]
     nn.init.normal_(block.residual_out.weight)
@@ -83,7 +83,7 @@ def test_block_by_hand(resample: str) -> None:
     torch.testing.assert_close(block(x, e), (block.projection(resized(x)) + y) / math.sqrt(2))
 
 
-def test_attention_by_hand_and_perturbed() -> None:
+def test_attention_equals_its_formula_and_is_perturbable() -> None:
     torch.manual_seed(0)
     layer = ImageAttention(8).double()
     nn.init.normal_(layer.output.weight)
@@ -100,4 +100,4 @@ def test_attention_by_hand_and_perturbed() -> None:
     labels = torch.tensor([0, 3, 1])
     with torch.no_grad():
         guided = PerturbedAttentionGuidance(3.0, positive=model).start(place)(place.x, torch.tensor(0.7), labels).clean
-        assert (guided - model(place.x, torch.tensor(0.7), labels)).abs().max() > 1e-4  # PAG finds its core
+        assert (guided - model(place.x, torch.tensor(0.7), labels)).abs().max() > 1e-4  # PAG replaces the core

@@ -1,4 +1,4 @@
-"""The diffusion transformer against its formula written out, at every shape it takes, and as a trainable denoiser."""
+"""Diffusion transformer: explicit formula, shapes, training as a denoiser."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PAPER = {  # channels, depth, heads, millions of parameters in table 1 of the pa
 
 
 def small(data_shape: tuple[int, ...] = (3, 8, 12), **options: int) -> DiffusionTransformer:
-    """A small network in float64 whose every parameter is random, the zero ones too."""
+    """Return a small network in float64 with all parameters random, including those initialized to zero."""
     options = {"num_classes": 5, "channels": 24, "depth": 3, "heads": 3, **options}
     network = DiffusionTransformer(data_shape, **options).double()  # type: ignore[arg-type]
     with torch.no_grad():
@@ -48,7 +48,7 @@ def call(network: DiffusionTransformer, x: Tensor, labels: Tensor | None = None)
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_the_sizes_of_the_paper(name: str) -> None:
+def test_published_sizes(name: str) -> None:
     channels, depth, heads, millions = PAPER[name]
     with torch.device("meta"):
         network = DiffusionTransformer((4, 32, 32), num_classes=1000, channels=channels, depth=depth, heads=heads)
@@ -77,7 +77,7 @@ def silu(x: Tensor) -> Tensor:
     return x / (1 + (-x).exp())
 
 
-def test_attention_is_softmax_attention_of_each_head() -> None:
+def test_attention_equals_softmax_attention_of_each_head() -> None:
     attention = TokenAttention(12, 3).double()
     x = torch.randn(2, 6, 12, dtype=torch.float64)
     q, k, v = affine(attention.qkv, x).split(12, dim=-1)
@@ -88,7 +88,7 @@ def test_attention_is_softmax_attention_of_each_head() -> None:
     torch.testing.assert_close(attention(x, (2, 3)), affine(attention.output, torch.cat(heads, dim=-1)))
 
 
-def test_qk_norm_makes_attention_blind_to_the_scale_of_queries_and_keys() -> None:
+def test_qk_norm_ignores_the_scale_of_queries_and_keys() -> None:
     x = torch.randn(2, 6, 12, dtype=torch.float64)
     for qk_norm in (True, False):
         attention = TokenAttention(12, 3, qk_norm=qk_norm).double()
@@ -99,7 +99,7 @@ def test_qk_norm_makes_attention_blind_to_the_scale_of_queries_and_keys() -> Non
         assert torch.allclose(attention(x, (2, 3)), before, atol=1e-4) == qk_norm
 
 
-def test_a_block_is_its_formula() -> None:
+def test_block_equals_its_formula() -> None:
     block = small().blocks[0]
     assert isinstance(block, TransformerBlock)
     x, e = torch.randn(2, 6, 24, dtype=torch.float64), torch.randn(2, 24, dtype=torch.float64)
@@ -110,8 +110,8 @@ def test_a_block_is_its_formula() -> None:
     torch.testing.assert_close(block(x, e, (2, 3)), y + m[5] * affine(block.mlp.fc2, h))
 
 
-def test_tokens_are_patches_with_positions_and_go_back_where_they_came_from() -> None:
-    """Without blocks: every patch by itself, by its pixels, its row and its column."""
+def test_patches_and_positions_without_blocks() -> None:
+    """Without blocks, each patch is computed from its own pixels, row and column, and returned to its place."""
     network = small(depth=0)
     assert network.embedding_label is not None
     x = torch.randn(2, 3, 8, 12, dtype=torch.float64)
@@ -137,7 +137,7 @@ def test_tokens_are_patches_with_positions_and_go_back_where_they_came_from() ->
 
 
 class Spy(AttentionCore):
-    """The plain core, and a note of the tokens and the grid it was given."""
+    """Plain attention core that records its tokens and grid."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, size: tuple[int, int] | None) -> Tensor:
         self.seen = (q.shape, size)
@@ -170,7 +170,7 @@ def test_shapes(shape: tuple[int, ...], patch_size: int, tokens: int, grid: tupl
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 12), (3, 4, 4), (3, 16, 6)], ids=str)
-def test_another_size_is_the_network_of_that_size(shape: tuple[int, ...]) -> None:
+def test_other_size_equals_the_network_of_that_size(shape: tuple[int, ...]) -> None:
     network, other = (
         small((3, 8, 8)),
         DiffusionTransformer(shape, num_classes=5, channels=24, depth=3, heads=3).double(),
@@ -181,14 +181,14 @@ def test_another_size_is_the_network_of_that_size(shape: tuple[int, ...]) -> Non
         assert torch.equal(Preconditioned(network)(x, sigma), Preconditioned(other.eval())(x, sigma))
 
 
-def test_a_sequence_is_a_picture_of_one_row() -> None:
-    sequence, picture = small((3, 10), patch_size=1), small((3, 1, 10), patch_size=1)
-    picture.load_state_dict(sequence.state_dict())
+def test_sequence_equals_an_image_of_one_row() -> None:
+    sequence, image = small((3, 10), patch_size=1), small((3, 1, 10), patch_size=1)
+    image.load_state_dict(sequence.state_dict())
     x = torch.randn(2, 3, 10, dtype=torch.float64)
-    assert torch.equal(call(sequence, x), call(picture, x[:, :, None])[:, :, 0])
+    assert torch.equal(call(sequence, x), call(image, x[:, :, None])[:, :, 0])
 
 
-def test_what_does_not_fit() -> None:
+def test_sizes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"data_shape is \(3, 4, 8, 8\); expected \(channels, height, width\), "):
         small((3, 4, 8, 8))
     with pytest.raises(ValueError, match="size 8x9 cannot be cut into patches of 2x2"):
@@ -207,7 +207,7 @@ def test_what_does_not_fit() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 12), (3, 10), (2,)], ids=str)
-def test_untrained_the_denoiser_is_c_skip_x(shape: tuple[int, ...]) -> None:
+def test_untrained_denoiser_is_c_skip_x(shape: tuple[int, ...]) -> None:
     denoiser = Preconditioned(DiffusionTransformer(shape, num_classes=5, channels=24, depth=3, heads=3))
     x = torch.randn(4, *shape)
     for sigma in (0.1, 2.0):
@@ -215,13 +215,13 @@ def test_untrained_the_denoiser_is_c_skip_x(shape: tuple[int, ...]) -> None:
         torch.testing.assert_close(denoiser(x, torch.tensor(sigma), torch.tensor([0, 4, -1, 2])), c_skip * x)
 
 
-def test_every_block_is_the_identity_before_training() -> None:
+def test_untrained_blocks_are_the_identity() -> None:
     x, e = torch.randn(2, 6, 24), torch.randn(2, 24)
     for block in DiffusionTransformer((3, 4, 6), channels=24, depth=3, heads=3).blocks:
         assert torch.equal(block(x, e, (2, 3)), x)
 
 
-def test_labels_and_noise_levels_matter_and_no_condition_is_minus_one() -> None:
+def test_output_depends_on_labels_and_noise_and_minus_one_is_no_condition() -> None:
     network = small()
     x = torch.randn(1, 3, 8, 12, dtype=torch.float64).expand(2, -1, -1, -1)
     c_noise = torch.zeros(2, dtype=torch.float64)
@@ -234,7 +234,7 @@ def test_labels_and_noise_levels_matter_and_no_condition_is_minus_one() -> None:
     assert small(num_classes=0).embed(None, 2) is None
 
 
-def test_its_parts_exist_and_attention_can_be_perturbed() -> None:
+def test_parts_exist_and_attention_is_perturbable() -> None:
     network = small(dropout=0.1)
     for kind, patterns in network.parts.items():
         for pattern in patterns:
@@ -248,7 +248,7 @@ def test_its_parts_exist_and_attention_can_be_perturbed() -> None:
     assert not torch.allclose(perturbed(x, sigma), model(x, sigma))
 
 
-def test_dropout_acts_in_training_alone() -> None:
+def test_dropout_only_in_training() -> None:
     network = small(dropout=0.5)
     x = torch.randn(2, 3, 8, 12, dtype=torch.float64)
     assert torch.equal(call(network, x), call(network, x))
@@ -256,7 +256,7 @@ def test_dropout_acts_in_training_alone() -> None:
     assert not torch.equal(call(network, x), call(network, x))
 
 
-def test_its_recipe_rebuilds_it() -> None:
+def test_recipe_round_trip() -> None:
     network = small(patch_size=4, qk_norm=True)
     other = build(network.recipe).double().eval()
     other.load_state_dict(network.state_dict())
@@ -278,8 +278,8 @@ def test_weights_in_bfloat16_stay_close() -> None:
         assert 0 < (other - full).abs().max() < 0.05 * full.abs().max()
 
 
-def test_adam_trains_it_on_digits() -> None:
-    """At a held-out set of noise levels the error falls far below that of c_skip x."""
+def test_training_on_digits_with_adam() -> None:
+    """At held-out noise levels the error is far below that of c_skip x."""
     images = torch.from_numpy(load_digits().images).float()[:, None] / 8 - 1  # (1797, 1, 8, 8) in [-1, 1]
     labels = torch.from_numpy(load_digits().target)
     network = DiffusionTransformer((1, 8, 8), num_classes=10, channels=48, depth=2, heads=3)

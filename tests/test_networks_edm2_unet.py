@@ -1,4 +1,4 @@
-"""The EDM2 U-Net: published sizes to the parameter, zero at the start, labels, shapes, names."""
+"""EDM2 U-Net: published parameter counts, initial output of zero, labels, shapes, names."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ HEAD = 128  # the uncertainty head, a magnitude-preserving linear layer 128 -> 1
 
 
 def small(**options: Any) -> EDM2UNet:
-    """A net of two levels, 8x8 and 4x4."""
+    """Return a network of two levels, 8x8 and 4x4."""
     settings = {"model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attention_resolutions": [4]}
     return EDM2UNet(**{"data_shape": (3, 8, 8), "num_classes": 10, **settings, **options})
 
 
-def awake(net: EDM2UNet) -> EDM2UNet:
-    """The net with every learned gain switched on."""
+def with_gains(net: EDM2UNet) -> EDM2UNet:
+    """Set all learned gains to nonzero values."""
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             if name.endswith("gain"):
@@ -34,7 +34,7 @@ def awake(net: EDM2UNet) -> EDM2UNet:
 
 
 def run(net: EDM2UNet, x: Tensor, condition: Tensor | None = None) -> Tensor:
-    """F of x at fixed noise levels."""
+    """Return F of x at fixed noise levels."""
     return net(x, torch.linspace(-1, 1, len(x)), net.embed(condition, len(x)))
 
 
@@ -94,7 +94,7 @@ def test_parameter_counts_of_the_small_nets() -> None:
 
 
 @pytest.mark.parametrize("num_classes", [0, 10])
-def test_an_untrained_net_is_zero_and_its_denoiser_is_the_skip(num_classes: int, generator: torch.Generator) -> None:
+def test_untrained_network_is_zero_and_its_denoiser_is_c_skip_x(num_classes: int, generator: torch.Generator) -> None:
     net = small(num_classes=num_classes)
     x = torch.randn(2, 3, 8, 8, generator=generator)
     assert torch.count_nonzero(run(net, x)) == 0
@@ -103,7 +103,7 @@ def test_an_untrained_net_is_zero_and_its_denoiser_is_the_skip(num_classes: int,
     torch.testing.assert_close(Preconditioned(net)(x, sigma), expected)
 
 
-def test_labels_change_nothing_before_training_and_something_after(generator: torch.Generator) -> None:
+def test_labels_have_influence_only_after_training(generator: torch.Generator) -> None:
     net = small()
     with torch.no_grad():
         net.output.gain.fill_(1.0)  # type: ignore[union-attr]
@@ -111,12 +111,12 @@ def test_labels_change_nothing_before_training_and_something_after(generator: to
     first, second = torch.tensor([0, 1]), torch.tensor([7, 3])
     assert run(net, x, first).abs().max() > 0.1
     assert torch.equal(run(net, x, first), run(net, x, second))
-    awake(net)
+    with_gains(net)
     assert not torch.allclose(run(net, x, first), run(net, x, second))
 
 
 def test_minus_one_is_no_condition(generator: torch.Generator) -> None:
-    net = awake(small())
+    net = with_gains(small())
     x = torch.randn(3, 3, 8, 8, generator=generator)
     nothing = run(net, x)
     assert torch.equal(run(net, x, torch.full((3,), -1)), nothing)
@@ -125,7 +125,7 @@ def test_minus_one_is_no_condition(generator: torch.Generator) -> None:
     assert not torch.allclose(mixed[1], nothing[1])
 
 
-def test_the_embedding_of_a_label_is_its_column_with_unit_rms() -> None:
+def test_label_embedding_is_its_column_with_unit_rms() -> None:
     net = small(num_classes=40, model_channels=64)
     embedding = net.embed(torch.arange(40), 40)
     assert embedding is not None
@@ -135,7 +135,7 @@ def test_the_embedding_of_a_label_is_its_column_with_unit_rms() -> None:
 
 
 @pytest.mark.parametrize("label", [10, -2, 1000])
-def test_a_label_out_of_range_is_named(label: int) -> None:
+def test_label_out_of_range_is_refused(label: int) -> None:
     with pytest.raises(ValueError, match=rf"class label {label} is out of range; expected 0 to 9"):
         small().embed(torch.tensor([0, label, 3]), 3)
 
@@ -146,22 +146,22 @@ def test_labels_of_wrong_type_or_shape_are_refused(labels: Tensor) -> None:
         small().embed(labels, 3)
 
 
-def test_an_unconditional_net_ignores_labels(generator: torch.Generator) -> None:
-    net = awake(small(num_classes=0))
+def test_unconditional_network_ignores_labels(generator: torch.Generator) -> None:
+    net = with_gains(small(num_classes=0))
     x = torch.randn(2, 3, 8, 8, generator=generator)
     assert net.embed(torch.tensor([99, -7]), 2) is None
     assert torch.equal(run(net, x, torch.tensor([99, -7])), run(net, x))
 
 
-def test_the_noise_level_matters(generator: torch.Generator) -> None:
-    net = awake(small())
+def test_output_depends_on_the_noise_level(generator: torch.Generator) -> None:
+    net = with_gains(small())
     x = torch.randn(1, 3, 8, 8, generator=generator).expand(2, -1, -1, -1)
     y = net(x, torch.tensor([-1.0, 0.5]), net.embed(None, 2))
     assert not torch.allclose(y[0], y[1])
 
 
 def test_non_square_data_and_other_sizes_than_declared(generator: torch.Generator) -> None:
-    net = awake(small(data_shape=(1, 8, 12), attention_resolutions=[4]))
+    net = with_gains(small(data_shape=(1, 8, 12), attention_resolutions=[4]))
     assert "4x6_block0" in net.encoder
     assert "decoder.4x6_block0.attention.core" in dict(net.named_modules())
     assert run(net, torch.randn(2, 1, 8, 12, generator=generator)).shape == (2, 1, 8, 12)
@@ -177,12 +177,12 @@ def test_sizes_that_cannot_be_halved_are_refused() -> None:
         small(data_shape=(2,))
 
 
-def test_attention_at_a_size_that_no_level_has_is_refused() -> None:
+def test_attention_at_a_missing_size_is_refused() -> None:
     with pytest.raises(ValueError, match=r"names \[16\], which no level has; .* \[8, 4\]"):
         small(attention_resolutions=[16, 4])
 
 
-def test_attention_stands_where_it_should() -> None:
+def test_blocks_with_attention() -> None:
     with torch.device("meta"):
         net = EDM2UNet((3, 32, 32), model_channels=32)  # levels 32, 16, 8, 4; attention at 16 and 8
     blocks = {name.rpartition(".attention.core")[0] for name, _ in net.named_modules() if name.endswith(".core")}
@@ -192,8 +192,8 @@ def test_attention_stands_where_it_should() -> None:
     assert all(re.fullmatch(r"\d+x\d+_(down|up|in[01]|block\d)", name) for name in [*net.encoder, *net.decoder])
 
 
-def test_small_widths_keep_their_attention(generator: torch.Generator) -> None:
-    net = awake(small(model_channels=8))
+def test_narrow_networks_have_attention(generator: torch.Generator) -> None:
+    net = with_gains(small(model_channels=8))
     attention = net.encoder["4x4_block0"].attention
     assert attention.heads == 1
     x = torch.randn(1, 3, 8, 8, generator=generator)
@@ -203,8 +203,8 @@ def test_small_widths_keep_their_attention(generator: torch.Generator) -> None:
     assert not torch.allclose(run(net, x), before)
 
 
-def test_every_parameter_learns_and_every_gradient_is_tangent(generator: torch.Generator) -> None:
-    net = awake(small(dropout=0.1))
+def test_every_parameter_has_a_gradient_tangent_to_its_sphere(generator: torch.Generator) -> None:
+    net = with_gains(small(dropout=0.1))
     x = torch.randn(4, 3, 8, 8, generator=generator)
     run(net, x, torch.tensor([0, 1, -1, 2])).square().mean().backward()
     for name, parameter in net.named_parameters():
@@ -219,16 +219,18 @@ def test_every_parameter_learns_and_every_gradient_is_tangent(generator: torch.G
             assert (radial <= 2e-3 * gradient.norm(dim=1) * weight.norm(dim=1) + 1e-9).all(), name
 
 
-def test_activations_keep_their_magnitude() -> None:
+def test_activations_have_unit_magnitude() -> None:
     torch.manual_seed(0)
-    net = awake(EDM2UNet((3, 16, 16), model_channels=32, channel_mult=[1, 2], num_blocks=2, attention_resolutions=[8]))
+    net = with_gains(
+        EDM2UNet((3, 16, 16), model_channels=32, channel_mult=[1, 2], num_blocks=2, attention_resolutions=[8])
+    )
     with torch.no_grad():
         net.output.gain.fill_(1.0)  # type: ignore[union-attr]
         y = run(net, torch.randn(16, 3, 16, 16))
     assert 0.5 < y.square().mean().sqrt().item() < 1.5
 
 
-def test_a_net_is_born_on_its_spheres_and_constrain_returns_it_there() -> None:
+def test_weights_start_on_their_spheres_and_constrain_projects_them() -> None:
     net = small()
 
     def distance() -> float:
@@ -244,8 +246,8 @@ def test_a_net_is_born_on_its_spheres_and_constrain_returns_it_there() -> None:
     assert distance() < 1e-3
 
 
-def test_the_forward_pass_leaves_the_weights_alone(generator: torch.Generator) -> None:
-    net = awake(small())
+def test_forward_pass_does_not_change_weights(generator: torch.Generator) -> None:
+    net = with_gains(small())
     with torch.no_grad():
         net.input.weight.mul_(1.3)
     before = {name: value.clone() for name, value in net.state_dict().items()}
@@ -254,15 +256,15 @@ def test_the_forward_pass_leaves_the_weights_alone(generator: torch.Generator) -
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
-def test_dropout_acts_in_training_alone(generator: torch.Generator) -> None:
-    net = awake(small(dropout=0.5))
+def test_dropout_only_in_training(generator: torch.Generator) -> None:
+    net = with_gains(small(dropout=0.5))
     x = torch.randn(1, 3, 8, 8, generator=generator)
     assert torch.equal(run(net.eval(), x), run(net, x))
     assert not torch.equal(run(net.train(), x), run(net, x))
 
 
-def test_a_net_is_rebuilt_from_its_recipe(generator: torch.Generator) -> None:
-    net = awake(small(num_classes=4, dropout=0.1))
+def test_recipe_round_trip(generator: torch.Generator) -> None:
+    net = with_gains(small(num_classes=4, dropout=0.1))
     recipe = json.loads(json.dumps(net.recipe))
     torch.manual_seed(99)
     twin = build(recipe)
@@ -274,7 +276,7 @@ def test_a_net_is_rebuilt_from_its_recipe(generator: torch.Generator) -> None:
 
 
 def test_bfloat16_autocast_stays_near_float32(generator: torch.Generator) -> None:
-    net = awake(small())
+    net = with_gains(small())
     x = torch.randn(4, 3, 8, 8, generator=generator)
     with torch.no_grad():
         exact = run(net, x, torch.tensor([0, 1, 2, -1]))
@@ -284,8 +286,8 @@ def test_bfloat16_autocast_stays_near_float32(generator: torch.Generator) -> Non
 
 
 @pytest.mark.slow
-def test_compiles_into_one_graph_that_still_checks_labels(generator: torch.Generator) -> None:
-    denoiser = Preconditioned(awake(small()))
+def test_compiles_into_one_graph_with_label_checks(generator: torch.Generator) -> None:
+    denoiser = Preconditioned(with_gains(small()))
     compiled = torch.compile(denoiser, backend="eager", fullgraph=True)
     x, sigma = torch.randn(3, 3, 8, 8, generator=generator), torch.tensor([0.1, 1.0, 9.0])
     torch.testing.assert_close(

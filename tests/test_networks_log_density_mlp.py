@@ -1,4 +1,4 @@
-"""The log-density MLP: its score by hand against autograd, and what follows from the score being a gradient."""
+"""Log-density MLP: explicit score against autograd, symmetry of its Jacobian, gradients, recipe."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_guide.utils.recipe import build
 
 
 def trained(**options: int) -> LogDensityMLP:
-    """A network in float64 whose gain is not zero."""
+    """Return a network in float64 with a nonzero gain."""
     net = LogDensityMLP(**{"width": 12, **options}).double()
     with torch.no_grad():
         net.gain.fill_(0.4)
@@ -21,13 +21,13 @@ def trained(**options: int) -> LogDensityMLP:
 
 
 def points(n: int, generator: torch.Generator, dimensions: int = 2) -> tuple[Tensor, Tensor]:
-    """Points and noise levels from .01 to 10."""
+    """Return points and noise levels from 0.01 to 10."""
     x = torch.randn(n, dimensions, generator=generator, dtype=torch.float64)
     return x, torch.logspace(-2, 1, n, dtype=torch.float64)
 
 
 def score_by_autograd(net: LogDensityMLP, x: Tensor, sigma: Tensor) -> Tensor:
-    """grad_x G, with a graph for the second pass."""
+    """Return grad_x G, with a graph for the second pass."""
     x = x.detach().requires_grad_()
     (score,) = torch.autograd.grad(net.log_density(x, sigma).sum(), x, create_graph=True)
     return score
@@ -40,7 +40,7 @@ def test_published_parameter_counts(width: int, parameters: int) -> None:
 
 @pytest.mark.parametrize("layers", [1, 4])
 @pytest.mark.parametrize("dimensions", [2, 3])
-def test_score_by_hand_is_the_gradient_of_the_log_density(
+def test_explicit_score_equals_the_gradient_of_the_log_density(
     layers: int, dimensions: int, generator: torch.Generator
 ) -> None:
     net = trained(layers=layers, dimensions=dimensions)
@@ -51,7 +51,7 @@ def test_score_by_hand_is_the_gradient_of_the_log_density(
     torch.testing.assert_close(net.score(x, one), net.score(x, one.expand(20)), rtol=1e-10, atol=1e-10)
 
 
-def test_training_gradient_by_one_backward_is_that_of_double_backward(generator: torch.Generator) -> None:
+def test_training_gradient_equals_that_of_double_backward(generator: torch.Generator) -> None:
     net = trained()
     x, sigma = points(32, generator)
     target = torch.randn(32, 2, generator=generator, dtype=torch.float64)
@@ -75,7 +75,7 @@ def test_score_is_differentiable_in_x_and_sigma(generator: torch.Generator) -> N
     assert torch.autograd.gradcheck(net, (x, sigma))
 
 
-def test_the_jacobian_of_the_score_is_symmetric(generator: torch.Generator) -> None:
+def test_jacobian_of_the_score_is_symmetric(generator: torch.Generator) -> None:
     net = trained()
     x, _ = points(3, generator)
     sigma = torch.tensor(0.4, dtype=torch.float64)
@@ -85,7 +85,7 @@ def test_the_jacobian_of_the_score_is_symmetric(generator: torch.Generator) -> N
         torch.testing.assert_close(jacobian, jacobian.mT, rtol=1e-9, atol=1e-9)
 
 
-def test_the_log_density_is_its_formula(generator: torch.Generator) -> None:
+def test_log_density_equals_its_formula(generator: torch.Generator) -> None:
     net = trained(layers=2)
     x, sigma = points(6, generator)
     s = sigma[:, None]
@@ -98,7 +98,7 @@ def test_the_log_density_is_its_formula(generator: torch.Generator) -> None:
     torch.testing.assert_close(net.log_density(x, sigma), expected)
 
 
-def test_the_denoiser_is_x_plus_sigma_squared_score(generator: torch.Generator) -> None:
+def test_denoiser_is_x_plus_sigma_squared_score(generator: torch.Generator) -> None:
     net = trained()
     x, sigma = points(16, generator)
     torch.testing.assert_close(net(x, sigma), x + sigma[:, None] ** 2 * net.score(x, sigma))
@@ -106,9 +106,9 @@ def test_the_denoiser_is_x_plus_sigma_squared_score(generator: torch.Generator) 
     assert torch.equal(net(x, sigma, label), net(x, sigma))
 
 
-def test_without_its_learned_part_it_is_the_denoiser_of_one_gaussian(generator: torch.Generator) -> None:
+def test_without_learned_part_it_is_the_denoiser_of_one_gaussian(generator: torch.Generator) -> None:
     net = LogDensityMLP(sigma_data=0.5)
-    assert net.gain.item() < 0  # the density is learned as -|h|^2, whatever the seed
+    assert net.gain.item() < 0  # the learned log-density is -|h|^2 for every seed
     with torch.no_grad():
         net.gain.zero_()
     x = torch.randn(8, 2, generator=generator)
@@ -117,7 +117,7 @@ def test_without_its_learned_part_it_is_the_denoiser_of_one_gaussian(generator: 
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_the_score_needs_no_autograd(mode: type, generator: torch.Generator) -> None:
+def test_score_works_without_autograd(mode: type, generator: torch.Generator) -> None:
     net = trained()
     x, sigma = points(5, generator)
     expected = net(x, sigma).detach()

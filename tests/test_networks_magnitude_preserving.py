@@ -33,7 +33,7 @@ def test_normalize_divides_by_epsilon_plus_rms() -> None:
 
 
 @pytest.mark.parametrize(("dim", "axes"), [(None, (1, 2, 3)), (1, (1,)), ((2, 3), (2, 3))])
-def test_normalize_gives_unit_rms_over_the_axes_asked_for(
+def test_normalize_gives_unit_rms_over_the_given_axes(
     dim: int | tuple[int, ...] | None, axes: tuple[int, ...], generator: torch.Generator
 ) -> None:
     y = normalize(5 * torch.randn(3, 6, 4, 7, generator=generator, dtype=torch.float64), dim)
@@ -55,7 +55,7 @@ def test_normalize_does_not_overflow_in_half_precision() -> None:
     torch.testing.assert_close(y, torch.ones_like(x))
 
 
-def test_pixel_norm_acts_on_each_position_by_itself(generator: torch.Generator) -> None:
+def test_pixel_norm_acts_on_each_position_separately(generator: torch.Generator) -> None:
     x = torch.randn(2, 5, 3, 4, generator=generator)
     y = pixel_norm(x)
     torch.testing.assert_close(y[1, :, 2, 3], normalize(x[1:2, :, 2, 3])[0])
@@ -70,7 +70,7 @@ def test_mp_silu_keeps_unit_rms() -> None:
 
 
 @pytest.mark.parametrize("t", [0.0, 0.3, 0.5, 1.0])
-def test_mp_sum_keeps_unit_rms_and_mixes_as_told(t: float, generator: torch.Generator) -> None:
+def test_mp_sum_keeps_unit_rms_and_has_the_given_weights(t: float, generator: torch.Generator) -> None:
     a, b = torch.randn(2, 200_000, generator=generator, dtype=torch.float64)
     y = mp_sum(a, b, t)
     assert rms(y) == pytest.approx(1, abs=0.01)
@@ -79,7 +79,7 @@ def test_mp_sum_keeps_unit_rms_and_mixes_as_told(t: float, generator: torch.Gene
 
 @pytest.mark.parametrize(("Na", "Nb"), [(8, 8), (4, 12), (30, 2)])
 @pytest.mark.parametrize("t", [0.3, 0.5])
-def test_mp_cat_shares_energy_by_t_whatever_the_channels(Na: int, Nb: int, t: float) -> None:
+def test_mp_cat_splits_energy_by_t_for_any_channels(Na: int, Nb: int, t: float) -> None:
     a, b = torch.ones(2, Na, 3, dtype=torch.float64), -torch.ones(2, Nb, 3, dtype=torch.float64)
     y = mp_cat(a, b, t)
     assert y.shape == (2, Na + Nb, 3)
@@ -88,7 +88,7 @@ def test_mp_cat_shares_energy_by_t_whatever_the_channels(Na: int, Nb: int, t: fl
     assert energy_b / energy_a == pytest.approx(t**2 / (1 - t) ** 2)
 
 
-def test_fourier_features_have_unit_rms_and_depend_on_the_seed_alone() -> None:
+def test_fourier_features_have_unit_rms_and_depend_only_on_the_seed() -> None:
     features = MPFourier(256)
     y = features(torch.linspace(-2, 2, 400))
     assert y.shape == (400, 256)
@@ -118,7 +118,7 @@ def test_fourier_stays_in_float32_for_low_precision_input() -> None:
 
 
 def test_layers_keep_unit_rms() -> None:
-    # Inputs from the generator of the weights: one seeded alike would repeat the weights' numbers.
+    # Inputs come from the generator of the weights; another one with the same seed would repeat the same numbers.
     linear, conv = MPLinear(50, 400), MPConv(20, 200, kernel=3)
     assert rms(linear(torch.randn(500, 50))) == pytest.approx(1, abs=0.03)
     inner = conv(torch.randn(8, 20, 16, 16))[:, :, 1:-1, 1:-1]  # padding lowers the border
@@ -127,7 +127,7 @@ def test_layers_keep_unit_rms() -> None:
 
 @pytest.mark.parametrize("scale", [0.01, 1.0, 7.0])
 def test_layers_ignore_the_length_of_their_rows(scale: float, generator: torch.Generator) -> None:
-    # What averaged weights need: they lie inside the sphere.
+    # Averaged weights lie inside the sphere.
     x = torch.randn(4, 12, generator=generator)
     layer = MPLinear(12, 5)
     expected = layer(x)
@@ -137,7 +137,7 @@ def test_layers_ignore_the_length_of_their_rows(scale: float, generator: torch.G
     torch.testing.assert_close(layer.effective_weight(), normalize(layer.weight) / math.sqrt(12), rtol=1e-5, atol=1e-6)
 
 
-def test_a_learned_gain_starts_at_zero_and_scales_the_output(generator: torch.Generator) -> None:
+def test_learned_gain_starts_at_zero_and_scales_the_output(generator: torch.Generator) -> None:
     x = torch.randn(2, 3, 4, 4, generator=generator)
     layer, plain = MPConv(3, 5, kernel=3, learned_gain=True), MPConv(3, 5, kernel=3)
     assert plain.gain is None
@@ -150,7 +150,7 @@ def test_a_learned_gain_starts_at_zero_and_scales_the_output(generator: torch.Ge
 
 
 @pytest.mark.parametrize("layer", [MPLinear(6, 4), MPConv(2, 4, kernel=3)], ids=["linear", "conv"])
-def test_the_gradient_is_tangent_to_the_sphere_of_each_row(layer: MPLinear | MPConv) -> None:
+def test_gradient_is_tangent_to_the_sphere_of_each_row(layer: MPLinear | MPConv) -> None:
     layer = layer.double()
     normalize_weights_(layer)
     x = torch.randn(3, 6, dtype=torch.float64) if isinstance(layer, MPLinear) else torch.randn(3, 2, 5, 5).double()
@@ -162,7 +162,7 @@ def test_the_gradient_is_tangent_to_the_sphere_of_each_row(layer: MPLinear | MPC
     assert cosine.abs().max() < 1e-3  # eps in the denominator leaves 1e-4 of the radial part
 
 
-def test_normalize_weights_gives_rows_of_norm_root_fan_in_and_touches_nothing_else() -> None:
+def test_normalize_weights_changes_only_row_norms_of_mp_weights() -> None:
     tree = nn.ModuleDict(
         {
             "conv": MPConv(3, 5, kernel=3),
@@ -185,8 +185,8 @@ def test_normalize_weights_gives_rows_of_norm_root_fan_in_and_touches_nothing_el
     assert linear.gain.item() == 3
 
 
-def test_projecting_after_a_step_is_projecting_before_the_next() -> None:
-    # The paper's order, a projection at the start of every forward, against ours, at construction and after a step.
+def test_projection_after_a_step_equals_projection_before_the_next() -> None:
+    # The paper projects at the start of every forward pass, this library at construction and after a step.
     torch.manual_seed(1)
     ours, theirs = MPLinear(6, 4), MPLinear(6, 4)
     theirs.load_state_dict(ours.state_dict())

@@ -1,4 +1,4 @@
-"""The MLP for points: what its linear path can hold, its start at zero, its recipe."""
+"""MLP for points: formula, linear path, initial output of zero, recipe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.utils.recipe import build
 
 
-def test_the_formula(generator: torch.Generator) -> None:
+def test_output_equals_the_formula(generator: torch.Generator) -> None:
     net = PointMLP([5], width=8, layers=2, features=6, rank=3)
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, generator=generator)
@@ -27,13 +27,13 @@ def test_the_formula(generator: torch.Generator) -> None:
     torch.testing.assert_close(net(x, c_noise, None), expected)
 
 
-def test_the_linear_path_holds_the_exact_score_at_one_level(generator: torch.Generator) -> None:
+def test_linear_path_contains_the_exact_score_at_one_level(generator: torch.Generator) -> None:
     exact = SubspaceGaussian(6, 2)
     model = Preconditioned(PointMLP([6], width=8, layers=1, rank=6), sigma_data=exact.sigma_data)
     x, sigma = 30 * torch.randn(9, 6, generator=generator), torch.tensor(0.8)
     net, s_d = model.network, exact.sigma_data
     assert isinstance(net, PointMLP)
-    torch.testing.assert_close(model(x, sigma), x * s_d**2 / (0.8**2 + s_d**2))  # both paths begin at zero
+    torch.testing.assert_close(model(x, sigma), x * s_d**2 / (0.8**2 + s_d**2))  # both paths are initially zero
     # F = (D - c_skip x) / c_out is linear in c_in x: a A A^T + b (I - A A^T)
     c_in = (0.8**2 + s_d**2) ** -0.5
     c_skip, c_out = (s_d * c_in) ** 2, 0.8 * s_d * c_in
@@ -47,7 +47,7 @@ def test_the_linear_path_holds_the_exact_score_at_one_level(generator: torch.Gen
     torch.testing.assert_close(model(x, sigma), exact(x, sigma), rtol=1e-4, atol=1e-4)
 
 
-def test_recipe_and_mistakes() -> None:
+def test_recipe_round_trip_and_invalid_arguments() -> None:
     net = PointMLP([4], width=8, rank=2)
     again = build(net.recipe)
     again.load_state_dict(net.state_dict())

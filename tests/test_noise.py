@@ -12,7 +12,7 @@ from lightning_guide.noise import Grid, KarrasGrid, LogNormal, LogUniform, LogUn
 # fmt: off
 PUBLISHED = [
     80, 66.9, 55.7, 46.2, 38.1, 31.2, 25.5, 20.6, 16.6, 13.3, 10.5, 8.28, 6.46, 5.00, 3.83, 2.90, 2.17, 1.61, 1.17,
-    .845, .598, .415, .283, .189, .123, .0774, .0474, .0279, .0158, .00845, .00427, .002,
+    0.845, 0.598, 0.415, 0.283, 0.189, 0.123, 0.0774, 0.0474, 0.0279, 0.0158, 0.00845, 0.00427, 0.002,
 ]
 # fmt: on
 
@@ -24,21 +24,21 @@ def test_karras_grid_has_the_published_levels() -> None:
 
 
 @pytest.mark.parametrize("rho", [1.0, 3.0, 7.0])
-def test_karras_grid_is_even_in_the_root(rho: float) -> None:
+def test_karras_grid_has_equal_steps_in_the_root(rho: float) -> None:
     sigmas = KarrasGrid(10, sigma_min=0.03, sigma_max=5.0, rho=rho).sigmas()
     roots = sigmas[:-1] ** (1 / rho)
     assert torch.allclose(roots.diff(), roots.diff()[0])
     assert sigmas[[0, -2]].tolist() == pytest.approx([5.0, 0.03], rel=1e-12)
 
 
-def test_log_uniform_grid_is_even_in_the_logarithm() -> None:
+def test_log_uniform_grid_has_equal_steps_in_the_logarithm() -> None:
     sigmas = LogUniformGrid(9, sigma_min=0.01, sigma_max=50.0).sigmas()
     assert torch.allclose(sigmas[:-1].log().diff(), torch.tensor(math.log(0.01 / 50) / 8, dtype=torch.float64))
     assert sigmas[[0, -2, -1]].tolist() == pytest.approx([50.0, 0.01, 0.0], rel=1e-12)
 
 
 @pytest.mark.parametrize("kind", [KarrasGrid, LogUniformGrid])
-def test_grids_descend_from_one_step_on(kind: type[Grid]) -> None:
+def test_grids_descend_for_one_or_more_steps(kind: type[Grid]) -> None:
     assert kind(1).sigmas().tolist() == pytest.approx([80, 0])  # type: ignore[call-arg]
     assert bool((kind(64).sigmas().diff() < 0).all())  # type: ignore[call-arg]
 
@@ -53,12 +53,12 @@ def test_grids_descend_from_one_step_on(kind: type[Grid]) -> None:
         ({"sigma_max": math.nan}, "got 0.002 and nan"),
     ],
 )
-def test_grids_refuse_what_does_not_descend(kind: type[Grid], arguments: dict[str, float], message: str) -> None:
+def test_grids_refuse_levels_that_do_not_descend(kind: type[Grid], arguments: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         kind(**arguments)
 
 
-def test_karras_grid_refuses_rho() -> None:
+def test_karras_grid_refuses_nonpositive_rho() -> None:
     with pytest.raises(ValueError, match="rho > 0, got 0"):
         KarrasGrid(rho=0)
 
@@ -79,14 +79,14 @@ def test_log_uniform(generator: torch.Generator) -> None:
 
 
 @pytest.mark.parametrize("noise", [LogNormal(), LogUniform()], ids=["LogNormal", "LogUniform"])
-def test_distributions_draw_from_the_generator_alone(noise: LogNormal | LogUniform) -> None:
+def test_distributions_use_only_the_generator(noise: LogNormal | LogUniform) -> None:
     first = noise.sample(5, torch.Generator().manual_seed(3))
     torch.manual_seed(99)
     assert torch.equal(first, noise.sample(5, torch.Generator().manual_seed(3)))
     assert not torch.equal(first, noise.sample(5, torch.Generator().manual_seed(4)))
 
 
-def test_distributions_refuse_bad_ranges() -> None:
+def test_distributions_refuse_invalid_ranges() -> None:
     with pytest.raises(ValueError, match="std > 0, got 0"):
         LogNormal(std=0)
     with pytest.raises(ValueError, match="0 < low < high, got low=2, high=1"):

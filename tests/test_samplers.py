@@ -1,4 +1,4 @@
-"""Samplers against closed-form flows: order of accuracy, evaluations, seeds, churn."""
+"""Samplers against closed-form flows: order of accuracy, network calls, seeds, churn."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MEAN, COVARIANCE = torch.tensor([0.3, -0.2]).double(), torch.tensor([[2.0, 1.0],
 
 
 class Levels(Grid):
-    """Given levels; for the order of accuracy they need not end at 0."""
+    """Grid of given levels, which need not end at 0 in tests of the order of accuracy."""
 
     def __init__(self, levels: Tensor) -> None:
         self.levels = levels.double()
@@ -32,18 +32,18 @@ class Levels(Grid):
 
 
 def geometric(high: float, low: float, steps: int) -> Levels:
-    """`steps` equal steps in ln sigma."""
+    """Return a grid of `steps` equal steps in ln sigma."""
     return Levels(torch.logspace(math.log10(high), math.log10(low), steps + 1, dtype=torch.float64))
 
 
 def walk(sampler: Sampler, denoiser: Denoiser, x: Tensor, condition: Tensor | None = None) -> Trajectory:
-    """The end of the trajectory that begins at `x`."""
+    """Return the final state of the trajectory that starts at `x`."""
     *_, last = sampler.steps(denoiser, x, seeds=SampleSeeds(0, range(len(x))), condition=condition)
     return last
 
 
 def flow(x: Tensor, start: float, end: float) -> Tensor:
-    """Closed-form flow of N(MEAN, COVARIANCE): each eigendirection scales with its standard deviation."""
+    """Compute the closed-form flow of N(MEAN, COVARIANCE): each eigendirection scales with its standard deviation."""
     values, vectors = torch.linalg.eigh(COVARIANCE)
     scale = ((values + end**2) / (values + start**2)).sqrt()
     return MEAN + (x - MEAN) @ vectors @ torch.diag(scale) @ vectors.T
@@ -83,7 +83,7 @@ def test_order_of_accuracy_on_a_mixture(kind: Callable[[Grid], Sampler], order: 
 
 
 @pytest.mark.parametrize(("kind", "tolerance"), [(Euler, 0.05), (Heun, 0.004), (DPMSolver2M, 0.03)])
-def test_down_to_zero_on_the_published_grid(kind: Callable[[Grid], Sampler], tolerance: float) -> None:
+def test_sampling_to_zero_on_the_published_grid(kind: Callable[[Grid], Sampler], tolerance: float) -> None:
     x = 80 * torch.randn(6, 2, dtype=torch.float64)
     end = walk(kind(KarrasGrid(64)), gaussian(MEAN, COVARIANCE), x).x
     assert float((end - flow(x, 80.0, 0.0)).norm() / end.norm()) < tolerance
@@ -104,7 +104,7 @@ def test_number_of_evaluations(kind: Callable[[Grid], Sampler], factor: int, les
 
 
 class Watching(GaussianMixture):
-    """Keeps where its trajectory stood at each call, and what it was given."""
+    """Records the state of its trajectory and the condition at each call."""
 
     def start(self, trajectory: Trajectory) -> Predict:
         self.seen: list[tuple[str, float, float, float]] = []
@@ -120,7 +120,7 @@ class Watching(GaussianMixture):
 
 
 @pytest.mark.parametrize("kind", SAMPLERS)
-def test_trajectory_tells_step_and_stage(kind: type[Sampler]) -> None:
+def test_trajectory_holds_step_and_stage(kind: type[Sampler]) -> None:
     watching, condition = Watching([[0.0]], [[[1.0]]]), torch.zeros(2, dtype=torch.int64)
     levels = [3.0, 1.0, 0.5, 0.0]
     x = torch.randn(2, 1, dtype=torch.float64)
@@ -131,10 +131,10 @@ def test_trajectory_tells_step_and_stage(kind: type[Sampler]) -> None:
         if kind is Heun and there > 0:
             expected.append(("corrector", here, there, there))
     assert watching.seen == expected
-    assert all(given is condition for given in watching.conditions)
+    assert all(each is condition for each in watching.conditions)
 
 
-def test_steps_yields_the_state_after_each_step_with_gradients_as_they_were() -> None:
+def test_steps_yields_each_state_and_restores_grad_mode() -> None:
     x = 5 * torch.ones(1, 2, dtype=torch.float64)
     sampler, denoiser = Euler(Levels(torch.tensor([5.0, 2.0, 0.0]))), gaussian([0, 0], [[1.0, 0], [0, 1.0]])
     states = []
@@ -144,11 +144,11 @@ def test_steps_yields_the_state_after_each_step_with_gradients_as_they_were() ->
     assert [state[:2] for state in states] == [(5.0, 2.0), (2.0, 0.0)]
     torch.testing.assert_close(states[0][2], x * (1 / 26) + 2 / 5 * (x - x / 26))
     torch.testing.assert_close(states[1][2], states[0][2] / 5)
-    assert bool((x == 5).all()), "the caller's x was written to"
+    assert bool((x == 5).all()), "the caller's x was overwritten"
 
 
 class Energy(GaussianMixture):
-    """Needs a gradient through the denoiser: clean moves, noise stays."""
+    """Needs a gradient through the denoiser; changes the clean estimate but not the noise."""
 
     def start(self, trajectory: Trajectory) -> Predict:
         def predict(x: Tensor, sigma: Tensor, condition: Tensor | None) -> Prediction:
@@ -163,7 +163,7 @@ class Energy(GaussianMixture):
 
 
 @pytest.mark.parametrize("kind", SAMPLERS)
-def test_a_method_may_take_gradients_inside_a_sampler(kind: type[Sampler]) -> None:
+def test_guidance_may_compute_gradients_inside_a_sampler(kind: type[Sampler]) -> None:
     x = torch.randn(5, 1, dtype=torch.float64) * 3
     grid = geometric(3.0, 0.1, 8)
     end = walk(kind(grid), Energy([[0.0]], [[[1.0]]]), x).x
@@ -182,7 +182,7 @@ def test_samples_do_not_depend_on_the_batch() -> None:
         )
 
 
-def test_rows_must_match_the_seeds() -> None:
+def test_number_of_rows_must_match_the_seeds() -> None:
     denoiser, seeds = gaussian([0.0], [[1.0]]), SampleSeeds(0, range(3))
     with pytest.raises(ValueError, match="x has 2 rows for 3 sample seeds"):
         next(Euler().steps(denoiser, torch.zeros(2, 1), seeds=seeds))
@@ -194,7 +194,7 @@ def test_rows_must_match_the_seeds() -> None:
 
 
 def churned(levels: list[float], churn: float, low: float, high: float, noise: float, variance: float) -> float:
-    """Variance after EDM's algorithm 2 on N(0, variance): every step is linear, so its variance is a product."""
+    """Return the variance after EDM's algorithm 2 on N(0, variance); each step is linear and scales the variance."""
     steps = len(levels) - 1
     V = levels[0] ** 2
     for t, t_next in zip(levels, levels[1:], strict=False):
@@ -213,7 +213,7 @@ def churned(levels: list[float], churn: float, low: float, high: float, noise: f
     ("churn", "low", "high", "noise"),
     [(40.0, 0.0, math.inf, 1.0), (1e9, 0.05, 50.0, 1.0), (20.0, 0.2, 5.0, 1.15), (5.0, 0.0, math.inf, 0.9)],
 )
-def test_churn_leaves_the_variance_it_should(churn: float, low: float, high: float, noise: float) -> None:
+def test_churn_gives_the_closed_form_variance(churn: float, low: float, high: float, noise: float) -> None:
     grid, variance = KarrasGrid(40, sigma_max=20.0), 0.5
     sampler = Heun(grid, s_churn=churn, s_min=low, s_max=high, s_noise=noise)
     denoiser = gaussian([0.0] * 40, variance * torch.eye(40))
@@ -226,7 +226,7 @@ def test_churn_leaves_the_variance_it_should(churn: float, low: float, high: flo
         assert abs(expected / variance - 1) > 0.06
 
 
-def test_churn_raises_the_level_inside_its_range_only() -> None:
+def test_churn_raises_the_noise_level_only_inside_its_range() -> None:
     watching = Watching([[0.0]], [[[1.0]]])
     levels = [8.0, 4.0, 2.0, 1.0, 0.0]
     walk(Heun(Levels(torch.tensor(levels)), s_churn=0.4, s_min=2.0, s_max=4.0), watching, torch.ones(1, 1).double())
@@ -235,13 +235,13 @@ def test_churn_raises_the_level_inside_its_range_only() -> None:
     assert [at for _, at in predicted] == pytest.approx([8.0, 4.4, 2.2, 1.0])
 
 
-def test_churn_is_at_most_a_doubling_of_the_variance() -> None:
+def test_churn_at_most_doubles_the_variance() -> None:
     watching = Watching([[0.0]], [[[1.0]]])
     walk(Heun(Levels(torch.tensor([4.0, 0.0])), s_churn=1e6), watching, torch.ones(1, 1).double())
     assert watching.seen[0][3] == pytest.approx(4 * math.sqrt(2))
 
 
-def test_heun_refuses_bad_churn() -> None:
+def test_heun_refuses_invalid_churn() -> None:
     for arguments in ({"s_churn": -1.0}, {"s_noise": 0.0}, {"s_min": 2.0, "s_max": 1.0}):
         with pytest.raises(ValueError, match="s_churn >= 0, s_noise > 0 and s_min <= s_max"):
             Heun(**arguments)

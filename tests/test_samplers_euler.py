@@ -1,4 +1,4 @@
-"""Samplers with fresh noise: the published variance-preserving updates, the marginals, the two conventions of eta."""
+"""DDIM and ancestral samplers: published variance-preserving updates, marginals, the two definitions of eta."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def last(sampler: Ancestral | Euler, x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", [DDIM, ProportionalAncestral])
-def test_without_fresh_noise_it_is_euler(kind: type[Ancestral]) -> None:
+def test_eta_zero_equals_euler(kind: type[Ancestral]) -> None:
     x = 8 * torch.randn(5, 2, dtype=torch.float64)
     torch.testing.assert_close(last(kind(GRID, eta=0.0), x), last(Euler(GRID), x), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("eta", [0.3, 1.0])
-def test_ddim_is_the_published_update_in_variance_preserving_form(eta: float) -> None:
+def test_ddim_equals_the_published_variance_preserving_update(eta: float) -> None:
     """x_{t-1} = sqrt(abar') D + sqrt(1 - abar' - s^2) eps + s n with the s of Song et al., equation 16."""
     levels = GRID.sigmas().tolist()
     x = 8 * torch.randn(5, 2, dtype=torch.float64)
@@ -45,7 +45,7 @@ def test_ddim_is_the_published_update_in_variance_preserving_form(eta: float) ->
     torch.testing.assert_close(last(DDIM(GRID, eta=eta), x), vp, rtol=1e-9, atol=1e-9)
 
 
-def test_full_eta_is_the_posterior_of_ddpm() -> None:
+def test_eta_one_equals_the_posterior_of_ddpm() -> None:
     """x' = x + (1 - sigma'^2 / sigma^2) (D - x) + (sigma' / sigma) sqrt(sigma^2 - sigma'^2) n."""
     levels = GRID.sigmas().tolist()
     x = start = 8 * torch.randn(5, 2, dtype=torch.float64)
@@ -58,7 +58,7 @@ def test_full_eta_is_the_posterior_of_ddpm() -> None:
     torch.testing.assert_close(last(DDIM(GRID), start), x, rtol=1e-9, atol=1e-9)
 
 
-def test_fixed_share_is_the_code_of_freedom() -> None:
+def test_proportional_ancestral_equals_the_code_of_freedom() -> None:
     """x' = D + sigma' (sqrt(1 - eta^2) eps + eta n)."""
     levels = GRID.sigmas().tolist()
     x = start = 8 * torch.randn(5, 2, dtype=torch.float64)
@@ -72,7 +72,7 @@ def test_fixed_share_is_the_code_of_freedom() -> None:
 
 
 @pytest.mark.parametrize(("kind", "eta"), [(DDIM, 1.0), (DDIM, 0.5), (ProportionalAncestral, 0.3)])
-def test_the_variance_follows_its_closed_form(kind: type[Ancestral], eta: float) -> None:
+def test_variance_equals_its_closed_form(kind: type[Ancestral], eta: float) -> None:
     """On N(0, v): V <- ((v + sigma k) / (v + sigma^2))^2 V + s^2 with k^2 + s^2 = sigma'^2."""
     v, V = 0.5, GRID.sigmas()[0].item() ** 2
     for t, t_next in zip(GRID.sigmas().tolist(), GRID.sigmas().tolist()[1:], strict=False):
@@ -90,6 +90,6 @@ def test_samples_do_not_depend_on_the_batch() -> None:
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.1])
-def test_eta_out_of_range(eta: float) -> None:
+def test_eta_out_of_range_is_refused(eta: float) -> None:
     with pytest.raises(ValueError, match="DDIM needs eta between 0"):
         DDIM(eta=eta)

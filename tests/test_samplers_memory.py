@@ -1,4 +1,4 @@
-"""How many copies of x a sampler keeps alive."""
+"""Memory of samplers: the number of copies of x."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from lightning_guide.seeds import SampleSeeds
 
 
 class Copies(TorchDispatchMode):
-    """Counts the live tensors of one size; what a network makes and drops on its way is not looked at."""
+    """Counts the live tensors of one size, except those that a network creates and frees in its forward pass."""
 
     def __init__(self, nbytes: int) -> None:
         super().__init__()
-        self.nbytes, self.peak, self.looking = nbytes, 0, True
+        self.nbytes, self.peak, self.counting = nbytes, 0, True
         self.live: list[StorageWeakRef] = []
 
-    def look(self, tensor: object) -> None:
+    def count(self, tensor: object) -> None:
         if isinstance(tensor, Tensor) and tensor.untyped_storage().nbytes() == self.nbytes:
             self.live.append(StorageWeakRef(tensor.untyped_storage()))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if self.looking:
+        if self.counting:
             for leaf in tree_leaves(out):
-                self.look(leaf)
+                self.count(leaf)
             self.live = list({ref.cdata: ref for ref in self.live if not ref.expired()}.values())
             self.peak = max(self.peak, len(self.live))
         return out
 
 
 class Light(Denoiser):
-    """A network whose activations are its output."""
+    """Network without activations other than its output."""
 
     data_shape, num_classes, sigma_data = (5, 7, 3), 0, 0.5
 
@@ -48,10 +48,10 @@ class Light(Denoiser):
         self.variance, self.copies = variance, [copies]
 
     def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
-        self.copies[0].looking = False
+        self.copies[0].counting = False
         out = x * (self.variance / (self.variance + sigma**2))
-        self.copies[0].looking = True
-        self.copies[0].look(out)
+        self.copies[0].counting = True
+        self.copies[0].count(out)
         return out
 
 
@@ -62,7 +62,7 @@ class Light(Denoiser):
     ids=lambda s: type(s).__name__,
 )
 def test_memory_of_a_sampler(sampler: Sampler, negatives: int) -> None:
-    """At most 3 + negatives copies of x at any time, besides the one that a network has just returned."""
+    """A sampler keeps at most 3 + negatives copies of x, besides the last output of a network."""
     copies = Copies(11 * 5 * 7 * 3 * 4)
     denoiser: Denoiser = Light(0.25, copies)
     if negatives:
@@ -72,4 +72,4 @@ def test_memory_of_a_sampler(sampler: Sampler, negatives: int) -> None:
         end = sampler.sample(denoiser, seeds=SampleSeeds(0, range(11)))
     assert bool(end.x.isfinite().all())
     assert 2 <= copies.peak <= 1 + 3 + negatives
-    assert sum(not ref.expired() for ref in copies.live) == 1, "something of the trajectory outlives it"
+    assert sum(not ref.expired() for ref in copies.live) == 1, "a tensor of the trajectory is still alive"

@@ -1,4 +1,4 @@
-"""Recurrence: what a repeated step is, that it keeps the marginals, what it costs."""
+"""Time travel: the repeated step, its marginals and its number of network calls."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def last(sampler: Sampler, x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("sampler", [Euler(GRID), Heun(GRID), DPMSolver2M(GRID), DDIM(GRID), Heun(GRID, s_churn=4.0)])
-def test_once_is_the_sampler_itself(sampler: Sampler) -> None:
+def test_one_repeat_equals_the_sampler(sampler: Sampler) -> None:
     x = 8 * torch.randn(4, 2, dtype=torch.float64)
     assert torch.equal(last(TimeTravel(sampler, 1), x), last(sampler, x))
     assert torch.equal(last(TimeTravel(sampler, 3, low=100.0), x), last(sampler, x))
 
 
-def test_the_recurrence_written_out_in_variance_preserving_form() -> None:
-    """Every step 3 times inside the window, x_t <- sqrt(alpha) x_{t-1} + sqrt(1 - alpha) n in between only."""
+def test_equals_the_published_variance_preserving_form() -> None:
+    """Each step in the window is taken 3 times, with x_t <- sqrt(alpha) x_{t-1} + sqrt(1 - alpha) n in between."""
     x, levels, seeds = 8 * torch.randn(4, 2, dtype=torch.float64), GRID.sigmas().tolist(), SampleSeeds(3, range(4))
     vp = x / math.sqrt(1 + levels[0] ** 2)
     for t, t_next in zip(levels, levels[1:], strict=False):
@@ -46,7 +46,7 @@ def test_the_recurrence_written_out_in_variance_preserving_form() -> None:
 
 
 @pytest.mark.parametrize("repeats", [2, 5])
-def test_the_variance_follows_its_closed_form(repeats: int) -> None:
+def test_variance_equals_its_closed_form(repeats: int) -> None:
     """On N(0, v) an Euler step multiplies by (v + sigma sigma') / (v + sigma^2); then sigma^2 - sigma'^2 is added."""
     grid, v = KarrasGrid(12, sigma_max=10.0), 0.5
     V = grid.sigmas()[0].item() ** 2
@@ -60,15 +60,15 @@ def test_the_variance_follows_its_closed_form(repeats: int) -> None:
 
 
 class ExactFlow(Euler):
-    """The flow of N(0, .5) without error: states scale as their standard deviation."""
+    """Exact flow of N(0, 0.5): states scale with their standard deviation."""
 
     def step(self, trajectory, predict, sigma, sigma_next, memory):  # type: ignore[no-untyped-def]
         trajectory.x = trajectory.x * ((0.5 + sigma_next**2) / (0.5 + sigma**2)).sqrt()
 
 
 @pytest.mark.parametrize("repeats", [1, 2, 4])
-def test_the_marginal_is_kept(repeats: int) -> None:
-    """On a coarse grid, where the fresh noise is most of the state: after every step the variance is v + sigma'^2."""
+def test_marginals_are_kept(repeats: int) -> None:
+    """After each step the variance is v + sigma'^2, also on a coarse grid, where most of the state is fresh noise."""
     grid, denoiser, seeds = KarrasGrid(5, sigma_max=10.0), gaussian([0.0] * 40, 0.5 * torch.eye(40)), range(400)
     x = (100.5**0.5) * SampleSeeds(9, seeds).normal("initial", (40,))
     for step in TimeTravel(ExactFlow(grid), repeats).steps(denoiser, x, seeds=SampleSeeds(0, seeds)):
@@ -76,7 +76,7 @@ def test_the_marginal_is_kept(repeats: int) -> None:
 
 
 @pytest.mark.parametrize(("sampler", "once"), [(Euler(GRID), 6), (Heun(GRID), 11), (DPMSolver2M(GRID), 6)])
-def test_every_evaluation_counts(sampler: Sampler, once: int) -> None:
+def test_nfe_accounting(sampler: Sampler, once: int) -> None:
     calls: list[int] = []
     denoiser = gaussian([0.0], [[1.0]])
     denoiser.register_forward_hook(lambda *_: calls.append(1))
@@ -85,7 +85,7 @@ def test_every_evaluation_counts(sampler: Sampler, once: int) -> None:
 
 
 def test_repeats_of_a_multistep_sampler_start_from_the_same_history() -> None:
-    """DPM-Solver++ reads the step before: with no fresh noise, a repetition would be the same step again."""
+    """Each repetition of a DPM-Solver++ step uses the same previous step."""
 
     class Silent(SampleSeeds):
         def normal(self, purpose, shape, device="cpu"):  # type: ignore[no-untyped-def]
@@ -113,6 +113,6 @@ def test_samples_do_not_depend_on_the_batch() -> None:
 
 
 @pytest.mark.parametrize(("repeats", "low", "high"), [(0, 0.0, 1.0), (2, 1.0, 1.0), (2, -1.0, 1.0)])
-def test_mistakes(repeats: int, low: float, high: float) -> None:
+def test_invalid_arguments_are_refused(repeats: int, low: float, high: float) -> None:
     with pytest.raises(ValueError, match="TimeTravel needs repeats >= 1 and 0 <= low < high"):
         TimeTravel(Euler(), repeats, low=low, high=high)

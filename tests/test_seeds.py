@@ -1,4 +1,4 @@
-"""Seeds: a draw depends on (seed, sample index, purpose) and on nothing else."""
+"""Seeds: a draw depends only on (seed, sample index, purpose)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ INDICES = [5, 0, 17, 3, 11, 2**31, 8]
 
 
 def test_mix_never_changes() -> None:
-    """Frozen: another hash would silently change every published sample and every resumed run."""
+    """Frozen values: another hash would silently change all published samples and resumed runs."""
     assert mix() == 2847183694713211083
     assert mix(0) == 2631537505891389924
     assert mix(7, "noise", 123456789) == 9070185567575083741
 
 
-def test_mix_is_a_hash_of_63_bits_of_the_values() -> None:
+def test_mix_hashes_to_63_bits() -> None:
     values = {mix(i, name, j) for i in range(20) for name in ("a", "b") for j in range(20)}
     assert len(values) == 800 and all(0 <= value < 2**63 for value in values)
     assert any(value >= 2**62 for value in values)
@@ -29,7 +29,7 @@ def test_mix_is_a_hash_of_63_bits_of_the_values() -> None:
 
 
 def draw(seeds: SampleSeeds) -> list[torch.Tensor]:
-    """Two rounds of all three kinds of draw; 40 numbers take torch's vectorized path, 3 its scalar one."""
+    """Draw twice from each distribution; 40 numbers take torch's vectorized path, 3 its scalar one."""
     rounds = []
     for _ in range(2):
         rounds += [seeds.normal("big", (4, 10)), seeds.normal("small", (3,)), seeds.uniform("u", (5, 5))]
@@ -38,7 +38,7 @@ def draw(seeds: SampleSeeds) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("split", [[1] * 7, [2, 5], [6, 1], [3, 1, 3]], ids=str)
-def test_draws_are_bitwise_the_same_for_any_batch_split_and_order(split: list[int]) -> None:
+def test_draws_do_not_depend_on_batch_and_order(split: list[int]) -> None:
     whole = draw(SampleSeeds(1, torch.tensor(INDICES)))
     order = torch.randperm(7)
     parts = [draw(SampleSeeds(1, [INDICES[i] for i in chunk])) for chunk in order.split(split)]
@@ -53,7 +53,7 @@ def test_draws_differ_between_seeds_samples_purposes_and_calls() -> None:
     assert len(rows.unique(dim=0)) == 200
 
 
-def test_purposes_do_not_disturb_each_other() -> None:
+def test_purposes_are_independent() -> None:
     alone, mixed = SampleSeeds(3, INDICES), SampleSeeds(3, INDICES)
     expected = [alone.normal("churn", (9,)) for _ in range(2)]
     first = mixed.normal("churn", (9,))
@@ -61,7 +61,7 @@ def test_purposes_do_not_disturb_each_other() -> None:
     assert torch.equal(first, expected[0]) and torch.equal(mixed.normal("churn", (9,)), expected[1])
 
 
-def test_the_global_generator_is_neither_read_nor_moved() -> None:
+def test_global_generator_is_not_used() -> None:
     torch.manual_seed(1)
     first, state = draw(SampleSeeds(0, INDICES)), torch.get_rng_state()
     torch.manual_seed(2)
@@ -71,7 +71,7 @@ def test_the_global_generator_is_neither_read_nor_moved() -> None:
 
 
 def test_no_two_samples_share_a_stream() -> None:
-    """torch keeps 32 bits of a CPU seed: seeds beyond that could coincide, and by chance would."""
+    """Torch keeps 32 bits of a CPU seed, so that random seeds could coincide."""
     generators = SampleSeeds(5, range(10000)).generators("initial")
     seeds = [generator.initial_seed() for generator in generators]
     assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**32 for seed in seeds)
@@ -95,7 +95,7 @@ def test_integers() -> None:
     assert len(counts) == 10 and float(((counts - 300.0) ** 2 / 300).sum()) < 30  # chi squared, 9 degrees of freedom
 
 
-def test_draws_are_float32_whatever_the_default_dtype() -> None:
+def test_draws_are_float32_for_any_default_dtype() -> None:
     expected = SampleSeeds(0, range(3)).normal("noise", (4,))
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)

@@ -1,4 +1,4 @@
-"""Samplers under a guidance that tells the clean estimate from the noise direction, as CFG++ does."""
+"""Samplers with guidances that return a separate noise direction, as CFG++ does."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from lightning_guide.seeds import SampleSeeds
 
 
 def walk(sampler: Sampler, denoiser: Denoiser, x: Tensor) -> Tensor:
-    """The end of the trajectory that begins at `x`."""
+    """Return the final state of the trajectory that starts at `x`."""
     *_, last = sampler.steps(denoiser, x, seeds=SampleSeeds(0, range(len(x))))
     return last.x
 
 
-class Apart(Denoiser):
+class SeparateNoise(Denoiser):
     """CFG++: clean from the guided prediction, noise from the unconditional one."""
 
     def __init__(self, cond: GaussianMixture, uncond: GaussianMixture, weight: float) -> None:
@@ -49,16 +49,16 @@ COND = GaussianMixture([[1.0, 0.2], [0.8, -0.6]], 0.2 * torch.eye(2).expand(2, 2
 UNCOND = GaussianMixture([[1.0, 0.2], [-1.0, -0.6]], 0.5 * torch.eye(2).expand(2, 2, 2))
 
 
-def euler_apart(model: Apart, x: Tensor, levels: list[float]) -> Tensor:
-    """x <- D_w + sigma' (x - D_neg) / sigma."""
+def euler_separate(model: SeparateNoise, x: Tensor, levels: list[float]) -> Tensor:
+    """Euler: x <- D_w + sigma' (x - D_neg) / sigma."""
     for t, t_next in zip(levels, levels[1:], strict=False):
         guided, neg = model.both(x, torch.tensor(t).double())
         x = guided + t_next * (x - neg) / t
     return x
 
 
-def heun_apart(model: Apart, x: Tensor, levels: list[float]) -> Tensor:
-    """The jump D_w - D_neg once a step, then the trapezoidal rule along the noise of the negative."""
+def heun_separate(model: SeparateNoise, x: Tensor, levels: list[float]) -> Tensor:
+    """Heun: add D_w - D_neg once a step, then use the trapezoidal rule along the noise of the negative."""
     for t, t_next in zip(levels, levels[1:], strict=False):
         guided, neg = model.both(x, torch.tensor(t).double())
         jumped, d = x + guided - neg, (x - neg) / t
@@ -69,8 +69,11 @@ def heun_apart(model: Apart, x: Tensor, levels: list[float]) -> Tensor:
     return x
 
 
-def multistep_apart(model: Apart, x: Tensor, levels: list[float]) -> Tensor:
-    """x <- D_w - e^-h D_neg - (e^-h - 1) (D_w - D_neg,old) / (2 r) + e^-h x; no history in the first and last step."""
+def multistep_separate(model: SeparateNoise, x: Tensor, levels: list[float]) -> Tensor:
+    """DPM-Solver++(2M), without history in the first and last step.
+
+    x <- D_w - e^-h D_neg - (e^-h - 1) (D_w - D_neg,old) / (2 r) + e^-h x.
+    """
     old, h_old = None, 0.0
     for t, t_next in zip(levels, levels[1:], strict=False):
         guided, neg = model.both(x, torch.tensor(t).double())
@@ -87,20 +90,20 @@ def multistep_apart(model: Apart, x: Tensor, levels: list[float]) -> Tensor:
 
 @pytest.mark.parametrize("weight", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize(
-    ("kind", "formula"), [(Euler, euler_apart), (Heun, heun_apart), (DPMSolver2M, multistep_apart)]
+    ("kind", "formula"), [(Euler, euler_separate), (Heun, heun_separate), (DPMSolver2M, multistep_separate)]
 )
-def test_noise_told_apart_follows_the_published_updates(
-    kind: type[Sampler], formula: Callable[[Apart, Tensor, list[float]], Tensor], weight: float
+def test_separate_noise_gives_the_published_updates(
+    kind: type[Sampler], formula: Callable[[SeparateNoise, Tensor, list[float]], Tensor], weight: float
 ) -> None:
-    model, x = Apart(COND, UNCOND, weight), 5 * torch.randn(6, 2, dtype=torch.float64)
+    model, x = SeparateNoise(COND, UNCOND, weight), 5 * torch.randn(6, 2, dtype=torch.float64)
     grid = KarrasGrid(12, sigma_max=5.0, sigma_min=0.01)
     torch.testing.assert_close(walk(kind(grid), model, x), formula(model, x, grid.sigmas().tolist()))
     if weight == 0:
         torch.testing.assert_close(walk(kind(grid), model, x), walk(kind(grid), UNCOND, x))
 
 
-class Spelled(GaussianMixture):
-    """Hands over the noise that is implied anyway."""
+class ExplicitNoise(GaussianMixture):
+    """Returns the implied noise explicitly."""
 
     def start(self, trajectory: Trajectory) -> Predict:
         def predict(x: Tensor, sigma: Tensor, condition: Tensor | None) -> Prediction:
@@ -111,7 +114,10 @@ class Spelled(GaussianMixture):
 
 
 @pytest.mark.parametrize("kind", [Euler, Heun, DPMSolver2M])
-def test_spelling_out_the_noise_changes_nothing(kind: type[Sampler]) -> None:
-    x, spelled = 5 * torch.randn(6, 2, dtype=torch.float64), Spelled(COND.means, 0.2 * torch.eye(2).expand(2, 2, 2))
+def test_explicit_implied_noise_changes_nothing(kind: type[Sampler]) -> None:
+    x, explicit = (
+        5 * torch.randn(6, 2, dtype=torch.float64),
+        ExplicitNoise(COND.means, 0.2 * torch.eye(2).expand(2, 2, 2)),
+    )
     grid = KarrasGrid(12, sigma_max=5.0)
-    torch.testing.assert_close(walk(kind(grid), spelled, x), walk(kind(grid), COND, x))
+    torch.testing.assert_close(walk(kind(grid), explicit, x), walk(kind(grid), COND, x))
