@@ -1,4 +1,4 @@
-"""Callbacks: averages, snapshots, checkpoints and clean stops of a run; grids, figures, reports and samples."""
+"""Lightning callbacks: weight averages, snapshots, checkpoints, graceful stops; sample grids, figures and reports."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
-"""The first samples of every evaluation, gathered from all processes: the base of callbacks that draw pictures.
+"""Base classes of callbacks that draw the samples of an evaluation, or call its guidances again.
 
-Which process drew a sample does not matter: kept are those with the smallest indices, and sample i is always the same.
-
-Guidances that outlive their evaluation: the base of callbacks that ask them once more.
+Samples are gathered from all processes and kept by smallest index. Sample i is the same whichever process drew it.
 """
 
 from __future__ import annotations
@@ -24,16 +22,17 @@ __all__ = ["EvaluationSamples", "ResolvedGuidances"]
 
 
 class EvaluationSamples(pl.Callback, ABC):
-    """Keeps the `count` samples of smallest index of each evaluation and hands them to `draw` on process 0.
+    """Base of callbacks that draw the first `count` samples of each evaluation (abstract: subclasses define `draw`).
 
-    Works at the end of every validation and test; each process holds at most `count` samples of an evaluation.
+    Runs at the end of every validation and test, on process 0. Each process holds at most `count` samples of an
+    evaluation.
     """
 
     def __init__(self, count: int) -> None:
-        """`count` samples of each evaluation, over all processes.
+        """Configure the callback; `count`: samples of each evaluation, over all processes.
 
         Raises:
-            ValueError: if that is none.
+            ValueError: if `count` is below 1.
         """
         super().__init__()
         if count < 1:
@@ -43,41 +42,41 @@ class EvaluationSamples(pl.Callback, ABC):
 
     @abstractmethod
     def draw(self, trainer: pl.Trainer, module: DiffusionModule, samples: dict[str, DrawnSamples]) -> None:
-        """Called on process 0 with evaluation -> samples in order of their index, on the CPU.
+        """Draw the samples: evaluation -> samples in order of index, on the CPU. Called on process 0.
 
-        Evaluations that were skipped, or drew nothing, are not among them.
+        Evaluations that were skipped or drew no samples are left out.
         """
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Forgets the samples of the last time."""
+        """Discard earlier samples."""
         self._kept = {}
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Forgets the samples of the last time."""
+        """Discard earlier samples."""
         self._kept = {}
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Keeps what evaluation `dataloader_idx` - 1 drew; loop 0 is the held-out data."""
+        """Keep the samples of evaluation `dataloader_idx` - 1; loop 0 is the held-out data."""
         self._keep(pl_module, dataloader_idx - 1, outputs)
 
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Keeps what evaluation `dataloader_idx` drew."""
+        """Keep the samples of evaluation `dataloader_idx`."""
         self._keep(pl_module, dataloader_idx, outputs)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Gathers and draws."""
+        """Gather and draw the samples."""
         self._finish(trainer, pl_module)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Gathers and draws."""
+        """Gather and draw the samples."""
         self._finish(trainer, pl_module)
 
     def _keep(self, module: DiffusionModule, number: int, drawn: Any) -> None:
-        """Adds one batch, unless all of it comes after what is kept already."""
+        """Add one batch, unless `count` samples of smaller index are kept already."""
         if not isinstance(drawn, DrawnSamples):
             return
         name = module.evaluations.names[number]
@@ -88,7 +87,7 @@ class EvaluationSamples(pl.Callback, ABC):
         self._kept[name] = _first([new] if kept is None else [kept, new], self.count)
 
     def _finish(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
-        """One collective for all evaluations, also on processes that drew nothing; then process 0 draws."""
+        """Gather all evaluations in one collective (on every process), then draw on process 0."""
         kept, self._kept = self._kept, {}
         if trainer.sanity_checking:
             return
@@ -100,28 +99,30 @@ class EvaluationSamples(pl.Callback, ABC):
 
 
 def _first(parts: Sequence[DrawnSamples], count: int) -> DrawnSamples:
-    """The `count` samples of smallest index, in its order."""
+    """Return the `count` samples of smallest index, sorted by it."""
     order = torch.cat([part.index for part in parts]).argsort()[:count]
     return DrawnSamples(*(torch.cat(column)[order] for column in zip(*parts, strict=True)))
 
 
 class ResolvedGuidances(pl.Callback):
-    """Takes hold of the guidances at the end of a validation or test; the module lets go of their models right after.
+    """Base of callbacks that call the guidances of an evaluation again (nothing to configure).
+
+    The guidances are kept at the end of each validation or test, right before the module releases their models.
 
     Attributes:
-        resolved: evaluation -> guidance, with models for references; on process 0, until the callback lets go of them.
+        resolved: evaluation -> guidance, with models in place of references; on process 0, until a subclass clears it.
     """
 
     resolved: Mapping[str, Denoiser] = MappingProxyType({})
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Takes hold of them."""
-        self._take(trainer, pl_module)
+        """Keep the resolved guidances."""
+        self._keep_guidances(trainer, pl_module)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Takes hold of them."""
-        self._take(trainer, pl_module)
+        """Keep the resolved guidances."""
+        self._keep_guidances(trainer, pl_module)
 
-    def _take(self, trainer: pl.Trainer, module: Any) -> None:
+    def _keep_guidances(self, trainer: pl.Trainer, module: Any) -> None:
         if trainer.is_global_zero and not trainer.sanity_checking:
             self.resolved = module.evaluations.resolved

@@ -1,4 +1,4 @@
-"""The checkpoint a run continues from: at any instant at least one whole file, whatever kills the process."""
+"""Checkpoints for resuming a run (`every_steps`, `keep`), written atomically: a kill never loses the previous one."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ __all__ = ["RunCheckpoint", "check_checkpoint", "checkpoint_step", "newest_check
 
 
 class RunCheckpoint(Checkpoint):
-    """Writes `checkpoints/step-N.ckpt` in the run's folder every `every_steps` optimizer steps and at the end.
+    """Checkpoints every `every_steps` optimizer steps and at the end, of which the newest `keep` stay.
 
-    A file gets its name when it is whole (write, fsync, rename), and older ones go only after that.
+    Files are `checkpoints/step-N.ckpt` in the run folder. A file gets its name once it is complete (write, fsync,
+    rename); older ones are deleted only after that.
     """
 
     def __init__(self, every_steps: int = 1000, *, keep: int = 2) -> None:
-        """`keep`: number of checkpoints that stay.
+        """Configure the interval `every_steps` in optimizer steps and the number `keep` of checkpoints that stay.
 
         Raises:
             ValueError: if either is below 1.
@@ -35,24 +36,24 @@ class RunCheckpoint(Checkpoint):
         self._saved = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """What has been loaded need not be saved."""
+        """Skip saving right after loading."""
         self._saved = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves after an optimizer step that is due, and at once where a run was asked to stop."""
+        """Save after an optimizer step that is due, or at once if a stop was requested."""
         due = trainer.global_step % self.every_steps == 0 or trainer.should_stop
         if trainer.global_step > self._saved and due:
             self._save(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Saves the end."""
+        """Save the final state."""
         if trainer.global_step > self._saved:
             self._save(trainer)
 
     def _save(self, trainer: pl.Trainer) -> None:
-        """All ranks take part; rank 0 writes. A trial (`fast_dev_run`) leaves nothing that a run would go on from."""
+        """Save on rank 0, with all ranks taking part; nothing in a trial (`fast_dev_run`), which is never resumed."""
         self._saved = trainer.global_step
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
@@ -69,25 +70,25 @@ class RunCheckpoint(Checkpoint):
 
 
 def checkpoint_folder(run: str | Path) -> Path:
-    """Where the checkpoints of a run lie."""
+    """Return the folder of the checkpoints of a run."""
     return Path(run) / "checkpoints"
 
 
 def newest_checkpoint(run: str | Path) -> Path | None:
-    """The whole checkpoint with the most steps, None if there is none."""
+    """Return the complete checkpoint with the most steps, or None."""
     return max(checkpoint_folder(run).glob("step-*.ckpt"), default=None)
 
 
 def checkpoint_step(checkpoint: Path) -> int:
-    """The optimizer step after which a checkpoint was written, from its name."""
+    """Return the optimizer step after which a checkpoint was written, from its name."""
     return int(checkpoint.stem.removeprefix("step-"))
 
 
 def check_checkpoint(checkpoint: str | Path, module: pl.LightningModule) -> None:
-    """Refuses to continue from a file that is damaged or holds weights of another model than `module`.
+    """Check that a checkpoint is readable and holds weights of the same shapes as `module`.
 
     Raises:
-        ValueError: naming the file, and the first weight that differs.
+        ValueError: if the file is missing or damaged, or a weight differs (the first one is named).
     """
     path = Path(checkpoint)
     others = ", ".join(sorted(other.name for other in path.parent.glob("*.ckpt") if other != path)) or "none"

@@ -1,4 +1,4 @@
-"""How the network in training is executed: compiled, or with less memory. What it computes stays the same."""
+"""Execution of the network in training: `torch.compile` and activation recomputation. Results stay the same."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["TrainingOptimizations"]
 
 
 class TrainingOptimizations(pl.Callback):
-    """Switches for the network in training. Averages, snapshots and checkpoints know nothing of them."""
+    """Compilation and activation recomputation of the network in training; not stored in snapshots or checkpoints."""
 
     def __init__(
         self,
@@ -23,22 +23,22 @@ class TrainingOptimizations(pl.Callback):
         mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default",
         recompute: bool = False,
     ) -> None:
-        """Keeps the settings.
+        """Configure the execution.
 
         Args:
-            compile: compile the network with `torch.compile`; minutes at the start, and a C++ or GPU compiler. Dropout
-                then draws other masks.
-            mode: of `torch.compile`.
-            recompute: keep only what blocks hand to each other and compute their insides again in the backward pass
+            compile: compile the network with `torch.compile`, which takes minutes at the start and needs a C++ or GPU
+                compiler. Dropout then draws other masks.
+            mode: mode of `torch.compile`.
+            recompute: keep only the outputs of blocks and recompute their activations in the backward pass
                 (Chen et al. 2016, https://arxiv.org/abs/1604.06174): less memory for a third more time.
         """
         self.compile, self.mode, self.recompute = compile, mode, recompute
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Applies them.
+        """Apply the settings to the network.
 
         Raises:
-            ValueError: if the module trains no network under EDM preconditioning, or one that cannot recompute.
+            ValueError: if the denoiser is not a `Preconditioned`, or its network cannot recompute its blocks.
         """
         denoiser = pl_module.denoiser if isinstance(pl_module, DiffusionModule) else None
         if not isinstance(denoiser, Preconditioned):
@@ -52,4 +52,4 @@ class TrainingOptimizations(pl.Callback):
                 raise ValueError(f"a {type(network).__name__} cannot recompute its blocks; set recompute to false")
             network.recompute = True
         if self.compile:
-            network.compile(mode=self.mode)  # in place: no other module, no other names
+            network.compile(mode=self.mode)  # in place: the module and its parameter names stay the same

@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 from matplotlib.figure import Figure
 
 from callbacks.base import EvaluationSamples
-from callbacks.output import image_grid, limits_of, log_image, output_folder, render, scatter, write_png
+from callbacks.output import image_grid, limits_of, output_folder, render, save_image, scatter
 from lightning_guide.data import DataInterface, data_of
 from lightning_guide.evaluation.sampling_loop import DrawnSamples
 from lightning_guide.modules.diffusion import DiffusionModule
@@ -41,9 +41,8 @@ class Gallery(EvaluationSamples):
         }
         points = next(iter(samples.values())).x.ndim == 2
         figure = _panels(samples, labels, data_of(trainer)) if points else _rows(samples, labels)
-        image = render(figure)
-        log_image(trainer, "gallery", image)
-        write_png(output_folder(trainer, self.folder, default="gallery") / "gallery.png", image)
+        path = output_folder(trainer, self.folder, default="gallery") / "gallery.png"
+        save_image(trainer, render(figure), path, tag="gallery")
 
 
 def _rows(samples: dict[str, DrawnSamples], labels: dict[str, str]) -> Figure:

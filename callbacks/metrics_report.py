@@ -1,4 +1,4 @@
-"""The report of all evaluations: a file for programs, a table for people."""
+"""Metrics report of all evaluations: a JSON file, a table on the terminal and one in TensorBoard."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ Results = Mapping[str, Mapping[str, float]]
 
 
 class MetricsReport(pl.Callback):
-    """At the end of each validation and test: `metrics.json`, a table on the terminal and one in TensorBoard.
+    """Report at the end of each validation and test: `metrics.json`, a table on the terminal and one in TensorBoard.
 
-    The file maps evaluation -> metric -> value and holds the newest results; a value that is no finite number is null.
-    `extractors` of an evaluation maps the names of its metrics to the networks that they saw the samples through, each
-    with a hash of its weights. Evaluations that were skipped are listed below the tables, with the reason. In
-    TensorBoard the table is the text `report/metrics`.
+    The file maps evaluation -> metric -> value and holds the newest results; values that are not finite are null.
+    `extractors` of an evaluation maps the names of its metrics to their feature networks, each with a hash of its
+    weights. Evaluations that were skipped are listed below the tables, with the reason. In TensorBoard the table is
+    the text `report/metrics`.
     """
 
     def __init__(self, folder: str | None = None) -> None:
-        """`folder` of `metrics.json`; None is `report` in the folder of the run."""
+        """Configure the `folder` of `metrics.json`; None is `report` in the run folder."""
         super().__init__()
         self.folder = folder
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Reports, on process 0."""
+        """Report the results, on process 0."""
         self._report(trainer, pl_module)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Reports, on process 0."""
+        """Report the results, on process 0."""
         self._report(trainer, pl_module)
 
     def _report(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
@@ -62,7 +62,7 @@ class MetricsReport(pl.Callback):
 
 
 def _json(results: Results, extractors: Extractors) -> str:
-    """Strict JSON, which knows neither NaN nor infinity."""
+    """Return strict JSON, without NaN and infinity."""
     values: dict[str, dict[str, Any]] = plain_data(
         {name: {metric: float(value) for metric, value in metrics.items()} for name, metrics in results.items()}
     )
@@ -73,7 +73,7 @@ def _json(results: Results, extractors: Extractors) -> str:
 
 
 def _align_columns(rows: list[list[str]]) -> list[str]:
-    """Lines with columns aligned: the name to the left, numbers to the right."""
+    """Return lines with aligned columns: the name to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for name, *numbers in rows:
@@ -85,7 +85,7 @@ def _align_columns(rows: list[list[str]]) -> list[str]:
 
 
 def _markdown(rows: list[list[str]]) -> list[str]:
-    """The lines of a markdown table."""
+    """Return the lines of a Markdown table."""
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     if lines:
         lines.insert(1, "| :-- |" + " --: |" * (len(rows[0]) - 1))

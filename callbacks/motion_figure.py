@@ -1,4 +1,4 @@
-"""Paths of walkers: the samples of every evaluation as lines on the ground, with goal and obstacle."""
+"""Figure of motion samples: ground paths of every evaluation, with goal and obstacle."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
 from callbacks.base import EvaluationSamples
-from callbacks.output import log_image, output_folder, render, write_png
+from callbacks.output import output_folder, render, save_image
 from lightning_guide.evaluation.sampling_loop import DrawnSamples
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.objectives import Goal, Obstacle
@@ -17,7 +17,10 @@ __all__ = ["MotionFigure"]
 
 
 class MotionFigure(EvaluationSamples):
-    """`<folder>/paths.png`, and `report/paths` in TensorBoard, at the end of each validation and test."""
+    """Figure of the ground paths of each evaluation, at the end of each validation and test.
+
+    Written to `<folder>/paths.png` and logged to TensorBoard as `report/paths`.
+    """
 
     def __init__(
         self,
@@ -27,12 +30,12 @@ class MotionFigure(EvaluationSamples):
         count: int = 24,
         folder: str | None = None,
     ) -> None:
-        """`count` paths of each evaluation, in meters; `folder` is `report` in the folder of the run if None."""
+        """Configure `count` paths of each evaluation, in meters; `folder` None is `report` in the run folder."""
         super().__init__(count)
         self.goal, self.obstacle, self.folder = goal, obstacle, folder
 
     def draw(self, trainer: pl.Trainer, module: DiffusionModule, samples: dict[str, DrawnSamples]) -> None:
-        """A panel for each evaluation, all to one scale."""
+        """Draw one panel for each evaluation, all to one scale."""
         if not samples:
             return
         paths = {name: ground_path(drawn.x.float()) for name, drawn in samples.items()}
@@ -47,6 +50,4 @@ class MotionFigure(EvaluationSamples):
             if self.goal is not None:
                 axes.plot(*self.goal.goal.tolist(), "k*", markersize=9)
             axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=name, xlabel="meters")
-        picture = render(figure)
-        write_png(output_folder(trainer, self.folder) / "paths.png", picture)
-        log_image(trainer, "report/paths", picture)
+        save_image(trainer, render(figure), output_folder(trainer, self.folder) / "paths.png", tag="report/paths")

@@ -1,9 +1,4 @@
-"""Where callbacks put what they make: a folder of the run, and TensorBoard.
-
-Pictures as PNG files written at once, and what is logged of them.
-
-Pictures of samples: images side by side, points as dots.
-"""
+"""Output of callbacks: folders of a run, PNG files, TensorBoard images, image grids and scatter plots."""
 
 from __future__ import annotations
 
@@ -31,54 +26,61 @@ __all__ = [
     "limits_of",
     "image_grid",
     "render",
+    "save_image",
     "scatter",
     "write_png",
 ]
 
 
 def output_folder(trainer: pl.Trainer, folder: str | None, *, default: str = "report") -> Path:
-    """`folder`, or `default` in the folder of the run if None."""
+    """Return `folder`, or `default` in the run folder if None."""
     return Path(trainer.default_root_dir) / default if folder is None else Path(folder)
 
 
 def tensorboard_loggers(trainer: pl.Trainer) -> list[TensorBoardLogger]:
-    """Every TensorBoard logger there is."""
+    """Return all TensorBoard loggers of `trainer`."""
     return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
-def write_png(path: Path, picture: Tensor) -> None:
-    """Writes `picture` (1 or 3, H, W), uint8, to `path` at once; makes the folder.
+def write_png(path: Path, image: Tensor) -> None:
+    """Write `image` (1 or 3, H, W), uint8, to `path` atomically; create the folder.
 
     Raises:
-        ValueError: if it is no such picture.
+        ValueError: if the shape or type of `image` is different.
     """
-    data = encode_png(picture)
+    data = encode_png(image)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path, durable=False) as temporary:
         temporary.write_bytes(data)
 
 
 def render(figure: Figure) -> Tensor:
-    """The pixels (3, H, W), uint8, of a matplotlib figure."""
+    """Return the pixels (3, H, W), uint8, of a matplotlib figure."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return torch.from_numpy(np.array(canvas.buffer_rgba())[:, :, :3]).permute(2, 0, 1)
 
 
-def log_image(trainer: Trainer, tag: str, picture: Tensor) -> None:
-    """Logs `picture` (3, H, W), uint8, at the global step to every TensorBoard logger there is."""
+def log_image(trainer: Trainer, tag: str, image: Tensor) -> None:
+    """Log `image` (3, H, W), uint8, at the global step to all TensorBoard loggers."""
     for board in tensorboard_loggers(trainer):
-        board.experiment.add_image(tag, picture, trainer.global_step)
+        board.experiment.add_image(tag, image, trainer.global_step)
 
 
-SMALLEST_SIDE = 64  # pixels; smaller pictures are enlarged by a whole number
+def save_image(trainer: Trainer, image: Tensor, path: Path, *, tag: str) -> None:
+    """Write `image` (3, H, W), uint8, to the PNG file `path` and log it to TensorBoard as `tag`."""
+    write_png(path, image)
+    log_image(trainer, tag, image)
+
+
+SMALLEST_SIDE = 64  # pixels; smaller images are enlarged by an integer factor
 
 
 def image_grid(x: Tensor, columns: int) -> Tensor:
-    """Pictures `x` (B, C, H, W) side by side, (3, height, width) uint8, enlarged if they are tiny.
+    """Return images `x` (B, C, H, W) side by side, (3, height, width) uint8, enlarged if they are tiny.
 
-    Of data that is no picture, such as latents, the first three channels are shown, from the smallest to the largest
-    value.
+    Of other data, such as latents, the first three channels are shown. Values that are not uint8 are scaled from the
+    smallest to the largest.
     """
     if x.shape[1] not in (1, 3):
         x = x[:, :3] if x.shape[1] > 3 else x[:, :1]
@@ -92,12 +94,12 @@ def image_grid(x: Tensor, columns: int) -> Tensor:
 
 
 def _coordinates(x: Tensor) -> Tensor:
-    """The first two coordinates (B, 2) of points (B, d); a single one is drawn against the sample's number."""
+    """Return the first two coordinates (B, 2) of points (B, d); for d = 1 the second is the sample's number."""
     return x[:, :2].float() if x.shape[1] > 1 else torch.stack([x[:, 0].float(), torch.arange(len(x)).float()], dim=1)
 
 
 def limits_of(real: DataInterface) -> tuple[Tensor, Tensor]:
-    """Lowest and highest values (2,) on the axes: those of the first batch of real points, and some margin."""
+    """Return the lower and upper axis limits (2,): the range of the first batch of real points, plus a margin."""
     dots = _coordinates(next(iter(real.reference(torch.device("cpu")))).x)
     low, high = dots.amin(dim=0), dots.amax(dim=0)
     margin = (0.15 * (high - low)).clamp(min=1e-3)
@@ -105,7 +107,7 @@ def limits_of(real: DataInterface) -> tuple[Tensor, Tensor]:
 
 
 def scatter(x: Tensor, title: str, limits: tuple[Tensor, Tensor]) -> Tensor:
-    """Points (B, d) as dots, (3, 600, 600) uint8; the title says how many lie outside."""
+    """Draw points (B, d) as dots, (3, 600, 600) uint8; the number of points outside is added to the title."""
     (left, bottom), (right, top) = (limit.tolist() for limit in limits)
     dots = _coordinates(x)
     outside = int((~((dots > limits[0]) & (dots < limits[1])).all(dim=1)).sum())

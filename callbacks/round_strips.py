@@ -1,4 +1,4 @@
-"""Strips of pictures: a row of the same samples for each round of gradient guidance."""
+"""Strips of images: one row of samples for each round of gradient-guided optimization."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from callbacks.output import image_grid, log_image, output_folder, write_png
+from callbacks.output import image_grid, output_folder, save_image
 from lightning_guide.evaluation.sampling_loop import DrawnSamples
 
 __all__ = ["RoundStrips"]
 
 
 class RoundStrips(pl.Callback):
-    """Writes `report/rounds.png` in the folder of the run: the first samples of a test's rounds, one row each.
+    """Image of the first samples of a test's rounds, one row for each: `report/rounds.png` in the run folder.
 
-    With rounds that share their noise (`redraw: false`) a column shows one sample on its way. TensorBoard gets the
-    picture as `rounds/samples`. Process 0 shows what it has drawn itself; a run that was continued shows what it drew
-    since.
+    With rounds that share their noise (`redraw: false`) a column shows how one sample changes. In TensorBoard the
+    image is `rounds/samples`. It shows the samples of process 0 only, and after a resume only those drawn since.
     """
 
     def __init__(self, columns: int = 10, every: int = 1) -> None:
-        """`columns` samples of each `every`-th round.
+        """Configure the number of samples (`columns`) and the rounds shown (each `every`-th).
 
         Raises:
             ValueError: if either is below 1.
@@ -35,7 +34,7 @@ class RoundStrips(pl.Callback):
         self._rows: dict[int, list[Tensor]] = {}
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Nothing has been drawn."""
+        """Discard earlier samples."""
         self._rows = {}
 
     def on_test_batch_end(
@@ -47,7 +46,7 @@ class RoundStrips(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keeps the first samples of a round."""
+        """Keep the first samples of a round."""
         assert isinstance(outputs, DrawnSamples)
         row = self._rows.setdefault(dataloader_idx, [])
         missing = self.columns - sum(map(len, row))
@@ -55,10 +54,9 @@ class RoundStrips(pl.Callback):
             row.append(outputs.x[:missing].cpu())
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Writes the picture, if samples are pictures."""
+        """Write the image, if the samples are images."""
         rows = [torch.cat(row) for _, row in sorted(self._rows.items()) if row]
         if not trainer.is_global_zero or not rows or rows[0].ndim != 4:
             return
-        picture = image_grid(torch.cat(rows), len(rows[0]))
-        write_png(output_folder(trainer, None) / "rounds.png", picture)
-        log_image(trainer, "rounds/samples", picture)
+        image = image_grid(torch.cat(rows), len(rows[0]))
+        save_image(trainer, image, output_folder(trainer, None) / "rounds.png", tag="rounds/samples")

@@ -1,4 +1,4 @@
-"""The page of a run, written while it runs, and the same facts in TensorBoard."""
+"""HTML report of a run, updated while it runs, with settings and environment in TensorBoard."""
 
 from __future__ import annotations
 
@@ -20,44 +20,44 @@ __all__ = ["RunReport"]
 
 
 class RunReport(pl.Callback):
-    """Writes RUN/report.html after each validation and at the end of fit, validate and test (`lightning-guide report`).
+    """HTML report RUN/report.html, written after each validation and at the end of fit, validate and test.
 
-    RUN/report/environment.json keeps what each of these ran on. TensorBoard has the curves, tables and grids already;
-    the settings and the environment are added as the texts `report/settings` and `report/environment`, and at the end
-    the settings of model and data with the newest results as hparams.
+    The page is that of `lightning-guide report`. RUN/report/environment.json records the environment of each command.
+    Settings and environment are logged to TensorBoard as the texts `report/settings` and `report/environment`, and at
+    the end the settings of model and data with the newest results as hparams.
 
-    The page shows what callbacks such as `MetricsReport` and `SampleGrid` have written; list it after them.
+    The page shows the files of callbacks such as `MetricsReport` and `SampleGrid`; list this callback after them.
     """
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Notes where training runs."""
-        self._begin(trainer)
+        """Record the environment of training."""
+        self._record_environment(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Notes where validation runs, unless it is part of a fit."""
+        """Record the environment of validation, unless it is part of a fit."""
         if trainer.state.fn == "validate":
-            self._begin(trainer)
+            self._record_environment(trainer)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Notes where the test runs."""
-        self._begin(trainer)
+        """Record the environment of the test."""
+        self._record_environment(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Writes the page, on process 0."""
+        """Write the page, on process 0."""
         if not trainer.sanity_checking:
             self._write(trainer)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Writes the page and the hparams, on process 0."""
+        """Write the page and the hparams, on process 0."""
         self._write(trainer)
-        self._hparams(trainer, pl_module)
+        self._log_hparams(trainer, pl_module)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Writes the page and the hparams, on process 0."""
+        """Write the page and the hparams, on process 0."""
         self._write(trainer)
-        self._hparams(trainer, pl_module)
+        self._log_hparams(trainer, pl_module)
 
-    def _begin(self, trainer: pl.Trainer) -> None:
+    def _record_environment(self, trainer: pl.Trainer) -> None:
         if not trainer.is_global_zero:
             return
         assert trainer.state.fn is not None
@@ -72,7 +72,7 @@ class RunReport(pl.Callback):
             logger.experiment.add_text("report/environment", table, trainer.global_step)
             for config in _configs(trainer):
                 text = config.read_text(encoding="utf-8")
-                quoted = "\n".join(f"    {line}" for line in text.splitlines())  # a block of code in markdown
+                quoted = "\n".join(f"    {line}" for line in text.splitlines())  # a code block in Markdown
                 logger.experiment.add_text(f"report/settings/{config.stem}", quoted, trainer.global_step)
 
     def _write(self, trainer: pl.Trainer) -> None:
@@ -82,10 +82,10 @@ class RunReport(pl.Callback):
             logger.experiment.flush()  # the page reads the files
         try:
             write_page(trainer.default_root_dir)
-        except ValueError as error:  # a damaged file is no reason to end a run
+        except ValueError as error:  # a damaged file must not end a run
             rank_zero_warn(f"the page of this run was not written: {error}")
 
-    def _hparams(self, trainer: pl.Trainer, module: Any) -> None:
+    def _log_hparams(self, trainer: pl.Trainer, module: Any) -> None:
         if not trainer.is_global_zero:
             return
         results: Mapping[str, Mapping[str, float]] = getattr(getattr(module, "evaluations", None), "results", {})
@@ -100,7 +100,7 @@ class RunReport(pl.Callback):
 
 
 def _configs(trainer: pl.Trainer) -> list[Path]:
-    """The config of the command that runs, as the command line has saved it; none without a command line."""
+    """Return the saved config of the running command; empty if it was not started from the command line."""
     assert trainer.state.fn is not None
     command = trainer.state.fn.value
     path = Path(trainer.default_root_dir) / ("config.yaml" if command == "fit" else f"config.{command}.yaml")

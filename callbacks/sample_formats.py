@@ -1,6 +1,6 @@
-"""What predicted samples are written as: PNG files, one npz archive, WebDataset shards.
+"""File formats of predicted samples: PNG files, one npz archive, WebDataset shards.
 
-Every process writes the samples that it drew under names that no other process uses. All files appear at once, whole.
+Each process writes its own samples, under names that no other process uses. All files are written atomically.
 """
 
 from __future__ import annotations
@@ -24,74 +24,74 @@ __all__ = ["NpzArchive", "PngFolder", "SampleFormat", "TarShards"]
 
 
 class SampleFormat(ABC):
-    """One way to write samples into `folder`, used by all processes side by side."""
+    """Base of the formats: writes samples into `folder`, on all processes in parallel."""
 
     def __init__(self, folder: Path, rank: int, world: int) -> None:
-        """Process `rank` of `world`."""
+        """Configure a writer of process `rank` of `world`."""
         self.folder, self.rank, self.world = folder, rank, world
 
     @abstractmethod
     def write(self, samples: DrawnSamples) -> None:
-        """Writes, or keeps, one batch of this process, on the CPU.
+        """Write, or keep, one batch of this process; tensors are on the CPU.
 
         Raises:
             ValueError: if such data cannot be written in this format.
         """
 
     def close(self) -> None:  # noqa: B027  # nothing by default
-        """This process has no more samples."""
+        """Finish the files of this process, after its last batch."""
 
     def merge(self) -> None:  # noqa: B027  # nothing by default
-        """Process 0 alone, after all have closed."""
+        """Merge the files of all processes; called on process 0 after every process has closed."""
 
     def discard(self) -> None:  # noqa: B027  # nothing by default
-        """Something failed: leaves no half-written file behind."""
+        """Remove incomplete files after an error."""
 
 
 class PngFolder(SampleFormat):
-    """`<thousand>/<index>.png`, six digits each: sample 12345 is `012000/012345.png`."""
+    """PNG files `<thousand>/<index>.png`, six digits each: sample 12345 is `012000/012345.png`."""
 
     def write(self, samples: DrawnSamples) -> None:
-        """One file for each picture.
+        """Write one file for each image.
 
         Raises:
-            ValueError: if the samples are points.
+            ValueError: if the samples are not images (B, C, H, W).
         """
         if samples.x.ndim != 4:
             raise ValueError(
-                f"format 'png' is for pictures (B, C, H, W), these samples have shape {tuple(samples.x.shape)}; "
+                f"format 'png' is for images (B, C, H, W), these samples have shape {tuple(samples.x.shape)}; "
                 "expected formats 'npz' or 'shards' for them"
             )
-        for index, picture in zip(samples.index.tolist(), samples.x, strict=True):
-            write_png(self.folder / f"{index // 1000 * 1000:06d}" / f"{index:06d}.png", picture)
+        for index, image in zip(samples.index.tolist(), samples.x, strict=True):
+            write_png(self.folder / f"{index // 1000 * 1000:06d}" / f"{index:06d}.png", image)
 
 
 class NpzArchive(SampleFormat):
-    """`samples.npz` with the arrays `x` (N, *), `index` (N,) and `condition` (N,), in order of index.
+    """Archive `samples.npz` with the arrays `x` (N, *), `index` (N,) and `condition` (N,), in order of index.
 
-    Kept in memory until the end, then written by each process and merged by process 0.
+    Samples are kept in memory until the end, then written by each process and merged by process 0.
     """
 
     def __init__(self, folder: Path, rank: int, world: int) -> None:
-        """As `SampleFormat`."""
+        """Configure a writer of process `rank` of `world`."""
         super().__init__(folder, rank, world)
         self._kept: list[DrawnSamples] = []
 
     def write(self, samples: DrawnSamples) -> None:
-        """Keeps the samples: uint8 as they are, everything else as float32."""
+        """Keep the samples: uint8 unchanged, all other types as float32."""
         x = samples.x if samples.x.dtype == torch.uint8 else samples.x.float()
         self._kept.append(samples._replace(x=x))
 
     def close(self) -> None:
-        """Writes the part of this process, even an empty one, since process 0 waits for as many as there are."""
+        """Write the part of this process, even an empty one: process 0 expects one part from each process."""
         kept, self._kept = self._kept, []
-        _save(self._part(self.rank), {name: _joined(kept, name) for name in DrawnSamples._fields} if kept else {})
+        _save(self._part(self.rank), {name: _concatenate(kept, name) for name in DrawnSamples._fields} if kept else {})
 
     def merge(self) -> None:
-        """Joins the parts and removes them.
+        """Merge the parts and remove them.
 
         Raises:
-            ValueError: if the part of a process is not there.
+            ValueError: if the part of a process is missing.
         """
         parts = []
         for rank in range(self.world):
@@ -116,21 +116,21 @@ class NpzArchive(SampleFormat):
 
 
 class TarShards(SampleFormat):
-    """`samples-<rank>-<number>.tar`: records `<index>.png`, or `<index>.npy` of what is no picture, and `<index>.cls`.
+    """WebDataset shards `samples-<rank>-<number>.tar` with `<index>.png` (`.npy` if not an image) and `<index>.cls`.
 
     A sample without a label (-1) has no `.cls`. Shards of an earlier prediction that this one did not overwrite are
     removed at the end, so that the folder holds each sample once.
     """
 
     def __init__(self, folder: Path, rank: int, world: int, *, records: int) -> None:
-        """At most `records` samples in a shard."""
+        """Configure a writer of process `rank` of `world`, with at most `records` samples in a shard."""
         super().__init__(folder, rank, world)
         self.records, self.number, self._filled = records, 0, 0
         self._stream: BinaryIO | None = None
         self._tar: TarWriter | None = None
 
     def write(self, samples: DrawnSamples) -> None:
-        """One record for each sample."""
+        """Write one record for each sample."""
         for index, condition, x in zip(samples.index.tolist(), samples.condition.tolist(), samples.x, strict=True):
             extension, data = encode_sample(x)
             record: dict[str, str | bytes] = {"__key__": f"{index:06d}", extension: data}
@@ -145,31 +145,31 @@ class TarShards(SampleFormat):
                 self._end_shard()
 
     def close(self) -> None:
-        """Ends the last shard and removes those of this process that an earlier, longer prediction left."""
+        """Complete the last shard and remove those of this process that an earlier, longer prediction left."""
         self._end_shard()
         for path, rank, number in self._shards():
             if rank == self.rank and number >= self.number:
                 path.unlink()
 
     def merge(self) -> None:
-        """Removes the shards of processes that are no more."""
+        """Remove shards of an earlier prediction with more processes."""
         for path, rank, _ in self._shards():
             if rank >= self.world:
                 path.unlink()
 
     def discard(self) -> None:
-        """Removes the shard under way."""
+        """Remove the unfinished shard."""
         if self._close():
             self._temporary.unlink()
 
     def _end_shard(self) -> None:
-        """The shard under way is complete and appears."""
+        """Complete the current shard and give it its final name."""
         if self._close():
             os.replace(self._temporary, self._path)
             self.number, self._filled = self.number + 1, 0
 
     def _close(self) -> bool:
-        """Closes the file under way; whether there was one."""
+        """Close the current file; return whether one was open."""
         if self._stream is None or self._tar is None:
             return False
         self._tar.close()
@@ -178,7 +178,7 @@ class TarShards(SampleFormat):
         return True
 
     def _shards(self) -> list[tuple[Path, int, int]]:
-        """(path, rank, number) of the shards in the folder."""
+        """Return (path, rank, number) of the shards in the folder."""
         named = [(path, re.fullmatch(r"samples-(\d{5})-(\d{6})\.tar", path.name)) for path in self.folder.iterdir()]
         return [(path, int(match[1]), int(match[2])) for path, match in named if match]
 
@@ -191,12 +191,12 @@ class TarShards(SampleFormat):
         return self._path.with_name(f".{self._path.name}.tmp")
 
 
-def _joined(kept: list[DrawnSamples], name: str) -> np.ndarray:
-    """One column of all batches, as an array."""
+def _concatenate(kept: list[DrawnSamples], name: str) -> np.ndarray:
+    """Return one column of all batches as an array."""
     return torch.cat([getattr(samples, name) for samples in kept]).numpy()
 
 
 def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes an npz file at once."""
+    """Write an npz file atomically."""
     with atomic(path, durable=False) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ import re
 import lightning.pytorch as pl
 
 from callbacks.base import EvaluationSamples
-from callbacks.output import image_grid, limits_of, log_image, output_folder, scatter, write_png
+from callbacks.output import image_grid, limits_of, output_folder, save_image, scatter
 from lightning_guide.data import data_of
 from lightning_guide.evaluation.sampling_loop import DrawnSamples
 from lightning_guide.modules.diffusion import DiffusionModule
@@ -48,5 +48,4 @@ class SampleGrid(EvaluationSamples):
                 image = scatter(drawn.x, f"{name}, {module.images_seen:,} images seen", limits_of(real))
             else:
                 image = image_grid(drawn.x, self.columns)
-            log_image(trainer, f"samples/{name}", image)
-            write_png(folder / f"{stage}-{re.sub(UNSAFE, '_', name)}.png", image)
+            save_image(trainer, image, folder / f"{stage}-{re.sub(UNSAFE, '_', name)}.png", tag=f"samples/{name}")

@@ -1,4 +1,4 @@
-"""Writing of predicted samples, while they are drawn."""
+"""Writer of predicted samples to PNG files, npz archives or WebDataset shards, while they are drawn."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ Format = Literal["png", "npz", "shards"]
 
 
 class SampleWriter(pl.Callback):
-    """Writes what `predict` draws. The files depend neither on the batch size nor on the number of processes.
+    """Writer of the samples of `predict`. The files depend neither on the batch size nor on the number of processes.
 
-    - png: `<folder>/<thousand>/<index>.png`, pictures only.
+    - png: `<folder>/<thousand>/<index>.png`, images only.
     - npz: `<folder>/samples.npz` with `x`, `index` and `condition`, sorted by index. Held in memory until the end.
-    - shards: WebDataset shards `<folder>/samples-<rank>-<number>.tar` with `.png` or `.npy`, and `.cls`; which sample
-      is in which shard does depend on the number of processes.
+    - shards: WebDataset shards `<folder>/samples-<rank>-<number>.tar` with `.png` or `.npy`, and `.cls`. The assignment
+      of samples to shards does depend on the number of processes.
 
-    A prediction that was interrupted and is started again writes the same names. `trainer.predict` returns no samples
-    when this callback is there: it would keep them all in memory.
+    A prediction that is restarted after an interruption writes the same names. With this callback `trainer.predict`
+    returns no samples, since it would keep them all in memory.
     """
 
     def __init__(
         self, folder: str | None = None, *, formats: Sequence[Format] = ("png",), records_per_shard: int = 1000
     ) -> None:
-        """`folder` is `samples` in the folder of the run if None; a shard has at most `records_per_shard` samples.
+        """Configure the files; `folder` None is `samples` in the run folder.
 
         Raises:
-            ValueError: if there is no format, an unknown one, or `records_per_shard` is below 1.
+            ValueError: if `formats` is empty or holds an unknown one, or `records_per_shard` is below 1.
         """
         super().__init__()
         known = get_args(Format)
@@ -47,7 +47,7 @@ class SampleWriter(pl.Callback):
         self._writers: list[SampleFormat] = []
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Makes the folder and starts the formats."""
+        """Create the folder and one writer for each format."""
         trainer.predict_loop.return_predictions = False
         folder = Path(trainer.default_root_dir) / "samples" if self.folder is None else Path(self.folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,18 +56,14 @@ class SampleWriter(pl.Callback):
     def on_predict_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Writes one batch.
-
-        Raises:
-            ValueError: if such samples cannot be written in one of the formats.
-        """
+        """Write one batch."""
         if isinstance(outputs, DrawnSamples):
             samples = DrawnSamples(*(column.detach().cpu() for column in outputs))
             for writer in self._writers:
                 writer.write(samples)
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Completes the files; process 0 merges once all others are done."""
+        """Complete the files; process 0 merges them once all processes are done."""
         for writer in self._writers:
             writer.close()
         trainer.strategy.barrier("samples written")
@@ -78,13 +74,13 @@ class SampleWriter(pl.Callback):
         self._writers = []
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Removes what is half written."""
+        """Remove incomplete files."""
         for writer in self._writers:
             writer.discard()
         self._writers = []
 
     def _writer(self, name: str, folder: Path, rank: int, world: int) -> SampleFormat:
-        """The format of that name."""
+        """Return a writer of the format `name`."""
         if name == "shards":
             return TarShards(folder, rank, world, records=self.records_per_shard)
         return (PngFolder if name == "png" else NpzArchive)(folder, rank, world)

@@ -1,7 +1,4 @@
-"""Snapshots of the model's youth: at given fractions of the planned run, so that guiders of exactly that age exist.
-
-Snapshots at budgets: after exactly so many images of training, whatever the length of the run.
-"""
+"""Snapshots at given fractions of training, or after given numbers of images, for use as guiders."""
 
 from __future__ import annotations
 
@@ -19,16 +16,16 @@ __all__ = ["BudgetSnapshots", "EarlySnapshots"]
 
 
 class EarlySnapshots(pl.Callback):
-    """Lets `PostHocEMA` store its averages at `fractions` of the planned run.
+    """Snapshots of the averages of `PostHocEMA` at `fractions` of the planned run.
 
-    Before each fraction it stores at `rebuildable` evenly spaced times as well, so that averages of other widths can
-    be rebuilt for exactly that age (16 times give a profile error of about 2 % at sigma_rel 0.20).
+    Up to each fraction, snapshots are stored at `rebuildable` evenly spaced times, so that averages of other widths
+    can be reconstructed at that fraction (16 times give a profile error of about 2 % at sigma_rel 0.20).
     """
 
     def __init__(
         self, fractions: Sequence[str | float] = ("1/32", "1/16", "1/8", "1/3.5"), *, rebuildable: int = 16
     ) -> None:
-        """`fractions` of the run; `rebuildable` = 1 keeps only the tracked averages at these times.
+        """Configure `fractions` of the run; `rebuildable` = 1 stores only the tracked averages at these times.
 
         Raises:
             ValueError: if a fraction is not in (0, 1], or `rebuildable` is below 1.
@@ -41,13 +38,13 @@ class EarlySnapshots(pl.Callback):
             fraction_images(fraction, 1)
 
     def times(self, planned_images: int) -> list[int]:
-        """All times in images at which a snapshot is taken."""
+        """Return all times, in images, at which a snapshot is stored."""
         ends = [fraction_images(fraction, planned_images) for fraction in self.fractions]
         spread = {int(Fraction(end * k, self.rebuildable)) for end in ends for k in range(1, self.rebuildable + 1)}
         return sorted(spread - {0})
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Hands the times to the averages.
+        """Register the times with the averages.
 
         Raises:
             ValueError: if the run has no planned end or no `PostHocEMA`.
@@ -58,31 +55,31 @@ class EarlySnapshots(pl.Callback):
         if not averages:
             raise ValueError("EarlySnapshots stores averages of callbacks.PostHocEMA; add that callback as well")
         for average in averages:
-            average.also_at(self.times(pl_module.planned_images))
+            average.add_times(self.times(pl_module.planned_images))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Says so if a run that continues is now to be longer or shorter than it was planned."""
+        """Report a resumed run whose length differs from its plan."""
         assert isinstance(pl_module, DiffusionModule)
         rest = (trainer.max_steps - trainer.global_step) * pl_module.images_per_step
         now, planned = pl_module.images_seen + rest, pl_module.planned_images
         if now != planned and trainer.max_steps > 0:
             rank_zero_info(
                 f"this run was planned for {planned} images and will now see {now}; fractions of the run, "
-                f"{', '.join(map(str, self.fractions))}, go on meaning fractions of the plan"
+                f"{', '.join(map(str, self.fractions))}, still refer to the plan"
             )
 
 
 class BudgetSnapshots(pl.Callback):
-    """Lets `PostHocEMA` store its averages after each of `budgets` images, for `Snapshot(images=...)` to find them.
+    """Snapshots of the averages of `PostHocEMA` after each of `budgets` images, for `Snapshot(images=...)`.
 
     The budget B of SIMS (https://arxiv.org/abs/2408.16333) counts images seen, over all processes.
     """
 
     def __init__(self, budgets: Sequence[int]) -> None:
-        """`budgets` in images.
+        """Configure `budgets` in images.
 
         Raises:
-            ValueError: if there is none, or one is below 1.
+            ValueError: if `budgets` is empty or one is below 1.
         """
         super().__init__()
         if not budgets or min(budgets) < 1:
@@ -90,10 +87,10 @@ class BudgetSnapshots(pl.Callback):
         self.budgets = sorted(set(budgets))
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Hands the budgets to the averages.
+        """Register the budgets with the averages.
 
         Raises:
-            ValueError: if a budget does not end with a step, or there is no `PostHocEMA`.
+            ValueError: if a budget is not a multiple of the images per update, or there is no `PostHocEMA`.
         """
         averages = [c for c in trainer.callbacks if isinstance(c, PostHocEMA)]  # type: ignore[attr-defined]
         if not averages or not isinstance(pl_module, DiffusionModule):
@@ -108,7 +105,7 @@ class BudgetSnapshots(pl.Callback):
                     f"(batch size, processes, accumulated batches, update_every_steps); expected {near}"
                 )
         for average in averages:
-            average.also_at(self.budgets)
+            average.add_times(self.budgets)
         planned = pl_module.planned_images
         beyond = [budget for budget in self.budgets if planned is not None and budget > planned]
         if beyond:

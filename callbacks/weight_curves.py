@@ -1,4 +1,4 @@
-"""Curves of a metric against the weight of a guidance and against the age of its guider."""
+"""Curves of a metric against the guidance weight and against the guider's images of training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from callbacks.output import log_image, output_folder, render, write_png
+from callbacks.output import output_folder, render, save_image
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance import Guided, Main, Neon, Snapshot
 from lightning_guide.modules.diffusion import DiffusionModule
@@ -20,7 +20,7 @@ __all__ = ["WeightCurves"]
 
 
 class WeightPoint(NamedTuple):
-    """One evaluation: a `method` at `weight`, with the guider after `images`."""
+    """One evaluation: `value` of the metric for `method` at `weight`, with the guider after `images`."""
 
     method: str
     weight: float
@@ -29,25 +29,25 @@ class WeightPoint(NamedTuple):
 
 
 class WeightCurves(pl.Callback):
-    """After each validation and test: a metric of all evaluations by one guider, drawn as curves.
+    """Curves of one metric over all evaluations with a single guider, after each validation and test.
 
-    A row for each method (`SIMS`, `Neon`, `Autoguidance`, ...): to the left the metric against w = 1 + omega, a curve
-    for each age of the guider; to the right against the age, a curve for each weight. Evaluations of a plain
-    model, `Main` or `Snapshot`, are horizontal lines. Other evaluations are left out, and so are methods with a single
-    point. Goes to TensorBoard as `curves/<metric>` and to `<folder>/curves_<metric>.png`.
+    One row for each method (`SIMS`, `Neon`, `Autoguidance`, ...): to the left the metric against w = 1 + omega, one
+    curve for each age of the guider; to the right against the age, one curve for each weight. Evaluations of a plain
+    model, `Main` or `Snapshot`, are horizontal lines. Other evaluations and methods with a single point are left out.
+    Logged to TensorBoard as `curves/<metric>` and written to `<folder>/curves_<metric>.png`.
     """
 
     def __init__(self, metric: str = "fd", *, folder: str | None = None) -> None:
-        """`metric` as in the results of the evaluations; `folder` is `report` in the folder of the run if None."""
+        """Configure the `metric`, named as in the results; `folder` None is `report` in the run folder."""
         super().__init__()
         self.metric, self.folder = metric, folder
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Draws, on process 0."""
+        """Draw the curves, on process 0."""
         self._draw(trainer, pl_module)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Draws, on process 0."""
+        """Draw the curves, on process 0."""
         self._draw(trainer, pl_module)
 
     def _draw(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
@@ -63,13 +63,13 @@ class WeightCurves(pl.Callback):
         points = {method: several for method, several in points.items() if len(several) > 1}
         if not points:
             return
-        picture = render(_figure(points, plain, self.metric))
-        log_image(trainer, f"curves/{self.metric}", picture)
-        write_png(output_folder(trainer, self.folder) / f"curves_{self.metric}.png", picture)
+        image = render(_figure(points, plain, self.metric))
+        path = output_folder(trainer, self.folder) / f"curves_{self.metric}.png"
+        save_image(trainer, image, path, tag=f"curves/{self.metric}")
 
 
 def _point(guidance: Denoiser, value: float, planned_images: int | None) -> WeightPoint | None:
-    """Where an evaluation belongs; None unless it is one guider of a known age at one weight."""
+    """Return the point of an evaluation; None unless it has one guider of known age at one constant weight."""
     if isinstance(guidance, Neon):
         weight: Any = guidance.weight
         guider: Any = guidance.auxiliary
@@ -83,7 +83,7 @@ def _point(guidance: Denoiser, value: float, planned_images: int | None) -> Weig
     if not isinstance(images, int):
         try:
             images = open_snapshots(guider.run).resolve_images(guider.images) if guider.run else images
-        except ValueError:  # gone since it was evaluated
+        except ValueError:  # deleted since the evaluation
             return None
     if not isinstance(images, int):
         images = int(images * (planned_images or 1_000_000))  # without a plan: millionths of the run
@@ -91,7 +91,7 @@ def _point(guidance: Denoiser, value: float, planned_images: int | None) -> Weig
 
 
 def _figure(points: Mapping[str, list[WeightPoint]], plain: Mapping[str, float], metric: str) -> Figure:
-    """A row of two panels for each method."""
+    """Draw one row of two panels for each method."""
     figure = Figure(figsize=(11, 3.6 * len(points)), dpi=90, layout="constrained")
     rows = figure.subplots(len(points), 2, squeeze=False, sharey="row")
     for (left, right), (method, several) in zip(rows, points.items(), strict=True):
@@ -101,7 +101,7 @@ def _figure(points: Mapping[str, list[WeightPoint]], plain: Mapping[str, float],
         for weight in weights:
             _curve(right, {p.images: p.value for p in several if p.weight == weight}, f"w = {weight:g}")
         left.set(title=method, xlabel="weight w = 1 + omega", ylabel=metric)
-        right.set(title=method, xlabel="age of the guider, images")
+        right.set(title=method, xlabel="age of the guider (images)")
         for axes in (left, right):
             for number, (name, value) in enumerate(plain.items()):
                 axes.axhline(value, color="black", linestyle=(0, (2 + 2 * number, 2)), linewidth=1, label=name)
@@ -110,6 +110,6 @@ def _figure(points: Mapping[str, list[WeightPoint]], plain: Mapping[str, float],
 
 
 def _curve(axes: Axes, values: Mapping[float, float] | Mapping[int, float], label: str) -> None:
-    """One curve in order of its abscissae."""
+    """Draw one curve, sorted by x."""
     x = sorted(values)
     axes.plot(x, [values[at] for at in x], marker="o", markersize=4, label=label)  # type: ignore[index]

@@ -65,7 +65,7 @@ def test_leaves_after_the_step_with_a_checkpoint_of_it_and_without_validation(
         trainer = fit(tmp_path, sender)
     assert sender.micro_steps == 6 and trainer.global_step == 3 and sender.validations == 0
     assert newest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step-000000003.ckpt"
-    assert f"{number.name} asked to stop: leaving after step 3" in caplog.text
+    assert f"{number.name} requested a stop: stopping after step 3" in caplog.text
     assert trainer.limit_val_batches == 1.0  # as it was
 
 

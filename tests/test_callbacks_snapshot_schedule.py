@@ -65,5 +65,5 @@ def test_a_run_that_is_made_longer_says_what_its_fractions_mean(
         with caplog.at_level("INFO"):
             newest = newest_checkpoint(tmp_path)
             trainer.fit(tiny_module(average=None), datamodule=TinyImages(), ckpt_path=newest, weights_only=True)
-        said = "planned for 8 images and will now see 16; fractions of the run, 1/2, go on meaning" in caplog.text
+        said = "planned for 8 images and will now see 16; fractions of the run, 1/2, still refer to the plan" in caplog.text
         assert said == (steps == 4)

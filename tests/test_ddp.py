@@ -67,7 +67,7 @@ def test_stopped_by_a_signal_to_one_rank_and_resumed(processes: Processes, pair:
         processes.call_ranks(2, TRAIN, folder / "log", folder=str(folder), world=2, steps=12, signal_rank=signal_rank)
         if signal_rank == 1:
             assert runs.checkpoint(parted)["global_step"] == 10
-            assert "asked to stop: leaving after step 10" in (parted / "log.0").read_text()
+            assert "requested a stop: stopping after step 10" in (parted / "log.0").read_text()
     one, two = seen(parted)
     assert_same(one["weights"], two["weights"])
     assert_same(runs.checkpoint(parted), runs.checkpoint(whole))

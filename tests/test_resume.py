@@ -162,7 +162,7 @@ def test_stopped_and_started_again(
 ) -> None:
     processes.call(TRAIN, tmp_path / "log", folder=str(tmp_path), number=number, at=at)
     assert runs.checkpoint(tmp_path)["global_step"] == at // 2 + 1
-    assert f"{number.name} asked to stop" in (tmp_path / "log").read_text()
+    assert f"{number.name} requested a stop" in (tmp_path / "log").read_text()
     processes.call(TRAIN, tmp_path / "log", folder=str(tmp_path))
     assert_equal_end(tmp_path, whole)
     # each micro-step was taken once, and counted on

@@ -1,4 +1,4 @@
-"""diagnostics."""
+"""Diagnostics of training-free guidance: loss curves, gradient cosines and accumulated gradients."""
 
 from __future__ import annotations
 

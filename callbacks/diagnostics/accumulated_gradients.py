@@ -1,4 +1,4 @@
-"""What guides want to see: their gradients accumulated on random backgrounds, a row of pictures for each.
+"""Input-gradient visualizations of guide networks: gradients accumulated on random backgrounds.
 
 After figure 2 of Shen et al. 2024, https://arxiv.org/abs/2403.12404.
 """
@@ -25,11 +25,11 @@ __all__ = ["AccumulatedGradients"]
 
 
 class AccumulatedGradients(pl.Callback):
-    """Gradients of each of the `probes` on the same backgrounds: `accumulated_gradients.png` and `.json`.
+    """Accumulated gradients of each of the `probes` on the same backgrounds, one row of images for each.
 
-    Backgrounds are uniform on [-1/2, 1/2]. For each probe the numbers are means over the pictures: of its loss at the
-    end, of that of the `judge`, and of the share of low frequencies in what was added (`smoothness`). After validation
-    and test, on process 0.
+    Written to `accumulated_gradients.png` and `.json` after validation and test, on process 0. Backgrounds are uniform
+    on [-1/2, 1/2]. For each probe the numbers are means over the images: its final loss, the loss of the `judge`, and
+    the share of low frequencies in the change (`smoothness`).
     """
 
     def __init__(
@@ -42,18 +42,18 @@ class AccumulatedGradients(pl.Callback):
         seed: int = 0,
         folder: str | None = None,
     ) -> None:
-        """Configures the picture.
+        """Configure the image.
 
         Args:
             probes: name -> guide.
-            judge: another network than those, to see whether it recognizes what was made.
-            labels: one picture each.
-            steps: of length .01 sqrt(d), along the gradient.
-            seed: of backgrounds and draws.
-            folder: of the files; None is `report` in the folder of the run.
+            judge: energy of a network that none of the probes uses, to test whether it recognizes the images.
+            labels: one image for each.
+            steps: number of steps of length 0.01 sqrt(d) along the gradient.
+            seed: seed of backgrounds and draws.
+            folder: folder of the files; None is `report` in the run folder.
 
         Raises:
-            ValueError: if there is nothing to draw.
+            ValueError: if `probes` or `labels` is empty, or `steps` is below 1.
         """
         super().__init__()
         if not probes or not labels or steps < 1:
@@ -64,11 +64,11 @@ class AccumulatedGradients(pl.Callback):
         self.steps, self.seed, self.folder = steps, seed, folder
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Draws, on process 0."""
+        """Draw the images, on process 0."""
         self._draw(trainer, pl_module)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Draws, on process 0."""
+        """Draw the images, on process 0."""
         self._draw(trainer, pl_module)
 
     @torch.no_grad()
@@ -77,32 +77,29 @@ class AccumulatedGradients(pl.Callback):
             return
         data = data_of(trainer)
         labels = torch.tensor(self.labels, device=module.device)
-        pictures, numbers = {}, {}
+        images, numbers = {}, {}
         for name, probe in self.probes.items():
             seeds = SampleSeeds(self.seed, range(len(labels)))
             start = seeds.uniform("background", data.data_shape, module.device) - 0.5
             x, losses = gradient_ascent(probe, start, seeds=seeds, condition=labels, steps=self.steps)
-            pictures[name] = data.decode(x).cpu()
+            images[name] = data.decode(x).cpu()
             numbers[name] = {"loss": float(losses[-1].mean()), "smoothness": float(smoothness(x - start).mean())}
             if self.judge is not None:
                 numbers[name]["judge"] = float(self.judge(x, labels).mean())
-        record(trainer, self.folder, "accumulated_gradients", _figure(pictures, self.labels, numbers), numbers)
+        record(trainer, self.folder, "accumulated_gradients", _figure(images, self.labels, numbers), numbers)
 
 
-def _figure(
-    pictures: Mapping[str, Tensor], labels: Sequence[int], numbers: Mapping[str, Mapping[str, float]]
-) -> Figure:
-    """A row for each probe, a column for each label."""
-    figure = Figure(figsize=(1.0 * len(labels) + 2.2, 1.15 * len(pictures)), dpi=100, layout="constrained")
-    rows = figure.subplots(len(pictures), len(labels), squeeze=False)
-    for row, (name, drawn) in zip(rows, pictures.items(), strict=True):
-        for axes, picture, label in zip(row, drawn, labels, strict=True):
-            shown = picture.permute(1, 2, 0).squeeze(-1)
-            axes.imshow(shown.numpy(), cmap="gray", vmin=0, vmax=255)
+def _figure(images: Mapping[str, Tensor], labels: Sequence[int], numbers: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Draw one row for each probe, one column for each label."""
+    figure = Figure(figsize=(1.0 * len(labels) + 2.2, 1.15 * len(images)), dpi=100, layout="constrained")
+    rows = figure.subplots(len(images), len(labels), squeeze=False)
+    for row, (name, drawn) in zip(rows, images.items(), strict=True):
+        for axes, image, number in zip(row, drawn, labels, strict=True):
+            axes.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
             axes.set(xticks=[], yticks=[])
             if row is rows[0]:
-                axes.set_title(str(label), fontsize=8)
-        told = numbers[name].get("judge")
-        said = name if told is None else f"{name}\njudge {told:.2f}"
-        row[0].set_ylabel(said, fontsize=8, rotation=0, ha="right", va="center")
+                axes.set_title(str(number), fontsize=8)
+        judged = numbers[name].get("judge")
+        label = name if judged is None else f"{name}\njudge {judged:.2f}"
+        row[0].set_ylabel(label, fontsize=8, rotation=0, ha="right", va="center")
     return figure

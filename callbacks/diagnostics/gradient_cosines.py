@@ -1,12 +1,11 @@
-"""How the pushes of a guidance agree: each with the one before, and with the exact one where that is known.
+"""Cosines between guidance displacements of successive steps, and with the exact displacement if it is known.
 
-Belardi et al. 2026 (AdamDPS) find successive gradients at odds with each other; Shen et al. 2024,
+Belardi et al. 2026 (AdamDPS) find that successive gradients disagree; Shen et al. 2024,
 https://arxiv.org/abs/2403.12404, find those of ordinary classifiers misaligned.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from callbacks.diagnostics.trajectories import GuidedTrajectories, Walk, record
+from callbacks.diagnostics.trajectories import GuidedTrajectories, Walk, nan_to_none, none_to_nan, record
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.modules.diffusion import DiffusionModule
 
@@ -22,7 +21,7 @@ __all__ = ["GradientCosines", "cosines"]
 
 
 def cosines(a: Tensor, b: Tensor) -> Tensor:
-    """Cosines (T, B) of `a` and `b` (T, B, *); NaN where one is zero."""
+    """Return the cosines (T, B) of `a` and `b` (T, B, *); NaN where one is zero."""
     a, b = a.flatten(2).double(), b.flatten(2).double()
     return (a * b).sum(2) / (a.norm(dim=2) * b.norm(dim=2))
 
@@ -30,25 +29,25 @@ def cosines(a: Tensor, b: Tensor) -> Tensor:
 class GradientCosines(GuidedTrajectories):
     """Mean cosines of displacements over sigma: `gradient_cosines.png` and `.json`.
 
-    The displacement of a step is the guided minus the unguided estimate at the same x: the negative gradient times a
-    number for all step rules but Adam's. `successive`: with that of the step before; `exact`: with D_exact - D, where
-    D_exact is the denoiser of the distribution that is wanted.
+    The displacement of a step is the guided minus the unguided estimate at the same x: a multiple of the negative
+    gradient for all step rules but Adam's. `successive`: cosine with the displacement of the previous step; `exact`:
+    cosine with D_exact - D, where D_exact is the denoiser of the target distribution.
     """
 
     def __init__(self, exact: Denoiser | str | None = None, *, count: int = 64, folder: str | None = None) -> None:
-        """Configures the picture.
+        """Configure the figure.
 
         Args:
-            exact: a denoiser, such as `analytic.GaussianMixture`; or the name of an evaluation, whose guidance then
-                stands for it, such as one of the label-conditional model where the guides are given labels; or None.
+            exact: D_exact: a denoiser, such as `analytic.GaussianMixture`, or the name of an evaluation whose guidance
+                is used, such as that of the label-conditional model for guides by labels; None: unknown.
             count: samples of each evaluation.
-            folder: of the files; None is `report` in the folder of the run.
+            folder: folder of the files; None is `report` in the run folder.
         """
         super().__init__(count, folder)
         self.exact = exact
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        """Checks that the evaluation `exact` exists.
+        """Check that the evaluation `exact` exists.
 
         Raises:
             ValueError: if it does not.
@@ -59,36 +58,34 @@ class GradientCosines(GuidedTrajectories):
 
     @torch.no_grad()
     def draw(self, trainer: pl.Trainer, module: DiffusionModule, walks: dict[str, Walk]) -> None:
-        """A panel of each kind of cosine, a curve for each evaluation."""
+        """Draw one panel for each kind of cosine, one curve for each evaluation."""
         exact = self.resolved[self.exact] if isinstance(self.exact, str) else self.exact
         numbers: dict[str, Any] = {}
-        for name, found in walks.items():
-            values = {"successive": cosines(found.pushes[1:], found.pushes[:-1])}
+        for name, walk in walks.items():
+            values = {"successive": cosines(walk.pushes[1:], walk.pushes[:-1])}
             if exact is not None:
-                wanted = _along(exact.to(module.device), found, module.device)
-                values["exact"] = cosines(found.pushes, wanted - found.plain)
-            numbers[name] = {"sigmas": found.sigmas.tolist()} | {
-                kind: [None if mean != mean else mean for mean in each.nanmean(1).tolist()]
-                for kind, each in values.items()
-            }
+                target = _evaluate_along(exact.to(module.device), walk, module.device)
+                values["exact"] = cosines(walk.pushes, target - walk.plain)
+            means = {kind: nan_to_none(each.nanmean(1)) for kind, each in values.items()}
+            numbers[name] = {"sigmas": walk.sigmas.tolist()} | means
         record(trainer, self.folder, "gradient_cosines", _figure(numbers, exact is not None), numbers)
 
 
-def _along(exact: Denoiser, found: Walk, device: torch.device) -> Tensor:
-    """D_exact (T, B, *) at the states of a walk."""
-    condition = found.condition.to(device) if found.condition is not None and exact.conditional else None
-    said = [exact(x.to(device), s.to(device), condition).cpu() for x, s in zip(found.states, found.sigmas, strict=True)]
-    return torch.stack(said)
+def _evaluate_along(exact: Denoiser, walk: Walk, device: torch.device) -> Tensor:
+    """Return D_exact (T, B, *) at the states of a walk."""
+    condition = walk.condition.to(device) if walk.condition is not None and exact.conditional else None
+    states = zip(walk.states, walk.sigmas, strict=True)
+    return torch.stack([exact(x.to(device), sigma.to(device), condition).cpu() for x, sigma in states])
 
 
 def _figure(numbers: dict[str, Any], known: bool) -> Figure:
-    """One or two panels."""
-    titles = {"successive": "with the step before", "exact": "with the exact push"}
+    """Draw one or two panels."""
+    titles = {"successive": "with the previous step", "exact": "with the exact displacement"}
     kinds = list(titles)[: 1 + known]
     figure = Figure(figsize=(5 * len(kinds), 3.8), dpi=100, layout="constrained")
     for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
         for name, values in numbers.items():
-            curve = [math.nan if value is None else value for value in values[kind]]
+            curve = none_to_nan(values[kind])
             axes.plot(values["sigmas"][-len(curve) :], curve, marker=".", label=name)
         axes.axhline(0, color="black", linewidth=0.6)
         axes.set(xscale="log", xlabel="sigma", ylabel="cosine", title=titles[kind], ylim=(-1.05, 1.05))

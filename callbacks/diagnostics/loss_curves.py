@@ -1,7 +1,7 @@
-"""The loss of a guide along the trajectory, of samples that succeed and that fail, and beside it that of a judge.
+"""Losses of a guide and of an independent judge along the trajectory, for successful and failed samples.
 
-After figure 1 of Shen et al. 2024, https://arxiv.org/abs/2403.12404: the loss oscillates at much noise, then
-falls, and is low for failures, too. The gap between judge and guide is what the guide was only fooled by.
+After figure 1 of Shen et al. 2024, https://arxiv.org/abs/2403.12404: the loss oscillates at high noise, then falls, and
+is low for failures as well. The gap between judge and guide measures adversarial loss reduction.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from callbacks.diagnostics.trajectories import GuidedTrajectories, Walk, record
+from callbacks.diagnostics.trajectories import GuidedTrajectories, Walk, nan_to_none, none_to_nan, record
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.objectives import Energy
 
@@ -28,31 +28,31 @@ class LossCurves(GuidedTrajectories):
     """Loss of the guide and of the `judge` at the clean estimates, over sigma: `loss_curves.png` and `.json`.
 
     A sample succeeds if the judge's loss of its last estimate is at most `threshold`. For each evaluation the numbers
-    are the means over successes and over failures at each step; `gap` is the judge's mean loss at the last step that
-    is guided minus the guide's.
+    are the means over successes and over failures at each step; `gap` is the judge's mean loss minus the guide's at the
+    last guided step.
     """
 
     def __init__(self, judge: Energy, *, threshold: float = 0.6931, count: int = 64, folder: str | None = None) -> None:
-        """Configures the picture.
+        """Configure the figure.
 
         Args:
-            judge: another network than the guide's, such as `ClassLabel(RunNetwork(judge))`.
+            judge: energy of another network than the guide's, such as `ClassLabel(RunNetwork(judge))`.
             threshold: largest loss of a success; the default is ln 2, for labels a probability of 1/2.
             count: samples of each evaluation.
-            folder: of the files; None is `report` in the folder of the run.
+            folder: folder of the files; None is `report` in the run folder.
         """
         super().__init__(count, folder)
         self.judge, self.threshold = judge, threshold
 
     @torch.no_grad()
     def draw(self, trainer: pl.Trainer, module: DiffusionModule, walks: dict[str, Walk]) -> None:
-        """A panel for each evaluation."""
+        """Draw one panel for each evaluation."""
         figure = Figure(figsize=(4.2 * len(walks), 3.8), dpi=100, layout="constrained")
         numbers = {}
-        for axes, (name, found) in zip(figure.subplots(1, len(walks), squeeze=False)[0], walks.items(), strict=True):
-            judged = torch.stack([self._judge(x, found.condition, module.device) for x in found.plain])
-            success = self._judge(found.guided[-1], found.condition, module.device) <= self.threshold
-            numbers[name] = _numbers(found, judged, success)
+        for axes, (name, walk) in zip(figure.subplots(1, len(walks), squeeze=False)[0], walks.items(), strict=True):
+            judged = torch.stack([self._judge(x, walk.condition, module.device) for x in walk.plain])
+            success = self._judge(walk.guided[-1], walk.condition, module.device) <= self.threshold
+            numbers[name] = _numbers(walk, judged, success)
             _panel(axes, numbers[name], name)
         record(trainer, self.folder, "loss_curves", figure, numbers)
 
@@ -61,30 +61,28 @@ class LossCurves(GuidedTrajectories):
         return loss.float().cpu()
 
 
-def _numbers(found: Walk, judged: Tensor, success: Tensor) -> dict[str, Any]:
-    """Means by kind of sample, and the gap."""
-    acts = (~found.losses.isnan().any(1)).nonzero()[:, 0]
-    gap = (judged[acts[-1]] - found.losses[acts[-1]]).mean() if len(acts) else torch.tensor(math.nan)
-    values: dict[str, Any] = {"sigmas": found.sigmas.tolist(), "gap": float(gap)}
+def _numbers(walk: Walk, judged: Tensor, success: Tensor) -> dict[str, Any]:
+    """Return the means over successes and failures, and the gap."""
+    guided = (~walk.losses.isnan().any(1)).nonzero()[:, 0]
+    gap = (judged[guided[-1]] - walk.losses[guided[-1]]).mean() if len(guided) else torch.tensor(math.nan)
+    values: dict[str, Any] = {"sigmas": walk.sigmas.tolist(), "gap": float(gap)}
     for kind, rows in (("success", success), ("failure", ~success)):
         values[kind] = {"count": int(rows.sum())}
         if rows.any():
-            values[kind] |= {"guide": _means(found.losses[:, rows]), "judge": _means(judged[:, rows])}
+            values[kind] |= {
+                "guide": nan_to_none(walk.losses[:, rows].mean(1)),
+                "judge": nan_to_none(judged[:, rows].mean(1)),
+            }
     return values
 
 
-def _means(losses: Tensor) -> list[float | None]:
-    """Means (T,); None where the guide does not act."""
-    return [None if mean != mean else mean for mean in losses.mean(1).tolist()]
-
-
 def _panel(axes: Any, values: dict[str, Any], title: str) -> None:
-    """Four curves."""
+    """Draw up to four curves: guide and judge, for successes and failures."""
     for kind, style in (("success", "-"), ("failure", "--")):
-        for who, color in (("guide", GUIDE), ("judge", JUDGE)):
+        for network, color in (("guide", GUIDE), ("judge", JUDGE)):
             if values[kind]["count"]:
-                curve = [math.nan if value is None else value for value in values[kind][who]]
-                label = f"{who}, {values[kind]['count']} {kind}{'es' if kind == 'success' else 's'}"
+                curve = none_to_nan(values[kind][network])
+                label = f"{network}, {values[kind]['count']} {kind}{'es' if kind == 'success' else 's'}"
                 axes.plot(values["sigmas"], curve, linestyle=style, color=color, label=label)
     axes.set(xscale="log", xlabel="sigma", ylabel="loss", title=f"{title}, gap {values['gap']:.2f}")
     axes.invert_xaxis()

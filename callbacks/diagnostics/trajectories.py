@@ -1,4 +1,4 @@
-"""Guided trajectories with everything on the way: the base of callbacks that say what a guidance does where."""
+"""Recorded guided trajectories: base of the diagnostics of guidance along sampling."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from callbacks.base import ResolvedGuidances
-from callbacks.output import log_image, output_folder, render, write_png
+from callbacks.output import output_folder, render, save_image
 from lightning_guide.data import data_of
 from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory
 from lightning_guide.evaluation.sampling_loop import build_condition
@@ -26,7 +26,7 @@ from lightning_guide.samplers import Sampler
 from lightning_guide.seeds import SampleSeeds
 from lightning_guide.utils.files import atomic
 
-__all__ = ["GuidedTrajectories", "Walk", "record", "record_walk"]
+__all__ = ["GuidedTrajectories", "Walk", "nan_to_none", "none_to_nan", "record", "record_walk"]
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Walk:
 
     Attributes:
         sigmas: noise level at the start of each step, (T,).
-        states: x there, (T, B, *).
+        states: x at the start of each step, (T, B, *).
         plain: clean estimate without the guidance, at the same x, (T, B, *).
-        guided: clean estimate with it, (T, B, *).
-        losses: what the guidance estimates its loss to be, (T, B); NaN where it does not act.
-        condition: of the samples, labels (B,) or embeddings (B, L, C), or None.
+        guided: clean estimate with the guidance, (T, B, *).
+        losses: loss estimated by the guidance, (T, B); NaN where it does not act.
+        condition: condition of the samples, labels (B,) or embeddings (B, L, C), or None.
     """
 
     sigmas: Tensor
@@ -51,34 +51,34 @@ class Walk:
 
     @property
     def pushes(self) -> Tensor:
-        """The displacements guided - plain, (T, B, *)."""
+        """Displacements guided - plain, (T, B, *)."""
         return self.guided - self.plain
 
 
-class _Noted(Guidance):
-    """A denoiser that remembers, for each step, x, what it said and what loss was told, the first time it was asked."""
+class _Recorder(Guidance):
+    """Wrapper that records x, the clean estimate and the reported loss of the first call in each step."""
 
     def __init__(self, positive: Denoiser) -> None:
         super().__init__()
         self.positive = positive
-        self.said: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self.records: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     def start(self, trajectory: Trajectory) -> Predict:
         predict = self.positive.start(trajectory)
 
-        def noting(x: Tensor, sigma: Tensor, condition: Tensor | None) -> Prediction:
-            trajectory.diagnostics.pop("loss", None)  # of a step before
+        def recording_predict(x: Tensor, sigma: Tensor, condition: Tensor | None) -> Prediction:
+            trajectory.diagnostics.pop("loss", None)  # of a previous step
             prediction = predict(x, sigma, condition)
-            if trajectory.step not in self.said:
+            if trajectory.step not in self.records:
                 loss = trajectory.diagnostics.get("loss", torch.full((len(x),), math.nan))
-                self.said[trajectory.step] = (x.detach().cpu(), prediction.clean.detach().cpu(), loss.float().cpu())
+                self.records[trajectory.step] = (x.detach().cpu(), prediction.clean.detach().cpu(), loss.float().cpu())
             return prediction
 
-        return noting
+        return recording_predict
 
     def stacked(self) -> list[Tensor]:
-        """States, estimates and losses, (T, B, *) each."""
-        return [torch.stack(column) for column in zip(*self.said.values(), strict=True)]
+        """Return states, estimates and losses, (T, B, *) each."""
+        return [torch.stack(column) for column in zip(*self.records.values(), strict=True)]
 
 
 def record_walk(
@@ -90,13 +90,13 @@ def record_walk(
     device: torch.device | str = "cpu",
     x: Tensor | None = None,
 ) -> Walk:
-    """Samples once more, and keeps what `guidance` and its positive say; no evaluation is added.
+    """Sample again and record the estimates of `guidance` and of its positive, without additional network calls.
 
-    `x` (B, *) is where to start; default: noise of the first level. Of a step that is repeated, its first time counts.
+    `x` (B, *) is the start; default: noise of the first level. Of a repeated step the first pass is recorded.
     """
-    plain, watched = _Noted(guidance.positive), copy.copy(guidance)
-    watched._modules = dict(guidance._modules) | {"positive": plain}
-    guided = _Noted(watched)
+    plain, recorded = _Recorder(guidance.positive), copy.copy(guidance)
+    recorded._modules = dict(guidance._modules) | {"positive": plain}
+    guided = _Recorder(recorded)
     x = sampler.initial(guidance, seeds, device) if x is None else x
     sigmas = [trajectory.sigma for trajectory in sampler.steps(guided, x, seeds=seeds, condition=condition)]
     states, estimates, losses = guided.stacked()
@@ -111,16 +111,17 @@ def record_walk(
 
 
 class GuidedTrajectories(ResolvedGuidances, ABC):
-    """Walks the samples 0 ... `count` - 1 of each evaluation under a loss or a classifier once more, and draws them.
+    """Base of diagnostics that sample 0 ... `count` - 1 of each evaluation again and draw the recorded trajectories.
 
-    After every validation and test, on process 0. Guidances of other kinds have no loss and are left out.
+    Runs after every validation and test, on process 0. Only energy and classifier guidances have a loss; evaluations
+    with other guidances are left out.
     """
 
     def __init__(self, count: int, folder: str | None) -> None:
-        """`count` samples of each evaluation; `folder` is `report` in the folder of the run if None.
+        """Configure `count` samples of each evaluation; `folder` None is `report` in the run folder.
 
         Raises:
-            ValueError: if that is none.
+            ValueError: if `count` is below 1.
         """
         super().__init__()
         if count < 1:
@@ -129,14 +130,14 @@ class GuidedTrajectories(ResolvedGuidances, ABC):
 
     @abstractmethod
     def draw(self, trainer: pl.Trainer, module: DiffusionModule, walks: dict[str, Walk]) -> None:
-        """Called with evaluation -> its trajectories; `self.resolved` holds the guidances."""
+        """Draw the trajectories: evaluation -> walk. Called on process 0; `self.resolved` holds the guidances."""
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Walks and draws."""
+        """Record and draw the trajectories."""
         self._finish(trainer, pl_module)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Walks and draws."""
+        """Record and draw the trajectories."""
         self._finish(trainer, pl_module)
 
     def _finish(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
@@ -162,10 +163,18 @@ class GuidedTrajectories(ResolvedGuidances, ABC):
 
 
 def record(trainer: pl.Trainer, folder: str | None, name: str, figure: Figure, numbers: Mapping[str, Any]) -> None:
-    """Writes `<folder>/<name>.png` and `.json` (default: `report` in the folder of the run), logs `report/<name>`."""
+    """Write `<folder>/<name>.png` and `.json` (default: `report` in the run folder) and log `report/<name>`."""
     place = output_folder(trainer, folder)
-    picture = render(figure)
-    write_png(place / f"{name}.png", picture)
+    save_image(trainer, render(figure), place / f"{name}.png", tag=f"report/{name}")
     with atomic(place / f"{name}.json", durable=False) as temporary:
         temporary.write_text(json.dumps(numbers, indent=1), encoding="utf-8")
-    log_image(trainer, f"report/{name}", picture)
+
+
+def nan_to_none(values: Tensor) -> list[float | None]:
+    """Return `values` (T,) as JSON stores them: NaN as None."""
+    return [None if value != value else value for value in values.tolist()]
+
+
+def none_to_nan(values: Sequence[float | None]) -> list[float]:
+    """Return `values` as matplotlib draws them: None as NaN."""
+    return [math.nan if value is None else value for value in values]

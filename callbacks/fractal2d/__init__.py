@@ -1,4 +1,4 @@
-"""fractal2d."""
+"""Figure of the 2D study of autoguidance: samples, a close-up of trajectories and densities, metric curves."""
 
 from __future__ import annotations
 

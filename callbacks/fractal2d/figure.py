@@ -1,4 +1,4 @@
-"""The figure of the 2D study: what guidance does to samples, to trajectories, and at what price.
+"""Figure of the 2D study of autoguidance: effect of guidance on samples, trajectories and metrics.
 
 After figure 1 and the figures of the 2D example of Karras et al. 2024, "Guiding a Diffusion Model with a Bad Version of
 Itself", https://arxiv.org/abs/2406.02507.
@@ -19,7 +19,7 @@ from torch import nn
 from callbacks.base import EvaluationSamples, ResolvedGuidances
 from callbacks.fractal2d.density import KnownDistribution, ReferenceDensity, ViewWindow
 from callbacks.fractal2d.rows import PlottedMethod, ZoomWindow, close_up_row, curves_row, samples_row
-from callbacks.output import log_image, output_folder, render, write_png
+from callbacks.output import output_folder, render, save_image
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.sampling_loop import DrawnSamples
@@ -45,14 +45,15 @@ TRUE_SAMPLES = {"outliers (%)": 1.0, "lost mass (%)": 0.0}
 
 
 class FractalFigure(ResolvedGuidances, EvaluationSamples):
-    """Draws `figure.png`, and `report/figure` in TensorBoard, at the end of each validation and test.
+    """Figure `figure.png`, and `report/figure` in TensorBoard, at the end of each validation and test.
 
-    First row: true samples and those of the evaluations `panels`, on the true density and the outline of the region
-    that holds 99 % of the truth. Second row, a close-up: trajectories from the same starting points without and with
-    guidance, the learned densities of the main model and of the guider, their log ratio and the push it exerts. Third
-    row: outliers, lost mass and total variation against the guidance weight, from the results of `DensityMetrics`.
+    First row: reference samples and those of the evaluations `panels`, on the true density and the outline of the
+    region that holds 99 % of its mass. Second row, a close-up: trajectories from the same starting points without and
+    with guidance, the learned densities of the main model and of the guider, their log ratio and the guidance vector it
+    gives. Third row: outliers, lost mass and total variation against the guidance weight, from the results of
+    `DensityMetrics`.
 
-    While an evaluation that it needs is skipped (its guider is still to come), there is no figure.
+    No figure is drawn while a required evaluation is skipped because its guider is not stored yet.
     """
 
     def __init__(
@@ -68,21 +69,22 @@ class FractalFigure(ResolvedGuidances, EvaluationSamples):
         count: int = 16384,
         folder: str | None = None,
     ) -> None:
-        """Configures the figure.
+        """Configure the figure.
 
         Args:
-            distribution: the truth, with `sample` and `log_density`.
-            panels: title -> evaluation, the panels of the first row behind the truth.
-            curves: method -> pattern of its evaluations, such as "cfg_*"; the unguided one stands at weight 1 of each.
-            close_up: the second row, by default that of the paper.
-            center: of the window of the first row.
+            distribution: the true distribution, with `sample` and `log_density`.
+            panels: title -> evaluation, the panels of the first row after that of the reference samples.
+            curves: method -> pattern of its evaluations, such as "cfg_*"; each curve has the unguided evaluation at
+                weight 1.
+            close_up: settings of the second row, by default those of the paper.
+            center: center of the window of the first row.
             half_width: half of the side of that window.
             smoothing: noise level of the true density that is drawn and outlined.
             count: points in a panel.
-            folder: of the file; None is `report` in the folder of the run.
+            folder: folder of the file; None is `report` in the run folder.
 
         Raises:
-            ValueError: if the density of `distribution` is not known.
+            ValueError: if `distribution` lacks `sample` or `log_density`.
         """
         super().__init__(count)
         self.truth = ReferenceDensity(cast(KnownDistribution, distribution), smoothing)
@@ -91,10 +93,10 @@ class FractalFigure(ResolvedGuidances, EvaluationSamples):
         self._colors = {method: COLORS[i % len(COLORS)] for i, method in enumerate(self.curves)}
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        """Checks that everything that is to be drawn is evaluated.
+        """Check that all evaluations to be drawn exist.
 
         Raises:
-            ValueError: naming what is missing, and what there is.
+            ValueError: if an evaluation, its guider or the learned density is missing; existing evaluations are named.
         """
         if stage == "predict":
             return
@@ -116,11 +118,11 @@ class FractalFigure(ResolvedGuidances, EvaluationSamples):
 
     @torch.no_grad()
     def draw(self, trainer: pl.Trainer, module: DiffusionModule, samples: dict[str, DrawnSamples]) -> None:
-        """Draws, writes and logs the figure."""
+        """Draw, write and log the figure."""
         resolved, self.resolved = self.resolved, {}
-        waiting = [name for name in self._needed if name not in samples]
-        if waiting:
-            rank_zero_info(f"there is no figure yet, it waits for {', '.join(waiting)}")
+        missing = [name for name in self._needed if name not in samples]
+        if missing:
+            rank_zero_info(f"no figure yet: there are no samples of {', '.join(missing)}")
             return
         evaluations, results = module.evaluations.evaluations, module.evaluations.results
         figure = Figure(figsize=(22, 15), dpi=90, layout="constrained")
@@ -136,21 +138,19 @@ class FractalFigure(ResolvedGuidances, EvaluationSamples):
         close_up_row(second, self.truth, self.close_up, methods, device=module.device)
         measures = {_label(key): self._curves(key, evaluations, results) for key in MEASURES}
         curves_row(third, measures, colors=self._colors, truth=TRUE_SAMPLES)
-        picture = render(figure)
-        write_png(output_folder(trainer, self.folder) / "figure.png", picture)
-        log_image(trainer, "report/figure", picture)
+        save_image(trainer, render(figure), output_folder(trainer, self.folder) / "figure.png", tag="report/figure")
 
     @property
     def _needed(self) -> list[str]:
-        """Evaluations without which there is no figure."""
+        """Evaluations that the figure requires."""
         return list(dict.fromkeys([*self.panels.values(), self.close_up.unguided, self.close_up.guided]))
 
     def _title(self, name: str) -> str:
-        """The panel's title of an evaluation, or its name."""
+        """Return the panel title of an evaluation, or its name."""
         return next((title for title, evaluation in self.panels.items() if evaluation == name), name)
 
     def _color(self, name: str) -> str:
-        """The color of the curve that an evaluation belongs to."""
+        """Return the color of the curve that an evaluation belongs to."""
         if name == self.close_up.unguided:
             return UNGUIDED
         return next((self._colors[m] for m, pattern in self.curves.items() if fnmatchcase(name, pattern)), OTHER)
@@ -158,7 +158,7 @@ class FractalFigure(ResolvedGuidances, EvaluationSamples):
     def _curves(
         self, key: str, evaluations: Mapping[str, Evaluation], results: Mapping[str, Mapping[str, float]]
     ) -> dict[str, list[tuple[float, float]]]:
-        """Method -> (weight, value) of one measure, in order of weight."""
+        """Return method -> (weight, value) pairs of one measure, in order of weight."""
         factor = 100 if key in PERCENT else 1
         curves = {}
         for method, pattern in self.curves.items():
@@ -169,24 +169,24 @@ class FractalFigure(ResolvedGuidances, EvaluationSamples):
 
 
 def _numbers(result: Mapping[str, float]) -> str:
-    """The measures of one evaluation in a line."""
+    """Return the measures of one evaluation as one line of text."""
     words = {"outliers": "outliers", "lost_mass": "lost", "total_variation": "TV"}
     known = [(word, key, result[key]) for key, word in words.items() if key in result]
     return ", ".join(f"{word} {100 * v:.1f} %" if key in PERCENT else f"{word} {v:.3f}" for word, key, v in known)
 
 
 def _label(key: str) -> str:
-    """The name of a measure with its unit."""
+    """Return the name of a measure with its unit."""
     return MEASURES[key] + (" (%)" if key in PERCENT else "")
 
 
 def _weight(guidance: Denoiser) -> float:
-    """w of D_neg + w (D_pos - D_neg), of several negatives 1 + sum_i (w_i - 1); 1 without guidance."""
+    """Return w of D_neg + w (D_pos - D_neg), for several negatives 1 + sum_i (w_i - 1); 1 without guidance."""
     return 1 + sum(_number(weight) - 1 for weight in guidance.weights) if isinstance(guidance, Guided) else 1.0
 
 
 def _number(weight: float | WeightSchedule) -> float:
-    """The weight that a schedule reaches."""
+    """Return the constant weight inside a schedule."""
     while isinstance(weight, WeightSchedule):
         weight = cast(Any, weight).weight
     return weight

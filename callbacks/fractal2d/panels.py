@@ -1,4 +1,4 @@
-"""The panels of the 2D figure, each drawn on axes of its own."""
+"""Panels of the 2D figure: samples, trajectories, densities, log ratio and metric curves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TRUTH = "Greys"
 
 
 def samples_panel(axes: Axes, x: Tensor, truth: DensityMap, level: float, *, color: str) -> None:
-    """Points `x` (B, 2) on the true density, whose 99 % region is outlined at the log-density `level`."""
+    """Draw points `x` (B, 2) on the true density, whose 99 % region is outlined at the log-density `level`."""
     truth.shade(axes, cmap=TRUTH, alpha=0.35)
     truth.outline(axes, level)
     axes.scatter(
@@ -27,27 +27,27 @@ def samples_panel(axes: Axes, x: Tensor, truth: DensityMap, level: float, *, col
 
 
 def trajectories_panel(axes: Axes, states: Tensor, truth: DensityMap, level: float, *, color: str) -> None:
-    """Ways (steps + 1, n, 2) of n samples, with a dot where each ends."""
+    """Draw the trajectories (steps + 1, n, 2) of n samples, with a circle at each start and a dot at each end."""
     truth.shade(axes, cmap=TRUTH, alpha=0.5)
     truth.outline(axes, level)
-    ways = states.transpose(0, 1).numpy()  # (n, steps + 1, 2)
-    axes.add_collection(LineCollection(list(ways), colors=color, linewidths=0.9, alpha=0.8))
-    axes.scatter(ways[:, 0, 0], ways[:, 0, 1], s=6, facecolors="white", edgecolors=color, linewidths=0.7, zorder=3)
-    axes.scatter(ways[:, -1, 0], ways[:, -1, 1], s=9, color=color, linewidths=0, zorder=4)
+    paths = states.transpose(0, 1).numpy()  # (n, steps + 1, 2)
+    axes.add_collection(LineCollection(list(paths), colors=color, linewidths=0.9, alpha=0.8))
+    axes.scatter(paths[:, 0, 0], paths[:, 0, 1], s=6, facecolors="white", edgecolors=color, linewidths=0.7, zorder=3)
+    axes.scatter(paths[:, -1, 0], paths[:, -1, 1], s=9, color=color, linewidths=0, zorder=4)
     truth.window.frame(axes)
 
 
 def density_panel(
     axes: Axes, learned: DensityMap, truth: DensityMap, level: float, arrows: tuple[Tensor, Tensor]
 ) -> None:
-    """A learned density, the outline of the truth, and the score as arrows (points, vectors), each (n, 2)."""
+    """Draw a learned density, the true outline, and the score as arrows (points, vectors), each (n, 2)."""
     learned.shade(axes, cmap="Purples")
     truth.outline(axes, level, color="black", width=0.8)
     _arrows(axes, arrows, learned.window)
 
 
 def ratio_panel(axes: Axes, ratio: DensityMap, truth: DensityMap, level: float, arrows: tuple[Tensor, Tensor]) -> None:
-    """A log ratio of densities, with the push it gives to samples as arrows."""
+    """Draw a log ratio of densities, with its guidance vectors as arrows."""
     ratio.contrast(axes, limit=3.0)
     truth.outline(axes, level, color="black", width=0.8)
     _arrows(axes, arrows, ratio.window)
@@ -60,7 +60,7 @@ def curves_panel(
     colors: Mapping[str, str],
     truth: float | None = None,
 ) -> None:
-    """(weight, value) pairs of each method, by weight, and the value that true samples have as a dotted line."""
+    """Draw (weight, value) pairs of each method, and the value of reference samples as a dotted line."""
     for method, points in curves.items():
         weights, values = [weight for weight, _ in points], [value for _, value in points]
         axes.plot(weights, values, "o-", color=colors[method], label=method, markersize=4, linewidth=1.5)
@@ -72,7 +72,7 @@ def curves_panel(
 
 
 def _arrows(axes: Axes, arrows: tuple[Tensor, Tensor], window: ViewWindow) -> None:
-    """Arrows of a length that grows with the square root of the vectors', so that the weak ones are seen, too."""
+    """Draw arrows whose length is the square root of the vector's norm, so that weak ones remain visible."""
     points, vectors = arrows
     length = vectors.norm(dim=1, keepdim=True)
     shown = vectors / length.clamp(min=1e-12) * (length / length.max().clamp(min=1e-12)).sqrt()

@@ -1,7 +1,4 @@
-"""The close-up of the 2D study: where trajectories start in a small window, and the ways they take.
-
-The three rows of the 2D figure: samples, a close-up, and curves against the guidance weight.
-"""
+"""Rows of the 2D figure: samples, a close-up of trajectories and densities, curves against the guidance weight."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
 from torch import Tensor
 
-from callbacks.fractal2d import panels as panels
+from callbacks.fractal2d import panels
 from callbacks.fractal2d.density import DensityMap, ReferenceDensity, ViewWindow
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance import Guided
@@ -29,17 +26,17 @@ __all__ = ["ZoomWindow", "PlottedMethod", "close_up_row", "curves_row", "samples
 
 @dataclass(frozen=True)
 class ZoomWindow:
-    """What the close-up shows (window, level and spacing are those of the paper).
+    """Settings of the close-up (window, noise level and spacing are those of the paper).
 
     Attributes:
         unguided: evaluation of the first trajectories.
-        guided: evaluation of the second; its main model and its first guider are those whose densities are drawn.
-        center: of the window.
+        guided: evaluation of the second trajectories; the densities of its main model and first guider are drawn.
+        center: center of the window.
         half_width: half of the window's side.
         sigma: noise level at which trajectories start and densities are drawn.
         spacing: smallest distance between two starting points.
-        candidates: points drawn from the distribution, of which those in the window are thinned out.
-        steps: of the sampler from `sigma` down.
+        candidates: points drawn from the distribution; those in the window are thinned out.
+        steps: sampler steps from `sigma` down.
     """
 
     unguided: str = "unguided"
@@ -53,12 +50,12 @@ class ZoomWindow:
 
     @property
     def window(self) -> ViewWindow:
-        """The part of the plane that is shown."""
+        """Window of the close-up."""
         return ViewWindow((self.center[0], self.center[1]), self.half_width)
 
 
 def start_points(truth: ReferenceDensity, close_up: ZoomWindow) -> Tensor:
-    """Points (n, 2) drawn from p(x; sigma) inside the window, no two closer than the spacing.
+    """Return points (n, 2) drawn from p(x; sigma) inside the window, no two closer than the spacing.
 
     Raises:
         ValueError: if none of the candidates lies inside.
@@ -78,7 +75,7 @@ def start_points(truth: ReferenceDensity, close_up: ZoomWindow) -> Tensor:
 
 
 def trajectories(denoiser: Denoiser, sampler: Sampler, x: Tensor, *, sigma: float, steps: int) -> Tensor:
-    """States (steps + 1, n, 2), on the CPU, of `sampler` on its way from `x` (n, 2) at `sigma` to its lowest level."""
+    """Return the states (steps + 1, n, 2), on the CPU, of `sampler` from `x` (n, 2) at `sigma` to its lowest level."""
     short = copy.copy(sampler)
     lowest = float(sampler.grid.sigmas()[-2])
     short.grid = KarrasGrid(steps, sigma_min=min(lowest, sigma / 2), sigma_max=sigma)
@@ -94,7 +91,7 @@ TITLE_WIDTH = 44  # characters
 
 @dataclass(frozen=True)
 class PlottedMethod:
-    """A way of sampling: title, color and resolved denoiser, with the sampler of its evaluation."""
+    """Method of the close-up: title, color and resolved denoiser, with the sampler of its evaluation."""
 
     title: str
     color: str
@@ -105,7 +102,7 @@ class PlottedMethod:
 def samples_row(
     figure: SubFigure, truth: ReferenceDensity, window: ViewWindow, samples: Sequence[tuple[str, Tensor, str]]
 ) -> None:
-    """One panel for each (title, points (B, 2), color)."""
+    """Draw one panel for each (title, points (B, 2), color)."""
     for axes, (title, x, color) in zip(_axes(figure, len(samples)), samples, strict=True):
         panels.samples_panel(axes, x, truth.map(window, WIDE), truth.level, color=color)
         _title(axes, title)
@@ -119,7 +116,7 @@ def close_up_row(
     *,
     device: torch.device,
 ) -> None:
-    """Trajectories of each method, then densities of the last one's main model and guider, and their log ratio."""
+    """Draw trajectories of each method, then densities of the last one's main model and guider, and their log ratio."""
     window, level = close_up.window, truth.level
     shape = truth.map(window, CLOSE)
     x = start_points(truth, close_up).to(device)
@@ -141,7 +138,7 @@ def close_up_row(
         scores[name] = (model(places.to(device), sigma).cpu() - places) / close_up.sigma**2
         panel = next(axes)
         panels.density_panel(panel, maps[name], shape, level, (places, scores[name]))
-        divergence = f"divergence from the truth {exact.divergence(maps[name]):.3f} nats"
+        divergence = f"divergence from the true density {exact.divergence(maps[name]):.3f} nats"
         _title(panel, f"{name}: density and score at sigma {close_up.sigma:g}\n{divergence}")
     ratio = DensityMap(window, maps["main model"].values - maps["guider"].values)
     panel = next(axes)
@@ -157,7 +154,7 @@ def curves_row(
     colors: Mapping[str, str],
     truth: Mapping[str, float],
 ) -> None:
-    """One panel for each measure: label -> method -> (weight, value) pairs; `truth` has the values of true samples."""
+    """Draw one panel for each measure: label -> method -> (weight, value); `truth`: values of reference samples."""
     grid = _axes(figure, len(measures))
     for axes, (label, curves) in zip(grid, measures.items(), strict=True):
         panels.curves_panel(axes, curves, colors=colors, truth=truth.get(label))
@@ -167,16 +164,16 @@ def curves_row(
 
 
 def _learned(model: Denoiser, sigma: Tensor) -> Callable[[Tensor], Tensor]:
-    """The learned log-density at one noise level, as a function of points."""
+    """Return the learned log-density at one noise level as a function of points."""
     log_density = cast(Any, model).log_density
     return lambda points: log_density(points.to(sigma.device), sigma)
 
 
 def _title(axes: Axes, text: str) -> None:
-    """Sets a title, whose lines are broken where they would run into the next panel."""
+    """Set a title, wrapped to the width of a panel."""
     axes.set_title("\n".join(part for line in text.splitlines() for part in wrap(line, TITLE_WIDTH)), fontsize=12)
 
 
 def _axes(figure: SubFigure, count: int) -> list[Any]:
-    """`count` axes side by side."""
+    """Return `count` axes side by side."""
     return list(figure.subplots(1, count, squeeze=False)[0])
