@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 __all__ = [
+    "Average",
     "LARGEST_SIGMA_REL",
     "gamma",
     "half_life_retention",
@@ -37,6 +39,49 @@ LARGEST_SIGMA_REL = 12**-0.5
 
 
 """The sigma_rel of a flat profile (g = 0): every power-function average is strictly shorter."""
+
+
+@dataclass(frozen=True)
+class Average:
+    """One average of the weights of a run.
+
+    Attributes:
+        sigma_rel: relative width of a power-function profile; None: the half-life average, whose width changes.
+
+    >>> Average.of(0.05), Average.of("half_life").folder
+    (Average(sigma_rel=0.05), 'half_life')
+    """
+
+    sigma_rel: float | None
+
+    @classmethod
+    def of(cls, value: Average | float | str) -> Average:
+        """Return the average that a config writes as a width or as "half_life".
+
+        Raises:
+            ValueError: for anything else.
+        """
+        if isinstance(value, Average):
+            return value
+        if value == "half_life":
+            return cls(None)
+        try:
+            return cls(float(value))
+        except (TypeError, ValueError):
+            raise ValueError(f"average is {value!r}; expected a width sigma_rel, 'half_life' or null") from None
+
+    @property
+    def value(self) -> float | str:
+        """The same as a config writes it."""
+        return "half_life" if self.sigma_rel is None else self.sigma_rel
+
+    @property
+    def folder(self) -> str:
+        """Folder of its snapshot store within the run folder."""
+        return "." if self.sigma_rel is not None else "half_life"
+
+    def __str__(self) -> str:
+        return str(self.value)
 
 
 def sigma_rel(gamma: float) -> float:

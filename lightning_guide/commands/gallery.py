@@ -43,7 +43,7 @@ def gallery(
     settings = opened.config["model"]["init_args"]
     guidances = applicable_guidances(read_guidances(methods), opened)
     first, evaluation = next(iter((settings.get("evaluations") or {"unguided": {}}).items()))
-    drawn = {"num_samples": count, "batch_size": count, "labels": labels, "seed": seed, "metrics": {}}
+    drawn: dict[str, Any] = {"num_samples": count, "batch_size": count, "labels": labels, "seed": seed, "metrics": {}}
     folder = Path(out) if out is not None else opened.folder / "gallery"
     folder.mkdir(parents=True, exist_ok=True)
     model: dict[str, Any] = {"evaluations": {first: evaluation | drawn}, "guidances": guidances}

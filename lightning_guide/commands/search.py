@@ -120,7 +120,7 @@ class Search(ABC):
             rebuilt=rebuilt,
             about={
                 "run": run_identity(trainer.default_root_dir),
-                "average": [module.average, module.images],
+                "average": [module.average.value, module.images],
                 "data": given | {"init_args": shown},
                 "metrics": of_metrics,
                 "extractors": {name: [str(each) for each in metric.extractors] for name, metric in metrics.items()},

@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from lightning_guide.denoiser import Denoiser
+from lightning_guide.ema import Average
 from lightning_guide.runs.stores import open_snapshots
 from lightning_guide.snapshots import SnapshotStore
 
@@ -20,14 +21,14 @@ class LiveAverages(Protocol):
     """A callback that holds averages of the model while it trains."""
 
     @property
-    def sigma_rels(self) -> Collection[float | str]:
-        """Widths of its averages, or the name of another kind."""
+    def averages(self) -> Collection[Average]:
+        """Averages that it tracks."""
 
-    def live(self, sigma_rel: float | str) -> Denoiser:
-        """Current average of that width."""
+    def live(self, average: Average) -> Denoiser:
+        """Current state of one of them."""
 
 
-def find_average(callbacks: Iterable[object], average: float | str) -> LiveAverages:
+def find_average(callbacks: Iterable[object], average: Average) -> LiveAverages:
     """Find the callback that holds `average`.
 
     Raises:
@@ -39,10 +40,11 @@ def find_average(callbacks: Iterable[object], average: float | str) -> LiveAvera
             f"average={average} is to be evaluated, but no callback keeps averages: "
             "add callbacks.PostHocEMA or set average to null"
         )
-    tracked = [width for each in holders for width in each.sigma_rels]
+    tracked = [each for holder in holders for each in holder.averages]
     if average not in tracked:
-        raise ValueError(f"no average with sigma_rel={average} is tracked; tracked: {tracked}")
-    return next(each for each in holders if average in each.sigma_rels)
+        names = [each.value for each in tracked]
+        raise ValueError(f"no average with sigma_rel={average} is tracked; tracked: {names}")
+    return next(holder for holder in holders if average in holder.averages)
 
 
 class RunModels:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lightning_guide.denoiser import Denoiser
+from lightning_guide.ema import Average
 from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.utils.recipe import build
 
@@ -54,21 +55,23 @@ def open_snapshots(run: str | Path) -> SnapshotStore:
     return SnapshotStore(folder)
 
 
-def finished_model(run: str | Path, images: int | float | str | None, sigma_rel: float | str) -> Denoiser:
-    """Return the average `sigma_rel` of a run after `images` (None: at its newest snapshot), frozen, on the CPU.
+def finished_model(
+    run: str | Path, images: int | float | str | None = None, average: Average | float | str = 0.05
+) -> Denoiser:
+    """Return one average of a run after `images` (None: at its newest snapshot), frozen, on the CPU.
 
-    `sigma_rel` "half_life" is the average of `callbacks.HalfLifeEMA`, which has a store of its own.
+    `average` is a width sigma_rel, or "half_life" for that of `callbacks.HalfLifeEMA`, which has a store of its own.
 
     Raises:
         ValueError: if the run has no such snapshot.
     """
-    if isinstance(sigma_rel, str):
-        half_life = open_snapshots(Path(run) / sigma_rel)
-        count = newest_images(half_life) if images is None else half_life.resolve_images(images)
-        widths = [entry.sigma_rel for entry in half_life.entries() if entry.images == count]
-        return half_life.guider(images=count, sigma_rel=widths[0] if widths else 0.05)
-    store = open_snapshots(run)
-    return store.guider(images=newest_images(store) if images is None else images, sigma_rel=sigma_rel)
+    chosen = Average.of(average)
+    store = open_snapshots(Path(run) / chosen.folder)
+    count = newest_images(store) if images is None else store.resolve_images(images)
+    width = chosen.sigma_rel
+    if width is None:  # stored under the width that its profile had at that time
+        width = next((entry.sigma_rel for entry in store.entries() if entry.images == count), 0.05)
+    return store.guider(images=count, sigma_rel=width)
 
 
 def newest_images(store: SnapshotStore) -> int:
