@@ -58,7 +58,7 @@ class Latents(DiffusionData):
         token_channels: int = 0,
         token_length: int = 77,
         prompt_file: str | None = None,
-        pictures: DiffusionData | None = None,
+        images: DiffusionData | None = None,
         decode_batch: int = 16,
         cache: bool | None = None,
         batch_size: int = 128,
@@ -78,7 +78,7 @@ class Latents(DiffusionData):
             token_channels: C of the embeddings used as conditions; 0 ignores embeddings.
             token_length: L, the maximum number of tokens of an embedding.
             prompt_file: embeddings that condition samples, npy or npz; default: those of held-out latents.
-            pictures: the real images that metrics compare with; None: the decoded latents, which lack the details that
+            images: the real images that metrics compare with; None: the decoded latents, which lack the details that
                 the autoencoder loses.
             decode_batch: number of latents decoded in one call.
             cache: keep all latents in memory; None: only below 1 GiB.
@@ -95,7 +95,7 @@ class Latents(DiffusionData):
         self._paths = {"train": shard_paths(train, self._downloads), "heldout": shard_paths(heldout, self._downloads)}
         self.num_classes, self.token_channels, self.token_length = num_classes, token_channels, token_length
         self._token_shape = token_shape(num_classes, token_channels, token_length)
-        self.prompt_file, self.pictures, self.cache = prompt_file, pictures, cache
+        self.prompt_file, self.images, self.cache = prompt_file, images, cache
         self.space = LatentSpace(vae, mean, std, decode_batch=decode_batch)
         stored = self._records("train", first=True).shape
         assert stored is not None
@@ -127,7 +127,7 @@ class Latents(DiffusionData):
 
     def reference(self, device: torch.device) -> Iterable[Batch]:
         """Return batches of all real images, or of the decoded training latents, identical on every process."""
-        return _Decoded(self, super().reference(device)) if self.pictures is None else self.pictures.reference(device)
+        return _Decoded(self, super().reference(device)) if self.images is None else self.images.reference(device)
 
     def training(self) -> Examples:
         """Return means and deviations of the training set."""

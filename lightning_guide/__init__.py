@@ -99,6 +99,9 @@ RENAMED: dict[str, str] = {
     "Window": "ViewWindow",
 }
 
+# Arguments that were renamed, by the name of the class today: old argument -> new argument.
+RENAMED_ARGUMENTS: dict[str, dict[str, str]] = {"Latents": {"pictures": "images"}}
+
 
 def __getattr__(name: str) -> Any:
     """Public name of one of the packages, in the order of `PUBLIC`; nothing is imported before (PEP 562)."""

@@ -24,9 +24,8 @@ import callbacks
 from callbacks.checkpoint import check_checkpoint, checkpoint_step, newest_checkpoint
 from datamodules.commands.convert import convert
 from datamodules.commands.encode import encode
+from lightning_guide.commands.averages import neon, reconstruct
 from lightning_guide.commands.gallery import gallery
-from lightning_guide.commands.neon import neon
-from lightning_guide.commands.reconstruct import reconstruct
 from lightning_guide.commands.search import Sweep, Tune
 from lightning_guide.commands.statistics import reference_statistics
 from lightning_guide.report.run_page import report

@@ -10,7 +10,7 @@ import torch
 
 from callbacks import PostHocEMA
 from lightning_guide.cli import main
-from lightning_guide.commands.neon import neon
+from lightning_guide.commands.averages import neon
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.runs.run import finished_model, open_snapshots, pretrained
 from lightning_guide.training.losses import EDMLoss

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from callbacks import EarlySnapshots, PostHocEMA
-from lightning_guide.commands.reconstruct import reconstruct
+from lightning_guide.commands.averages import reconstruct
 from lightning_guide.runs.run import finished_model
 from lightning_guide.snapshots import SnapshotMissing, SnapshotStore
 from tests import runs

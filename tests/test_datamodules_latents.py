@@ -180,7 +180,7 @@ def test_normalization_and_decoding(encoded: Path) -> None:
     assert [torch.equal(again.x, decoded.x) for again in reference] == [True]  # can be iterated twice
     assert (decoded.x.int() - blocks.int()).abs().float().mean() < 6  # noise of 0.01 to 0.03 over gain 3, times 255
     pixels = str(encoded / "pixels/train-*.tar")
-    (real,) = latents(encoded, vae=vae, pictures=Shards(pixels, pixels, num_classes=3)).reference(cpu)
+    (real,) = latents(encoded, vae=vae, images=Shards(pixels, pixels, num_classes=3)).reference(cpu)
     assert torch.equal(real.x, torch.from_numpy(PIXELS).permute(0, 3, 1, 2))
 
 
@@ -304,7 +304,7 @@ def test_training_loader_reads_stream_of_latents(encoded: Path) -> None:
 
 def test_latent_model_is_evaluated_on_images(encoded: Path) -> None:
     pixels = str(encoded / "pixels/train-*.tar")
-    data = latents(encoded, vae=Halves(), pictures=Shards(pixels, pixels, num_classes=3))
+    data = latents(encoded, vae=Halves(), images=Shards(pixels, pixels, num_classes=3))
     torch.manual_seed(0)
     module = DiffusionModule(
         Preconditioned(TinyNetwork((3, 2, 2))),

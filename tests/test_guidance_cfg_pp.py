@@ -7,7 +7,7 @@ import torch
 
 from lightning_guide.distributions.gaussian_mixture import GaussianMixture, gaussian
 from lightning_guide.guidance import Interval, Unconditional
-from lightning_guide.guidance.combinations import RenoiseWithNegative
+from lightning_guide.guidance.negatives import RenoiseWithNegative
 from lightning_guide.guidance.negatives.cfg_pp import ClassifierFreeGuidancePP
 from lightning_guide.samplers import Euler, Sampler
 from lightning_guide.utils.recipe import build

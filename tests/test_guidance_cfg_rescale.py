@@ -11,10 +11,10 @@ from lightning_guide.guidance.combinations import (
     FrequencyDecoupled,
     Plain,
     RectifiedGradient,
-    RenoiseWithNegative,
     Rescale,
     ZeroStar,
 )
+from lightning_guide.guidance.negatives import RenoiseWithNegative
 from lightning_guide.samplers import Heun, Sampler
 from tests.branches import GRID, SAMPLERS, blobs, combined, constant_branch, guided, start, trajectory_at, walk
 

@@ -38,8 +38,8 @@ def end(denoiser: GaussianMixture | ClassifierGuidance, sampler: Sampler, labels
 
 
 @pytest.mark.parametrize("sampler", [Euler(GRID), Heun(GRID), DPMSolver2M(GRID)], ids=lambda s: type(s).__name__)
-def test_the_exact_classifier_makes_the_conditional_model_of_the_unconditional_one(sampler: Sampler) -> None:
-    """D + sigma^2 grad ln p(y | x) = D(x | y); the label -1 is no wish."""
+def test_the_exact_classifier_turns_the_unconditional_model_into_the_conditional_one(sampler: Sampler) -> None:
+    """D + sigma^2 grad ln p(y | x) = D(x | y); -1 marks unlabeled samples."""
     guide = ClassifierGuidance(Exact(), positive=mixture())
     assert guide.num_classes == 3
     torch.testing.assert_close(end(guide, sampler), end(MIXTURE, sampler), rtol=1e-8, atol=1e-8)
@@ -49,7 +49,7 @@ def test_the_exact_classifier_makes_the_conditional_model_of_the_unconditional_o
     torch.testing.assert_close(end(fixed, sampler), end(MIXTURE, sampler, ones), rtol=1e-8, atol=1e-8)
 
 
-def test_the_weight_multiplies_the_step_and_a_window_ends_it() -> None:
+def test_the_step_is_proportional_to_the_weight_and_zero_outside_the_window() -> None:
     x, level = torch.randn(5, 3, dtype=torch.float64), torch.tensor(0.9, dtype=torch.float64)
     plain, one, three = (ClassifierGuidance(Exact(), w, positive=mixture())(x, level, LABELS) for w in (0.0, 1.0, 3.0))
     torch.testing.assert_close(plain, mixture()(x, level))
@@ -58,7 +58,7 @@ def test_the_weight_multiplies_the_step_and_a_window_ends_it() -> None:
     assert torch.equal(outside(x, level, LABELS), mixture()(x, level))
 
 
-def test_a_model_of_texts_keeps_its_text_under_a_guide_with_a_label() -> None:
+def test_a_text_conditional_model_keeps_its_text_under_a_labeled_guide() -> None:
     class Texts(Denoiser):
         data_shape, num_classes, token_channels, sigma_data = (3,), 0, 2, 1.0
 
@@ -72,7 +72,7 @@ def test_a_model_of_texts_keeps_its_text_under_a_guide_with_a_label() -> None:
     torch.testing.assert_close(guided, Texts()(x, level, texts) + push)
 
 
-def test_elucd_is_universal_guidance_with_a_sine() -> None:
+def test_elucd_is_universal_guidance_with_a_sine_schedule() -> None:
     class Linear(nn.Module):
         num_classes = 3
 
@@ -94,7 +94,7 @@ def test_elucd_is_universal_guidance_with_a_sine() -> None:
         torch.testing.assert_close(states[3], D + levels[4] / levels[3] * (states[2] - D))
 
 
-def test_a_noisy_classifier_reads_the_level() -> None:
+def test_a_noisy_classifier_depends_on_the_noise_level() -> None:
     network = NoisyClassifier([1, 8, 8], num_classes=4, widths=[8, 16]).eval()
     x, sigma = torch.randn(3, 1, 8, 8), torch.tensor([0.1, 1.0, 10.0])
     whole = network(x, sigma)
@@ -108,8 +108,8 @@ def test_a_noisy_classifier_reads_the_level() -> None:
 
 
 @pytest.mark.slow
-def test_training_makes_a_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`lightning-guide fit` on the digits: better than chance under noise, and its run is a guide."""
+def test_a_trained_noisy_classifier_is_better_than_chance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`lightning-guide fit` on the digits gives a run that works as a guide under noise."""
     from lightning_guide.cli import main
 
     monkeypatch.chdir(tmp_path)

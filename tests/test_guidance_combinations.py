@@ -19,11 +19,11 @@ from lightning_guide.guidance.combinations import (
     PairCombination,
     Plain,
     RectifiedGradient,
-    RenoiseWithNegative,
     Rescale,
     Tangential,
     ZeroStar,
 )
+from lightning_guide.guidance.negatives import RenoiseWithNegative
 from lightning_guide.samplers import Heun, Sampler
 from lightning_guide.utils.recipe import build
 from tests.branches import (

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser, Prediction
 from lightning_guide.guidance import Main
-from lightning_guide.guidance.combinations import Plain, RenoiseWithNegative
+from lightning_guide.guidance.combinations import Plain
+from lightning_guide.guidance.negatives import RenoiseWithNegative
 from lightning_guide.samplers import DPMSolver2M, Euler, Heun, Sampler
 from tests.branches import GRID, LEVELS, SAMPLERS, constant_branch, guided, mixtures, start, trajectory_at, walk
 

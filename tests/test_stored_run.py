@@ -15,6 +15,7 @@ import yaml
 
 from lightning_guide.cli import main
 from lightning_guide.snapshots import SnapshotStore
+from lightning_guide.utils.parser import update_paths
 from lightning_guide.utils.recipe import current_path, find_class
 
 DATA = Path(__file__).parent / "data"
@@ -84,3 +85,9 @@ def test_old_class_path_resolves(path: str) -> None:
 def test_saved_config_names_public_paths(run: Path) -> None:
     paths = yaml.safe_load((run / "config.yaml").read_text())
     assert paths["model"]["class_path"] == "lightning_guide.modules.diffusion.DiffusionModule"
+
+
+def test_old_names_of_classes_and_arguments_are_updated_in_parsed_configs() -> None:
+    old = {"class_path": "datamodules.latents.Latents", "init_args": {"pictures": {"class_path": "Pictures"}}}
+    new = {"class_path": "datamodules.Latents", "init_args": {"images": {"class_path": "ImageFolder"}}}
+    assert update_paths({"data": [old], "text": "Pictures"}) == {"data": [new], "text": "Pictures"}

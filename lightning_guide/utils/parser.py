@@ -11,7 +11,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lightning_guide import PUBLIC, RENAMED
+from lightning_guide import PUBLIC, RENAMED, RENAMED_ARGUMENTS
 from lightning_guide.utils.config_base import BASE, read_with_base
 from lightning_guide.utils.errors import one_line
 from lightning_guide.utils.recipe import current_path
@@ -29,16 +29,21 @@ def one_sentence(message: str) -> str:
 
 
 def update_paths(value: Any) -> Any:
-    """Replace class paths of older versions in parsed YAML by those of this one."""
-    if isinstance(value, dict):
-        updated = {key: update_paths(item) for key, item in value.items()}
-        name = value.get("class_path")
-        return updated | ({"class_path": RENAMED[name]} if isinstance(name, str) and name in RENAMED else {})
+    """Replace class paths and argument names of older versions in parsed YAML by those of this one."""
     if isinstance(value, list):
         return [update_paths(item) for item in value]
-    if isinstance(value, str) and _OWN_CLASS.fullmatch(value):
-        return current_path(value)
-    return value
+    if isinstance(value, str):
+        return current_path(value) if _OWN_CLASS.fullmatch(value) else value
+    if not isinstance(value, dict):
+        return value
+    updated = {key: update_paths(item) for key, item in value.items()}
+    path = updated.get("class_path")
+    if isinstance(path, str):
+        updated["class_path"] = path = RENAMED.get(path, path)
+        renamed, arguments = RENAMED_ARGUMENTS.get(path.rpartition(".")[2]), updated.get("init_args")
+        if renamed and isinstance(arguments, dict):
+            updated["init_args"] = {renamed.get(key, key): item for key, item in arguments.items()}
+    return updated
 
 
 def _load(text: str) -> Any:

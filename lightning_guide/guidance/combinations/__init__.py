@@ -5,7 +5,6 @@ from __future__ import annotations
 from lightning_guide.guidance.combinations.apg import AdaptiveProjection
 from lightning_guide.guidance.combinations.base import Combination, Pair, PairCombination, Plain
 from lightning_guide.guidance.combinations.beta_cfg import BetaWeighted
-from lightning_guide.guidance.combinations.cfg_pp import RenoiseWithNegative
 from lightning_guide.guidance.combinations.cfg_rescale import Rescale
 from lightning_guide.guidance.combinations.cfg_zero_star import ZeroStar
 from lightning_guide.guidance.combinations.fdg import FrequencyDecoupled
@@ -23,7 +22,6 @@ __all__ = [
     "PairCombination",
     "Plain",
     "RectifiedGradient",
-    "RenoiseWithNegative",
     "Rescale",
     "Tangential",
     "ZeroStar",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightning_guide.guidance.negatives.autoguidance import Autoguidance, AutoguidanceBlend
 from lightning_guide.guidance.negatives.cads import AnnealedCondition, ConditionAnnealedGuidance
 from lightning_guide.guidance.negatives.cfg import ClassifierFreeGuidance, Unconditional
-from lightning_guide.guidance.negatives.cfg_pp import ClassifierFreeGuidancePP
+from lightning_guide.guidance.negatives.cfg_pp import ClassifierFreeGuidancePP, RenoiseWithNegative
 from lightning_guide.guidance.negatives.degraded import NoisyInput, SamplingDropout
 from lightning_guide.guidance.negatives.erg import EntropyRectifyingGuidance, ScaledQueries
 from lightning_guide.guidance.negatives.icg import GaussianCondition, IndependentConditionGuidance, RandomCondition
@@ -72,6 +72,7 @@ __all__ = [
     "RandomMask",
     "RandomPixels",
     "RandomSquare",
+    "RenoiseWithNegative",
     "SIMS",
     "SaliencyMask",
     "SamplingDropout",
