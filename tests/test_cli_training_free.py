@@ -1,4 +1,4 @@
-"""Training-free guidance from the command line: two processes draw what one draws, in bfloat16 as well."""
+"""Training-free guidance from the command line: two processes draw the same samples as one, also in bfloat16."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ TINY: dict[str, Any] = {
 }
 
 
-class Kept(pl.Callback):
-    """Saves the samples that this process draws, and the loss that guidance tells of, as `OUT`-RANK.pt."""
+class SaveDrawn(pl.Callback):
+    """Saves the samples drawn by this process and the network calls of each evaluation as `OUT`-RANK.pt."""
 
     def __init__(self, out: str) -> None:
         self.out = out
@@ -104,7 +104,7 @@ class Kept(pl.Callback):
 
 
 def guide(folder: str, words: list[str]) -> None:
-    """`lightning-guide WORDS` in `folder`; a sample is kept as the denoiser makes it, in no stored form."""
+    """Run `lightning-guide WORDS` in `folder`, with samples in the denoiser's form in place of the stored form."""
     from datamodules.base_images import ImageData
 
     ImageData.decode = lambda self, x: x  # type: ignore[method-assign]  # in this process only
@@ -114,20 +114,20 @@ def guide(folder: str, words: list[str]) -> None:
 
 
 def drawn(folder: Path, name: str, world: int) -> tuple[dict[int, torch.Tensor], dict[str, float]]:
-    """The samples of each evaluation in the order of their index, and the network calls a sample."""
-    seen = [torch.load(folder / f"{name}-{rank}.pt", weights_only=True) for rank in range(world)]
-    rows = sorted((loop, index, x) for each in seen for loop, index, x in each["rows"])
-    assert all(each["nfe"] == seen[0]["nfe"] for each in seen)
+    """Return the samples of each evaluation in the order of their index, and the network calls per sample."""
+    saved = [torch.load(folder / f"{name}-{rank}.pt", weights_only=True) for rank in range(world)]
+    rows = sorted((loop, index, x) for each in saved for loop, index, x in each["rows"])
+    assert all(each["nfe"] == saved[0]["nfe"] for each in saved)
     found = {}
     for loop in range(3):
         own = [(index, x) for at, index, x in rows if at == loop]
         assert [index for index, _ in own] == list(range(7))
         found[loop] = torch.stack([x for _, x in own])
-    return found, seen[0]["nfe"]
+    return found, saved[0]["nfe"]
 
 
 @pytest.mark.slow
-def test_two_processes_and_bfloat16(processes: Processes, tmp_path: Path) -> None:
+def test_two_processes_and_bfloat16_draw_the_same_samples(processes: Processes, tmp_path: Path) -> None:
     network = SmallClassifier([1, 8, 8], num_classes=4, widths=[8, 16])
     with torch.no_grad():
         network.head.weight.mul_(20)
@@ -136,8 +136,8 @@ def test_two_processes_and_bfloat16(processes: Processes, tmp_path: Path) -> Non
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
 
     def call(name: str, world: int, *words: str) -> tuple[dict[int, torch.Tensor], dict[str, float]]:
-        kept = ["--trainer.callbacks+=tests.test_cli_training_free.Kept", f"--trainer.callbacks.out={name}"]
-        arguments = ["test", "-c", "run/config.yaml", *kept, *words]
+        callback = ["--trainer.callbacks+=tests.test_cli_training_free.SaveDrawn", f"--trainer.callbacks.out={name}"]
+        arguments = ["test", "-c", "run/config.yaml", *callback, *words]
         processes.call_ranks(world, GUIDE, tmp_path / f"{name}.log", folder=str(tmp_path), words=arguments)
         return drawn(tmp_path, name, world)
 

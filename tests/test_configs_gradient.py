@@ -1,4 +1,4 @@
-"""Every file of configs/gradient is parsed, and works on a small scale from the command line."""
+"""Every file of configs/gradient is parsed and runs on a small scale from the command line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent.parent / "configs" / "gradient"
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
-    """Runs `lightning-guide WORDS` in this process."""
+    """Run `lightning-guide WORDS` in this process."""
     monkeypatch.setattr(sys, "argv", ["lightning-guide", *map(str, words)])
     main()
 
@@ -39,7 +39,7 @@ CPU = ["--trainer.accelerator", "cpu", "--trainer.devices", 1, "--trainer.enable
 
 
 @pytest.mark.slow
-def test_the_subspace_from_training_to_optimum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_subspace_configs_run_from_training_to_optimization(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     small = ["--data.training_size", 256, "--data.heldout_size", 32]
     few = ["--trainer.max_steps", 4, "--trainer.limit_val_batches", 0, "--data.batch_size", 8]
@@ -54,7 +54,7 @@ def test_the_subspace_from_training_to_optimum(tmp_path: Path, monkeypatch: pyte
     logged = [event.value for event in events.Scalars("rounds/objective")]
     assert logged == pytest.approx([record["objective"] for record in history(run / "exact")], rel=1e-5)
     command(monkeypatch, "test", "-c", FOLDER / "exact.yaml", *CPU, *small, *rounds, "--model.num_rounds", 4)
-    assert len(history(run / "exact")) == 4  # went on
+    assert len(history(run / "exact")) == 4  # resumed
     shrunk = ["--trainer.max_steps", 4, "--data.batch_size", 8, "--model.sampling.num_samples", 5]
     for name in ("mean_refit", "fine_tune", "low_rank"):
         command(monkeypatch, "fit", "-c", FOLDER / f"{name}.yaml", *CPU, *shrunk, *small)

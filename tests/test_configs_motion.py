@@ -1,4 +1,4 @@
-"""The motion task from end to end: a model trained for two steps, then led by every method of configs/motion."""
+"""The motion task end to end: a model trained for two steps, guided by every method of configs/motion."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOTION = Path(__file__).parent.parent / "configs" / "motion"
 
 
 @pytest.mark.slow
-def test_train_and_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_motion_configs_train_and_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     data = ["--data.training_size", "32", "--data.heldout_size", "8", "--data.batch_size", "4"]
     train = ["fit", "-c", MOTION / "train.yaml", "-c", MOTION.parent / "shrink.yaml", *data]
@@ -34,8 +34,8 @@ def test_train_and_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert set(found) == {"unguided", *read_guidances([str(MOTION / "guidance.yaml")])}
     assert all({"target", "obstacle", "hits"} <= set(each) and each["samples"] == 3 for each in found.values())
     assert len({round(each["target"], 3) for each in found.values()}) >= 4  # the methods differ, even untrained
-    picture = Image.open("runs/motion/main/report/paths.png").convert("L")
-    assert len(picture.getcolors()) > 10
+    image = Image.open("runs/motion/main/report/paths.png").convert("L")
+    assert len(image.getcolors()) > 10
 
 
 def test_metrics_are_means_over_all_paths() -> None:

@@ -1,4 +1,4 @@
-"""Every guidance of configs/training_free works with small guides and treats each sample by itself."""
+"""Every guidance of configs/training_free works with small guides and guides samples independently."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FILES = sorted(FOLDER.glob("*.yaml"))  # those in images/: test_configs_training
 LEVELS = KarrasGrid(4, sigma_min=0.1, sigma_max=5.0)
 
 
-class One:
+class SmallModel:
     """The model under evaluation."""
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class One:
 
 @pytest.fixture
 def guides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A working folder with guides and hidden pictures where the files look for them."""
+    """Create a working folder with the guides and hidden images that the configs expect."""
     monkeypatch.chdir(tmp_path)
     networks: dict[str, Any] = {
         "guide": SmallClassifier([1, 8, 8], num_classes=10, widths=[8, 16]),
@@ -62,16 +62,16 @@ def guides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_a_method_guides(file: Path, guides: None) -> None:
+def test_every_guidance_changes_samples_independently(file: Path, guides: None) -> None:
     lines = file.read_text().splitlines()
     assert lines[1].startswith("# lightning-guide ") and f"configs/training_free/{file.relative_to(FOLDER)}" in lines[1]
-    models, labels = One(), torch.tensor([3, 7])
+    models, labels = SmallModel(), torch.tensor([3, 7])
     plain = Heun(LEVELS).sample(models.main, seeds=SampleSeeds(0, range(2)), condition=torch.tensor([-1, -1]))
     for name, guidance in build_guidances(read_guidances([str(file)])).items():
         resolved = guidance.resolve(models)
         guided = Heun(LEVELS).sample(resolved, seeds=SampleSeeds(0, range(2)), condition=labels)
         assert bool(guided.x.isfinite().all()) and guided.evaluations == plain.evaluations, name
-        assert (guided.x - plain.x).abs().max() > 1e-4, f"{name} does nothing"
+        assert (guided.x - plain.x).abs().max() > 1e-4, f"{name} has no effect"
         assert not guided.diagnostics["skipped"].any(), name
         again = Heun(LEVELS).sample(resolved, seeds=SampleSeeds(0, [1]), condition=labels[1:])
         torch.testing.assert_close(again.x[0], guided.x[1], rtol=1e-3, atol=2e-4, msg=f"{name} depends on its batch")

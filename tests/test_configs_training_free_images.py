@@ -1,4 +1,4 @@
-"""The files for ImageNet and faces, with randomly initialized networks of the same kind in place of large ones."""
+"""The configs for ImageNet and faces, with small randomly initialized networks in place of the published ones."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ FOLDER = Path(__file__).parent.parent / "configs" / "training_free" / "images"
 LEVELS = KarrasGrid(3, sigma_min=0.5, sigma_max=5.0)
 
 
-class One:
-    """The model under evaluation, of 3 x 32 x 32 pictures."""
+class SmallModel:
+    """The model under evaluation, for images of 3 x 32 x 32."""
 
     def __init__(self, num_classes: int) -> None:
         sizes: dict[str, Any] = {"model_channels": 8, "channel_mult": [1], "num_blocks": 1, "attention_resolutions": []}
@@ -46,7 +46,7 @@ class One:
 
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A working folder with weights and reference faces where the file looks for them, and a tiny CLIP."""
+    """Create a working folder with the weights and reference faces that the configs expect, and a tiny CLIP."""
     import open_clip
 
     monkeypatch.chdir(tmp_path)
@@ -61,7 +61,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def smaller(settings: Any) -> Any:
-    """The same with small networks of random weights."""
+    """Return the settings with small networks of random weights."""
     if isinstance(settings, list):
         return [smaller(each) for each in settings]
     if not isinstance(settings, dict):
@@ -83,50 +83,50 @@ def smaller(settings: Any) -> Any:
 
 
 @pytest.mark.parametrize("file", ["imagenet", "faces"])
-def test_it_runs_with_the_users_networks(file: str, small: None) -> None:
+def test_image_configs_run_with_networks_from_files(file: str, small: None) -> None:
     path = FOLDER / f"{file}.yaml"
     lines = path.read_text().splitlines()
     assert lines[1].startswith("# lightning-guide ") and f"configs/training_free/images/{file}.yaml" in lines[1]
-    models = One(1000 if file == "imagenet" else 0)
+    models = SmallModel(1000 if file == "imagenet" else 0)
     labels = torch.tensor([3, 7]) if file == "imagenet" else None
-    none = None if labels is None else torch.full_like(labels, -1)
-    plain = Euler(LEVELS).sample(models.main, seeds=SampleSeeds(0, range(2)), condition=none)
+    unlabeled = None if labels is None else torch.full_like(labels, -1)
+    plain = Euler(LEVELS).sample(models.main, seeds=SampleSeeds(0, range(2)), condition=unlabeled)
     written = read_guidances([str(path)])
     torch.manual_seed(0)
     for name, guidance in build_guidances(smaller(written)).items():
         guided = Euler(LEVELS).sample(guidance.resolve(models), seeds=SampleSeeds(0, range(2)), condition=labels)
         assert bool(guided.x.isfinite().all()) and guided.evaluations == plain.evaluations, name
-        assert (guided.x - plain.x).abs().max() > 1e-4, f"{name} does nothing"
+        assert (guided.x - plain.x).abs().max() > 1e-4, f"{name} has no effect"
         assert not guided.diagnostics["skipped"].any(), name
 
 
-def test_a_named_network_sees_what_it_was_told_to_see(small: None) -> None:
+def test_a_named_network_preprocesses_as_configured(small: None) -> None:
     torch.manual_seed(1)
     direct, x = BiSeNet(5).eval(), 2 * torch.rand(2, 3, 8, 8) - 1
     save_file(direct.state_dict(), "weights/parsing.safetensors")
     sizes = {"size": 12, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
-    picture = F.interpolate((x + 1) / 2, (12, 12), mode="bicubic", align_corners=False, antialias=True)
+    image = F.interpolate((x + 1) / 2, (12, 12), mode="bicubic", align_corners=False, antialias=True)
     mean, std = (torch.tensor(sizes[key])[:, None, None] for key in ("mean", "std"))
     for output in (0, 1):
-        eye = NamedNetwork(
+        network = NamedNetwork(
             "tests.face_networks.BiSeNet",
             "weights/parsing.safetensors",
             options={"n_classes": 5},
             output=output,
             **sizes,  # type: ignore[arg-type]
         )
-        torch.testing.assert_close(eye(x), direct((picture - mean) / std)[output])
+        torch.testing.assert_close(network(x), direct((image - mean) / std)[output])
     assert NamedNetwork("tests.face_networks.Sketcher", "weights/face_sketch.pth")(x.double()).dtype == torch.float64
 
 
-def test_mistakes_are_one_sentence(small: None) -> None:
+def test_missing_networks_and_weights_are_refused(small: None) -> None:
     x = torch.zeros(1, 3, 8, 8)
-    for name, weights, said in (
+    for name, weights, message in (
         ("tests.face_networks.Missing", None, "there is no network 'tests.face_networks.Missing'"),
         ("nowhere.Network", None, "there is no network 'nowhere.Network'"),
         ("tests.face_networks.no_network", None, "makes a int; expected an nn.Module"),
         ("tests.face_networks.Sketcher", "weights/missing.pth", "there is no file weights/missing.pth"),
         ("tests.face_networks.Sketcher", "weights/face_parsing.pth", "cannot be read from weights/face_parsing.pth"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             NamedNetwork(name, weights)(x)

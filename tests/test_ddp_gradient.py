@@ -1,4 +1,4 @@
-"""Two processes with gloo on the CPU: the rounds of one, fine-tuning the same up to chance, resumed in bits."""
+"""Two processes with gloo on the CPU: the rounds of one process, fine-tuning equal up to chance, bitwise resuming."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SAMPLES = 13  # 7 and 6, in batches of 2: one process draws one batch more than 
 
 
 def optimize(folder: str, world: int, *, at: Any, rounds: int) -> None:
-    """Algorithm 1 on `world` ranks."""
+    """Run algorithm 1 on `world` ranks."""
     chosen = sampling(samples=SAMPLES, batch_size=2)
     module = GradientOptimization(
         SubspaceGaussian(), Quadratic(Direction()), chosen, num_rounds=rounds, at=at, target=GainTarget(0.4)
@@ -35,7 +35,7 @@ def optimize(folder: str, world: int, *, at: Any, rounds: int) -> None:
 
 
 def fine_tune(folder: str, world: int, *, steps: int, every: int = 1000) -> None:
-    """Algorithm 2 on `world` ranks."""
+    """Run algorithm 2 on `world` ranks."""
     import torch
 
     module = GradientFineTuning(
@@ -58,8 +58,8 @@ def history(folder: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("at", ["mean", "sample"])
-def test_algorithm_1_has_the_numbers_of_one_process(processes: Processes, tmp_path: Path, at: str) -> None:
-    for world, stops in ((1, (8,)), (2, (3, 8))):  # on two, also stopped and started again
+def test_algorithm_1_on_two_processes_equals_one_process(processes: Processes, tmp_path: Path, at: str) -> None:
+    for world, stops in ((1, (8,)), (2, (3, 8))):  # on two, also stopped and resumed
         folder = tmp_path / str(world)
         folder.mkdir()
         for rounds in stops:
@@ -74,7 +74,9 @@ def test_algorithm_1_has_the_numbers_of_one_process(processes: Processes, tmp_pa
     assert (at == "mean") == ("objective_of_mean" in alone[0])
 
 
-def test_fine_tuning_agrees_up_to_chance_and_resumes_exactly(processes: Processes, tmp_path: Path) -> None:
+def test_fine_tuning_on_two_processes_agrees_up_to_chance_and_resumes_bitwise(
+    processes: Processes, tmp_path: Path
+) -> None:
     target = ("tests.test_ddp_gradient", "fine_tune")
     for name, world, stops in (("1", 1, (60,)), ("2", 2, (60,)), ("parted", 2, (31, 60))):
         folder = tmp_path / name
@@ -83,7 +85,7 @@ def test_fine_tuning_agrees_up_to_chance_and_resumes_exactly(processes: Processe
             processes.call_ranks(world, target, folder / "log", folder=str(folder), world=world, steps=steps)
     alone, both, parted = (history(tmp_path / name) for name in ("1", "2", "parted"))
     assert len(alone) == len(both) == 30
-    # the same samples while the model is the same; then batches differ in which rows are replayed
+    # the samples agree while the model is the same; later the replayed rows of the batches differ
     assert both[0]["objective"] == pytest.approx(alone[0]["objective"], rel=1e-4)
     late = [sum(map(u_of, records[-5:])) / 5 for records in (alone, both)]
     assert late[0] == pytest.approx(late[1], abs=0.03) and late[0] > 0.9

@@ -1,4 +1,4 @@
-"""SIGKILL at random instants of both algorithms of gradient guidance: the same command ends with the same samples."""
+"""SIGKILL at random times during both algorithms of gradient guidance: resumed runs end with the same samples."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def _history(folder: Path) -> list[dict[str, float]]:
 
 
 def _until_done(processes: Processes, folder: Path, name: str, seed: int, **arguments: object) -> int:
-    """Starts the function again and again until it ends by itself; how often it was killed.
+    """Restart the function until it ends by itself; return the number of kills.
 
-    Each kill waits for some more rounds and then for a random moment, so that it meets fast and slow machines alike.
+    Each kill waits for some more rounds and then for a random time, so that it works on fast and slow machines alike.
     """
     folder.mkdir()
-    draw, killed, wanted = random.Random(seed), 0, 0
+    draw, killed, rounds = random.Random(seed), 0, 0
     while True:
         pid = processes.start(
             ("tests.test_ddp_gradient", name), folder / "log", folder=str(folder), world=1, **arguments
         )
         if killed < 3:
-            wanted += draw.randint(1, 3)
+            rounds += draw.randint(1, 3)
             deadline = time.monotonic() + 60
-            while _rounds(folder) < wanted and time.monotonic() < deadline:
+            while _rounds(folder) < rounds and time.monotonic() < deadline:
                 time.sleep(0.001)
             time.sleep(draw.uniform(0, 0.02))
             kill(pid)
@@ -46,12 +46,12 @@ def _until_done(processes: Processes, folder: Path, name: str, seed: int, **argu
 
 
 def _rounds(folder: Path) -> int:
-    """Lines of the history so far."""
+    """Return the number of lines of the history."""
     path = folder / "rounds/history.jsonl"
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-def test_algorithm_1_killed_at_random_instants_ends_with_the_same_rounds(processes: Processes, tmp_path: Path) -> None:
+def test_algorithm_1_killed_at_random_times_ends_with_the_same_rounds(processes: Processes, tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     arguments = {"at": "mean", "rounds": ROUNDS}
     call = ("tests.test_ddp_gradient", "optimize")
@@ -61,7 +61,7 @@ def test_algorithm_1_killed_at_random_instants_ends_with_the_same_rounds(process
     assert _history(tmp_path / "killed") == whole and len(whole) == ROUNDS
 
 
-def test_fine_tuning_killed_at_random_instants_ends_with_the_same_bits(processes: Processes, tmp_path: Path) -> None:
+def test_fine_tuning_killed_at_random_times_ends_bitwise_equal(processes: Processes, tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     call = ("tests.test_ddp_gradient", "fine_tune")
     arguments = {"steps": STEPS, "every": 3}

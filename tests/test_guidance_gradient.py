@@ -1,4 +1,4 @@
-"""Gradient guidance against the closed forms of Gaussian data: on the support, and the exact conditional law."""
+"""Gradient guidance against closed forms of Gaussian data: support and exact conditional distribution."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ NOISE = 0.1
 
 
 def general(generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Mean (4,) and covariance (4, 4) of rank 3 without any symmetry."""
+    """Return a mean (4,) and a covariance (4, 4) of rank 3 without symmetry."""
     root = torch.randn(4, 3, generator=generator, dtype=DOUBLE)
     return torch.randn(4, generator=generator, dtype=DOUBLE), root @ root.T
 
 
 def posterior(mean: Tensor, covariance: Tensor, g: Tensor, y: float) -> Denoiser:
-    """The exact denoiser of x_0 given g^T x_0 + NOISE e = y."""
+    """Return the exact denoiser of x_0 given g^T x_0 + NOISE e = y."""
     gain = covariance @ g / (NOISE**2 + g @ covariance @ g)
     return gaussian(mean + gain * (y - g @ mean), covariance - torch.outer(gain, covariance @ g))
 
@@ -47,7 +47,7 @@ def guided(guidance: GradientGuidance, x: Tensor, sigma: float, g: Tensor, y: fl
     return guidance.toward(g[None], torch.tensor([y], dtype=DOUBLE))(x, torch.tensor(sigma, dtype=DOUBLE))
 
 
-# --- the oracles ---------------------------------------------------------------------------------------
+# --- closed forms --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sigma", LEVELS)
@@ -56,18 +56,18 @@ def test_look_ahead_stays_on_the_support_and_is_the_conditional_score(sigma: flo
     a, theta = exact.basis, 3.7 * Direction(64, 16).vector
     x = 5 * torch.randn(9, 64, generator=generator, dtype=DOUBLE)  # not on the support
     level = torch.tensor(sigma, dtype=DOUBLE)
-    pull = guided(LookAhead(positive=exact), x, sigma, theta, 0.8) - exact(x, level)
-    assert pull.norm(dim=1).min() > 1e-4
-    assert float(((pull - pull @ a @ a.T).norm(dim=1) / pull.norm(dim=1)).max()) < 1e-6
+    shift = guided(LookAhead(positive=exact), x, sigma, theta, 0.8) - exact(x, level)
+    assert shift.norm(dim=1).min() > 1e-4
+    assert float(((shift - shift @ a @ a.T).norm(dim=1) / shift.norm(dim=1)).max()) < 1e-6
     conditional = posterior(torch.zeros(64, dtype=DOUBLE), a @ a.T, theta, 0.8)
-    torch.testing.assert_close(exact(x, level) + pull, conditional(x, level), rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(exact(x, level) + shift, conditional(x, level), rtol=1e-8, atol=1e-10)
     naive = guided(NaiveGradient(positive=exact), x, sigma, theta, 0.8) - exact(x, level)
     off = (naive - naive @ a @ a.T).norm(dim=1) / (naive @ a).norm(dim=1)
     torch.testing.assert_close(off, torch.full_like(off, 9.0))  # as theta itself
 
 
 @pytest.mark.parametrize("sigma", LEVELS)
-def test_the_posterior_strength_is_exact_for_any_gaussian(sigma: float, generator: torch.Generator) -> None:
+def test_posterior_strength_is_exact_for_any_gaussian(sigma: float, generator: torch.Generator) -> None:
     mean, covariance = general(generator)
     g = torch.randn(4, generator=generator, dtype=DOUBLE)
     x = mean + sigma * torch.randn(5, 4, generator=generator, dtype=DOUBLE)
@@ -76,13 +76,13 @@ def test_the_posterior_strength_is_exact_for_any_gaussian(sigma: float, generato
     torch.testing.assert_close(
         guided(LookAhead(PosteriorStrength(), positive=main), x, sigma, g, 1.3), expected, rtol=1e-8, atol=1e-9
     )
-    # the paper's b_t takes the data for a projected standard normal, which they are not
+    # the paper's b_t assumes a projected standard normal, which these data are not
     papers = guided(LookAhead(PaperStrength(), positive=main), x, sigma, g, 1.3)
     assert sigma != 2.0 or (papers - expected).abs().max() > 0.05
 
 
 @pytest.mark.parametrize("sigma", LEVELS)
-def test_the_formulas_of_the_paper_in_its_own_variables(sigma: float, generator: torch.Generator) -> None:
+def test_guidance_matches_the_paper_in_variance_preserving_form(sigma: float, generator: torch.Generator) -> None:
     mean, covariance = general(generator)
     g, y = torch.randn(4, generator=generator, dtype=DOUBLE), -0.4
     x = torch.randn(6, 4, generator=generator, dtype=DOUBLE)
@@ -102,17 +102,17 @@ def test_the_formulas_of_the_paper_in_its_own_variables(sigma: float, generator:
         torch.testing.assert_close(guided(guidance, x, sigma, g, y), expected, rtol=1e-7, atol=1e-8)
 
 
-def test_samples_have_the_law_of_the_posterior_and_of_the_tilt(generator: torch.Generator) -> None:
+def test_samples_follow_the_posterior_and_the_tilted_distribution(generator: torch.Generator) -> None:
     mean, covariance = general(generator)
     g, main = torch.randn(4, generator=generator, dtype=DOUBLE), gaussian(mean, covariance)
     y = float(g @ mean) + 1
     gain = covariance @ g / (NOISE**2 + g @ covariance @ g)
-    laws: list[tuple[Strength, Tensor, Tensor]] = [
+    moments: list[tuple[Strength, Tensor, Tensor]] = [
         (PosteriorStrength(noise=NOISE), mean + gain, covariance - torch.outer(gain, covariance @ g)),
         (Tilt(0.7), mean + 0.7 * covariance @ g, covariance),
     ]
     count, sampler = 2000, DPMSolver2M(KarrasGrid(40, sigma_min=0.005, sigma_max=500.0))
-    for strength, expected_mean, expected_covariance in laws:
+    for strength, expected_mean, expected_covariance in moments:
         guidance = LookAhead(strength, positive=main).toward(g[None], torch.tensor([y]))
         x = sampler.sample(guidance, seeds=SampleSeeds(0, range(count))).x.double()
         scale = expected_covariance.diagonal().max().sqrt()
@@ -164,11 +164,11 @@ def test_cost_and_independence_of_samples(
     jacobian = {LookAhead: g * x / 2, LookAheadWithoutJacobian: g, NaiveGradient: g / (1 + 0.8**2)}[kind]  # type: ignore[index]
     error = y - (g * x**2 / 4).sum((1, 2))
     torch.testing.assert_close(together, x**2 / 4 + 0.8**2 * 2.0 * error[:, None, None] * jacobian)
-    assert guidance.gradient is None  # `toward` leaves it alone
+    assert guidance.gradient is None  # `toward` does not mutate
     assert torch.equal(guidance(x, sigma), x**2 / 4)  # no gradient, no guidance
 
 
-def test_where_a_network_has_an_impossible_jacobian_the_posterior_strength_stays_bounded() -> None:
+def test_posterior_strength_stays_bounded_for_a_jacobian_of_no_posterior_mean() -> None:
     # g^T J = g^2 x / 2 is negative for x < 0; a real posterior mean has g^T J >= |J|^2
     x, g = torch.full((1, 2, 3), -0.5), torch.ones(1, 2, 3)
     guidance = LookAhead(PosteriorStrength(noise=0.1), positive=Curved()).toward(g, torch.tensor([2.0]))
@@ -177,7 +177,7 @@ def test_where_a_network_has_an_impossible_jacobian_the_posterior_strength_stays
     torch.testing.assert_close(guidance(x, torch.tensor(3.0)), x**2 / 4 + 9.0 * strength * jacobian)
 
 
-def test_a_vanished_gradient_changes_nothing(generator: torch.Generator) -> None:
+def test_a_zero_gradient_does_not_change_the_prediction(generator: torch.Generator) -> None:
     x = torch.randn(4, 2, 3, generator=generator)
     for strength in (PaperStrength(), PosteriorStrength(), ConstantStrength(1.0), Tilt(1.0)):
         for kind in (LookAhead, LookAheadWithoutJacobian, NaiveGradient):
@@ -185,23 +185,23 @@ def test_a_vanished_gradient_changes_nothing(generator: torch.Generator) -> None
             assert torch.equal(guidance(x, torch.tensor(0.5)), x**2 / 4)
 
 
-def test_through_a_decoder(generator: torch.Generator) -> None:
+def test_look_ahead_through_a_linear_decoder_equals_the_pulled_back_gradient(generator: torch.Generator) -> None:
     mean, covariance = general(generator)
     decoder = nn.Linear(4, 9).double()
     g, y = torch.randn(9, generator=generator, dtype=DOUBLE), 2.0
     x, main = torch.randn(5, 4, generator=generator, dtype=DOUBLE), gaussian(mean, covariance)
-    through = guided(LookAhead(PosteriorStrength(), decoder=decoder, positive=main), x, 0.7, g, y)
+    decoded = guided(LookAhead(PosteriorStrength(), decoder=decoder, positive=main), x, 0.7, g, y)
     # W z + b with the gradient g is z itself with the gradient W^T g and a target that is smaller by g^T b
     pulled = (g @ decoder.weight).detach()
-    less = y - float((g @ decoder.bias).detach())
-    direct = guided(LookAhead(PosteriorStrength(), positive=main), x, 0.7, pulled, less)
-    torch.testing.assert_close(through, direct)
+    target = y - float((g @ decoder.bias).detach())
+    direct = guided(LookAhead(PosteriorStrength(), positive=main), x, 0.7, pulled, target)
+    torch.testing.assert_close(decoded, direct)
 
 
-# --- when and how much ---------------------------------------------------------------------------------
+# --- steps and cap -------------------------------------------------------------------------------------
 
 
-def test_every_third_step_and_the_network_calls() -> None:
+def test_every_selects_steps_without_more_network_calls() -> None:
     guidance = LookAhead(Tilt(1.0), every=3, positive=Curved()).toward(torch.ones(1, 2, 3), torch.ones(1))
     x, sigma = torch.full((2, 2, 3), 0.5), torch.tensor(0.6)
     trajectory = Trajectory(x=x, seeds=SampleSeeds(0, range(2)), sigma=0.6, steps=7)
@@ -225,13 +225,13 @@ def test_the_cap_bounds_the_change_of_the_noise(generator: torch.Generator) -> N
 
 
 class OwnNoise(Curved):
-    """Tells clean and noise apart."""
+    """Predicts a noise direction other than (x - D) / sigma."""
 
     def start(self, trajectory: Trajectory) -> Any:
         return lambda x, sigma, condition: Prediction(self(x, sigma), x * 3)
 
 
-def test_a_noise_of_its_own_moves_along() -> None:
+def test_an_explicit_noise_prediction_is_guided_as_well() -> None:
     guidance = LookAhead(Tilt(2.0), positive=OwnNoise()).toward(torch.ones(1, 2, 3), torch.ones(1))
     x = torch.full((1, 2, 3), 0.5)
     trajectory = Trajectory(x=x, seeds=SampleSeeds(0, [0]), sigma=0.5)
@@ -242,7 +242,7 @@ def test_a_noise_of_its_own_moves_along() -> None:
     torch.testing.assert_close(prediction.noise, 3 * x - 0.5 * score)
 
 
-def test_works_in_a_second_order_sampler_and_from_a_config() -> None:
+def test_fixed_gradient_and_target_work_in_a_second_order_sampler() -> None:
     exact = SubspaceGaussian(6, 2)
     theta = Direction(6, 2, off_ratio=1.0).vector
     sampler = Heun(KarrasGrid(40, sigma_min=0.02, sigma_max=500.0))
@@ -254,10 +254,10 @@ def test_works_in_a_second_order_sampler_and_from_a_config() -> None:
     assert isinstance(fixed.recipe["init_args"]["gradient"], list)
 
 
-# --- mistakes ------------------------------------------------------------------------------------------
+# --- errors --------------------------------------------------------------------------------------------
 
 
-def test_mistakes_end_in_a_sentence() -> None:
+def test_invalid_arguments_are_refused() -> None:
     x, sigma = torch.ones(3, 2, 3), torch.tensor(0.5)
     for kind in (LookAhead, LookAheadWithoutJacobian, NaiveGradient):
         guidance = kind(positive=Curved())

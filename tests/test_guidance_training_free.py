@@ -1,4 +1,4 @@
-"""Training-free guidance as a whole: samples by themselves, impossible steps, what is evaluated, stages, nesting."""
+"""Training-free guidance: independence of samples, impossible steps, cost, sampler stages, nesting."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_guide.commands.guidance_files import build_guidances
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.distributions.gaussian_mixture import GaussianMixture
 from lightning_guide.guidance import Main
@@ -46,6 +47,7 @@ from lightning_guide.objectives import (
 )
 from lightning_guide.samplers import Euler, Heun, Sampler, TimeTravel
 from lightning_guide.seeds import SampleSeeds
+from lightning_guide.utils.recipe import build
 from tests.energies import GRID, METHODS, Bend, draw_samples, mixture
 
 MIXTURE, LOSS = mixture(), Bend()
@@ -59,12 +61,12 @@ RULES: dict[str, StepRule] = {
 }
 
 
-# Samples by themselves
+# Independence of samples
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_sample_does_not_depend_on_its_company(name: str) -> None:
-    """Norms, moments and draws are of each sample: not of the size of the batch, nor of who else is in it."""
+def test_a_sample_does_not_depend_on_its_batch(name: str) -> None:
+    """Norms, moments and draws are per sample, independent of the size and the rest of the batch."""
     method, sampler = METHODS[name](LOSS, MIXTURE), TimeTravel(Heun(GRID), 2)
     whole = draw_samples(method, sampler, 6)
     alone = torch.cat([draw_samples(method, sampler, indices=[i]) for i in (1, 4)])
@@ -74,7 +76,7 @@ def test_a_sample_does_not_depend_on_its_company(name: str) -> None:
 
 
 class Broken(Bend):
-    """Flat, or not a number, for samples on one side."""
+    """A loss that is flat or not finite for samples on one side."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -92,14 +94,14 @@ class Broken(Bend):
 
 
 @pytest.mark.parametrize("kind", ["flat", "nan", "infinite gradient", "overflow"])
-@pytest.mark.parametrize("move", [ThroughDenoiser, AtClean])
+@pytest.mark.parametrize("update", [ThroughDenoiser, AtClean])
 @pytest.mark.parametrize("rule", RULES)
-def test_an_impossible_step_is_none_and_counted(rule: str, move: Any, kind: str) -> None:
+def test_impossible_steps_are_zero_and_counted(rule: str, update: Any, kind: str) -> None:
     x = 2 * torch.randn(40, 3, dtype=torch.float64)
     level, sampler = torch.tensor(1.0, dtype=torch.float64), Euler(GRID)
     side = MIXTURE(x, level)[:, 2] > 0.3
     assert 5 < int(side.sum()) < 35
-    whole, broken = (EnergyGuidance(each, [move(RULES[rule])], positive=MIXTURE) for each in (LOSS, Broken(kind)))
+    whole, broken = (EnergyGuidance(each, [update(RULES[rule])], positive=MIXTURE) for each in (LOSS, Broken(kind)))
     expected, found = whole(x, level), broken(x, level)
     assert torch.equal(found[side], MIXTURE(x, level)[side]), "the step of a broken sample is not zero"
     torch.testing.assert_close(found[~side], expected[~side], rtol=1e-12, atol=1e-12)
@@ -113,7 +115,7 @@ def test_an_impossible_step_is_none_and_counted(rule: str, move: Any, kind: str)
     assert 0 < int(counts.sum()) < 40 * 6
 
 
-def test_the_count_is_of_each_sample_and_over_all_steps() -> None:
+def test_steps_are_counted_per_sample_over_the_trajectory() -> None:
     class Never(Energy):
         def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
             return 0 * x.sum(1)
@@ -125,14 +127,14 @@ def test_the_count_is_of_each_sample_and_over_all_steps() -> None:
     assert fine.diagnostics["skipped"].tolist() == [0] * 3 and fine.diagnostics["taken"].tolist() == [6] * 3
 
 
-def test_the_loss_is_told() -> None:
+def test_the_loss_is_reported_in_the_diagnostics() -> None:
     steps = Euler(GRID).steps(DPS(LOSS, 0.1, positive=MIXTURE), torch.ones(2, 3).double(), seeds=SampleSeeds(0, [0, 1]))
     first = MIXTURE(torch.ones(2, 3).double(), GRID.sigmas()[0])
     torch.testing.assert_close(next(steps).diagnostics["loss"], LOSS(first))
 
 
-def test_a_tiny_or_huge_gradient_does_not_overflow_on_the_way() -> None:
-    """In float32 the square of 1e-30 is zero and that of 1e30 infinite; a normalized step is the same step."""
+def test_tiny_and_huge_gradients_do_not_overflow() -> None:
+    """In float32 the square of 1e-30 is zero and that of 1e30 infinite; the normalized step must not change."""
     x, level = torch.randn(4, 3), torch.tensor(0.8)
     steps = [
         EnergyGuidance(WeightedSum([LOSS], [scale]), [ThroughDenoiser(NormalizedStep(0.3))], positive=MIXTURE)(x, level)
@@ -142,7 +144,7 @@ def test_a_tiny_or_huge_gradient_does_not_overflow_on_the_way() -> None:
     torch.testing.assert_close(steps[2], steps[0])
 
 
-# What is evaluated
+# Cost
 
 
 class Counted(GaussianMixture):
@@ -155,10 +157,10 @@ class Counted(GaussianMixture):
         self.calls += 1
         clean = super().forward(x, sigma, condition)
         if clean.requires_grad:
-            clean.register_hook(self._note)
+            clean.register_hook(self._count_product)
         return clean
 
-    def _note(self, gradient: Tensor) -> None:
+    def _count_product(self, gradient: Tensor) -> None:
         self.products += 1
 
 
@@ -176,14 +178,14 @@ class Counted(GaussianMixture):
         (lambda d: EnergyGuidance(LOSS, [ThroughDenoiser(ConstantStep(0.1))] * 2, positive=d), 2),
     ],
 )
-def test_one_product_however_many_copies(method: Any, products: int) -> None:
+def test_one_vector_jacobian_product_for_any_number_of_copies(method: Any, products: int) -> None:
     denoiser = Counted(torch.zeros(1, 3), torch.eye(3)[None])
     denoiser.count()
     end = Euler(GRID).sample(method(denoiser), seeds=SampleSeeds(0, range(2)))
     assert (denoiser.calls, denoiser.products, end.evaluations) == (6, 6 * products, 6)
 
 
-def test_every_other_step_and_a_window() -> None:
+def test_windows_select_the_guided_steps() -> None:
     denoiser = Counted(torch.zeros(1, 3), torch.eye(3)[None])
     levels = GRID.sigmas()
     inner = SigmaWindow(float(levels[3]), float(levels[1]))
@@ -193,7 +195,7 @@ def test_every_other_step_and_a_window() -> None:
         assert (denoiser.calls, denoiser.products) == (6, expected)
 
 
-def test_heun_is_guided_once_a_step_with_kept_noise_and_twice_with_implied() -> None:
+def test_heun_is_guided_once_per_step_with_kept_noise_and_twice_with_implied_noise() -> None:
     denoiser = Counted(torch.zeros(1, 3), torch.eye(3)[None])
     for method, products in ((DPS, 6), (UniversalGuidance, 11)):
         denoiser.count()
@@ -202,7 +204,7 @@ def test_heun_is_guided_once_a_step_with_kept_noise_and_twice_with_implied() -> 
 
 
 @pytest.mark.parametrize("kind", ["kept", "implied"])
-def test_heun_written_out(kind: Any) -> None:
+def test_heun_matches_its_written_out_formula(kind: Any) -> None:
     """Kept: x -> D + delta, then both noises unguided. Implied: the trapezoidal rule on the guided field."""
     rule, levels = ThroughDenoiser(ConstantStep(0.3)), GRID.sigmas().tolist()
     guide = EnergyGuidance(LOSS, [rule], noise=kind, positive=MIXTURE)
@@ -234,7 +236,7 @@ def test_nested_guidances_act_one_after_the_other() -> None:
     torch.testing.assert_close(outer(x, level), moved - 0.2 * g)
 
 
-def test_a_derivative_from_outside_sees_a_constant_displacement() -> None:
+def test_a_derivative_from_outside_treats_the_displacement_as_constant() -> None:
     x, level = torch.randn(4, 3, dtype=torch.float64).requires_grad_(), torch.tensor(0.8, dtype=torch.float64)
     (found,) = torch.autograd.grad(DPS(LOSS, 0.3, positive=MIXTURE)(x, level).square().sum(), x)
     weight = 2 * DPS(LOSS, 0.3, positive=MIXTURE)(x, level).detach()
@@ -248,7 +250,7 @@ def test_an_exactly_guided_gaussian_has_the_right_posterior(sampler: Sampler) ->
     prior, T, y = GaussianMixture(torch.zeros(1, 1), torch.ones(1, 1, 1)), 0.7, 1.5
     levels = sampler.grid.sigmas().tolist()
 
-    # exact draws: for a Gaussian the expected likelihood needs no Monte-Carlo, -(D - y)^2 / (2 (T^2 + r^2))
+    # for a Gaussian the expected likelihood has a closed form without Monte Carlo, -(D - y)^2 / (2 (T^2 + r^2))
     class Marginal(Energy):
         def start(self, trajectory: Any) -> Any:
             def loss(x: Tensor, condition: Tensor | None, number: Tensor) -> Tensor:
@@ -270,11 +272,11 @@ def test_an_exactly_guided_gaussian_has_the_right_posterior(sampler: Sampler) ->
     )
 
 
-# Precision, references, mistakes
+# Precision, references, recipes, errors
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_float32_in_and_out_without_touching_the_global_generator(name: str) -> None:
+def test_float32_samples_leave_the_global_generator_unchanged(name: str) -> None:
     state = torch.get_rng_state()
     end = Euler(GRID).sample(METHODS[name](LOSS, MIXTURE), seeds=SampleSeeds(0, range(3)))
     assert end.x.dtype == torch.float32 and bool(end.x.isfinite().all()) and not end.x.requires_grad
@@ -296,9 +298,7 @@ def test_references_are_resolved_through_all_layers() -> None:
         guide(x, level)
 
 
-def test_recipes_of_methods_build_them_again() -> None:
-    from lightning_guide.utils.recipe import build
-
+def test_recipes_rebuild_the_methods() -> None:
     loss = SquaredDistance([1.0, 0.0, 0.5], 0.8)
     x, level = torch.randn(3, 3), torch.tensor(1.0)
     for name, make in METHODS.items():
@@ -307,7 +307,28 @@ def test_recipes_of_methods_build_them_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mistake", "said"),
+    ("cls", "options"),
+    [
+        (DPS, {"rate": 1.0, "noise": "implied"}),
+        (DPS, {"rate": 1.0, "moves": []}),
+        (MPGD, {"estimator": None}),
+        (TFG, {"rho": 1.0, "mu": 1.0, "estimator": None}),
+        (UniversalGuidance, {"weight": 1.0, "estimator": None}),
+        (UniversalGuidance, {"weight": 1.0, "noise": "kept"}),
+    ],
+)
+def test_presets_refuse_config_keys_that_they_set_themselves(cls: type, options: dict[str, Any]) -> None:
+    energy = {"class_path": "SquaredDistance", "init_args": {"target": [1.0]}}
+    given = {"energy": energy, "window": {"low": 1.0}, "guide_batch": 3, "positive": {"class_path": "Unconditional"}}
+    accepted = {key: value for key, value in options.items() if key in ("rate", "rho", "mu", "weight")}
+    built = build_guidances({"preset": {"class_path": cls.__name__, "init_args": given | accepted}})["preset"]
+    assert isinstance(built, cls) and built.recipe["init_args"]["guide_batch"] == built.guide_batch == 3
+    with pytest.raises(ValueError, match="is not accepted"):
+        build_guidances({"preset": {"class_path": cls.__name__, "init_args": given | options}})
+
+
+@pytest.mark.parametrize(
+    ("build_wrongly", "message"),
     [
         (lambda: EnergyGuidance(LOSS, []), "at least one update"),
         (lambda: EnergyGuidance(LOSS, [AtClean(ConstantStep(1.0))], noise="old"), "noise 'kept' or 'implied'"),
@@ -328,9 +349,9 @@ def test_recipes_of_methods_build_them_again() -> None:
         (lambda: Resized(0), "size >= 1"),
     ],
 )
-def test_mistakes_are_one_sentence(mistake: Any, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        mistake()
+def test_invalid_arguments_are_refused(build_wrongly: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_wrongly()
 
 
 def test_a_loss_of_the_wrong_shape_or_without_gradient_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Every method against its paper: whole trajectories in variance-preserving form, written out again from the papers.
+"""Every method against its paper: whole trajectories in variance-preserving form, written out from the papers.
 
 x_t = sqrt(abar) x_0 + sqrt(1 - abar) eps, DDIM with eta = 0, gradients g by x_t, all in float64.
 """
@@ -21,7 +21,7 @@ COUNT = 5
 MIXTURE, LOSS = mixture(), Bend()
 LEVELS = GRID.sigmas().tolist()
 ABARS = [1 / (1 + level**2) for level in LEVELS]
-ALPHAS = [here / there for here, there in zip(ABARS, ABARS[1:], strict=False)]
+ALPHAS = [abar / abar_next for abar, abar_next in zip(ABARS, ABARS[1:], strict=False)]
 
 
 def norm(v: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def rms(v: Tensor) -> Tensor:
 
 
 def slope(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Gradient of each sample's f."""
+    """Return the gradient of f for each sample."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         return torch.autograd.grad(f(x).sum(), x)[0]
@@ -41,7 +41,7 @@ def slope(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 @dataclass
 class Step:
-    """One step of a paper: x_t, the level, what the denoiser says, and the random streams."""
+    """One step of a paper: x_t, the level, the denoiser, and the random streams."""
 
     x: Tensor
     t: int
@@ -79,7 +79,7 @@ def implied(step: Step, clean: Tensor) -> Tensor:
 
 
 def from_eps(step: Step, eps: Tensor) -> Tensor:
-    """The clean estimate that a noise prediction implies."""
+    """Return the clean estimate implied by a noise prediction."""
     return (step.x - math.sqrt(1 - step.abar) * eps) / math.sqrt(step.abar)
 
 
@@ -93,7 +93,7 @@ def universal_forward(step: Step) -> Tensor:
 
 
 def universal_backward(step: Step) -> Tensor:
-    """Adam at rate .01 for 3 steps, then eps - sqrt(abar / (1 - abar)) delta."""
+    """Adam at rate 0.01 for 3 steps, then eps - sqrt(abar / (1 - abar)) delta."""
     D, delta = step.clean(step.x), torch.zeros_like(step.x)
     m, v = torch.zeros_like(delta), torch.zeros_like(delta)
     for k in range(1, 4):
@@ -143,9 +143,9 @@ def polyak(step: Step, rate: float, g: Tensor) -> Tensor:
 
 
 def capped(step: Step) -> Tensor:
-    move = polyak(step, 0.5, step.g())
-    most = 0.3 * math.sqrt(DIM) * math.sqrt(1 - step.abar_next)
-    return step.ddim() - move * (most / norm(move)).clamp(max=1)
+    delta = polyak(step, 0.5, step.g())
+    longest = 0.3 * math.sqrt(DIM) * math.sqrt(1 - step.abar_next)
+    return step.ddim() - delta * (longest / norm(delta)).clamp(max=1)
 
 
 def clip_rule(step: Step) -> Tensor:
@@ -202,7 +202,10 @@ PAPERS: dict[str, Callable[[Step], Tensor]] = {
 
 
 def published(method: Callable[[Step], Tensor], x: Tensor, repeats: int = 1) -> Tensor:
-    """The trajectory from x_VE at the first level; x_t <- sqrt(alpha) x_{t-1} + sqrt(1 - alpha) n between repeats."""
+    """Return the end of the trajectory from x_VE at the first level.
+
+    Between repeats x_t <- sqrt(alpha) x_{t-1} + sqrt(1 - alpha) n.
+    """
     seeds, memory = SampleSeeds(3, range(len(x))), {}
     x = x * math.sqrt(ABARS[0])
     for t in range(len(ALPHAS)):
@@ -218,12 +221,12 @@ def start() -> Tensor:
     return LEVELS[0] * torch.randn(COUNT, DIM, dtype=torch.float64)
 
 
-def test_every_method_has_its_paper() -> None:
+def test_every_method_has_a_published_formula() -> None:
     assert PAPERS.keys() == METHODS.keys()
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_trajectory_is_the_published_one(name: str) -> None:
+def test_trajectory_matches_the_paper(name: str) -> None:
     x = start()
     found = draw_samples(METHODS[name](LOSS, MIXTURE), Euler(GRID), COUNT, start=x)
     torch.testing.assert_close(found, published(PAPERS[name], x), rtol=1e-9, atol=1e-9)
@@ -231,14 +234,14 @@ def test_a_trajectory_is_the_published_one(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "AdamDPS"])
-def test_recurrence_is_the_published_one(name: str) -> None:
+def test_recurrence_matches_the_paper(name: str) -> None:
     x = start()
     found = draw_samples(METHODS[name](LOSS, MIXTURE), TimeTravel(Euler(GRID), 3), COUNT, start=x)
     torch.testing.assert_close(found, published(PAPERS[name], x, repeats=3), rtol=1e-9, atol=1e-9)
 
 
 def test_implied_noise_is_that_of_the_new_estimate() -> None:
-    """UG in one line: the DDIM step of the guided estimate, with the noise that it implies."""
+    """UG is the DDIM step of the guided estimate with its implied noise."""
     step = Step(start() * math.sqrt(ABARS[0]), 0, SampleSeeds(3, range(COUNT)))
     eps = forward_eps(step, 0.4)
     torch.testing.assert_close(universal_forward(step), implied(step, from_eps(step, eps)))

@@ -1,4 +1,4 @@
-"""Augmentations, energies, measurements, guide networks: each against a formula of its own."""
+"""Augmentations, energies, measurements and guide networks, each against a formula."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def copies(augmentation: Augmentation, x: Tensor, n: int = 6, seed: int = 0) -> 
 
 
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS, ids=by_name)
-def test_an_augmentation_is_differentiable_and_of_each_copy(augmentation: Augmentation) -> None:
+def test_augmentations_are_differentiable_and_differ_between_copies(augmentation: Augmentation) -> None:
     x = torch.randn(3, 2, 8, 8, dtype=torch.float64)
     drawn = copies(augmentation, x)
     assert drawn.shape[:3] == (6, 3, 2) and drawn.dtype == torch.float64
@@ -81,21 +81,21 @@ def test_an_augmentation_is_differentiable_and_of_each_copy(augmentation: Augmen
 
 
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS, ids=by_name)
-def test_draws_are_of_the_sample_and_move_on(augmentation: Augmentation) -> None:
+def test_draws_depend_only_on_the_sample_and_differ_between_steps(augmentation: Augmentation) -> None:
     x = torch.randn(4, 2, 8, 8)
     whole = copies(augmentation, x)
     transform = augmentation.draw(SampleSeeds(0, [2]), 6, x.device)
     torch.testing.assert_close(transform(x[2:3].expand(6, 1, -1, -1, -1)), whole[:, 2:3])
     estimator, seeds = Augmented([augmentation], 6), SampleSeeds(0, range(4))
-    point = StepContext(x, 1.0, 0.5, Trajectory(x=x, seeds=seeds, sigma=1.0))
-    first, second = estimator.draw(x, point), estimator.draw(x, point)
-    assert torch.equal(first(x), first(x)), "one draw has to stay what it is"
+    context = StepContext(x, 1.0, 0.5, Trajectory(x=x, seeds=seeds, sigma=1.0))
+    first, second = estimator.draw(x, context), estimator.draw(x, context)
+    assert torch.equal(first(x), first(x)), "one draw must not change"
     assert isinstance(augmentation, Resized) or not torch.equal(first(x), second(x))
 
 
 def test_translation_moves_by_whole_pixels_and_fills_with_zeros() -> None:
     x = torch.rand(1, 1, 8, 8) + 0.1
-    seen = set()
+    found = set()
     for each in copies(Translation(0.125), x, 200)[:, 0]:
         shifts = [
             (i, j)
@@ -104,8 +104,8 @@ def test_translation_moves_by_whole_pixels_and_fills_with_zeros() -> None:
             if torch.equal(each, F.pad(x[0], (1 + j, 1 - j, 1 + i, 1 - i))[:, 1:9, 1:9])
         ]
         assert len(shifts) == 1
-        seen |= set(shifts)
-    assert len(seen) == 9
+        found |= set(shifts)
+    assert len(found) == 9
     assert copies(Translation(0.25), x, 200)[:, 0, 0, :2].abs().sum((1, 2)).min() == 0
 
 
@@ -115,8 +115,8 @@ def test_cutout_zeroes_a_square_of_half_the_side() -> None:
     assert torch.equal(holes, holes.amax(2, keepdim=True) * holes.amax(1, keepdim=True)), "no rectangle"
 
 
-def test_color_is_three_affine_maps() -> None:
-    """Of a picture that is gray everywhere only the brightness changes; spreads stay within the published factors."""
+def test_color_jitter_is_three_affine_maps() -> None:
+    """Only the brightness of a constant image changes; spreads stay within the published factors."""
     flat = copies(ColorJitter(), torch.full((1, 3, 4, 4), 0.2), 500)
     assert torch.allclose(flat, flat[..., :1, :1, :1].expand_as(flat), atol=1e-6)
     assert float(flat.min()) == pytest.approx(-0.3, abs=0.02) and float(flat.max()) == pytest.approx(0.7, abs=0.02)
@@ -136,7 +136,7 @@ def test_rescaling_a_disc_changes_its_area() -> None:
 # Energies
 
 
-def test_distances_and_regions() -> None:
+def test_distances_and_regions_match_their_formulas() -> None:
     x = torch.tensor([[1.0, 2.0], [-1.0, 0.5]], dtype=torch.float64)
     assert SquaredDistance([0.0, 0.0], 2.0)(x).tolist() == [5 / 8, 1.25 / 8]
     assert Distance([0.0, 0.0])(x).tolist() == pytest.approx([5**0.5, 1.25**0.5])
@@ -145,8 +145,7 @@ def test_distances_and_regions() -> None:
     assert Disc([0.0, 0.0], 1.5, inside=False)(x).tolist() == pytest.approx([0.0, (1.5 - 1.25**0.5) ** 2 / 2])
 
 
-def test_guided_points_go_where_they_should() -> None:
-    """A region constraint on the mixture: the share of samples outside falls."""
+def test_a_region_constraint_reduces_the_share_of_samples_outside() -> None:
     outside = []
     for rate in (0.0, 3.0):
         guide = DPS(HalfSpace([0.0, 1.0, 0.0], 0.2, softness=0.3), rate, positive=mixture())
@@ -164,7 +163,7 @@ class Logits(nn.Module):
         return torch.stack([x[:, 0], 2 * x[:, 1], -x[:, 0]], 1)
 
 
-def test_class_labels() -> None:
+def test_class_label_is_the_cross_entropy() -> None:
     x, labels = torch.randn(4, 2, dtype=torch.float64), torch.tensor([2, 0, -1, 1])
     loss, f = ClassLabel(Logits()), Logits()(x)
     expected = F.cross_entropy(f, labels.clamp(min=0), reduction="none") * (labels >= 0)
@@ -181,12 +180,12 @@ def test_class_labels() -> None:
         ClassLabel(Logits(), 7)(x)
 
 
-def test_style_and_network_distance() -> None:
+def test_style_and_network_distance_match_their_formulas() -> None:
     network, x, reference = nn.Conv2d(2, 4, 3, padding=1), torch.randn(3, 2, 5, 6), torch.randn(2, 5, 6)
-    features, wanted = network(x).detach(), network(reference[None]).detach()
-    torch.testing.assert_close(NetworkDistance(network, reference)(x), (features - wanted).flatten(1).norm(dim=1))
+    features, target = network(x).detach(), network(reference[None]).detach()
+    torch.testing.assert_close(NetworkDistance(network, reference)(x), (features - target).flatten(1).norm(dim=1))
     gram = torch.einsum("bchw,bdhw->bcd", features, features) / 30
-    goal = torch.einsum("bchw,bdhw->bcd", wanted, wanted) / 30
+    goal = torch.einsum("bchw,bdhw->bcd", target, target) / 30
     torch.testing.assert_close(Style(network, reference, scale=100)(x), (gram - goal).flatten(1).norm(dim=1) / 100)
     shuffled = x.flatten(2)[:, :, torch.randperm(30)].reshape(x.shape)
     pointwise = nn.Conv2d(2, 4, 1)
@@ -197,14 +196,14 @@ def test_style_and_network_distance() -> None:
 
 
 @pytest.mark.parametrize("operator", OPERATORS, ids=by_name)
-def test_a_measurement_is_linear_and_the_same_for_all(operator: Operator) -> None:
+def test_measurement_operators_are_linear_and_the_same_for_all_samples(operator: Operator) -> None:
     x, y = torch.randn(3, 2, 8, 8, dtype=torch.float64), torch.randn(3, 2, 8, 8, dtype=torch.float64)
     torch.testing.assert_close(operator(2 * x - 3 * y), 2 * operator(x) - 3 * operator(y))
     torch.testing.assert_close(operator(x)[1:2], operator(x[1:2]))
     assert torch.equal(operator(x), operator(x))
 
 
-def test_what_is_measured() -> None:
+def test_measurement_operators_match_their_formulas() -> None:
     x = torch.randn(2, 1, 8, 8, dtype=torch.float64)
     torch.testing.assert_close(Downsampled(4)(x), x.reshape(2, 1, 2, 4, 2, 4).mean((3, 5)))
     torch.testing.assert_close(Blurred(0.8)(torch.ones_like(x)), torch.ones_like(x))
@@ -246,7 +245,7 @@ def test_each_sample_has_its_own_measurement(tmp_path: Path) -> None:
 
 
 def test_a_guided_reconstruction_agrees_with_its_measurement() -> None:
-    """On the mixture, with two of three coordinates measured: the residual falls to the noise."""
+    """On the mixture, with two of three coordinates measured, the residual falls to the noise."""
 
     class Two(Operator):
         def __call__(self, x: Tensor) -> Tensor:
@@ -254,19 +253,19 @@ def test_a_guided_reconstruction_agrees_with_its_measurement() -> None:
 
     truth, _ = mixture().sample(8, torch.Generator().manual_seed(0))
     loss = Measurement(Two(), truth, noise=0.05, squared=False)
-    rest = []
+    residuals = []
     for rate in (0.0, 0.6):
         seeds = SampleSeeds(0, range(64))
         end = Euler(GRID).sample(MPGD(loss, rate, positive=mixture()), seeds=seeds)
         fresh = Trajectory(x=end.x, seeds=SampleSeeds(0, range(64)), sigma=1.0)
-        rest.append(float((end.x[:, :2] - loss.observe(fresh)[1]).norm(dim=1).median()))
-    assert rest[1] < 0.5 * rest[0]
+        residuals.append(float((end.x[:, :2] - loss.observe(fresh)[1]).norm(dim=1).median()))
+    assert residuals[1] < 0.5 * residuals[0]
 
 
 # Autoencoders and guide networks
 
 
-def test_subspace_and_reconstruction() -> None:
+def test_a_subspace_reconstructs_by_projection() -> None:
     basis = torch.linalg.qr(torch.randn(6, 2, dtype=torch.float64))[0]
     center = torch.randn(6, dtype=torch.float64)
     auto = Subspace(basis, center=center, data_shape=[2, 3])
@@ -287,7 +286,7 @@ def stored_run(folder: Path, network: Any) -> str:
     return str(folder)
 
 
-def test_the_network_of_a_run(tmp_path: Path) -> None:
+def test_run_network_loads_the_network_of_a_run(tmp_path: Path) -> None:
     network = SmallClassifier([1, 8, 8], num_classes=4, widths=[8, 16]).eval()
     run, x = stored_run(tmp_path, network), torch.randn(3, 1, 8, 8)
     guide = RunNetwork(run)
@@ -297,7 +296,7 @@ def test_the_network_of_a_run(tmp_path: Path) -> None:
     torch.testing.assert_close(RunNetwork(run, blocks=3)(x), network.blocks[:3](x))
     single = guide(x)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(guide(x), single), "bfloat16 around a guide is none of its business"
+        assert torch.equal(guide(x), single), "autocast around a guide must not change it"
     loss = ClassLabel(guide)
     assert loss.num_classes == 4
     torch.testing.assert_close(
@@ -307,7 +306,7 @@ def test_the_network_of_a_run(tmp_path: Path) -> None:
         RunNetwork("nowhere")(x)
 
 
-def test_a_timm_network_sees_what_timm_would() -> None:
+def test_a_timm_network_preprocesses_like_timm() -> None:
     import timm
     from timm.data import resolve_data_config
 
@@ -317,8 +316,8 @@ def test_a_timm_network_sees_what_timm_would() -> None:
     config = resolve_data_config(model=model)
     mean, std = (torch.tensor(config[key])[:, None, None] for key in ("mean", "std"))
     size = config["input_size"][1:]
-    picture = F.interpolate((x + 1) / 2, size, mode="bicubic", align_corners=False, antialias=True)
-    torch.testing.assert_close(guide(x), model((picture - mean) / std))
+    image = F.interpolate((x + 1) / 2, size, mode="bicubic", align_corners=False, antialias=True)
+    torch.testing.assert_close(guide(x), model((image - mean) / std))
     assert guide.num_classes == 1000
     assert guide(x[:, :1]).shape == (2, 1000)
     soft = TimmNetwork("resnet10t", pretrained=False, softplus=3.0)

@@ -1,4 +1,4 @@
-"""What methods become of one another, over all of them and to machine precision, and what must change nothing."""
+"""Reductions between methods to machine precision, and invariances of all methods."""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ def guided(make: Make | Denoiser, sampler: Sampler, loss: Energy = LOSS) -> Tens
 
 
 class Times(Schedule):
-    """A factor of this test's own."""
+    """A product of schedules and one more factor."""
 
     def __init__(self, schedules: Sequence[Schedule], last: str) -> None:
         self.schedules, self.last = list(schedules), last
 
-    def at(self, point: StepContext) -> float:
+    def at(self, context: StepContext) -> float:
         factor = {
-            "sqrt alpha": ((1 + point.sigma_next**2) / (1 + point.sigma**2)) ** 0.5,
-            "folded": 1 - point.sigma_next / point.sigma,
+            "sqrt alpha": ((1 + context.sigma_next**2) / (1 + context.sigma**2)) ** 0.5,
+            "folded": 1 - context.sigma_next / context.sigma,
         }[self.last]
         for schedule in self.schedules:
-            factor *= schedule.at(point)
+            factor *= schedule.at(context)
         return factor
 
 
@@ -70,7 +70,7 @@ def through(rate: float, schedule: Schedule, **options: object) -> EnergyGuidanc
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: type(s).__name__)
 class TestReductions:
-    """Pairs of settings that are one method."""
+    """Pairs of settings that give the same method."""
 
     def test_tfg_without_its_clean_part_is_dps(self, sampler: Sampler) -> None:
         """rho_t (1 + sigma^2) = zeta sqrt(1 + sigma^2) sqrt(1 + sigma'^2) for rho_t = zeta sqrt(alpha)."""
@@ -83,11 +83,11 @@ class TestReductions:
         tfg = TFG(LOSS, 0.0, 0.2, iterations=1, mu_schedule="constant", positive=MIXTURE)
         assert torch.equal(guided(tfg, sampler), guided(MPGD(LOSS, 0.2, positive=MIXTURE), sampler))
 
-    def test_tfg_without_smoothing_draws_nothing(self, sampler: Sampler) -> None:
+    def test_tfg_without_smoothing_does_not_depend_on_draws(self, sampler: Sampler) -> None:
         one, many = (TFG(LOSS, 0.2, 0.1, draws=draws, positive=MIXTURE) for draws in (1, 7))
         assert torch.equal(guided(one, sampler), guided(many, sampler))
 
-    def test_without_augmentation_the_plug_in(self, sampler: Sampler) -> None:
+    def test_estimators_without_augmentation_or_spread_are_the_plug_in(self, sampler: Sampler) -> None:
         plain = guided(FreeDoM(LOSS, 0.5, positive=MIXTURE), sampler)
         one = FreeDoM(LOSS, 0.5, estimator=Augmented([], 1), positive=MIXTURE)
         assert torch.equal(guided(one, sampler), plain)
@@ -100,64 +100,62 @@ class TestReductions:
         forward = UniversalGuidance(LOSS, 0.4, positive=MIXTURE)
         torch.testing.assert_close(guided(lgd, sampler), guided(forward, sampler), rtol=1e-7, atol=1e-7)
 
-    def test_the_four_cells_of_the_ablation(self, sampler: Sampler) -> None:
-        """The presets are what their parts say, one by one."""
+    def test_the_polyak_presets_equal_their_parts(self, sampler: Sampler) -> None:
         noise = [AddedNoise(0.3)]
         rule = NoiseScaledPolyakStep(0.05)
         cells = {
             "polyak": AugmentedPolyak(LOSS, 0.05, augmentations=[], positive=MIXTURE),
             "both": AugmentedPolyak(LOSS, 0.05, augmentations=noise, copies=5, positive=MIXTURE),
         }
-        apart = {
+        parts = {
             "polyak": EnergyGuidance(LOSS, [ThroughDenoiser(rule)], positive=MIXTURE),
             "both": EnergyGuidance(LOSS, [ThroughDenoiser(rule)], estimator=Augmented(noise, 5), positive=MIXTURE),
         }
         for name, cell in cells.items():
-            assert torch.equal(guided(cell, sampler), guided(apart[name], sampler)), name
+            assert torch.equal(guided(cell, sampler), guided(parts[name], sampler)), name
         assert not torch.equal(guided(cells["polyak"], sampler), guided(cells["both"], sampler))
 
-    def test_a_cap_out_of_reach_changes_nothing(self, sampler: Sampler) -> None:
-        """Up to the last step, where there is no room: the grid is cut off before."""
+    def test_a_large_cap_has_no_effect(self, sampler: Sampler) -> None:
+        """Except in the last step, which is always clipped to zero: the window ends before it."""
         free, capped = (
             EnergyGuidance(LOSS, [ThroughDenoiser(rule)], window=SigmaWindow(0.2), positive=MIXTURE)
             for rule in (NoiseScaledPolyakStep(0.05), ClippedStep(NoiseScaledPolyakStep(0.05), 1e6))
         )
         torch.testing.assert_close(guided(free, sampler), guided(capped, sampler), **EXACT)
 
-    def test_in_a_latent_of_everything_there_is_mpgd(self, sampler: Sampler) -> None:
+    def test_with_a_lossless_autoencoder_the_variants_of_mpgd_agree(self, sampler: Sampler) -> None:
         rotation = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64))[0]
         plain = guided(MPGD(LOSS, 0.2, positive=MIXTURE), sampler)
         latent = MPGDLatent(LOSS, Subspace(rotation), 0.2, positive=MIXTURE)
-        seen = MPGD(LOSS, 0.2, autoencoder=Subspace(rotation), positive=MIXTURE)
+        reconstructed = MPGD(LOSS, 0.2, autoencoder=Subspace(rotation), positive=MIXTURE)
         torch.testing.assert_close(guided(latent, sampler), plain, **EXACT)
-        torch.testing.assert_close(guided(seen, sampler), plain, **EXACT)
+        torch.testing.assert_close(guided(reconstructed, sampler), plain, **EXACT)
 
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("sampler", [Heun(GRID), TimeTravel(DPMSolver2M(GRID), 2)], ids=lambda s: type(s).__name__)
 class TestAllMethods:
-    """What holds for every method."""
+    """Invariances of every method."""
 
-    def test_the_guide_may_see_a_few_rows_at_a_time(self, sampler: Sampler, name: str) -> None:
+    def test_guide_batch_does_not_change_the_result(self, sampler: Sampler, name: str) -> None:
         whole, small = METHODS[name](LOSS, MIXTURE), METHODS[name](LOSS, MIXTURE)
         small.guide_batch = 2
         torch.testing.assert_close(guided(small, sampler), guided(whole, sampler), **EXACT)
 
-    def test_outside_its_window_a_method_is_its_positive_to_the_bit(self, sampler: Sampler, name: str) -> None:
+    def test_outside_its_window_a_method_equals_its_positive(self, sampler: Sampler, name: str) -> None:
         method = METHODS[name](LOSS, MIXTURE)
         method.window = SigmaWindow(1e3, 1e4)
         if isinstance(method.positive, EnergyGuidance):
             method.positive.window = method.window
         assert torch.equal(guided(method, sampler), guided(MIXTURE, sampler))
 
-    def test_a_sum_of_halves_is_the_whole(self, sampler: Sampler, name: str) -> None:
+    def test_a_weighted_sum_of_the_same_loss_is_that_loss(self, sampler: Sampler, name: str) -> None:
         half = WeightedSum([LOSS, LOSS], [0.25, 0.75])
         torch.testing.assert_close(
             guided(METHODS[name], sampler, half), guided(METHODS[name], sampler), rtol=1e-9, atol=1e-9
         )
 
-    def test_on_top_of_classifier_free_guidance(self, sampler: Sampler, name: str) -> None:
-        """Guiding a guidance is guiding the denoiser that it is."""
+    def test_guiding_a_guidance_is_guiding_its_denoiser(self, sampler: Sampler, name: str) -> None:
         good, bad = mixture(), mixture([0, 1, 2])
         stacked = METHODS[name](LOSS, Guided([bad], [1.7], positive=good))
 
@@ -172,8 +170,8 @@ class TestAllMethods:
         )
 
 
-def test_universal_guidance_is_tfg_up_to_the_noise_it_changes() -> None:
-    """One Euler step of UG displaces by (1 - sigma' / sigma) delta: TFG's parts with that factor."""
+def test_universal_guidance_is_tfg_up_to_its_change_of_the_noise() -> None:
+    """One Euler step of UG displaces by (1 - sigma' / sigma) delta, TFG's parts with that factor."""
     forward = UniversalGuidance(LOSS, 0.4, positive=MIXTURE)
     kept = through(0.4, Times([PowerLaw(2)], "folded"))
     torch.testing.assert_close(guided(kept, Euler(GRID)), guided(forward, Euler(GRID)), **EXACT)
@@ -183,14 +181,14 @@ def test_universal_guidance_is_tfg_up_to_the_noise_it_changes() -> None:
         torch.testing.assert_close(guided(at_clean, sampler), guided(backward, sampler), **EXACT)
     assert not torch.allclose(
         guided(through(0.4, PowerLaw(2)), Euler(GRID)), guided(forward, Euler(GRID)), atol=1e-3
-    ), "keeping and changing the noise should be two things"
+    ), "kept and implied noise should differ"
 
 
-def test_no_backward_step_is_forward_guidance_to_the_bit() -> None:
-    one = UniversalGuidance(LOSS, 0.4, positive=MIXTURE)
-    apart = through(0.4, PowerLaw(2), noise="implied")
+def test_universal_guidance_without_backward_steps_is_forward_guidance() -> None:
+    preset = UniversalGuidance(LOSS, 0.4, positive=MIXTURE)
+    parts = through(0.4, PowerLaw(2), noise="implied")
     for sampler in SAMPLERS:
-        assert torch.equal(guided(one, sampler), guided(apart, sampler))
+        assert torch.equal(guided(preset, sampler), guided(parts, sampler))
 
 
 def test_lgd_converges_to_its_closed_form() -> None:
@@ -238,29 +236,29 @@ def test_the_plug_in_gradient_is_the_posterior_covariance(sigma: float) -> None:
     torch.testing.assert_close(D - mpgd(x, level), at_clean, rtol=1e-9, atol=1e-11)
 
 
-def test_balanced_schedules_have_the_mean_one() -> None:
+def test_balanced_schedules_have_mean_one() -> None:
     levels = tuple(GRID.sigmas().tolist())
     trajectory = Trajectory(x=torch.zeros(1, 3), seeds=None, sigma=1.0, steps=6, levels=levels)  # type: ignore[arg-type]
     for kind in ("increase", "decrease", "constant"):
         shares = []
         for trajectory.step in range(6):
-            point = StepContext(trajectory.x, levels[trajectory.step], levels[trajectory.step + 1], trajectory)
-            shares.append(Balanced(kind).at(point))  # type: ignore[arg-type]
+            context = StepContext(trajectory.x, levels[trajectory.step], levels[trajectory.step + 1], trajectory)
+            shares.append(Balanced(kind).at(context))  # type: ignore[arg-type]
         assert sum(shares) == pytest.approx(6)
         alphas = [(1 + low**2) / (1 + high**2) for high, low in zip(levels, levels[1:], strict=False)]
         s = {"increase": alphas, "decrease": [1 - a for a in alphas], "constant": [1.0] * 6}[kind]
         assert [share / shares[0] for share in shares] == pytest.approx([each / s[0] for each in s])
 
 
-def test_cfg_below_and_labels_for_both() -> None:
-    """The condition reaches the positive, and the energy, which may be the only one to have labels."""
-    seen: list[Tensor | None] = []
+def test_the_condition_reaches_the_positive_and_the_energy() -> None:
+    """Also if only one of them has labels."""
+    conditions: list[Tensor | None] = []
 
-    class Wanting(Bend):
+    class Labeled(Bend):
         num_classes = 3
 
         def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-            seen.append(condition)
+            conditions.append(condition)
             return super().forward(x)
 
     class Plain(type(MIXTURE)):  # type: ignore[misc]
@@ -268,17 +266,17 @@ def test_cfg_below_and_labels_for_both() -> None:
             inner = super().start(trajectory)
 
             def predict(x: Tensor, sigma: Tensor, condition: Tensor | None) -> object:
-                assert condition is None, "labels for a denoiser that knows none"
+                assert condition is None, "labels passed to an unconditional denoiser"
                 return inner(x, sigma, condition)
 
             return predict  # type: ignore[return-value]
 
     labels, x, level = torch.tensor([2, 0, 1]), torch.randn(3, 3, dtype=torch.float64), torch.tensor(1.0)
     plain = Plain(MIXTURE.means, torch.eye(3).expand(3, 3, 3))
-    guide = DPS(Wanting(), 0.3, estimator=Augmented([], 2), positive=plain)
+    guide = DPS(Labeled(), 0.3, estimator=Augmented([], 2), positive=plain)
     assert guide.num_classes == 3
     guide(x, level, labels)
-    assert seen[0] is not None and torch.equal(seen[0], labels.repeat(2))
+    assert conditions[0] is not None and torch.equal(conditions[0], labels.repeat(2))
     labeled = mixture([0, 1, 2])
     below = ClassifierFreeGuidance(2.0, positive=labeled)
     at_label = DPS(LOSS, 0.3, positive=below)(x, level, labels)

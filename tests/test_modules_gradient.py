@@ -1,4 +1,4 @@
-"""Algorithms 1 and 2 as Lightning runs: optima in closed form, killed and resumed, mistakes in a sentence."""
+"""Algorithms 1 and 2 as Lightning runs: optima in closed form, resuming after a kill, errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from lightning_guide.samplers import DPMSolver2M, Euler
 from lightning_guide.training.learning_rate import InverseSqrtRate
 from tests.runs import assert_same, checkpoint, tiny_trainer
 
-# The mean of the samples is exact under any grid, as long as it begins far above the data; few steps suffice.
+# The mean of the samples is exact under any grid that starts far above the data; few steps suffice.
 SAMPLER = Euler(KarrasGrid(5, sigma_min=0.02, sigma_max=1000.0))
 P = 1 / 82  # |A^T theta|^2 of theta_2
 NOISE = 0.1
@@ -59,7 +59,7 @@ def history_of(folder: Path) -> list[dict[str, float]]:
 
 
 def u_of(record: dict[str, float]) -> float:
-    """theta^T z of the batch mean z, which stays below the peak here: f = 10 - (u - 3)^2."""
+    """Return u = theta^T z of the batch mean z, which stays below the peak here: f = 10 - (u - 3)^2."""
     return float(3 - (10 - record["objective_of_mean"]) ** 0.5)
 
 
@@ -69,7 +69,7 @@ def u_of(record: dict[str, float]) -> float:
 @pytest.mark.parametrize(
     "delta", [0.2, *(pytest.param(each, marks=pytest.mark.slow) for each in (0.05, 0.1, 0.4, 0.9))]
 )
-def test_the_gain_rule_settles_at_the_fixed_point(delta: float, tmp_path: Path) -> None:
+def test_gain_target_converges_to_its_fixed_point(delta: float, tmp_path: Path) -> None:
     module = optimize(tmp_path, Quadratic(Direction()), rounds=400, target=GainTarget(delta), sampling=sampling())
     r = 2 * delta * P / NOISE**2
     last = module.rounds.history[-100:]
@@ -83,7 +83,7 @@ def test_the_gain_rule_settles_at_the_fixed_point(delta: float, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("eta", [5.0, 20.0])
-def test_a_constant_eta_settles_at_the_regularized_optimum(eta: float, tmp_path: Path) -> None:
+def test_a_constant_eta_converges_to_the_regularized_optimum(eta: float, tmp_path: Path) -> None:
     # argmax over z in span(A) of 10 - (theta^T z - 3)^2 - |z|^2 / (2 eta): z = c A A^T theta, u = c p
     expected = 3 * 2 * eta * P / (1 + 2 * eta * P)
     module = optimize(tmp_path, Quadratic(Direction()), rounds=40, strength=Tilt(eta))
@@ -107,15 +107,15 @@ def test_gradients_at_each_sample(tmp_path: Path) -> None:
     module = optimize(tmp_path, Quadratic(Direction()), rounds=60, at="sample", target=GainTarget(0.2))
     assert module.rounds.feedback.gradient is not None and module.rounds.feedback.gradient.shape == (32, 64)
     last = [record["objective"] for record in module.rounds.history[-10:]]
-    assert sum(last) / 10 == pytest.approx(5.5, abs=0.4)  # still rising; .86 at the start
+    assert sum(last) / 10 == pytest.approx(5.5, abs=0.4)  # still rising; 0.86 at the start
     assert module.rounds.history[0]["objective"] < 2
 
 
-def test_killed_anywhere_it_goes_on_with_the_same_samples(tmp_path: Path) -> None:
+def test_a_killed_optimization_resumes_with_the_same_samples(tmp_path: Path) -> None:
     whole = optimize(tmp_path / "whole", Quadratic(Direction()), rounds=6)
 
     class Killed(Quadratic):
-        left = 3 * (3 + 31) + 3 + 2  # the bound on delta takes 31 calls, after rounds 1, 2 and 4; dies within the fifth
+        left = 3 * (3 + 31) + 3 + 2  # the bound on delta takes 31 calls, after rounds 1, 2 and 4; killed in the fifth
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             Killed.left -= 1
@@ -131,7 +131,7 @@ def test_killed_anywhere_it_goes_on_with_the_same_samples(tmp_path: Path) -> Non
     for one, other in zip(whole.rounds.history, parted.rounds.history, strict=True):
         assert_same(*({key: value for key, value in each.items() if key != "seconds"} for each in (one, other)))
     assert_same(whole.rounds.feedback.gradient, parted.rounds.feedback.gradient)
-    done = optimize(tmp_path / "parted", Quadratic(Direction()), rounds=6)  # nothing left to do
+    done = optimize(tmp_path / "parted", Quadratic(Direction()), rounds=6)  # all rounds are drawn already
     assert done.rounds.round == 6
     with pytest.raises(ValueError, match="made with other settings: num_samples was 32 and is now 8"):
         optimize(tmp_path / "parted", Quadratic(Direction()), rounds=6, sampling=sampling(samples=8))
@@ -159,7 +159,7 @@ def test_rounds_of_another_config_are_not_continued(message: str, options: dict[
     with pytest.raises(ValueError, match="rounds was made with other settings: " + message):
         optimize(tmp_path, **{"objective": Quadratic(Direction()), "rounds": 2} | options)
     assert (tmp_path / "rounds/history.jsonl").read_text() == before
-    # what the samples do not depend on may change
+    # settings without effect on the samples may change
     module = optimize(tmp_path, Quadratic(Direction()), rounds=2, sampling=sampling(batch_size=7, metrics={}))
     assert module.rounds.round == 2
     with pytest.warns(UserWarning, match="2 rounds are drawn already, more than num_rounds = 1"):
@@ -168,9 +168,9 @@ def test_rounds_of_another_config_are_not_continued(message: str, options: dict[
         fine_tune(tmp_path, Shifted(SubspaceGaussian()), steps=1)
 
 
-def test_a_gradient_that_vanishes_is_reported_and_the_guidance_stays(tmp_path: Path) -> None:
+def test_a_vanishing_gradient_is_reported_and_the_guidance_kept(tmp_path: Path) -> None:
     class Plateau(Objective):
-        """u up to 1, flat from there on."""
+        """u up to 1, constant above."""
 
         theta = Direction(off_ratio=0.0).vector.float()
 
@@ -180,13 +180,13 @@ def test_a_gradient_that_vanishes_is_reported_and_the_guidance_stays(tmp_path: P
     with pytest.warns(UserWarning, match=r"the gradient of the objective vanishes at \d+ of 32 points"):
         module = optimize(tmp_path, Plateau(), rounds=25, at="sample", target=GainTarget(0.2))
     vanished = [record["vanished"] for record in module.rounds.history]
-    assert vanished[-1] > 25  # most chains have reached the plateau, and stay there
+    assert vanished[-1] > 25  # most samples have reached the plateau and stay on it
     assert module.rounds.history[-1]["objective"] > 0.95
     assert float(module.rounds.feedback.gradient.flatten(1).norm(dim=1).min()) > 0  # type: ignore[union-attr]
 
 
-def test_a_delta_without_contraction_is_warned_of(tmp_path: Path) -> None:
-    # here -H = (I - r r^T) / (2 |z - b|) with |z - b| = 32, Sigma = P: contraction needs delta < .01 * 64 = .64, and
+def test_a_delta_above_the_contraction_bound_warns(tmp_path: Path) -> None:
+    # here -H = (I - r r^T) / (2 |z - b|) with |z - b| = 32, Sigma = P: contraction needs delta < 0.01 * 64 = 0.64, and
     # the covariance of 256 samples has a largest eigenvalue of about 1.5
     fine = DPMSolver2M(KarrasGrid(12, sigma_min=0.02, sigma_max=1000.0, rho=20.0))  # samples with the right spread
     chosen: dict[str, Any] = {"rounds": 2, "sampling": sampling(samples=256, sampler=fine, batch_size=256)}
@@ -200,7 +200,7 @@ def test_a_delta_without_contraction_is_warned_of(tmp_path: Path) -> None:
 
 
 class Wrong(Objective):
-    """Returns what it is told to."""
+    """Returns an invalid objective of one `kind`."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -220,16 +220,16 @@ class Wrong(Objective):
         (Quadratic([1.0, 0.0]), r"Quadratic is one of x with shape \(2,\), the samples have shape \(64,\)"),
     ],
 )
-def test_bad_objectives_end_in_a_sentence(objective: Objective, message: str, tmp_path: Path) -> None:
+def test_invalid_objectives_are_refused(objective: Objective, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         optimize(tmp_path, objective, rounds=2)
 
 
-def test_other_mistakes_end_in_a_sentence(tmp_path: Path) -> None:
+def test_other_invalid_arguments_are_refused(tmp_path: Path) -> None:
     theta = Direction()
     with pytest.raises(ValueError, match="need a gradient guidance .* got a Main"):
         optimize(tmp_path, Quadratic(theta), rounds=2, sampling=Evaluation())
-    with pytest.raises(ValueError, match=r"data has shape \(64,\), the model is one of \(8,\)"):
+    with pytest.raises(ValueError, match=r"data has shape \(64,\), the model \(8,\)"):
         module = GradientOptimization(SubspaceGaussian(8, 2), Quadratic(theta), sampling())
         tiny_trainer(tmp_path).test(module, datamodule=data(), verbose=False)
     with pytest.raises(ValueError, match="num_rounds >= 1"):
@@ -255,7 +255,7 @@ def fine_tune(folder: Path | str, denoiser: Denoiser, *, steps: int, every: int 
     return module
 
 
-def test_the_mean_refit_reaches_the_global_optimum_on_the_support(tmp_path: Path) -> None:
+def test_mean_refit_reaches_the_global_optimum_on_the_support(tmp_path: Path) -> None:
     module = fine_tune(tmp_path, Shifted(SubspaceGaussian()), steps=101, replay=GeometricReplay(0.5))
     record = module.rounds.history[100]
     assert record["round"] == 100 and record["objective_of_mean"] >= 9.9
@@ -264,7 +264,7 @@ def test_the_mean_refit_reaches_the_global_optimum_on_the_support(tmp_path: Path
     assert float(module.denoiser.offset.detach().norm()) == pytest.approx(3 * 82**0.5, rel=0.05)
 
 
-def test_killed_within_a_round_fine_tuning_goes_on_with_the_same_bits(tmp_path: Path) -> None:
+def test_fine_tuning_killed_within_a_round_resumes_bitwise(tmp_path: Path) -> None:
     options: dict[str, Any] = {"steps_per_round": 3, "average": 0.1}
 
     def run(folder: Path, steps: int) -> Any:
@@ -272,7 +272,7 @@ def test_killed_within_a_round_fine_tuning_goes_on_with_the_same_bits(tmp_path: 
         return fine_tune(folder, Shifted(SubspaceGaussian()), steps=steps, callbacks=[averages], **options)
 
     whole = run(tmp_path / "whole", 10)
-    for steps in (4, 6, 10):  # in the middle of a round, and where one is due
+    for steps in (4, 6, 10):  # in the middle of a round, and where a round is due
         parted = run(tmp_path / "parted", steps)
     assert whole.rounds.round == parted.rounds.round == 4
     one, other = (history_of(tmp_path / name) for name in ("whole", "parted"))

@@ -1,4 +1,4 @@
-"""Targets, replay weights, the bound on delta, the metric of the support: each against a formula written out here."""
+"""Targets, replay weights, the bound on delta and the support metric, each against a formula written out here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_guide.optimization.contraction import overshoot
 from lightning_guide.optimization.replay import mixture
 
 
-def test_target_rules() -> None:
+def test_targets_match_their_formulas() -> None:
     along, value = torch.tensor([2.0, -1.0]), torch.tensor([5.0, 6.0])
     assert GainTarget(0.25).at(along, value).tolist() == [2.25, -0.75]
     assert GoalTarget(10.0).at(along, value).tolist() == [7.0, 3.0]  # f(z) + g^T (x - z) = 10
@@ -29,8 +29,8 @@ def test_geometric_replay_is_a_running_mean_of_means() -> None:
     for k in range(len(z)):
         running = 0.7 * running + 0.3 * z[k]
         weights = GeometricReplay(0.3).weights(k + 1)
-        by_weights = (1 - sum(weights)) * mean + sum(w * each for w, each in zip(weights, z, strict=False))
-        assert by_weights == pytest.approx(running)
+        expected = (1 - sum(weights)) * mean + sum(w * each for w, each in zip(weights, z, strict=False))
+        assert expected == pytest.approx(running)
     assert sum(GeometricReplay(0.5, pretraining=0.2).weights(50)) == pytest.approx(0.8)
     assert UniformReplay(pretraining=0.4).weights(3) == pytest.approx([0.2] * 3)
     assert LatestOnly().weights(3) == [0.0, 0.0, 1.0]
@@ -49,8 +49,8 @@ def test_the_shares_of_a_batch_are_the_weights(replay: Replay, generator: torch.
         assert abs(count - share * batch) <= 1
     assert mixed.condition is not None
     rows = mixed.condition[mixed.x[:, 0] > 0]
-    assert torch.equal(rows // size + 1, mixed.x[mixed.x[:, 0] > 0, 0].long())  # labels travel with their samples
-    for i, weight in enumerate(weights):  # each sample of a round as often as the others
+    assert torch.equal(rows // size + 1, mixed.x[mixed.x[:, 0] > 0, 0].long())  # labels match their samples
+    for i, weight in enumerate(weights):  # all samples of a round occur equally often
         each = torch.bincount(rows[rows // size == i] % size, minlength=size)
         assert weight == 0 or int(each.max() - each.min()) <= 1
     assert mixture(Batch(torch.zeros(4, 2)), found, None, [0.0] * 3, generator).x.eq(0).all()
@@ -81,8 +81,8 @@ def test_the_bound_is_the_largest_eigenvalue_of_the_written_out_matrix(generator
 
 
 @pytest.mark.parametrize(("delta", "oscillates"), [(0.45, False), (0.7, True)])
-def test_the_bound_tells_where_the_exact_map_oscillates(delta: float, oscillates: bool) -> None:
-    # the map of algorithm 1 on N(0, P) written out, for f2 with b off the support; its bound is .55 there
+def test_the_bound_predicts_oscillation_of_the_exact_map(delta: float, oscillates: bool) -> None:
+    # the map of algorithm 1 on N(0, P) written out, for f2 with b off the support; its bound is 0.55 there
     a, s2 = basis(64, 16), 0.01
     b = torch.full((64,), 4.0, dtype=torch.float64)
     z = 0.01 * a @ torch.linspace(-1, 1, 16, dtype=torch.float64)
@@ -95,7 +95,7 @@ def test_the_bound_tells_where_the_exact_map_oscillates(delta: float, oscillates
         z = new
     assert (steps[-1] > 1e-3) == oscillates
     lengths = (z - b).norm()
-    bound = s2 * 2 * float(lengths)  # transversal curvature 1 / (2 |z - b|), untouched by g
+    bound = s2 * 2 * float(lengths)  # transversal curvature 1 / (2 |z - b|), independent of g
     assert (delta > bound) == oscillates
 
 
@@ -120,7 +120,7 @@ def test_off_support_is_the_distance_from_the_span_of_the_data(generator: torch.
         OffSupport(2).update(torch.zeros(2, 4))
 
 
-def test_simulated_worlds(generator: torch.Generator) -> None:
+def test_subspace_data_and_direction_have_their_geometry(generator: torch.Generator) -> None:
     exact = SubspaceGaussian(64, 16, seed=3)
     a = exact.basis
     torch.testing.assert_close(a.T @ a, torch.eye(16, dtype=torch.float64))

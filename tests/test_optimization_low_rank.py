@@ -1,4 +1,4 @@
-"""Models fine-tuned in part: a shifted Gaussian is a Gaussian elsewhere, low-rank additions begin at nothing."""
+"""Partial fine-tuning: the mean shift against a shifted Gaussian, LoRA initialized to zero."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def unet() -> Preconditioned:
 
 
 class Fixed:
-    """Hands out one model."""
+    """Always resolves to one model."""
 
     def __init__(self, model: Denoiser) -> None:
         self.main = model
 
-    def snapshot(self, **wanted: object) -> Denoiser:
+    def snapshot(self, **_: object) -> Denoiser:
         return self.main
 
 
-def test_a_shifted_gaussian_is_the_gaussian_elsewhere(generator: torch.Generator) -> None:
+def test_a_shifted_gaussian_is_a_gaussian_with_shifted_mean(generator: torch.Generator) -> None:
     root = torch.randn(3, 2, generator=generator, dtype=torch.float64)
     mean = torch.randn(3, generator=generator, dtype=torch.float64)
     shift = torch.tensor([1.0, -2.0, 0.5])
@@ -54,12 +54,12 @@ def test_a_shifted_gaussian_is_the_gaussian_elsewhere(generator: torch.Generator
     assert torch.equal(again(x, sigma), shifted(x, sigma))
 
 
-def test_the_mean_refit_is_where_score_matching_has_its_minimum(generator: torch.Generator) -> None:
+def test_mean_refit_minimizes_the_score_matching_loss(generator: torch.Generator) -> None:
     model = Shifted(SubspaceGaussian(4, 2))
     clean = torch.randn(200, 4, generator=generator) + 3
     noise, sigma = torch.randn(200, 4, generator=generator), torch.full((200,), 0.8)
     noise = torch.cat([noise[:100], -noise[:100]])
-    clean = torch.cat([clean[:100], clean[:100]])  # pairs with opposite noise: it has no part in the minimum
+    clean = torch.cat([clean[:100], clean[:100]])  # pairs with opposite noise, which cancels in the minimum
     loss = MeanRefit().at(model, clean, None, sigma, noise).objective.mean()
     (gradient,) = torch.autograd.grad(loss, model.offset)
     with torch.no_grad():
@@ -73,17 +73,17 @@ def test_the_mean_refit_is_where_score_matching_has_its_minimum(generator: torch
 
 
 @pytest.mark.parametrize("build_model", [unet, lambda: LogDensityMLP(width=16, dimensions=5)], ids=["unet", "mlp"])
-def test_low_rank_additions_begin_at_nothing_and_alone_learn(build_model: object, generator: torch.Generator) -> None:
+def test_lora_is_initialized_to_zero_and_only_lora_trains(build_model: object, generator: torch.Generator) -> None:
     model = build_model()  # type: ignore[operator]
     x, sigma = torch.randn(3, *model.data_shape, generator=generator), torch.tensor([0.3, 1.0, 4.0])
     before = model(x, sigma).detach()
     adapted = LowRank(model, rank=2)
     torch.testing.assert_close(adapted(x, sigma), before)
-    learning = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
-    assert learning and all(name.endswith((".up", ".down")) for name in learning)
-    assert sum(p.numel() for p in learning.values()) < sum(p.numel() for p in model.parameters()) / 2
+    trained = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
+    assert trained and all(name.endswith((".up", ".down")) for name in trained)
+    assert sum(p.numel() for p in trained.values()) < sum(p.numel() for p in model.parameters()) / 2
     frozen = {name: p.detach().clone() for name, p in adapted.named_parameters() if not p.requires_grad}
-    optimizer = torch.optim.Adam(learning.values(), lr=0.02)
+    optimizer = torch.optim.Adam(trained.values(), lr=0.02)
     losses = []
     for _ in range(15):
         loss = (adapted(x, sigma) - before - 0.1).square().mean()
@@ -91,14 +91,14 @@ def test_low_rank_additions_begin_at_nothing_and_alone_learn(build_model: object
         loss.backward()
         optimizer.step()
         adapted.constrain()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[-1] < 0.7 * losses[0]
     parameters = dict(adapted.named_parameters())
     assert all(torch.equal(parameters[name], value) for name, value in frozen.items())
-    torch.testing.assert_close(model(x, sigma), before)  # the model itself stays as it was
+    torch.testing.assert_close(model(x, sigma), before)  # the original model is unchanged
 
 
-def test_a_low_rank_model_survives_copies_recipes_and_references(generator: torch.Generator) -> None:
+def test_lora_supports_copies_recipes_and_references(generator: torch.Generator) -> None:
     model = LogDensityMLP(width=16, dimensions=3)
     adapted = LowRank(Snapshot(run="elsewhere"), rank=2, layers=["layers.*"]).resolve(Fixed(model))
     assert isinstance(adapted, LowRank) and adapted.data_shape == (3,)
@@ -107,18 +107,18 @@ def test_a_low_rank_model_survives_copies_recipes_and_references(generator: torc
             if name.endswith(".up"):
                 parameter.normal_(generator=generator)
     x, sigma = torch.randn(4, 3, generator=generator), torch.tensor(0.6)
-    said: Tensor = adapted(x, sigma)
-    assert (said - model(x, sigma)).abs().max() > 1e-3
+    expected: Tensor = adapted(x, sigma)
+    assert (expected - model(x, sigma)).abs().max() > 1e-3
     assert not [name for name in adapted.state_dict() if "input" in name and name.endswith(".up")]
-    torch.testing.assert_close(copy.deepcopy(adapted)(x, sigma), said)
+    torch.testing.assert_close(copy.deepcopy(adapted)(x, sigma), expected)
     again = build(adapted.recipe)
     again.load_state_dict(adapted.state_dict())
-    torch.testing.assert_close(again(x, sigma), said)
+    torch.testing.assert_close(again(x, sigma), expected)
     shifted = Shifted(Snapshot(run="elsewhere")).resolve(Fixed(model))
     torch.testing.assert_close(shifted(x, sigma), model(x, sigma))
 
 
-def test_mistakes_end_in_a_sentence() -> None:
+def test_invalid_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="rank >= 1"):
         LowRank(LogDensityMLP(width=8), rank=0)
     with pytest.raises(ValueError, match="no layer of LogDensityMLP is called 'nothing'"):

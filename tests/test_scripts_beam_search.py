@@ -1,4 +1,4 @@
-"""TFG's search: it finds the best of what doublings can reach, tries nothing twice, and tunes a real TFG."""
+"""Beam search of TFG: finds the best reachable setting, evaluates none twice, and tunes a real TFG."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from tests.energies import draw_samples, mixture
 
 
 def each(score: Callable[[Candidate], float]) -> Scores:
-    """One after the other."""
+    """Return scores of points one after the other."""
     return lambda points: [score(point) for point in points]
 
 
 def hill(point: Candidate) -> float:
-    """Highest at rho = 2, mu = .5, gamma = .1."""
+    """Return a score that is highest at rho = 2, mu = 0.5, gamma = 0.1."""
     return -sum(abs(math.log(point[name] / at)) for name, at in (("rho", 2.0), ("mu", 0.5), ("gamma", 0.1)))
 
 
-def test_it_climbs_to_the_top() -> None:
+def test_the_search_finds_the_maximum() -> None:
     found = beam_search(each(hill), start=START, factors=FACTORS)
     assert found.best == pytest.approx({"rho": 2.0, "mu": 0.5, "gamma": 0.1})
     points = [tuple(point.values()) for point, _ in found.trials]
@@ -41,7 +41,7 @@ def test_it_climbs_to_the_top() -> None:
     assert scores == sorted(scores)
 
 
-def test_it_ends_where_nothing_improves_and_within_its_rounds() -> None:
+def test_the_search_ends_without_improvement_or_after_its_rounds() -> None:
     flat = beam_search(each(lambda point: -point["rho"]), start={"rho": 1.0}, factors={"rho": 2.0}, beam=1)
     assert flat.best == {"rho": 1.0} and len(flat.trials) == 2
     rising = beam_search(
@@ -50,8 +50,8 @@ def test_it_ends_where_nothing_improves_and_within_its_rounds() -> None:
     assert rising.best == {"rho": 16.0, "mu": 3.0}
 
 
-def test_a_beam_of_one_is_greedy_and_a_wide_one_sees_over_a_dip() -> None:
-    """Doubling rho once is worse, twice is best of all: only a beam goes on from the worse point."""
+def test_a_beam_of_one_is_greedy_and_a_wider_one_crosses_a_dip() -> None:
+    """Doubling rho once is worse, twice is best: only a wider beam continues from the worse point."""
     values = {1.0: 0.0, 2.0: -1.0, 4.0: 5.0}
 
     def dip(point: Candidate) -> float:
@@ -63,22 +63,22 @@ def test_a_beam_of_one_is_greedy_and_a_wide_one_sees_over_a_dip() -> None:
     assert beam_search(each(dip), start=start, factors=factors, beam=3).best == {"rho": 4.0, "mu": 1.0}
 
 
-def test_not_a_number_is_the_worst() -> None:
+def test_a_score_of_nan_ranks_last() -> None:
     score = each(lambda point: math.nan if point["a"] > 2 else point["a"])
     found = beam_search(score, start={"a": 1.0}, factors={"a": 2.0})
     assert found.best == {"a": 2.0}
 
 
-def test_it_tunes_tfg_toward_the_exact_posterior() -> None:
-    """The mean of p_0 exp(-loss) is known; the search comes closer to it than its start."""
+def test_the_search_tunes_tfg_toward_the_exact_posterior() -> None:
+    """The search gets closer to the exact mean of p_0 exp(-loss) than its start."""
     prior = mixture()
     loss = SquaredDistance([-0.5, 0.4, 0.6], 0.7)
     sampler = DDIM(KarrasGrid(5, sigma_min=0.1, sigma_max=5.0), eta=1.0)
-    wanted = posterior_mean(prior, [-0.5, 0.4, 0.6], 0.7)
+    exact_mean = posterior_mean(prior, [-0.5, 0.4, 0.6], 0.7)
 
     def score(point: Candidate) -> float:
         tfg = TFG(loss, point["rho"], point["mu"], point["gamma"], iterations=1, positive=prior)
-        return -float((draw_samples(tfg, sampler, 24).mean(0) - wanted).norm())
+        return -float((draw_samples(tfg, sampler, 24).mean(0) - exact_mean).norm())
 
     start = {"rho": 0.01, "mu": 0.01, "gamma": 0.001}
     found = beam_search(each(score), start=start, beam=2, rounds=3)
@@ -86,14 +86,14 @@ def test_it_tunes_tfg_toward_the_exact_posterior() -> None:
 
 
 def posterior_mean(prior: GaussianMixture, target: list[float], temperature: float) -> Tensor:
-    """E[x] under p_0(x) N(x; target, T^2 I), by importance weights of many exact draws."""
+    """Return E[x] under p_0(x) N(x; target, T^2 I), by importance weights of many exact draws."""
     x = prior.sample(20_000, torch.Generator().manual_seed(0))[0].double()
     log_weight = -(x - torch.tensor(target, dtype=torch.float64)).square().sum(1) / (2 * temperature**2)
     return (log_weight.softmax(0)[:, None] * x).sum(0)
 
 
-def test_a_round_is_scored_at_once() -> None:
-    """So that a scorer may evaluate its points side by side."""
+def test_all_points_of_a_round_are_scored_in_one_call() -> None:
+    """A scorer may then evaluate the points in parallel."""
     rounds: list[int] = []
 
     def scores(points: Sequence[Candidate]) -> list[float]:
@@ -104,7 +104,7 @@ def test_a_round_is_scored_at_once() -> None:
     assert rounds[:2] == [1, 3] and len(rounds) == 3
 
 
-def test_mistakes() -> None:
+def test_invalid_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="factors of the numbers rho"):
         beam_search(each(hill), start={"rho": 1.0}, factors={"mu": 2.0})
     with pytest.raises(ValueError, match="beam and rounds >= 1"):

@@ -1,7 +1,4 @@
-"""Optimization by sampling: rounds of samples, what each tells the guidance of the next, and what is replayed.
-
-Models that are fine-tuned in part: by a shift of their mean, or by weights of low rank.
-"""
+"""Optimization by sampling: rounds of guided samples, their feedback and replay, and partially fine-tuned models."""
 
 from __future__ import annotations
 

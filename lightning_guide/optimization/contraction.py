@@ -1,4 +1,4 @@
-"""When do rounds of gradient guidance contract? A bound on delta (or eta) from the curvature of the objective.
+"""Contraction of rounds of gradient guidance: a bound on delta (or eta) from the curvature of the objective.
 
 On Gaussian data N(mu, Sigma) a round with the exact posterior maps the mean z to mu + eta Sigma g with g = grad f(z),
 eta = (delta + g^T (z - mu)) / S and S = s^2 + g^T Sigma g. At its fixed point eta = delta / s^2, and the derivative is
@@ -29,12 +29,18 @@ from lightning_guide.seeds import mix
 __all__ = ["Bound", "bound", "overshoot"]
 
 
-ITERATIONS = 30
+ITERATIONS = 30  # of the power iteration
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A setting by `name` ("delta" or "eta"), its `value`, and the `limit` below which rounds contract."""
+    """Bound on one setting for contraction.
+
+    Attributes:
+        name: of the setting, "delta" or "eta".
+        value: of the setting.
+        limit: rounds contract if `value` is below it.
+    """
 
     name: str
     value: float
@@ -42,9 +48,9 @@ class Bound:
 
 
 def bound(objective: Objective, strength: Strength, rule: Target, *, mean: Tensor, prior: Tensor) -> Bound | None:
-    """The bound at the `mean` (1, *) of a round, None for a `strength` and `rule` that have none.
+    """Return the bound at the `mean` (1, *) of a round, None for a `strength` and `rule` without one.
 
-    `prior` (n, *) as in `overshoot`.
+    `prior` (n, *) is as in `overshoot`.
 
     Raises:
         RuntimeError: if `objective` is not twice differentiable.
@@ -60,28 +66,28 @@ def bound(objective: Objective, strength: Strength, rule: Target, *, mean: Tenso
 
 
 def overshoot(objective: Objective, z: Tensor, prior: Tensor, *, noise: float | None) -> float:
-    """lambda_max at the point `z` (1, *), 0 if it is not positive, by power iteration.
+    """Return lambda_max at the point `z` (1, *), or 0 if it is not positive, by power iteration.
 
-    `prior` (n, *) are unguided samples, whose covariance stands for Sigma; with few of them lambda_max comes out too
-    large, by (1 + sqrt(d / n))^2 for isotropic data in d dimensions. `noise` s of the label, None for a constant eta.
+    `prior` (n, *) are unguided samples, whose covariance estimates Sigma. Few of them overestimate lambda_max, by
+    (1 + sqrt(d / n))^2 for isotropic data in d dimensions. `noise` is s of the label, None for a constant eta.
     """
     centered = (prior - prior.mean(0)).flatten(1).to(torch.float64)  # (n, D)
 
     def spread(v: Tensor) -> Tensor:
-        """Sigma v (D,)."""
+        """Return Sigma v (D,)."""
         return centered.T @ (centered @ v) / max(len(prior) - 1, 1)
 
     _, gradient = objective.value_and_gradient(z)
     g = gradient.flatten().to(torch.float64)
-    moved = spread(g)
+    sigma_g = spread(g)
     v = torch.randn(len(g), generator=torch.Generator().manual_seed(mix("contraction")), dtype=torch.float64).to(g)
     value = 0.0
     for _ in range(ITERATIONS):
         v = v / v.norm()
-        bent = objective.curvature(z, v.reshape(z.shape).to(z)).flatten().to(torch.float64)
-        w = spread(bent)
+        hessian_v = objective.curvature(z, v.reshape(z.shape).to(z)).flatten().to(torch.float64)
+        w = spread(hessian_v)
         if noise is not None:
-            w = w - 2 * moved * (moved @ bent) / (noise**2 + 2 * (g @ moved))
+            w = w - 2 * sigma_g * (sigma_g @ hessian_v) / (noise**2 + 2 * (g @ sigma_g))
         value = -float(v @ w)
         if not float(w.norm()) > 0:
             return 0.0

@@ -1,7 +1,7 @@
-"""What the objective says of one round, and where that leads the next: the gradient g and the label y.
+"""Feedback of one round for the next: the gradient g of the objective and the label y.
 
-Guo et al. 2024, https://arxiv.org/abs/2404.14743, algorithm 1. g is taken at the mean of the round (the paper), or for
-each sample at that sample (their published code), over all processes alike.
+Guo et al. 2024, https://arxiv.org/abs/2404.14743, algorithm 1. g is taken at the mean of the round (the paper), or at
+each sample (the published code), with the same result on any number of processes.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ __all__ = ["Feedback"]
 
 
 class Feedback:
-    """g and y of the next round.
+    """Gradient g and label y for the next round.
 
     Attributes:
-        gradient: g (1 or n, *seen_shape), None before the first round has ended.
+        gradient: g (1 or n, *input_shape), None before the first round has ended.
         target: y (1 or n,).
         prior: samples (n, *) of the first round, which is unguided.
     """
 
     def __init__(self, objective: Objective, rule: Target, *, at: Literal["mean", "sample"], floor: float) -> None:
-        """`objective` to be maximized, `rule` for y; gradients `at` the mean or each sample, as in `Rounds`.
+        """Maximize `objective` with the `rule` for y and gradients `at` the mean or each sample, as in `Rounds`.
 
-        `floor`: where the norm of a gradient is that or less, the guidance before stays.
+        Where the norm of a gradient is `floor` or less, the previous guidance is kept.
         """
         self.objective, self.rule, self.at, self.floor = objective, rule, at, floor
         self.gradient: Tensor | None = None
@@ -42,52 +42,52 @@ class Feedback:
         self.prior: Tensor | None = None
         self._warned: set[str] = set()
 
-    def lead(self, guidance: GradientGuidance, rows: Tensor) -> GradientGuidance:
-        """`guidance` of the samples `rows` (B,) toward g and y; as it is until the first round has ended."""
+    def apply(self, guidance: GradientGuidance, rows: Tensor) -> GradientGuidance:
+        """Return `guidance` with g and y of the samples `rows` (B,), unchanged until the first round has ended."""
         if self.gradient is None or self.target is None:
             return guidance
         mine = (rows if len(self.gradient) > 1 else rows[:1] * 0).cpu()
         return guidance.toward(self.gradient[mine].to(rows.device), self.target[mine].to(rows.device))
 
-    def ask(self, tables: RoundBuffers, rows: Tensor, x: Tensor, condition: Tensor, seen: Tensor) -> None:
-        """Writes the samples `rows` (B,) into `tables`, and what the objective says of `seen`, what it sees of them.
+    def evaluate(self, buffers: RoundBuffers, rows: Tensor, x: Tensor, condition: Tensor, inputs: Tensor) -> None:
+        """Write the samples `rows` (B,) and the objective at its `inputs` (B, *input_shape) into `buffers`.
 
         Raises:
             ValueError: if the objective is not one finite number for each sample, or does not fit their shape.
         """
         if self.at == "sample":
-            value, gradient = self.objective.value_and_gradient(seen)
-            tables.note(rows, x, condition, value)
-            tables.note_gradient(rows, gradient, self.rule.at((gradient * seen).flatten(1).sum(1), value))
+            value, gradient = self.objective.value_and_gradient(inputs)
+            buffers.write_samples(rows, x, condition, value)
+            buffers.write_gradients(rows, gradient, self.rule.at((gradient * inputs).flatten(1).sum(1), value))
         else:
             with torch.no_grad():
-                value = self.objective.value(seen)
-            tables.note(rows, x, condition, value)
-            tables.add_seen(seen)
+                value = self.objective.value(inputs)
+            buffers.write_samples(rows, x, condition, value)
+            buffers.add_inputs(inputs)
 
-    def take(self, tables: RoundBuffers, number: int, strength: Strength) -> dict[str, float]:
-        """Takes over g and y from the whole `tables` of round `number`; returns what there is to report.
+    def update(self, buffers: RoundBuffers, number: int, strength: Strength) -> dict[str, float]:
+        """Set g and y from the complete `buffers` of round `number`; return the numbers to report.
 
         Raises:
-            ValueError: as `ask`.
+            ValueError: as `evaluate`.
         """
         record: dict[str, float] = {}
         if self.at == "sample":
-            assert tables.gradient is not None and tables.target is not None
-            gradient, target = tables.gradient, tables.target
+            assert buffers.gradient is not None and buffers.target is not None
+            gradient, target = buffers.gradient, buffers.target
         else:
-            assert tables.seen is not None
-            mean = tables.seen / len(tables.x)
+            assert buffers.input_sum is not None
+            mean = buffers.input_sum / len(buffers.x)
             at_mean, gradient = self.objective.value_and_gradient(mean)
             target = self.rule.at((gradient * mean).flatten(1).sum(1), at_mean)
             record["objective_of_mean"] = float(at_mean)
-        record |= tables.statistics() | self._set(gradient.cpu(), target.cpu(), number)
+        record |= buffers.statistics() | self._set(gradient.cpu(), target.cpu(), number)
         if self.prior is None:
-            self.prior = tables.x.cpu()
-        return record | self._contraction(tables.x, number, strength)
+            self.prior = buffers.x.cpu()
+        return record | self._contraction(buffers.x, number, strength)
 
     def _set(self, gradient: Tensor, target: Tensor, number: int) -> dict[str, float]:
-        """Takes over a new guidance; where the gradient vanishes the old one stays."""
+        """Set g and y, except where the gradient vanishes."""
         norm = gradient.flatten(1).norm(dim=1)
         vanished = norm <= self.floor
         if bool(vanished.any()):
@@ -104,7 +104,7 @@ class Feedback:
         return {"gradient_norm": float(norm.double().mean()), "vanished": float(vanished.sum())}
 
     def _contraction(self, x: Tensor, number: int, strength: Strength) -> dict[str, float]:
-        """The setting over its bound, after rounds 1, 2, 4, 8 ...; a warning if it is passed."""
+        """Return the setting over its bound, after rounds 1, 2, 4, 8 ...; warn above the bound."""
         assert self.prior is not None and self.gradient is not None
         count = number + 1
         if count & (count - 1) or self.gradient.shape[1:] != self.prior.shape[1:]:
@@ -112,7 +112,7 @@ class Feedback:
         try:
             found = bound(self.objective, strength, self.rule, mean=x.mean(0, keepdim=True), prior=self.prior.to(x))
         except RuntimeError as error:
-            rank_zero_info(f"round {number}: no bound is known, the objective has no curvature here ({error})")
+            rank_zero_info(f"round {number}: no bound, the objective has no curvature here ({error})")
             return {}
         if found is None:
             return {}
@@ -120,13 +120,13 @@ class Feedback:
             self._warn(
                 "contraction",
                 f"round {number}: {found.name} = {found.value:g} is too large for rounds to contract near their "
-                f"present mean; expected less than {found.limit:.3g}, as the curvature of the objective has it; they "
-                "may oscillate short of the optimum",
+                f"present mean; expected less than {found.limit:.3g}, from the curvature of the objective; they may "
+                "oscillate short of the optimum",
             )
         return {"contraction": found.value / found.limit}
 
-    def _warn(self, what: str, message: str) -> None:
-        """Warns once of each kind of thing."""
-        if what not in self._warned:
-            self._warned.add(what)
+    def _warn(self, kind: str, message: str) -> None:
+        """Warn once per kind."""
+        if kind not in self._warned:
+            self._warned.add(kind)
             rank_zero_warn(message)

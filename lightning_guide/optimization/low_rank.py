@@ -1,8 +1,8 @@
-"""Low-rank adaptation: a frozen network whose weights W become W + scale U V with small U and V that learn.
+"""Low-rank adaptation (LoRA), Hu et al. 2021, https://arxiv.org/abs/2106.09685, section 4.1.
 
-Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", https://arxiv.org/abs/2106.09685, section 4.1:
-U (out, rank) begins at zero, V (rank, in) at random, so that the adapted network begins as the network. The sum is
-put in the place of the weight itself, so every kind of layer with a weight can be adapted, also one that normalizes it.
+The weights W of a frozen network become W + scale U V with trained U (out, rank), initialized to zero, and V
+(rank, in), initialized at random, so that the adapted network initially equals the network. The sum is computed in
+place of the weight itself, so every kind of layer with a weight can be adapted, also one that normalizes it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lightning_guide.utils.modules import names_of_layers
 __all__ = ["LowRank"]
 
 
-class _Addition(nn.Module):
+class _LowRankSum(nn.Module):
     """W -> W + scale (U V) reshaped, for a weight of `shape` (out, *)."""
 
     def __init__(self, shape: Sequence[int], rank: int, scale: float, seed: int) -> None:
@@ -38,7 +38,7 @@ class _Addition(nn.Module):
 
 
 class LowRank(Denoiser):
-    """`denoiser` with frozen weights and low-rank additions to those of its linear and convolutional layers."""
+    """Low-rank adaptation (LoRA): `denoiser` with frozen weights and trained low-rank additions to them."""
 
     def __init__(
         self,
@@ -49,17 +49,17 @@ class LowRank(Denoiser):
         layers: Sequence[str] | None = None,
         seed: int = 0,
     ) -> None:
-        """A copy of `denoiser` is adapted; a reference is first replaced by its model, see `resolve`.
+        """Adapt a copy of `denoiser`; a reference is first replaced by its model, see `resolve`.
 
         Args:
             denoiser: the model.
-            rank: r; a layer with fewer than r rows or columns is left alone.
+            rank: r; a layer with fewer than r rows or columns is not adapted.
             scale: factor of U V.
-            layers: names of layers, or patterns with ``*``; None: all that have a weight of two axes or more.
+            layers: names of layers, or patterns with ``*``; None: all with a weight of two axes or more.
             seed: of V.
 
         Raises:
-            ValueError: if `rank` is below 1, a name matches nothing, or there is nothing to adapt.
+            ValueError: if `rank` is below 1, a name has no match, or no layer can be adapted.
         """
         super().__init__()
         if rank < 1:
@@ -71,32 +71,32 @@ class LowRank(Denoiser):
         self.denoiser = copy.deepcopy(denoiser).requires_grad_(False)
         self.data_shape, self.num_classes = tuple(denoiser.data_shape), denoiser.num_classes
         self.token_channels, self.sigma_data = denoiser.token_channels, denoiser.sigma_data
-        adapted = [name for name, layer in self._chosen() if self._adapt(name, layer)]
+        adapted = [name for name, layer in self._chosen_layers() if self._adapt(name, layer)]
         if not adapted:
             raise ValueError(f"LowRank finds no layer of rank {rank} or more to adapt in a {type(denoiser).__name__}")
 
-    def _chosen(self) -> list[tuple[str, nn.Module]]:
-        """Layers by name."""
+    def _chosen_layers(self) -> list[tuple[str, nn.Module]]:
+        """Return the chosen layers by name."""
         modules = dict(self.denoiser.named_modules())
         if self.layers is None:
             return list(modules.items())
         return [(name, modules[name]) for name in names_of_layers(self.denoiser, self.layers, "LowRank")]
 
     def _adapt(self, name: str, layer: nn.Module) -> bool:
-        """Adds to the weight of one layer, if it has a large one of its own."""
+        """Parametrize the weight of one layer, if it is large enough; return whether it was."""
         weight = layer._parameters.get("weight")
         if weight is None or weight.ndim < 2 or min(len(weight), weight[0].numel()) < self.rank:
             return False
-        addition = _Addition(weight.shape, self.rank, self.scale, mix(self.seed, name)).to(weight)
-        parametrize.register_parametrization(layer, "weight", addition)
+        low_rank_sum = _LowRankSum(weight.shape, self.rank, self.scale, mix(self.seed, name)).to(weight)
+        parametrize.register_parametrization(layer, "weight", low_rank_sum)
         return True
 
     def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
-        """D (B, *data_shape)."""
+        """Return D (B, *data_shape)."""
         return self.denoiser(x, sigma, condition)
 
     def resolve(self, models: Models) -> Denoiser:
-        """Itself; one of a reference, with fresh additions to the real model."""
+        """Return itself or, for a reference, the adaptation of its model with freshly initialized U and V."""
         if not isinstance(self.denoiser, Reference):
             return self
         options = {"rank": self.rank, "scale": self.scale, "layers": self.layers, "seed": self.seed}

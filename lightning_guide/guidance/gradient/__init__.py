@@ -1,4 +1,4 @@
-"""Gradient guidance: samples are led up a linearized objective, by look-ahead or naively."""
+"""Gradient guidance toward a linearized objective, by look-ahead or naively (Guo et al. 2024)."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""The base of gradient guidances: D + sigma^2 G with G = c J, per sample, from one backward pass at most.
+"""Gradient guidance, Guo et al. 2024, https://arxiv.org/abs/2404.14743: base class of D + sigma^2 G with G = c J.
 
-Guo et al. 2024, https://arxiv.org/abs/2404.14743. The objective enters through its gradient g at an earlier sample
-alone: a sample is asked to have the label y = g^T x_0 + s e. g and y belong to each sample; they are data of the
-guidance, set for a round of samples by `toward`, which hands back a guidance and changes none. The variance-exploding
-form of the paper's formulas is derived in `strengths`.
+J is computed per sample with one backward pass at most. The objective enters only through its gradient g at an earlier
+sample: the guidance conditions on the label y = g^T x_0 + s e. g and y are given per sample. They are data of the
+guidance; `toward` returns a new guidance with those of one round and does not mutate. The variance-exploding form of
+the paper's formulas is derived in `strengths`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,18 @@ from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory, 
 from lightning_guide.guidance.base import Guidance, Main
 from lightning_guide.guidance.gradient.strengths import PaperStrength, Slope, Strength
 
-__all__ = ["GradientGuidance", "Linearization", "check_seen"]
+__all__ = ["GradientGuidance", "Linearization", "check_gradient_shape"]
 
 
 @dataclass(frozen=True)
 class Linearization:
-    """The label v = g^T seen(D) at one point x: `prediction` and, of each sample, `value` v (B,), `jacobian` J (B, *).
+    """Linearized label v = g^T objective_input(D) at one point x.
 
-    `along` (B,) is u^T J with u the gradient of v with respect to D, which is g unless there is a decoder.
+    Attributes:
+        prediction: the plain prediction D.
+        value: v (B,).
+        jacobian: J (B, *).
+        along: u^T J (B,) with u the gradient of v with respect to D, which is g without a decoder.
     """
 
     prediction: Prediction
@@ -38,10 +42,10 @@ class Linearization:
 
 
 class GradientGuidance(Guidance):
-    """D + sigma^2 c J, where a subclass says what J is; without a gradient it is its `positive`.
+    """Gradient guidance D + sigma^2 c J, with J defined by the subclass; without a gradient, the `positive` itself.
 
     Attributes:
-        gradient: g (B or 1, *seen_shape), None for no guidance.
+        gradient: g (B or 1, *input_shape), None for no guidance.
         target: y (B or 1,).
     """
 
@@ -59,15 +63,15 @@ class GradientGuidance(Guidance):
         target: float | None = None,
         positive: Denoiser | None = None,
     ) -> None:
-        """Guides `positive` (default: the model under evaluation).
+        """Guide `positive`.
 
         Args:
-            strength: gives c; default `PaperStrength()`.
-            every: guide in the steps 0, `every`, 2 `every` ... only; the others cost one plain evaluation.
-            cap: largest root mean square of sigma G, the change of the predicted noise, whose own is 1; None: no limit.
-            gradient: g (*seen_shape), the same for all samples; loops set their own by `toward`.
+            strength: rule for c; default `PaperStrength()`.
+            every: guide only in the steps 0, `every`, 2 `every` ...; the others cost one plain evaluation.
+            cap: largest root mean square of sigma G, the change of the predicted noise (itself 1); None: no limit.
+            gradient: g (*input_shape), the same for all samples; optimization loops set it by `toward`.
             target: y of that gradient.
-            positive: the denoiser that is guided.
+            positive: the denoiser to guide; default: the model under evaluation.
 
         Raises:
             ValueError: if `every` is below 1, `cap` not positive, or only one of gradient and target is given.
@@ -84,7 +88,7 @@ class GradientGuidance(Guidance):
         self.target = None if target is None else torch.tensor([float(target)])
 
     def toward(self, gradient: Tensor, target: Tensor) -> Self:
-        """This guidance with g = `gradient` (B or 1, *seen_shape) and y = `target` (B or 1,), for a batch of B.
+        """Return this guidance with g = `gradient` (B or 1, *input_shape) and y = `target` (B or 1,), for a batch of B.
 
         Raises:
             ValueError: if there is not one target for each gradient, or one of them is not finite.
@@ -97,18 +101,18 @@ class GradientGuidance(Guidance):
         other.gradient, other.target = gradient.detach(), target.detach()
         return other
 
-    def seen(self, x: Tensor) -> Tensor:
-        """What the objective sees of clean samples `x` (B, *): themselves, unless there is a decoder."""
+    def objective_input(self, x: Tensor) -> Tensor:
+        """Return the input of the objective for clean samples `x` (B, *): `x`, or decoder(x) if there is a decoder."""
         return x
 
     @abstractmethod
     def linearize(
         self, predict: Predict, x: Tensor, sigma: Tensor, condition: Tensor | None, gradient: Tensor
     ) -> Linearization:
-        """Prediction, label and J at `x` (B, *) for `gradient` g (B or 1, *seen_shape)."""
+        """Return prediction, label and J at `x` (B, *) for `gradient` g (B or 1, *input_shape)."""
 
     def start(self, trajectory: Trajectory) -> Predict:
-        """The guided denoiser of one trajectory."""
+        """Return the guided denoiser of one trajectory."""
         plain = self.positive.start(trajectory)
         if self.gradient is None or self.target is None:
             return plain
@@ -122,39 +126,39 @@ class GradientGuidance(Guidance):
             square = line.jacobian.flatten(1).square().sum(1)
             c = self.strength.at(Slope(y.to(x) - line.value, square, line.along, sigma))
             score = expand(c, x) * line.jacobian
-            return self._added(line.prediction, self._capped(score, sigma), sigma)
+            return self._add_score(line.prediction, self._cap_score(score, sigma), sigma)
 
         return predict
 
-    def _capped(self, score: Tensor, sigma: Tensor) -> Tensor:
-        """`score` (B, *), shortened where sigma G is above the cap."""
+    def _cap_score(self, score: Tensor, sigma: Tensor) -> Tensor:
+        """Shorten `score` (B, *) where sigma G is above the cap."""
         if self.cap is None:
             return score
         size = sigma * score.flatten(1).square().mean(1).sqrt()
         factor = (self.cap / size.clamp(min=torch.finfo(size.dtype).tiny)).clamp(max=1)
         return score * expand(factor, score)
 
-    def _added(self, prediction: Prediction, score: Tensor, sigma: Tensor) -> Prediction:
-        """The prediction of a score that is larger by `score`."""
+    def _add_score(self, prediction: Prediction, score: Tensor, sigma: Tensor) -> Prediction:
+        """Return the prediction with `score` added to its score."""
         s = expand(sigma, score)
         noise = None if prediction.noise is None else prediction.noise - s * score
         return Prediction(prediction.clean + s**2 * score, noise)
 
     def _check_rows(self, batch: int, rows: int) -> None:
-        """Refuses another number of gradients than samples."""
+        """Check that there is one gradient, or one for each sample."""
         if rows not in (1, batch):
             name = type(self).__name__
             raise ValueError(f"{name} holds {rows} gradients for a batch of {batch}; expected 1 or {batch}")
 
 
-def check_seen(gradient: Tensor, seen: Tensor) -> None:
-    """Refuses a `gradient` (B or 1, *) of another shape than what the objective sees, `seen` (B, *).
+def check_gradient_shape(gradient: Tensor, inputs: Tensor) -> None:
+    """Check that `gradient` (B or 1, *) has the shape of the objective's `inputs` (B, *).
 
     Raises:
         ValueError: with both shapes.
     """
-    if gradient.shape[1:] != seen.shape[1:]:
+    if gradient.shape[1:] != inputs.shape[1:]:
         raise ValueError(
-            f"the gradient of the objective has shape {tuple(gradient.shape[1:])}, the samples that it is to lead have "
-            f"{tuple(seen.shape[1:])}"
+            f"the gradient of the objective has shape {tuple(gradient.shape[1:])}, the samples to be guided have "
+            f"{tuple(inputs.shape[1:])}"
         )
