@@ -30,6 +30,9 @@ class GeometricReplay(Replay):
     """Geometric weights w_{k,i} = (1 - p) g (1 - g)^(k - i).
 
     Except for the share p, the mean of the data follows mu <- (1 - g) mu + g z.
+
+    >>> GeometricReplay(0.5).weights(3)
+    [0.125, 0.25, 0.5]
     """
 
     def __init__(self, weight: float = 0.5, *, pretraining: float = 0.0) -> None:
