@@ -1,4 +1,4 @@
-"""Diagnostics of guidance held against exact denoisers: what a walk keeps, and the callbacks that draw it."""
+"""Diagnostics of guidance against exact denoisers: recorded trajectories and the callbacks that draw them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LABELS = torch.tensor([0, 1, 2, 1, 0])
 
 
 class Posterior(nn.Module):
-    """The exact ln p(y | x, sigma) of the mixture, each component a class."""
+    """Exact ln p(y | x, sigma) of the mixture, with one class for each component."""
 
     num_classes = 3
 
@@ -58,7 +58,7 @@ def start(denoiser: Denoiser, seeds: SampleSeeds) -> Tensor:
     return Euler(GRID).initial(denoiser, seeds).double()
 
 
-def test_exact_classifier_guidance_pushes_exactly() -> None:
+def test_exact_classifier_guidance_has_exact_displacements() -> None:
     """D + sigma^2 grad ln p(y | x) is the denoiser of the class: every cosine with it is 1."""
     labeled = mixture([0, 1, 2])
     guide = ClassifierGuidance(Posterior(), positive=Unconditional().resolve(Models(labeled)))
@@ -76,7 +76,7 @@ def test_exact_classifier_guidance_pushes_exactly() -> None:
 
 
 class Models:
-    """References lead to one denoiser."""
+    """Models whose references all resolve to one denoiser."""
 
     def __init__(self, main: Denoiser) -> None:
         self.main = main
@@ -86,7 +86,7 @@ class Models:
 
 
 @pytest.mark.parametrize("sampler", [Heun(GRID), TimeTravel(Euler(GRID), 2)], ids=["heun", "time travel"])
-def test_a_walk_is_the_trajectory_and_costs_nothing(sampler: Any) -> None:
+def test_recording_changes_neither_samples_nor_nfe(sampler: Any) -> None:
     prior, loss = mixture(), SquaredDistance([0.5, 0.5, 0.5], 0.5)
     guide, ends = DPS(loss, 0.2, positive=prior), []
     for watched in (False, True):
@@ -99,11 +99,11 @@ def test_a_walk_is_the_trajectory_and_costs_nothing(sampler: Any) -> None:
     assert torch.equal(ends[0][0], ends[1][0]) and ends[0][1] == ends[1][1]
     torch.testing.assert_close(found.plain[0], prior(x, torch.tensor(5.0, dtype=double)))
     torch.testing.assert_close(found.losses[0].double(), loss(found.plain[0]), rtol=1e-5, atol=1e-5)
-    assert guide.positive is prior  # the guidance is left as it was
+    assert guide.positive is prior  # the guidance is unchanged
 
 
 def test_cosines_of_a_quadratic_loss_around_a_gaussian() -> None:
-    """D = x s^2 / (s^2 + sigma^2), so that the push is along target - D, and all cosines are known."""
+    """D = x s^2 / (s^2 + sigma^2): the displacement is along target - D, and all cosines are known."""
     prior = GaussianMixture(torch.zeros(1, 3), 0.25 * torch.eye(3)[None])
     target, seeds = torch.tensor([1.0, 0.0, -1.0], dtype=double), SampleSeeds(1, range(4))
     guide = DPS(SquaredDistance(target), 0.3, positive=prior)
@@ -116,7 +116,7 @@ def test_cosines_of_a_quadratic_loss_around_a_gaussian() -> None:
     assert math.isnan(float(cosines(torch.zeros(1, 1, 3), torch.ones(1, 1, 3))))
 
 
-def test_the_numbers_of_loss_curves() -> None:
+def test_numbers_of_loss_curves() -> None:
     prior, seeds = mixture(), SampleSeeds(0, range(5))
     guide = DPS(SquaredDistance([1.0, 0.5, -0.3], 0.5), 0.2, positive=prior)
     found = record_walk(guide, Euler(GRID), seeds=seeds, x=start(guide, seeds))
@@ -131,8 +131,8 @@ def test_the_numbers_of_loss_curves() -> None:
     assert alone == {"count": 0}
 
 
-class Eye(nn.Module):
-    """Logits of three classes: fixed linear functions of a picture, at every noise level."""
+class LinearClassifier(nn.Module):
+    """Logits of three classes: fixed linear functions of an image, at every noise level."""
 
     num_classes = 3
 
@@ -146,17 +146,17 @@ class Eye(nn.Module):
         return logits
 
 
-def test_callbacks_in_a_run(tmp_path: Path) -> None:
-    """A validation of a tiny model: files with numbers, pictures that are no blank sheets, and both in TensorBoard."""
-    judge, guide = ClassLabel(Eye(1)), ClassLabel(Eye(0))
+def test_callbacks_write_figures_and_numbers_in_a_run(tmp_path: Path) -> None:
+    """A validation of a tiny model writes numbers and images that are not blank, and logs both to TensorBoard."""
+    judge, guide = ClassLabel(LinearClassifier(1)), ClassLabel(LinearClassifier(0))
     guidances: dict[str, Denoiser] = {
         "dps": DPS(guide, 0.3, positive=Unconditional()),
-        "classifier": ClassifierGuidance(Eye(0), positive=Unconditional()),
+        "classifier": ClassifierGuidance(LinearClassifier(0), positive=Unconditional()),
     }
     probes = {
         "plain": Probe([guide]),
         "noise": Probe([guide], Augmented([AddedNoise(0.5)], 4)),
-        "levels": Probe([ClassLabel(AtLevel(Eye(0), sigma)) for sigma in (5.0, 0.5)]),
+        "levels": Probe([ClassLabel(AtLevel(LinearClassifier(0), sigma)) for sigma in (5.0, 0.5)]),
     }
     drawers = [
         LossCurves(judge, count=4),
@@ -170,53 +170,53 @@ def test_callbacks_in_a_run(tmp_path: Path) -> None:
     trainer.fit(module, datamodule=TinyImages())
     found = {}
     for name in ("loss_curves", "gradient_cosines", "accumulated_gradients"):
-        picture = Image.open(tmp_path / f"report/{name}.png")
-        assert len(picture.convert("L").getcolors()) > 10, f"{name} is blank"
+        image = Image.open(tmp_path / f"report/{name}.png")
+        assert len(image.convert("L").getcolors()) > 10, f"{name} is blank"
         found[name] = json.loads((tmp_path / f"report/{name}.json").read_text())
     assert (
         set(found["loss_curves"]) == {"dps", "classifier"} == set(found["gradient_cosines"])
     )  # "unguided" has no loss
     dps = found["loss_curves"]["dps"]
     assert dps["success"]["count"] + dps["failure"]["count"] == 4 and len(dps["sigmas"]) == 3
-    # the exact push is that of the model with labels: zero here before training, and so without a direction
+    # the exact displacement is that of the conditional model: zero before training, and so without a direction
     assert len(found["gradient_cosines"]["dps"]["successive"]) == 2
     assert set(found["accumulated_gradients"]["plain"]) == {"loss", "judge", "smoothness"}
     assert found["accumulated_gradients"]["plain"] == found["accumulated_gradients"]["levels"]
     assert any((tmp_path / "tensorboard").rglob("events.*"))
 
 
-class Shown(GuidedTrajectories):
-    """Keeps what it would draw."""
+class RecordedWalks(GuidedTrajectories):
+    """Keeps the walks instead of drawing them."""
 
     def draw(self, trainer: pl.Trainer, module: DiffusionModule, walks: dict[str, Walk]) -> None:
         self.walks = walks
 
 
-def test_walks_of_a_model_of_texts_are_told_texts(tmp_path: Path) -> None:
-    """Sample i of an evaluation is told prompt i modulo their number, and so is its walk."""
+def test_walks_of_a_text_conditional_model_use_prompts(tmp_path: Path) -> None:
+    """Sample i of an evaluation has prompt i modulo their number, and so does its walk."""
     torch.manual_seed(0)
     network = EDM2UNet((1, 8, 8), token_channels=32, model_channels=8, channel_mult=[1], attention_resolutions=[])
     model = Preconditioned(network).eval()
     for gain in (p for name, p in model.named_parameters() if name.endswith("gain")):
-        torch.nn.init.ones_(gain)  # they start at 0, and nothing would depend on the text
-    shown, data = Shown(3, None), DigitCaptions(batch_size=4)
+        torch.nn.init.ones_(gain)  # they start at 0, and the output would not depend on the text
+    shown, data = RecordedWalks(3, None), DigitCaptions(batch_size=4)
     pulled = evaluation(DPS(SquaredDistance([0.3], 0.5), 0.2), first_index=8)
     module = DiffusionModule(model, EDMLoss(), average=None, heldout_sigmas=(0.3,), evaluations={"pulled": pulled})
     tiny_trainer(tmp_path, shown).test(module, datamodule=data, verbose=False)
     found, prompts = shown.walks["pulled"], data.prompts()[[8, 9, 0]]
     assert found.condition is not None and torch.equal(found.condition, prompts)
     with torch.no_grad():
-        said = [model(x, s.float(), prompts) for x, s in zip(found.states, found.sigmas, strict=True)]
+        expected = [model(x, s.float(), prompts) for x, s in zip(found.states, found.sigmas, strict=True)]
         silent = [model(x, s.float()) for x, s in zip(found.states, found.sigmas, strict=True)]
-    torch.testing.assert_close(found.plain, torch.stack(said), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.plain, torch.stack(expected), rtol=1e-4, atol=1e-5)
     assert float((found.plain - torch.stack(silent)).abs().max()) > 1e-2
 
 
-def test_mistakes(tmp_path: Path) -> None:
+def test_invalid_settings_are_rejected(tmp_path: Path) -> None:
     module = tiny_module(evaluations={"plain": evaluation()})
-    with pytest.raises(ValueError, match="no evaluation 'exact'; there are plain"):
+    with pytest.raises(ValueError, match="evaluation 'exact' does not exist; existing: plain"):
         GradientCosines("exact").setup(None, module, "test")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="count >= 1"):
-        LossCurves(ClassLabel(Eye(0)), count=0)
+        LossCurves(ClassLabel(LinearClassifier(0)), count=0)
     with pytest.raises(ValueError, match="needs probes, labels and steps"):
         AccumulatedGradients({})

@@ -1,4 +1,4 @@
-"""The page of a run: whole, readable without anything beside it, and safe whatever the names in the run."""
+"""HTML report of a run: complete, self-contained, and safe for any names in the run."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from lightning_guide.report.charts import line_chart, ticks
 from lightning_guide.report.run_page import run_page
 from tests.runs import TinyImages, evaluation, tiny_module, tiny_trainer
 
-NASTY = """<script src="http://evil.example/x.js">alert('1')</script>"""
+UNSAFE_NAME = """<script src="http://evil.example/x.js">alert('1')</script>"""
 
 
 class Parsed(HTMLParser):
-    """Elements with their attributes, the text, and whether all elements are closed."""
+    """Parsed page: elements with their attributes, and text; checks that all elements are closed."""
 
     VOID = ("meta", "img")
 
@@ -58,14 +58,14 @@ class Parsed(HTMLParser):
     def handle_data(self, data: str) -> None:
         self.text.setdefault(self.open[-1] if self.open else "", []).append(data)
 
-    def pictures(self) -> list[np.ndarray[Any, Any]]:
+    def images(self) -> list[np.ndarray[Any, Any]]:
         sources = [attributes["src"] or "" for tag, attributes in self.elements if tag == "img"]
         content = [base64.b64decode(source.removeprefix("data:image/png;base64,"), validate=True) for source in sources]
         return [np.asarray(Image.open(io.BytesIO(each))) for each in content]
 
 
 def checked(page: str) -> Parsed:
-    """The page parsed; nothing in it runs, and nothing refers to the outside."""
+    """Parse a page and check that it has no scripts and no external references."""
     parsed = Parsed(page)
     for tag, attributes in parsed.elements:
         assert tag not in ("script", "link", "iframe", "object", "embed", "base", "form")
@@ -80,14 +80,14 @@ def checked(page: str) -> Parsed:
 
 
 def finished(run: Path) -> Path:
-    """The files of a run that was finished long ago, with names as nasty as they come."""
+    """Write the files of a finished run, with HTML in its names."""
     (run / "report").mkdir(parents=True)
     results = {
         "unguided": {"nfe": 63.0, "samples": 100.0, "fd": 1.25, "extractors": {"fd": ["RawPixels, no weights"]}},
-        NASTY: {"nfe": 126.0, "samples": 100.0, "fd": None, "recall": 0.5},
+        UNSAFE_NAME: {"nfe": 126.0, "samples": 100.0, "fd": None, "recall": 0.5},
     }
     (run / "report" / "metrics.json").write_text(json.dumps(results))
-    (run / "config.yaml").write_text(f"seed_everything: 3\nmodel: {{seed: 7, title: {json.dumps(NASTY)}}}\n")
+    (run / "config.yaml").write_text(f"seed_everything: 3\nmodel: {{seed: 7, title: {json.dumps(UNSAFE_NAME)}}}\n")
     (run / "config.test.yaml").write_text("model: {evaluations: {unguided: {seed: 11}}}\n")
     colors = {"fit-100-unguided": 10, "fit-200-unguided": 20, "test-0-cfg": 30}
     for name, color in colors.items():
@@ -101,13 +101,13 @@ def finished(run: Path) -> Path:
         for step, value in ((10, 4.0), (30, 1.25)):
             writer.add_scalar("unguided/fd", value, step)
             writer.add_scalar("unguided/seconds", 9.0, step)
-        writer.add_scalar(f"{NASTY}/fd", 3.0, 30)
+        writer.add_scalar(f"{UNSAFE_NAME}/fd", 3.0, 30)
         writer.add_scalar("once/recall", 0.5, 30)
         writer.add_scalar("later/fd", 0.5, 0)
     return run
 
 
-def test_a_finished_run_has_a_whole_and_harmless_page(
+def test_page_of_a_finished_run_is_complete_and_escaped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = finished(tmp_path / "first & <b>")
@@ -121,10 +121,10 @@ def test_a_finished_run_has_a_whole_and_harmless_page(
     cells = parsed.text["td"]
     at = cells.index("unguided")
     assert cells[at : at + 5] == ["unguided", "63", "100", "1.25", "-"]
-    assert cells[at + 5 : at + 10] == [NASTY, "126", "100", "nan", "0.5"]
+    assert cells[at + 5 : at + 10] == [UNSAFE_NAME, "126", "100", "nan", "0.5"]
     assert "fd: RawPixels, no weights" in parsed.text["p"]
     # the newest grid of each evaluation, then the figure
-    assert [int(picture.flat[0]) for picture in parsed.pictures()] == [30, 20, 40, 50]
+    assert [int(image.flat[0]) for image in parsed.images()] == [30, 20, 40, 50]
     assert parsed.text["figcaption"] == ["cfg (test)", "unguided (fit after 200 images)", "figure", "curves"]
     at = cells.index("seed_everything")
     assert cells[at : at + 9] == [
@@ -135,11 +135,11 @@ def test_a_finished_run_has_a_whole_and_harmless_page(
     assert parsed.text["pre"][0] == (run / "config.yaml").read_text()
     assert "python" in cells and "torch" in cells
     labels = parsed.text["text"]
-    assert {"training loss", "fd", "images seen", "unguided", NASTY, "sigma_0_to_1"} <= set(labels)
+    assert {"training loss", "fd", "images seen", "unguided", UNSAFE_NAME, "sigma_0_to_1"} <= set(labels)
     assert "recall" not in labels and "later" not in labels and "seconds" not in labels
 
 
-def test_a_chart_shows_its_points_where_they_belong() -> None:
+def test_chart_places_points_on_its_axes() -> None:
     points = {"one": [(0.0, 1.0), (10.0, 2.0), (20.0, math.nan)], "two": [(0.0, 2.0), (10.0, 1.0)], "empty": []}
     svg = line_chart(points, title="fd", x_label="images")
     drawn = re.findall('points="(.*?)"', svg)
@@ -165,14 +165,14 @@ def test_ticks_are_round_and_inside() -> None:
         assert 3 <= len(found) <= 9 and all(low <= each <= high for each in found)
 
 
-def test_what_is_no_run_or_damaged_is_one_sentence(tmp_path: Path) -> None:
+def test_missing_or_damaged_files_raise_clear_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no run: expected config.yaml, tensorboard or report/metrics.json"):
         run_page(tmp_path)
     (tmp_path / "config.yaml").write_text("a: 1\n")
     parsed = checked(run_page(tmp_path))
-    assert parsed.text["h2"] == ["Settings", "Environment"]  # a run that has not begun
+    assert parsed.text["h2"] == ["Settings", "Environment"]  # a run that has not started
     for place in (tmp_path / "config.yaml", tmp_path / "nowhere"):
-        with pytest.raises(ValueError, match="is no figure: expected a PNG file, or a folder of them"):
+        with pytest.raises(ValueError, match="is not a figure: expected a PNG file, or a folder of them"):
             run_page(tmp_path, figures=[place])
     (tmp_path / "report").mkdir()
     odd = ('{"a": {"fd": "low"}}', '{"a": {"fd": [1]}}', '{"a": {"extractors": {"fd": 3}}}', '{"a": {"extractors": 3}}')
@@ -182,14 +182,14 @@ def test_what_is_no_run_or_damaged_is_one_sentence(tmp_path: Path) -> None:
             run_page(tmp_path)
     (tmp_path / "report" / "metrics.json").unlink()
     (tmp_path / "config.yaml").write_text("a: [1\n")
-    with pytest.raises(ValueError, match=r"config.yaml is no YAML: "):
+    with pytest.raises(ValueError, match=r"config.yaml is not valid YAML: "):
         run_page(tmp_path)
     (tmp_path / "config.yaml").write_bytes(b"\xff")
-    with pytest.raises(ValueError, match=r"config.yaml is no text: "):
+    with pytest.raises(ValueError, match=r"config.yaml is not a UTF-8 text file: "):
         run_page(tmp_path)
 
 
-def test_the_command_is_called_as_the_docs_say(tmp_path: Path) -> None:
+def test_command_in_the_docs_runs(tmp_path: Path) -> None:
     docs = (Path(__file__).parent.parent / "docs/report.md").read_text()
     (words,) = re.findall(r"^    lightning-guide (report .*--out.*?) #", docs, re.MULTILINE)
     for name in ("main", "sweep"):
@@ -199,7 +199,7 @@ def test_the_command_is_called_as_the_docs_say(tmp_path: Path) -> None:
     assert (tmp_path / "page.html").read_text().startswith("<!DOCTYPE html>")
 
 
-def test_the_callback_writes_page_environment_and_hparams(tmp_path: Path) -> None:
+def test_callback_writes_page_environment_and_hparams(tmp_path: Path) -> None:
     from lightning.pytorch.loggers import TensorBoardLogger
 
     (tmp_path / "config.yaml").write_text("seed_everything: 5\nmodel: {width: 8, none: null}\ndata: {names: [a]}\n")
@@ -219,8 +219,9 @@ def test_the_callback_writes_page_environment_and_hparams(tmp_path: Path) -> Non
     assert parsed.text["h2"] == ["Results", "Samples", "Curves", "Seeds", "Settings", "Environment"]
     assert {"training loss", "learning rate", "fd", "plain"} <= set(parsed.text["text"])
     assert "plain (fit after 32 images)" in parsed.text["figcaption"] and "fd: RawPixels, no weights" in page
-    told = json.loads((tmp_path / "report" / "environment.json").read_text())
-    assert list(told) == ["fit"] and told["fit"]["processes"] == "1" and told["fit"]["precision"] == "32-true"
+    recorded = json.loads((tmp_path / "report" / "environment.json").read_text())
+    assert list(recorded) == ["fit"]
+    assert recorded["fit"]["processes"] == "1" and recorded["fit"]["precision"] == "32-true"
     log = EventAccumulator(str(tmp_path / "tensorboard"))
     log.Reload()
     assert {"report/environment/text_summary", "report/settings/config/text_summary"} <= set(log.Tags()["tensors"])
@@ -232,7 +233,7 @@ def test_the_callback_writes_page_environment_and_hparams(tmp_path: Path) -> Non
     assert b"model.none" not in hparams
 
 
-def test_a_damaged_file_does_not_end_a_run(tmp_path: Path) -> None:
+def test_damaged_file_does_not_end_a_run(tmp_path: Path) -> None:
     evaluations = {"plain": evaluation(metrics={})}
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "metrics.json").write_text("{")

@@ -1,4 +1,4 @@
-"""Geometric augmentation: what happens to a picture, what is told of it, and the loss that tells it."""
+"""Geometric augmentation: transformed images, augmentation vectors, and the augmented loss."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_guide.training.losses import EDMLoss
 
 
 def smooth(size: int = 24) -> Tensor:
-    """A picture (1, 2, size, size) in double precision, smooth enough to be resampled, far from symmetric."""
+    """Return an image (1, 2, size, size) in double precision, smooth enough to be resampled, far from symmetric."""
     y, x = torch.meshgrid(*[torch.linspace(-1, 1, size, dtype=torch.float64)] * 2, indexing="ij")
     return torch.stack([torch.sin(2 * x + y), torch.exp(-((x - 0.3) ** 2 + (y + 0.2) ** 2) * 3)])[None]
 
@@ -28,11 +28,11 @@ def parameters(**values: float) -> Tensor:
 
 def test_nothing_happens_at_probability_zero(generator: torch.Generator) -> None:
     x = torch.randn(50, 3, 8, 8)
-    same, told = GeometricAugmentation(0.0, mirror=False)(x, generator)
-    assert torch.equal(same, x) and not told.any() and told.shape == (50, 9)
-    flipped, told = GeometricAugmentation(0.0)(x, generator)
-    a0 = told[:, 0].bool()
-    assert not told[:, 1:].any() and 10 < int(a0.sum()) < 40
+    same, received = GeometricAugmentation(0.0, mirror=False)(x, generator)
+    assert torch.equal(same, x) and not received.any() and received.shape == (50, 9)
+    flipped, received = GeometricAugmentation(0.0)(x, generator)
+    a0 = received[:, 0].bool()
+    assert not received[:, 1:].any() and 10 < int(a0.sum()) < 40
     assert torch.equal(flipped[~a0], x[~a0]) and torch.equal(flipped[a0], x[a0].flip(3))
 
 
@@ -55,25 +55,25 @@ def test_draws_have_the_shares_and_spreads_of_the_paper(generator: torch.Generat
     assert torch.equal(a, again)
 
 
-def test_what_is_told() -> None:
+def test_augmentation_vector() -> None:
     a = torch.tensor([[1.0, 0.0, 0.7, 0.3, 1.1, -0.5, 0.2, -2.0]])
     expected = [1, 0, 0.7, math.cos(0.3) - 1, math.sin(0.3), -0.5 * math.cos(1.1), -0.5 * math.sin(1.1), 0.2, -2]
-    assert GeometricAugmentation().told(a)[0].tolist() == pytest.approx(expected)
-    assert not GeometricAugmentation().told(torch.zeros(1, 8)).any()
+    assert GeometricAugmentation().vector(a)[0].tolist() == pytest.approx(expected)
+    assert not GeometricAugmentation().vector(torch.zeros(1, 8)).any()
 
 
-def test_each_transformation_moves_pixels_as_it_says() -> None:
+def test_each_transformation_moves_pixels_as_documented() -> None:
     move, x = GeometricAugmentation().transform, smooth()
     inner = (..., slice(6, 18), slice(6, 18))
     torch.testing.assert_close(move(x, parameters(a0=1, a1=1)), x.flip(2).flip(3))
-    # a quarter turn takes the x axis to the y axis, which points down: clockwise as it is seen
+    # a quarter turn takes the x axis to the y axis, which points down: clockwise on the screen
     torch.testing.assert_close(move(x, parameters(a3=math.pi / 2)), x.rot90(-1, (2, 3)), atol=1e-5, rtol=0)
     # a shift by a third of 24 / 8 = 3 pixels is one pixel to the right, and with a7 two downwards
     shifted = move(x, parameters(a6=1 / 3, a7=2 / 3))
     torch.testing.assert_close(shifted[..., 2:, 1:], x[..., :-2, :-1], atol=1e-5, rtol=0)
     torch.testing.assert_close(shifted[..., 2:, 0], x[..., :-2, 0], atol=1e-5, rtol=0)  # the border is a mirror
-    # zoom by 2^(.2 a2): the function at p is that of the picture at p / zoom; torch's cubic kernel (a = -.75) misses
-    # what lies between pixels by some percent of a pixel, .17 here, while no zoom at all would be off by .3
+    # zoom by 2^(0.2 a2): the value at p is that of the image at p / zoom; the error of torch's cubic kernel (a = -0.75)
+    # between pixels is some percent of a pixel, 0.17 here, while the error without zoom would be 0.3
     y, u = torch.meshgrid(*[torch.linspace(-1, 1, 24, dtype=torch.float64)] * 2, indexing="ij")
     zoomed = move(x, parameters(a2=2.0))
     by = 2**0.4
@@ -85,13 +85,13 @@ def test_each_transformation_moves_pixels_as_it_says() -> None:
     w = math.sin(angle) * along / s + math.cos(angle) * across * s
     stretched = move(x, parameters(a4=angle, a5=1.5))
     torch.testing.assert_close(stretched[:, 0][inner], torch.sin(2 * v + w)[None][inner], atol=0.02, rtol=0)
-    # a picture that is not square shifts by its own sides
+    # shifts are relative to the sides of an image that is not square
     wide = torch.randn(1, 1, 8, 16, dtype=torch.float64)
     torch.testing.assert_close(move(wide, parameters(a6=0.5))[..., 1:], wide[..., :-1], atol=1e-5, rtol=0)
 
 
-class Told(Denoiser):
-    """D = 0; keeps what it was told."""
+class Recorder(Denoiser):
+    """Denoiser D = 0 that records its inputs."""
 
     data_shape, num_classes, sigma_data = (1, 8, 8), 0, 0.5
 
@@ -106,14 +106,14 @@ class Told(Denoiser):
         return torch.zeros_like(x)
 
 
-def test_the_loss_augments_and_tells(generator: torch.Generator) -> None:
-    augmentation, denoiser = GeometricAugmentation(0.5), Told()
+def test_loss_augments_and_passes_the_vector(generator: torch.Generator) -> None:
+    augmentation, denoiser = GeometricAugmentation(0.5), Recorder()
     loss = AugmentedLoss(EDMLoss(LogNormal(-12.0, 0.01), uncertainty=False), augmentation)  # hardly any noise
     clean = torch.randn(6, 1, 8, 8)
     terms = loss(denoiser, clean, None, generator)
-    x, told = denoiser.seen[0]
+    x, received = denoiser.seen[0]
     expected, vector = augmentation(clean, torch.Generator().manual_seed(generator.initial_seed()))
-    assert told is not None and torch.equal(told, vector)
+    assert received is not None and torch.equal(received, vector)
     torch.testing.assert_close(x, expected, atol=1e-4, rtol=0)
     weight = (terms.sigma**2 + 0.25) / (terms.sigma * 0.5) ** 2
     torch.testing.assert_close(terms.error, weight * expected.square().flatten(1).mean(1))
@@ -121,7 +121,7 @@ def test_the_loss_augments_and_tells(generator: torch.Generator) -> None:
     assert denoiser.seen[1][1] is None and torch.equal(denoiser.seen[1][0], clean)  # the held-out loss
 
 
-def test_zeros_are_what_a_sample_is_told() -> None:
+def test_default_vector_is_zero() -> None:
     network = DDPMpp((1, 8, 8), num_classes=3, augmentation_channels=9, model_channels=8, channel_mult=[1, 1],
                      num_blocks=1, attention_resolutions=[4], dropout=0.0)  # fmt: skip
     with torch.no_grad():
@@ -140,6 +140,6 @@ def test_zeros_are_what_a_sample_is_told() -> None:
         model(x, sigma, augmentation=torch.zeros(2, 4))
 
 
-def test_what_is_no_picture_is_not_augmented(generator: torch.Generator) -> None:
-    with pytest.raises(ValueError, match=r"for pictures \(B, C, H, W\), got data of shape \(5, 2\)"):
+def test_other_data_is_rejected(generator: torch.Generator) -> None:
+    with pytest.raises(ValueError, match=r"for images \(B, C, H, W\), got data of shape \(5, 2\)"):
         GeometricAugmentation()(torch.zeros(5, 2), generator)

@@ -1,4 +1,4 @@
-"""LightningModules: diffusion training with guided evaluation, and what it is made of."""
+"""LightningModules: diffusion training with guided evaluation, classifiers and other guide networks."""
 
 from __future__ import annotations
 

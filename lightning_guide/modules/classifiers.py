@@ -1,9 +1,4 @@
-"""Training of the small classifier whose features and answers judge generated pictures.
-
-Training of a classifier of noisy pictures, for classifier guidance.
-
-Training of a classifier against L2 attacks: the robust guide, and the judge, of the experiments on alignment.
-"""
+"""Training of classifiers: on clean images (for metrics), on noisy images (for guidance), or against L2 attacks."""
 
 from __future__ import annotations
 
@@ -24,7 +19,7 @@ __all__ = ["ClassifierModule", "NoisyClassifierModule", "RobustClassifierModule"
 
 
 def random_shift(x: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
-    """Pictures `x` (B, C, H, W), each moved by up to `pixels` in each direction; the border pixels fill the gap."""
+    """Shift each image of `x` (B, C, H, W) by up to `pixels` in each direction; border pixels fill the gap."""
     batch, _, height, width = x.shape
     offsets = torch.randint(2 * pixels + 1, (2, batch), generator=generator, device=x.device)
     rows = (offsets[0, :, None] + torch.arange(height, device=x.device) - pixels).clamp(0, height - 1)  # (B, H)
@@ -34,7 +29,7 @@ def random_shift(x: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
 
 
 class ClassifierModule(SupervisedModule):
-    """Cross-entropy training; everything else is that of `SupervisedModule`. `ClassifierFeatures` finds the weights."""
+    """Cross-entropy training of a classifier of clean images, whose weights `ClassifierFeatures` loads."""
 
     measured = ("loss", "accuracy")
 
@@ -47,14 +42,14 @@ class ClassifierModule(SupervisedModule):
         augment: int = 0,
         seed: int = 0,
     ) -> None:
-        """Configures training.
+        """Configure training.
 
         Args:
             network: the classifier.
             optimizer: default AdamW with learning rate 0.002.
             label_smoothing: share of each target that is spread over all classes.
-            augment: training pictures are moved by up to so many pixels (mirroring is the data's affair).
-            seed: of the moves.
+            augment: largest random shift of training images in pixels (flips are applied by the datamodule).
+            seed: seed of the shifts.
 
         Raises:
             ValueError: if `label_smoothing` is not in [0, 1) or `augment` is negative.
@@ -68,10 +63,10 @@ class ClassifierModule(SupervisedModule):
         self.label_smoothing, self.augment = label_smoothing, augment
 
     def setup(self, stage: str) -> None:
-        """Checks that data and network fit.
+        """Check that data and network fit.
 
         Raises:
-            ValueError: if they do not, or training has no planned end.
+            ValueError: if they do not, or `trainer.max_steps` is not set.
         """
         super().setup(stage)
         classes = self._data.num_classes
@@ -79,18 +74,18 @@ class ClassifierModule(SupervisedModule):
             raise ValueError(f"the data has {classes} classes, the classifier {self.network.num_classes}")
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Mean cross-entropy () of one batch."""
+        """Return the mean cross-entropy () of one batch."""
         x, labels = self._labeled(batch)
         x = random_shift(x, self.augment, generator) if self.augment else x
         return F.cross_entropy(self.logits(x, generator), labels, label_smoothing=self.label_smoothing)
 
     def logits(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """What the network answers (B, K) for pictures `x` (B, C, H, W); `generator` is there for what is random."""
-        answer: Tensor = self.network(x)
-        return answer
+        """Return the logits (B, K) of images `x` (B, C, H, W); subclasses draw noise from `generator`."""
+        logits: Tensor = self.network(x)
+        return logits
 
     def measures(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Cross-entropy and whether the answer is right, each (B,)."""
+        """Return cross-entropy and accuracy, each (B,)."""
         x, labels = self._labeled(batch)
         logits = self.logits(x, generator)
         return {
@@ -99,40 +94,36 @@ class ClassifierModule(SupervisedModule):
         }
 
     def _labeled(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Pictures and labels.
-
-        Raises:
-            ValueError: if a picture has no label.
-        """
+        """Return images and labels, or raise ValueError if the data has no labels."""
         if batch.condition is None:
             raise ValueError("a classifier learns from labels, but this data has none (num_classes of the datamodule)")
         return batch.x, batch.condition
 
 
 class NoisyClassifierModule(ClassifierModule):
-    """`ClassifierModule` on x + sigma n, with sigma told to the network. Its held-out numbers are means over sigma."""
+    """Training of a classifier of x + sigma n conditioned on sigma; held-out values are averages over sigma."""
 
     def __init__(self, network: NoisyClassifier, *, noise: NoiseDistribution | None = None, **options: Any) -> None:
-        """Configures training.
+        """Configure training.
 
         Args:
             network: the classifier.
-            noise: distribution of the noise level; default: ln sigma uniform between ln .002 and ln 80.
+            noise: distribution of the noise level; default: ln sigma uniform between ln 0.002 and ln 80.
             options: as for `ClassifierModule`.
         """
         super().__init__(network, **options)
         self.noise = noise or LogUniform()
 
     def logits(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """What the network answers (B, K) for `x` (B, C, H, W) with fresh noise."""
+        """Return the logits (B, K) of `x` (B, C, H, W) with fresh noise."""
         sigma = self.noise.sample(len(x), generator)
         noise = torch.randn(x.shape, generator=generator, device=x.device)
-        answer: Tensor = self.network(x + expand(sigma, x) * noise, sigma)
-        return answer
+        logits: Tensor = self.network(x + expand(sigma, x) * noise, sigma)
+        return logits
 
 
 def adversarial_images(network: nn.Module, x: Tensor, labels: Tensor, *, radius: float = 2.0, times: int = 3) -> Tensor:
-    """x + delta with |delta| <= radius: projected ascent of the cross-entropy in `times` steps of radius / 2.
+    """Return x + delta with |delta| <= radius: projected ascent of the cross-entropy in `times` steps of radius / 2.
 
     Madry et al. 2018, https://arxiv.org/abs/1706.06083, in the L2 norm, from delta = 0; `x` (B, *), `labels` (B,).
     """
@@ -147,14 +138,14 @@ def adversarial_images(network: nn.Module, x: Tensor, labels: Tensor, *, radius:
 
 
 class RobustClassifierModule(ClassifierModule):
-    """`ClassifierModule` on attacked pictures. Its held-out numbers are those of pictures that are left alone."""
+    """Adversarial training of a classifier on attacked images; held-out values are those of clean images."""
 
     def __init__(self, network: Classifier, *, radius: float = 2.0, attacks: int = 3, **options: Any) -> None:
-        """Configures training.
+        """Configure training.
 
         Args:
             network: the classifier.
-            radius: of the L2 ball around each picture, in units of encoded pictures.
+            radius: radius of the L2 ball around each image, in units of encoded images.
             attacks: steps of the attack; each costs a forward and a backward pass.
             options: as for `ClassifierModule`.
 
@@ -167,7 +158,7 @@ class RobustClassifierModule(ClassifierModule):
         self.radius, self.attacks = radius, attacks
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Mean cross-entropy () of the attacked batch."""
+        """Return the mean cross-entropy () of the attacked batch."""
         x, labels = self._labeled(batch)
         x = adversarial_images(self.network, x, labels, radius=self.radius, times=self.attacks)
         return super().loss(batch._replace(x=x), generator)

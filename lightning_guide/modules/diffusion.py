@@ -1,7 +1,7 @@
-"""Diffusion training; the evaluation beside it is that of `evaluated`.
+"""LightningModule for diffusion training; evaluation is inherited from `EvaluatedModule`.
 
 The clock is `images_seen`, counted over all processes and accumulated micro-steps. Every draw of a training step is a
-function of (seed, images seen, rank), so a run that is killed and started again continues bit for bit.
+function of (seed, images seen, rank), so a killed run resumes bit for bit.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["DiffusionModule"]
 
 
 class DiffusionModule(EvaluatedModule):
-    """Trains `denoiser` and evaluates it, or its averages, under any number of named guidances."""
+    """Training of `denoiser`, and evaluation of it or its averages under any number of named guidances."""
 
     def __init__(
         self,
@@ -52,28 +52,29 @@ class DiffusionModule(EvaluatedModule):
         bin_edges: Sequence[float] = (0.03, 0.1, 0.3, 1.0, 3.0),
         max_bad_steps: int = 100,
     ) -> None:
-        """Configures training and evaluation.
+        """Configure training and evaluation.
 
         Args:
-            denoiser: the model that is trained.
-            loss: its loss.
+            denoiser: the model to train.
+            loss: training loss.
             learning_rate: rate as a function of images seen; default InverseSqrtRate(0.01).
             optimizer: default Adam(betas=(0.9, 0.99)); its own rate is overwritten.
             label_dropout: probability that an example's condition is dropped (for classifier-free guidance).
-            seed: of training draws.
+            seed: seed of training draws.
             evaluations: name -> sampling loop of validation and test.
-            guidances: name -> guidance, each in place of that of the first evaluation; replace the other evaluations.
-            prediction: the samples that `predict` draws.
-            metrics: of the evaluations that name none of their own.
-            average: sigma_rel of the average that is evaluated, or "half_life" (`callbacks.HalfLifeEMA`); None: the raw
+            guidances: name -> guidance; each is evaluated with the settings of the first evaluation. They replace all
+                other evaluations.
+            prediction: sampling loop of `predict`.
+            metrics: metrics of the evaluations that have none of their own.
+            average: sigma_rel of the average to evaluate, or "half_life" (`callbacks.HalfLifeEMA`); None: the raw
                 weights.
-            images: age of the evaluated model after training; default the newest snapshot.
+            images: images of training of the model evaluated after training; default the newest snapshot.
             heldout_sigmas: noise levels of the held-out loss.
-            bin_edges: noise levels that part the logged training loss.
-            max_bad_steps: training stops after so many steps without a finite gradient.
+            bin_edges: noise levels that separate the bins of the logged training loss.
+            max_bad_steps: number of consecutive steps without a finite gradient after which training stops.
 
         Raises:
-            ValueError: if label_dropout is no probability, or is asked of a model without condition.
+            ValueError: if `label_dropout` is not in [0, 1), or is positive for a model without condition.
         """
         super().__init__(
             denoiser,
@@ -103,11 +104,11 @@ class DiffusionModule(EvaluatedModule):
     # Set-up
 
     def setup(self, stage: str) -> None:
-        """Checks that data and network fit, sets the clock to 0 and fixes the planned length of the run.
+        """Check data, network and evaluations; reset the clock and set the planned length of the run.
 
         Raises:
-            ValueError: if data and network do not fit, or an evaluation needs a snapshot that another run lacks, or an
-                average that no callback keeps.
+            ValueError: if data and network do not fit, an evaluation needs a snapshot that another run lacks, or no
+                callback tracks the average.
         """
         self._check_fits_data(self.denoiser)
         if self.denoiser.conditional and not self.label_dropout:
@@ -116,13 +117,13 @@ class DiffusionModule(EvaluatedModule):
             self.evaluations.check(DryRunModels(self.denoiser, self.trainer.default_root_dir))
             if self.average is not None and self.trainer.enable_validation:
                 find_average(self.trainer.callbacks, self.average)  # type: ignore[attr-defined]
-        if stage == "fit" and self.global_step == 0:  # a checkpoint, if there is one, is restored later
+        if stage == "fit" and self.global_step == 0:  # checkpoints are restored later
             self.images_seen = self._pending_images = 0
             steps = self.trainer.max_steps
             self.planned_images = steps * self.images_per_step if steps > 0 else None
 
     def on_fit_start(self) -> None:
-        """Says which guiders will never be stored, when the callbacks have made their plans."""
+        """Warn of guiders that will never be stored, after callbacks registered their snapshots."""
         warn_of_guiders_not_to_come(
             self.evaluations.evaluations,
             self.trainer,
@@ -137,14 +138,14 @@ class DiffusionModule(EvaluatedModule):
         return self._data.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimizer alone: the rate follows the images, see `optimizer_step`."""
+        """Return the optimizer without a scheduler: `optimizer_step` sets the rate from the images seen."""
         scaled = self._trainer is not None and self.trainer.precision == "16-mixed"
         return (self.optimizer or adam(scaled=scaled))(self.parameters())
 
     # Training
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean objective of one micro-batch."""
+        """Return the mean objective of one micro-batch."""
         draw = mix(self.seed, "train", self.images_seen + self._pending_images, self.global_rank)
         torch.manual_seed(draw)  # dropout inside the network draws from the global generator
         generator = torch.Generator(self.device).manual_seed(draw)
@@ -160,12 +161,12 @@ class DiffusionModule(EvaluatedModule):
         return objective
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Zeroes and counts gradient elements that are not finite."""
+        """Average gradients of unsharded weights; zero and count elements that are not finite."""
         average_gradients_(self)
         self._guard.sanitize(self, self.global_step)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        """One step at the rate of `images_seen`; then the images count, and weights are normalized."""
+        """Take one step at the rate of `images_seen`, then advance the clock and normalize weights."""
         rate = self.learning_rate.at(self.images_seen)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -174,7 +175,7 @@ class DiffusionModule(EvaluatedModule):
         self._pending_images = 0
         self.denoiser.constrain()
         self.loss.constrain()
-        step = self.global_step + 1  # it is counted after this hook
+        step = self.global_step + 1  # Lightning counts it after this hook
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and step % every == 0:
             means = self._means.report(lambda sums: self.trainer.strategy.reduce(sums, reduce_op="sum"))
@@ -184,12 +185,12 @@ class DiffusionModule(EvaluatedModule):
                 logger.log_metrics(report | {"images_seen": self.images_seen}, step=step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the clock and the count of bad gradients."""
+        """Add the clock and the counts of bad gradients."""
         checkpoint["clock"] = {"images_seen": self.images_seen, "planned_images": self.planned_images}
         checkpoint["gradient_guard"] = {"zeroed": self._guard.zeroed, "bad_steps": self._guard.bad_steps}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores both."""
+        """Restore the clock and the counts of bad gradients."""
         clock, guard = checkpoint["clock"], checkpoint["gradient_guard"]
         self.images_seen, self.planned_images = clock["images_seen"], clock["planned_images"]
         self._guard.zeroed, self._guard.bad_steps = guard["zeroed"], guard["bad_steps"]

@@ -1,4 +1,4 @@
-"""Guided evaluation in the loops of validation, test and prediction: what diffusion modules do beside training."""
+"""Guided evaluation in the loops of validation, test and prediction: base of the diffusion modules."""
 
 from __future__ import annotations
 
@@ -24,11 +24,14 @@ __all__ = ["EvaluatedModule"]
 
 
 class EvaluatedModule(ShardedTraining):
-    """A `denoiser`, or its averages, evaluated under any number of named guidances, with its held-out loss.
+    """Evaluation part of diffusion modules: samples under named guidances, and held-out loss, of `denoiser`.
+
+    Validation evaluates an average that a callback tracks, or the raw weights. Test and prediction load a snapshot of
+    the finished run.
 
     Attributes:
-        evaluations: those of validation and test, and their newest results.
-        images_seen: how many images of training there were, over all processes.
+        evaluations: evaluations of validation and test, with their newest results.
+        images_seen: images of training seen so far, over all processes.
     """
 
     def __init__(
@@ -44,7 +47,7 @@ class EvaluatedModule(ShardedTraining):
         images: int | float | str | None,
         heldout_sigmas: Sequence[float],
     ) -> None:
-        """As `DiffusionModule`."""
+        """Configure evaluation; the arguments are those of `DiffusionModule`."""
         super().__init__()
         self.denoiser, self.loss = denoiser, loss
         self.evaluations = GuidedEvaluations(evaluations, metrics)
@@ -55,7 +58,7 @@ class EvaluatedModule(ShardedTraining):
         self._main: list[Denoiser] = []  # in a list: it must not become a submodule
 
     def _check_fits_data(self, denoiser: Denoiser) -> None:
-        """Refuses a model of another data shape, class count or kind of embedding."""
+        """Check that data and `denoiser` agree in shape, number of classes and embedding channels."""
         data = self._data
         if tuple(data.data_shape) != tuple(denoiser.data_shape):
             shapes = f"{tuple(data.data_shape)}, the network expects {tuple(denoiser.data_shape)}"
@@ -64,7 +67,7 @@ class EvaluatedModule(ShardedTraining):
             raise ValueError(f"the data has {data.num_classes} classes, the network {denoiser.num_classes}")
         if denoiser.token_channels and data.token_channels != denoiser.token_channels:
             raise ValueError(
-                f"the data has embeddings of {data.token_channels} channels (0 is none), the network reads "
+                f"the data has embeddings of {data.token_channels} channels (0: no embeddings), the network reads "
                 f"{denoiser.token_channels} (token_channels)"
             )
 
@@ -73,11 +76,11 @@ class EvaluatedModule(ShardedTraining):
         return data_of(self.trainer)
 
     def sample_sets(self, stage: str) -> list[tuple[Dataset[SampleBatch], int]]:
-        """(sample indices, batch size) of each sampling loop of `stage`, in the order of the loops.
+        """Return (sample indices, batch size) of each sampling loop of `stage`, in the order of the loops.
 
         Raises:
-            ValueError: if a process would have nothing at all to draw: Lightning would leave it out, and the others
-                would wait for it.
+            ValueError: if a process would have no samples to draw: Lightning would skip its loops, and the other
+                processes would wait for it.
         """
         chosen = (self._prediction if stage == "predict" else self.evaluations).evaluations
         most = max((e.num_samples for e in chosen.values()), default=0)
@@ -88,7 +91,7 @@ class EvaluatedModule(ShardedTraining):
         return [(e.dataset(count), e.batch_size) for e in chosen.values()]
 
     def _begin_evaluations(self, evaluations: GuidedEvaluations) -> None:
-        """Finds the model under evaluation and the guiders; all ranks wait until rank 0 has written its snapshots."""
+        """Resolve the evaluated model and the guiders, after all ranks waited for rank 0 to write its snapshots."""
         self.trainer.strategy.barrier()
         models = RunModels(
             self._main_model(),
@@ -105,7 +108,7 @@ class EvaluatedModule(ShardedTraining):
         return self.trainer.state.fn == "fit"
 
     def _main_model(self) -> Denoiser:
-        """The average under evaluation: alive in a callback while training, from the snapshots afterwards."""
+        """Return the evaluated average: that of a callback during training, a snapshot afterwards."""
         if self.average is None or self.trainer.sanity_checking:  # nothing is averaged before the first step
             return unshard(self.denoiser)
         if not self._fitting:
@@ -113,22 +116,22 @@ class EvaluatedModule(ShardedTraining):
         return find_average(self.trainer.callbacks, self.average).live(self.average)  # type: ignore[attr-defined]
 
     def on_validation_epoch_start(self) -> None:
-        """Resolves guidances and starts the sums anew."""
+        """Resolve guidances and reset accumulators."""
         self._begin_evaluations(self.evaluations)
         self._heldout.reset(self.device)
 
     def on_test_epoch_start(self) -> None:
-        """As for validation."""
+        """Resolve guidances."""
         self._begin_evaluations(self.evaluations)
 
     def on_predict_epoch_start(self) -> None:
-        """Resolves the guidance of the prediction."""
+        """Resolve the guidance of the prediction."""
         self._begin_evaluations(self._prediction)
 
     def validation_step(  # type: ignore[override]
         self, batch: Batch | SampleBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> DrawnSamples | None:
-        """Held-out loss of a `Batch`, or one batch of samples of the loop that `dataloader_idx` names."""
+        """Add the held-out loss of a `Batch`, or draw one batch of samples of evaluation `dataloader_idx` - 1."""
         if isinstance(batch, SampleBatch):
             return self.evaluations.step(dataloader_idx - 1, batch, self._data)
         world, size = self.trainer.world_size, self._data.batch_size
@@ -139,27 +142,27 @@ class EvaluatedModule(ShardedTraining):
     def test_step(  # type: ignore[override]
         self, batch: SampleBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> DrawnSamples | None:
-        """One batch of samples of loop `dataloader_idx`."""
+        """Draw one batch of samples of evaluation `dataloader_idx`."""
         return self.evaluations.step(dataloader_idx, batch, self._data)
 
     def predict_step(self, batch: SampleBatch, batch_idx: int, dataloader_idx: int = 0) -> DrawnSamples | None:
-        """One batch of the prediction's samples."""
+        """Draw one batch of samples of the prediction."""
         return self._prediction.step(0, batch, self._data)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs held-out losses and all evaluations."""
+        """Log held-out losses and all evaluations."""
         self._report({f"heldout/{key}": value for key, value in self._heldout.compute().items()})
 
     def on_test_epoch_end(self) -> None:
-        """Logs all evaluations."""
+        """Log all evaluations."""
         self._report({})
 
     def _report(self, values: dict[str, float]) -> None:
-        """One reduction on all ranks, then numbers to loggers and the progress output."""
+        """Reduce the results over all ranks and log them with `values`."""
         for name, metrics in self.evaluations.finish(self.device).items():
             values |= {f"{name}/{metric}": value for metric, value in metrics.items()}
         values |= {f"{name}/skipped": 1.0 for name in self.evaluations.skipped}
         if self._fitting:
-            values["step"] = float(self.global_step)  # where loggers put these values; by default one step too early
-        # they are equal on all ranks already; asked for their mean, Lightning need not warn about each of them
+            values["step"] = float(self.global_step)  # x of these values in loggers; the default is one step too early
+        # the values are equal on all ranks already; sync_dist only avoids a warning of Lightning about each of them
         self.log_dict(values, sync_dist=True, batch_size=1)

@@ -1,7 +1,7 @@
-"""Training of small networks that see something in a picture: its parts, its outline, or itself through a latent.
+"""Training of image-to-image guide networks: part segmentation, outlines, autoencoders.
 
-The targets are computed from the picture itself, so that any pictures will do. A network that has learned one then is a
-differentiable eye for guidance: `NetworkDistance(RunNetwork(run), reference)`, or an autoencoder for MPGD.
+The targets are computed from the image itself, so any data set of images works. A trained network is a differentiable
+reference network for guidance: `NetworkDistance(RunNetwork(run), reference)`, or an autoencoder for MPGD.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ __all__ = ["Parts", "ImageTask", "ImageTaskModule", "Reconstruction", "Sketch", 
 
 
 def part_masks(x: Tensor, threshold: float = 0.0) -> Tensor:
-    """Parts of strokes `x` (B, 1, H, W) on a dark ground: 0 ground, 1 ink (x > threshold), 2 holes, (B, H, W) int64.
+    """Return the parts of strokes `x` (B, 1, H, W): 0 background, 1 ink (x > threshold), 2 holes, (B, H, W) int64.
 
-    A hole is ground from which no way leads to the border, over sides of pixels.
+    A hole is background that is not 4-connected to the border.
     """
     ink = x[:, 0] > threshold
     inner = torch.zeros_like(ink)
@@ -41,44 +41,44 @@ def part_masks(x: Tensor, threshold: float = 0.0) -> Tensor:
 
 
 def outline(x: Tensor) -> Tensor:
-    """Largest minus smallest value of the 3 x 3 pixels around each, (B, C, H, W), of `x` in [-1, 1]: 0 ... 2."""
+    """Return the largest minus the smallest value in 3 x 3 pixels, (B, C, H, W) in [0, 2], of `x` in [-1, 1]."""
     return F.max_pool2d(x, 3, 1, 1) + F.max_pool2d(-x, 3, 1, 1)
 
 
 class ImageTask(ABC):
-    """What a network is to see."""
+    """Base of the tasks: a loss of the network whose target is computed from the image."""
 
     @abstractmethod
     def losses(self, network: nn.Module, x: Tensor) -> Tensor:
-        """The loss (B,) of `network` for pictures `x` (B, C, H, W)."""
+        """Return the loss (B,) of `network` for images `x` (B, C, H, W)."""
 
 
 class Parts(ImageTask):
-    """Cross-entropy with the three `part_masks`; the network has three channels out, the logits. For one channel in."""
+    """Segmentation into the three `part_masks` by cross-entropy: one input channel, three output channels (logits)."""
 
     def losses(self, network: nn.Module, x: Tensor) -> Tensor:
-        """Mean over the pixels, (B,)."""
+        """Return the mean cross-entropy over pixels, (B,)."""
         return F.cross_entropy(network(x), part_masks(x), reduction="none").mean((1, 2))
 
 
 class Sketch(ImageTask):
-    """Squared distance to the `outline`; the network has as many channels out as in."""
+    """Regression of the `outline` by squared distance; the network has as many output as input channels."""
 
     def losses(self, network: nn.Module, x: Tensor) -> Tensor:
-        """Mean over the pixels, (B,)."""
+        """Return the mean squared distance over pixels, (B,)."""
         return (network(x) - outline(x)).square().flatten(1).mean(1)
 
 
 class Reconstruction(ImageTask):
-    """Squared distance to the picture itself, for an autoencoder."""
+    """Reconstruction of the image by squared distance, for an autoencoder."""
 
     def losses(self, network: nn.Module, x: Tensor) -> Tensor:
-        """Mean over the pixels, (B,)."""
+        """Return the mean squared distance over pixels, (B,)."""
         return (network(x) - x).square().flatten(1).mean(1)
 
 
 class ImageTaskModule(SupervisedModule):
-    """Training of a network for a `ImageTask`; see `SupervisedModule`."""
+    """Training of a network for an `ImageTask`; see `SupervisedModule`."""
 
     def __init__(
         self,
@@ -88,14 +88,14 @@ class ImageTaskModule(SupervisedModule):
         optimizer: OptimizerCallable | None = None,
         seed: int = 0,
     ) -> None:
-        """`network` such as `ImageToImageNetwork` or `ImageAutoencoder`; `task` is what it is to learn."""
+        """Configure training of `network`, such as `ImageToImageNetwork` or `ImageAutoencoder`, for `task`."""
         super().__init__(network, optimizer=optimizer, seed=seed)
         self.task = task
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Mean loss () of a batch."""
+        """Return the mean loss () of a batch."""
         return self.task.losses(self.network, batch.x).mean()
 
     def measures(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """The loss (B,)."""
+        """Return the loss (B,)."""
         return {"loss": self.task.losses(self.network, batch.x)}

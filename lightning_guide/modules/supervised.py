@@ -1,4 +1,4 @@
-"""Training of networks that judge or steer: classifiers, and whatever else looks at clean or noisy pictures."""
+"""Base of supervised training of guide networks: classifiers and regressors on clean or noisy images."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _RAMP = 0.05
 
 
 def _adamw(parameters: Any) -> torch.optim.Optimizer:
-    """The optimizer unless told otherwise."""
+    """Build the default optimizer."""
     return torch.optim.AdamW(parameters, lr=2e-3)
 
 
 class SupervisedModule(pl.LightningModule, ABC):
-    """Training on `Batch`es of encoded pictures for exactly `Trainer(max_steps=...)` steps; the base.
+    """Base of supervised training on encoded images for exactly `Trainer(max_steps=...)` steps.
 
     The learning rate of `optimizer` ramps up over 5 % of the steps, then falls linearly to zero. Every draw is a
-    function of (seed, images seen, rank). When all steps are done, rank 0 writes the weights into the folder
-    `snapshots` of the run as those of sigma_rel 0, where `raw_network` finds them.
+    function of (seed, images seen, rank). After the last step, rank 0 writes the weights into the folder `snapshots` of
+    the run with sigma_rel 0, from which `raw_network` loads them.
 
     Attributes:
         measured: names of the held-out measures.
@@ -44,7 +44,7 @@ class SupervisedModule(pl.LightningModule, ABC):
     measured: tuple[str, ...] = ("loss",)
 
     def __init__(self, network: nn.Module, *, optimizer: OptimizerCallable | None = None, seed: int = 0) -> None:
-        """`network` says its `data_shape`, and its `recipe`; default optimizer: AdamW with learning rate .002."""
+        """Configure training of `network`, which has `data_shape` and `recipe`; default AdamW, learning rate 0.002."""
         super().__init__()
         self.network: Any = network
         self.optimizer: Callable[[Any], torch.optim.Optimizer] = optimizer or _adamw
@@ -55,17 +55,17 @@ class SupervisedModule(pl.LightningModule, ABC):
 
     @abstractmethod
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Mean training loss () of a batch; draws come from `generator`."""
+        """Return the mean training loss () of a batch; draws come from `generator`."""
 
     @abstractmethod
     def measures(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """The held-out measures `measured`, each (B,); draws come from `generator`."""
+        """Return the held-out measures named in `measured`, each (B,); draws come from `generator`."""
 
     def setup(self, stage: str) -> None:
-        """Checks that data and network fit.
+        """Check that data and network fit.
 
         Raises:
-            ValueError: if they do not, or training has no planned end.
+            ValueError: if they do not, or `trainer.max_steps` is not set.
         """
         shape, expected = tuple(self._data.data_shape), tuple(self.network.data_shape)
         if shape != expected:
@@ -74,11 +74,11 @@ class SupervisedModule(pl.LightningModule, ABC):
             raise ValueError(f"{type(self).__name__} trains for a fixed number of steps: set trainer.max_steps")
 
     def sample_sets(self, stage: str) -> list[tuple[Dataset[SampleBatch], int]]:
-        """None: such a network draws no samples."""
+        """Return an empty list: guide networks draw no samples."""
         return []
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer with its ramp up and down."""
+        """Return the optimizer with its learning rate schedule."""
         optimizer = self.optimizer(self.parameters())
         steps = self.trainer.max_steps
         ramp = max(1, round(_RAMP * steps))
@@ -86,7 +86,7 @@ class SupervisedModule(pl.LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": factor, "interval": "step"}}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean loss of one micro-batch."""
+        """Return the mean loss of one micro-batch."""
         images = self.images_seen + self._pending_images
         generator = torch.Generator(self.device).manual_seed(mix(self.seed, "augment", images, self.global_rank))
         self._pending_images += len(batch.x) * self.trainer.world_size
@@ -95,39 +95,39 @@ class SupervisedModule(pl.LightningModule, ABC):
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """One step; then its images count."""
+        """Take one step, then advance the clock."""
         super().optimizer_step(*args, **kwargs)
         self.images_seen += self._pending_images
         self._pending_images = 0
 
     def on_validation_epoch_start(self) -> None:
-        """Starts the held-out sums anew."""
+        """Reset the held-out sums."""
         self._heldout = torch.zeros(len(self.measured) + 1, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds one held-out batch."""
+        """Add one held-out batch."""
         draw = mix(self.seed, "heldout", batch_idx, self.global_rank)
         found = self.measures(batch, torch.Generator(self.device).manual_seed(draw))
         sums = [found[name].sum(dtype=torch.float64) for name in self.measured]
         self._heldout += torch.stack([*sums, sums[0].new_tensor(len(batch.x))])
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the means of the held-out measures over all processes; nothing if nothing was held out."""
+        """Log the means of the held-out measures over all processes, if there is held-out data."""
         *sums, count = self.trainer.strategy.reduce(self._heldout, reduce_op="sum").tolist()
         if count:
             means = {f"heldout/{name}": value / count for name, value in zip(self.measured, sums, strict=True)}
             self.log_dict(means, prog_bar=True, batch_size=1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the clock."""
+        """Add the clock."""
         checkpoint["images_seen"] = self.images_seen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores the clock."""
+        """Restore the clock."""
         self.images_seen = checkpoint["images_seen"]
 
     def on_fit_end(self) -> None:
-        """Keeps the weights, unless the fit was a trial or was stopped before its last step."""
+        """Store the weights, unless the fit was a trial or was stopped before its last step."""
         trainer = self.trainer
         finished = trainer.global_step >= trainer.max_steps and not trainer.fast_dev_run  # type: ignore[attr-defined]
         if finished and trainer.is_global_zero:

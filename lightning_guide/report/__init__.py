@@ -1,1 +1,1 @@
-"""The report of a run: one HTML page that needs nothing beside itself."""
+"""Report of a run: one self-contained HTML page."""

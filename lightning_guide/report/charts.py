@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: no script, no style sheet, no reference to anything outside."""
+"""Line charts as inline SVG, without scripts, style sheets or external references."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Points = Sequence[tuple[float, float]]
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round numbers (1, 2 or 5 times a power of ten apart) from `low` to `high`.
+    """Return about `count` round numbers (1, 2 or 5 times a power of ten apart) from `low` to `high`.
 
     >>> ticks(0.13, 0.9)
     [0.2, 0.4, 0.6, 0.8]
@@ -36,7 +36,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def line_chart(series: Mapping[str, Points], *, title: str, x_label: str) -> str:
-    """An SVG element with one line for each of the first ten `series`, name -> (x, y) pairs; "" without finite points.
+    """Return an SVG chart of the first ten `series`, name -> (x, y) pairs; "" if no point is finite.
 
     The y axis is logarithmic where all values are positive and span more than a factor of 30.
     """
@@ -77,7 +77,7 @@ def line_chart(series: Mapping[str, Points], *, title: str, x_label: str) -> str
 
 
 class _Axis:
-    """Values to pixels."""
+    """Map from values to pixels."""
 
     def __init__(self, values: Sequence[float], pixels: tuple[float, float], *, logarithmic: bool = False) -> None:
         self.logarithmic, self.pixels = logarithmic, pixels
@@ -100,7 +100,7 @@ class _Axis:
 
 
 def _number(value: float) -> str:
-    """A tick's label: 61,440 or 0.25 or 1e-05."""
+    """Return the label of a tick: 61,440 or 0.25 or 1e-05."""
     return f"{value:,.0f}" if value == round(value) and 1 <= abs(value) < 1e9 else f"{value:.6g}"
 
 

@@ -1,4 +1,4 @@
-"""What a run has logged over time: the scalars in its TensorBoard files, parted into charts."""
+"""Training history of a run: the scalars in its TensorBoard files, grouped into charts."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _NO_METRIC = ("nfe", "samples", "seconds", "skipped", "unguided")
 
 @dataclass(frozen=True)
 class History:
-    """Scalars of training, by tag, over images seen (or steps, where images were not logged).
+    """Scalars of training by tag, over images seen (or steps, if images were not logged).
 
     Attributes:
         scalars: tag -> (x, value) pairs.
-        x_label: what x counts.
-        seconds: from the first to the last logged value, pauses included.
+        x_label: unit of x, "images seen" or "steps".
+        seconds: time from the first to the last logged value, pauses included.
     """
 
     scalars: dict[str, Points]
@@ -29,9 +29,9 @@ class History:
     seconds: float
 
     def charts(self) -> dict[str, dict[str, Points]]:
-        """Title -> name -> points: losses by noise level, the learning rate, and each metric over all evaluations.
+        """Return title -> name -> points: losses by noise level, learning rate, and each metric over all evaluations.
 
-        Metrics with a single point are in the table of results; they make no chart.
+        Charts whose lines all have a single point are left out; those values are in the table of results.
         """
         found: dict[str, dict[str, Points]] = {}
         for tag, points in self.scalars.items():
@@ -53,10 +53,10 @@ class History:
 
 
 def read_history(folder: str | Path) -> History:
-    """The scalars in the event files of `folder`; empty if there are none.
+    """Return the scalars in the event files of `folder`; empty if there are none.
 
-    Values at step 0 are left out: they belong to evaluations of a finished run. What a run that was killed logged after
-    its last checkpoint is replaced by what it logged when it continued.
+    Values at step 0 are left out: they belong to evaluations of a finished run. Values that a killed run logged after
+    its last checkpoint are replaced by those of the resumed run.
     """
     if not any(Path(folder).glob("events.out.tfevents.*")):
         return History({}, "steps", 0.0)

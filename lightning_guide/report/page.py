@@ -1,4 +1,4 @@
-"""A self-contained HTML page: pictures as data URIs, nothing fetched, nothing run, all text escaped."""
+"""Self-contained HTML page: images as data URIs, no external resources, no scripts, all text escaped."""
 
 from __future__ import annotations
 
@@ -27,35 +27,35 @@ summary { cursor: pointer }
 """
 
 
-# A browser will neither fetch nor run anything, whatever a name in a run may contain.
+# No external resource is loaded and no script runs, even if a name in a run contains HTML.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 class Page:
-    """Sections one after the other; `html` is the whole page."""
+    """HTML page built section by section; `html` is the complete page."""
 
     def __init__(self, title: str) -> None:
-        """`title` of the page."""
+        """Start a page with `title`."""
         self.title = title
         self._parts: list[str] = [f"<h1>{escape(title)}</h1>"]
 
     def heading(self, text: str) -> None:
-        """Begins a section."""
+        """Add a section heading."""
         self._parts.append(f"<h2>{escape(text)}</h2>")
 
     def paragraph(self, text: str) -> None:
-        """A paragraph."""
+        """Add a paragraph."""
         self._parts.append(f"<p>{escape(text)}</p>")
 
     def table(self, rows: Sequence[Sequence[str]]) -> None:
-        """A table whose first row is the head; nothing without rows."""
+        """Add a table whose first row is the header; nothing without rows."""
         if rows:
             head = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
             body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows[1:])
             self._parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
-    def picture(self, png: bytes, caption: str) -> None:
-        """A picture and what it shows."""
+    def image(self, png: bytes, caption: str) -> None:
+        """Add an image with its caption."""
         data = base64.b64encode(png).decode()
         self._parts.append(
             f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
@@ -63,16 +63,16 @@ class Page:
         )
 
     def chart(self, svg: str) -> None:
-        """A chart of `charts.line_chart`, which has escaped its text."""
+        """Add an SVG of `charts.line_chart`, whose text is escaped already."""
         self._parts.append(f"<figure>{svg}</figure>")
 
     def folded(self, summary: str, text: str) -> None:
-        """Text as it is, to be unfolded."""
+        """Add preformatted text, collapsed by default."""
         self._parts.append(f"<details><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details>")
 
     @property
     def html(self) -> str:
-        """The page."""
+        """The complete page."""
         head = (
             f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
             f'<meta name="viewport" content="width=device-width"><title>{escape(self.title)}</title>'

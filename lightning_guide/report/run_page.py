@@ -1,4 +1,4 @@
-"""The page of one run, from the files it has left: results, samples, curves, seeds, settings, environment."""
+"""HTML page of one run, built from its files: results, samples, curves, seeds, settings, environment."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _GRID = re.compile(r"(?P<stage>[a-z]+)-(?P<images>\d+)-(?P<name>.+)\.png")
 
 
 def report(run: str, out: str | None = None, *, figures: list[str] | None = None) -> None:
-    """Writes one HTML page about a run, which needs nothing beside itself; it can be made at any time.
+    """Write a self-contained HTML page about a run, at any time during or after training.
 
     Args:
-        run: folder of the run.
-        out: the page; default: RUN/report.html.
+        run: run folder.
+        out: file of the page; default: RUN/report.html.
         figures: more PNG files to show, or folders of them, such as those of a sweep.
 
     Raises:
@@ -45,7 +45,7 @@ def report(run: str, out: str | None = None, *, figures: list[str] | None = None
 
 
 def write_page(run: str | Path, out: str | Path | None = None, *, figures: Sequence[str | Path] = ()) -> Path:
-    """Writes `run_page` at once, to RUN/report.html unless `out` is given, and returns where.
+    """Write `run_page` atomically to `out` (default: RUN/report.html) and return its path.
 
     Raises:
         ValueError: as `run_page`.
@@ -59,7 +59,7 @@ def write_page(run: str | Path, out: str | Path | None = None, *, figures: Seque
 
 
 def run_page(run: str | Path, *, figures: Sequence[str | Path] = ()) -> str:
-    """The page about the run in the folder `run`, with more `figures`: PNG files, or folders of them.
+    """Return the HTML page of the run folder `run`, with more `figures`: PNG files, or folders of them.
 
     Raises:
         ValueError: if the folder holds no run, or a file in it is damaged or missing.
@@ -94,21 +94,21 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text: {error}") from None
+        raise ValueError(f"{path} is not a UTF-8 text file: {error}") from None
 
 
 def _summary(run: Path, history: History) -> str:
-    """Length of training and what is kept of it, in words."""
-    said = []
+    """Return sentences about the length of training and the stored snapshots."""
+    sentences = []
     entries = SnapshotStore(run / "snapshots").entries() if (run / "snapshots").is_dir() else []
     if entries:
         newest = entries[-1].images
         lengths = ", ".join(f"{each:g}" for each in sorted({entry.sigma_rel for entry in entries}))
-        said.append(f"{len(entries)} snapshots up to {newest:,} images seen, of sigma_rel {lengths}.")
+        sentences.append(f"{len(entries)} snapshots up to {newest:,} images seen, of sigma_rel {lengths}.")
     if history.seconds:
         span = timedelta(seconds=round(history.seconds))
-        said.append(f"From the first to the last logged step of training: {span} (h:mm:ss), pauses included.")
-    return " ".join(said) or "Nothing was trained here."
+        sentences.append(f"From the first to the last logged step of training: {span} (h:mm:ss), pauses included.")
+    return " ".join(sentences) or "Nothing was trained here."
 
 
 def _results(page: Page, run: Path) -> None:
@@ -122,35 +122,35 @@ def _results(page: Page, run: Path) -> None:
         raise ValueError(f"{run / METRICS} is damaged: expected numbers and names of extractors: {error}") from None
     page.heading("Results")
     page.table(table)
-    page.paragraph("nfe: network calls a sample; seconds: of all processes together.")
+    page.paragraph("nfe: network calls per sample; seconds: sum over all processes.")
     for line in lines:
         page.paragraph(line)
 
 
 def _samples(page: Page, run: Path) -> None:
-    """Of each evaluation the grid that was drawn last."""
+    """Add the newest grid of each evaluation."""
     newest: dict[str, tuple[float, str, Path]] = {}
     for path in run.glob("grids/*.png"):
-        if told := _GRID.fullmatch(path.name):
-            after = f" after {int(told['images']):,} images" if told["stage"] == "fit" else ""
-            entry = (path.stat().st_mtime, f"{told['name']} ({told['stage']}{after})", path)
-            newest[told["name"]] = max(entry, newest.get(told["name"], entry))
+        if parsed := _GRID.fullmatch(path.name):
+            after = f" after {int(parsed['images']):,} images" if parsed["stage"] == "fit" else ""
+            entry = (path.stat().st_mtime, f"{parsed['name']} ({parsed['stage']}{after})", path)
+            newest[parsed["name"]] = max(entry, newest.get(parsed["name"], entry))
     if newest:
         page.heading("Samples")
         for _, (_, caption, path) in sorted(newest.items()):
-            page.picture(path.read_bytes(), caption)
+            page.image(path.read_bytes(), caption)
 
 
 def _figures(page: Page, places: Sequence[Path]) -> None:
-    """The PNG files in or at `places`."""
+    """Add the PNG files at `places`, which are files or folders."""
     paths = [path for place in places for path in (sorted(place.glob("*.png")) if place.is_dir() else [place])]
     for path in paths:
         if not path.is_file() or path.read_bytes()[:8] != b"\x89PNG\r\n\x1a\n":
-            raise ValueError(f"{path} is no figure: expected a PNG file, or a folder of them")
+            raise ValueError(f"{path} is not a figure: expected a PNG file, or a folder of them")
     if paths:
         page.heading("Figures")
         for path in paths:
-            page.picture(path.read_bytes(), path.stem)
+            page.image(path.read_bytes(), path.stem)
 
 
 def _seeds(page: Page, settings: Mapping[str, str]) -> None:
@@ -159,7 +159,7 @@ def _seeds(page: Page, settings: Mapping[str, str]) -> None:
         try:
             loaded = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise ValueError(f"{name} is no YAML: {' '.join(str(error).split())}") from None
+            raise ValueError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from None
         found += [[key, str(value), name] for key, value in leaves(loaded) if "seed" in key.rpartition(".")[2]]
     if len(found) > 1:
         page.heading("Seeds")
@@ -167,17 +167,18 @@ def _seeds(page: Page, settings: Mapping[str, str]) -> None:
 
 
 def _environment(page: Page, run: Path) -> None:
-    told = read_facts(run / ENVIRONMENT)
+    recorded = read_facts(run / ENVIRONMENT)
     page.heading("Environment")
-    if not told:
-        page.paragraph("The run did not write its environment down; this is where the page was made.")
-        told = {"report": environment()}
-    names = list(dict.fromkeys(name for facts in told.values() for name in facts))
-    page.table([["", *told], *[[name, *[str(facts.get(name, "-")) for facts in told.values()]] for name in names]])
+    if not recorded:
+        page.paragraph("The run has no environment file; this is the environment of the report.")
+        recorded = {"report": environment()}
+    names = list(dict.fromkeys(name for facts in recorded.values() for name in facts))
+    rows = [[name, *[str(facts.get(name, "-")) for facts in recorded.values()]] for name in names]
+    page.table([["", *recorded], *rows])
 
 
 def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of everything in nested dicts and lists that is neither."""
+    """Yield (dotted key, value) of all leaves of nested dicts and lists."""
     pairs: Any = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
     if pairs is None:
         yield prefix, value
@@ -187,7 +188,7 @@ def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def read_facts(path: Path) -> dict[str, dict[str, Any]]:
-    """A dict of dicts; empty if there is no such file.
+    """Return the dict of dicts in a JSON file; empty if the file does not exist.
 
     Raises:
         ValueError: if the file holds something else.

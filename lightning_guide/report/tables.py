@@ -1,7 +1,4 @@
-"""What a run ran on: versions, processors, threads.
-
-Results of evaluations as rows of text, for terminals, markdown and HTML.
-"""
+"""Tables of results and of the environment, as rows of text for terminals, Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ _PACKAGES = ("lightning-guide", "torch", "torchvision", "lightning", "torchmetri
 
 
 def environment() -> dict[str, str]:
-    """Facts by name; nothing that names a machine, a user or a path."""
+    """Return versions, processors and threads by name; no machine, user or path names."""
     facts = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
     for package in _PACKAGES:
         try:
@@ -35,7 +32,7 @@ Extractors = Mapping[str, Mapping[str, list[str]]]
 
 
 def metric_rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """A head and one row for each evaluation; a metric that an evaluation lacks is a dash. Empty without results."""
+    """Return a header and one row for each evaluation, with a dash for missing metrics; empty without results."""
     metrics = list(dict.fromkeys(key for values in results.values() for key in values if key != "extractors"))
     if not metrics:
         return []
@@ -47,14 +44,14 @@ def metric_rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 
 
 def format_number(value: float | None) -> str:
-    """Four significant digits, counts in full; null, which files hold in place of what is not finite, is "nan"."""
+    """Format a value with four significant digits, integers in full; None (not finite in JSON files) is "nan"."""
     if value is None:
         return "nan"
     return f"{value:.0f}" if math.isfinite(value) and value == round(value) and abs(value) < 1e9 else f"{value:.4g}"
 
 
 def judge_networks(extractors: Extractors) -> list[str]:
-    """One line for each extractor: the metrics that saw the samples through it."""
+    """Return one line for each feature extractor: the metrics computed from its features."""
     users: dict[str, dict[str, None]] = {}
     for metrics in extractors.values():
         for metric, identities in metrics.items():

@@ -1,4 +1,4 @@
-"""training."""
+"""Training losses, augmentation, learning rates, monitoring and sharding."""
 
 from __future__ import annotations
 

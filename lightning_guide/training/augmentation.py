@@ -1,7 +1,7 @@
-"""Geometric augmentation that the network is told of, so that it does not leak into samples.
+"""Non-leaking geometric augmentation (EDM): the network is conditioned on the augmentation parameters.
 
 Karras et al. 2022, https://arxiv.org/abs/2206.00364, section 5 and table 6, after Karras et al. 2020 (ADA),
-https://arxiv.org/abs/2006.06676. Other than there, pictures are resampled bicubically, without the wavelet filters.
+https://arxiv.org/abs/2006.06676. Unlike there, images are resampled bicubically, without wavelet filters.
 """
 
 from __future__ import annotations
@@ -19,31 +19,35 @@ __all__ = ["AugmentedLoss", "GeometricAugmentation"]
 
 
 class GeometricAugmentation(nn.Module):
-    """Random flips, zoom, turn, stretch and shift of pictures (B, C, H, W), each with probability `probability`.
+    """Random flips, zoom, turn, stretch and shift of images (B, C, H, W), each with probability `probability`.
 
     ==============  ==================  ==================================  =====================
-    transformation  draws               picture                             what is told, (B, 9)
+    transformation  draws               effect on the image                 vector, (B, 9)
     ==============  ==================  ==================================  =====================
     mirror x        a0 = 0 or 1         x -> (1 - 2 a0) x, always           a0
     mirror y        a1 = 0 or 1         y -> (1 - 2 a1) y                   a1
-    zoom            a2 ~ N(0, 1)        by 2^(.2 a2)                        a2
+    zoom            a2 ~ N(0, 1)        by 2^(0.2 a2)                       a2
     turn            a3 ~ U(-pi, pi)     by a3                               cos a3 - 1, sin a3
-    stretch         a4 ~ U(-pi, pi),    by 2^(.2 a5) along a4,              a5 cos a4, a5 sin a4
-                    a5 ~ N(0, 1)        2^(-.2 a5) across
+    stretch         a4 ~ U(-pi, pi),    by 2^(0.2 a5) along a4,             a5 cos a4, a5 sin a4
+                    a5 ~ N(0, 1)        2^(-0.2 a5) across
     shift           a6, a7 ~ N(0, 1)    by a6 W / 8, a7 H / 8               a6, a7
     ==============  ==================  ==================================  =====================
 
-    What is not drawn is 0, and zeros are what the network is told when it samples. Beyond the border pictures are
-    mirrored. Pictures that are only flipped keep their values exactly.
+    Parameters of transformations that are not applied are 0; the vector is zero in sampling. Images are mirrored beyond
+    the border. Images that are only flipped keep their values exactly.
     """
 
     channels = 9
 
     def __init__(self, probability: float = 0.12, *, mirror: bool = True) -> None:
-        """`probability` of each transformation, .12 for CIFAR-10, .15 for FFHQ and AFHQ; `mirror`: flip x always.
+        """Configure the augmentation.
+
+        Args:
+            probability: of each transformation; 0.12 for CIFAR-10, 0.15 for FFHQ and AFHQ.
+            mirror: draw x flips for all images, whatever `probability`.
 
         Raises:
-            ValueError: if `probability` is none.
+            ValueError: if `probability` is not in [0, 1].
         """
         super().__init__()
         if not 0 <= probability <= 1:
@@ -51,18 +55,18 @@ class GeometricAugmentation(nn.Module):
         self.probability, self.mirror = probability, mirror
 
     def forward(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Pictures `(B, C, H, W)` and what the network is told of them, `(B, 9)`.
+        """Return augmented images `(B, C, H, W)` and the augmentation vector `(B, 9)`.
 
         Raises:
-            ValueError: if `x` are no pictures.
+            ValueError: if `x` is not of shape (B, C, H, W).
         """
         if x.ndim != 4:
-            raise ValueError(f"GeometricAugmentation is for pictures (B, C, H, W), got data of shape {tuple(x.shape)}")
+            raise ValueError(f"GeometricAugmentation is for images (B, C, H, W), got data of shape {tuple(x.shape)}")
         a = self.draw(len(x), generator)
-        return self.transform(x, a), self.told(a)
+        return self.transform(x, a), self.vector(a)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Parameters a0 ... a7, `(count, 8)`."""
+        """Draw parameters a0 ... a7, `(count, 8)`."""
         options = {"generator": generator, "device": generator.device}
         flips = torch.randint(2, (count, 2), **options)  # type: ignore[call-overload]
         angles = (torch.rand(count, 2, **options) * 2 - 1) * math.pi  # type: ignore[call-overload]
@@ -83,20 +87,20 @@ class GeometricAugmentation(nn.Module):
             dim=1,
         )
 
-    def told(self, a: Tensor) -> Tensor:
-        """What the network is told, `(B, 9)`, of parameters `a` (B, 8)."""
+    def vector(self, a: Tensor) -> Tensor:
+        """Return the augmentation vector `(B, 9)` of parameters `a` (B, 8), the input of the network."""
         a0, a1, a2, a3, a4, a5, a6, a7 = a.unbind(1)
         return torch.stack([a0, a1, a2, a3.cos() - 1, a3.sin(), a5 * a4.cos(), a5 * a4.sin(), a6, a7], dim=1)
 
     def transform(self, x: Tensor, a: Tensor) -> Tensor:
-        """Pictures `x` (B, C, H, W) transformed by `a` (B, 8)."""
+        """Return images `x` (B, C, H, W) transformed by parameters `a` (B, 8)."""
         flip_x, flip_y = (a[:, i].bool()[:, None, None, None] for i in (0, 1))
         x = torch.where(flip_x, x.flip(3), x)
         x = torch.where(flip_y, x.flip(2), x)
         H, W = x.shape[2:]
         matrix, shift = _forward_map(a, H, W)
         inverse = torch.linalg.inv(matrix)
-        # from pixels around the middle to the units of grid_sample, in which a picture reaches from -1 to 1
+        # from pixels relative to the center to the units of grid_sample, in which an image extends from -1 to 1
         half = torch.tensor([W / 2, H / 2], dtype=x.dtype, device=x.device)
         theta = torch.cat([inverse * half / half[:, None], -(inverse @ shift) / half[:, None]], dim=2)
         grid = F.affine_grid(theta.to(x.dtype), list(x.shape), align_corners=False)
@@ -105,7 +109,7 @@ class GeometricAugmentation(nn.Module):
 
 
 def _forward_map(a: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Zoom, turn, stretch, then shift, in pixels around the middle: matrix `(B, 2, 2)` and shift `(B, 2, 1)`."""
+    """Return matrix `(B, 2, 2)` and shift `(B, 2, 1)` of zoom, turn, stretch, then shift, in pixels from the center."""
     zoom, stretch = 2 ** (0.2 * a[:, 2]), 2 ** (0.2 * a[:, 5])
     along = torch.stack([stretch, 1 / stretch], dim=1)
     axes = _rotation(a[:, 4])
@@ -115,35 +119,35 @@ def _forward_map(a: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 def _rotation(angle: Tensor) -> Tensor:
-    """Rotation matrices `(B, 2, 2)`."""
+    """Return rotation matrices `(B, 2, 2)`."""
     c, s = angle.cos(), angle.sin()
     return torch.stack([torch.stack([c, -s], dim=1), torch.stack([s, c], dim=1)], dim=1)
 
 
 class AugmentedLoss(TrainingLoss):
-    """Another loss of augmented pictures; the network is told how they were. Held-out losses are not augmented."""
+    """Another loss on augmented images, with the network conditioned on the augmentation; held-out losses are plain."""
 
     def __init__(self, loss: TrainingLoss, augmentation: GeometricAugmentation) -> None:
-        """`loss` of the pictures that `augmentation` makes; the denoiser takes `augmentation=` beside the condition."""
+        """Configure the loss and the augmentation, whose vector is passed to the denoiser as keyword `augmentation`."""
         super().__init__(loss.noise)
         self.loss, self.augmentation = loss, augmentation
 
     def forward(
         self, denoiser: Denoiser, clean: Tensor, condition: Tensor | None, generator: torch.Generator
     ) -> LossTerms:
-        """As `TrainingLoss.forward`, of `clean` augmented."""
+        """Return the terms of `TrainingLoss.forward` for augmented `clean` (B, C, H, W)."""
         clean, vector = self.augmentation(clean, generator)
-        return self.loss(_Told(denoiser, vector), clean, condition, generator)
+        return self.loss(_WithAugmentation(denoiser, vector), clean, condition, generator)
 
     def at(
         self, denoiser: Denoiser, clean: Tensor, condition: Tensor | None, sigma: Tensor, noise: Tensor
     ) -> LossTerms:
-        """Those of the other loss, of `clean` as they are."""
+        """Return the terms of `loss` without augmentation."""
         return self.loss.at(denoiser, clean, condition, sigma, noise)
 
 
-class _Told(Denoiser):
-    """A denoiser that is told how its pictures were augmented."""
+class _WithAugmentation(Denoiser):
+    """Denoiser with a fixed augmentation vector."""
 
     def __init__(self, denoiser: Denoiser, vector: Tensor) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Held-out loss at fixed noise levels with fixed noise: the same number on every machine and for any split."""
+"""Held-out loss at fixed noise levels with fixed noise, independent of batch size and number of processes."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ class HeldoutLoss:
     """Mean error of a denoiser on held-out data for each of a few noise levels."""
 
     def __init__(self, sigmas: Sequence[float], *, seed: int) -> None:
-        """`sigmas` (S,): the noise levels; noise of example i depends on (seed, i) alone."""
+        """Configure the noise levels `sigmas` (S,); the noise of example i depends only on (seed, i)."""
         self.sigmas, self.seed = list(sigmas), seed
         self.reset(torch.device("cpu"))
 
     def reset(self, device: torch.device) -> None:
-        """Forgets all examples; sums live on `device`."""
+        """Reset the sums, on `device`."""
         self.sums = torch.zeros(len(self.sigmas), dtype=torch.float64, device=device)
         self.count = torch.zeros((), dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def update(self, loss: TrainingLoss, denoiser: Denoiser, batch: Batch, indices: Sequence[int]) -> None:
-        """Adds the examples `batch`, number `indices` of the held-out data."""
+        """Add the examples `batch`, whose indices in the held-out data are `indices`."""
         noise = SampleSeeds(self.seed, indices).normal("heldout", batch.x.shape[1:], batch.x.device)
         for i, sigma in enumerate(self.sigmas):
             levels = torch.full((len(batch.x),), sigma, device=batch.x.device)
@@ -38,7 +38,7 @@ class HeldoutLoss:
         self.count += len(batch.x)
 
     def compute(self) -> dict[str, float]:
-        """Mean error by noise level over all processes; nothing if there were no examples."""
+        """Return the mean error by noise level over all processes; empty without examples."""
         *sums, count = all_reduce_sum(torch.cat([self.sums, self.count[None]])).tolist()
         if not count:
             return {}

@@ -1,8 +1,8 @@
-"""Training losses of a denoiser, one noise level for each example.
+"""Training losses of a denoiser (EDM, score matching), with one noise level for each example.
 
 * `EDMLoss`: E[lambda(s) / exp(u(s)) |D(y + s n) - y|^2 + u(s)] with lambda = (s^2 + s_d^2) / (s s_d)^2 and a learned
   log-uncertainty u (Karras et al. 2024, https://arxiv.org/abs/2312.02696, equations 14 and 15).
-* `ScoreMatchingLoss`: E[s^2 |score(x) - target|^2], the target being the exact score of a known distribution
+* `ScoreMatchingLoss`: E[s^2 |score(x) - target|^2], where the target is the exact score of a known distribution
   (explicit) or (y - x) / s^2 (denoising); Karras et al. 2024, https://arxiv.org/abs/2406.02507, appendix C.
 """
 
@@ -23,7 +23,7 @@ __all__ = ["EDMLoss", "LossTerms", "PredictionLoss", "ScoreMatchingLoss", "Train
 
 @dataclass(frozen=True)
 class LossTerms:
-    """Of each example (B,): `objective` to be minimized, the plain weighted `error`, and its noise level `sigma`."""
+    """Loss terms of each example (B,): `objective` (minimized), weighted `error`, and noise level `sigma`."""
 
     objective: Tensor
     error: Tensor
@@ -31,17 +31,17 @@ class LossTerms:
 
 
 class TrainingLoss(nn.Module, ABC):
-    """Base of the losses: draws noise levels and noise, at which a subclass says what a denoiser is to be."""
+    """Base of the losses: draws noise levels and noise, at which subclasses define the terms (`at`)."""
 
     def __init__(self, noise: NoiseDistribution | None = None) -> None:
-        """`noise`: distribution of the noise level, default LogNormal(-1.2, 1.2)."""
+        """Configure the distribution `noise` of the noise level; default LogNormal(-1.2, 1.2)."""
         super().__init__()
         self.noise = noise or LogNormal()
 
     def forward(
         self, denoiser: Denoiser, clean: Tensor, condition: Tensor | None, generator: torch.Generator
     ) -> LossTerms:
-        """The terms for the clean examples `clean` (B, *), all draws from `generator`."""
+        """Return the terms for the clean examples `clean` (B, *); all draws are from `generator`."""
         sigma = self.noise.sample(len(clean), generator)
         noise = torch.randn(clean.shape, generator=generator, device=clean.device)
         return self.at(denoiser, clean, condition, sigma, noise)
@@ -50,51 +50,57 @@ class TrainingLoss(nn.Module, ABC):
     def at(
         self, denoiser: Denoiser, clean: Tensor, condition: Tensor | None, sigma: Tensor, noise: Tensor
     ) -> LossTerms:
-        """The terms at given noise levels `sigma` (B,) with given standard normal `noise` (B, *)."""
+        """Return the terms at given noise levels `sigma` (B,) with given standard normal `noise` (B, *)."""
 
     def constrain(self) -> None:
-        """Normalizes the weights of a learned part after an optimizer step."""
+        """Normalize the weights of a learned part after an optimizer step."""
         normalize_weights_(self)
 
 
 class PredictionLoss(TrainingLoss):
-    """Base of the losses of what the denoiser says of noised examples."""
+    """Base of the losses of the denoiser's estimate of noised examples."""
 
     def at(
         self, denoiser: Denoiser, clean: Tensor, condition: Tensor | None, sigma: Tensor, noise: Tensor
     ) -> LossTerms:
-        """The terms of D(clean + sigma noise; sigma)."""
+        """Return the terms of D(clean + sigma noise; sigma)."""
         noised = clean + expand(sigma, clean) * noise
         return self.compare(denoiser(noised, sigma, condition), clean, noised, sigma, denoiser.sigma_data)
 
     @abstractmethod
     def compare(self, denoised: Tensor, clean: Tensor, noised: Tensor, sigma: Tensor, sigma_data: float) -> LossTerms:
-        """The terms of one prediction `denoised` (B, *) by a denoiser for data of standard deviation `sigma_data`."""
+        """Return the terms of an estimate `denoised` (B, *); `sigma_data`: standard deviation of the data."""
 
 
 class Uncertainty(nn.Module):
-    """u(sigma), the learned logarithm of the weighted error: a linear map of Fourier features of ln(sigma) / 4."""
+    """Learned log-uncertainty u(sigma) of the weighted error: a linear map of Fourier features of ln(sigma) / 4."""
 
     def __init__(self, channels: int = 128) -> None:
-        """`channels`: number of Fourier features."""
+        """Configure the number of Fourier features (`channels`)."""
         super().__init__()
         self.fourier, self.linear = MPFourier(channels), MPLinear(channels, 1)
 
     def forward(self, sigma: Tensor) -> Tensor:
-        """u `(B,)` of `sigma` (B,)."""
+        """Return u `(B,)` of `sigma` (B,)."""
         return self.linear(self.fourier(sigma.log() / 4)).squeeze(-1)
 
 
 class EDMLoss(PredictionLoss):
-    """lambda / exp(u) |D - y|^2 + u, averaged over the elements of an example."""
+    """EDM loss lambda / exp(u) |D - y|^2 + u, averaged over the elements of an example.
+
+    >>> loss = EDMLoss(uncertainty=False)
+    >>> clean, noised, sigma = torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([0.5])
+    >>> loss.compare(torch.zeros(1, 2), clean, noised, sigma, sigma_data=0.5).error  # lambda(0.5) = 8
+    tensor([8.])
+    """
 
     def __init__(self, noise: NoiseDistribution | None = None, *, uncertainty: bool = True) -> None:
-        """`uncertainty`: learn u(sigma); without it u = 0."""
+        """Configure the noise levels; `uncertainty`: learn u(sigma), else u = 0."""
         super().__init__(noise)
         self.uncertainty = Uncertainty() if uncertainty else None
 
     def compare(self, denoised: Tensor, clean: Tensor, noised: Tensor, sigma: Tensor, sigma_data: float) -> LossTerms:
-        """`error` is lambda |D - y|^2, about 1 for an untrained denoiser at every level."""
+        """Return the terms; `error` is lambda |D - y|^2, about 1 for an untrained denoiser at every level."""
         weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
         error = weight * (denoised - clean).square().flatten(1).mean(1)
         if self.uncertainty is None:
@@ -104,10 +110,14 @@ class EDMLoss(PredictionLoss):
 
 
 class ScoreMatchingLoss(PredictionLoss):
-    """s^2 |score - target|^2 = |D - D*|^2 / s^2, averaged over the elements of an example."""
+    """Score matching loss s^2 |score - target|^2 = |D - D*|^2 / s^2, averaged over the elements of an example."""
 
     def __init__(self, noise: NoiseDistribution | None = None, *, exact: nn.Module | None = None) -> None:
-        """`exact`: a distribution with `denoise(x, sigma)`, whose exact score is the target; None: D* = y."""
+        """Configure the target: the score of a distribution `exact` with `denoise(x, sigma)`, or None: D* = y.
+
+        Raises:
+            ValueError: if `exact` lacks `denoise`.
+        """
         super().__init__(noise)
         if exact is not None and not hasattr(exact, "denoise"):
             raise ValueError(
@@ -116,7 +126,7 @@ class ScoreMatchingLoss(PredictionLoss):
         self.exact = exact
 
     def compare(self, denoised: Tensor, clean: Tensor, noised: Tensor, sigma: Tensor, sigma_data: float) -> LossTerms:
-        """`error` equals the objective."""
+        """Return the terms; `error` equals the objective."""
         target = clean
         if self.exact is not None:
             with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What a training step says about itself: loss by noise level, gradients that were not finite."""
+"""Training statistics: loss by noise level, and a guard against gradients that are not finite."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ __all__ = ["GradientGuard", "NoiseLevelMeans", "TrainingDivergedError"]
 
 
 class TrainingDivergedError(RuntimeError):
-    """Training was stopped because nothing finite was left to learn from."""
+    """Error: training stopped after too many consecutive steps without a finite gradient."""
 
 
 class NoiseLevelMeans:
-    """Mean error in bins of noise level since the last report; costs no host synchronisation until then."""
+    """Mean error in bins of noise level since the last report, without host synchronization until then."""
 
     def __init__(self, edges: Sequence[float]) -> None:
-        """`edges` (E,) ascending noise levels; E + 1 bins, the outer ones open."""
+        """Configure the ascending noise levels `edges` (E,) of E + 1 bins, of which the outer ones are open."""
         if list(edges) != sorted(set(edges)):
             raise ValueError(f"noise-level bins need ascending edges, got {list(edges)}")
         self.edges = list(edges)
         self.sums: Tensor | None = None
 
     def update(self, terms: LossTerms) -> None:
-        """Adds the examples of one step."""
+        """Add the examples of one step."""
         error = terms.error.detach().double()
         bins = torch.bucketize(terms.sigma, torch.tensor(self.edges, device=error.device))
         if self.sums is None:
@@ -37,10 +37,7 @@ class NoiseLevelMeans:
         self.sums[1].index_add_(0, bins, torch.ones_like(error))
 
     def report(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Mean error overall and of each bin that saw an example; starts anew.
-
-        `reduce` sums a tensor over all processes.
-        """
+        """Return the mean error overall and of each non-empty bin, and reset; `reduce` sums over all processes."""
         if self.sums is None:
             return {}
         sums, counts = reduce(self.sums).tolist()
@@ -54,15 +51,15 @@ class NoiseLevelMeans:
 
 
 class GradientGuard:
-    """Sets gradient elements that are not finite to zero, counts them, and stops a run that has nothing else left.
+    """Guard that zeroes and counts gradient elements that are not finite, and stops a run without finite gradients.
 
-    An element whose square overflows counts as not finite: Adam's second moment would never recover from it. Under DDP
-    gradients are equal on all ranks when this runs, and of sharded ones they hear of each other, so all decide alike;
-    what is counted is in this process's share.
+    An element whose square overflows counts as not finite: Adam's second moment would never recover from it. All ranks
+    take the same decision: under DDP their gradients are equal, and for sharded weights the flags are reduced. Elements
+    are counted in the share of this process.
     """
 
     def __init__(self, patience: int) -> None:
-        """`patience`: number of consecutive steps without any finite gradient after which training stops.
+        """Configure `patience`: number of consecutive steps without a finite gradient after which training stops.
 
         Raises:
             ValueError: if `patience` is below 1.
@@ -75,13 +72,13 @@ class GradientGuard:
 
     @torch.no_grad()
     def sanitize(self, module: nn.Module, step: int) -> None:
-        """Works on the gradients of `module` before optimizer step number `step`.
+        """Zero non-finite elements of the gradients of `module` before optimizer step number `step`.
 
-        Without one finite gradient tensor they are taken away, so that the optimizer leaves the weights alone: zeros
-        would still move them by its momentum.
+        Without a finite gradient tensor all gradients are set to None, so that the optimizer leaves the weights
+        unchanged: with zeros its momentum would still move them.
 
         Raises:
-            TrainingDivergedError: after `patience` steps in a row without one finite gradient tensor.
+            TrainingDivergedError: after `patience` steps in a row without a finite gradient tensor.
         """
         gradients = local_tensor(p.grad for p in module.parameters() if p.grad is not None)
         if not gradients:

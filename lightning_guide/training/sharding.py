@@ -1,7 +1,7 @@
-"""Weights sharded over processes (FSDP2), for networks too large to be held, with optimizer and averages, by each.
+"""Weights sharded over processes (FSDP2), for networks whose weights, optimizer and averages exceed one process.
 
 Zhao et al. 2023, https://arxiv.org/abs/2304.11277; `torch.distributed.fsdp.fully_shard`. Each process keeps some rows
-of every weight; a block's weights are gathered when it runs. For everything here, what is not sharded is left as it is.
+of every weight; a block's weights are gathered when it runs. All functions accept unsharded modules as well.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ShardedTraining(pl.LightningModule):
     denoiser: Denoiser
 
     def configure_model(self) -> None:
-        """Shards the weights, once, if the strategy is one for sharding."""
+        """Shard the weights, once, if the strategy is a `ModelParallelStrategy`."""
         if self._trainer is None or not isinstance(self.trainer.strategy, ModelParallelStrategy):
             return
         if _mesh(self.denoiser) is None:
@@ -50,14 +50,14 @@ class ShardedTraining(pl.LightningModule):
 
 
 def shard_(denoiser: Denoiser, mesh: DeviceMesh) -> None:
-    """Shards the weights over the one axis of `mesh`, block by block, in place; scalars stay whole.
+    """Shard the weights over the single axis of `mesh`, block by block, in place; scalars stay unsharded.
 
-    All processes begin with the weights of the first. Blocks are what the lists of the network hold.
+    All processes start from the weights of rank 0. Blocks are the elements of the network's module lists and dicts.
     """
     for tensor in [*denoiser.parameters(), *denoiser.buffers()]:
         torch.distributed.broadcast(tensor.data, 0)
     scalars = {parameter for parameter in denoiser.parameters() if parameter.ndim == 0}
-    for container in reversed(list(denoiser.modules())):  # what lies inside comes first
+    for container in reversed(list(denoiser.modules())):  # inner blocks first
         if isinstance(container, nn.ModuleList | nn.ModuleDict):
             for block in container.children():
                 fully_shard(block, mesh=mesh, ignored_params=scalars)
@@ -65,18 +65,18 @@ def shard_(denoiser: Denoiser, mesh: DeviceMesh) -> None:
 
 
 def local_tensor(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """What this process holds of each tensor, as views."""
+    """Return the shard of each tensor on this process, as a view."""
     return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
 
 
 def _mesh(module: nn.Module) -> DeviceMesh | None:
-    """Over which processes the weights are sharded, None if they are not."""
+    """Return the device mesh over which the weights are sharded, or None."""
     return next((p.device_mesh for p in module.parameters() if isinstance(p, DTensor)), None)
 
 
 @torch.no_grad()
 def average_gradients_(module: nn.Module) -> None:
-    """Averages over processes the gradients of what stayed whole in a sharded `module`; FSDP does it for the rest."""
+    """Average the gradients of unsharded weights in a sharded `module` over processes; FSDP averages the others."""
     if _mesh(module) is None:
         return
     gradients = [p.grad for p in module.parameters() if p.grad is not None and not isinstance(p.grad, DTensor)]
@@ -90,7 +90,7 @@ def average_gradients_(module: nn.Module) -> None:
 
 
 def true_on_all_shards(flags: Tensor, module: nn.Module) -> Tensor:
-    """Bools (*) that hold on every process; of what is not sharded all hold the same anyway."""
+    """Return which `flags` (*) are true on every process; unchanged if unsharded, where all processes agree."""
     if _mesh(module) is None:
         return flags
     numbers = flags.int()
@@ -98,20 +98,20 @@ def true_on_all_shards(flags: Tensor, module: nn.Module) -> Tensor:
     return numbers.bool()
 
 
-def _gathered(tensor: Tensor) -> Tensor:
-    """The whole tensor, on all processes; all have to ask."""
+def _gather(tensor: Tensor) -> Tensor:
+    """Return the full tensor on all processes (a collective call)."""
     return cast(Tensor, tensor.full_tensor()) if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
 def unsharded_state(module: nn.Module) -> dict[str, Tensor]:
-    """The state dict with whole tensors. Of a sharded one it is gathered, and is empty but on the first process."""
+    """Return the state dict with full tensors; that of a sharded module is gathered, and empty except on rank 0."""
     state: dict[str, Tensor] = module.state_dict()
     if _mesh(module) is None:
         return state
     kept = {}
     for name, tensor in state.items():
-        gathered = _gathered(tensor)
+        gathered = _gather(tensor)
         if torch.distributed.get_rank() == 0:
             kept[name] = gathered.cpu()
     return kept
@@ -119,7 +119,7 @@ def unsharded_state(module: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_unsharded_(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Loads whole tensors, of which each process has all and keeps its share."""
+    """Load full tensors, which every process holds, and keep the shard of this process."""
     mesh = _mesh(module)
     if mesh is None:
         module.load_state_dict(state)
@@ -135,11 +135,11 @@ def load_unsharded_(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 @torch.no_grad()
 def clone_sharded(denoiser: Denoiser) -> Denoiser:
-    """A frozen float32 copy in eval mode, sharded as `denoiser` is."""
+    """Return a frozen float32 copy in eval mode, sharded like `denoiser`."""
     mesh = _mesh(denoiser)
     if mesh is None:
         return copy.deepcopy(denoiser).float().eval().requires_grad_(False)
-    second = _built_again(denoiser).float().eval().requires_grad_(False)
+    second = _rebuild(denoiser).float().eval().requires_grad_(False)
     shard_(second, mesh)
     targets, sources = (local_tensor(model.state_dict().values()) for model in (second, denoiser))
     for target, source in zip(targets, sources, strict=True):
@@ -147,20 +147,20 @@ def clone_sharded(denoiser: Denoiser) -> Denoiser:
     return second
 
 
-def _built_again(denoiser: Denoiser) -> Denoiser:
-    """A model of the same recipe on the same device, not sharded, with fresh weights."""
+def _rebuild(denoiser: Denoiser) -> Denoiser:
+    """Return an unsharded model of the same recipe on the same device, with new weights."""
     with torch.random.fork_rng(devices=[]):
         return cast(Denoiser, build(denoiser.recipe)).to(next(denoiser.parameters()).device)
 
 
 @torch.no_grad()
 def unshard(denoiser: Denoiser) -> Denoiser:
-    """`denoiser` itself, or, if it is sharded, a frozen copy in eval mode that each process holds whole.
+    """Return `denoiser` itself, or, if it is sharded, a frozen unsharded copy in eval mode on each process.
 
-    So that processes may evaluate it at their own pace, each as often as it has samples to draw.
+    Processes can then evaluate it independently, each for its own number of samples.
     """
     if _mesh(denoiser) is None:
         return denoiser
-    single = _built_again(denoiser)
-    single.load_state_dict({name: _gathered(tensor) for name, tensor in denoiser.state_dict().items()})
+    single = _rebuild(denoiser)
+    single.load_state_dict({name: _gather(tensor) for name, tensor in denoiser.state_dict().items()})
     return single.eval().requires_grad_(False)
