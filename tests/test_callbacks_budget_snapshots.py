@@ -1,4 +1,4 @@
-"""Snapshots at budgets: exactly there, and refused where a step does not end."""
+"""Snapshots at budgets: stored exactly there; budgets between two steps are rejected."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ def test_averages_are_stored_at_the_budgets(tmp_path: Path) -> None:
         (12, {"accumulate_grad_batches": 2}, "averages move every 8 images .* expected 8 or 16"),
     ],
 )
-def test_a_budget_between_two_steps_is_refused(
+def test_budget_between_two_steps_is_rejected(
     tmp_path: Path, budget: int, options: dict[str, int], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         fit(tmp_path, PostHocEMA(1000), BudgetSnapshots([budget]), **options)
 
 
-def test_averages_that_move_every_few_steps(tmp_path: Path) -> None:
+def test_budgets_with_averages_updated_every_few_steps(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="averages move every 12 images .* expected 12 or 24"):
         fit(tmp_path, PostHocEMA(1000, update_every_steps=3), BudgetSnapshots([16]))
 
 
-def test_a_budget_beyond_the_end_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_budget_beyond_the_end_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         fit(tmp_path, PostHocEMA(1000), BudgetSnapshots([8, 64]))
     assert "ends after 32 images and will not reach the budgets [64]" in caplog.text
 
 
-def test_what_it_needs(tmp_path: Path) -> None:
+def test_needs_averages_and_budgets(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="add that callback as well"):
         fit(tmp_path, BudgetSnapshots([8]))
     for budgets in ([], [0]):

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: when, how many, and whole whatever goes wrong while one is written."""
+"""Checkpoints of a run: when, how many, and complete after any failure while one is written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.runs import TinyImages, tiny_module, tiny_trainer
 
 
 class Names(pl.Callback):
-    """Notes the files in the folder of checkpoints at the begin of each micro-step."""
+    """Records the files in the checkpoint folder at the start of each micro-step."""
 
     def __init__(self) -> None:
         self.seen: list[list[str]] = []
@@ -45,14 +45,14 @@ def test_saves_at_the_interval_and_at_the_end_and_keeps_the_newest(tmp_path: Pat
         assert torch.load(path, weights_only=True)["global_step"] == int(path.stem[5:])
 
 
-def test_there_is_no_newest_checkpoint_before_the_first(tmp_path: Path) -> None:
+def test_newest_checkpoint_is_none_before_the_first(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path) is None
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / ".step-000000004.ckpt.tmp").write_bytes(b"half")
     assert newest_checkpoint(tmp_path) is None
 
 
-def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
+def test_finished_run_is_not_saved_again(tmp_path: Path) -> None:
     fit(tmp_path, RunCheckpoint(100), steps=2)
     path = newest_checkpoint(tmp_path)
     assert path is not None
@@ -62,7 +62,7 @@ def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
     assert trainer.global_step == 2 and path.stat().st_mtime_ns == before
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+def test_temporary_files_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     stray, other = tmp_path / "checkpoints" / ".step-000000001.ckpt.tmp", tmp_path / "checkpoints" / "notes.txt"
     stray.write_bytes(b"half")
@@ -71,7 +71,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     assert not stray.exists() and other.exists()
 
 
-def test_a_full_disk_leaves_the_older_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_leaves_the_older_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save = pl.Trainer.save_checkpoint
 
     def fails(trainer: pl.Trainer, path: Path, **options: Any) -> None:
@@ -85,7 +85,7 @@ def test_a_full_disk_leaves_the_older_checkpoint(tmp_path: Path, monkeypatch: py
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000000002.ckpt"]
 
 
-def test_the_file_that_the_disk_has_no_room_for_is_named(tmp_path: Path) -> None:
+def test_full_disk_error_names_the_file(tmp_path: Path) -> None:
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
     try:
@@ -97,6 +97,6 @@ def test_the_file_that_the_disk_has_no_room_for_is_named(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("arguments", [{"every_steps": 0}, {"every_steps": 1, "keep": 0}])
-def test_impossible_settings_are_refused(arguments: dict[str, int]) -> None:
+def test_invalid_settings_are_rejected(arguments: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="needs every_steps >= 1 and keep >= 1, got"):
         RunCheckpoint(**arguments)

@@ -1,4 +1,4 @@
-"""Compiled or recomputed, training gives the same weights; averages and snapshots are none the wiser."""
+"""Compilation and recomputation leave training, averages and snapshots unchanged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHAPE = (1, 8, 8)
 
 
 def trained(folder: Path, *, dropout: float = 0.2, **options: Any) -> dict[str, Tensor]:
-    """Weights after 3 steps, with averages and an evaluation."""
+    """Return the weights after 3 steps, with averages and an evaluation."""
     torch.manual_seed(0)
     network = EDM2UNet(SHAPE, num_classes=3, model_channels=8, channel_mult=[1, 2], num_blocks=1,
                        attention_resolutions=[4], dropout=dropout)  # fmt: skip
@@ -30,14 +30,14 @@ def trained(folder: Path, *, dropout: float = 0.2, **options: Any) -> dict[str, 
     return dict(module.denoiser.state_dict())
 
 
-def test_recomputing_changes_no_bit(tmp_path: Path) -> None:
-    """Dropout is drawn again as it was."""
+def test_recomputing_is_bit_identical(tmp_path: Path) -> None:
+    """Dropout masks are the same in the recomputation."""
     plain, recomputed = trained(tmp_path / "a"), trained(tmp_path / "b", recompute=True)
     assert_same(recomputed, plain)
     assert_same(snapshots(tmp_path / "b"), snapshots(tmp_path / "a"))
 
 
-def test_recomputing_keeps_less(generator: torch.Generator) -> None:
+def test_recomputing_stores_fewer_activations(generator: torch.Generator) -> None:
     network = EDM2UNet(SHAPE, model_channels=8, channel_mult=[1, 2], num_blocks=1, attention_resolutions=[4])
     x = torch.randn(2, *SHAPE, generator=generator)
     kept = []
@@ -55,8 +55,8 @@ def test_recomputing_keeps_less(generator: torch.Generator) -> None:
     assert kept[1] < kept[0] / 3
 
 
-def test_switches_reach_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without this, the comparisons here could hold because nothing was switched."""
+def test_settings_reach_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the comparisons of this file could hold because no setting was applied."""
     compiled: list[Any] = []
     monkeypatch.setattr(EDM2UNet, "compile", lambda network, mode: compiled.append((network, mode)))
     for options in ({"recompute": True}, {"compile": True}, {"compile": True, "mode": "max-autotune"}, {}):
@@ -69,15 +69,15 @@ def test_switches_reach_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
-def test_compiled_training_is_eager_training(tmp_path: Path) -> None:
-    """Without dropout, of which compiled code draws other masks."""
+def test_compiled_training_equals_eager_training(tmp_path: Path) -> None:
+    """Dropout is off: compiled code draws other masks."""
     plain, compiled = trained(tmp_path / "a", dropout=0), trained(tmp_path / "b", dropout=0, compile=True)
     assert plain.keys() == compiled.keys()
     for name, weight in plain.items():
         torch.testing.assert_close(compiled[name], weight, rtol=1e-5, atol=2e-5)
 
 
-def test_a_switch_that_does_not_fit_is_said(tmp_path: Path) -> None:
+def test_unsupported_models_are_rejected(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, TrainingOptimizations(recompute=True), steps=1)
     with pytest.raises(ValueError, match="a TinyNetwork cannot recompute its blocks"):
         trainer.fit(tiny_module(average=None), datamodule=TinyImages())

@@ -1,4 +1,4 @@
-"""The 2D figure: its parts against closed forms, its panels against what was evaluated, and its refusals."""
+"""The 2D figure: parts against closed forms, panels against the evaluations, and errors of invalid settings."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def trainer(folder: Path, *callbacks: pl.Callback, **options: Any) -> pl.Trainer
 
 @pytest.fixture
 def coarse(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Figure]]:
-    """Coarse maps, and the figures that were drawn."""
+    """Reduce the resolution of density maps, and return the drawn figures."""
     drawn: list[Figure] = []
     render = fractal_figure.render
 
@@ -94,7 +94,7 @@ def coarse(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Figure]]:
     yield drawn
 
 
-def test_the_whole_figure_of_a_test_run(tmp_path: Path, coarse: list[Figure]) -> None:
+def test_figure_of_a_test_run(tmp_path: Path, coarse: list[Figure]) -> None:
     figure = FractalFigure(TREE, PANELS, CURVES, close_up=CLOSE_UP, count=20)
     run = trainer(tmp_path, figure, logger=TensorBoardLogger(str(tmp_path), name="", version="events"))
     trained = module(evaluations(), density=DensityMetrics(TREE))
@@ -130,7 +130,7 @@ def test_the_whole_figure_of_a_test_run(tmp_path: Path, coarse: list[Figure]) ->
     assert colors["young"] != colors["scaled"]
 
 
-def test_there_is_no_figure_before_the_guider(tmp_path: Path, coarse: list[Figure]) -> None:
+def test_no_figure_before_the_guider_is_stored(tmp_path: Path, coarse: list[Figure]) -> None:
     (tmp_path / "snapshots").mkdir()
     named = evaluations(ag_2=Autoguidance(Snapshot("1/2"), 2.0))
     run = trainer(tmp_path, FractalFigure(TREE, PANELS, CURVES, close_up=CLOSE_UP), max_steps=1)
@@ -148,13 +148,13 @@ def test_there_is_no_figure_before_the_guider(tmp_path: Path, coarse: list[Figur
         ({"close_up": ZoomWindow(guided="nothing")}, "the evaluation 'nothing', which does not exist"),
     ],
 )
-def test_refuses_what_is_not_evaluated(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+def test_missing_evaluations_are_rejected(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
     complete: dict[str, Any] = {"panels": PANELS, "curves": CURVES, "close_up": CLOSE_UP} | arguments
     with pytest.raises(ValueError, match=message):
         trainer(tmp_path, FractalFigure(TREE, **complete)).test(module(evaluations()), Points(TREE), verbose=False)
 
 
-def test_refuses_a_model_and_a_distribution_without_density(tmp_path: Path) -> None:
+def test_model_and_distribution_without_density_are_rejected(tmp_path: Path) -> None:
     figure = FractalFigure(TREE, PANELS, CURVES, close_up=CLOSE_UP)
     blind = module(evaluations(), ScoreScaling(positive=LogDensityMLP(width=4)))
     with pytest.raises(ValueError, match="a ScoreScaling has none; expected a denoiser with log_density"):
@@ -163,7 +163,7 @@ def test_refuses_a_model_and_a_distribution_without_density(tmp_path: Path) -> N
         FractalFigure(LogDensityMLP(width=4), PANELS, CURVES)
 
 
-def test_a_prediction_needs_none_of_it(tmp_path: Path) -> None:
+def test_prediction_needs_no_evaluations(tmp_path: Path) -> None:
     predictions = trainer(tmp_path, FractalFigure(TREE, PANELS, CURVES)).predict(module({}), Points(TREE))
     assert predictions is not None and len(predictions) == 1
 
@@ -177,7 +177,7 @@ def test_a_prediction_needs_none_of_it(tmp_path: Path) -> None:
         (Guided([NORMAL, NORMAL], [1.5, 2.0]), 2.5),
     ],
 )
-def test_weights_are_read_from_the_guidance(guidance: Any, weight: float) -> None:
+def test_curve_weight_is_read_from_the_guidance(guidance: Any, weight: float) -> None:
     assert fractal_figure._weight(guidance) == pytest.approx(weight)
 
 
@@ -204,7 +204,7 @@ def test_maps_are_normalized_in_their_window_and_compared_in_nats() -> None:
     )
     assert float(narrow.values.exp().mean()) * 9 == pytest.approx(1.0, abs=1e-4)
     assert float(narrow.values.max()) == pytest.approx(-math.log(2 * math.pi * 0.04), abs=1e-2)
-    assert narrow.divergence(wide) == pytest.approx(math.log(2) + 0.5 - 1, abs=1e-3)  # variances .04 and .08, d = 2
+    assert narrow.divergence(wide) == pytest.approx(math.log(2) + 0.5 - 1, abs=1e-3)  # variances 0.04 and 0.08, d = 2
     assert narrow.divergence(narrow) == 0
 
 
@@ -229,7 +229,7 @@ def test_trajectories_follow_the_exact_flow_of_a_normal_distribution() -> None:
     assert bool(((states[1] - states[0]) * first >= 0).all())
 
 
-def test_trajectories_of_a_mixture_end_where_the_mixture_is() -> None:
+def test_trajectories_of_a_mixture_end_inside_its_outline() -> None:
     pair = GaussianMixture([[-0.2, 0.0], [0.2, 0.0]], [[[1e-6, 0.0], [0.0, 1e-6]]] * 2)
     x = torch.tensor([[-0.05, 0.1], [0.05, -0.1]])
     ends = trajectories(pair, SAMPLER, x, sigma=0.1, steps=20)[-1]

@@ -1,4 +1,4 @@
-"""Clean stops: real signals in the middle of an accumulated step, in validation, twice, and in a thread."""
+"""Graceful stops: real signals in the middle of an accumulated step, in validation, twice, and in a thread."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.runs import TinyImages, evaluation, tiny_module, tiny_trainer
 
 
 class Signal(pl.Callback):
-    """Sends a signal to this process at the begin of a micro-step or of a validation; notes what happens after it."""
+    """Sends a signal to this process at the start of a micro-step or validation; records later events."""
 
     def __init__(self, number: int, batch: int | None = None, *, times: int = 1, validation: int = 0) -> None:
         self.number, self.batch, self.times, self.validation = number, batch, times, validation
@@ -48,7 +48,7 @@ def fit(folder: Path, sender: Signal, **options: Any) -> pl.Trainer:
 
 @pytest.fixture(autouse=True)
 def handlers_come_back() -> Any:
-    outside = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job begins with SIGINT ignored
+    outside = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with SIGINT ignored
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     yield
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
@@ -56,8 +56,8 @@ def handlers_come_back() -> Any:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("batch", [4, 5])  # the begin and the middle of the third accumulated step
-def test_leaves_after_the_step_with_a_checkpoint_of_it_and_without_validation(
+@pytest.mark.parametrize("batch", [4, 5])  # start and middle of the third accumulated step
+def test_stops_after_the_step_with_its_checkpoint_and_without_validation(
     tmp_path: Path, number: signal.Signals, batch: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     sender = Signal(number, batch)
@@ -66,7 +66,7 @@ def test_leaves_after_the_step_with_a_checkpoint_of_it_and_without_validation(
     assert sender.micro_steps == 6 and trainer.global_step == 3 and sender.validations == 0
     assert newest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step-000000003.ckpt"
     assert f"{number.name} requested a stop: stopping after step 3" in caplog.text
-    assert trainer.limit_val_batches == 1.0  # as it was
+    assert trainer.limit_val_batches == 1.0  # restored
 
 
 def test_a_signal_in_validation_waits_for_the_next_step(tmp_path: Path) -> None:
@@ -80,10 +80,10 @@ def test_a_second_ctrl_c_interrupts_at_once(tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         fit(tmp_path, Signal(signal.SIGINT, 4, times=2))
     assert newest_checkpoint(tmp_path) is None
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning leaves it ignored on its way out
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning leaves it ignored on exit
 
 
-def test_the_same_trainer_may_go_on_after_a_stop(tmp_path: Path) -> None:
+def test_same_trainer_can_continue_after_a_stop(tmp_path: Path) -> None:
     sender = Signal(signal.SIGTERM, 4)
     trainer = fit(tmp_path, sender)
     trainer.should_stop = False
@@ -92,7 +92,7 @@ def test_the_same_trainer_may_go_on_after_a_stop(tmp_path: Path) -> None:
     assert trainer.global_step == 20 and sender.validations == 5
 
 
-def test_outside_of_the_main_thread_it_does_nothing(tmp_path: Path) -> None:
+def test_does_nothing_outside_of_the_main_thread(tmp_path: Path) -> None:
     steps: list[int] = []
     thread = threading.Thread(target=lambda: steps.append(fit(tmp_path, Signal(0), steps=2).global_step))
     thread.start()
@@ -100,7 +100,7 @@ def test_outside_of_the_main_thread_it_does_nothing(tmp_path: Path) -> None:
     assert steps == [2]
 
 
-def test_serves_any_module(tmp_path: Path) -> None:
+def test_works_with_any_module(tmp_path: Path) -> None:
     from lightning.pytorch.demos.boring_classes import BoringModel
 
     trainer = tiny_trainer(tmp_path, GracefulStop(), Signal(signal.SIGTERM, 3), steps=20)

@@ -1,4 +1,4 @@
-"""The report: strict JSON, a table on the terminal, a table in TensorBoard."""
+"""Metrics report: strict JSON, a table on the terminal, a table in TensorBoard."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MIXTURE = GaussianMixture([[-1.0, 0.0], [1.0, 0.0]], [[[0.01, 0.0], [0.0, 0.01]]
 
 
 class Numbers(SampleMetric):
-    """Given numbers, whatever is drawn."""
+    """Metric with fixed values, independent of the samples."""
 
     def __init__(self, **values: float) -> None:
         super().__init__()
@@ -98,12 +98,12 @@ def test_test_writes_every_evaluation_and_prints_an_aligned_table(tmp_path: Path
     assert set(rule) == {"-"} and len({len(line) for line in lines}) == 1
     assert rows[0].split()[-4:] == ["1.912", "0", "nan", "-"] and rows[1].split()[-4:] == ["1.235e+04", "-", "-", "inf"]
     assert rows[1].startswith("cfg, w = 2 ")
-    for name in ("samples", "fd"):  # numbers end where their head ends
+    for name in ("samples", "fd"):  # numbers are right-aligned with their header
         end = head.index(name) + len(name)
         assert all(row[end - 1] != " " and row[end : end + 1] in (" ", "") for row in rows)
 
 
-def test_a_fit_reports_each_validation_and_says_what_was_skipped(tmp_path: Path, capsys: Any) -> None:
+def test_fit_reports_each_validation_and_skipped_evaluations(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "snapshots").mkdir()
     guided = Evaluation(Autoguidance(Snapshot("1/2")), SAMPLER, num_samples=4)
     report = trainer(
@@ -132,7 +132,7 @@ def test_a_fit_reports_each_validation_and_says_what_was_skipped(tmp_path: Path,
 
 
 class Some(Energy):
-    """A loss without a slope for samples of even index, and for the others until the last of its steps."""
+    """Energy with zero gradient for samples of even index, and for the others until the last of its steps."""
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         raise AssertionError
@@ -147,7 +147,7 @@ class Some(Energy):
         return loss
 
 
-def test_samples_that_a_guide_could_not_steer_are_reported(tmp_path: Path, capsys: Any) -> None:
+def test_samples_without_a_guidance_gradient_are_reported(tmp_path: Path, capsys: Any) -> None:
     guided = [EnergyGuidance(Some(), [AtClean(ConstantStep(0.01))]), DPS(SquaredDistance([3.0, 3.0], 1.0), 0.1)]
     never = EnergyGuidance(Some(), [AtClean(ConstantStep(0.01))], window=SigmaWindow(low=1e4))
     some, all_of_them, off = (
@@ -168,7 +168,7 @@ def test_samples_that_a_guide_could_not_steer_are_reported(tmp_path: Path, capsy
     assert len(tags) == 1 and tags[0].startswith("some/unguided") and log.Scalars(tags[0])[0].value == 3
 
 
-def test_extractors_stand_in_the_file_and_below_the_table(tmp_path: Path, capsys: Any) -> None:
+def test_extractors_are_in_the_file_and_below_the_table(tmp_path: Path, capsys: Any) -> None:
     torch.manual_seed(0)
     net = ModuleFeatures(torch.nn.Linear(2, 2))
     fd, kid = FrechetDistance(RawPixels()), KernelDistance(net)
@@ -197,7 +197,7 @@ def test_without_evaluations_nothing_is_printed(tmp_path: Path, capsys: Any) -> 
     assert "evaluation" not in capsys.readouterr().out
 
 
-def test_an_interrupted_write_leaves_the_last_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_write_leaves_the_previous_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = Points(MIXTURE, heldout_size=8)
     trainer(tmp_path, MetricsReport()).test(module({"a": evaluation(fd=1.0)}), data, verbose=False)
 

@@ -1,4 +1,4 @@
-"""Averages in training: against the closed form from recorded weights, on disk, through checkpoints and second fits."""
+"""Averages in training: closed form from recorded weights, snapshots, checkpoints and second fits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.runs import (
 
 
 class Weights(pl.Callback):
-    """Notes (images, parameters) after each optimizer step, and the live averages with them."""
+    """Records (images, parameters) and the current averages after each optimizer step."""
 
     def __init__(self, averages: PostHocEMA | None = None, width: float = 0.05) -> None:
         self.averages, self.width = averages, width
@@ -47,7 +47,7 @@ class Weights(pl.Callback):
 
 
 def closed_form(seen: list[tuple[int, list[Tensor]]], width: float) -> list[Tensor]:
-    """Weighted mean of the weights seen at updates, weights proportional to t_i^(g+1) - t_{i-1}^(g+1)."""
+    """Return the mean of the weights at updates, with factors proportional to t_i^(g+1) - t_{i-1}^(g+1)."""
     times = torch.tensor([0.0, *(t for t, _ in seen)], dtype=torch.float64)
     shares = (times ** (gamma(width) + 1)).diff() / times[-1] ** (gamma(width) + 1)
     parameters = [torch.stack([p[i].double() for _, p in seen]) for i in range(len(seen[0][1]))]
@@ -71,7 +71,7 @@ def test_averages_follow_the_closed_form(tmp_path: Path, every: int, accumulate:
     assert averages.images == 28 * accumulate
 
 
-def test_a_low_precision_network_is_averaged_in_float32(tmp_path: Path) -> None:
+def test_low_precision_network_is_averaged_in_float32(tmp_path: Path) -> None:
     averages, weights = PostHocEMA(1000), Weights()
     module = tiny_module(TinyNetwork().to(torch.bfloat16), average=None)
     tiny_trainer(tmp_path, averages, weights, steps=3).fit(module, datamodule=TinyImages())
@@ -81,7 +81,7 @@ def test_a_low_precision_network_is_averaged_in_float32(tmp_path: Path) -> None:
         torch.testing.assert_close(average.double(), expected, rtol=1e-5, atol=1e-7)
 
 
-def test_live_averages_are_refused_before_the_first_step_and_for_unknown_widths(tmp_path: Path) -> None:
+def test_live_average_needs_a_first_step_and_a_tracked_width(tmp_path: Path) -> None:
     averages = PostHocEMA(1000)
     with pytest.raises(ValueError, match="sigma_rel=0.05 holds nothing before the first training step"):
         averages.live(0.05)
@@ -104,7 +104,7 @@ def test_live_averages_are_refused_before_the_first_step_and_for_unknown_widths(
         ({"every_images": 8, "sigma_rels": [0.3]}, "sigma_rel must lie between 0 and"),
     ],
 )
-def test_impossible_settings_are_refused(arguments: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_rejected(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PostHocEMA(**arguments)
 
@@ -126,14 +126,14 @@ def test_snapshots_at_the_interval_at_early_fractions_and_at_the_end(tmp_path: P
         assert times(tmp_path / name) == [8, 16, 24, 32, 40, 64, 80, 88]
 
 
-def test_snapshots_with_sparse_updates_are_taken_at_the_update_that_passes_their_time(tmp_path: Path) -> None:
+def test_sparse_updates_store_at_the_first_update_after_each_time(tmp_path: Path) -> None:
     callbacks = [PostHocEMA(20, update_every_steps=3), EarlySnapshots(["1/11"], rebuildable=1)]
     trainer = tiny_trainer(tmp_path, *callbacks, steps=11, accumulate_grad_batches=2)
     trainer.fit(tiny_module(average=None), datamodule=TinyImages())
     assert times(tmp_path) == [24, 48, 72, 88]  # updates at 24, 48, 72, 88
 
 
-def test_snapshots_tell_their_network_their_plan_and_their_buffers(tmp_path: Path) -> None:
+def test_snapshots_hold_recipe_plan_and_buffers(tmp_path: Path) -> None:
     module = tiny_module(average=None)
     trainer = tiny_trainer(tmp_path, PostHocEMA(16), steps=6)
     trainer.fit(module, datamodule=TinyImages())
@@ -149,7 +149,7 @@ def test_snapshots_tell_their_network_their_plan_and_their_buffers(tmp_path: Pat
         assert all(tensors[name].dtype == torch.float32 for name in tensors if name != "network.calls")
 
 
-def test_the_guider_from_the_store_is_the_live_average_bit_for_bit(tmp_path: Path) -> None:
+def test_stored_guider_equals_the_live_average_bit_for_bit(tmp_path: Path) -> None:
     averages = PostHocEMA(16, sigma_rels=[0.07, 0.2])
     weights = Weights(averages, width=0.07)
     trainer = tiny_trainer(tmp_path, averages, weights, steps=6)
@@ -173,7 +173,7 @@ def test_snapshots_of_lower_precision_round_only_what_is_stored(tmp_path: Path, 
     assert tensors["network.calls"].dtype == torch.int64
 
 
-def test_a_folder_with_snapshots_of_another_network_is_refused(tmp_path: Path) -> None:
+def test_folder_with_snapshots_of_another_network_is_rejected(tmp_path: Path) -> None:
     data = TinyImages(classes=0)
     network = TinyNetwork(num_classes=0)
     tiny_trainer(tmp_path, PostHocEMA(8), steps=2).fit(tiny_module(network, average=None), datamodule=data)
@@ -181,21 +181,22 @@ def test_a_folder_with_snapshots_of_another_network_is_refused(tmp_path: Path) -
     with pytest.raises(ValueError, match=r"safetensors belongs to another network .* expected a folder without"):
         tiny_trainer(tmp_path, PostHocEMA(8), steps=2).fit(tiny_module(average=None), datamodule=TinyImages())
     assert_same(snapshots(tmp_path), before)
-    # the same network may: a run killed before its first checkpoint begins anew
+    # the same network is accepted: a run killed before its first checkpoint starts over
     tiny_trainer(tmp_path, PostHocEMA(8), steps=2).fit(tiny_module(network, average=None), datamodule=data)
 
 
 # --- checkpoints ---------------------------------------------------------------------------------------
 
 
-def test_checkpoints_are_plain_data_and_hold_the_module_alone(tmp_path: Path) -> None:
+def test_checkpoints_are_plain_data_with_only_the_module(tmp_path: Path) -> None:
     module = full_run(str(tmp_path), steps=4, accumulate=1, val_check_interval=2)
     path = newest_checkpoint(tmp_path)
     assert path is not None
     loaded = torch.load(path, weights_only=True)
     assert set(loaded["state_dict"]) == set(module.state_dict())
     assert {name.split(".")[0] for name in loaded["state_dict"]} == {"denoiser", "loss"}
-    assert {name.split(".")[0] for name, _ in module.named_modules()} == {"", "denoiser", "loss"}  # nothing leaks in
+    # averages are not submodules
+    assert {name.split(".")[0] for name, _ in module.named_modules()} == {"", "denoiser", "loss"}
     own = [*module.denoiser.parameters(), *module.loss.parameters()]
     assert {id(p) for p in module.parameters()} == {id(p) for p in own}
     assert loaded["clock"] == {"images_seen": 16, "planned_images": 16}
@@ -205,18 +206,18 @@ def test_checkpoints_are_plain_data_and_hold_the_module_alone(tmp_path: Path) ->
 
 @pytest.mark.parametrize("every", [1, 3])
 def test_averages_survive_a_resume_bit_for_bit(tmp_path: Path, every: int) -> None:
-    # left at step 7, between two updates; the plan, and with it the early snapshots, is that of the whole run
+    # stopped at step 7, between two updates; the plan, and with it the early snapshots, is that of the full run
     whole, parted = str(tmp_path / "whole"), str(tmp_path / "parted")
     full_run(whole, update_every_steps=every)
-    full_run(parted, update_every_steps=every, callbacks=[LeaveAt(7)])
+    full_run(parted, update_every_steps=every, callbacks=[StopAfter(7)])
     assert checkpoint(parted)["global_step"] == 7
     full_run(parted, update_every_steps=every)
     assert_same(checkpoint(whole), checkpoint(parted))
     assert_same(snapshots(whole), snapshots(parted))
 
 
-class LeaveAt(pl.Callback):
-    """Ends training after that step."""
+class StopAfter(pl.Callback):
+    """Ends training after `step`."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -225,7 +226,7 @@ class LeaveAt(pl.Callback):
         trainer.should_stop = trainer.global_step == self.step
 
 
-def test_resuming_with_other_widths_is_refused(tmp_path: Path) -> None:
+def test_resuming_with_other_widths_is_rejected(tmp_path: Path) -> None:
     def fit(*widths: float, **options: Any) -> None:
         trainer = tiny_trainer(tmp_path, PostHocEMA(8, sigma_rels=widths), RunCheckpoint(2), steps=4)
         trainer.fit(tiny_module(average=None), datamodule=TinyImages(), **options)
@@ -235,7 +236,7 @@ def test_resuming_with_other_widths_is_refused(tmp_path: Path) -> None:
         fit(0.1, ckpt_path=newest_checkpoint(tmp_path), weights_only=True)
 
 
-def test_two_sets_of_averages_live_side_by_side(tmp_path: Path) -> None:
+def test_two_sets_of_averages_in_one_run(tmp_path: Path) -> None:
     def fit(folder: Path, *callbacks: PostHocEMA) -> None:
         trainer = tiny_trainer(folder, *callbacks, RunCheckpoint(2), steps=4)
         trainer.fit(tiny_module(average=None), datamodule=TinyImages())
@@ -249,7 +250,7 @@ def test_two_sets_of_averages_live_side_by_side(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("average", [0.1, 0.2])
-def test_an_evaluation_finds_the_set_that_holds_its_average(tmp_path: Path, average: float) -> None:
+def test_evaluation_finds_the_callback_that_tracks_its_average(tmp_path: Path, average: float) -> None:
     module = tiny_module(average=average, evaluations={"plain": evaluation()})
     callbacks = [PostHocEMA(8), PostHocEMA(8, sigma_rels=[0.2])]
     tiny_trainer(tmp_path, *callbacks, steps=2, limit_val_batches=1.0, val_check_interval=2).fit(
@@ -258,10 +259,10 @@ def test_an_evaluation_finds_the_set_that_holds_its_average(tmp_path: Path, aver
     assert module._main == [callbacks[average == 0.2].live(average)]
 
 
-# --- used again ----------------------------------------------------------------------------------------
+# --- second fits ---------------------------------------------------------------------------------------
 
 
-def test_a_new_fit_starts_new_averages_and_a_longer_one_goes_on(tmp_path: Path) -> None:
+def test_new_fit_starts_new_averages_and_longer_fit_continues(tmp_path: Path) -> None:
     averages, weights = PostHocEMA(1000), Weights()
     module = tiny_module(average=None)
     trainer = tiny_trainer(tmp_path / "first", averages, weights, steps=3)
@@ -279,7 +280,7 @@ def test_a_new_fit_starts_new_averages_and_a_longer_one_goes_on(tmp_path: Path) 
         torch.testing.assert_close(average.double(), expected, rtol=1e-5, atol=1e-7)
 
 
-def test_only_diffusion_modules_have_what_is_averaged(tmp_path: Path) -> None:
+def test_other_modules_are_rejected(tmp_path: Path) -> None:
     from lightning.pytorch.demos.boring_classes import BoringModel
 
     with pytest.raises(ValueError, match="averages the denoiser of a DiffusionModule, got a BoringModel"):

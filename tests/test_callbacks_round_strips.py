@@ -1,4 +1,4 @@
-"""Strips of rounds: a row for each, the same samples in a column."""
+"""Strips of rounds: one row for each round, one column for each sample."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.runs import SAMPLER, TinyImages, tiny_trainer
 
 
 class Gray(Denoiser):
-    """Pictures around gray: N(0, .2^2 I)."""
+    """Denoiser of images around gray: N(0, 0.2^2 I)."""
 
     data_shape, num_classes, sigma_data = (1, 4, 4), 0, 0.2
 
@@ -31,10 +31,10 @@ def test_rows_are_rounds_and_get_brighter(tmp_path: Path) -> None:
     module = GradientOptimization(Gray(), brighter, sampling, num_rounds=5, at="sample", redraw=False)
     trainer = tiny_trainer(tmp_path, RoundStrips(columns=3, every=2), limit_test_batches=1.0)
     trainer.test(module, datamodule=TinyImages(shape=(1, 4, 4)), verbose=False)
-    picture = Image.open(tmp_path / "report/rounds.png")
+    image = Image.open(tmp_path / "report/rounds.png")
     side = 64 + 2  # enlarged, with a border of 2
-    assert picture.size == (3 * side + 2, 3 * side + 2)  # rounds 0, 2 and 4
-    rows = torch.tensor(list(picture.convert("L").getdata())).reshape(picture.size[::-1]).float()
+    assert image.size == (3 * side + 2, 3 * side + 2)  # rounds 0, 2 and 4
+    rows = torch.tensor(list(image.convert("L").getdata())).reshape(image.size[::-1]).float()
     means = [float(rows[2 + i * side : 2 + i * side + 64, 2 : 2 + 64].mean()) for i in range(3)]
     assert means[1] > means[0] + 10 and abs(means[2] - means[1]) < 1  # the tilt, then the same tilt with the same noise
     assert [record["objective"] for record in module.rounds.history[1:]] == [module.rounds.history[1]["objective"]] * 4

@@ -1,4 +1,4 @@
-"""Sample grids: the right samples in the right order, in TensorBoard and in files, for pictures and for points."""
+"""Sample grids: the right samples in the right order, in TensorBoard and in files, for images and for points."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SAMPLER = Euler(KarrasGrid(3, sigma_max=5.0))
 
 
 class Pale(Denoiser):
-    """The denoiser of white-noise pictures of standard deviation `scale` / 2."""
+    """Denoiser of white-noise images of standard deviation `scale` / 2."""
 
     num_classes, sigma_data = 0, 0.5
 
@@ -49,8 +49,8 @@ class Pale(Denoiser):
         return x * (variance / (variance + sigma.reshape(-1, *[1] * (x.ndim - 1) if sigma.ndim else []) ** 2))
 
 
-class Pictures(DiffusionData):
-    """Four held-out pictures; samples are stored as uint8, or as they are."""
+class FourImages(DiffusionData):
+    """Four held-out images; samples are stored as uint8, or unchanged."""
 
     num_classes = 0
 
@@ -71,7 +71,7 @@ class Pictures(DiffusionData):
 
 
 class Kept(EvaluationSamples):
-    """Remembers what it was given to draw."""
+    """Keeps the samples instead of drawing them."""
 
     def draw(self, trainer: pl.Trainer, module: DiffusionModule, samples: dict[str, DrawnSamples]) -> None:
         self.drawn = samples
@@ -91,7 +91,9 @@ def trainer(folder: Path, *callbacks: pl.Callback, logger: bool = False, **optio
     )
 
 
-def pictures(shape: tuple[int, ...] = (1, 8, 8), *, batch: int = 3, count: int = 10, first: int = 0) -> DiffusionModule:
+def image_module(
+    shape: tuple[int, ...] = (1, 8, 8), *, batch: int = 3, count: int = 10, first: int = 0
+) -> DiffusionModule:
     common: dict[str, Any] = {"sampler": SAMPLER, "num_samples": count, "batch_size": batch, "first_index": first}
     evaluations = {"plain": Evaluation(**common), "w=2/odd name": Evaluation(guidance=ScoreScaling(2.0), **common)}
     return DiffusionModule(Pale(shape), EDMLoss(), evaluations=evaluations, average=None)
@@ -108,9 +110,9 @@ def pixels(data: Path | bytes) -> np.ndarray:
 
 
 @pytest.mark.parametrize("batch", [1, 3, 4, 100])
-def test_keeps_the_samples_of_smallest_index_whatever_the_batches(tmp_path: Path, batch: int) -> None:
+def test_keeps_the_samples_of_smallest_index_for_any_batch_size(tmp_path: Path, batch: int) -> None:
     kept, everything = Kept(4), Kept(1000)
-    trainer(tmp_path, kept, everything).test(pictures(batch=batch, first=20), Pictures((1, 8, 8)), verbose=False)
+    trainer(tmp_path, kept, everything).test(image_module(batch=batch, first=20), FourImages((1, 8, 8)), verbose=False)
     assert list(kept.drawn) == ["plain", "w=2/odd name"]
     for name, drawn in kept.drawn.items():
         assert drawn.index.tolist() == [20, 21, 22, 23]
@@ -120,7 +122,7 @@ def test_keeps_the_samples_of_smallest_index_whatever_the_batches(tmp_path: Path
 
 def test_keeps_the_smallest_indices_in_any_order_of_arrival() -> None:
     kept = Kept(3)
-    module = pictures()
+    module = image_module()
     for number in ([5, 9], [7, 1], [8, 6], [0, 2]):
         index = torch.tensor(number)
         kept._keep(module, 0, DrawnSamples(index, -torch.ones_like(index), index[:, None].float() * 10))
@@ -130,29 +132,29 @@ def test_keeps_the_smallest_indices_in_any_order_of_arrival() -> None:
 
 @pytest.fixture
 def grids(tmp_path: Path) -> Iterator[Path]:
-    """A test run with grids of 6 pictures in 3 columns."""
+    """Folder of a test run with grids of 6 images in 3 columns."""
     run = trainer(tmp_path, SampleGrid(6, columns=3), Kept(6), logger=True)
-    run.test(pictures(), Pictures((1, 8, 8)), verbose=False)
+    run.test(image_module(), FourImages((1, 8, 8)), verbose=False)
     expected = run.callbacks[1].drawn["plain"].x  # type: ignore[attr-defined]
     torch.save(expected, tmp_path / "expected.pt")
     yield tmp_path
 
 
-def test_tiny_pictures_are_enlarged_and_laid_out_by_rows(grids: Path) -> None:
+def test_tiny_images_are_enlarged_and_laid_out_by_rows(grids: Path) -> None:
     names = sorted(path.name for path in (grids / "grids").iterdir())
     assert names == ["test-0-plain.png", "test-0-w=2_odd_name.png"]
     grid = pixels(grids / "grids" / "test-0-plain.png")
     assert grid.shape == (2 * 66 + 2, 3 * 66 + 2, 3) and grid.dtype == np.uint8
     expected = torch.load(grids / "expected.pt")
-    for number, picture in enumerate(expected):
+    for number, image in enumerate(expected):
         top, left = 2 + 66 * (number // 3), 2 + 66 * (number % 3)
         tile = grid[top : top + 64, left : left + 64]
-        assert (tile[::8, ::8, 0] == picture[0].numpy()).all()
+        assert (tile[::8, ::8, 0] == image[0].numpy()).all()
         assert (tile == np.repeat(np.repeat(tile[::8, ::8], 8, axis=0), 8, axis=1)).all()
     assert (grid[:2] == 255).all()
 
 
-def test_tensorboard_holds_the_same_picture_as_the_file(grids: Path) -> None:
+def test_tensorboard_holds_the_same_image_as_the_file(grids: Path) -> None:
     log = events(grids)
     assert sorted(log.Tags()["images"]) == ["samples/plain", "samples/w=2/odd name"]
     (event,) = log.Images("samples/plain")
@@ -171,21 +173,21 @@ def test_draws_at_each_validation_of_a_fit_at_its_step_but_not_in_the_sanity_che
         check_val_every_n_epoch=None,
         num_sanity_val_steps=1,
     )
-    run.fit(pictures(count=3), Pictures((1, 8, 8)))
+    run.fit(image_module(count=3), FourImages((1, 8, 8)))
     assert sorted(path.name for path in folder.glob("*plain.png")) == ["fit-4-plain.png", "fit-8-plain.png"]
     assert [event.step for event in events(tmp_path).Images("samples/plain")] == [2, 4]
 
 
-def test_color_pictures_are_not_enlarged_beyond_need_and_may_be_alone(tmp_path: Path) -> None:
-    trainer(tmp_path, SampleGrid(2)).test(pictures((3, 64, 70), count=2), Pictures((3, 64, 70)), verbose=False)
+def test_color_images_of_full_size_are_not_enlarged(tmp_path: Path) -> None:
+    trainer(tmp_path, SampleGrid(2)).test(image_module((3, 64, 70), count=2), FourImages((3, 64, 70)), verbose=False)
     assert pixels(tmp_path / "grids" / "test-0-plain.png").shape == (64 + 4, 2 * 72 + 2, 3)
 
 
 @pytest.mark.parametrize("channels", [2, 4])
-def test_latents_show_three_channels_or_one_over_their_whole_range(tmp_path: Path, channels: int) -> None:
+def test_latents_show_three_channels_or_one_over_their_full_range(tmp_path: Path, channels: int) -> None:
     shape = (channels, 64, 64)
-    data = Pictures(shape, stored=torch.float32)
-    trainer(tmp_path, SampleGrid(2)).test(pictures(shape, count=2), data, verbose=False)
+    data = FourImages(shape, stored=torch.float32)
+    trainer(tmp_path, SampleGrid(2)).test(image_module(shape, count=2), data, verbose=False)
     grid = pixels(tmp_path / "grids" / "test-0-plain.png")
     tile = grid[2:66, 2:66]
     assert grid.min() == 0 and tile.std() > 10
@@ -199,22 +201,22 @@ def test_points_are_scattered_on_the_axes_of_the_real_data(tmp_path: Path) -> No
     module = DiffusionModule(mixture, EDMLoss(), evaluations=evaluations, average=None)
     trainer(tmp_path, SampleGrid(150)).test(module, Points(mixture), verbose=False)
     drawn = {name: pixels(tmp_path / "grids" / f"test-0-{name}.png") for name in evaluations}
-    for picture in drawn.values():
-        assert picture.shape == (600, 600, 3)
+    for image in drawn.values():
+        assert image.shape == (600, 600, 3)
     dots = _blue(drawn["plain"])
-    assert dots.sum() > 1000 and not dots[:, 290:340].any()  # two heaps with a gap between
+    assert dots.sum() > 1000 and not dots[:, 290:340].any()  # two clusters with a gap between them
     assert np.flatnonzero(dots.any(axis=0)).min() < 150 and np.flatnonzero(dots.any(axis=0)).max() > 480
     assert not dots[:246].any() and _blue(drawn["far"])[:246].any()
 
 
-def _blue(picture: np.ndarray) -> np.ndarray:
-    return (picture[..., 2].astype(int) - picture[..., 0]) > 100
+def _blue(image: np.ndarray) -> np.ndarray:
+    return (image[..., 2].astype(int) - image[..., 0]) > 100
 
 
 @pytest.mark.parametrize("dimensions", [1, 5])
 def test_points_of_other_dimensions_and_points_that_are_not_finite_are_drawn(tmp_path: Path, dimensions: int) -> None:
-    data = Pictures((dimensions,), stored=torch.float32)
-    module = pictures((dimensions,), count=20)
+    data = FourImages((dimensions,), stored=torch.float32)
+    module = image_module((dimensions,), count=20)
     run = trainer(tmp_path, SampleGrid(20), Kept(20))
     run.test(module, data, verbose=False)
     drawn = run.callbacks[1].drawn  # type: ignore[attr-defined]
@@ -228,6 +230,6 @@ def test_points_of_other_dimensions_and_points_that_are_not_finite_are_drawn(tmp
 
 
 @pytest.mark.parametrize(("arguments", "message"), [({"count": 0}, "count >= 1"), ({"columns": 0}, "columns >= 1")])
-def test_refuses_empty_grids(arguments: dict[str, int], message: str) -> None:
+def test_empty_grids_are_rejected(arguments: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SampleGrid(**arguments)

@@ -1,4 +1,4 @@
-"""The sample writer: what is on disk is what was drawn, for any batches, processes, formats and interruptions."""
+"""Sample writer: files hold the drawn samples for any batches, processes, formats and interruptions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SAMPLER = Euler(KarrasGrid(3, sigma_max=5.0))
 
 
 class Shade(Denoiser):
-    """White noise around a level that its label gives."""
+    """Denoiser of white noise around a level given by the label."""
 
     sigma_data = 0.5
 
@@ -50,7 +50,7 @@ class Shade(Denoiser):
 
 
 class Stored(DiffusionData):
-    """Samples are stored as uint8, or as they are."""
+    """Data whose samples are stored as uint8, or unchanged."""
 
     def __init__(self, shape: tuple[int, ...], num_classes: int = 0, *, as_bytes: bool = True) -> None:
         super().__init__(batch_size=2)
@@ -69,7 +69,7 @@ class Stored(DiffusionData):
 
 
 class Interrupt(pl.Callback):
-    """Fails after batch 1."""
+    """Raises an error after batch 1."""
 
     def on_predict_batch_end(self, *arguments: Any, **named: Any) -> None:
         if arguments[4] == 1:
@@ -77,7 +77,7 @@ class Interrupt(pl.Callback):
 
 
 class Drawn(EvaluationSamples):
-    """Writes the indices it was given to draw."""
+    """Writes the indices of the samples to a file."""
 
     def draw(self, trainer: pl.Trainer, module: DiffusionModule, samples: dict[str, DrawnSamples]) -> None:
         indices = {name: drawn.index.tolist() for name, drawn in samples.items()}
@@ -116,7 +116,7 @@ def files(folder: Path) -> list[str]:
 
 
 def records(folder: Path) -> dict[str, dict[str, bytes]]:
-    """Key -> extension -> bytes of all shards; a key in two shards fails."""
+    """Return key -> extension -> bytes of all shards; fail if a key is in two shards."""
     found: dict[str, dict[str, bytes]] = {}
     for path in sorted(folder.glob("*.tar")):
         with tarfile.open(path) as tar:
@@ -145,16 +145,16 @@ def test_png_files_are_named_by_index_in_folders_of_a_thousand(tmp_path: Path) -
     names = ["000000/000998.png", "000000/000999.png", "001000/001000.png", "001000/001001.png", "001000/001002.png"]
     assert files(tmp_path / "samples") == [*names, "samples.npz"]
     expected = np.load(tmp_path / "samples" / "samples.npz")["x"]
-    for name, picture in zip(names, expected, strict=True):
-        assert (np.array(Image.open(tmp_path / "samples" / name)) == picture.transpose(1, 2, 0)).all()
+    for name, image in zip(names, expected, strict=True):
+        assert (np.array(Image.open(tmp_path / "samples" / name)) == image.transpose(1, 2, 0)).all()
 
 
-def test_gray_pictures_stay_gray(tmp_path: Path) -> None:
+def test_gray_images_stay_gray(tmp_path: Path) -> None:
     predict(tmp_path, ["png"], (1, 4, 4), count=1)
     assert Image.open(tmp_path / "samples" / "000000" / "000000.png").mode == "L"
 
 
-def test_npz_is_sorted_and_depends_on_no_batch_size(tmp_path: Path) -> None:
+def test_npz_is_sorted_and_independent_of_the_batch_size(tmp_path: Path) -> None:
     archives = []
     for batch in (1, 3, 100):
         predict(tmp_path / str(batch), ["npz"], classes=4, count=7, batch=batch)
@@ -165,12 +165,12 @@ def test_npz_is_sorted_and_depends_on_no_batch_size(tmp_path: Path) -> None:
     assert first["x"].dtype == np.uint8 and first["x"].shape == (7, 3, 4, 4)
     assert first["index"].tolist() == list(range(7)) and first["condition"].tolist() == [0, 1, 2, 3, 0, 1, 2]
     means = first["x"].reshape(7, -1).mean(axis=1)
-    assert means[3] > means[0] + 40  # labels and pictures belong together
+    assert means[3] > means[0] + 40  # labels match images
     for other in archives[1:]:
         assert all((other[name] == first[name]).all() for name in first.files)
 
 
-def test_shards_are_read_by_webdataset(tmp_path: Path) -> None:
+def test_webdataset_reads_the_shards(tmp_path: Path) -> None:
     predict(tmp_path, ["shards", "npz"], classes=4, count=7, records_per_shard=3)
     folder = tmp_path / "samples"
     shards = [f"samples-00000-{number:06d}.tar" for number in range(3)]
@@ -181,7 +181,7 @@ def test_shards_are_read_by_webdataset(tmp_path: Path) -> None:
     read = list(dataset)
     assert [key for key, _, _ in read] == [f"{index:06d}" for index in range(7)]
     assert [label for _, _, label in read] == expected["condition"].tolist()
-    assert all((picture.transpose(2, 0, 1) == x).all() for (_, picture, _), x in zip(read, expected["x"], strict=True))
+    assert all((image.transpose(2, 0, 1) == x).all() for (_, image, _), x in zip(read, expected["x"], strict=True))
 
 
 def test_points_go_to_npz_and_shards_as_float32_without_labels(tmp_path: Path) -> None:
@@ -197,13 +197,13 @@ def test_points_go_to_npz_and_shards_as_float32_without_labels(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("shape", [(2,), (2, 4, 4)])
-def test_png_of_what_is_no_picture_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+def test_png_of_other_data_is_rejected(tmp_path: Path, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"got \(2, 4, 4\) and|shape \(3, 2\); expected formats 'npz' or 'shards'"):
         predict(tmp_path, ["png"], shape, count=3, as_bytes=len(shape) == 3)
     assert files(tmp_path) == []
 
 
-def test_a_prediction_that_was_interrupted_is_overwritten_by_the_next(tmp_path: Path) -> None:
+def test_interrupted_prediction_is_overwritten_by_the_next(tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     formats: list[Any] = ["png", "npz", "shards"]
     predict(whole, formats, count=9, records_per_shard=4)
@@ -211,7 +211,7 @@ def test_a_prediction_that_was_interrupted_is_overwritten_by_the_next(tmp_path: 
     with pytest.raises(RuntimeError, match="interrupted"):
         trainer(broken, writer, Interrupt()).predict(module((3, 4, 4), count=9), Stored((3, 4, 4)))
     left = files(broken / "samples")
-    assert "samples-00000-000000.tar" in left and "samples-00000-000001.tar" not in left  # whole shards only
+    assert "samples-00000-000000.tar" in left and "samples-00000-000001.tar" not in left  # complete shards only
     assert not [name for name in left if name.endswith(".tmp")] and "samples.npz" not in left
     predict(broken, formats, count=9, records_per_shard=4)
     assert files(broken) == files(whole)
@@ -220,10 +220,10 @@ def test_a_prediction_that_was_interrupted_is_overwritten_by_the_next(tmp_path: 
             assert (broken / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_a_shorter_prediction_leaves_no_shard_of_the_longer_one(tmp_path: Path) -> None:
+def test_shorter_prediction_removes_shards_of_a_longer_one(tmp_path: Path) -> None:
     predict(tmp_path, ["shards"], count=9, records_per_shard=2)
     stranger = tmp_path / "samples" / "samples-mine.tar"
-    (tmp_path / "samples" / "samples-00003-000000.tar").write_bytes(b"of a process that is no more")
+    (tmp_path / "samples" / "samples-00003-000000.tar").write_bytes(b"of an earlier run with more processes")
     stranger.write_bytes(b"not ours")
     predict(tmp_path, ["shards"], count=3, records_per_shard=2)
     stranger.unlink()
@@ -239,12 +239,12 @@ def test_a_shorter_prediction_leaves_no_shard_of_the_longer_one(tmp_path: Path) 
         ({"records_per_shard": 0}, "records_per_shard >= 1"),
     ],
 )
-def test_refuses_unknown_formats(arguments: dict[str, Any], message: str) -> None:
+def test_unknown_formats_are_rejected(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SampleWriter(**arguments)
 
 
-def test_processes_without_samples_and_processes_elsewhere(tmp_path: Path) -> None:
+def test_processes_without_samples_or_without_a_shared_folder(tmp_path: Path) -> None:
     drawn = DrawnSamples(torch.tensor([4, 1]), torch.tensor([0, -1]), torch.tensor([[4.0], [1.0]]))
     archives = [NpzArchive(tmp_path, rank, 2) for rank in (0, 1)]
     archives[0].write(drawn)
@@ -260,8 +260,8 @@ def test_processes_without_samples_and_processes_elsewhere(tmp_path: Path) -> No
     assert archive["condition"].tolist() == [-1, 0] and files(tmp_path) == ["samples.npz"]
 
 
-def everything(folder: str | Path, **options: Any) -> None:
-    """A test with grids, then a prediction of 9 samples."""
+def run_test_and_predict(folder: str | Path, **options: Any) -> None:
+    """Run a test with grids, then a prediction of 9 samples."""
     folder = Path(folder)
     writer = SampleWriter(formats=["png", "npz", "shards"], records_per_shard=2)
     run = trainer(folder, writer, SampleGrid(6, columns=3), Drawn(5), **options)
@@ -270,10 +270,10 @@ def everything(folder: str | Path, **options: Any) -> None:
     run.predict(drawing, Stored((3, 4, 4), 4))
 
 
-def test_two_processes_write_what_one_writes(processes: Processes, tmp_path: Path) -> None:
-    function = ("tests.test_callbacks_sample_writer", "everything")
+def test_two_processes_write_the_same_as_one(processes: Processes, tmp_path: Path) -> None:
+    function = ("tests.test_callbacks_sample_writer", "run_test_and_predict")
     processes.call_ranks(2, function, tmp_path / "log", folder=str(tmp_path / "two"), devices=2, strategy="ddp")
-    everything(tmp_path / "one")
+    run_test_and_predict(tmp_path / "one")
     one, two = tmp_path / "one", tmp_path / "two"
     plain = [name for name in files(one) if not name.endswith((".tar", ".npz"))]
     assert plain == [name for name in files(two) if not name.endswith((".tar", ".npz"))]

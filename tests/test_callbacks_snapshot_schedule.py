@@ -1,4 +1,4 @@
-"""Early snapshots: which times are asked for, and what is refused. Their files are tested with the averages."""
+"""Early snapshots: their times and invalid settings. Their files are tested with the averages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.runs import TinyImages, tiny_module, tiny_trainer
 
 @pytest.mark.parametrize("planned", [1, 16, 96, 1000, 2_147_483_647])
 @pytest.mark.parametrize("rebuildable", [1, 2, 16])
-def test_times_are_the_fractions_and_as_many_evenly_before_each(planned: int, rebuildable: int) -> None:
+def test_times_are_the_fractions_and_evenly_spaced_times_before(planned: int, rebuildable: int) -> None:
     times = EarlySnapshots(["1/32", 0.25, "1/3.5", "1/1"], rebuildable=rebuildable).times(planned)
     assert times == sorted(set(times)) and all(0 < time <= planned for time in times)
     for fraction in (Fraction(1, 32), Fraction(1, 4), Fraction(2, 7), Fraction(1)):
@@ -27,7 +27,7 @@ def test_times_are_the_fractions_and_as_many_evenly_before_each(planned: int, re
 
 
 @pytest.mark.parametrize("width", [0.07, 0.13, 0.2])
-def test_the_default_times_let_guiders_of_other_widths_be_rebuilt(width: float) -> None:
+def test_default_times_allow_reconstruction_of_other_widths(width: float) -> None:
     early, planned = EarlySnapshots(), 2**20
     times = early.times(planned)
     for fraction in early.fractions:
@@ -37,7 +37,7 @@ def test_the_default_times_let_guiders_of_other_widths_be_rebuilt(width: float) 
 
 
 @pytest.mark.parametrize("fraction", ["0", "5/4", 1.5, "64", "early"])
-def test_what_is_no_fraction_is_refused(fraction: str | float) -> None:
+def test_invalid_fractions_are_rejected(fraction: str | float) -> None:
     with pytest.raises(ValueError, match="fraction of the planned run such as"):
         EarlySnapshots([fraction])
 
@@ -47,7 +47,7 @@ def test_rebuildable_is_at_least_one() -> None:
         EarlySnapshots(rebuildable=0)
 
 
-def test_a_run_without_end_or_without_averages_is_refused(tmp_path: Path) -> None:
+def test_run_without_end_or_without_averages_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs a DiffusionModule and a planned run: set trainer.max_steps"):
         trainer = tiny_trainer(tmp_path, PostHocEMA(8), EarlySnapshots(), steps=-1, max_epochs=1)
         trainer.fit(tiny_module(average=None), datamodule=TinyImages())
@@ -56,7 +56,7 @@ def test_a_run_without_end_or_without_averages_is_refused(tmp_path: Path) -> Non
     assert not (tmp_path / "snapshots").exists()
 
 
-def test_a_run_that_is_made_longer_says_what_its_fractions_mean(
+def test_extended_run_reports_that_fractions_refer_to_its_plan(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for steps in (2, 2, 4):
@@ -65,5 +65,5 @@ def test_a_run_that_is_made_longer_says_what_its_fractions_mean(
         with caplog.at_level("INFO"):
             newest = newest_checkpoint(tmp_path)
             trainer.fit(tiny_module(average=None), datamodule=TinyImages(), ckpt_path=newest, weights_only=True)
-        said = "planned for 8 images and will now see 16; fractions of the run, 1/2, still refer to the plan" in caplog.text
-        assert said == (steps == 4)
+        message = "planned for 8 images and will now see 16; fractions of the run, 1/2, still refer to the plan"
+        assert (message in caplog.text) == (steps == 4)

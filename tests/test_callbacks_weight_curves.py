@@ -1,4 +1,4 @@
-"""Curves against weight and age: what is drawn, of which evaluations, and where it goes."""
+"""Curves against weight and age: drawn values, selected evaluations, and output files."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ GUIDANCES: dict[str, Denoiser] = {
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that are rendered."""
+    """Rendered figures."""
     seen: list[Figure] = []
     render = callbacks.output.render
 
-    def noting(figure: Figure) -> Any:
+    def recording(figure: Figure) -> Any:
         seen.append(figure)
         return render(figure)
 
-    monkeypatch.setattr(callbacks.weight_curves, "render", noting)
+    monkeypatch.setattr(callbacks.weight_curves, "render", recording)
     return seen
 
 
@@ -74,7 +74,7 @@ def test_curves(tmp_path: Path, figures: list[Figure]) -> None:
     assert Image.open(tmp_path / "report/curves_fd.png").width > 600
 
 
-def test_the_age_of_a_guider_of_another_run_is_a_part_of_that_run(tmp_path: Path) -> None:
+def test_age_of_a_guider_of_another_run_is_a_fraction_of_that_run(tmp_path: Path) -> None:
     tiny_trainer(tmp_path, PostHocEMA(8), steps=4).fit(tiny_module(average=None), datamodule=TinyImages())
     (last,) = {entry.images for entry in open_snapshots(tmp_path).entries()[-1:]}
     point = _point(SIMS(Snapshot("1/1", 0.05, run=str(tmp_path)), 1.5), 1.0, 4000)

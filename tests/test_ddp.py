@@ -1,4 +1,4 @@
-"""Two processes with gloo on the CPU: the same data as one, the same bits when resumed, ends that all hear of."""
+"""Two processes with gloo on the CPU: same data as one process, bit-identical resume, common stops and errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.runs import TinyImages, assert_same, tiny_module, tiny_trainer
 
 
 def poisoned(folder: str, world: int) -> None:
-    """Rank 1 alone gets data that are not numbers; both must end, and say so."""
+    """Rank 1 alone gets NaN data; both ranks must stop with an error."""
 
     class Poisoned(TinyImages):
         def encode(self, raw: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def test_training_on_two_ranks(processes: Processes, pair: Path, tmp_path: Path)
     assert set(runs.snapshots(tmp_path)) == set(runs.snapshots(pair))
 
 
-def test_stopped_by_a_signal_to_one_rank_and_resumed(processes: Processes, pair: Path, tmp_path: Path) -> None:
+def test_signal_to_one_rank_stops_both_and_the_run_resumes(processes: Processes, pair: Path, tmp_path: Path) -> None:
     # ranks agree every 10 steps; the run of 8 ends before that, so this one is longer
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     for folder, signal_rank in ((whole, -1), (parted, 1), (parted, -1)):
@@ -74,7 +74,7 @@ def test_stopped_by_a_signal_to_one_rank_and_resumed(processes: Processes, pair:
     assert_same(runs.snapshots(parted), runs.snapshots(whole))
 
 
-def test_continued_on_another_number_of_ranks(processes: Processes, pair: Path, tmp_path: Path) -> None:
+def test_resume_on_another_number_of_ranks(processes: Processes, pair: Path, tmp_path: Path) -> None:
     processes.call_ranks(2, TRAIN, tmp_path / "log", folder=str(tmp_path), world=2, steps=4)
     processes.call(TRAIN, tmp_path / "log", folder=str(tmp_path), world=1, batch=8)
     assert runs.checkpoint(tmp_path)["clock"] == {"images_seen": 128, "planned_images": 64}
@@ -83,19 +83,19 @@ def test_continued_on_another_number_of_ranks(processes: Processes, pair: Path, 
     assert_same(rest["data"], together[8:])
 
 
-def test_bad_data_on_one_rank_end_both(processes: Processes, tmp_path: Path) -> None:
+def test_bad_data_on_one_rank_stops_both(processes: Processes, tmp_path: Path) -> None:
     processes.call_ranks(2, ("tests.test_ddp", "poisoned"), tmp_path / "log", folder=str(tmp_path), world=2)
     assert_same(*seen(tmp_path))
 
 
-def test_a_rank_that_dies_ends_the_others_and_the_run_goes_on(processes: Processes, pair: Path, tmp_path: Path) -> None:
+def test_crashed_rank_stops_the_others_and_the_run_resumes(processes: Processes, pair: Path, tmp_path: Path) -> None:
     arguments: dict[str, Any] = {"folder": str(tmp_path), "world": 2}
     begin = time.monotonic()
     pids = processes.start_ranks(2, TRAIN, tmp_path / "log", **arguments, signal_rank=1, dies=True)
     assert [processes.wait(pid, seconds=90) for pid in pids] == [1, -signal.SIGKILL]
     assert time.monotonic() - begin < 60
-    said = (tmp_path / "log.0").read_text().strip().rpartition("RuntimeError: ")[2]
-    sentence = explain_runtime_error(said)
+    log = (tmp_path / "log.0").read_text().strip().rpartition("RuntimeError: ")[2]
+    sentence = explain_runtime_error(log)
     assert sentence is not None and sentence.startswith("another process of this run crashed or is unresponsive (")
     assert explain_runtime_error("mat1 and mat2 shapes cannot be multiplied") is None
     assert runs.checkpoint(tmp_path)["global_step"] == 3
@@ -108,18 +108,18 @@ def test_a_rank_that_dies_ends_the_others_and_the_run_goes_on(processes: Process
 
 
 def launch(folder: str, script: str) -> None:
-    """Rank 0, which starts `script` as rank 1."""
+    """Run rank 0, which starts `script` as rank 1."""
     sys.argv = [script]
     train(folder, 2)
 
 
-def test_lightning_starts_the_second_process_itself(processes: Processes, pair: Path, tmp_path: Path) -> None:
+def test_lightning_starts_the_second_process(processes: Processes, pair: Path, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(f"from tests.ranks import train\ntrain({str(tmp_path)!r}, 2)\n")
     pid = processes.start(("tests.test_ddp", "launch"), tmp_path / "log", folder=str(tmp_path), script=str(script))
     assert processes.wait(pid, seconds=500) == 0, (tmp_path / "log").read_text()[-3000:]
-    said = (tmp_path / "log").read_text()
-    assert "Starting with 2 processes" in said and "sync_dist" not in said
+    log = (tmp_path / "log").read_text()
+    assert "Starting with 2 processes" in log and "sync_dist" not in log
     for mine, theirs in zip(seen(tmp_path), seen(pair), strict=True):
         assert_same(mine["weights"], theirs["weights"])
     assert_same(runs.snapshots(tmp_path), runs.snapshots(pair))

@@ -1,4 +1,4 @@
-"""Two nodes of one process each are one node of two: told by variables, by SLURM, by torchrun."""
+"""Two nodes of one process equal one node of two processes: set by variables, SLURM or torchrun."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ on_node(sys.argv[1])
 
 
 def on_node(folder: str) -> None:
-    """A full run on two nodes of one process each, of which this is one."""
+    """Run one of two nodes of one process each."""
     strategy = options(2)["strategy"]
     runs.full_run(folder, steps=STEPS, num_nodes=2, devices=1, strategy=strategy)
 
 
 def by_variables(node: int) -> dict[str, str]:
-    """What says which of two nodes a process is on."""
+    """Return environment variables that name one of two nodes."""
     return {"NODE_RANK": str(node), "LOCAL_RANK": "0"}
 
 
 def by_slurm(node: int) -> dict[str, str]:
-    """The same as srun says it."""
+    """Return the environment variables that srun sets for one of two nodes."""
     task = {"PROCID": node, "NODEID": node, "LOCALID": 0, "NTASKS": 2, "NNODES": 2, "NTASKS_PER_NODE": 1}
     job = {"JOB_ID": 1, "JOB_NAME": "test", "NODELIST": "localhost", "JOB_NODELIST": "localhost"}
     return {f"SLURM_{name}": str(value) for name, value in (task | job).items()}
 
 
-@pytest.mark.parametrize("told", [by_variables, pytest.param(by_slurm, marks=pytest.mark.slow)])
-def test_two_nodes_of_one_process_are_one_node_of_two(
-    told: Callable[[int], dict[str, str]], processes: Processes, pair: Path, tmp_path: Path
+@pytest.mark.parametrize("node_variables", [by_variables, pytest.param(by_slurm, marks=pytest.mark.slow)])
+def test_two_nodes_of_one_process_equal_one_node_of_two(
+    node_variables: Callable[[int], dict[str, str]], processes: Processes, pair: Path, tmp_path: Path
 ) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     logs = [tmp_path / f"log.{node}" for node in range(2)]
-    nodes = [common | told(node) for node in range(2)]
+    nodes = [common | node_variables(node) for node in range(2)]
     start = partial(processes.start, ("tests.test_ddp_nodes", "on_node"), folder=str(tmp_path))
     pids = [start(log, environment=node) for log, node in zip(logs, nodes, strict=True)]
     assert [processes.wait(pid) for pid in pids] == [0, 0], "\n".join(log.read_text()[-2000:] for log in logs)

@@ -1,4 +1,4 @@
-"""Training the classifier: it learns, resumes exactly, leaves its weights where metrics look, and refuses misfits."""
+"""Training of the classifier: it learns, resumes exactly, stores weights for metrics, rejects mismatched data."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from lightning_guide.snapshots import SnapshotStore
 
 
 def module(widths: Sequence[int] = (16, 16), **options: Any) -> ClassifierModule:
-    """A small classifier of digits in training, always with the same initial weights."""
+    """Return a small classifier of digits, always with the same initial weights."""
     torch.manual_seed(0)
     return ClassifierModule(SmallClassifier([1, 8, 8], num_classes=10, widths=widths), **options)
 
 
 def trainer(folder: Path, *, max_steps: int, **options: Any) -> pl.Trainer:
-    """A quiet trainer on the CPU."""
+    """Return a quiet trainer on the CPU."""
     settings = {
         "max_epochs": -1, "accelerator": "cpu", "logger": False, "enable_checkpointing": False,
         "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0,
@@ -36,7 +36,7 @@ def trainer(folder: Path, *, max_steps: int, **options: Any) -> pl.Trainer:
     return pl.Trainer(default_root_dir=folder, max_steps=max_steps, **(settings | options))
 
 
-def test_learns_the_digits_and_its_features_are_found(tmp_path: Path) -> None:
+def test_learns_the_digits_and_features_load_its_weights(tmp_path: Path) -> None:
     learner = module((32, 64), optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=5e-3))
     fit = trainer(tmp_path, max_steps=150, limit_val_batches=1.0, val_check_interval=150, check_val_every_n_epoch=None)
     data = Digits(batch_size=64)
@@ -52,7 +52,7 @@ def test_learns_the_digits_and_its_features_are_found(tmp_path: Path) -> None:
     assert (predicted == labels).double().mean().item() == pytest.approx(accuracy, abs=1e-6)
 
 
-def test_a_resumed_fit_is_the_uninterrupted_one(tmp_path: Path) -> None:
+def test_resumed_fit_equals_the_uninterrupted_one(tmp_path: Path) -> None:
     whole = module(augment=1)
     saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=5, save_top_k=-1)
     options = {"max_steps": 12, "accumulate_grad_batches": 2}
@@ -79,7 +79,7 @@ def test_the_learning_rate_rises_and_falls_to_zero(tmp_path: Path) -> None:
     assert rates == pytest.approx([0.5, *[1 - k / 40 for k in range(1, 40)]])
 
 
-def test_nothing_is_kept_of_a_fit_that_stopped_early_or_was_a_trial(tmp_path: Path) -> None:
+def test_early_stops_and_trials_store_no_weights(tmp_path: Path) -> None:
     class Stop(pl.Callback):
         def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
             trainer.should_stop = trainer.global_step >= 3
@@ -91,7 +91,7 @@ def test_nothing_is_kept_of_a_fit_that_stopped_early_or_was_a_trial(tmp_path: Pa
     assert not (tmp_path / "snapshots").exists()
 
 
-def test_training_leaves_the_global_stream_alone(tmp_path: Path) -> None:
+def test_training_leaves_the_global_generator_unchanged(tmp_path: Path) -> None:
     learner = module(augment=2)
     torch.manual_seed(3)
     drawn = torch.rand(4)
@@ -100,14 +100,14 @@ def test_training_leaves_the_global_stream_alone(tmp_path: Path) -> None:
     assert torch.equal(torch.rand(4), drawn)
 
 
-class Mute(Digits):
-    """Digits whose labels were lost."""
+class Unlabeled(Digits):
+    """Digits without labels."""
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         return super().on_after_batch_transfer(batch, dataloader_idx)._replace(condition=None)
 
 
-def test_misfits_are_refused_in_one_sentence(tmp_path: Path) -> None:
+def test_mismatched_data_is_rejected(tmp_path: Path) -> None:
     def fit(network: SmallClassifier, data: Digits, max_steps: int = 2) -> None:
         trainer(tmp_path, max_steps=max_steps).fit(ClassifierModule(network), data)
 
@@ -119,7 +119,7 @@ def test_misfits_are_refused_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"fixed number of steps: set trainer.max_steps"):
         fit(right, Digits(), max_steps=-1)
     with pytest.raises(ValueError, match="learns from labels, but this data has none"):
-        fit(right, Mute())
+        fit(right, Unlabeled())
     for options in ({"label_smoothing": 1.0}, {"augment": -1}):
         with pytest.raises(ValueError, match="needs 0 <= label_smoothing < 1 and augment >= 0"):
             ClassifierModule(right, **options)
@@ -130,7 +130,7 @@ def test_a_classifier_draws_no_samples() -> None:
 
 
 def shift(x: Tensor, down: int, right: int) -> Tensor:
-    """One picture (C, H, W), moved; border pixels fill the gap."""
+    """Return one image (C, H, W), shifted; border pixels fill the gap."""
     _, height, width = x.shape
     rows = [min(max(i - down, 0), height - 1) for i in range(height)]
     columns = [min(max(j - right, 0), width - 1) for j in range(width)]
@@ -158,7 +158,7 @@ def test_network_shapes_and_recipe(shape: tuple[int, int, int]) -> None:
     }  # fmt: skip
 
 
-def test_network_mistakes_are_one_clear_sentence() -> None:
+def test_invalid_networks_are_rejected() -> None:
     with pytest.raises(ValueError, match="positive multiples of 8, got \\[12\\]"):
         SmallClassifier([1, 8, 8], num_classes=2, widths=[12])
     with pytest.raises(ValueError, match="4 blocks halve 4x9 pixels down to nothing"):
@@ -169,7 +169,7 @@ def test_network_mistakes_are_one_clear_sentence() -> None:
         SmallClassifier([1, 8, 8], num_classes=0)
 
 
-def test_reports_nothing_where_nothing_was_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reports_nothing_without_held_out_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     learner = module()
     data = Digits(batch_size=8)
     trainer(tmp_path, max_steps=1).fit(learner, data)

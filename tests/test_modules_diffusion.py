@@ -1,4 +1,4 @@
-"""The training module: its clock, its draws, its independence of validation and global state, and what it logs."""
+"""Diffusion module: clock, draws, independence of validation and global state, and logs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.runs import TinyImages, TinyNetwork, assert_same, evaluation, tiny_mo
 
 
 class Draws(EDMLoss):
-    """Notes of each training step: labels after dropout, noise levels, noise and errors."""
+    """Records labels after dropout, noise levels, noise and errors of each training step."""
 
     def __init__(self) -> None:
         with torch.random.fork_rng(devices=[]):
@@ -53,7 +53,7 @@ def weights(module: pl.LightningModule) -> dict[str, Tensor]:
 def fit(
     folder: Path, *callbacks: pl.Callback, module: DiffusionModule | None = None, **options: Any
 ) -> DiffusionModule:
-    """A run of `module`."""
+    """Train `module`."""
     module = module or tiny_module(average=None)
     tiny_trainer(folder, *callbacks, **options).fit(module, datamodule=TinyImages())
     return module
@@ -63,7 +63,7 @@ def fit(
 
 
 class Clock(pl.Callback):
-    """Notes images_seen at the begin and the end of each micro-step."""
+    """Records images_seen at the start and the end of each micro-step."""
 
     def __init__(self) -> None:
         self.begin: list[int] = []
@@ -86,7 +86,7 @@ def test_images_are_counted_at_optimizer_steps(tmp_path: Path, accumulate: int) 
     assert module.images_seen == module.planned_images == 3 * per_step
 
 
-def test_the_plan_is_that_of_the_first_start(tmp_path: Path) -> None:
+def test_plan_is_that_of_the_first_start(tmp_path: Path) -> None:
     def fit_for(steps: int) -> DiffusionModule:
         trainer = tiny_trainer(tmp_path, RunCheckpoint(2), steps=steps)
         module = tiny_module(average=None)
@@ -107,7 +107,7 @@ def test_a_run_without_end_has_no_plan(tmp_path: Path) -> None:
     assert all(snapshot["planned_images"] is None for snapshot in runs.snapshots(tmp_path).values())
 
 
-def test_a_trial_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_trial_writes_no_files(tmp_path: Path) -> None:
     module = tiny_module(average=0.05, evaluations={"plain": evaluation(), "auto": evaluation(AUTO)})
     fit(tmp_path, PostHocEMA(4), RunCheckpoint(1), module=module, fast_dev_run=2, limit_val_batches=1.0)
     assert set(module.evaluations.results) == {"plain"} and set(module.evaluations.skipped) == {"auto"}
@@ -119,7 +119,7 @@ def test_a_trial_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def drawn(folder: Path, *, disturb: bool = False, **options: Any) -> list[Any]:
     class Disturb(pl.Callback):
-        """Uses the global random state wherever a callback can."""
+        """Advances the global random state in every hook."""
 
         def on_train_batch_start(self, *args: Any) -> None:
             torch.manual_seed(len(loss.seen) + 1000)
@@ -134,13 +134,13 @@ def drawn(folder: Path, *, disturb: bool = False, **options: Any) -> list[Any]:
     return [loss.seen, weights(module)]
 
 
-def test_draws_depend_on_seed_and_images_alone(tmp_path: Path) -> None:
+def test_draws_depend_only_on_seed_and_images(tmp_path: Path) -> None:
     reference = drawn(tmp_path)
     assert_same(drawn(tmp_path, disturb=True), reference)
     other = drawn(tmp_path, seed=1)
     for (_, sigma, noise), (_, other_sigma, other_noise) in zip(reference[0], other[0], strict=True):
         assert not torch.equal(sigma, other_sigma) and not torch.equal(noise, other_noise)
-    for name in (1, 2):  # micro-steps of one optimizer step differ, too
+    for name in (1, 2):  # micro-steps of one optimizer step differ as well
         flat = torch.stack([seen[name].flatten() for seen in reference[0]])
         assert len(flat.unique(dim=0)) == 6
 
@@ -159,7 +159,7 @@ def test_labels_are_dropped_with_their_probability(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("classes", "share"), [(3, 1.0), (3, -0.1), (0, 0.1)])
-def test_impossible_label_dropout_is_refused(classes: int, share: float) -> None:
+def test_invalid_label_dropout_is_rejected(classes: int, share: float) -> None:
     with pytest.raises(ValueError, match=r"label_dropout must be in \[0, 1\)|needs a model with labels"):
         tiny_module(TinyNetwork(num_classes=classes), label_dropout=share)
 
@@ -183,7 +183,7 @@ def test_training_does_not_depend_on_validation(tmp_path: Path, average: float |
     assert_same(run(tmp_path / "with", limit_val_batches=1.0, val_check_interval=interval), without)
 
 
-def test_a_sanity_check_before_training_changes_nothing(tmp_path: Path) -> None:
+def test_sanity_check_before_training_changes_nothing(tmp_path: Path) -> None:
     def run(**options: Any) -> dict[str, Tensor]:
         loops = {"plain": evaluation(), "auto": evaluation(Autoguidance(Snapshot("1/2", 0.05), 2.0))}
         module = tiny_module(average=0.05, evaluations=loops)
@@ -196,7 +196,7 @@ def test_a_sanity_check_before_training_changes_nothing(tmp_path: Path) -> None:
 
 
 def scalars(folder: Path) -> dict[str, dict[int, float]]:
-    """Tag -> step -> value, out of the event files."""
+    """Return tag -> step -> value from the event files."""
     accumulator = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
     accumulator.Reload()
     tags = accumulator.Tags()["scalars"]
@@ -240,38 +240,38 @@ def test_tensorboard_shows_losses_rates_images_and_evaluations(tmp_path: Path) -
     assert found["auto/skipped"] == {2: 1} and found["auto/nfe"] == {4: 6, 6: 6}
 
 
-def test_no_log_interval_is_no_log(tmp_path: Path) -> None:
+def test_without_a_log_interval_nothing_is_logged(tmp_path: Path) -> None:
     fit(tmp_path, steps=2, log_every_n_steps=0)
 
 
 # --- gradients in validation ---------------------------------------------------------------------------
 
 
-def test_gradients_are_there_for_whoever_asks_in_every_loop(tmp_path: Path) -> None:
-    class Asks(TinyImages):
-        """Takes a gradient whenever a sample is decoded."""
+def test_gradients_can_be_enabled_in_every_loop(tmp_path: Path) -> None:
+    class TakesGradients(TinyImages):
+        """Computes a gradient whenever a sample is decoded."""
 
-        asked = 0
+        count = 0
 
         def decode(self, x: Tensor) -> Tensor:
             with torch.enable_grad():
                 y = x.clone().requires_grad_()
                 (slope,) = torch.autograd.grad(y.square().sum(), y)
             assert torch.equal(slope, 2 * x)
-            Asks.asked += 1
+            TakesGradients.count += 1
             return super().decode(x)
 
     module = tiny_module(average=0.05, evaluations={"plain": evaluation()}, prediction=evaluation())
     trainer = tiny_trainer(tmp_path, PostHocEMA(4), steps=2, limit_val_batches=1.0, val_check_interval=2)
-    data = Asks()
+    data = TakesGradients()
     trainer.fit(module, datamodule=data)
     trainer.validate(module, datamodule=data, verbose=False)
     trainer.test(module, datamodule=data, verbose=False)
     trainer.predict(module, datamodule=data)
-    assert Asks.asked == 4 * 3
+    assert TakesGradients.count == 4 * 3
 
 
-def test_the_optimizer_is_a_choice(tmp_path: Path) -> None:
+def test_optimizer_can_be_configured(tmp_path: Path) -> None:
     module = tiny_module(average=None, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1.0))
     fit(tmp_path, module=module, steps=1)
     assert isinstance(module.optimizers(use_pl_optimizer=False), torch.optim.SGD)

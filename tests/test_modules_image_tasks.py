@@ -1,4 +1,4 @@
-"""Networks that see parts, outlines and themselves: their targets by other means, their training, their guidance."""
+"""Networks for image tasks: targets against independent methods, training, and use as guides."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ from lightning_guide.seeds import SampleSeeds
 from tests.runs import tiny_trainer
 
 
-def pictures(count: int = 40) -> Tensor:
+def images(count: int = 40) -> Tensor:
     data = Digits()
     return data.encode(data.heldout().x[:count])
 
 
-def test_parts_are_what_filling_holes_finds() -> None:
-    found, x = part_masks(pictures()), pictures()
-    for picture, each in zip(x[:, 0].numpy() > 0, found, strict=True):
-        holes = ndimage.binary_fill_holes(picture) & ~picture
-        expected = torch.from_numpy(picture).long() + 2 * torch.from_numpy(holes).long()
+def test_parts_equal_hole_filling() -> None:
+    found, x = part_masks(images()), images()
+    for image, each in zip(x[:, 0].numpy() > 0, found, strict=True):
+        holes = ndimage.binary_fill_holes(image) & ~image
+        expected = torch.from_numpy(image).long() + 2 * torch.from_numpy(holes).long()
         assert torch.equal(each, expected)
     assert set(found.unique().tolist()) == {0, 1, 2}
 
 
 def test_a_spiral_has_no_hole() -> None:
-    """The way out is longer than any side."""
+    """The path to the border is longer than any side."""
     rows = ["#######", "#.....#", "#.###.#", "#.#.#.#", "#.#...#", "#.#####", "......."]
     x = torch.tensor([[1.0 if c == "#" else -1.0 for c in row] for row in rows])[None, None]
     assert not (part_masks(x) == 2).any()
@@ -59,8 +59,8 @@ def test_a_spiral_has_no_hole() -> None:
     assert int((part_masks(x) == 2).sum()) == 14
 
 
-def test_the_outline_is_the_range_around_a_pixel() -> None:
-    x, found = pictures(3), outline(pictures(3))
+def test_outline_is_the_range_around_a_pixel() -> None:
+    x, found = images(3), outline(images(3))
     for i in range(8):
         for j in range(8):
             around = x[:, 0, max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2].flatten(1)
@@ -82,26 +82,26 @@ TASKS: dict[str, tuple[Any, ImageTask, float]] = {
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_it_learns_and_is_found_by_its_run(name: str, tmp_path: Path) -> None:
+def test_learns_and_is_loaded_from_its_run(name: str, tmp_path: Path) -> None:
     make, task, most = TASKS[name]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = make()
-        before = float(task.losses(network, pictures()).mean())
+        before = float(task.losses(network, images()).mean())
         trainer = trained(tmp_path, network, task)
-    after = float(task.losses(network, pictures()).mean())
+    after = float(task.losses(network, images()).mean())
     assert after < most < before, (before, after)
     assert 0 < float(trainer.callback_metrics["heldout/loss"]) < before
-    seen = RunNetwork(str(tmp_path))(pictures())
-    torch.testing.assert_close(seen, network.eval()(pictures()))
+    seen = RunNetwork(str(tmp_path))(images())
+    torch.testing.assert_close(seen, network.eval()(images()))
     if name == "autoencoder":
         latent = RunAutoencoder(str(tmp_path))
-        z = latent.encode(pictures().double())
+        z = latent.encode(images().double())
         assert z.dtype == torch.float64 and z.shape == (40, 4, 4, 4)
         torch.testing.assert_close(latent.decode(z), seen.double(), rtol=1e-4, atol=1e-4)
         with pytest.raises(ValueError, match="cannot compress"):
-            RunNetwork(str(tmp_path)).part("compress", pictures())
-        plain, loss = Gray(), Distance(pictures(1)[0])
+            RunNetwork(str(tmp_path)).part("compress", images())
+        plain, loss = Gray(), Distance(images(1)[0])
         for guided in (
             MPGD(loss, 0.3, autoencoder=latent, positive=plain),
             MPGDLatent(loss, latent, 0.3, positive=plain),
@@ -111,7 +111,7 @@ def test_it_learns_and_is_found_by_its_run(name: str, tmp_path: Path) -> None:
 
 
 class Gray(Denoiser):
-    """Pictures of independent Gaussian pixels."""
+    """Denoiser of images of independent Gaussian pixels."""
 
     data_shape, num_classes, sigma_data = (1, 8, 8), 0, 0.5
 
@@ -128,8 +128,8 @@ def drawn(denoiser: Denoiser, count: int) -> Tensor:
 
 
 def test_each_sample_has_its_reference() -> None:
-    """Sample i is drawn to reference i, modulo their number, in whatever batch."""
-    network, references = nn.Flatten(), pictures(2)
+    """Sample i is guided to reference i, modulo their number, in any batch."""
+    network, references = nn.Flatten(), images(2)
     guide = DPS(NetworkDistance(network, references), 2.0, positive=Gray())
     ends = drawn(guide, 4)
     away = (ends[:, None] - references).flatten(2).norm(dim=2)
@@ -139,8 +139,8 @@ def test_each_sample_has_its_reference() -> None:
     torch.testing.assert_close(NetworkDistance(network, references)(ends), away[torch.arange(4), [0, 1, 0, 1]])
 
 
-def test_attacks_stay_in_their_ball_and_raise_the_loss(tmp_path: Path) -> None:
-    data, x = Digits(batch_size=64), pictures()
+def test_attacks_stay_within_radius_and_raise_the_loss(tmp_path: Path) -> None:
+    data, x = Digits(batch_size=64), images()
     labels = data.heldout().labels
     assert labels is not None
     with torch.random.fork_rng():
@@ -157,7 +157,7 @@ def test_attacks_stay_in_their_ball_and_raise_the_loss(tmp_path: Path) -> None:
         RobustClassifierModule(network, radius=0.0)
 
 
-def test_mistakes() -> None:
+def test_invalid_settings_are_rejected() -> None:
     with pytest.raises(ValueError, match="ImageToImageNetwork needs data_shape"):
         ImageToImageNetwork([1, 8, 8], 3, widths=[7])
     with pytest.raises(ValueError, match=r"divide the sides by 4, not \(6, 8\)"):

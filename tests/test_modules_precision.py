@@ -1,4 +1,4 @@
-"""Mixed precision: the network computes in 16 bits; weights, averages, snapshots and the clock stay what they are."""
+"""Mixed precision: the network computes in 16 bits; weights, averages, snapshots and the clock are unaffected."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ SHAPE = (1, 8, 8)
 
 
 def trained(folder: Path, precision: Any) -> tuple[DiffusionModule, list[torch.dtype]]:
-    """A run of 4 steps of 2 micro-steps of 4 pictures; the types in which a convolution saw its input."""
+    """Train 4 steps of 2 micro-steps of 4 images; return the module and the input types of a convolution."""
     torch.manual_seed(0)
     network = EDM2UNet(SHAPE, num_classes=3, model_channels=8, channel_mult=[1, 2], num_blocks=1,
                        attention_resolutions=[4])  # fmt: skip
     seen: list[torch.dtype] = []
     convolution = network.input.multiply
 
-    def noting(x: Tensor, weight: Tensor) -> Tensor:
+    def recording(x: Tensor, weight: Tensor) -> Tensor:
         y = convolution(x, weight)
         seen.append(y.dtype)
         return y
 
-    network.input.multiply = noting  # type: ignore[method-assign]
+    network.input.multiply = recording  # type: ignore[method-assign]
     module = tiny_module(network, evaluations={"plain": evaluation()}, average=0.05)
     trainer = tiny_trainer(folder, PostHocEMA(16), steps=4, precision=precision, accumulate_grad_batches=2,
                            limit_val_batches=1.0, val_check_interval=8)  # fmt: skip
@@ -46,7 +46,7 @@ def test_bfloat16_training_is_near_float32(tmp_path: Path) -> None:
     exact, wide = trained(tmp_path / "32", "32-true")
     rough, narrow = trained(tmp_path / "16", "bf16-mixed")
     assert set(wide) == {torch.float32} and set(narrow) == {torch.bfloat16}
-    assert rough.images_seen == exact.images_seen == 32  # the clock counts pictures over micro-steps
+    assert rough.images_seen == exact.images_seen == 32  # the clock counts images over micro-steps
     weights, others = (dict(module.denoiser.named_parameters()) for module in (exact, rough))
     assert all(weight.dtype == torch.float32 for weight in others.values())
     for name, weight in weights.items():
@@ -61,8 +61,8 @@ def test_bfloat16_training_is_near_float32(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("gradients", [True, False])
-def test_the_network_in_sixteen_bits(dtype: torch.dtype, gradients: bool) -> None:
-    """Also with fixed weights, and where blocks work in place."""
+def test_network_in_sixteen_bits(dtype: torch.dtype, gradients: bool) -> None:
+    """Also with fixed weights and in-place blocks."""
     model = unet()
     with torch.no_grad():
         exact = model(noisy_images(), SIGMA, LABELS)
@@ -75,8 +75,8 @@ def test_the_network_in_sixteen_bits(dtype: torch.dtype, gradients: bool) -> Non
         assert 0 < error < (0.03 if dtype == torch.bfloat16 else 0.004)
 
 
-def test_a_scaled_loss_is_unscaled_before_gradients_are_looked_at() -> None:
-    """A fused step would unscale by itself, after the guard has removed what tells that the scale is too large."""
+def test_scaled_loss_is_unscaled_before_the_gradient_guard() -> None:
+    """A fused step would unscale by itself, after the guard removed the non-finite values that signal a large scale."""
     parameters = [torch.nn.Parameter(torch.zeros(2))]
     assert not adam(scaled=True)(parameters).param_groups[0]["fused"]
     assert adam()(parameters).param_groups[0]["fused"]

@@ -31,11 +31,11 @@ from tests.test_cli import TINY, fit
 STEPS = 12
 
 
-# --- what the processes do -----------------------------------------------------------------------------
+# --- processes ---------------------------------------------------------------------------------------
 
 
 class Beat(pl.Callback):
-    """Appends the micro-step that begins to the file `beats` of the run; may send this process a signal at one."""
+    """Appends each micro-step to the file `beats` of the run at its start; can send this process a signal at one."""
 
     def __init__(self, folder: str, number: int = 0, at: int | None = None) -> None:
         self.file, self.number, self.at = Path(folder) / "beats", number, at
@@ -50,7 +50,7 @@ class Beat(pl.Callback):
 def train(
     folder: str, *, number: int = 0, at: int | None = None, aim: str | None = None, count: int = 1, **options: Any
 ) -> None:
-    """A full run; gets the signal `number` at micro-step `at`; kills itself where `aim` says, the `count`th time."""
+    """Train a full run; send the signal `number` at micro-step `at`; kill it at `aim`, the `count`th time."""
     _report_what_is_written(Path(folder))
     if aim is not None:
         AIMS[aim](count)
@@ -58,7 +58,7 @@ def train(
 
 
 def _report_what_is_written(folder: Path) -> None:
-    """Each snapshot goes on record once `save` has returned."""
+    """Record each snapshot after `save` has returned."""
     save = SnapshotStore.save
 
     def reporting(store: SnapshotStore, *args: Any, **kwargs: Any) -> Path:
@@ -110,14 +110,14 @@ AIMS: dict[str, Callable[[int], None]] = {
 }
 
 
-# --- what they must have left --------------------------------------------------------------------------
+# --- expected files ------------------------------------------------------------------------------------
 
 TRAIN = ("tests.test_resume", "train")
 
 
 @pytest.fixture(scope="module")
 def whole(processes: Processes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A run without interruption."""
+    """Folder of a run without interruption."""
     folder = tmp_path_factory.mktemp("whole")
     processes.call(TRAIN, folder / "log", folder=str(folder))
     assert runs.checkpoint(folder)["global_step"] == STEPS
@@ -125,13 +125,13 @@ def whole(processes: Processes, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 def assert_equal_end(folder: Path, whole: Path) -> None:
-    """Weights, optimizer, averages, clock and all snapshots are those of the uninterrupted run, bit for bit."""
+    """Check that weights, optimizer, averages, clock and snapshots equal those of the uninterrupted run bit for bit."""
     runs.assert_same(runs.checkpoint(folder), runs.checkpoint(whole))
     runs.assert_same(runs.snapshots(folder), runs.snapshots(whole))
 
 
 class Witness:
-    """Looks at a run after each death: what was once written is there, whole and final."""
+    """Checks a run after each kill: all files once written exist, complete and unchanged."""
 
     def __init__(self, folder: Path, whole: Path) -> None:
         self.folder, self.expected = folder, runs.snapshots(whole)
@@ -156,8 +156,8 @@ class Witness:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("at", [6, 9])  # the begin of an accumulated step, the middle of one
-def test_stopped_and_started_again(
+@pytest.mark.parametrize("at", [6, 9])  # start and middle of an accumulated step
+def test_stopped_run_resumes(
     processes: Processes, whole: Path, tmp_path: Path, number: signal.Signals, at: int
 ) -> None:
     processes.call(TRAIN, tmp_path / "log", folder=str(tmp_path), number=number, at=at)
@@ -170,7 +170,7 @@ def test_stopped_and_started_again(
     assert beats == (whole / "beats").read_text().split("\n")[:-1] and len(beats) == 2 * STEPS
 
 
-def test_stopped_at_every_step(processes: Processes, whole: Path, tmp_path: Path) -> None:
+def test_run_stopped_at_every_step_resumes(processes: Processes, whole: Path, tmp_path: Path) -> None:
     for step in range(0, STEPS, 2):
         processes.call(TRAIN, tmp_path / "log", folder=str(tmp_path), number=signal.SIGTERM, at=2 * step + 1)
         assert runs.checkpoint(tmp_path)["global_step"] == step + 1
@@ -178,7 +178,7 @@ def test_stopped_at_every_step(processes: Processes, whole: Path, tmp_path: Path
     assert_equal_end(tmp_path, whole)
 
 
-def test_ctrl_c_reaches_loader_workers_too(processes: Processes, whole: Path, tmp_path: Path) -> None:
+def test_ctrl_c_with_loader_workers_resumes(processes: Processes, whole: Path, tmp_path: Path) -> None:
     pid = processes.start(TRAIN, tmp_path / "log", folder=str(tmp_path), workers=2)
     wait_for_beats(tmp_path, 9)
     kill(pid, signal.SIGINT, group=True)  # as a terminal does
@@ -188,7 +188,7 @@ def test_ctrl_c_reaches_loader_workers_too(processes: Processes, whole: Path, tm
 
 
 def wait_for_beats(folder: Path, count: int, *, seconds: float = 60) -> None:
-    """Until the run has begun `count` micro-steps."""
+    """Wait until the run has started `count` micro-steps."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if (folder / "beats").exists() and (folder / "beats").read_text().count("\n") >= count:
@@ -197,7 +197,7 @@ def wait_for_beats(folder: Path, count: int, *, seconds: float = 60) -> None:
     raise AssertionError(f"no {count} steps in {seconds} s: {(folder / 'log').read_text()[-2000:]}")
 
 
-def test_the_log_goes_on_after_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_continues_after_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     config: Any = copy.deepcopy(TINY)
     config["trainer"]["callbacks"] += [{"class_path": "RunCheckpoint", "init_args": {"every_steps": 2}}]
@@ -205,7 +205,7 @@ def test_the_log_goes_on_after_the_checkpoint(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     for steps in (3, 5):
         fit(monkeypatch, run, "--trainer.max_steps", steps)
-        if steps == 3:  # killed after the third step, of which the log knows and the checkpoints do not
+        if steps == 3:  # killed after the third step, which is in the log but not in a checkpoint
             (run / "checkpoints" / "step-000000003.ckpt").unlink()
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
@@ -217,7 +217,7 @@ def test_the_log_goes_on_after_the_checkpoint(tmp_path: Path, monkeypatch: pytes
 
 
 def killed_at(processes: Processes, whole: Path, folder: Path, aims: Iterable[tuple[str, int]]) -> None:
-    """One run, killed at one aim after the other, then left in peace."""
+    """Kill one run at each of the `aims`, then let it finish."""
     witness = Witness(folder, whole)
     for aim, count in aims:
         pid = processes.start(TRAIN, folder / "log", folder=str(folder), aim=aim, count=count, workers=2)
@@ -227,20 +227,20 @@ def killed_at(processes: Processes, whole: Path, folder: Path, aims: Iterable[tu
     assert_equal_end(folder, whole)
 
 
-def test_killed_inside_the_writing_of_everything(processes: Processes, whole: Path, tmp_path: Path) -> None:
+def test_run_killed_while_writing_any_file_resumes(processes: Processes, whole: Path, tmp_path: Path) -> None:
     killed_at(processes, whole, tmp_path, [(aim, 1) for aim in AIMS])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("aim", AIMS)
-def test_killed_again_and_again_inside_the_writing_of(
+def test_run_killed_repeatedly_while_writing_one_file_resumes(
     processes: Processes, whole: Path, tmp_path: Path, aim: str
 ) -> None:
     killed_at(processes, whole, tmp_path, [(aim, count) for count in (1, 1, 2)])
 
 
 def killed_at_random_instants(processes: Processes, whole: Path, folder: Path, *, kills: int, seed: int) -> None:
-    """Runs are killed at random instants and started again, over and over, until `kills` of them have died."""
+    """Kill runs at random instants and restart them until `kills` of them were killed."""
     draw = random.Random(seed)
     run, died, lived = 0, 0, 0.0
     while died < kills:
@@ -264,11 +264,13 @@ def killed_at_random_instants(processes: Processes, whole: Path, folder: Path, *
         run += 1
 
 
-def test_killed_at_random_instants(processes: Processes, whole: Path, tmp_path: Path) -> None:
+def test_run_killed_at_random_instants_resumes(processes: Processes, whole: Path, tmp_path: Path) -> None:
     killed_at_random_instants(processes, whole, tmp_path, kills=20, seed=0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 6))
-def test_killed_at_many_random_instants(processes: Processes, whole: Path, tmp_path: Path, seed: int) -> None:
+def test_run_killed_at_many_random_instants_resumes(
+    processes: Processes, whole: Path, tmp_path: Path, seed: int
+) -> None:
     killed_at_random_instants(processes, whole, tmp_path, kills=20, seed=seed)

@@ -1,4 +1,4 @@
-"""Held-out loss: its value, and that it depends neither on batches nor on the split."""
+"""Held-out loss: its value, and independence of batches and processes."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def test_value_and_any_split() -> None:
             heldout.update(loss, denoiser, Batch(x[list(indices)]), indices)
         assert heldout.compute() == pytest.approx(expected, rel=1e-5)
     heldout.reset(torch.device("cpu"))
-    assert heldout.compute() == {}  # a loss of nothing is no loss of 0
+    assert heldout.compute() == {}  # without examples there is no loss, not a loss of 0
 
 
-def test_the_exact_denoiser_has_the_least_loss() -> None:
+def test_exact_denoiser_has_the_least_loss() -> None:
     exact, wrong = gaussian([0.0], [[0.25]]), gaussian([0.3], [[0.25]])
     x, _ = exact.sample(2000, torch.Generator().manual_seed(0))
     losses = []
@@ -42,7 +42,7 @@ def test_the_exact_denoiser_has_the_least_loss() -> None:
         heldout = HeldoutLoss([0.5], seed=0)
         heldout.update(EDMLoss(uncertainty=False), denoiser, Batch(x), range(2000))
         losses.append(heldout.compute()["sigma_0.5"])
-    assert losses[0] == pytest.approx(1, abs=0.06)  # posterior variance .125 times the weight 8
+    assert losses[0] == pytest.approx(1, abs=0.06)  # posterior variance 0.125 times the weight 8
     assert losses[1] > losses[0] + 0.1
 
 

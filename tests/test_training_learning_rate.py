@@ -1,4 +1,4 @@
-"""Learning rates: the formula, and that a run uses it by images whatever the batch and the accumulation."""
+"""Learning rates: the formula, and its use by images seen for any batch size and accumulation."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_cooldown() -> None:
 
 
 def test_edm2_schedule() -> None:
-    # EDM2-XS: peak .0120, decay after 70,000 batches of 2048, ramp of 10 million images
+    # EDM2-XS: peak 0.0120, decay after 70,000 batches of 2048, ramp of 10 million images
     rate = InverseSqrtRate(0.0120, decay_images=70_000 * 2048, rampup_images=10e6)
     assert rate.at(0) == 0
     assert rate.at(5_000_000) == pytest.approx(0.006)
@@ -48,13 +48,13 @@ def test_constant_rate_ramps_linearly() -> None:
 
 
 @pytest.mark.parametrize("options", [{"peak": 0}, {"decay_images": 0}, {"rampup_images": -1}, {"peak": math.nan}])
-def test_impossible_rates_are_refused(options: dict[str, float]) -> None:
+def test_invalid_rates_are_rejected(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="needs peak > 0, decay_images > 0 and rampup_images >= 0"):
         InverseSqrtRate(**options)
 
 
 class Rates(pl.Callback):
-    """Notes the rate of each optimizer step, the images before it, and whether the weights moved."""
+    """Records the rate of each optimizer step, the images before it, and whether the weights changed."""
 
     def __init__(self) -> None:
         self.used: list[tuple[int, float]] = []
@@ -79,7 +79,7 @@ def used(folder: Path, rate: LearningRate | None, batch: int, accumulate: int) -
     return rates
 
 
-def test_a_run_follows_the_images_whatever_the_accumulation(tmp_path: Path) -> None:
+def test_run_follows_images_for_any_accumulation(tmp_path: Path) -> None:
     rate = InverseSqrtRate(0.01, decay_images=20, rampup_images=12)
     whole, parted = used(tmp_path, rate, 6, 1), used(tmp_path, rate, 3, 2)
     assert whole.used == parted.used == [(6 * k, rate.at(6 * k)) for k in range(6)]
@@ -87,5 +87,5 @@ def test_a_run_follows_the_images_whatever_the_accumulation(tmp_path: Path) -> N
     assert whole.moved[0] is parted.moved[0] is False and all(whole.moved[1:] + parted.moved[1:])
 
 
-def test_the_default_is_constant(tmp_path: Path) -> None:
+def test_default_is_constant(tmp_path: Path) -> None:
     assert {value for _, value in used(tmp_path, None, 4, 1).used} == {0.01}

@@ -1,4 +1,4 @@
-"""Losses against closed forms."""
+"""Training losses against closed forms."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_guide.training.losses import EDMLoss, ScoreMatchingLoss, Training
 
 
 class Zero(Network):
-    """F = 0."""
+    """Network F = 0."""
 
     data_shape, num_classes = (8,), 3
 
@@ -29,7 +29,7 @@ class Zero(Network):
 
 
 class Shrink(Denoiser):
-    """D = a x with a learned a."""
+    """Denoiser D = a x with a learned a."""
 
     data_shape, num_classes, sigma_data = (1,), 0, 0.5
 
@@ -42,7 +42,7 @@ class Shrink(Denoiser):
 
 
 class Exact(nn.Module):
-    """A distribution as `ScoreMatchingLoss` wants it."""
+    """Distribution with the interface of `ScoreMatchingLoss`."""
 
     def __init__(self, model: GaussianMixture) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Exact(nn.Module):
 
 
 def quadrature(variance: float, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Nodes y ~ N(0, variance) and x = y + sigma n, `(N, 1)` each, and their weights: exact for polynomials."""
+    """Return nodes y ~ N(0, variance) and x = y + sigma n, `(N, 1)` each, and weights: exact for polynomials."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(12)
     y, n = np.meshgrid(math.sqrt(variance) * nodes, nodes, indexing="ij")
     w = np.outer(weights, weights) / (2 * math.pi)
@@ -73,7 +73,7 @@ def test_untrained_error_is_one_at_every_level(sigma_data: float, generator: tor
         assert float(terms.error.mean()) == pytest.approx(1, abs=0.03)
 
 
-def test_edm_loss_is_its_formula() -> None:
+def test_edm_loss_equals_its_formula() -> None:
     loss, sigma = EDMLoss(), torch.tensor([0.1, 2.0])
     denoised, clean = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
     terms = loss.compare(denoised, clean, clean, sigma, 0.7)
@@ -122,7 +122,7 @@ def test_uncertainty_learns_the_error_of_each_level() -> None:
     assert float(loss.uncertainty.linear.weight.detach().square().mean()) == pytest.approx(1, abs=1e-3)
 
 
-def test_uncertainty_depends_on_sigma_alone() -> None:
+def test_uncertainty_depends_only_on_sigma() -> None:
     u = Uncertainty()(torch.tensor([0.1, 0.1, 7.0])).detach()
     assert u.shape == (3,)
     torch.testing.assert_close(u[0], u[1])

@@ -1,4 +1,4 @@
-"""What a step says about itself: means by noise level, gradients that are not finite, and the end of patience."""
+"""Training statistics: means by noise level, gradients that are not finite, and the limit of bad steps."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_means_by_noise_level() -> None:
         means.update(LossTerms(errors * 2, errors, torch.tensor(sigma)))
     report = means.report(alone)
     assert report == {"loss": 86 / 5, "loss_sigma_0_to_0.1": 2.0, "loss_sigma_1_to_inf": 40.0}
-    assert means.report(alone) == {}  # starts anew
+    assert means.report(alone) == {}  # was reset
 
 
 def test_means_over_processes() -> None:
@@ -61,7 +61,7 @@ class Pair(nn.Module):
             parameter.grad = None if gradient is None else torch.tensor(gradient)
 
 
-def test_finite_gradients_pass_untouched() -> None:
+def test_finite_gradients_are_unchanged() -> None:
     guard, pair = GradientGuard(1), Pair([1.0, -2.0], [3e18, 0.0])
     guard.sanitize(pair, 0)
     assert pair.a.grad is not None and pair.a.grad.tolist() == [1.0, -2.0] and guard.zeroed == 0
@@ -69,9 +69,9 @@ def test_finite_gradients_pass_untouched() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 3e19])
-def test_what_is_not_finite_is_zeroed_and_counted(bad: float) -> None:
+def test_non_finite_elements_are_zeroed_and_counted(bad: float) -> None:
     guard = GradientGuard(1)
-    for _ in range(3):  # patience is not touched while something finite is left
+    for _ in range(3):  # steps with some finite gradient do not count as bad
         pair = Pair([1.0, bad], [4.0, 5.0])
         guard.sanitize(pair, 0)
         assert pair.a.grad is not None and pair.a.grad.tolist() == [1.0, 0.0]
@@ -79,20 +79,20 @@ def test_what_is_not_finite_is_zeroed_and_counted(bad: float) -> None:
     assert (guard.zeroed, guard.bad_steps) == (3, 0)
 
 
-def test_patience_counts_steps_in_a_row_without_anything_finite() -> None:
+def test_patience_counts_consecutive_steps_without_a_finite_gradient() -> None:
     guard = GradientGuard(3)
     bad = [math.nan, math.nan]
     for step, gradients in enumerate([(bad, bad), (bad, bad), ([1.0, 1.0], bad), (bad, bad), (bad, bad)]):
         pair = Pair(*gradients)
         guard.sanitize(pair, step)
         if gradients == (bad, bad):
-            assert pair.a.grad is None and pair.b.grad is None  # so that no momentum moves the weights
+            assert pair.a.grad is None and pair.b.grad is None  # so that momentum does not move the weights
     assert guard.bad_steps == 2 and guard.zeroed == 18
     with pytest.raises(TrainingDivergedError, match=r"for 3 steps in a row; .* before step 5, .* after 3 steps"):
         guard.sanitize(Pair(bad, bad), 5)
 
 
-def test_without_gradients_there_is_nothing_to_do() -> None:
+def test_module_without_gradients_is_unchanged() -> None:
     guard = GradientGuard(1)
     guard.sanitize(Pair(None, None), 0)
     assert (guard.zeroed, guard.bad_steps) == (0, 0)
@@ -125,7 +125,7 @@ class Spoil(pl.Callback):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_single_bad_elements_cost_themselves_only(tmp_path: Path, value: float) -> None:
+def test_single_bad_elements_zero_only_themselves(tmp_path: Path, value: float) -> None:
     spoil = Spoil(range(1, 4), value, everything=False)
     module = tiny_module(average=None, max_bad_steps=1)
     tiny_trainer(tmp_path, spoil, steps=6).fit(module, datamodule=TinyImages())
@@ -134,7 +134,7 @@ def test_single_bad_elements_cost_themselves_only(tmp_path: Path, value: float) 
     assert all(not torch.equal(*pair) for pair in zip(spoil.weights, spoil.weights[1:], strict=False))
 
 
-def test_bad_steps_leave_weights_alone_and_good_ones_go_on(tmp_path: Path) -> None:
+def test_bad_steps_leave_weights_unchanged_and_training_continues(tmp_path: Path) -> None:
     spoil = Spoil(range(2, 4), math.nan, everything=True)
     tiny_trainer(tmp_path, spoil, steps=6).fit(tiny_module(average=None, max_bad_steps=3), datamodule=TinyImages())
     changed = [not torch.equal(*pair) for pair in zip(spoil.weights, spoil.weights[1:], strict=False)]
@@ -142,7 +142,7 @@ def test_bad_steps_leave_weights_alone_and_good_ones_go_on(tmp_path: Path) -> No
 
 
 class Poisoned(TinyImages):
-    """From the third batch on a single value of the data is not a number."""
+    """Data with a single NaN from the third batch on."""
 
     def encode(self, raw: Tensor) -> Tensor:
         x = super().encode(raw)
@@ -152,7 +152,7 @@ class Poisoned(TinyImages):
         return x
 
 
-def test_a_loss_that_stays_bad_ends_the_run_and_keeps_what_was_good(tmp_path: Path) -> None:
+def test_persistently_bad_loss_ends_the_run_and_keeps_good_weights(tmp_path: Path) -> None:
     spoil = Spoil(range(0), 0, everything=True)
     callbacks = [PostHocEMA(8), RunCheckpoint(1), spoil]
     with pytest.raises(TrainingDivergedError, match=r"not finite for 3 steps in a row; .* step 4, .* after 2 steps"):

@@ -1,4 +1,4 @@
-"""FSDP2 on two processes: the weights of DDP, averages in shards, whole snapshots, the same bits when resumed."""
+"""FSDP2 on two processes: the weights of DDP, sharded averages, full snapshots, bit-identical resume."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STRATEGIES: dict[str, Any] = {
 
 
 def train(folder: str, strategy: str, steps: int) -> None:
-    """A run of a U-Net with uncertainty, averages, checkpoints and an evaluation of 5 samples on 2 ranks."""
+    """Train a U-Net with uncertainty, averages, checkpoints and an evaluation of 5 samples on 2 ranks."""
     network = EDM2UNet(SHAPE, num_classes=3, model_channels=8, channel_mult=[1, 2], num_blocks=1,
                        attention_resolutions=[4])  # fmt: skip
     module = tiny_module(network, loss=EDMLoss(uncertainty=True), evaluations={"plain": evaluation()}, average=0.05)
@@ -54,7 +54,7 @@ TRAIN = ("tests.test_training_sharding", "train")
 
 
 @pytest.mark.slow
-def test_sharded_training_is_that_of_ddp(processes: Processes, tmp_path: Path) -> None:
+def test_sharded_training_equals_ddp(processes: Processes, tmp_path: Path) -> None:
     for name, strategy, steps in (("ddp", "ddp", 4), ("fsdp", "fsdp", 4), ("two", "fsdp", 2), ("two", "fsdp", 4)):
         (tmp_path / name).mkdir(exist_ok=True)
         processes.call_ranks(2, TRAIN, tmp_path / "log", folder=str(tmp_path / name), strategy=strategy, steps=steps)
