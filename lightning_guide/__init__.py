@@ -100,7 +100,10 @@ RENAMED: dict[str, str] = {
 }
 
 # Arguments that were renamed, by the name of the class today: old argument -> new argument.
-RENAMED_ARGUMENTS: dict[str, dict[str, str]] = {"Latents": {"pictures": "images"}}
+RENAMED_ARGUMENTS: dict[str, dict[str, str]] = {
+    "EnergyGuidance": {"moves": "updates"},
+    "Latents": {"pictures": "images"},
+}
 
 
 def __getattr__(name: str) -> Any:

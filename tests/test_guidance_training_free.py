@@ -310,7 +310,7 @@ def test_recipes_rebuild_the_methods() -> None:
     ("cls", "options"),
     [
         (DPS, {"rate": 1.0, "noise": "implied"}),
-        (DPS, {"rate": 1.0, "moves": []}),
+        (DPS, {"rate": 1.0, "updates": []}),
         (MPGD, {"estimator": None}),
         (TFG, {"rho": 1.0, "mu": 1.0, "estimator": None}),
         (UniversalGuidance, {"weight": 1.0, "estimator": None}),

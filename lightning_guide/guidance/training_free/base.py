@@ -46,7 +46,7 @@ class EnergyGuidance(Guidance):
     def __init__(
         self,
         energy: Energy,
-        moves: Sequence[Update],
+        updates: Sequence[Update],
         *,
         estimator: Estimator | None = None,
         window: SigmaWindow | None = None,
@@ -58,7 +58,7 @@ class EnergyGuidance(Guidance):
 
         Args:
             energy: the loss; the labels, if any, are its condition and that of the positive.
-            moves: updates along the gradient of the loss.
+            updates: steps along the gradient of the loss.
             estimator: of the loss; default: its value at D.
             window: guided steps; default: all.
             noise: noise direction of the prediction, see above.
@@ -66,14 +66,14 @@ class EnergyGuidance(Guidance):
             positive: the denoiser to guide, which may be a guidance; default: the model under evaluation.
 
         Raises:
-            ValueError: if `moves` is empty, `noise` is unknown, or `guide_batch` is less than 1.
+            ValueError: if `updates` is empty, `noise` is unknown, or `guide_batch` is less than 1.
         """
         super().__init__()
-        if not moves or noise not in ("kept", "implied") or (guide_batch is not None and guide_batch < 1):
-            expected = "at least one update in moves, noise 'kept' or 'implied' and guide_batch >= 1"
-            raise ValueError(f"{type(self).__name__} needs {expected}, got {len(moves)}, {noise!r} and {guide_batch}")
+        if not updates or noise not in ("kept", "implied") or (guide_batch is not None and guide_batch < 1):
+            expected = "at least one update, noise 'kept' or 'implied' and guide_batch >= 1"
+            raise ValueError(f"{type(self).__name__} needs {expected}, got {len(updates)}, {noise!r} and {guide_batch}")
         self.energy = energy
-        self.updates = list(moves)
+        self.updates = list(updates)
         self.estimator, self.window = estimator or PlugIn(), window or SigmaWindow()
         self.noise, self.guide_batch = noise, guide_batch
         self.positive = positive if positive is not None else Main()
