@@ -14,15 +14,15 @@ from lightning_guide.utils.files import read_yaml
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "configs/README.md")]
-PAGES += sorted((ROOT / "docs").glob("*.md"))
-SOURCES = [*PAGES, *sorted((ROOT / "configs").rglob("*.yaml"))]
+PAGES += [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "scripts").rglob("*.md"))]
+SOURCES = [*PAGES, *sorted((ROOT / "configs").rglob("*.yaml")), *sorted((ROOT / "scripts").rglob("*.py"))]
 TEXTS = {str(path.relative_to(ROOT)): re.sub(r" *\\\n[ #]*", " ", path.read_text()) for path in SOURCES}
 CALL = re.compile(r"lightning(?:-guide|_guide\.cli) (\w+) ([^`\n]+)")
 CALLS = [(page, *call) for page, text in TEXTS.items() for call in CALL.findall(text)]
 PLACEHOLDERS = re.compile(r"RUN|\bruns/|CONFIG|\.\.\.|\bX\b|this file|my_")
 
 
-def test_there_are_commands_to_look_at() -> None:
+def test_commands_are_found() -> None:
     assert len(CALLS) > 100 and {"docs/training.md", "docs/data.md"} <= {page for page, *_ in CALLS}
 
 
@@ -30,7 +30,7 @@ def test_there_are_commands_to_look_at() -> None:
     ("page", "words"), dict.fromkeys((page, rest) for page, name, rest in CALLS if name not in COMMANDS)
 )
 def test_configs_of_a_command_exist_and_make_a_run(page: str, words: str) -> None:
-    """Together they say which model, which data and which folder, unless they go on top of what a reader has."""
+    """They name model, data and folder, unless they extend a config of the reader."""
     named = re.findall(r"-c (\S+\.yaml)", words)
     files = [ROOT / name for name in named if not PLACEHOLDERS.search(name)]
     assert all(file.is_file() for file in files), f"{page}: {words}"

@@ -1,4 +1,4 @@
-"""The pages: every link leads somewhere, every page is found from the README; files that code names are there."""
+"""Pages: every link has a target, every page is linked from the README, files named in code and pages exist."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "configs/README.md")]
+PAGES += [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "scripts").rglob("*.md"))]
+NAMED = re.compile(r"\b(?:docs|scripts|tests|configs)/[\w/]*\b[a-z]\w*\.(?:md|py|yaml)\b")
 
 
 def links(page: Path) -> Iterator[tuple[Path, str]]:
-    """File and anchor of every link of a page that stays in the repository."""
+    """Yield file and anchor of every link of a page within the repository."""
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
         if "://" not in target:
             path, _, anchor = target.partition("#")
@@ -21,47 +23,55 @@ def links(page: Path) -> Iterator[tuple[Path, str]]:
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors that the headings of a page get on GitHub."""
+    """Return the anchors that GitHub gives to the headings of a page."""
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def name(page: Path) -> str:
-    """The path as a reader of the test report wants to see it."""
+    """Return the path relative to the repository, for test reports."""
     return page.relative_to(ROOT).as_posix()
 
 
-def test_anchors_are_those_of_github() -> None:
-    assert "off-the-manifold-e4" in anchors(ROOT / "docs" / "training_free_results.md")
+def test_anchors_follow_the_rules_of_github() -> None:
+    assert "off-the-manifold-e4" in anchors(ROOT / "scripts" / "studies" / "training_free" / "README.md")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_have_targets(page: Path) -> None:
     for path, anchor in links(page):
-        assert path.exists(), f"{name(page)} links to {path}, which is not there"
+        assert path.exists(), f"{name(page)} links to {path}, which does not exist"
         assert not anchor or anchor in anchors(path), f"{name(page)}: {name(path)} has no heading for #{anchor}"
 
 
-def test_every_page_is_found_from_the_readme() -> None:
+def test_every_page_is_linked_from_the_readme() -> None:
     found, to_read = {PAGES[0]}, [PAGES[0]]
     while to_read:
         new = {path for path, _ in links(to_read.pop()) if path.suffix == ".md"} - found
         found |= new
         to_read += new
     lost = {name(page) for page in PAGES} - {name(page) for page in found}
-    assert lost <= {"CONTRIBUTING.md"}, f"no chain of links leads from the README to {sorted(lost)}"
+    assert lost <= {"CONTRIBUTING.md", "docs/index.md"}, f"no chain of links leads from the README to {sorted(lost)}"
 
 
-def test_every_picture_is_shown() -> None:
+def test_every_study_has_a_record() -> None:
+    studies = [path for path in (ROOT / "scripts" / "studies").iterdir() if (path / "__init__.py").is_file()]
+    assert len(studies) >= 7
+    assert all((study / "README.md").is_file() for study in studies)
+
+
+def test_every_image_is_shown() -> None:
     shown = {path for page in PAGES for path, _ in links(page)}
-    unused = {name(path) for path in (ROOT / "docs" / "images").iterdir()} - {name(path) for path in shown}
-    assert not unused, f"no page shows {sorted(unused)}"
+    folders = [ROOT / "docs" / "images", *(ROOT / "scripts").rglob("images")]
+    unused = {path for folder in folders for path in folder.iterdir()} - shown
+    assert not unused, f"no page shows {sorted(map(name, unused))}"
 
 
-def test_files_that_code_names_exist() -> None:
+def test_named_files_exist() -> None:
     folders = ("lightning_guide", "callbacks", "datamodules", "scripts", "tests")
-    for path in [*(path for folder in folders for path in (ROOT / folder).rglob("*.py")), ROOT / "Makefile"]:
-        text = path.read_text(encoding="utf-8")
-        for named in re.findall(r"\b(?:docs|scripts|tests|configs)/[\w/]*\b[a-z]\w*\.(?:md|py|yaml)\b", text):
-            assert (ROOT / named).is_file(), f"{name(path)} names {named}, which is not there"
+    sources = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    sources += [*PAGES, *(ROOT / "configs").rglob("*.yaml"), ROOT / "Makefile"]
+    for path in sources:
+        for named in NAMED.findall(path.read_text(encoding="utf-8")):
+            assert (ROOT / named).is_file(), f"{name(path)} names {named}, which does not exist"
