@@ -42,8 +42,8 @@ def test_merged_weights(runs: tuple[str, str], tmp_path: Path, capsys: pytest.Ca
         torch.testing.assert_close(found, 1.75 * theta - 0.75 * theta_aux)
         assert not torch.equal(found, theta)
     assert merged.network.calls == one.network.calls != other.network.calls  # buffers are those of the base
-    told = json.loads((tmp_path / "neon/neon.json").read_text())
-    assert told["weight"] == 1.75 and told["auxiliary"] == {"run": auxiliary, "images": 8, "sigma_rel": 0.05}
+    written = json.loads((tmp_path / "neon/neon.json").read_text())
+    assert written["weight"] == 1.75 and written["auxiliary"] == {"run": auxiliary, "images": 8, "sigma_rel": 0.05}
 
 
 def test_ends(runs: tuple[str, str], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,6 +48,22 @@ VARIANTS = {  # configs of a guidance that are settings of another one
     "m_swg": "swg",
 }
 PROBLEMS = ("inverse", "networks")  # configs of training-free guidance that set a problem, not a method
+
+
+# Words with a plain equivalent: earlier snapshot, image, replacement, "is not ...", continues, atomic.
+PRIVATE_ENGLISH = re.compile(
+    r"\b(younger|told|pictures?|stands? in|stand-ins?|knows? no|goes on|whole or not|in the eyes of|said so|begun again|"
+    r"vouch(es)?|foreseen|truth itself|told apart)\b",
+    re.IGNORECASE,
+)
+# The aliases of old names, and this list.
+WITH_OLD_NAMES = (
+    "CHANGELOG.md",
+    "lightning_guide/__init__.py",
+    "tests/test_layout.py",
+    "tests/test_stored_run.py",
+    "tests/data/",
+)
 
 
 def room(path: Path) -> str:
@@ -158,3 +175,18 @@ def test_file_is_small_and_documented(path: Path) -> None:
     assert ast.get_docstring(tree), f"{name(path)} has no module docstring"
     bare = list(undocumented(tree))
     assert not bare, f"{name(path)}: no docstring on {bare}"
+
+
+def test_texts_are_in_plain_english() -> None:
+    suffixes = {".py", ".md", ".yaml", ".yml", ".toml"}
+    folders = [*PACKAGES, "configs", "docs", "scripts", "tests"]
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in suffixes]
+    files += [path for path in ROOT.iterdir() if path.suffix in suffixes]
+    found = [
+        f"{name(path)}:{number}: {line.strip()}"
+        for path in files
+        if not name(path).startswith(WITH_OLD_NAMES)
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if PRIVATE_ENGLISH.search(line)
+    ]
+    assert not found, "\n".join(found)

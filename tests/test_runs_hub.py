@@ -34,9 +34,9 @@ def test_an_export_is_a_plain_state_dict_and_a_json_file(run: Path, tmp_path: Pa
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     assert tensors.keys() == unet().state_dict().keys()
     assert all(torch.equal(tensors[name], value) for name, value in unet().state_dict().items())
-    told = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert (told["images"], told["sigma_rel"], told["planned_images"]) == (64, 0.05, 128)
-    assert told["recipe"] == unet().recipe
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (written["images"], written["sigma_rel"], written["planned_images"]) == (64, 0.05, 128)
+    assert written["recipe"] == unet().recipe
     with pytest.raises(ValueError, match="already holds a model"):
         export(str(run), str(tmp_path / "out"))
     with pytest.raises(ValueError, match="available: images 64"):
@@ -52,7 +52,7 @@ def test_a_disk_that_takes_no_more_bytes_leaves_no_half_model(run: Path, tmp_pat
             export(str(run), str(tmp_path / "out"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    export(str(run), str(tmp_path / "out"))  # nothing there stands in the way
+    export(str(run), str(tmp_path / "out"))  # the folder is free
     read_export(tmp_path / "out")
 
 
@@ -103,7 +103,7 @@ def test_damaged_exports_are_named(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="config.json does not exist"):
         read_export(out)
     export(str(run), str(out))
-    told = json.loads((out / "config.json").read_text())
+    written = json.loads((out / "config.json").read_text())
     for change, sentence in (
         ({"format": "else"}, "its format is 'else'"),
         ({"images": None}, "does not describe a model"),
@@ -111,11 +111,11 @@ def test_damaged_exports_are_named(run: Path, tmp_path: Path) -> None:
         ({"recipe": {"class_path": "os.system", "init_args": {"command": "true"}}}, "expected a class of a network"),
         ({"recipe": unet(model_channels=16).recipe}, "model.safetensors does not fit .*config.json"),
     ):
-        kept = {key: value for key, value in (told | change).items() if value is not ...}
+        kept = {key: value for key, value in (written | change).items() if value is not ...}
         (out / "config.json").write_text(json.dumps(kept))
         with pytest.raises(ValueError, match=sentence):
             read_export(out)
-    (out / "config.json").write_text(json.dumps(told))
+    (out / "config.json").write_text(json.dumps(written))
     data = (out / "model.safetensors").read_bytes()
     (out / "model.safetensors").write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match="model.safetensors does not fit"):

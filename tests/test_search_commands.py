@@ -74,7 +74,7 @@ def test_a_sweep_scores_every_point_as_test_does_and_goes_on_where_it_stood(
     assert (out / "sensitivity.png").stat().st_size > 5000
     assert len(list((out / "tensorboard").rglob("events.out.*"))) >= 1
 
-    # begun again, it draws nothing but what failed; and what was interrupted is drawn
+    # run again, it draws only what failed or was interrupted
     assert len(drawn) == 5
     before = (out / "results.csv").read_text()
     del content["points"]["weight=3 sigma_rel=0.08"]
@@ -247,20 +247,20 @@ def test_what_is_odd_in_a_search_does_no_harm(folder: Path) -> None:
 
 def test_a_snapshot_on_an_axis_may_leave_out_what_is_the_default(folder: Path, tmp_path: Path) -> None:
     bare: dict[str, Any] = {"guidance": {"class_path": "Snapshot"}}
-    told = {"guidance": {"class_path": "Snapshot", "init_args": {"images": 40, "sigma_rel": 0.08}}}
-    rebuilt = RebuiltGuiders(folder / "run", tmp_path, [bare, told])
+    referring = {"guidance": {"class_path": "Snapshot", "init_args": {"images": 40, "sigma_rel": 0.08}}}
+    rebuilt = RebuiltGuiders(folder / "run", tmp_path, [bare, referring])
     assert rebuilt.instead(bare) == bare  # a stored one
-    assert rebuilt.instead(told)["guidance"]["init_args"]["run"].startswith(str(tmp_path))
+    assert rebuilt.instead(referring)["guidance"]["init_args"]["run"].startswith(str(tmp_path))
 
 
 def test_averages_rebuilt_from_a_run_are_not_those_of_a_run_trained_anew_in_its_folder(
     folder: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(folder / "run", tmp_path / "run")
-    told = {"guidance": {"class_path": "Snapshot", "init_args": {"images": 40, "sigma_rel": 0.08}}}
+    referring = {"guidance": {"class_path": "Snapshot", "init_args": {"images": 40, "sigma_rel": 0.08}}}
 
     def rebuilt() -> Any:
-        return RebuiltGuiders(tmp_path / "run", tmp_path, [told]).instead(told)["guidance"]["init_args"]["run"]
+        return RebuiltGuiders(tmp_path / "run", tmp_path, [referring]).instead(referring)["guidance"]["init_args"]["run"]
 
     before = rebuilt()
     assert rebuilt() == before

@@ -1,4 +1,4 @@
-"""Figures of a sweep: a scale on which all points can be told apart."""
+"""Figures of a sweep: a scale on which all points are distinguishable."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ _STOPPED = "lightning-guide: stopped by SIGTERM; rerun the same command to resum
 Totals = dict[str, Tensor]
 
 
-COST = ""  # key, in place of a metric's name, of network calls, samples and seconds
+COST_KEY = ""  # key, in place of a metric's name, of network calls, samples and seconds
 
 
 class BlockEvaluations(GuidedEvaluations):
@@ -73,7 +73,7 @@ class BlockEvaluations(GuidedEvaluations):
         self.totals = {}
         for loop in self._loops:
             assert loop is not None
-            found = {f"{COST}.total": loop.cost(device)}
+            found = {f"{COST_KEY}.total": loop.cost(device)}
             for name, metric in loop.metrics.items():
                 found |= {f"{name}.{state}": value.cpu() for state, value in metric.totals().items()}
             self.totals[loop.name] = found
@@ -86,7 +86,7 @@ class BlockEvaluations(GuidedEvaluations):
         Raises:
             ValueError: if a metric cannot be computed from them.
         """
-        calls, samples, seconds = torch.stack([part[f"{COST}.total"] for part in parts]).sum(0).tolist()
+        calls, samples, seconds = torch.stack([part[f"{COST_KEY}.total"] for part in parts]).sum(0).tolist()
         report = {"nfe": calls / max(samples, 1), "samples": samples, "seconds": seconds}
         for name, metric in self.metrics.items():
             prefix = f"{name}."
