@@ -253,7 +253,7 @@ def test_training_and_evaluation_under_prompts(tmp_path: Path) -> None:
     assert (drawn.x[3].int() - alone.x[0].int()).abs().max() <= 1
     assert torch.equal(build_condition(Here.main, torch.tensor([4, -1]), data)[0], data.prompts()[4])  # type: ignore[index]
     assert not build_condition(Here.main, torch.tensor([4, -1]), data)[1].any()  # type: ignore[index]
-    with pytest.raises(ValueError, match="prompt 10 is asked for; the data has prompts 0 to 9"):
+    with pytest.raises(ValueError, match="prompt 10 does not exist; the data has prompts 0 to 9"):
         build_condition(Here.main, torch.tensor([10]), data)
 
 
@@ -264,7 +264,7 @@ def test_labels_for_an_energy_beside_embeddings_for_the_model() -> None:
         def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
             return x
 
-    with pytest.raises(ValueError, match=r"a Both wants labels \(3 classes\) beside a model that reads embeddings"):
+    with pytest.raises(ValueError, match=r"a Both takes labels \(3 classes\), but its model takes embeddings"):
         build_condition(Both(), torch.tensor([0]), DigitCaptions())
 
 
@@ -281,12 +281,12 @@ def test_class_accuracy_by_class() -> None:
             return nn.functional.one_hot(x[:, 0, 0, 0].long(), 3).float()
 
     metric = AccuracyByClass(Reads())  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="has seen no real data yet"):
+    with pytest.raises(ValueError, match="is not prepared"):
         metric.update(torch.zeros(1, 1, 1, 1), torch.tensor([0]))
     metric.prepare([])
     predicted, requested = torch.tensor([0, 1, 1, 0, 2]), torch.tensor([0, 1, 0, 0, -1])
     metric.update(predicted.reshape(5, 1, 1, 1).to(torch.uint8), requested)
     values = metric.compute()
     assert [float(values[f"class_{k}"]) for k in (0, 1)] == pytest.approx([2 / 3, 1.0]) and values["class_2"].isnan()
-    with pytest.raises(ValueError, match="class 3 was asked for; the classifier knows 0 to 2"):
+    with pytest.raises(ValueError, match="class label 3 is out of range; the classifier has 3 classes"):
         metric.update(predicted.reshape(5, 1, 1, 1).to(torch.uint8), torch.full((5,), 3))

@@ -1,4 +1,4 @@
-"""Evaluations on two processes: the same noise, samples and numbers as on one."""
+"""Evaluations on two processes: the same noise, samples and results as on one."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ EVALUATE = ("tests.test_ddp_evaluation", "evaluate")
 
 
 class Stored(TinyImages):
-    """Stores what the denoiser sees, so that nothing is rounded."""
+    """Data stored as denoiser inputs, without rounding."""
 
     def decode(self, x: Tensor) -> Tensor:
         return x
 
 
-class HandsThrough(Denoiser):
-    """D = x: a sampler hands its noise through."""
+class NoiseDenoiser(Denoiser):
+    """D = x: a sampler returns its noise."""
 
     data_shape, num_classes, sigma_data = (1, 4, 4), 0, 0.5
 
@@ -39,7 +39,7 @@ class HandsThrough(Denoiser):
 
 
 class Outputs(pl.Callback):
-    """Keeps the samples by loop, and the results."""
+    """Record the samples by loop, and the results."""
 
     def __init__(self) -> None:
         self.drawn: dict[int, list[DrawnSamples]] = {}
@@ -58,11 +58,11 @@ class Outputs(pl.Callback):
 
 
 def evaluate(run: str, out: str, world: int, *, verb: str, samples: int) -> None:
-    """Scores a finished run and saves what this rank drew and what it reports."""
+    """Evaluate a finished run and save samples and results of this rank."""
     common: dict[str, Any] = {"num_samples": samples, "batch_size": 3}
     auto = evaluation(Autoguidance(Snapshot("1/2", 0.05), 2.0), **common)
     module = tiny_module(
-        evaluations={"noise": evaluation(HandsThrough(), **common), "auto": auto},
+        evaluations={"noise": evaluation(NoiseDenoiser(), **common), "auto": auto},
         prediction=auto,
         metrics={"fd": FrechetDistance(RawPixels())} if samples > 1 else {},
     )
@@ -78,7 +78,7 @@ def evaluate(run: str, out: str, world: int, *, verb: str, samples: int) -> None
 
 
 def gathered(folder: Path, world: int, loop: int) -> tuple[Tensor, Tensor, Tensor]:
-    """index, condition and samples of a loop over all ranks, in the order of the index."""
+    """Return index, condition and samples of a loop over all ranks, in the order of the index."""
     batches = [batch for rank in seen(folder, world) for batch in rank["drawn"].get(loop, [])]
     index, condition, x = (torch.cat(column) for column in zip(*batches, strict=True))
     order = index.argsort()
@@ -86,7 +86,7 @@ def gathered(folder: Path, world: int, loop: int) -> tuple[Tensor, Tensor, Tenso
 
 
 @pytest.mark.parametrize(("verb", "samples"), [("validate", 13), ("test", 4), ("predict", 13)])
-def test_evaluation_on_two_ranks_is_that_of_one(
+def test_evaluation_on_two_ranks_equals_one(
     processes: Processes, pair: Path, tmp_path: Path, verb: str, samples: int
 ) -> None:
     for world in (1, 2):
@@ -114,19 +114,17 @@ def test_evaluation_on_two_ranks_is_that_of_one(
     same = [key for key in alone_seen["logged"] if not key.endswith("seconds")]
     assert verb == "predict" or {"auto/fd", "noise/samples"} <= set(same)
     assert verb != "validate" or {"heldout/sigma_0.3", "heldout/sigma_1"} <= set(same)
-    for key in same:  # 13 held-out pictures, unevenly split
+    for key in same:  # 13 held-out images, unevenly split
         for rank_seen in both_seen:
             close = pytest.approx(alone_seen["logged"][key], rel=1e-4 if "fd" in key else 1e-6)
             assert rank_seen["logged"][key] == close
 
 
 @pytest.mark.parametrize("verb", ["test", "predict"])
-def test_a_rank_without_anything_to_draw_is_refused_on_all(
-    processes: Processes, pair: Path, tmp_path: Path, verb: str
-) -> None:
+def test_rank_without_samples_fails_on_all_ranks(processes: Processes, pair: Path, tmp_path: Path, verb: str) -> None:
     arguments: dict[str, Any] = {"run": str(pair), "out": str(tmp_path), "world": 2, "verb": verb, "samples": 1}
     pids = processes.start_ranks(2, EVALUATE, tmp_path / "log", **arguments)
     assert [processes.wait(pid) for pid in pids] == [1, 1]
     for number in range(2):
-        said = (tmp_path / f"log.{number}").read_text()
-        assert f"ValueError: {verb}: num_samples is at most 1; 2 processes need at least one sample each" in said
+        log = (tmp_path / f"log.{number}").read_text()
+        assert f"ValueError: {verb}: num_samples is at most 1; 2 processes need at least one sample each" in log

@@ -1,4 +1,4 @@
-"""Class shares: what a classifier sees, over any number of batches."""
+"""Class shares over any number of batches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning_guide.networks.classifiers import SmallClassifier
 
 
 class Bright(ClassifierFeatures):
-    """Class = a quarter of the brightness range, no network."""
+    """Classifier of four brightness ranges, without a network."""
 
     def __init__(self) -> None:
         super().__init__("nowhere")
@@ -21,17 +21,17 @@ class Bright(ClassifierFeatures):
         return torch.nn.functional.one_hot(x[:, 0, 0, 0].long() // 64, 4).float()
 
 
-def pictures(*levels: int) -> Tensor:
+def images(*levels: int) -> Tensor:
     return torch.tensor(levels, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 4, 4)
 
 
-def test_shares() -> None:
+def test_class_shares_over_batches_and_after_reset() -> None:
     metric = ClassShares(Bright())
-    with pytest.raises(ValueError, match="has seen no real data yet"):
-        metric.update(pictures(1))
+    with pytest.raises(ValueError, match="is not prepared"):
+        metric.update(images(1))
     metric.prepare([])
-    metric.update(pictures(1, 255, 2))
-    metric.update(pictures(70))
+    metric.update(images(1, 255, 2))
+    metric.update(images(70))
     assert {name: float(share) for name, share in metric.compute().items()} == {
         "share_0": 0.5,
         "share_1": 0.25,
@@ -39,5 +39,5 @@ def test_shares() -> None:
         "share_3": 0.25,
     }
     metric.reset()
-    metric.update(pictures(200), torch.tensor([0]))
+    metric.update(images(200), torch.tensor([0]))
     assert float(metric.compute()["share_3"]) == 1

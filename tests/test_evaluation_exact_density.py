@@ -1,4 +1,4 @@
-"""Metrics against an exact density: what truth scores, and what known faults score."""
+"""Metrics against an exact density: values of exact samples and of samples with known faults."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ KEYS = ["outliers", "mean_log_density", "total_variation", "lost_mass", "sliced_
 
 @pytest.fixture(scope="module")
 def tree() -> FractalTree:
-    """Class A."""
+    """Return class A of the fractal."""
     return FractalTree("A")
 
 
 @pytest.fixture(scope="module")
 def prepared(tree: FractalTree) -> DensityMetrics:
-    """A metric that knows the truth; tests take clones."""
+    """Return a prepared metric; tests use clones."""
     metric = DensityMetrics(tree)
     metric.prepare(())
     return metric
 
 
 def scores(prepared: DensityMetrics, *batches: Tensor) -> dict[str, float]:
-    """The metrics of the given batches together."""
+    """Return the metrics of the given batches together."""
     metric = prepared.clone()
     metric.reset()
     for x in batches:
@@ -44,7 +44,9 @@ def scores(prepared: DensityMetrics, *batches: Tensor) -> dict[str, float]:
     return {name: float(value) for name, value in metric.compute().items()}
 
 
-def test_truth_scores_as_stated(prepared: DensityMetrics, tree: FractalTree, generator: torch.Generator) -> None:
+def test_exact_samples_have_documented_values(
+    prepared: DensityMetrics, tree: FractalTree, generator: torch.Generator
+) -> None:
     x = tree.sample(16384, generator)[0]
     result = scores(prepared, x[:10000], x[10000:])
     assert list(result) == KEYS
@@ -55,7 +57,7 @@ def test_truth_scores_as_stated(prepared: DensityMetrics, tree: FractalTree, gen
     assert 0.002 < result["sliced_wasserstein"] < 0.009
 
 
-def test_two_estimates_from_truth_differ_by_little(prepared: DensityMetrics, tree: FractalTree) -> None:
+def test_two_exact_sample_sets_have_small_total_variation(prepared: DensityMetrics, tree: FractalTree) -> None:
     shares = []
     for seed in (1, 2):
         x = tree.sample(16384, torch.Generator().manual_seed(seed))[0]
@@ -63,7 +65,7 @@ def test_two_estimates_from_truth_differ_by_little(prepared: DensityMetrics, tre
     assert 0.02 < float(total_variation(*shares)) < 0.045
 
 
-def test_lost_branches_are_found(prepared: DensityMetrics, tree: FractalTree, generator: torch.Generator) -> None:
+def test_lost_branches_are_measured(prepared: DensityMetrics, tree: FractalTree, generator: torch.Generator) -> None:
     x, component = tree.sample(16384, generator)
     kept = component // 8 < 64  # the root and the subtree of its first child
     gone = float(tree.branch_weights[64:].sum())
@@ -73,7 +75,7 @@ def test_lost_branches_are_found(prepared: DensityMetrics, tree: FractalTree, ge
     assert result["outliers"] < 0.015
 
 
-def test_blur_makes_outliers(prepared: DensityMetrics, tree: FractalTree, generator: torch.Generator) -> None:
+def test_blur_causes_outliers(prepared: DensityMetrics, tree: FractalTree, generator: torch.Generator) -> None:
     x = tree.sample(8192, generator)[0]
     noise = torch.randn(x.shape, generator=generator)
     blurred = [scores(prepared, x + level * noise) for level in (0.0, 0.01, 0.05)]
@@ -82,9 +84,7 @@ def test_blur_makes_outliers(prepared: DensityMetrics, tree: FractalTree, genera
         assert blurred[worse]["mean_log_density"] < blurred[better]["mean_log_density"]
 
 
-def test_a_shift_is_measured_in_its_own_units(
-    prepared: DensityMetrics, tree: FractalTree, generator: torch.Generator
-) -> None:
+def test_sliced_wasserstein_of_a_shift(prepared: DensityMetrics, tree: FractalTree, generator: torch.Generator) -> None:
     x = tree.sample(16384, generator)[0]
     # The mean over the directions of (shift . direction)^2 is |shift|^2 / 2.
     shifted = scores(prepared, x + torch.tensor([3.0, 4.0]))
@@ -92,7 +92,9 @@ def test_a_shift_is_measured_in_its_own_units(
     assert shifted["outliers"] > 0.999
 
 
-def test_batches_and_processes_add_up(prepared: DensityMetrics, tree: FractalTree, generator: torch.Generator) -> None:
+def test_batches_and_merged_states_add_up(
+    prepared: DensityMetrics, tree: FractalTree, generator: torch.Generator
+) -> None:
     x = tree.sample(3000, generator)[0] * 1.1
     x[5] = math.nan
     whole = scores(prepared, x)
@@ -105,7 +107,7 @@ def test_batches_and_processes_add_up(prepared: DensityMetrics, tree: FractalTre
         assert math.isclose(float(value), whole[name], rel_tol=1e-6), name
 
 
-def test_non_finite_samples_are_outliers_and_harm_nothing_else(
+def test_non_finite_samples_count_only_as_outliers(
     prepared: DensityMetrics, tree: FractalTree, generator: torch.Generator
 ) -> None:
     x = tree.sample(4000, generator)[0]
@@ -121,14 +123,14 @@ def test_non_finite_samples_are_outliers_and_harm_nothing_else(
     assert all(math.isnan(nothing[name]) for name in KEYS[1:5])
 
 
-def test_truth_is_drawn_when_first_needed(tree: FractalTree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exact_samples_are_drawn_at_first_use(tree: FractalTree, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(density, "TRUE_SAMPLES", 2**14)
     updated, merged, prepared = DensityMetrics(tree), DensityMetrics(tree), DensityMetrics(tree)
     prepared.prepare(())
     updated.update(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64))
     merged.merge_state(updated)
     expected = updated.compute()
-    with pytest.warns(UserWarning, match="before the ``update``"):  # it has the samples of another process alone
+    with pytest.warns(UserWarning, match="before the ``update``"):  # it has only merged samples
         result = merged.compute()
     assert all(torch.equal(value, expected[name]) for name, value in result.items())
     for metric in (updated, merged):
@@ -138,11 +140,11 @@ def test_truth_is_drawn_when_first_needed(tree: FractalTree, monkeypatch: pytest
 
 
 def test_total_variation_and_lost_mass_by_hand() -> None:
-    true, found = torch.tensor([0.4, 0.4, 0.2]), torch.tensor([0.9, 0.09, 0.01])
-    assert math.isclose(float(total_variation(found, true)), 0.5, rel_tol=1e-6)
-    assert math.isclose(float(lost_mass(found, true)), 0.6, rel_tol=1e-6)
-    assert float(lost_mass(true / 4, true)) == 0  # exactly a quarter is not lost
-    assert float(lost_mass(true, true)) == float(total_variation(true, true)) == 0
+    exact, sampled = torch.tensor([0.4, 0.4, 0.2]), torch.tensor([0.9, 0.09, 0.01])
+    assert math.isclose(float(total_variation(sampled, exact)), 0.5, rel_tol=1e-6)
+    assert math.isclose(float(lost_mass(sampled, exact)), 0.6, rel_tol=1e-6)
+    assert float(lost_mass(exact / 4, exact)) == 0  # exactly a quarter is not lost
+    assert float(lost_mass(exact, exact)) == float(total_variation(exact, exact)) == 0
 
 
 def test_sliced_wasserstein_of_gaussians(generator: torch.Generator) -> None:
@@ -154,7 +156,7 @@ def test_sliced_wasserstein_of_gaussians(generator: torch.Generator) -> None:
     assert math.isnan(float(sliced_wasserstein(z[0, :0], sliced_quantiles(z[1]))))
 
 
-def test_mistakes_are_named(prepared: DensityMetrics, tree: FractalTree) -> None:
+def test_invalid_arguments_raise(prepared: DensityMetrics, tree: FractalTree) -> None:
     with pytest.raises(ValueError, match="no samples"), pytest.warns(UserWarning, match="before the ``update``"):
         prepared.clone().compute()
     with pytest.raises(ValueError, match=r"\(B, 2\), got \(4, 3\)"):

@@ -1,4 +1,4 @@
-"""Feature extractors: right numbers, read late, never in training mode, and clear about what is missing."""
+"""Feature extractors: values, lazy loading, eval mode, and errors."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from lightning_guide.networks.classifiers import SmallClassifier
 from lightning_guide.snapshots import SnapshotStore
 
 
-def pictures(*shape: int) -> Tensor:
-    """Random pictures uint8."""
+def images(*shape: int) -> Tensor:
+    """Return random images uint8."""
     return torch.randint(256, shape, dtype=torch.uint8)
 
 
 def save(network: SmallClassifier, run: Path, *, images: int = 10, sigma_rel: float = 0.0) -> None:
-    """As a classifier's run leaves it."""
+    """Save a network as the run of a classifier does."""
     store = SnapshotStore(run / "snapshots")
     store.save(network.state_dict(), images=images, sigma_rel=sigma_rel, recipe=network.recipe)
 
 
 @pytest.fixture
 def network() -> SmallClassifier:
-    """An untrained classifier of 2x8x8 pictures."""
+    """Return an untrained classifier of 2x8x8 images."""
     return SmallClassifier([2, 8, 8], num_classes=3, widths=[8, 16], num_features=5).eval()
 
 
-def test_raw_pixels_are_pixels_in_the_units_of_the_model_and_points_stay() -> None:
+def test_raw_pixels_scale_images_and_keep_points() -> None:
     x = torch.tensor([[[[0, 255], [51, 102]]]], dtype=torch.uint8)
     assert torch.allclose(RawPixels()(x), torch.tensor([[-1.0, 1.0, -0.6, -0.2]]), atol=1e-6)
     points = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
@@ -45,7 +45,7 @@ def test_raw_pixels_are_pixels_in_the_units_of_the_model_and_points_stay() -> No
 
 def test_classifier_features_are_the_penultimate_layer(network: SmallClassifier, tmp_path: Path) -> None:
     save(network, tmp_path)
-    x = pictures(4, 2, 8, 8)
+    x = images(4, 2, 8, 8)
     extractor = ClassifierFeatures(str(tmp_path))
     scaled = x.float() / 127.5 - 1
     assert torch.equal(extractor(x), network.features(scaled)) and extractor(x).shape == (4, 5)
@@ -53,23 +53,23 @@ def test_classifier_features_are_the_penultimate_layer(network: SmallClassifier,
     assert torch.equal(extractor.logits(x), network.head(extractor(x)))
 
 
-def test_the_newest_raw_weights_count_and_they_are_read_at_first_use(network: SmallClassifier, tmp_path: Path) -> None:
+def test_newest_raw_weights_are_loaded_at_first_use(network: SmallClassifier, tmp_path: Path) -> None:
     extractor = ClassifierFeatures(str(tmp_path))
     older = SmallClassifier([2, 8, 8], num_classes=3, widths=[8])
     save(older, tmp_path, images=9)
     save(network, tmp_path, images=100)
     save(older, tmp_path, images=200, sigma_rel=0.05)
     state = torch.get_rng_state()
-    assert extractor(pictures(1, 2, 8, 8)).shape == (1, 5)
+    assert extractor(images(1, 2, 8, 8)).shape == (1, 5)
     torch.set_rng_state(state)
     drawn = torch.rand(3)
     torch.set_rng_state(state)
     ClassifierFeatures(str(tmp_path)).classifier(torch.device("cpu"))
-    assert torch.equal(torch.rand(3), drawn)  # reading draws nothing from the global stream
+    assert torch.equal(torch.rand(3), drawn)  # loading uses no global random numbers
 
 
-def test_no_classifier_is_one_clear_sentence(network: SmallClassifier, tmp_path: Path) -> None:
-    x = pictures(1, 2, 8, 8)
+def test_missing_classifier_raises(network: SmallClassifier, tmp_path: Path) -> None:
+    x = images(1, 2, 8, 8)
     with pytest.raises(ValueError, match=r"no classifier in the run 'runs/nowhere': runs/nowhere/snapshots does not"):
         ClassifierFeatures("runs/nowhere")(x)
     save(network, tmp_path / "averages", sigma_rel=0.1)
@@ -82,19 +82,19 @@ def test_no_classifier_is_one_clear_sentence(network: SmallClassifier, tmp_path:
         ClassifierFeatures(str(tmp_path / "other"))(x)
 
 
-def test_pictures_of_another_kind_are_refused(network: SmallClassifier, tmp_path: Path) -> None:
+def test_images_of_other_type_or_shape_raise(network: SmallClassifier, tmp_path: Path) -> None:
     save(network, tmp_path)
     extractor = ClassifierFeatures(str(tmp_path))
-    with pytest.raises(ValueError, match=r"takes pictures uint8 \(B, C, H, W\), got torch.float32 of"):
+    with pytest.raises(ValueError, match=r"takes images uint8 \(B, C, H, W\), got torch.float32 of"):
         extractor(torch.zeros(1, 2, 8, 8))
-    with pytest.raises(ValueError, match=r"pictures have shape \(2, 9, 8\); this classifier expects \(2, 8, 8\)"):
-        extractor.logits(pictures(1, 2, 9, 8))
+    with pytest.raises(ValueError, match=r"images have shape \(2, 9, 8\); this classifier expects \(2, 8, 8\)"):
+        extractor.logits(images(1, 2, 9, 8))
 
 
-def test_always_in_eval_mode_without_autocast_and_shared_by_copies(network: SmallClassifier, tmp_path: Path) -> None:
+def test_eval_mode_without_autocast_and_shared_by_copies(network: SmallClassifier, tmp_path: Path) -> None:
     save(network, tmp_path)
     extractor = ClassifierFeatures(str(tmp_path))
-    x = pictures(2, 2, 8, 8)
+    x = images(2, 2, 8, 8)
     plain = extractor(x)
     extractor.train()
     assert not any(module.training for module in extractor.modules())
@@ -105,7 +105,7 @@ def test_always_in_eval_mode_without_autocast_and_shared_by_copies(network: Smal
 
 
 def save_timm(name: str, path: Path) -> torch.nn.Module:
-    """Random weights of a timm model, head included, in a local file; returns the model without the head."""
+    """Save random weights of a timm model, head included, to a file; return the model without the head."""
     model = timm.create_model(name, pretrained=False).eval()
     save_file(model.state_dict(), path)
     model.reset_classifier(0)
@@ -113,23 +113,23 @@ def save_timm(name: str, path: Path) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
-def test_timm_features_come_from_a_local_file(name: str, tmp_path: Path) -> None:
+def test_timm_features_from_a_local_file(name: str, tmp_path: Path) -> None:
     model = save_timm(name, tmp_path / "weights.safetensors")
     config = model.pretrained_cfg
     extractor = TimmFeatures(name, str(tmp_path / "weights.safetensors"))
-    x = pictures(2, 3, 32, 32)
-    picture = F.interpolate(x.float() / 255, config["input_size"][1:], mode=config["interpolation"], antialias=True)
+    x = images(2, 3, 32, 32)
+    image = F.interpolate(x.float() / 255, config["input_size"][1:], mode=config["interpolation"], antialias=True)
     mean, std = (torch.tensor(config[key])[:, None, None] for key in ("mean", "std"))
     with torch.no_grad():
-        expected = model((picture - mean) / std)
+        expected = model((image - mean) / std)
     assert torch.allclose(extractor(x), expected, atol=1e-5) and extractor(x).shape == (2, model.num_features)
-    gray = pictures(2, 1, 8, 8)
+    gray = images(2, 1, 8, 8)
     assert torch.equal(extractor(gray), extractor(gray.repeat(1, 3, 1, 1)))
     assert not any(parameter.requires_grad for parameter in extractor.parameters())
 
 
-def test_timm_mistakes_are_one_clear_sentence(tmp_path: Path) -> None:
-    x = pictures(1, 3, 32, 32)
+def test_timm_loading_errors(tmp_path: Path) -> None:
+    x = images(1, 3, 32, 32)
     with pytest.raises(ValueError, match=r"timm has no model 'test_resnett'; names like it: .*test_resnet\b"):
         TimmFeatures("test_resnett")(x)
     with pytest.raises(ValueError, match="weights of test_resnet: there is no file nowhere.safetensors"):

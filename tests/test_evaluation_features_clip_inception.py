@@ -1,4 +1,4 @@
-"""CLIP and Inception: loading and its mistakes, with random weights of the real architectures in local files."""
+"""CLIP and Inception: values and loading errors, with random weights of the real architectures in local files."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from lightning_guide.evaluation import ClipFeatures, ClipScore, InceptionFeature
 NAME = "ViT-S-32-alt"  # the smallest that open_clip has
 
 
-def pictures(*shape: int) -> Tensor:
-    """Random pictures uint8."""
+def images(*shape: int) -> Tensor:
+    """Return random images uint8."""
     return torch.randint(256, shape, dtype=torch.uint8)
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, str]:
-    """An untrained CLIP and the file of its weights."""
+    """Return an untrained CLIP and the file of its weights."""
     torch.manual_seed(0)
     model = open_clip.create_model(NAME).eval()
     path = tmp_path_factory.mktemp("clip") / "clip.pt"
@@ -36,24 +36,24 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, str]:
 
 def test_clip_features_are_image_embeddings(clip: tuple[Any, str]) -> None:
     model, path = clip
-    x = pictures(3, 3, 40, 40)
+    x = images(3, 3, 40, 40)
     extractor = ClipFeatures(NAME, path)
     big = F.interpolate(x.float() / 255, (224, 224), mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
     mean, std = (torch.tensor(v)[:, None, None] for v in (model.visual.image_mean, model.visual.image_std))
     with torch.no_grad():
         expected = model.encode_image((big - mean) / std)
     torch.testing.assert_close(extractor(x), expected, rtol=1e-4, atol=1e-5)
-    assert extractor(pictures(2, 1, 8, 8)).shape == extractor(x)[:2].shape
+    assert extractor(images(2, 1, 8, 8)).shape == extractor(x)[:2].shape
 
 
-def test_clip_score_is_the_cosine_with_the_words_of_the_class(clip: tuple[Any, str]) -> None:
+def test_clip_score_is_the_cosine_with_the_prompt_of_the_class(clip: tuple[Any, str]) -> None:
     model, path = clip
     extractor, words = ClipFeatures(NAME, path), ["a photo of a cat", "a photo of a dog"]
     metric = ClipScore(extractor, words)
-    with pytest.raises(ValueError, match="ClipScore has seen no real data yet"):
-        metric.update(pictures(1, 3, 8, 8), torch.tensor([0]))
+    with pytest.raises(ValueError, match="ClipScore is not prepared"):
+        metric.update(images(1, 3, 8, 8), torch.tensor([0]))
     metric.prepare([])
-    x, labels = pictures(4, 3, 8, 8), torch.tensor([0, 1, -1, 1])
+    x, labels = images(4, 3, 8, 8), torch.tensor([0, 1, -1, 1])
     metric.update(x, labels)
     with torch.no_grad():
         texts = model.encode_text(open_clip.get_tokenizer(NAME)(words))
@@ -66,8 +66,8 @@ def test_clip_score_is_the_cosine_with_the_words_of_the_class(clip: tuple[Any, s
         metric.update(x, torch.tensor([0, 1, 2, 0]))
 
 
-def test_what_clip_cannot_load_is_named(tmp_path: Path) -> None:
-    x = pictures(1, 3, 8, 8)
+def test_clip_loading_errors(tmp_path: Path) -> None:
+    x = images(1, 3, 8, 8)
     with pytest.raises(ValueError, match="open_clip has no model 'ViT-B-17'"):
         ClipFeatures("ViT-B-17")(x)
     with pytest.raises(ValueError, match="no file missing.pt, nor is it one of open_clip's names: none for"):
@@ -75,15 +75,15 @@ def test_what_clip_cannot_load_is_named(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=f"weights of {NAME} cannot be loaded from .*other.pt"):
         ClipFeatures(NAME, str(tmp_path / "other.pt"))(x)
-    with pytest.raises(ValueError, match="takes pictures uint8"):
+    with pytest.raises(ValueError, match="takes images uint8"):
         ClipFeatures(NAME)(torch.zeros(1, 2))
-    with pytest.raises(ValueError, match="the words for each class, got none"):
+    with pytest.raises(ValueError, match="a prompt for each class, got none"):
         ClipScore(ClipFeatures(NAME), [])
 
 
 @pytest.fixture(scope="module")
 def inception(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, str]:
-    """An untrained Inception-v3 and the file of its weights."""
+    """Return an untrained Inception-v3 and the file of its weights."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("inception") / "inception.pt"
     with pytest.MonkeyPatch.context() as patch:
@@ -96,7 +96,7 @@ def inception(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, str]:
 
 def test_inception_features_and_score_are_those_of_torch_fidelity(inception: tuple[Any, str]) -> None:
     network, path = inception
-    x = pictures(3, 3, 32, 32)
+    x = images(3, 3, 32, 32)
     with torch.no_grad():
         features, logits = network(x)
     extractor = InceptionFeatures(path)
@@ -108,12 +108,12 @@ def test_inception_features_and_score_are_those_of_torch_fidelity(inception: tup
     p = logits.double().softmax(1)
     expected = (p * (p / p.mean(0)).log()).sum(1).mean().exp().item()
     assert metric.compute()["inception_score"].item() == pytest.approx(expected, rel=1e-6)
-    gray = pictures(2, 1, 8, 8)
+    gray = images(2, 1, 8, 8)
     assert torch.equal(extractor(gray), extractor(gray.expand(-1, 3, -1, -1)))
 
 
-def test_what_inception_cannot_load_is_named_and_nothing_is_run(tmp_path: Path) -> None:
-    x = pictures(1, 3, 8, 8)
+def test_inception_loading_errors_execute_no_pickle(tmp_path: Path) -> None:
+    x = images(1, 3, 8, 8)
     with pytest.raises(ValueError, match="there is no file missing.pth"):
         InceptionFeatures("missing.pth")(x)
     path = tmp_path / "weights.pth"
@@ -127,6 +127,6 @@ def test_what_inception_cannot_load_is_named_and_nothing_is_run(tmp_path: Path) 
 
     for write in (lambda: torch.save(Bomb(), path), lambda: path.write_bytes(pickle.dumps(Bomb()))):
         write()
-        with pytest.raises(ValueError, match="weights.pth is no file of tensors alone"):
+        with pytest.raises(ValueError, match="weights.pth is not a file of tensors only"):
             InceptionFeatures(str(path))(x)
     assert not (tmp_path / "mark").exists()

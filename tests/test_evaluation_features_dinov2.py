@@ -1,4 +1,4 @@
-"""DINOv2 features: pictures straight to 224 pixels, interpolated positions, the class token, weights of a file."""
+"""DINOv2 features: resizing to 224 pixels, interpolated positions, class token, weights of a file."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_guide.evaluation import DINOv2Features
-from lightning_guide.evaluation.features.dinov2 import interpolated_positions
+from lightning_guide.evaluation.features.dinov2 import interpolate_positions
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 
 
 def cubic(distance: Tensor) -> Tensor:
-    """Keys' kernel with a = -3/4 (Keys 1981, equation 4 in general form)."""
+    """Return Keys' kernel with a = -3/4 (Keys 1981, equation 4 in general form)."""
     a, d = -0.75, distance.abs()
     near = (a + 2) * d**3 - (a + 3) * d**2 + 1
     far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
     return torch.where(d <= 1, near, torch.where(d < 2, far, torch.zeros_like(d)))
 
 
-def looked_up(values: Tensor, side: int) -> Tensor:
-    """Rows (side, C) out of `values` (n, C) at (i + 1/2) n / (side + 0.1) - 1/2, borders repeated."""
+def resample(values: Tensor, side: int) -> Tensor:
+    """Return rows (side, C) of `values` (n, C) at (i + 1/2) n / (side + 0.1) - 1/2, borders repeated."""
     n = len(values)
     points = (torch.arange(side, dtype=torch.float64) + 0.5) * n / (side + 0.1) - 0.5
     reach = torch.arange(-4, n + 4)
@@ -38,16 +38,16 @@ def looked_up(values: Tensor, side: int) -> Tensor:
 def test_positions_are_interpolated_with_the_offset(n: int, side: int, generator: torch.Generator) -> None:
     grid = torch.randn(n, n, 3, generator=generator, dtype=torch.float64)
     token = torch.randn(1, 1, 3, generator=generator, dtype=torch.float64)
-    new = interpolated_positions(torch.cat([token, grid.reshape(1, n * n, 3)], 1), side)
-    rows = looked_up(grid.flatten(1), side).reshape(side, n, 3)
-    expected = looked_up(rows.transpose(0, 1).flatten(1), side).reshape(side, side, 3).transpose(0, 1)
+    new = interpolate_positions(torch.cat([token, grid.reshape(1, n * n, 3)], 1), side)
+    rows = resample(grid.flatten(1), side).reshape(side, n, 3)
+    expected = resample(rows.transpose(0, 1).flatten(1), side).reshape(side, side, 3).transpose(0, 1)
     assert torch.equal(new[:, :1], token)
     torch.testing.assert_close(new[0, 1:], expected.reshape(side * side, 3))
-    assert torch.equal(interpolated_positions(new, side), new)
+    assert torch.equal(interpolate_positions(new, side), new)
 
 
-def agrees(name: str, width: int, folder: Path) -> None:
-    """The features of a local file against a forward pass put together by hand."""
+def check_features(name: str, width: int, folder: Path) -> None:
+    """Compare the features of a local file with a forward pass written out."""
     torch.manual_seed(0)
     model = timm.create_model(name, pretrained=False).eval()
     with torch.no_grad():
@@ -57,10 +57,10 @@ def agrees(name: str, width: int, folder: Path) -> None:
     extractor = DINOv2Features(str(file), name=name)
     x = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
-        picture = F.interpolate(x.float(), (224, 224), mode="bicubic", antialias=True) / 255
-        patches = model.patch_embed.proj((picture - MEAN[:, None, None]) / STD[:, None, None])
+        image = F.interpolate(x.float(), (224, 224), mode="bicubic", antialias=True) / 255
+        patches = model.patch_embed.proj((image - MEAN[:, None, None]) / STD[:, None, None])
         tokens = torch.cat([model.cls_token.expand(2, -1, -1), patches.flatten(2).mT], 1)
-        tokens = model.blocks(tokens + interpolated_positions(model.pos_embed, 16))
+        tokens = model.blocks(tokens + interpolate_positions(model.pos_embed, 16))
         expected = model.norm(tokens)[:, 0]
     found = extractor(x)
     assert found.shape == (2, width)
@@ -69,16 +69,16 @@ def agrees(name: str, width: int, folder: Path) -> None:
 
 
 def test_features_are_the_class_token_at_224_pixels(tmp_path: Path) -> None:
-    agrees("vit_small_patch14_dinov2", 384, tmp_path)
+    check_features("vit_small_patch14_dinov2", 384, tmp_path)
 
 
 @pytest.mark.slow
-def test_the_large_model_of_published_distances(tmp_path: Path) -> None:
-    agrees("vit_large_patch14_dinov2", 1024, tmp_path)
+def test_features_of_the_large_model_of_published_distances(tmp_path: Path) -> None:
+    check_features("vit_large_patch14_dinov2", 1024, tmp_path)
 
 
-def test_what_is_no_dinov2_is_refused(tmp_path: Path) -> None:
-    for name, sentence in (("test_resnet", "is no DINOv2"), ("test_vit", "size a multiple of 16, got 225")):
+def test_other_architectures_raise(tmp_path: Path) -> None:
+    for name, sentence in (("test_resnet", "is not a DINOv2"), ("test_vit", "size a multiple of 16, got 225")):
         save_file(timm.create_model(name, pretrained=False).state_dict(), tmp_path / f"{name}.safetensors")
         with pytest.raises(ValueError, match=sentence):
             DINOv2Features(str(tmp_path / f"{name}.safetensors"), name=name, size=225).load()

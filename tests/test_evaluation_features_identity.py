@@ -1,4 +1,4 @@
-"""Which extractor made a number: names with settings, hashes of weights, and where they are reported."""
+"""Identities of extractors: names with settings, hashes of weights, and reports."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from lightning_guide.networks.classifiers import SmallClassifier
 from lightning_guide.snapshots import SnapshotStore
 
 
-def pictures(*shape: int) -> Tensor:
+def images(*shape: int) -> Tensor:
     return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def trained(run: Path, seed: int) -> str:
-    """A run with a classifier of random weights."""
+def classifier_run(run: Path, seed: int) -> str:
+    """Create a run with a classifier of random weights."""
     torch.manual_seed(seed)
     network = SmallClassifier([1, 8, 8], num_classes=3, widths=[8, 8])
     store = SnapshotStore(run / "snapshots")
@@ -39,9 +39,9 @@ def trained(run: Path, seed: int) -> str:
     return str(run)
 
 
-def test_the_hash_is_that_of_the_weights_alone(tmp_path: Path) -> None:
-    one, same, other = (ClassifierFeatures(trained(tmp_path / str(i), seed)) for i, seed in enumerate((0, 0, 1)))
-    assert one.identity == same.identity != other.identity  # wherever the weights lie
+def test_hash_depends_only_on_weights(tmp_path: Path) -> None:
+    one, same, other = (ClassifierFeatures(classifier_run(tmp_path / str(i), seed)) for i, seed in enumerate((0, 0, 1)))
+    assert one.identity == same.identity != other.identity  # independent of the folder
     assert one.identity.name == other.identity.name == "ClassifierFeatures"
     assert weights_hash(one) == one.identity.weights and len(one.identity.weights) == 64
     layer = nn.Linear(3, 2)
@@ -54,14 +54,14 @@ def test_the_hash_is_that_of_the_weights_alone(tmp_path: Path) -> None:
     assert str(Identity("net", "0123456789abcdef" * 4)) == "net, weights 0123456789abcdef"
 
 
-def test_settings_that_change_features_are_in_the_name(tmp_path: Path) -> None:
+def test_name_contains_settings_that_change_features(tmp_path: Path) -> None:
     file = tmp_path / "resnet.safetensors"
     save_file(timm.create_model("test_resnet", pretrained=False).state_dict(), file)
     plain, sized = TimmFeatures("test_resnet", str(file)), TimmFeatures("test_resnet", str(file), size=48)
     assert plain.identity.name == "TimmFeatures(test_resnet)"
     assert sized.identity.name == "TimmFeatures(test_resnet, size 48)"
     assert plain.identity.weights == sized.identity.weights
-    x = pictures(2, 3, 20, 30)
+    x = images(2, 3, 20, 30)
     config = timm.create_model("test_resnet", pretrained=False).pretrained_cfg
     small = F.interpolate(x.float() / 255, (48, 48), mode=config["interpolation"], antialias=True)
     mean, std = (torch.tensor(config[key])[:, None, None] for key in ("mean", "std"))
@@ -71,16 +71,16 @@ def test_settings_that_change_features_are_in_the_name(tmp_path: Path) -> None:
         TimmFeatures("test_resnet", size=0)
 
 
-def test_any_module_is_an_extractor(tmp_path: Path) -> None:
+def test_module_features(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(2)).train()
-    x = pictures(5, 1, 6, 7)
+    x = images(5, 1, 6, 7)
     extractor = ModuleFeatures(module, size=9, channels=3, mean=[0.1, 0.2, 0.3], std=[0.5])
     resized = F.interpolate(x.float().expand(-1, 3, -1, -1) / 255, (9, 9), mode="bicubic", antialias=True)
     mean = torch.tensor([0.1, 0.2, 0.3])[:, None, None]
     torch.testing.assert_close(extractor(x), module((resized - mean) / 0.5).flatten(1))
     assert not module[1].training and not any(p.requires_grad for p in module.parameters())
-    # by default as the denoiser sees it; points as they are
+    # by default pixels in [-1, 1]; points are unchanged
     flat = ModuleFeatures(nn.Flatten())
     torch.testing.assert_close(flat(x), x.flatten(1) / 127.5 - 1)
     points = torch.randn(4, 2)
@@ -94,7 +94,7 @@ def test_any_module_is_an_extractor(tmp_path: Path) -> None:
     assert extractor.identity.name.startswith("ModuleFeatures(torch.nn.modules.container.Sequential, size 9, ")
 
 
-def test_modules_that_cannot_be_used_are_one_sentence(tmp_path: Path) -> None:
+def test_module_loading_errors(tmp_path: Path) -> None:
     marker, file = tmp_path / "ran", tmp_path / "w.pt"
 
     class Attack:
@@ -110,20 +110,20 @@ def test_modules_that_cannot_be_used_are_one_sentence(tmp_path: Path) -> None:
         ModuleFeatures(nn.Linear(2, 2), str(file))
     with pytest.raises(ValueError, match="weights of Linear: there is no file nowhere"):
         ModuleFeatures(nn.Linear(2, 2), "nowhere")
-    with pytest.raises(ValueError, match=r"gave shape \(6,\) for 3 samples; expected a tensor \(3, \*\)"):
+    with pytest.raises(ValueError, match=r"returned shape \(6,\) for 3 samples; expected a tensor \(3, \*\)"):
         ModuleFeatures(nn.Flatten(0))(torch.zeros(3, 2))
     with pytest.raises(ValueError, match="size >= 1, channels >= 1 and std > 0, got size 0"):
         ModuleFeatures(nn.Identity(), size=0)
 
 
-def test_a_metric_tells_its_extractors(tmp_path: Path) -> None:
-    judge = ClassifierFeatures(trained(tmp_path, 0))
-    assert FrechetDistance(judge).extractors == [judge.identity]
-    assert InceptionScore(judge).extractors == [judge.identity]
+def test_metric_reports_its_extractors(tmp_path: Path) -> None:
+    extractor = ClassifierFeatures(classifier_run(tmp_path, 0))
+    assert FrechetDistance(extractor).extractors == [extractor.identity]
+    assert InceptionScore(extractor).extractors == [extractor.identity]
     assert FrechetDistance(RawPixels()).clone().extractors == [Identity("RawPixels")]
 
 
-def test_the_last_batch_is_known_again_unless_it_was_changed() -> None:
+def test_features_of_the_last_batch_are_cached_until_it_changes() -> None:
     class Counted(RawPixels):
         calls = 0
 

@@ -13,26 +13,26 @@ from lightning_guide.evaluation import FrechetDistance, RawPixels, frechet_dista
 
 
 def random_gaussian(size: int, generator: torch.Generator, rank: int | None = None) -> tuple[Tensor, Tensor]:
-    """A mean and a covariance of the given rank."""
+    """Return a mean and a covariance of the given rank."""
     factor = torch.randn(size, rank or 2 * size, generator=generator, dtype=torch.float64)
     return torch.randn(size, generator=generator, dtype=torch.float64), factor @ factor.T / size
 
 
 def scipy_distance(mean_1: Tensor, cov_1: Tensor, mean_2: Tensor, cov_2: Tensor) -> float:
-    """The textbook formula."""
+    """Return the distance by the textbook formula."""
     root = scipy.linalg.sqrtm(cov_1.numpy() @ cov_2.numpy()).real
     return float((mean_1 - mean_2).square().sum() + cov_1.trace() + cov_2.trace() - 2 * np.trace(root))
 
 
 def numpy_distance(real: np.ndarray, generated: np.ndarray) -> float:
-    """From features (N, F), by numpy's own mean and covariance and the eigenvalues of the product."""
+    """Return the distance of features (N, F) by numpy's mean and covariance and the eigenvalues of the product."""
     cov_1, cov_2 = np.cov(real, rowvar=False), np.cov(generated, rowvar=False)
     roots = np.sqrt(np.linalg.eigvals(cov_1 @ cov_2).astype(complex)).real.sum()
     return float(((real.mean(0) - generated.mean(0)) ** 2).sum() + np.trace(cov_1) + np.trace(cov_2) - 2 * roots)
 
 
 def batches(x: Tensor, size: int) -> list[Batch]:
-    """`x` in batches."""
+    """Return `x` in batches."""
     return [Batch(part) for part in x.split(size)]
 
 
@@ -73,18 +73,18 @@ def test_singular_covariances_on_either_side(generator: torch.Generator) -> None
     assert frechet_distance(mean_1, cov_1, mean_2, cov_2).item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_nothing_finite_gives_nan() -> None:
+def test_non_finite_arguments_give_nan() -> None:
     eye = torch.eye(2)
     assert frechet_distance(torch.zeros(2), eye, torch.tensor([0.0, torch.inf]), eye).isnan()
     assert frechet_distance(torch.zeros(2), eye, torch.zeros(2), eye * torch.nan).isnan()
 
 
-def test_shapes_that_do_not_fit_are_refused() -> None:
+def test_mismatched_shapes_raise() -> None:
     with pytest.raises(ValueError, match=r"\(F,\), \(F, F\), \(F,\), \(F, F\) with one F, got .*\(3, 3\)"):
         frechet_distance(torch.zeros(2), torch.eye(2), torch.zeros(3), torch.eye(3))
 
 
-def test_metric_agrees_with_numpy_whatever_the_batches(generator: torch.Generator) -> None:
+def test_metric_agrees_with_numpy_for_all_batch_sizes(generator: torch.Generator) -> None:
     real, fake = (torch.randint(256, (n, 1, 3, 3), generator=generator, dtype=torch.uint8) for n in (101, 57))
     expected = numpy_distance(*(x.flatten(1).double().numpy() / 127.5 - 1 for x in (real, fake)))
     for size in (1, 10, 101):
@@ -95,7 +95,7 @@ def test_metric_agrees_with_numpy_whatever_the_batches(generator: torch.Generato
         assert metric.compute()["fd"].item() == pytest.approx(expected, rel=1e-6)  # features are float32
 
 
-def test_points_far_from_the_origin_keep_their_digits(generator: torch.Generator) -> None:
+def test_points_far_from_the_origin_keep_precision(generator: torch.Generator) -> None:
     real, fake = (torch.randn(n, 3, generator=generator) + 1000 for n in (200, 150))
     metric = FrechetDistance(RawPixels(), name="far")
     metric.prepare(batches(real, 64))
@@ -104,7 +104,7 @@ def test_points_far_from_the_origin_keep_their_digits(generator: torch.Generator
     assert metric.compute()["far"].item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_two_halves_merged_are_the_whole(generator: torch.Generator) -> None:
+def test_merged_halves_equal_the_whole(generator: torch.Generator) -> None:
     real, fake = torch.randn(50, 4, generator=generator), torch.randn(40, 4, generator=generator)
     whole = FrechetDistance(RawPixels())
     whole.prepare(batches(real, 50))
@@ -116,7 +116,7 @@ def test_two_halves_merged_are_the_whole(generator: torch.Generator) -> None:
     assert one.compute()["fd"].item() == pytest.approx(whole.compute()["fd"].item(), rel=1e-12)
 
 
-def test_the_training_set_itself_scores_zero(generator: torch.Generator) -> None:
+def test_distance_of_the_training_set_to_itself_is_zero(generator: torch.Generator) -> None:
     real = torch.randn(50, 4, generator=generator)
     metric = FrechetDistance(RawPixels())
     metric.prepare(batches(real, 20))
@@ -134,9 +134,9 @@ def test_preparing_again_replaces_the_reference(generator: torch.Generator) -> N
     assert metric.compute()["fd"].item() == pytest.approx(0, abs=1e-9)
 
 
-def test_too_few_examples_are_an_error(generator: torch.Generator) -> None:
+def test_too_few_examples_raise(generator: torch.Generator) -> None:
     metric = FrechetDistance(RawPixels(), name="fd_raw")
-    with pytest.raises(ValueError, match="FrechetDistance has seen no real data yet; call prepare"):
+    with pytest.raises(ValueError, match="FrechetDistance is not prepared; call prepare"):
         metric.update(torch.zeros(2, 2))
     with pytest.raises(ValueError, match="fd_raw needs at least 2 real examples to estimate a covariance, got 0"):
         metric.prepare([])

@@ -1,4 +1,4 @@
-"""Metrics of features against the packages that people compare with, and against sums written out."""
+"""Metrics of features against other packages and against explicit sums."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from tests.processes import Processes
 
 
 class Logits(RawPixels):
-    """A judge whose logits are the data."""
+    """Classifier whose logits are the data."""
 
     def logits(self, x: Tensor) -> Tensor:
         return x
 
 
 def score(metric: SampleMetric, real: Tensor, fake: Tensor, *, size: int = 64) -> dict[str, float]:
-    """The metric on rows that arrive in batches of `size`."""
+    """Return the metric of rows in batches of `size`."""
     metric.prepare([Batch(part) for part in real.split(size)])
     for part in fake.split(size):
         metric.update(part, None)
@@ -50,7 +50,7 @@ def score(metric: SampleMetric, real: Tensor, fake: Tensor, *, size: int = 64) -
 
 @pytest.fixture
 def sets(generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """200 real and 200 generated rows of 12 features."""
+    """Return 200 real and 200 generated rows of 12 features."""
     real = torch.randn(200, 12, generator=generator)
     return real, 0.8 * torch.randn(200, 12, generator=generator) + 0.3
 
@@ -58,7 +58,7 @@ def sets(generator: torch.Generator) -> tuple[Tensor, Tensor]:
 # Agreement with other packages
 
 
-def test_kid_is_that_of_torch_fidelity_and_clean_fid_on_one_subset_of_everything(sets: tuple[Tensor, Tensor]) -> None:
+def test_kid_equals_torch_fidelity_and_clean_fid_with_one_full_subset(sets: tuple[Tensor, Tensor]) -> None:
     real, fake = sets
     ours = score(KernelDistance(RawPixels(), chunk=37), real, fake)["kid"]
     theirs = metric_kid.kid_features_to_metric(
@@ -69,7 +69,7 @@ def test_kid_is_that_of_torch_fidelity_and_clean_fid_on_one_subset_of_everything
     assert ours == pytest.approx(pairs, rel=1e-6)
 
 
-def test_density_and_coverage_are_those_of_prdc(sets: tuple[Tensor, Tensor]) -> None:
+def test_density_and_coverage_equal_prdc(sets: tuple[Tensor, Tensor]) -> None:
     real, fake = sets
     for k in (1, 5):
         theirs = prdc.compute_prdc(real.double().numpy(), fake.double().numpy(), nearest_k=k)
@@ -80,12 +80,12 @@ def test_density_and_coverage_are_those_of_prdc(sets: tuple[Tensor, Tensor]) -> 
         }
 
 
-def test_borders_belong_to_the_balls_of_density_too(sets: tuple[Tensor, Tensor]) -> None:
+def test_density_balls_include_their_border(sets: tuple[Tensor, Tensor]) -> None:
     real = sets[0]
     assert score(DensityCoverage(RawPixels(), k=4), real, real.clone()) == {"density": 1.25, "coverage": 1.0}
 
 
-def test_frechet_distance_is_that_of_clean_fid_and_torch_fidelity(sets: tuple[Tensor, Tensor]) -> None:
+def test_frechet_distance_equals_clean_fid_and_torch_fidelity(sets: tuple[Tensor, Tensor]) -> None:
     real, fake = (part.double().numpy() for part in sets)
     ours = score(FrechetDistance(RawPixels()), *sets)["fd"]
     moments = (real.mean(0), np.cov(real, rowvar=False), fake.mean(0), np.cov(fake, rowvar=False))
@@ -95,17 +95,17 @@ def test_frechet_distance_is_that_of_clean_fid_and_torch_fidelity(sets: tuple[Te
     assert ours == pytest.approx(theirs, rel=1e-6)
 
 
-def test_inception_score_is_that_of_torch_fidelity_in_one_part(generator: torch.Generator) -> None:
+def test_inception_score_equals_torch_fidelity_with_one_split(generator: torch.Generator) -> None:
     logits = 3 * torch.randn(300, 7, generator=generator)
     theirs = metric_isc.isc_features_to_metric(logits, splits=1, shuffle=False)
     ours = score(InceptionScore(Logits()), logits, logits)["inception_score"]
     assert ours == pytest.approx(theirs[metric_isc.KEY_METRIC_ISC_MEAN], rel=1e-6)
 
 
-# Sums written out, and known answers
+# Explicit sums and known values
 
 
-def test_inception_score_of_clear_and_balanced_classes_is_their_number() -> None:
+def test_inception_score_of_certain_balanced_classes_is_their_number() -> None:
     clear = 1e3 * torch.eye(5).repeat(4, 1)
     assert score(InceptionScore(Logits()), clear, clear) == {"inception_score": pytest.approx(5)}
     assert score(InceptionScore(Logits()), clear, torch.zeros(9, 5)) == {"inception_score": pytest.approx(1)}
@@ -123,16 +123,16 @@ def test_cmmd_is_a_thousand_times_the_discrepancy_of_unit_vectors(sets: tuple[Te
     assert score(CMMD(RawPixels()), 5 * sets[0], sets[0])["cmmd"] == pytest.approx(0, abs=1e-9)
 
 
-def test_kid_has_no_bias_where_the_plain_mean_has(generator: torch.Generator) -> None:
+def test_kid_is_unbiased(generator: torch.Generator) -> None:
     values = []
     for _ in range(200):
         real, fake = torch.randn(2, 20, 8, generator=generator)
         values.append(score(KernelDistance(RawPixels()), real, fake)["kid"])
     mean, error = np.mean(values), np.std(values) / math.sqrt(len(values))
-    assert abs(mean) < 3 * error and error < 0.05  # the biased one would be 2 (E k(x, x) - E k(x, y)) / 20 = .7
+    assert abs(mean) < 3 * error and error < 0.05  # the biased one would be 2 (E k(x, x) - E k(x, y)) / 20 = 0.7
 
 
-def test_copies_of_real_examples_are_memorized_and_fresh_draws_are_not(generator: torch.Generator) -> None:
+def test_copies_are_memorized_and_new_draws_are_not(generator: torch.Generator) -> None:
     real, fresh = torch.randn(500, 8, generator=generator), torch.randn(100, 8, generator=generator)
     assert score(Memorization(RawPixels()), real, fresh)["memorized"] < 0.02
     near = real[:100] + 1e-3 * torch.randn(100, 8, generator=generator)
@@ -140,10 +140,10 @@ def test_copies_of_real_examples_are_memorized_and_fresh_draws_are_not(generator
     half = score(Memorization(RawPixels(), chunk=7), real, torch.cat([near[:50], fresh[:50]]))
     assert half["memorized"] == pytest.approx(0.5, abs=0.02)
     one = score(Memorization(RawPixels()), torch.tensor([[0.0], [4.0]]), torch.tensor([[1.0], [0.9], [2.0]]))
-    assert one == {"memorized": pytest.approx(1 / 3), "nearest": pytest.approx(1.3)}  # 1 / 3 itself is not below
+    assert one == {"memorized": pytest.approx(1 / 3), "nearest": pytest.approx(1.3)}  # 1 / 3 is not below the ratio
 
 
-def test_the_interval_covers_the_limit_and_the_limit_has_less_bias(generator: torch.Generator) -> None:
+def test_frechet_interval_coverage_and_bias_of_the_limit(generator: torch.Generator) -> None:
     real = torch.randn(20_000, 4, generator=generator)
     shift, covered, plain, limits = 0.3, 0, [], []
     for _ in range(40):
@@ -159,7 +159,7 @@ def test_the_interval_covers_the_limit_and_the_limit_has_less_bias(generator: to
     assert abs(np.mean(limits) - shift**2) < 0.5 * (np.mean(plain) - shift**2)
 
 
-def test_the_interval_is_that_of_the_plain_distance_and_does_not_depend_on_batches(sets: tuple[Tensor, Tensor]) -> None:
+def test_frechet_interval_contains_the_distance_and_is_independent_of_batches(sets: tuple[Tensor, Tensor]) -> None:
     plain = score(FrechetDistance(RawPixels()), *sets)["fd"]
     first = score(FrechetInterval(RawPixels()), *sets, size=200)
     second = score(FrechetInterval(RawPixels()), sets[0], sets[1].flip(0), size=11)
@@ -167,7 +167,7 @@ def test_the_interval_is_that_of_the_plain_distance_and_does_not_depend_on_batch
     assert second == {key: pytest.approx(value, rel=1e-9) for key, value in first.items()}
 
 
-# Mistakes
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -180,15 +180,15 @@ def test_the_interval_is_that_of_the_plain_distance_and_does_not_depend_on_batch
         (lambda: FrechetInterval(RawPixels(), resamples=1), "resamples >= 10"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(make: Any, sentence: str) -> None:
+def test_settings_out_of_range_raise(make: Any, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         make()
 
 
 @pytest.mark.parametrize("kind", [KernelDistance, CMMD, Memorization, DensityCoverage])
-def test_too_few_samples_are_counted(kind: Any) -> None:
+def test_too_few_samples_raise(kind: Any) -> None:
     metric = kind(RawPixels())
-    with pytest.raises(ValueError, match=f"{kind.__name__} has seen no real data yet"):
+    with pytest.raises(ValueError, match=f"{kind.__name__} is not prepared"):
         metric.update(torch.zeros(2, 2))
     metric.prepare([Batch(torch.randn(9, 2))])
     with pytest.raises(ValueError, match=rf"{kind.__name__} needs at least \d samples, got 0"):
@@ -201,7 +201,7 @@ def test_too_few_samples_are_counted(kind: Any) -> None:
 
 
 def all_metrics(rank: int, world: int) -> list[dict[str, float]]:
-    """Every metric here, of samples split unevenly over the processes."""
+    """Return every metric here, of samples split unevenly over the processes."""
     generator = torch.Generator().manual_seed(0)
     real, fake = torch.randn(80, 6, generator=generator), torch.randn(53, 6, generator=generator) + 0.2
     kinds: list[SampleMetric] = [
@@ -216,7 +216,7 @@ def all_metrics(rank: int, world: int) -> list[dict[str, float]]:
 
 
 def all_metrics_of_rank(folder: str, world: int) -> None:
-    """The same in one of several processes."""
+    """Write `all_metrics` of one of several processes."""
     rank = int(os.environ["RANK"])
     dist.init_process_group("gloo", rank=rank, world_size=world)
     (Path(folder) / f"{rank}.json").write_text(json.dumps(all_metrics(rank, world)))

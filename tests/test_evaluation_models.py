@@ -1,4 +1,4 @@
-"""What a guided evaluation needs in real runs: guiders to come, missing or unfit, data and labels that fit."""
+"""Requirements of guided evaluations in real runs: guiders, data and labels."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return finished_run(tmp_path_factory.mktemp("runs") / "main")
 
 
-def test_a_guider_to_come_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_evaluation_is_skipped_until_its_guider_is_stored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     log = Log()
     module = tiny_module(average=0.05, evaluations={"plain": evaluation(), "auto": evaluation(AUTO)})
     callbacks = [PostHocEMA(1000), EarlySnapshots(["1/2"], rebuildable=1), log]
@@ -46,7 +46,7 @@ def test_a_guider_to_come_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptur
     assert all(isinstance(outputs, DrawnSamples) == (number > 0) for number, outputs in rest)
 
 
-def test_a_guider_that_was_never_stored_ends_training_with_what_there_is(tmp_path: Path) -> None:
+def test_guider_that_was_not_stored_ends_training_with_available_snapshots(tmp_path: Path) -> None:
     module = tiny_module(average=0.05, evaluations={"auto": evaluation(Autoguidance(Snapshot("1/3", 0.1), 2.0))})
     log = Log()
     trainer = tiny_trainer(tmp_path, PostHocEMA(8), log, steps=9, limit_val_batches=1.0, val_check_interval=2)
@@ -62,11 +62,11 @@ def test_a_guider_that_was_never_stored_ends_training_with_what_there_is(tmp_pat
         (Snapshot("1/2", 0.1), [], "none is planned near images=1/2 of 32 .*; available: images 12, 24, 32 .3 in all"),
         (Snapshot("1/2", 0.28), ["1/2"], "images=16, sigma_rel=0.28 cannot be rebuilt well enough"),
         (Snapshot("1/2", 0.7), ["1/2"], "sigma_rel"),
-        (Snapshot(64, 0.1), [], None),  # a longer run may have it
-        (Snapshot("1/2", 0.1, run="other"), [], None),  # another run is looked at before
+        (Snapshot(64, 0.1), [], None),  # a longer run may store it
+        (Snapshot("1/2", 0.1, run="other"), [], None),  # other runs are checked separately
     ],
 )
-def test_a_guider_that_will_never_be_stored_is_warned_of_before_training(
+def test_warning_before_training_of_a_guider_that_will_not_be_stored(
     guider: Snapshot, early: list[str], warned: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finished_run(tmp_path / "other")
@@ -79,9 +79,9 @@ def test_a_guider_that_will_never_be_stored_is_warned_of_before_training(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer.fit(module, datamodule=TinyImages())
-    said = [str(each.message) for each in caught if "will find no guider" in str(each.message)]
-    assert len(said) == (warned is not None)
-    assert warned is None or re.search(f"evaluation 'auto' will find no guider .*: .*{warned}", said[0])
+    messages = [str(each.message) for each in caught if "will find no guider" in str(each.message)]
+    assert len(messages) == (warned is not None)
+    assert warned is None or re.search(f"evaluation 'auto' will find no guider: .*{warned}", messages[0])
     planned = stored[0].times(32, 4)  # type: ignore[attr-defined]
     assert planned == sorted({entry.images for entry in SnapshotStore(tmp_path / "snapshots").entries()})
 
@@ -89,15 +89,15 @@ def test_a_guider_that_will_never_be_stored_is_warned_of_before_training(
 @pytest.mark.parametrize(
     ("widths", "sigma_rel", "trial", "warned"),
     [
-        ([0.05, 0.1], 0.1, False, None),  # two callbacks store in one folder: what one lacks the other has
+        ([0.05, 0.1], 0.1, False, None),  # two callbacks store in one folder and complement each other
         ([0.05, 0.1], 0.05, False, None),
         ([0.05, 0.1], 0.25, False, "cannot be rebuilt"),
-        ([0.05, 0.1], 0.25, True, None),  # a trial stores nothing and says so already
+        ([0.05, 0.1], 0.25, True, None),  # a trial stores nothing
         ([0.05], 0.0, False, "raw weights .sigma_rel=0. are not stored; available: images 16, 32"),
         ([], 0.05, False, "no average was stored at or before images=16; there are no snapshots"),
     ],
 )
-def test_all_callbacks_that_store_are_asked_for_a_guider(
+def test_warning_considers_all_callbacks_that_store(
     widths: list[float], sigma_rel: float, trial: bool, warned: str | None, tmp_path: Path
 ) -> None:
     guided = {"auto": evaluation(Autoguidance(Snapshot(16, sigma_rel), 2.0))}
@@ -107,9 +107,9 @@ def test_all_callbacks_that_store_are_asked_for_a_guider(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer.fit(module, datamodule=TinyImages())
-    said = [str(each.message) for each in caught if "will find no guider" in str(each.message)]
-    assert len(said) == (warned is not None)
-    assert warned is None or re.search(warned, said[0])
+    messages = [str(each.message) for each in caught if "will find no guider" in str(each.message)]
+    assert len(messages) == (warned is not None)
+    assert warned is None or re.search(warned, messages[0])
 
 
 @pytest.mark.parametrize("verb", ["validate", "test"])
@@ -143,14 +143,14 @@ def test_guiders_of_other_networks(
     data = TinyImages(shape=shape, classes=classes)
     tiny_trainer(tmp_path, PostHocEMA(8), steps=2).fit(tiny_module(network, average=None), datamodule=data)
     guided = {"auto": evaluation(Autoguidance(Snapshot("1/1", 0.05, run=str(tmp_path))))}
-    if message is None:  # an unconditional guider serves a conditional model
+    if message is None:  # an unconditional guider of a conditional model
         assert evaluate(run, guided).results[0]["auto"]["nfe"] == 6
     else:
         with pytest.raises(ValueError, match=message):
             evaluate(run, guided)
 
 
-def test_a_missing_snapshot_of_another_run_ends_a_fit_before_it_begins(run: Path, tmp_path: Path) -> None:
+def test_missing_snapshot_of_another_run_fails_before_training(run: Path, tmp_path: Path) -> None:
     def fit(guider: Snapshot) -> None:
         module = tiny_module(evaluations={"auto": evaluation(Autoguidance(guider))}, average=None)
         tiny_trainer(tmp_path, steps=1).fit(module, datamodule=TinyImages())
@@ -161,13 +161,13 @@ def test_a_missing_snapshot_of_another_run_ends_a_fit_before_it_begins(run: Path
         fit(Snapshot(run=str(run.parent / "typo")))
     assert not list(tmp_path.rglob("*.ckpt"))
     fit(Snapshot(32, 0.1, run=str(run)))
-    fit(Snapshot(64, 0.1, run=str(tmp_path)))  # its own future may still come
+    fit(Snapshot(64, 0.1, run=str(tmp_path)))  # this run may still store it
 
 
-# --- data, models and labels that do not fit -----------------------------------------------------------
+# --- mismatched data, models and labels -----------------------------------------------------------
 
 
-def test_data_of_another_shape_or_class_count_are_refused(run: Path, tmp_path: Path) -> None:
+def test_data_of_another_shape_or_class_count_raise(run: Path, tmp_path: Path) -> None:
     def fit(network: TinyNetwork, **options: Any) -> None:
         trainer = tiny_trainer(tmp_path, steps=1)
         trainer.fit(tiny_module(network, average=None), datamodule=TinyImages(**options))
@@ -189,12 +189,12 @@ def test_data_of_another_shape_or_class_count_are_refused(run: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("label", [3, -2])
-def test_labels_out_of_range_are_refused(run: Path, label: int) -> None:
+def test_labels_out_of_range_raise(run: Path, label: int) -> None:
     with pytest.raises(ValueError, match=f"label {label} is out of range: there are 3 classes"):
         evaluate(run, {"plain": evaluation(labels=label)})
 
 
-def test_a_training_label_out_of_range_is_named(tmp_path: Path) -> None:
+def test_training_label_out_of_range_raises(tmp_path: Path) -> None:
     class Mislabeled(TinyImages):
         def training(self) -> TensorExamples:
             examples = super().training()
@@ -219,28 +219,28 @@ def test_a_training_label_out_of_range_is_named(tmp_path: Path) -> None:
         (0.0, AUTO, False),
     ],
 )
-def test_conditions_dropped_in_evaluation_but_never_in_training_are_warned_of(
+def test_warning_of_dropped_conditions_without_label_dropout(
     dropout: float, guidance: Denoiser, warned: bool, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     module = tiny_module(average=None, label_dropout=dropout, evaluations={"guided": evaluation(guidance)})
     trainer = tiny_trainer(tmp_path, steps=1)
-    with contextlib.suppress(ValueError):  # there is no other run
+    with contextlib.suppress(ValueError):  # the other run does not exist
         trainer.fit(module, datamodule=TinyImages())
-    found = [w for w in recwarn if "'guided' asks the model to do without its condition" in str(w.message)]
+    found = [w for w in recwarn if "'guided' requires predictions without a condition" in str(w.message)]
     assert len(found) == warned
 
 
-def test_a_prediction_is_warned_of_as_an_evaluation_is(run: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_warning_of_dropped_conditions_in_predict(run: Path, recwarn: pytest.WarningsRecorder) -> None:
     guided = evaluation(ClassifierFreeGuidance(2.0))
     for evaluations, prediction, warned in (({"guided": guided}, None, 0), ({}, guided, 1)):
         recwarn.clear()
         module = tiny_module(average=0.05, label_dropout=0.0, evaluations=evaluations, prediction=prediction)
         tiny_trainer(run).predict(module, datamodule=TinyImages(), return_predictions=False)
-        found = [w for w in recwarn if "'prediction' asks the model to do without" in str(w.message)]
-        assert len(found) == warned and not [w for w in recwarn if "'guided' asks" in str(w.message)]
+        found = [w for w in recwarn if "'prediction' requires predictions without" in str(w.message)]
+        assert len(found) == warned and not [w for w in recwarn if "'guided' requires" in str(w.message)]
 
 
-def test_nothing_to_draw_and_nothing_to_learn_from_are_refused(run: Path, tmp_path: Path) -> None:
+def test_empty_evaluations_and_data_raise(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="num_samples >= 1, got 0"):
         evaluate(run, {"plain": evaluation(num_samples=0)})
 
@@ -252,7 +252,7 @@ def test_nothing_to_draw_and_nothing_to_learn_from_are_refused(run: Path, tmp_pa
         tiny_trainer(tmp_path, steps=1).fit(tiny_module(average=None), datamodule=Empty())
 
 
-def test_an_average_needs_a_callback_that_keeps_it(tmp_path: Path) -> None:
+def test_average_needs_a_callback_that_tracks_it(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, steps=2, limit_val_batches=1.0, val_check_interval=1)
     with pytest.raises(ValueError, match="average=0.05 is to be evaluated, but no callback keeps averages: add"):
         trainer.fit(tiny_module(average=0.05), datamodule=TinyImages())
@@ -261,8 +261,8 @@ def test_an_average_needs_a_callback_that_keeps_it(tmp_path: Path) -> None:
         trainer.fit(tiny_module(average=0.2), datamodule=TinyImages())
 
 
-def test_an_average_that_nobody_keeps_is_refused_before_training(tmp_path: Path) -> None:
-    """The first validation would come after the last step."""
+def test_untracked_average_fails_before_training(tmp_path: Path) -> None:
+    """Here the first validation would follow the last step."""
     for callbacks, message in (([], "no callback keeps averages"), ([PostHocEMA(8)], "no average with sigma_rel=0.2")):
         trainer = tiny_trainer(tmp_path, *callbacks, steps=2, limit_val_batches=1.0, val_check_interval=50)
         with pytest.raises(ValueError, match=message):

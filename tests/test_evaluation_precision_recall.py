@@ -1,4 +1,4 @@
-"""Precision and recall on sets with known answers and against a brute-force count in numpy."""
+"""Precision and recall of sets with known values and against a brute-force count in numpy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_guide.evaluation.metrics.precision_recall import coverage, neighb
 
 
 def brute_force(real: np.ndarray, fake: np.ndarray, k: int) -> tuple[float, float]:
-    """Precision and recall, one pair at a time."""
+    """Return precision and recall, one pair at a time."""
 
     def radius(points: np.ndarray, i: int) -> float:
         return sorted(float(np.linalg.norm(points[i] - points[j])) for j in range(len(points)) if j != i)[k - 1]
@@ -27,7 +27,7 @@ def brute_force(real: np.ndarray, fake: np.ndarray, k: int) -> tuple[float, floa
 
 
 def score(real: Tensor, fake: Tensor, *, size: int = 1000, **options: int) -> dict[str, float]:
-    """The metric on raw points or pictures."""
+    """Return the metric of raw points or images."""
     metric = PrecisionRecall(RawPixels(), **options)
     metric.prepare([Batch(part) for part in real.split(size)])
     for part in fake.split(size):
@@ -47,29 +47,29 @@ def test_agrees_with_brute_force(k: int, offset: float, generator: torch.Generat
     assert score(real, fake, k=k, chunk=7, size=11) == expected
 
 
-def test_equal_sets_cover_each_other_and_far_ones_do_not(generator: torch.Generator) -> None:
+def test_equal_sets_have_one_and_distant_sets_zero(generator: torch.Generator) -> None:
     real = torch.randn(30, 2, generator=generator)
     assert score(real, real) == {"precision": 1.0, "recall": 1.0}
     assert score(real, real + 100) == {"precision": 0.0, "recall": 0.0}
 
 
-def test_a_lost_mode_costs_recall_and_an_invented_one_precision(generator: torch.Generator) -> None:
+def test_missing_mode_lowers_recall_and_extra_mode_precision(generator: torch.Generator) -> None:
     left, right = torch.randn(20, 2, generator=generator), torch.randn(20, 2, generator=generator) + 100
     both = torch.cat([left, right])
     assert score(both, left) == {"precision": 1.0, "recall": 0.5}
     assert score(left, both) == {"precision": 0.5, "recall": 1.0}
 
 
-def test_borders_belong_to_the_ball_in_spite_of_rounding() -> None:
+def test_balls_include_their_border_despite_rounding() -> None:
     real = 0.1 * torch.arange(10.0)[:, None]
     assert score(real, torch.tensor([[1.0], [-0.1], [1.01], [0.55]]), k=1)["precision"] == 0.75
-    pictures = torch.arange(8, dtype=torch.uint8).reshape(8, 1, 1, 1)
+    images = torch.arange(8, dtype=torch.uint8).reshape(8, 1, 1, 1)
     samples = torch.tensor([8, 9, 10, 11], dtype=torch.uint8).reshape(4, 1, 1, 1)
-    assert score(pictures, samples, k=1) == {"precision": 0.25, "recall": 0.125}
-    assert score(pictures, samples, k=2) == {"precision": 0.5, "recall": 0.25}
+    assert score(images, samples, k=1) == {"precision": 0.25, "recall": 0.125}
+    assert score(images, samples, k=2) == {"precision": 0.5, "recall": 0.25}
 
 
-def test_repeated_examples_have_balls_of_no_size() -> None:
+def test_repeated_examples_have_balls_of_radius_zero() -> None:
     real = torch.tensor([[0.3, 0.7]]).repeat(5, 1)
     far = torch.tensor([[9.0, 9.0]])
     fake = torch.tensor([[0.3, 0.7], [0.3, 0.71], [5.0, 5.0], [5.1, 5.0]])
@@ -87,12 +87,12 @@ def test_radii_and_coverage_by_hand() -> None:
         neighbor_radii(points, 4)
 
 
-def test_a_large_reference_is_thinned_to_the_same_random_subset_whatever_the_batches() -> None:
+def test_subset_of_a_large_reference_is_random_and_independent_of_batches() -> None:
     class Counted(RawPixels):
-        seen = 0
+        extracted = 0
 
         def extract(self, x: Tensor) -> Tensor:
-            self.seen += len(x)
+            self.extracted += len(x)
             return super().extract(x)
 
     real = torch.arange(1000.0)[:, None]
@@ -103,18 +103,18 @@ def test_a_large_reference_is_thinned_to_the_same_random_subset_whatever_the_bat
         metric = PrecisionRecall(extractor, max_reference=100)
         metric.prepare([Batch(part) for part in real.split(size)])
         chosen.append(metric.reference.flatten().tolist())
-        assert 100 <= extractor.seen <= most
+        assert 100 <= extractor.extracted <= most
     assert chosen[0] == chosen[3]
     assert chosen[0] == chosen[1] == chosen[2]
     assert chosen[0] == sorted(set(chosen[0])) and len(chosen[0]) == 100
-    assert 350 < sum(chosen[0]) / 100 < 650 and chosen[0][-1] > 900  # from all over the data, not from its head
+    assert 350 < sum(chosen[0]) / 100 < 650 and chosen[0][-1] > 900  # from all parts of the data
 
 
-def test_what_cannot_be_computed_is_refused() -> None:
+def test_invalid_settings_and_too_few_examples_raise() -> None:
     with pytest.raises(ValueError, match="needs k >= 1, max_reference > k and chunk >= 1, got 3, 3 and 1024"):
         PrecisionRecall(RawPixels(), max_reference=3)
     metric = PrecisionRecall(RawPixels())
-    with pytest.raises(ValueError, match="PrecisionRecall has seen no real data yet"):
+    with pytest.raises(ValueError, match="PrecisionRecall is not prepared"):
         metric.update(torch.zeros(2, 2))
     with pytest.raises(ValueError, match="needs at least 4 real examples, got 3"):
         metric.prepare([Batch(torch.zeros(3, 2))])

@@ -1,4 +1,4 @@
-"""Features of the real data, kept by content, extracted in shares: the same numbers, and nothing is done twice."""
+"""Cache of reference features: keyed by content, computed once, and split over processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KINDS = [KernelDistance, CMMD, PrecisionRecall, DensityCoverage, Memorization]
 
 
 def results(metric: FeatureMetric) -> dict[str, float]:
-    metric.update(points(40, 1).clone())  # extractors remember a batch that they have seen
+    metric.update(points(40, 1).clone())  # a copy, since extractors cache the last batch
     return {key: float(value) for key, value in metric.compute().items()}
 
 
@@ -45,14 +45,14 @@ def test_features_are_computed_once_for_their_content(kind: Any, tmp_path: Path)
         kind(extractor, max_reference=most, cache=str(tmp_path / "new")).prepare(batches(data))
         assert extractor.seen >= most
     assert len(list((tmp_path / "new").iterdir())) == 4
-    # a set that is taken whole is the same set whatever the limit
+    # a complete set has the same key for every limit
     whole = [Counted(), Counted()]
     for extractor, most in zip(whole, (30, 1000), strict=True):
         kind(extractor, max_reference=most, cache=str(tmp_path / "whole")).prepare(batches(real))
     assert [each.seen for each in whole] == [30, 0]
 
 
-def test_metrics_of_one_extractor_share_a_file_and_each_checks_what_it_needs(tmp_path: Path) -> None:
+def test_metrics_of_one_extractor_share_a_file_and_check_their_least_count(tmp_path: Path) -> None:
     few = points(4)
     KernelDistance(Counted(), cache=str(tmp_path)).prepare(batches(few))
     with pytest.raises(ValueError, match="DensityCoverage needs at least 6 real examples, got 4"):
@@ -62,7 +62,7 @@ def test_metrics_of_one_extractor_share_a_file_and_each_checks_what_it_needs(tmp
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_flipped_bit_is_never_believed(tmp_path: Path) -> None:
+def test_flipped_bits_are_detected(tmp_path: Path) -> None:
     metric = PrecisionRecall(Counted(), max_reference=20, cache=str(tmp_path))
     metric.prepare(batches(points(30)))
     expected, (file,) = metric.reference.clone(), tmp_path.iterdir()
@@ -76,26 +76,26 @@ def test_a_flipped_bit_is_never_believed(tmp_path: Path) -> None:
         metric.prepare(batches(points(30)))
 
 
-def test_a_file_that_the_disk_refuses_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_file_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metric = KernelDistance(Counted(), cache=str(tmp_path))
     metric.prepare(batches(points(30)))
     expected = metric.reference.clone()
 
-    def refuses(*_: Any) -> None:
-        raise PermissionError("not ours")
+    def fail(*_: Any) -> None:
+        raise PermissionError("no permission")
 
     for owner, name in ((FeatureCache, "read"), (Path, "is_file")):
-        with monkeypatch.context() as patched, pytest.warns(UserWarning, match="computed again: not ours"):
-            patched.setattr(owner, name, refuses)
+        with monkeypatch.context() as patched, pytest.warns(UserWarning, match="computed again: no permission"):
+            patched.setattr(owner, name, fail)
             metric.prepare(batches(points(30)))
         assert torch.equal(metric.reference, expected)
 
 
 def prepare_together(folder: str) -> None:
-    """One of two processes: features that are computed in shares, found, and found by one process alone."""
+    """Run one of two processes: features computed in shares, cached, and cached by one process only."""
     rank = int(os.environ["RANK"])
     dist.init_process_group("gloo", rank=rank, world_size=2)
-    told: list[tuple[int, dict[str, float]]] = []
+    records: list[tuple[int, dict[str, float]]] = []
     for count, most, cache in ((30, 20, None), (30, 30, "new"), (30, 30, "new"), (9, 30, None), (30, 30, "own")):
         extractor = Counted()
         own = f"{folder}/own-{rank}" if cache == "own" else cache and f"{folder}/{cache}"
@@ -103,8 +103,8 @@ def prepare_together(folder: str) -> None:
         metric.prepare(batches(points(count), 10))
         seen = extractor.seen
         metric.update(points(40, 1)[rank::2])
-        told.append((seen, {key: float(value) for key, value in metric.compute().items()}))
-    (Path(folder) / f"{rank}.json").write_text(json.dumps(told))
+        records.append((seen, {key: float(value) for key, value in metric.compute().items()}))
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(records))
     dist.destroy_process_group()
 
 
@@ -118,8 +118,8 @@ def test_processes_share_the_work_and_have_the_same_features(processes: Processe
         metric = KernelDistance(Counted(), max_reference=most)
         metric.prepare(batches(points(count), 10))
         expected.append(results(metric)["kid"])
-    for told in (one, two):
-        assert [values["kid"] for _, values in told] == pytest.approx(expected, rel=1e-10)
+    for records in (one, two):
+        assert [values["kid"] for _, values in records] == pytest.approx(expected, rel=1e-10)
     # of three batches of ten rank 0 takes the first and the third, rank 1 the second, and the first for its width
     assert [seen for seen, _ in one][1:] == [20, 0, 9, 20] and [seen for seen, _ in two][1:] == [20, 0, 9, 20]
     assert one[0][0] < 30 and two[0][0] < 30

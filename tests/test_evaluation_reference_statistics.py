@@ -1,4 +1,4 @@
-"""Reference statistics: a cache by content, published files, hostile files, and mismatches refused in one sentence."""
+"""Reference statistics: cache by content, published files, malicious files, and mismatches."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.processes import Processes
 
 
 class Counted(FeatureExtractor):
-    """Points times a matrix; counts how many it has seen."""
+    """Points times a matrix; counts the points in `seen`."""
 
     published: ClassVar[str | None] = "fid"
 
@@ -58,12 +58,12 @@ def batches(x: Tensor, size: int = 7) -> list[Batch]:
 
 def distance(metric: FrechetDistance, real: Tensor, samples: Tensor) -> float:
     metric.prepare(batches(real))
-    metric.update(samples.clone())  # extractors remember a batch that they have seen
+    metric.update(samples.clone())  # a copy, since extractors cache the last batch
     return float(metric.compute()["fd"])
 
 
 def bits_flipped(file: Path, step: int) -> Iterator[int]:
-    """Flips one bit in every `step`-th byte of `file`, one after the other; leaves it whole."""
+    """Flip one bit in every `step`-th byte of `file`, one after the other; restore the file at the end."""
     whole = file.read_bytes()
     for at in range(0, len(whole), step):
         damaged = bytearray(whole)
@@ -93,7 +93,7 @@ def test_statistics_are_computed_once_for_their_content(kind: Any, tmp_path: Pat
     assert len(list(Path(folder).iterdir())) == 5
 
 
-def test_a_damaged_file_is_computed_again(tmp_path: Path) -> None:
+def test_damaged_file_is_computed_again(tmp_path: Path) -> None:
     real, samples = points(30), points(40, 1)
     plain = pytest.approx(distance(FrechetDistance(Counted(), cache=str(tmp_path)), real, samples), rel=1e-10)
     (file,) = tmp_path.iterdir()
@@ -106,15 +106,15 @@ def test_a_damaged_file_is_computed_again(tmp_path: Path) -> None:
     assert distance(FrechetDistance(last, cache=str(tmp_path)), real, samples) == plain and last.seen == 40
 
 
-def test_a_folder_that_cannot_be_written_costs_no_evaluation(tmp_path: Path) -> None:
+def test_unwritable_folder_only_warns(tmp_path: Path) -> None:
     real, samples = points(30), points(40, 1)
-    (tmp_path / "file").write_text("in the way")
-    with pytest.warns(UserWarning, match="reference statistics are not kept: .*file"):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.warns(UserWarning, match="reference statistics are not stored: .*file"):
         found = distance(FrechetDistance(Counted(), cache=str(tmp_path / "file")), real, samples)
     assert found == distance(FrechetDistance(Counted()), real, samples)
 
 
-def test_a_flipped_bit_is_never_believed(tmp_path: Path) -> None:
+def test_flipped_bits_are_detected(tmp_path: Path) -> None:
     real = batches(points(30))
     metric = FrechetDistance(Counted(), cache=str(tmp_path))
     metric.prepare(real)
@@ -126,7 +126,7 @@ def test_a_flipped_bit_is_never_believed(tmp_path: Path) -> None:
         assert torch.equal(metric.reference_covariance, expected), at
 
 
-def test_several_writers_leave_one_whole_file(tmp_path: Path) -> None:
+def test_concurrent_writers_leave_one_complete_file(tmp_path: Path) -> None:
     extractor, path = Counted(), tmp_path / "s.npz"
     mean, covariance = torch.randn(300).double(), torch.eye(300).double()
     held = Statistics(mean, covariance, num_images=9, extractor=extractor.identity, data_shape=(3,), data="ab")
@@ -143,7 +143,7 @@ def test_several_writers_leave_one_whole_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_fingerprint_is_that_of_the_examples_in_order() -> None:
+def test_fingerprint_depends_on_examples_and_order() -> None:
     x = torch.randint(256, (10, 1, 3, 3), dtype=torch.uint8)
     assert fingerprint(batches(x, 3)) == fingerprint(batches(x, 10)) == fingerprint([Batch(x, torch.arange(10))])
     different = (x.flip(0), x[:9], x.reshape(10, 1, 9, 1), x.to(torch.int8), torch.cat([x, x[:1]]))
@@ -153,12 +153,12 @@ def test_the_fingerprint_is_that_of_the_examples_in_order() -> None:
 
 
 def published(x: Tensor) -> dict[str, Any]:
-    """mu and sigma of `x` (N, F) by numpy."""
+    """Return mu and sigma of `x` (N, F) by numpy."""
     return {"mu": x.double().numpy().mean(0), "sigma": np.cov(x.double().numpy(), rowvar=False)}
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
-def test_published_files_give_the_distance_to_the_data(protocol: int, tmp_path: Path) -> None:
+def test_published_files_give_the_same_distance_as_the_data(protocol: int, tmp_path: Path) -> None:
     real, samples = points(30), points(40, 1)
     extractor = Counted()
     plain = distance(FrechetDistance(extractor), real, samples)
@@ -170,17 +170,17 @@ def test_published_files_give_the_distance_to_the_data(protocol: int, tmp_path: 
     np.savez(tmp_path / "c.npz", **gaussian)
     for name in ("a.pkl", "b.pkl", "c.npz"):
         seen = extractor.seen
-        with warnings.catch_warnings(record=True) as said:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             found = distance(FrechetDistance(extractor, statistics=str(tmp_path / name)), points(0), samples)
         assert found == pytest.approx(plain, rel=1e-6) and extractor.seen == seen + 40
-        assert len([w for w in said if "does not say which extractor made it" in str(w.message)]) == (name == "c.npz")
+        assert len([w for w in caught if "does not say which extractor made it" in str(w.message)]) == (name == "c.npz")
     assert read_statistics(tmp_path / "a.pkl", extractor).num_images == 30
     with pytest.raises(ValueError, match="named fd_dinov2, fid, and RawPixels has no published name"):
         read_statistics(tmp_path / "a.pkl", RawPixels())
 
 
-def test_mismatches_are_refused_in_one_sentence(tmp_path: Path) -> None:
+def test_mismatched_statistics_raise(tmp_path: Path) -> None:
     folder, real = tmp_path / "cache", points(30)
     distance(FrechetDistance(Counted(), cache=str(folder)), real, points(40, 1))
     (file,) = map(str, folder.iterdir())
@@ -198,7 +198,7 @@ def test_mismatches_are_refused_in_one_sentence(tmp_path: Path) -> None:
     wide = FrechetInterval(Counted(), name="fid", statistics=str(tmp_path / "wide.npz"))
     with pytest.warns(UserWarning, match="does not say which extractor"):
         wide.prepare([])
-    with pytest.raises(ValueError, match="fid: the reference statistics are those of 6 features, Counted gives 4"):
+    with pytest.raises(ValueError, match="fid: the reference statistics are those of 6 features, Counted returns 4"):
         wide.update(points(2))
     with pytest.raises(ValueError, match="expected statistics or cache, got both"):
         FrechetDistance(Counted(), statistics="a", cache="b")
@@ -209,23 +209,23 @@ def test_mismatches_are_refused_in_one_sentence(tmp_path: Path) -> None:
         FrechetDistance(Counted(), statistics="nowhere.npz").prepare([])
 
 
-def test_files_that_hold_no_gaussian_are_refused(tmp_path: Path) -> None:
+def test_files_without_a_gaussian_raise(tmp_path: Path) -> None:
     good = published(torch.randn(20, 4))
-    lopsided, negative = good["sigma"].copy(), good["sigma"].copy()
-    lopsided[0, 1] += 1
+    asymmetric, negative = good["sigma"].copy(), good["sigma"].copy()
+    asymmetric[0, 1] += 1
     negative[0, 0] = -1
     for content, sentence in (
         ({"mu": good["mu"]}, r"has no sigma; expected mu and sigma, found \['mu'\]"),
         ({"mu": good["mu"][:3], "sigma": good["sigma"]}, r"holds mu float64 \(3,\) and sigma float64 \(4, 4\); expect"),
-        ({"mu": good["mu"], "sigma": lopsided}, "is no covariance"),
-        ({"mu": good["mu"], "sigma": negative}, "is no covariance"),
-        ({"mu": good["mu"] * np.nan, "sigma": good["sigma"]}, "is no covariance"),
-        ({"mu": np.zeros(0), "sigma": np.zeros((0, 0))}, "is no covariance"),
+        ({"mu": good["mu"], "sigma": asymmetric}, "is not a covariance"),
+        ({"mu": good["mu"], "sigma": negative}, "is not a covariance"),
+        ({"mu": good["mu"] * np.nan, "sigma": good["sigma"]}, "is not a covariance"),
+        ({"mu": np.zeros(0), "sigma": np.zeros((0, 0))}, "is not a covariance"),
         ({"mu": np.array(["x"] * 4), "sigma": good["sigma"]}, "expected floats"),
         ({"mu": good["mu"], "sigma": np.eye(4) + 5 * np.eye(4)[::-1]}, "no correlation above 1"),
-        (good | {"num_images": [1, 2]}, "f.npz does not say in our way what it was made of: TypeError"),
-        (good | {"num_images": "many"}, "does not say in our way what it was made of: ValueError"),
-        (good | {"extractor": "Counted"}, "does not say in our way what it was made of: KeyError: 'weights'"),
+        (good | {"num_images": [1, 2]}, "f.npz has no valid provenance: TypeError"),
+        (good | {"num_images": "many"}, "has no valid provenance: ValueError"),
+        (good | {"extractor": "Counted"}, "has no valid provenance: KeyError: 'weights'"),
     ):
         np.savez(tmp_path / "f.npz", **content)
         with pytest.raises(ValueError, match=sentence):
@@ -236,7 +236,7 @@ def test_files_that_hold_no_gaussian_are_refused(tmp_path: Path) -> None:
 
 
 class Attack:
-    """Calls a function when it is unpickled."""
+    """Object that calls a function when it is unpickled."""
 
     def __init__(self, *call: Any) -> None:
         self.call = call
@@ -245,7 +245,7 @@ class Attack:
         return self.call[0], self.call[1:]
 
 
-def test_nothing_in_a_pickle_is_run(tmp_path: Path) -> None:
+def test_pickles_execute_nothing(tmp_path: Path) -> None:
     marker, file = tmp_path / "ran", tmp_path / "f.pkl"
     loop: dict[str, Any] = {}
     loop["fid"] = loop
@@ -271,7 +271,7 @@ def test_nothing_in_a_pickle_is_run(tmp_path: Path) -> None:
         read_statistics(file, Counted())
 
 
-def test_stored_statistics_need_no_data_at_all(tmp_path: Path) -> None:
+def test_stored_statistics_need_no_data(tmp_path: Path) -> None:
     extractor = ModuleFeatures(nn.Flatten())
     np.savez(tmp_path / "f.npz", **published(torch.randn(20, 12)))
     metric = FrechetDistance(extractor, statistics=str(tmp_path / "f.npz"))
@@ -288,29 +288,29 @@ def test_stored_statistics_need_no_data_at_all(tmp_path: Path) -> None:
 
 
 def prepare_together(folder: str) -> None:
-    """One of two processes: statistics that are computed, found, of a single batch, and found by one process alone."""
+    """Run one of two processes: statistics computed, cached, of a single batch, and cached by one process only."""
     rank = int(os.environ["RANK"])
     dist.init_process_group("gloo", rank=rank, world_size=2)
-    told: list[tuple[int, float]] = []
+    records: list[tuple[int, float]] = []
     for count, cache in ((30, "new"), (30, "new"), (9, "new"), (30, f"own-{rank}")):
         extractor = Counted()
         metric = FrechetDistance(extractor, cache=f"{folder}/{cache}")
         metric.prepare(batches(points(count), 10))
         seen = extractor.seen
         metric.update(points(40, 1)[rank::2])
-        told.append((seen, float(metric.compute()["fd"])))
-    (Path(folder) / f"{rank}.json").write_text(json.dumps(told))
+        records.append((seen, float(metric.compute()["fd"])))
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(records))
     dist.destroy_process_group()
 
 
 def test_processes_share_the_work_and_have_the_same_statistics(processes: Processes, tmp_path: Path) -> None:
     (many, few), samples = (points(30), points(9)), points(40, 1)
-    FrechetDistance(Counted(), cache=f"{tmp_path}/own-1").prepare(batches(many))  # rank 0 has nothing there
+    FrechetDistance(Counted(), cache=f"{tmp_path}/own-1").prepare(batches(many))  # rank 0 has no file there
     call = ("tests.test_evaluation_reference_statistics", "prepare_together")
     processes.call_ranks(2, call, tmp_path / "log", folder=str(tmp_path))
     one, two = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     plain = [distance(FrechetDistance(Counted()), real, samples) for real in (many, many, few, many)]
-    for told in (one, two):
-        assert [value for _, value in told] == pytest.approx(plain, rel=1e-10)
+    for records in (one, two):
+        assert [value for _, value in records] == pytest.approx(plain, rel=1e-10)
     # of three batches rank 0 takes the first and the third, rank 1 the second, and the first for its width
     assert [seen for seen, _ in one] == [20, 0, 9, 20] and [seen for seen, _ in two] == [20, 0, 9, 20]

@@ -1,4 +1,4 @@
-"""Results of guided evaluations in real runs: by name, the same whatever the batch."""
+"""Results of guided evaluations in real runs: by name, independent of the batch size."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def samples(log: Log, loop: int) -> Tensor:
     return torch.cat([outputs.x for number, outputs in log.outputs if number == loop])
 
 
-def test_results_are_the_same_in_every_run_and_for_every_batch_size(run: Path) -> None:
+def test_results_are_reproducible_for_all_batch_sizes(run: Path) -> None:
     def score(batch: int) -> tuple[dict[str, dict[str, float]], Tensor, Tensor]:
         options: dict[str, Any] = {"num_samples": 13, "batch_size": batch}
         guided = {"plain": evaluation(**options), "auto": evaluation(AUTO, **options)}
@@ -76,20 +76,20 @@ def test_results_are_the_same_in_every_run_and_for_every_batch_size(run: Path) -
     for batch in (1, 13, 64):
         other = score(batch)
         for one, two in zip(reference[1:], other[1:], strict=True):
-            assert (one.int() - two.int()).abs().max() <= 1  # of 255, where rounding falls the other way
+            assert (one.int() - two.int()).abs().max() <= 1  # of 255, from rounding
         for name, values in reference[0].items():
             assert other[0][name] == pytest.approx(values, rel=1e-3)
 
 
-def test_noise_is_bitwise_and_samples_to_1e_5_the_same_for_every_batch_size(run: Path) -> None:
+def test_noise_is_bitwise_and_samples_to_1e_5_equal_for_all_batch_sizes(run: Path) -> None:
     class Points(TinyImages):
-        """Stored as what the denoiser sees, so that nothing is rounded."""
+        """Data stored as denoiser inputs, without rounding."""
 
         def decode(self, x: Tensor) -> Tensor:
             return x
 
-    class Start(Denoiser):
-        """D = x at every level: a sampler hands its noise through."""
+    class NoiseDenoiser(Denoiser):
+        """D = x at every level: a sampler returns its noise."""
 
         data_shape, num_classes, sigma_data = (1, 4, 4), 0, 0.5
 
@@ -98,7 +98,7 @@ def test_noise_is_bitwise_and_samples_to_1e_5_the_same_for_every_batch_size(run:
 
     def draw(batch: int) -> list[Tensor]:
         options: dict[str, Any] = {"num_samples": 13, "batch_size": batch}
-        loops = {"noise": evaluation(Start(), **options), "auto": evaluation(AUTO, **options)}
+        loops = {"noise": evaluation(NoiseDenoiser(), **options), "auto": evaluation(AUTO, **options)}
         log = evaluate(run, loops, data=Points(), average=0.05)
         return [samples(log, 0), samples(log, 1)]
 
@@ -110,7 +110,7 @@ def test_noise_is_bitwise_and_samples_to_1e_5_the_same_for_every_batch_size(run:
         torch.testing.assert_close(other[1], auto, rtol=1e-5, atol=1e-5)
 
 
-def test_the_end_of_a_fit_and_the_finished_run_give_the_same_numbers(tmp_path: Path) -> None:
+def test_end_of_fit_and_finished_run_have_equal_results(tmp_path: Path) -> None:
     log = Log()
     loops = {"plain": evaluation(), "auto": evaluation(AUTO), "cfg": evaluation(ClassifierFreeGuidance(2.0))}
     common: dict[str, Any] = {"evaluations": loops, "metrics": {"mean": Mean()}, "average": 0.1}
@@ -120,12 +120,12 @@ def test_the_end_of_a_fit_and_the_finished_run_give_the_same_numbers(tmp_path: P
     trainer.fit(tiny_module(**common), datamodule=TinyImages())
     validated = evaluate(tmp_path, loops, "validate", metrics={"mean": Mean()}, average=0.1)
     assert without_time(validated.results[0]) == without_time(log.results[-1])
-    # an older age of the same run: that of the second of three validations
-    older = evaluate(tmp_path, {"plain": evaluation()}, metrics={"mean": Mean()}, average=0.1, images=32)
-    assert without_time(older.results[0])["plain"] == without_time(log.results[1])["plain"]
+    # an earlier snapshot of the same run, at the second of three validations
+    earlier = evaluate(tmp_path, {"plain": evaluation()}, metrics={"mean": Mean()}, average=0.1, images=32)
+    assert without_time(earlier.results[0])["plain"] == without_time(log.results[1])["plain"]
 
 
-def test_raw_weights_are_evaluated_without_any_snapshot(tmp_path: Path) -> None:
+def test_raw_weights_are_evaluated_without_snapshots(tmp_path: Path) -> None:
     module = tiny_module(average=None, evaluations={"plain": evaluation()}, metrics={"mean": Mean()})
     log = Log()
     trainer = tiny_trainer(tmp_path, log, steps=2, limit_val_batches=1.0, val_check_interval=1)
@@ -151,7 +151,7 @@ def test_real_data_are_read_once_for_each_metric(run: Path) -> None:
     assert first["c"]["mean"] == first["a"]["mean"] and first["a"]["mean_samples"] == 5
 
 
-def test_weight_one_costs_and_changes_nothing(run: Path) -> None:
+def test_weight_one_has_no_cost_and_no_effect(run: Path) -> None:
     off = Autoguidance(Snapshot("1/2", 0.1), 1.0)
     loops = {"plain": evaluation(), "off": evaluation(off), "main": evaluation(Main())}
     log = evaluate(run, loops, average=0.05)
@@ -160,7 +160,7 @@ def test_weight_one_costs_and_changes_nothing(run: Path) -> None:
 
 
 class Pulled(Guidance):
-    """Gradient guidance: the clean estimate moves up the gradient of -|D|^2 with respect to x."""
+    """Gradient guidance: shifts the clean estimate along the gradient of -|D|^2 with respect to x."""
 
     def __init__(self, positive: Denoiser | None = None) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ class Pulled(Guidance):
 
 
 @pytest.mark.parametrize("verb", ["validate", "test"])
-def test_guidances_may_take_gradients(run: Path, verb: str) -> None:
+def test_guidances_can_use_gradients(run: Path, verb: str) -> None:
     log = evaluate(run, {"plain": evaluation(), "pulled": evaluation(Pulled())}, verb, average=0.05)
     one, two = (samples(log, i + (verb == "validate")).float() - 127.5 for i in range(2))
     assert two.square().mean() < one.square().mean()
@@ -227,8 +227,8 @@ def test_guidances_replace_all_but_the_first_evaluation() -> None:
         under_guidances({"plain": plain}, {"plain": scaled})
 
 
-class Wish(Guidance):
-    """Moves the clean estimate of an unconditional model by the label; without labels it refuses."""
+class LabelShift(Guidance):
+    """Shifts the clean estimate of an unconditional model by the label, which is required."""
 
     num_classes = 4
 
@@ -246,13 +246,13 @@ class Wish(Guidance):
         return predict
 
 
-def test_a_model_without_labels_is_asked_for_those_of_its_guidance(tmp_path: Path) -> None:
+def test_unconditional_model_gets_the_labels_of_its_guidance(tmp_path: Path) -> None:
     data = TinyImages(classes=0)
     network = TinyNetwork(num_classes=0)
 
     def drawn(**options: Any) -> Log:
         log = Log()
-        evaluations = {"wish": evaluation(Wish(), **options), "plain": evaluation(num_classes=4)}
+        evaluations = {"shift": evaluation(LabelShift(), **options), "plain": evaluation(num_classes=4)}
         tiny_trainer(tmp_path, log).test(
             tiny_module(network, average=None, evaluations=evaluations), data, verbose=False
         )
@@ -260,13 +260,13 @@ def test_a_model_without_labels_is_asked_for_those_of_its_guidance(tmp_path: Pat
 
     log = drawn(num_classes=4)
     labels = [torch.cat([out.condition for number, out in log.outputs if number == loop]).tolist() for loop in (0, 1)]
-    assert labels == [[0, 1, 2, 3, 0]] * 2  # the unguided baseline is given them for its metrics
+    assert labels == [[0, 1, 2, 3, 0]] * 2  # the unguided baseline has them for its metrics
     means = [torch.cat([out.x for number, out in log.outputs if number == loop]).float().mean() for loop in (0, 1)]
-    assert means[0] > means[1] + 50  # 1.2 on average, at 127.5 a unit and clipped at 255
+    assert means[0] > means[1] + 50  # 1.2 on average, at 127.5 per unit and clipped at 255
     assert all(out.condition.eq(2).all() for number, out in drawn(num_classes=4, labels=2).outputs if number == 0)
-    with pytest.raises(ValueError, match="'wish': its guidance knows 4 classes, .* none to draw .* num_classes: 4, or"):
+    with pytest.raises(ValueError, match="'shift': its guidance has 4 classes, .* none to draw .* num_classes: 4, or"):
         drawn()
-    with pytest.raises(ValueError, match="'wish': its labels are drawn from 5 classes, but its guidance knows 4"):
+    with pytest.raises(ValueError, match="'shift': its labels are drawn from 5 classes, but its guidance has 4"):
         drawn(num_classes=5)
     with pytest.raises(ValueError, match="label 4 is out of range: there are 4 classes"):
         drawn(num_classes=4, labels=4)
@@ -274,12 +274,12 @@ def test_a_model_without_labels_is_asked_for_those_of_its_guidance(tmp_path: Pat
         drawn(num_classes=-1)
 
 
-def test_repetitions_are_evaluations_of_the_next_samples(run: Path) -> None:
+def test_repetitions_evaluate_the_next_samples(run: Path) -> None:
     metrics: dict[str, SampleMetric] = {"mean": Mean(), "fd": FrechetDistance(RawPixels())}
     one: dict[str, Any] = {"num_samples": 7, "batch_size": 5, "metrics": metrics}
     three = evaluation(first_index=2, repetitions=3, **one)
-    apart = {str(i): evaluation(first_index=2 + 7 * i, **one) for i in range(3)}
-    (found,) = evaluate(run, {"three": three, **apart}).results
+    separate = {str(i): evaluation(first_index=2 + 7 * i, **one) for i in range(3)}
+    (found,) = evaluate(run, {"three": three, **separate}).results
     for key in ("mean", "fd"):
         values = [found[str(i)][key] for i in range(3)]
         assert len(set(values)) == 3
@@ -291,7 +291,7 @@ def test_repetitions_are_evaluations_of_the_next_samples(run: Path) -> None:
         evaluation(repetitions=0)
 
 
-def test_metrics_that_are_configured_alike_share_one_network_and_its_calls(run: Path) -> None:
+def test_metrics_with_equal_configuration_share_one_network_and_its_calls(run: Path) -> None:
     class Counted(RawPixels):
         calls: list[tuple[int, int]] = []
 
@@ -303,7 +303,7 @@ def test_metrics_that_are_configured_alike_share_one_network_and_its_calls(run: 
             Counted.calls.append((id(self), len(x)))
             return super().extract(x) * self.scale
 
-    def judged(**metrics: SampleMetric) -> dict[str, float]:
+    def scores(**metrics: SampleMetric) -> dict[str, float]:
         Counted.calls = []
         evaluations = {"plain": evaluation(num_samples=9, batch_size=3, metrics=metrics)}
         return evaluate(run, evaluations).results[0]["plain"]
@@ -313,10 +313,10 @@ def test_metrics_that_are_configured_alike_share_one_network_and_its_calls(run: 
 
     alone = {}
     for name, metric in kinds().items():
-        alone |= judged(**{name: metric})
-    together = judged(**kinds())
+        alone |= scores(**{name: metric})
+    together = scores(**kinds())
     assert {k: v for k, v in together.items() if k != "seconds"} == {k: v for k, v in alone.items() if k != "seconds"}
-    assert len({who for who, _ in Counted.calls}) == 1
-    assert [size for _, size in Counted.calls if size == 3] == [3, 3, 3]  # once a batch
-    judged(fd=FrechetDistance(Counted()), kid=KernelDistance(Counted(2.0)))
-    assert len({who for who, _ in Counted.calls}) == 2
+    assert len({extractor for extractor, _ in Counted.calls}) == 1
+    assert [size for _, size in Counted.calls if size == 3] == [3, 3, 3]  # once per batch
+    scores(fd=FrechetDistance(Counted()), kid=KernelDistance(Counted(2.0)))
+    assert len({extractor for extractor, _ in Counted.calls}) == 2

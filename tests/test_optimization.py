@@ -116,7 +116,7 @@ def test_off_support_is_the_distance_from_the_span_of_the_data(generator: torch.
         metric.update(torch.zeros(2, 4))
     with pytest.raises(ValueError, match="a support of dimension 30 cannot be found in 200 examples of 10 numbers"):
         OffSupport(30).prepare([Batch(torch.zeros(200, 10))])
-    with pytest.raises(ValueError, match="has seen no real data"):
+    with pytest.raises(ValueError, match="is not prepared"):
         OffSupport(2).update(torch.zeros(2, 4))
 
 

@@ -1,4 +1,4 @@
-"""Evaluation: feature extractors, metrics of generated samples, and the loops that draw the samples."""
+"""Evaluation: feature extractors, metrics of generated samples, and sampling loops."""
 
 from __future__ import annotations
 

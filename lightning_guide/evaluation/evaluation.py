@@ -1,4 +1,4 @@
-"""A named evaluation: which samples to draw, under which guidance, with which sampler, scored by which metrics."""
+"""Evaluations: settings of the samples to draw, their guidance, sampler and metrics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Evaluation", "SampleIndices", "under_guidances"]
 
 
 class SampleIndices(Dataset[SampleBatch]):
-    """Samples first_index ... first_index + num_samples - 1 and their labels; label i depends on (seed, i) alone."""
+    """Sample indices first_index ... first_index + num_samples - 1 with labels; label i depends only on (seed, i)."""
 
     def __init__(
         self,
@@ -35,12 +35,14 @@ class SampleIndices(Dataset[SampleBatch]):
         """`labels`: "balanced" (i modulo the classes), "random", or one class for all; -1 without classes.
 
         Raises:
-            ValueError: if there is nothing to draw or the class does not exist.
+            ValueError: if `num_samples` is below 1 or the class does not exist.
         """
         if num_samples < 1:
             raise ValueError(f"an evaluation needs num_samples >= 1, got {num_samples}")
         if isinstance(labels, int) and not -1 <= labels < max(num_classes, 0):
-            raise ValueError(f"label {labels} is out of range: there are {num_classes} classes or prompts (-1 is none)")
+            raise ValueError(
+                f"label {labels} is out of range: there are {num_classes} classes or prompts (-1: no label)"
+            )
         self.num_samples, self.num_classes, self.labels = num_samples, num_classes, labels
         self.seed, self.first_index = seed, first_index
 
@@ -62,25 +64,24 @@ class SampleIndices(Dataset[SampleBatch]):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One sampling loop.
+    """Settings of one evaluation, which is one sampling loop.
 
     Attributes:
-        guidance: a denoiser made of references; default: the model under evaluation, unguided.
+        guidance: a denoiser with references to models; default: the model under evaluation, unguided.
         sampler: default: Heun with 32 steps.
         metrics: name -> metric; default: those of the module.
-        num_samples: how many samples, over all processes together.
-        batch_size: samples in one network call, for each process. Results do not depend on it.
-        seed: sample i depends on (seed, i) alone; equal seeds pair the samples of two evaluations.
+        num_samples: number of samples, over all processes together.
+        batch_size: samples per network call and process. Results do not depend on it.
+        seed: sample i depends only on (seed, i); equal seeds pair the samples of two evaluations.
         first_index: index of the first sample, so that fresh samples need no new seed.
-        repetitions: the evaluation is done so often, each time with the next num_samples samples; reported are mean,
-            minimum and maximum. Published FIDs are often the minimum of 3.
+        repetitions: number of evaluations, each of the next num_samples samples; the report has mean, minimum and
+            maximum. Published FIDs are often the minimum of 3.
         labels: "balanced", "random", or one class index.
-        num_classes: number of classes that labels are drawn from; default: those of the model under evaluation. A model
-            without labels under a guidance that has a classifier needs it, and so does its unguided baseline if
-            metrics are to know the labels.
-        start: a distribution with `sample_each(generators) -> (x, ...)`; trajectories begin at its noised draws.
-            Default: pure noise, the same where sigma_max is far above the size of the data.
-        compile: compile the networks with `torch.compile`; minutes at the start, and a C++ or GPU compiler.
+        num_classes: number of classes that labels are drawn from; default: that of the model under evaluation. Needed
+            for an unconditional model under classifier guidance, and for its unguided baseline if metrics use labels.
+        start: a distribution with `sample_each(generators) -> (x, ...)`; trajectories start from its noised
+            draws. Default: pure noise, equivalent if sigma_max is far above the scale of the data.
+        compile: compile the networks with `torch.compile`; takes minutes at the start and needs a C++ or GPU compiler.
     """
 
     guidance: Denoiser = None  # type: ignore[assignment]  # set below: a saved config shows null, not an object
@@ -97,7 +98,7 @@ class Evaluation:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        """Fills in the default guidance and sampler.
+        """Fill in the default guidance and sampler.
 
         Raises:
             ValueError: if num_classes is negative, or repetitions below 1.
@@ -110,32 +111,32 @@ class Evaluation:
         object.__setattr__(self, "sampler", self.sampler if self.sampler is not None else Heun())
 
     def dataset(self, num_classes: int) -> SampleIndices:
-        """The samples to draw from a model of `num_classes` classes, unless the evaluation says how many there are."""
+        """Return the samples to draw from a model of `num_classes` classes, which the evaluation may override."""
         classes = num_classes if self.num_classes is None else self.num_classes
         count = self.num_samples * self.repetitions
         return SampleIndices(count, classes, labels=self.labels, seed=self.seed, first_index=self.first_index)
 
     def resolve(self, models: Models) -> Denoiser:
-        """The guidance with models of `models` for its references.
+        """Return the guidance with its references replaced by models from `models`.
 
         Raises:
             SnapshotMissing: if a guider does not exist (yet).
-            ValueError: if a guider does not fit, or the labels of the samples are not those that the guidance knows.
+            ValueError: if a guider does not fit the model, or the labels do not fit the guidance.
         """
         denoiser = self.guidance.resolve(models)
         drawn = models.main.num_classes if self.num_classes is None else self.num_classes
         known = denoiser.num_classes
         if known and not drawn and self.labels != -1:
             raise ValueError(
-                f"its guidance knows {known} classes, but the model under evaluation none to draw labels from; "
+                f"its guidance has {known} classes, but the model under evaluation has none to draw labels from; "
                 f"set num_classes: {known}, or labels: -1 for samples without a label"
             )
         if known and drawn > known:
-            raise ValueError(f"its labels are drawn from {drawn} classes, but its guidance knows {known}")
+            raise ValueError(f"its labels are drawn from {drawn} classes, but its guidance has {known}")
         return denoiser
 
     def initial(self, noise: Tensor, seeds: SampleSeeds) -> Tensor:
-        """States at the first noise level, `(B, *data_shape)`: `noise`, added to draws of `start` if there is one."""
+        """Return states at the first noise level `(B, *data_shape)`: `noise`, plus draws of `start` if it is set."""
         if self.start is None:
             return noise
         draws = self.start.sample_each(seeds.generators("start"))[0]  # type: ignore[operator]
@@ -143,7 +144,7 @@ class Evaluation:
 
 
 def under_guidances(evaluations: Mapping[str, Evaluation], guidances: Mapping[str, Denoiser]) -> dict[str, Evaluation]:
-    """The first of `evaluations` and, by name, that same one under each of `guidances`; all of them without guidances.
+    """Return the first of `evaluations` and, by name, a copy under each of `guidances`; without guidances return all.
 
     Raises:
         ValueError: if a guidance has the name of the first evaluation.

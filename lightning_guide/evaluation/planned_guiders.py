@@ -1,4 +1,4 @@
-"""Guiders that a run is to find among its own snapshots: said at its beginning if none will be stored."""
+"""Check before training that the guiders of evaluations will be stored by this run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Storing(Protocol):
     """A callback that stores averages among the snapshots of the run."""
 
     def to_come(self, planned_images: int, images_per_step: int) -> list[Entry]:
-        """All that it stores in a run of that length."""
+        """Return all entries that it stores in a run of that length."""
 
 
 def warn_of_guiders_not_to_come(
@@ -33,9 +33,9 @@ def warn_of_guiders_not_to_come(
     planned_images: int | None,
     images_per_step: int,
 ) -> None:
-    """Names the evaluations with a `Snapshot` of this run that all its callbacks together will never store.
+    """Warn of evaluations with a `Snapshot` of this run that none of its callbacks will store.
 
-    A run that continues is asked only if nothing stores any more.
+    A resumed run is checked only if no callback stores snapshots.
     """
     if not planned_images or not trainer.enable_validation or trainer.fast_dev_run:
         return
@@ -50,26 +50,21 @@ def warn_of_guiders_not_to_come(
                 try:
                     _check(part, entries, planned_images)
                 except ValueError as missing:
-                    rank_zero_warn(f"evaluation {name!r} will find no guider when its time has come: {missing}")
+                    rank_zero_warn(f"evaluation {name!r} will find no guider: {missing}")
 
 
-def _check(wanted: Snapshot, entries: Sequence[Entry], planned_images: int) -> None:
-    """As `SnapshotStore.guider` would.
-
-    Raises:
-        SnapshotMissing: if the snapshot will not be there.
-        ValueError: if no run could have it.
-    """
-    asked = parse_images(wanted.images)
-    count = asked if isinstance(asked, int) else stored_near(entries, math.floor(asked * planned_images))
+def _check(guider: Snapshot, entries: Sequence[Entry], planned_images: int) -> None:
+    """Raise the error of `SnapshotStore.guider` if the planned `entries` do not contain `guider`."""
+    images = parse_images(guider.images)
+    count = images if isinstance(images, int) else stored_near(entries, math.floor(images * planned_images))
     if count is None:
         raise SnapshotMissing(
-            f"none is planned near images={wanted.images} of {planned_images} (callbacks.EarlySnapshots plans them); "
+            f"none is planned near images={guider.images} of {planned_images} (callbacks.EarlySnapshots plans them); "
             f"{available(entries)}",
             not_yet=False,
         )
-    if stored_exactly(entries, count, wanted.sigma_rel) or count > planned_images:
+    if stored_exactly(entries, count, guider.sigma_rel) or count > planned_images:
         return
-    if wanted.sigma_rel == 0:
+    if guider.sigma_rel == 0:
         raise SnapshotMissing(f"raw weights (sigma_rel=0) are not stored; {available(entries)}", not_yet=False)
-    reconstruction_shares(entries, count, wanted.sigma_rel, MAX_ERROR)
+    reconstruction_shares(entries, count, guider.sigma_rel, MAX_ERROR)

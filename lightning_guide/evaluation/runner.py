@@ -1,4 +1,4 @@
-"""The named evaluations of a module: metrics prepared once, one sampling loop for each, results by name."""
+"""Run named evaluations: metrics prepared once, one sampling loop each, results by name."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ __all__ = ["GuidedEvaluations"]
 
 
 class GuidedEvaluations:
-    """Runs named evaluations side by side. Not a module: its metrics and guiders stay out of checkpoints and DDP."""
+    """Named evaluations of one model. Not a module: its metrics and guiders stay out of checkpoints and DDP."""
 
     def __init__(self, evaluations: Mapping[str, Evaluation], metrics: Mapping[str, SampleMetric]) -> None:
-        """`metrics` serve the evaluations that name none of their own.
+        """Take the evaluations and the default `metrics` of those without their own.
 
         Raises:
-            ValueError: naming the evaluation, if it has nothing to draw.
+            ValueError: if an evaluation has no samples, with its name.
         """
         self.evaluations, self.metrics = dict(evaluations), dict(metrics)
         for name, evaluation in self.evaluations.items():
@@ -49,12 +49,12 @@ class GuidedEvaluations:
 
     @property
     def resolved(self) -> dict[str, Denoiser]:
-        """Guidances of the evaluations under way, with models for references; empty once they have finished."""
+        """Guidances of the running evaluations with models in place of references; empty after they have finished."""
         return {loop.name: loop.denoiser for loop in self._loops if loop is not None}
 
     @property
     def extractors(self) -> dict[str, dict[str, list[str]]]:
-        """Evaluation -> metric -> identities of the networks it saw the samples through; of the newest results."""
+        """Evaluation -> metric -> identities of its feature extractors, of the newest results."""
         chosen = {name: self._metrics_of(self.evaluations[name]) for name in self.results}
         return {
             name: {key: [str(each) for each in metric.extractors] for key, metric in metrics.items()}
@@ -65,10 +65,10 @@ class GuidedEvaluations:
         return self.metrics if evaluation.metrics is None else evaluation.metrics
 
     def check(self, models: Models) -> None:
-        """Resolves every guidance once and keeps nothing: what is missing for good is said before training.
+        """Resolve every guidance once and discard it, to fail before training if a guider can never exist.
 
         Raises:
-            ValueError: naming the evaluation.
+            ValueError: with the name of the evaluation.
         """
         for name, evaluation in self.evaluations.items():
             try:
@@ -78,20 +78,20 @@ class GuidedEvaluations:
                 raise
 
     def warn_of_dropped_conditions(self) -> None:
-        """For a model trained without label dropout: names the evaluations that ask it to do without its condition."""
+        """Warn of evaluations that require an unconditional branch, for a model trained without label dropout."""
         for name, evaluation in self.evaluations.items():
             dropped = [part.positive for part in evaluation.guidance.modules() if isinstance(part, Unconditional)]
             if any(_of_this_run(model) for part in dropped for model in part.modules()):
                 rank_zero_warn(
-                    f"evaluation {name!r} asks the model to do without its condition, which its training "
-                    "never shows it: label_dropout is 0; set it (usual: 0.1), or name an unconditional network"
+                    f"evaluation {name!r} requires predictions without a condition, but the model is trained "
+                    "with label_dropout 0; set it (usual: 0.1), or name an unconditional network"
                 )
 
     def start(self, models: Models, data: DataInterface, device: torch.device, *, training: bool) -> None:
-        """Resolves every guidance. While `training`, one whose guider is still to come is skipped, and said so.
+        """Resolve every guidance; while `training`, skip one whose guider is not stored yet, with a message.
 
         Raises:
-            SnapshotMissing: if a guider is missing for good, or this run is not training any more.
+            SnapshotMissing: if a guider can never exist, or does not exist and this run is not training.
             ValueError: if a guider does not fit the main model.
         """
         self.results, self.skipped, self._loops = {}, {}, []
@@ -112,10 +112,10 @@ class GuidedEvaluations:
                 raise
 
     def _prepare(self, metric: SampleMetric, data: DataInterface, device: torch.device) -> SampleMetric:
-        """A copy of `metric` that knows the real data; the data are read once for each configured metric."""
+        """Return a prepared copy of `metric`; the real data are read once for each configured metric."""
         if id(metric) not in self._prepared:
             for key, part in list(metric.named_children()):
-                if isinstance(part, FeatureExtractor):  # one network for all that were configured alike
+                if isinstance(part, FeatureExtractor):  # one network for all with the same configuration
                     setattr(metric, key, self._extractors.setdefault(part.identity, part))
             prepared = metric.to(device)
             prepared.prepare(data.reference(device))
@@ -123,17 +123,17 @@ class GuidedEvaluations:
         return cast(SampleMetric, self._prepared[id(metric)].clone())
 
     def step(self, number: int, batch: SampleBatch, data: DataInterface) -> DrawnSamples | None:
-        """Draws one batch of loop `number`; None if that evaluation is skipped."""
+        """Draw one batch of loop `number`; return None if that evaluation is skipped."""
         loop = self._loops[number]
         return None if loop is None else loop.draw(batch, data)
 
     def finish(self, device: torch.device) -> dict[str, dict[str, float]]:
-        """Reduces all metrics over all processes: evaluation -> metric -> value."""
+        """Reduce all metrics over all processes: evaluation -> metric -> value."""
         self.results = {loop.name: loop.finish(device) for loop in self._loops if loop is not None}
         self._loops = []
         return self.results
 
 
 def _of_this_run(model: torch.nn.Module) -> bool:
-    """Whether that is a reference to the model in training, or to what it was earlier."""
+    """Return whether `model` refers to the model in training or to an earlier snapshot of it."""
     return isinstance(model, Main) or (isinstance(model, Snapshot) and model.run is None)

@@ -1,4 +1,4 @@
-"""One evaluation under way: resolves its guidance, draws batches of samples, feeds the metrics, reports once."""
+"""Sampling loop of one evaluation: resolve the guidance, draw batches of samples, update metrics, report."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["DrawnSamples", "SamplingLoop", "add_results", "build_condition"]
 
 
 class DrawnSamples(NamedTuple):
-    """What a sampling step hands to callbacks: sample `index` (B,), `condition` (B,) and `x` in stored form."""
+    """Output of a sampling step: sample `index` (B,), `condition` (B,) and `x` in stored form."""
 
     index: Tensor  # type: ignore[assignment]  # hides tuple.index
     condition: Tensor
@@ -34,7 +34,7 @@ class DrawnSamples(NamedTuple):
 
 @dataclass
 class SamplingLoop:
-    """An evaluation with its guidance resolved and its metrics ready; lives for one pass."""
+    """One pass of an evaluation with resolved guidance and prepared metrics."""
 
     name: str
     evaluation: Evaluation
@@ -48,9 +48,9 @@ class SamplingLoop:
 
     @classmethod
     def start(cls, name: str, evaluation: Evaluation, models: Models, metrics: dict[str, SampleMetric]) -> SamplingLoop:
-        """Resolves the references of `evaluation` in `models`; `metrics` are prepared ones of its own.
+        """Resolve the references of `evaluation` in `models`; `metrics` are prepared and not shared with other loops.
 
-        Every further repetition gets copies of them.
+        Each further repetition has copies of them.
 
         Raises:
             SnapshotMissing: if a guider does not exist (yet).
@@ -66,7 +66,7 @@ class SamplingLoop:
         return cls(name, evaluation, denoiser, metrics, further)
 
     def draw(self, batch: SampleBatch, data: DataInterface) -> DrawnSamples:
-        """Draws the samples of `batch` and adds them to the metrics."""
+        """Draw the samples of `batch` and add them to the metrics."""
         begin = time.perf_counter()
         condition = build_condition(self.denoiser, batch.condition, data)
         seeds = SampleSeeds(self.evaluation.seed, batch.index.tolist())
@@ -88,22 +88,25 @@ class SamplingLoop:
         number = (batch.index - self.evaluation.first_index) // self.evaluation.num_samples
         for repetition, metrics in enumerate([self.metrics, *self.further]):
             rows = number == repetition
-            x, labels = stored[rows], batch.condition[rows]  # one object for all metrics: extractors know it again
+            x, labels = (
+                stored[rows],
+                batch.condition[rows],
+            )  # one object for all metrics, so that extractors reuse its features
             for metric in metrics.values() if len(x) else ():
                 metric.update(x, labels)
-        told_of = trajectory.diagnostics
-        if "taken" in told_of:  # by a guide that may be unable to steer a sample
-            self.unguided += int(((told_of["taken"] == 0) & (told_of["skipped"] > 0)).sum())
+        diagnostics = trajectory.diagnostics
+        if "taken" in diagnostics:  # counted by guidances that may be unable to guide a sample
+            self.unguided += int(((diagnostics["taken"] == 0) & (diagnostics["skipped"] > 0)).sum())
         self.calls += trajectory.evaluations * len(stored)
         self.samples += len(stored)
         self.seconds += time.perf_counter() - begin
         return DrawnSamples(batch.index, batch.condition, stored)
 
     def finish(self, device: torch.device) -> dict[str, float]:
-        """All metrics over all processes, with `nfe` (network calls a sample), `samples` and `seconds`.
+        """Return all metrics over all processes, with `nfe` (network calls per sample), `samples` and `seconds`.
 
-        With repetitions KEY is the mean over them, and KEY_min and KEY_max are beside it. `unguided` is there where
-        it is not 0: the samples that a loss or a classifier could not steer at any of its steps.
+        With repetitions KEY is the mean over them, and KEY_min and KEY_max are added. If it is not 0, `unguided` is
+        the number of samples that a loss or a classifier could not guide at any step.
         """
         calls, samples, seconds = self.cost(device).tolist()
         report = {"nfe": calls / max(samples, 1), "samples": samples, "seconds": seconds}
@@ -116,43 +119,43 @@ class SamplingLoop:
         return report
 
     def cost(self, device: torch.device) -> Tensor:
-        """Network calls, samples and seconds (3,) over all processes, float64."""
+        """Return network calls, samples and seconds (3,) over all processes, float64."""
         return all_reduce_sum(
             torch.tensor([self.calls, self.samples, self.seconds], dtype=torch.float64, device=device)
         )
 
 
 def _over_repetitions(values: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Mean, smallest and largest value of each key."""
-    found: dict[str, Tensor] = {}
+    """Return mean, smallest and largest value of each key."""
+    results: dict[str, Tensor] = {}
     for key in values[0]:
         column = torch.stack([each[key] for each in values])
-        found |= {key: column.mean(), f"{key}_min": column.min(), f"{key}_max": column.max()}
-    return found
+        results |= {key: column.mean(), f"{key}_min": column.min(), f"{key}_max": column.max()}
+    return results
 
 
 def add_results(report: dict[str, float], metric: str, values: Mapping[str, Tensor]) -> None:
-    """Adds the results of a metric to `report`; a key that is taken gets the name of the metric before it."""
+    """Add the results of a metric to `report`; a key that exists already is prefixed with the name of the metric."""
     for key, value in values.items():
         report[key if key not in report else f"{metric}_{key}"] = float(value)
 
 
 def build_condition(denoiser: Denoiser, numbers: Tensor, data: DataInterface) -> Tensor | None:
-    """What `denoiser` is told for the samples' `numbers` (B,): labels, or for one that reads embeddings, of prompts.
+    """Build the condition for `numbers` (B,): labels, or the embeddings of prompts if `denoiser` takes embeddings.
 
-    Number -1 is no condition; None for a denoiser that knows none.
+    -1: no condition. Returns None for an unconditional denoiser.
 
     Raises:
-        ValueError: if a number has no prompt, or a part of `denoiser` wants labels while another reads embeddings.
+        ValueError: if a number has no prompt, or a part of `denoiser` takes labels and another one embeddings.
     """
     if not denoiser.token_channels:
         return numbers if denoiser.num_classes else None
     if denoiser.num_classes:
         raise ValueError(
-            f"a {type(denoiser).__name__} wants labels ({denoiser.num_classes} classes) beside a model that reads "
+            f"a {type(denoiser).__name__} takes labels ({denoiser.num_classes} classes), but its model takes "
             "embeddings; expected an energy with a label of its own (label: ...)"
         )
     prompts, rows = data.prompts(), numbers.cpu()
     if bool((rows >= len(prompts)).any()):
-        raise ValueError(f"prompt {int(rows.max())} is asked for; the data has prompts 0 to {len(prompts) - 1}")
+        raise ValueError(f"prompt {int(rows.max())} does not exist; the data has prompts 0 to {len(prompts) - 1}")
     return drop_condition(prompts[rows.clamp(min=0)], rows < 0).to(numbers.device)

@@ -1,4 +1,4 @@
-"""features."""
+"""Feature extractors for Frechet distances, precision and recall, and other metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Feature extractors: what a picture looks like to a Frechet distance or to precision and recall."""
+"""Base of feature extractors, raw pixels, and features of trained classifiers and timm models."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from lightning_guide.pretrained.loading import timm_model
 from lightning_guide.runs.run import raw_network
 from lightning_guide.utils.images import preprocess_image
 
-__all__ = ["ClassifierFeatures", "FeatureExtractor", "RawPixels", "TimmFeatures", "check_pictures"]
+__all__ = ["ClassifierFeatures", "FeatureExtractor", "RawPixels", "TimmFeatures", "check_images"]
 
 
 class FeatureExtractor(nn.Module, ABC):
-    """Base of extractors: data in stored form (B, *) -> features (B, F), float32.
+    """Base of feature extractors: data in stored form (B, *) -> features (B, F), float32.
 
-    Always in eval mode, without gradients and autocast. A copy is the same object: clones of a metric share it. The
-    features of the last batch are remembered, so that several metrics pay for the network once.
+    Always in eval mode, without gradients and autocast. A copy is the same object, so clones of a metric share it. The
+    features of the last batch are cached, so that several metrics cost one network call.
 
     Attributes:
-        published: under which name published files hold statistics of these features, such as "fid"; None for no name.
+        published: name of these features in published files of statistics, such as "fid"; None without a name.
     """
 
     published: ClassVar[str | None] = None
     _last: tuple[weakref.ref[Tensor], int, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features (B, F) of `x`; `extract` says of what kind it must be.
+        """Return features (B, F) of `x`, of the type and shape that `extract` takes.
 
         Raises:
-            ValueError: if `x` is not what the extractor was made for, or its weights cannot be found.
+            ValueError: if `x` has another type or shape, or the weights cannot be found.
         """
-        version = None if x.is_inference() else x._version  # inference tensors do not count their changes
+        version = None if x.is_inference() else x._version  # inference tensors have no version counter
         if self._last is not None and self._last[0]() is x and self._last[1] == version:
             return self._last[2]
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
@@ -47,27 +47,27 @@ class FeatureExtractor(nn.Module, ABC):
         return features
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the last batch."""
+        """Return all attributes except the cached batch."""
         return {name: value for name, value in self.__dict__.items() if name != "_last"}
 
     @abstractmethod
     def extract(self, x: Tensor) -> Tensor:
-        """Features (B, *) of `x`, the part that subclasses write; call the extractor itself instead."""
+        """Return features (B, *) of `x`; implemented by subclasses and called by `forward`."""
 
     def load(self) -> None:
-        """Reads the weights, into a submodule, unless that was done; nothing where they are there from the start.
+        """Load the weights into a submodule, unless they are loaded already.
 
         Raises:
             ValueError: if they cannot be found.
         """
 
     def title(self) -> str:
-        """The class and the settings that change the features."""
+        """Return the class and the settings that change the features."""
         return type(self).__name__
 
     @cached_property
     def identity(self) -> Identity:
-        """Name and hash of the weights, which are read for it.
+        """Name and hash of the weights, which are loaded for it.
 
         Raises:
             ValueError: if they cannot be found.
@@ -76,40 +76,40 @@ class FeatureExtractor(nn.Module, ABC):
         return Identity(self.title(), weights_hash(self))
 
     def train(self, mode: bool = True) -> FeatureExtractor:
-        """Stays in eval mode."""
+        """Keep eval mode, whatever the `mode`."""
         return super().train(False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FeatureExtractor:
-        """Itself."""
+        """Return the extractor itself."""
         return self
 
 
 class RawPixels(FeatureExtractor):
-    """The data themselves: pictures as x / 127.5 - 1, float points as they are."""
+    """Identity features: images as x / 127.5 - 1, float points unchanged."""
 
     def extract(self, x: Tensor) -> Tensor:
-        """`x` (B, *), uint8 or float."""
+        """Return `x` (B, *), uint8 or float, as float."""
         return x.to(torch.float32) / 127.5 - 1 if x.dtype == torch.uint8 else x
 
 
 class ClassifierFeatures(FeatureExtractor):
-    """Penultimate layer of the classifier that the run in folder `run` has trained (`modules.ClassifierModule`).
+    """Penultimate layer of a classifier trained by `ClassifierModule`.
 
-    The newest one is read at first use, so that the object can be configured before the classifier exists.
+    The newest raw weights are loaded at first use, so the object can be configured before the classifier exists.
     """
 
     def __init__(self, run: str) -> None:
-        """`run` is the folder of the classifier's training run."""
+        """Take the run folder of the classifier."""
         super().__init__()
         self.run = run
         self._classifier: SmallClassifier | None = None
 
     def extract(self, x: Tensor) -> Tensor:
-        """Features of pictures uint8 (B, C, H, W) of the shape that the classifier was trained on."""
+        """Return features of images uint8 (B, C, H, W) of the shape of the training images."""
         return self.classifier(x.device).features(_scaled(x))
 
     def logits(self, x: Tensor) -> Tensor:
-        """Class logits (B, K) of pictures uint8 (B, C, H, W).
+        """Return class logits (B, K) of images uint8 (B, C, H, W).
 
         Raises:
             ValueError: as for features.
@@ -118,7 +118,7 @@ class ClassifierFeatures(FeatureExtractor):
             return self.classifier(x.device)(_scaled(x))
 
     def classifier(self, device: torch.device) -> SmallClassifier:
-        """The classifier on `device`, frozen.
+        """Return the frozen classifier on `device`.
 
         Raises:
             ValueError: if the run has none, or its newest snapshot is damaged or holds something else.
@@ -128,7 +128,7 @@ class ClassifierFeatures(FeatureExtractor):
         return self._classifier.to(device)
 
     def load(self) -> None:
-        """Reads the classifier.
+        """Load the classifier.
 
         Raises:
             ValueError: if the run has none, or its newest snapshot is damaged or holds something else.
@@ -139,17 +139,19 @@ class ClassifierFeatures(FeatureExtractor):
 
 
 class TimmFeatures(FeatureExtractor):
-    """Pooled features of a timm model, on pictures resized and normalized the way the model was trained.
+    """Pooled features of a timm model, of images resized and normalized as in its training.
 
-    The whole picture is resized, with antialiasing, and not cropped; one channel is repeated three times. The model
-    is read at first use.
+    The whole image is resized, with antialiasing, and not cropped; one channel is repeated three times.
     """
 
     def __init__(self, name: str, weights: str | None = None, *, size: int | None = None) -> None:
-        """`name` as in `timm.list_models()`; `weights` a local file, None for timm's own download.
+        """Choose the model.
 
-        `size`: pictures are resized to `size` x `size` instead of the model's own size; transformers with learned
-        positions then interpolate them (bicubic, antialiased).
+        Args:
+            name: as in `timm.list_models()`.
+            weights: a local file; None for timm's own download.
+            size: images are resized to `size` x `size` instead of the model's own size; transformers with learned
+                positions then interpolate them (bicubic, antialiased).
 
         Raises:
             ValueError: if size is below 1.
@@ -162,13 +164,13 @@ class TimmFeatures(FeatureExtractor):
         self._config: dict[str, Any] = {}
 
     def extract(self, x: Tensor) -> Tensor:
-        """Features of pictures uint8 (B, 1 or 3, H, W) of any size."""
-        check_pictures(x)
+        """Return features of images uint8 (B, 1 or 3, H, W) of any size."""
+        check_images(x)
         self.load()
         assert self._model is not None
         channels, height, width = self._config["input_size"]
         size = (height, width) if self.size is None else (self.size, self.size)
-        picture = preprocess_image(
+        image = preprocess_image(
             x.to(torch.float32) / 255,
             mean=self._config["mean"],
             std=self._config["std"],
@@ -176,21 +178,21 @@ class TimmFeatures(FeatureExtractor):
             channels=channels,
             mode="bilinear" if self._config["interpolation"] == "bilinear" else "bicubic",
         )
-        return self._model.to(x.device)(picture)
+        return self._model.to(x.device)(image)
 
     def title(self) -> str:
-        """With the name of the model, and the size of pictures if it is not the model's own."""
+        """Return the class with the name of the model, and the image size if it is not the model's own."""
         return f"{type(self).__name__}({self.name}{'' if self.size is None else f', size {self.size}'})"
 
     def load(self) -> None:
-        """Reads the model.
+        """Load the model.
 
         Raises:
             ValueError: if timm has no such model, or its weights cannot be had.
         """
         if self._model is not None:
             return
-        from timm.data import resolve_data_config  # takes a second, and most runs have no use for it
+        from timm.data import resolve_data_config  # takes a second, and most runs do not need it
 
         model = self.model()
         model.reset_classifier(0)
@@ -198,24 +200,24 @@ class TimmFeatures(FeatureExtractor):
         self._model = model
 
     def plain_model(self) -> Any:
-        """The model with its head, for pictures of its own size."""
+        """Return the model with its head, for images of its own size."""
         return timm_model(self.name, weights=self.weights)
 
     def model(self) -> Any:
-        """The same for pictures of `size`."""
+        """Return the model with its head, for images of `size`."""
         model = self.plain_model()
         if self.size is not None and hasattr(model, "set_input_size"):
             model.set_input_size(img_size=self.size)
         return model
 
 
-def check_pictures(x: Tensor) -> None:
-    """Raises ValueError unless `x` holds pictures uint8 (B, C, H, W)."""
+def check_images(x: Tensor) -> None:
+    """Raise ValueError unless `x` holds images uint8 (B, C, H, W)."""
     if x.dtype != torch.uint8 or x.ndim != 4:
-        raise ValueError(f"this extractor takes pictures uint8 (B, C, H, W), got {x.dtype} of shape {tuple(x.shape)}")
+        raise ValueError(f"this extractor takes images uint8 (B, C, H, W), got {x.dtype} of shape {tuple(x.shape)}")
 
 
 def _scaled(x: Tensor) -> Tensor:
-    """Pictures as a classifier sees them, x / 127.5 - 1."""
-    check_pictures(x)
+    """Return images in the range of a classifier, x / 127.5 - 1."""
+    check_images(x)
     return x.to(torch.float32) / 127.5 - 1

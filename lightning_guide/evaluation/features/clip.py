@@ -1,4 +1,4 @@
-"""CLIP: features of pictures, and how well pictures agree with the words for their class."""
+"""CLIP image embeddings, Radford et al. 2021, https://arxiv.org/abs/2103.00020."""
 
 from __future__ import annotations
 
@@ -9,40 +9,39 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_guide.evaluation.features.base import FeatureExtractor, check_pictures
+from lightning_guide.evaluation.features.base import FeatureExtractor, check_images
 from lightning_guide.pretrained.loading import clip_model
 
 __all__ = ["ClipFeatures"]
 
 
 class ClipFeatures(FeatureExtractor):
-    """Image embeddings of an open_clip model, of pictures resized and normalized as the model expects.
+    """CLIP image embeddings of an open_clip model, of images resized and normalized as in its training.
 
-    The whole picture is resized, with antialiasing, and not cropped; one channel is repeated three times. The model
-    is read at first use. Radford et al. 2021, https://arxiv.org/abs/2103.00020.
+    The whole image is resized, with antialiasing, and not cropped; one channel is repeated three times.
     """
 
     def __init__(self, name: str = "ViT-L-14-336", weights: str = "openai") -> None:
-        """`name` as in `open_clip.list_models()`; `weights` a local file, or a tag of open_clip's downloads."""
+        """Choose the model: `name` as in `open_clip.list_models()`, `weights` a local file or a tag of open_clip."""
         super().__init__()
         self.name, self.weights = name, weights
         self._model: Any = None
 
     def extract(self, x: Tensor) -> Tensor:
-        """Embeddings (B, F) of pictures uint8 (B, 1 or 3, H, W)."""
-        check_pictures(x)
+        """Return embeddings (B, F) of images uint8 (B, 1 or 3, H, W)."""
+        check_images(x)
         model = self.model(x.device)
         size = model.visual.image_size
         size = tuple(size) if isinstance(size, list | tuple) else (size, size)
-        picture = x.to(torch.float32).expand(-1, 3, -1, -1) / 255
-        picture = F.interpolate(picture, size, mode="bicubic", align_corners=False, antialias=True)
+        image = x.to(torch.float32).expand(-1, 3, -1, -1) / 255
+        image = F.interpolate(image, size, mode="bicubic", align_corners=False, antialias=True)
         mean, std = (
-            picture.new_tensor(values)[:, None, None] for values in (model.visual.image_mean, model.visual.image_std)
+            image.new_tensor(values)[:, None, None] for values in (model.visual.image_mean, model.visual.image_std)
         )
-        return model.encode_image((picture.clamp(0, 1) - mean) / std)
+        return model.encode_image((image.clamp(0, 1) - mean) / std)
 
     def words(self, texts: Sequence[str], device: torch.device) -> Tensor:
-        """Embeddings (T, F) of `texts`.
+        """Return embeddings (T, F) of `texts`.
 
         Raises:
             ValueError: if the weights cannot be found.
@@ -54,16 +53,16 @@ class ClipFeatures(FeatureExtractor):
             return model.encode_text(open_clip.get_tokenizer(self.name)(list(texts)).to(device)).to(torch.float32)
 
     def model(self, device: torch.device) -> Any:
-        """The open_clip model on `device`, frozen.
+        """Return the frozen open_clip model on `device`.
 
         Raises:
-            ValueError: if open_clip does not know it, or its weights cannot be loaded.
+            ValueError: if open_clip has no such model, or its weights cannot be loaded.
         """
         self.load()
         return self._model.to(device)
 
     def load(self) -> None:
-        """Reads the model.
+        """Load the model.
 
         Raises:
             ValueError: as `model`.
@@ -72,5 +71,5 @@ class ClipFeatures(FeatureExtractor):
             self._model = clip_model(self.name, weights=self.weights)
 
     def title(self) -> str:
-        """With the name of the model."""
+        """Return the class with the name of the model."""
         return f"{type(self).__name__}({self.name})"

@@ -1,4 +1,4 @@
-"""Which network made these features: a name with all settings that matter, and a hash of its weights."""
+"""Identity of a feature extractor: its name with all relevant settings, and a hash of its weights."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["Identity", "weights_hash"]
 
 @dataclass(frozen=True)
 class Identity:
-    """An extractor, as reports and stored statistics name it; numbers of different identities do not compare.
+    """Identity of an extractor in reports and stored statistics; results of different identities are not comparable.
 
     Attributes:
-        name: its class and the settings that change its features.
-        weights: `weights_hash` of its network; "" without weights.
+        name: class and the settings that change the features.
+        weights: `weights_hash` of the network; "" without weights.
     """
 
     name: str
@@ -28,6 +28,6 @@ class Identity:
 
 
 def weights_hash(module: nn.Module) -> str:
-    """SHA-256 over name, type, shape and bytes of all parameters and buffers of `module`; "" if it has none."""
+    """Return the SHA-256 of name, type, shape and bytes of all parameters and buffers of `module`; "" without any."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     return checksum(tensors, {}) if tensors else ""

@@ -1,4 +1,4 @@
-"""The Inception-v3 of published FIDs: the 2015 TensorFlow weights and resizing, out of torch-fidelity."""
+"""Inception-v3 features of published FIDs, with the 2015 TensorFlow weights and resizing, from torch-fidelity."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_guide.evaluation.features.base import FeatureExtractor, check_pictures
+from lightning_guide.evaluation.features.base import FeatureExtractor, check_images
 
 __all__ = ["InceptionFeatures"]
 
 
 class InceptionFeatures(FeatureExtractor):
-    """2048 pooled features of Inception-v3, or class logits, of pictures uint8 (B, 1 or 3, H, W) of any size.
+    """Inception-v3 pooled features (2048), or class logits, of images uint8 (B, 1 or 3, H, W) of any size.
 
-    The network is that of the package torch-fidelity (`pip install torch-fidelity`), read at first use. Heusel et al.
-    2017, https://arxiv.org/abs/1706.08500.
+    The network is that of the package torch-fidelity (`pip install torch-fidelity`). Heusel et al. 2017,
+    https://arxiv.org/abs/1706.08500.
     """
 
     published = "fid"
 
     def __init__(self, weights: str | None = None) -> None:
-        """`weights`: a local copy of its weights file (a state dict); None for the package's own download."""
+        """Choose `weights`: a local file of its state dict; None for the package's own download."""
         super().__init__()
         self.weights = weights
         self._network: Any = None
 
     def extract(self, x: Tensor) -> Tensor:
-        """Features (B, 2048)."""
+        """Return features (B, 2048)."""
         return self._both(x)[0]
 
     def logits(self, x: Tensor) -> Tensor:
-        """Logits (B, 1008) without the bias of the last layer, those of the published Inception score.
+        """Return logits (B, 1008) without the bias of the last layer, as in the published Inception score.
 
         Raises:
             ValueError: as for features.
@@ -42,16 +42,16 @@ class InceptionFeatures(FeatureExtractor):
             return self._both(x)[1]
 
     def _both(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        check_pictures(x)
+        check_images(x)
         self.load()
         features, logits = self._network.to(x.device)(x.expand(-1, 3, -1, -1))
         return features, logits
 
     def load(self) -> None:
-        """Reads the network.
+        """Load the network.
 
         Raises:
-            ValueError: if the package or its weights cannot be had, or the file holds more than tensors.
+            ValueError: if the package or its weights cannot be loaded, or the file holds more than tensors.
         """
         if self._network is None:
             self._network = self._load()
@@ -67,22 +67,18 @@ class InceptionFeatures(FeatureExtractor):
             _check_holds_tensors(self.weights)
         try:
             return FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], self.weights)
-        except Exception as error:  # whatever the download or the state dict have to say
+        except Exception as error:  # raised by the download or by load_state_dict
             raise ValueError(
                 f"weights of Inception-v3 cannot be loaded from {self.weights or 'the download of torch-fidelity'} "
-                f"({' '.join(str(error).split())[:200]}); expected its file weights-inception-2015-12-05, fetched "
-                "where there is a network and named in `weights`"
+                f"({' '.join(str(error).split())[:200]}); expected its file weights-inception-2015-12-05; "
+                "download it on a machine with internet access and name it in `weights`"
             ) from None
 
 
 def _check_holds_tensors(path: str) -> None:
-    """The package would run a pickle; it is only given a file that holds nothing but tensors.
-
-    Raises:
-        ValueError: if the file holds anything else.
-    """
+    """Raise ValueError if the file holds more than tensors; the package would execute a pickle."""
     try:
         torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"weights of Inception-v3: {path} is no file of tensors alone ({reason})") from None
+        raise ValueError(f"weights of Inception-v3: {path} is not a file of tensors only ({reason})") from None

@@ -1,4 +1,4 @@
-"""Any torch module as a feature extractor."""
+"""Feature extractor from any torch module."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["ModuleFeatures"]
 
 
 class ModuleFeatures(FeatureExtractor):
-    """Features module((x / 255 - mean) / std) of pictures, module(x) of float points.
+    """Features module((x / 255 - mean) / std) of images, module(x) of float points.
 
-    With `size`, pictures are resized first, bicubic and antialiased; the whole picture, not cropped.
+    With `size`, the whole image is resized first, bicubic and antialiased, not cropped.
     """
 
     def __init__(
@@ -30,13 +30,18 @@ class ModuleFeatures(FeatureExtractor):
         mean: Sequence[float] = (0.5,),
         std: Sequence[float] = (0.5,),
     ) -> None:
-        """`module` by its class_path; `weights`: a file of its state dict (safetensors, or torch without pickles).
+        """Choose the module and the preprocessing of images.
 
-        `channels`: gray pictures are repeated so many times. `mean` and `std`: one number for each channel, or for all;
-        by default pixels lie in [-1, 1].
+        Args:
+            module: by its class_path in a config.
+            weights: file of its state dict (safetensors, or torch without pickles).
+            size: side of the resized images; None: no resizing.
+            channels: number of channels that a gray image is repeated to.
+            mean: one number for each channel, or for all; by default pixels lie in [-1, 1].
+            std: likewise.
 
         Raises:
-            ValueError: if the weights are not those of the module, or a setting means nothing.
+            ValueError: if the weights are not those of the module, or a setting is out of range.
         """
         super().__init__()
         if (size is not None and size < 1) or (channels is not None and channels < 1) or not all(s > 0 for s in std):
@@ -51,19 +56,19 @@ class ModuleFeatures(FeatureExtractor):
         self.eval().requires_grad_(False)
 
     def extract(self, x: Tensor) -> Tensor:
-        """Features of pictures uint8 (B, C, H, W), or of points (B, *) in float."""
-        features = self.module(self._picture(x) if x.dtype == torch.uint8 else x.to(torch.float32))
+        """Return features of images uint8 (B, C, H, W), or of float points (B, *)."""
+        features = self.module(self._preprocess(x) if x.dtype == torch.uint8 else x.to(torch.float32))
         if not isinstance(features, Tensor) or features.shape[:1] != x.shape[:1]:
             what = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
-            raise ValueError(f"{self.title()} gave {what} for {len(x)} samples; expected a tensor ({len(x)}, *)")
+            raise ValueError(f"{self.title()} returned {what} for {len(x)} samples; expected a tensor ({len(x)}, *)")
         return features
 
     def title(self) -> str:
-        """With the class of the module and how it is shown pictures."""
+        """Return the class with that of the module and the preprocessing of images."""
         how = f"size {self.size}, channels {self.channels}, mean {list(self.mean)}, std {list(self.std)}"
         return f"{type(self).__name__}({type(self.module).__module__}.{type(self.module).__qualname__}, {how})"
 
-    def _picture(self, x: Tensor) -> Tensor:
+    def _preprocess(self, x: Tensor) -> Tensor:
         size = None if self.size is None else (self.size, self.size)
         return preprocess_image(
             x.to(torch.float32) / 255, mean=self.mean, std=self.std, size=size, channels=self.channels

@@ -1,9 +1,9 @@
-"""metrics."""
+"""Metrics of generated samples."""
 
 from __future__ import annotations
 
 from lightning_guide.evaluation.metrics.base import FeatureMetric, SampleMetric
-from lightning_guide.evaluation.metrics.class_agreement import AccuracyByClass, ClassAccuracy, ClassShares
+from lightning_guide.evaluation.metrics.class_accuracy import AccuracyByClass, ClassAccuracy, ClassShares
 from lightning_guide.evaluation.metrics.clip_score import ClipScore
 from lightning_guide.evaluation.metrics.exact_density import DensityMetrics
 from lightning_guide.evaluation.metrics.frechet import FrechetDistance, frechet_distance

@@ -1,4 +1,4 @@
-"""CLIP: features of pictures, and how well pictures agree with the words for their class."""
+"""CLIP score, the similarity of images and the prompts of their classes."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ __all__ = ["ClipScore"]
 
 
 class ClipScore(SampleMetric):
-    """`clip_score`: mean of 100 max(cos(picture, words), 0) over the samples with a label.
+    """CLIP score `clip_score`: mean of 100 max(cos(image, prompt), 0) over the samples with a label.
 
-    Hessel et al. 2021, https://arxiv.org/abs/2104.08718 (there 2.5 in place of 100).
+    Hessel et al. 2021, https://arxiv.org/abs/2104.08718 (with 2.5 instead of 100).
     """
 
     total: Tensor
     count: Tensor
 
     def __init__(self, extractor: ClipFeatures, prompts: Sequence[str]) -> None:
-        """`prompts`: the words for each class, such as "a photo of an airplane"."""
+        """Take CLIP features and one prompt per class, such as "a photo of an airplane"."""
         super().__init__()
         if not prompts:
-            raise ValueError("ClipScore needs the words for each class, got none")
+            raise ValueError("ClipScore needs a prompt for each class, got none")
         self.extractor, self.prompts = extractor, list(prompts)
         self.register_buffer("words", torch.empty(0, 0), persistent=False)
         self.add_sum("total")
         self.add_sum("count")
 
     def prepare(self, reference: Iterable[Batch]) -> None:
-        """Embeds the prompts; reads no data.
+        """Embed the prompts; the data are not read.
 
         Raises:
             ValueError: if the weights cannot be found.
@@ -43,10 +43,10 @@ class ClipScore(SampleMetric):
         self.words = F.normalize(self.extractor.words(self.prompts, self.device), dim=1)
 
     def update(self, x: Tensor, condition: Tensor | None = None) -> None:
-        """Adds pictures `x` uint8 (B, C, H, W) with labels `condition` (B,), -1 or None = no label.
+        """Add images `x` uint8 (B, C, H, W) with labels `condition` (B,); -1 or None: unlabeled.
 
         Raises:
-            ValueError: if `prepare` is still to be called, or a label has no prompt.
+            ValueError: if `prepare` was not called, or a label has no prompt.
         """
         self._check_prepared(len(self.words) > 0)
         if condition is None or not bool((condition >= 0).any()):
@@ -55,10 +55,10 @@ class ClipScore(SampleMetric):
         labels = condition[labeled].to(self.device)
         if int(labels.max()) >= len(self.prompts):
             raise ValueError(f"ClipScore has {len(self.prompts)} prompts, and none for class {int(labels.max())}")
-        pictures = F.normalize(self.extractor(x[labeled].to(self.device)), dim=1)
-        self.total += 100 * (pictures * self.words[labels]).sum(1).clamp(min=0).to(torch.float64).sum()
+        images = F.normalize(self.extractor(x[labeled].to(self.device)), dim=1)
+        self.total += 100 * (images * self.words[labels]).sum(1).clamp(min=0).to(torch.float64).sum()
         self.count += len(labels)
 
     def compute(self) -> dict[str, Tensor]:
-        """`clip_score`, from 0 to 100; NaN if no sample had a label."""
+        """Return `clip_score`, from 0 to 100; NaN without labeled samples."""
         return {"clip_score": self.total / self.count}

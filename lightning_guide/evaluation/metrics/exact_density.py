@@ -1,18 +1,18 @@
-"""How well samples match a distribution known exactly, made of branches: outliers, lost branches, transport.
+"""Metrics against an exact density with branches: outliers, lost branches, sliced Wasserstein distance.
 
 With p(x) = p(x; sigma = smoothing), branch weights w_b, and the mean posterior responsibilities r_b of the samples:
 
 * `outliers`: share of the samples below the 1 % quantile of ln p under p itself (draws from p score 1 %);
-* `mean_log_density`: mean of ln p over the samples (guidance may push it above that of the truth);
+* `mean_log_density`: mean of ln p over the samples (guidance may raise it above that of exact samples);
 * `total_variation`: TV = sum_b |r_b - w_b| / 2, between 0 and 1;
 * `lost_mass`: sum of the w_b with r_b < w_b / 4;
 * `sliced_wasserstein`: see `sliced_wasserstein`;
-* `non_finite`: share of the samples that are NaN, infinite, or so far out that ln p overflows. They count as outliers
-  and are left out of the four other numbers.
+* `non_finite`: share of the samples that are NaN, infinite, or so far away that ln p overflows. They count as outliers
+  and are excluded from the four other metrics.
 
-True samples are not perfect either: 16,384 draws from class A of the fractal have 1.0 +- .1 % outliers, a TV of
-.023 +- .002, no lost mass and a sliced Wasserstein distance of .004 +- .001 (8,192 draws: a TV of .033); two such sets
-have a TV of .033 from each other.
+Exact samples are subject to sampling error: 16,384 draws from class A of the fractal have 1.0 +- 0.1 % outliers, a TV
+of 0.023 +- 0.002, no lost mass and a sliced Wasserstein distance of 0.004 +- 0.001 (8,192 draws: a TV of 0.033). Two
+such sets have a TV of 0.033 from each other.
 """
 
 from __future__ import annotations
@@ -32,30 +32,24 @@ __all__ = ["DensityMetrics", "lost_mass", "sliced_quantiles", "sliced_wasserstei
 
 
 DIRECTIONS = 32  # of projection, equally spaced over half a turn
-
-
 TRUE_SAMPLES, QUANTILES = 2**18, 2**14
-
-
 OUTLIER_QUANTILE = 0.01
-
-
 CHUNK = 2**14
 
 
 def total_variation(p: Tensor, q: Tensor) -> Tensor:
-    """sum |p - q| / 2 over the last axis of two distributions (*, N); a tensor (*)."""
+    """Return the total variation sum |p - q| / 2 (*) over the last axis of two distributions (*, N)."""
     return (p - q).abs().sum(-1) / 2
 
 
-def lost_mass(found: Tensor, true: Tensor) -> Tensor:
-    """Sum of the `true` weights (N,) of which less than a quarter was `found` (N,); NaN if `found` is."""
-    lost = true[found < true / 4].sum()
-    return lost.where(found.isfinite().all(), torch.nan)
+def lost_mass(sampled: Tensor, exact: Tensor) -> Tensor:
+    """Return the sum of the `exact` weights (N,) with `sampled` weights (N,) below a quarter; NaN if one is NaN."""
+    lost = exact[sampled < exact / 4].sum()
+    return lost.where(sampled.isfinite().all(), torch.nan)
 
 
 def sliced_quantiles(x: Tensor, count: int | None = None) -> Tensor:
-    """Quantiles of the points `x` (B, 2) along fixed directions, ascending, `(DIRECTIONS, count or B)`.
+    """Return quantiles of the points `x` (B, 2) along fixed directions, ascending, `(DIRECTIONS, count or B)`.
 
     With a count, which must divide B, each is the mean of B / count neighbors.
     """
@@ -65,7 +59,7 @@ def sliced_quantiles(x: Tensor, count: int | None = None) -> Tensor:
 
 
 def sliced_wasserstein(x: Tensor, reference: Tensor) -> Tensor:
-    r"""Sliced Wasserstein-2 distance of the points `x` (B, 2) from `reference`, a result of `sliced_quantiles`.
+    r"""Return the sliced Wasserstein-2 distance of points `x` (B, 2) from `reference`, a result of `sliced_quantiles`.
 
     SW_2^2 is the mean over the directions of the integral of (F^-1(u) - G^-1(u))^2 over u in (0, 1), F^-1 and G^-1
     being the quantile functions of the projections (Bonneel et al. 2015, https://doi.org/10.1007/s10851-014-0506-3).
@@ -78,10 +72,10 @@ def sliced_wasserstein(x: Tensor, reference: Tensor) -> Tensor:
 
 
 class DensityMetrics(SampleMetric):
-    """Metrics of points (B, 2) against an exact distribution; see the module's docstring.
+    """Metrics of points (B, 2) against an exact distribution, listed in the docstring of the module.
 
-    What it needs of the truth (quantiles of 262,144 draws with a generator of its own) it draws in `prepare`, or in the
-    first `update` if nobody called that.
+    Quantiles of the distribution are estimated from 262,144 draws with a separate generator, in `prepare` or in the
+    first `update`.
     """
 
     threshold: Tensor
@@ -94,7 +88,7 @@ class DensityMetrics(SampleMetric):
     points: list[Tensor]
 
     def __init__(self, distribution: LineMixture, *, smoothing: float = 0.002, seed: int = 0) -> None:
-        """`smoothing`: the noise level at which the densities are compared; `seed`: of the true draws.
+        """Take the distribution, the noise level `smoothing` of the compared densities, and the `seed` of exact draws.
 
         Raises:
             ValueError: if `smoothing` is negative.
@@ -116,21 +110,21 @@ class DensityMetrics(SampleMetric):
 
     @torch.no_grad()
     def prepare(self, reference: Iterable[Batch] = ()) -> None:
-        """Draws from the exact distribution; the real data are not looked at."""
+        """Draw from the exact distribution; the real data are not read."""
         generator = torch.Generator().manual_seed(self.seed)
-        true = self.distribution.sample(TRUE_SAMPLES, generator)[0]
-        smoothed = torch.add(true, torch.randn(true.shape, generator=generator), alpha=self.smoothing)
+        exact = self.distribution.sample(TRUE_SAMPLES, generator)[0]
+        smoothed = torch.add(exact, torch.randn(exact.shape, generator=generator), alpha=self.smoothing)
         log_density = self.distribution.log_density(smoothed.to(self.device), self.smoothing)
         self.threshold = log_density.sort().values[int(OUTLIER_QUANTILE * TRUE_SAMPLES)]
-        self.quantiles = sliced_quantiles(true.to(self.device), QUANTILES)
+        self.quantiles = sliced_quantiles(exact.to(self.device), QUANTILES)
 
     def update(self, x: Tensor, condition: Tensor | None = None) -> None:
-        """Adds the points `x` (B, 2); labels do not matter.
+        """Add the points `x` (B, 2); labels are ignored.
 
         Raises:
             ValueError: if `x` has another shape.
         """
-        self._know_truth()
+        self._ensure_prepared()
         for part in x.to(self.device, torch.float32).split(CHUNK):
             log_density = self.distribution.log_density(part, self.smoothing)
             finite = log_density.isfinite()
@@ -138,32 +132,31 @@ class DensityMetrics(SampleMetric):
             self.non_finite += (~finite).sum()
             self.outliers += (~(log_density >= self.threshold)).sum()
             self.log_density += log_density[finite].sum(dtype=torch.float64)
-            found = self.distribution.responsibilities(part[finite], self.smoothing)
-            self.responsibility += found.sum(0, dtype=torch.float64)
+            responsibilities = self.distribution.responsibilities(part[finite], self.smoothing)
+            self.responsibility += responsibilities.sum(0, dtype=torch.float64)
             self.points.append(part[finite])
 
     def compute(self) -> dict[str, Tensor]:
-        """All metrics by name; where no sample is finite, NaN but for `outliers` and `non_finite`.
+        """Return all metrics by name; without finite samples all but `outliers` and `non_finite` are NaN.
 
         Raises:
             ValueError: if there are no samples.
         """
         if not self.count:
             raise ValueError("DensityMetrics: there are no samples to compare with the distribution")
-        self._know_truth()
+        self._ensure_prepared()
         finite = self.count - self.non_finite
-        found = self.responsibility / finite
-        true = self.distribution.branch_weights
+        sampled, exact = self.responsibility / finite, self.distribution.branch_weights
         return {
             "outliers": self.outliers / self.count,
             "mean_log_density": self.log_density / finite,
-            "total_variation": total_variation(found, true),
-            "lost_mass": lost_mass(found, true),
+            "total_variation": total_variation(sampled, exact),
+            "lost_mass": lost_mass(sampled, exact),
             "sliced_wasserstein": sliced_wasserstein(self.rows("points"), self.quantiles),
             "non_finite": self.non_finite / self.count,
         }
 
-    def _know_truth(self) -> None:
-        """Prepares unless that was done."""
+    def _ensure_prepared(self) -> None:
+        """Call `prepare` unless it was called."""
         if not self.threshold.numel():
             self.prepare()

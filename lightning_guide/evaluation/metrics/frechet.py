@@ -1,7 +1,7 @@
-"""Frechet distance between the Gaussians fitted to real and to generated features.
+"""Frechet distance (FD) between the Gaussians fitted to real and to generated features.
 
-Dowson and Landau 1982, https://doi.org/10.1016/0047-259X(82)90077-X; as a measure of generated images Heusel et al.
-2017, https://arxiv.org/abs/1706.08500. FID and FD_DINOv2 are this distance under two feature extractors.
+Dowson and Landau 1982, https://doi.org/10.1016/0047-259X(82)90077-X; for generated images Heusel et al. 2017,
+https://arxiv.org/abs/1706.08500. FID and FD_DINOv2 are this distance with two feature extractors.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ __all__ = ["FrechetDistance", "frechet_distance", "mean_and_covariance"]
 
 
 def frechet_distance(mean_1: Tensor, cov_1: Tensor, mean_2: Tensor, cov_2: Tensor) -> Tensor:
-    r"""|m_1 - m_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)), a float64 scalar; NaN if anything is not finite.
+    r"""Return |m_1 - m_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)), a float64 scalar; NaN unless all is finite.
 
     With any A such that A A^T = S_1, the eigenvalues of S_1 S_2 are those of the symmetric A^T S_2 A (and zeros), and
-    the trace of the root is the sum of their roots. A is the Cholesky factor of S_1; where S_1 is singular,
-    A = Q w^(1/2) over the eigenvectors Q whose eigenvalues w are not zero up to rounding.
+    the trace of the root is the sum of their roots. A is the Cholesky factor of S_1; if S_1 is singular,
+    A = Q w^(1/2) with the eigenvectors Q of the eigenvalues w that are not zero up to rounding.
 
     Args:
         mean_1: m_1 (F,).
@@ -42,26 +42,26 @@ def frechet_distance(mean_1: Tensor, cov_1: Tensor, mean_2: Tensor, cov_2: Tenso
     if shapes != [(size,), (size, size)] * 2:
         raise ValueError(f"Frechet distance needs shapes (F,), (F, F), (F,), (F, F) with one F, got {shapes}")
     mean_1, cov_1, mean_2, cov_2 = (t.to(torch.float64) for t in (mean_1, cov_1, mean_2, cov_2))
-    plain = (mean_1 - mean_2).square().sum() + cov_1.trace() + cov_2.trace()
-    if not (plain + cov_1.sum() + cov_2.sum()).isfinite():
-        return torch.full_like(plain, torch.nan)
+    without_roots = (mean_1 - mean_2).square().sum() + cov_1.trace() + cov_2.trace()
+    if not (without_roots + cov_1.sum() + cov_2.sum()).isfinite():
+        return torch.full_like(without_roots, torch.nan)
     factor, failed = torch.linalg.cholesky_ex(cov_1)
     if failed:
         values, vectors = torch.linalg.eigh(cov_1)
         kept = values > values.max().clamp(min=0) * size * torch.finfo(torch.float64).eps
         factor = vectors[:, kept] * values[kept].sqrt()
     roots = torch.linalg.eigvalsh(factor.mT @ cov_2 @ factor).clamp(min=0).sqrt()
-    return (plain - 2 * roots.sum()).clamp(min=0)
+    return (without_roots - 2 * roots.sum()).clamp(min=0)
 
 
 def mean_and_covariance(count: Tensor, total: Tensor, outer: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (F,) and unbiased covariance (F, F) from n (), sum f (F,) and sum f f^T (F, F), in float64."""
+    """Return mean (F,) and unbiased covariance (F, F) from n (), sum f (F,) and sum f f^T (F, F), in float64."""
     mean = total / count
     return mean, (outer - torch.outer(total, mean)) / (count - 1)
 
 
 class FrechetDistance(SampleMetric):
-    """Frechet distance of generated to real features; holds sums alone, whatever the number of samples."""
+    """Frechet distance (FD) of generated to real features; the state is sums, independent of the number of samples."""
 
     count: Tensor
     total: Tensor
@@ -72,10 +72,13 @@ class FrechetDistance(SampleMetric):
     def __init__(
         self, extractor: FeatureExtractor, *, name: str = "fd", statistics: str | None = None, cache: str | None = None
     ) -> None:
-        """Compares features of `extractor`; the result is called `name`.
+        """Choose extractor and reference.
 
-        `statistics`: a file with mean and covariance of real features (`read_statistics`), instead of the real data.
-        `cache`: a folder that keeps those of the real data (`StatisticsCache`); None computes them in every run.
+        Args:
+            extractor: of the features.
+            name: key of the result.
+            statistics: file with mean and covariance of real features (`read_statistics`), instead of the real data.
+            cache: folder that stores those of the real data (`StatisticsCache`); None computes them in every run.
 
         Raises:
             ValueError: if both are given.
@@ -91,35 +94,35 @@ class FrechetDistance(SampleMetric):
         self.register_buffer("reference_covariance", torch.empty(0, 0, dtype=torch.float64), persistent=False)
 
     def prepare(self, reference: Iterable[Batch]) -> None:
-        """Mean and covariance of the features of the real data; with `statistics` the data are not looked at.
+        """Estimate mean and covariance of the features of the real data; with `statistics` the data are not read.
 
         Raises:
             ValueError: if there are fewer than two examples, or the file does not hold statistics of these features.
         """
         if self.statistics is not None:
-            self.extractor.load()  # what is missing is said before samples are drawn
-            known = read_statistics(self.statistics, self.extractor)
+            self.extractor.load()  # missing weights fail before samples are drawn
+            fitted = read_statistics(self.statistics, self.extractor)
         elif self.cache is not None:
-            known = StatisticsCache(self.cache).get(self.extractor, reference, lambda: self.fit(reference))
+            fitted = StatisticsCache(self.cache).get(self.extractor, reference, lambda: self.fit(reference))
         else:
-            known = self.fit(reference)
+            fitted = self.fit(reference)
         self.reference_mean, self.reference_covariance = (
-            part.to(self.device) for part in (known.mean, known.covariance)
+            part.to(self.device) for part in (fitted.mean, fitted.covariance)
         )
-        self._data_shape = known.data_shape
-        self._declare(len(known.mean))
+        self._data_shape = fitted.data_shape
+        self._declare(len(fitted.mean))
 
     def update(self, x: Tensor, condition: Tensor | None = None) -> None:
-        """Adds the features of `x` (B, *); labels do not matter.
+        """Add the features of `x` (B, *); labels are ignored.
 
         Raises:
-            ValueError: if `prepare` is still to be called, or the samples or their features have another shape than
-                those of the reference.
+            ValueError: if `prepare` was not called, or the samples or their features have another shape than the
+                reference.
         """
         self._add(self._sample_features(x))
 
     def compute(self) -> dict[str, Tensor]:
-        """The distance, under `name`.
+        """Return the distance under the key `name`.
 
         Raises:
             ValueError: if there are fewer than two samples.
@@ -130,10 +133,10 @@ class FrechetDistance(SampleMetric):
         return {self.name: frechet_distance(self.reference_mean, self.reference_covariance, mean, covariance)}
 
     def fit(self, reference: Iterable[Batch]) -> Statistics:
-        """Statistics of the features of `reference`; adds nothing to the samples, but forgets those seen so far.
+        """Return statistics of the features of `reference`; resets the sums of samples.
 
-        Every process has to call this with the same `reference`: each extracts the features of its share of the
-        batches, and the sums are added.
+        Every process has to call this with the same `reference`. Each process extracts the features of its share of
+        the batches, and the sums are added.
 
         Raises:
             ValueError: if there are fewer than two examples.
@@ -146,7 +149,7 @@ class FrechetDistance(SampleMetric):
             if number and number % world != rank:
                 continue
             features = self._features(batch.x)
-            if number == 0:  # seen by all, to know the width
+            if number == 0:  # all processes need its width
                 self._declare(features.shape[1])
             if number % world == rank:
                 self._add(features)
@@ -158,7 +161,7 @@ class FrechetDistance(SampleMetric):
         return Statistics(mean, covariance, num_images=count, data_shape=shape)
 
     def _sample_features(self, x: Tensor) -> Tensor:
-        """Features (B, F) of samples, float64, that can be compared with the reference."""
+        """Return features (B, F) of samples, float64, after a check against the shapes of the reference."""
         self._check_prepared(self.reference_mean.numel() > 0)
         if self._data_shape not in (None, tuple(x.shape[1:])):
             raise ValueError(
@@ -169,12 +172,12 @@ class FrechetDistance(SampleMetric):
         if features.shape[1] != len(self.reference_mean):
             raise ValueError(
                 f"{self.name}: the reference statistics are those of {len(self.reference_mean)} features, "
-                f"{self.extractor.title()} gives {features.shape[1]}"
+                f"{self.extractor.title()} returns {features.shape[1]}"
             )
         return features
 
     def _declare(self, width: int) -> None:
-        """States for features of `width`."""
+        """Declare states for features of `width`."""
         self.add_sum("count")
         self.add_sum("total", width)
         self.add_sum("outer", width, width)
@@ -183,7 +186,7 @@ class FrechetDistance(SampleMetric):
         return self.extractor(x.to(self.device)).to(torch.float64)
 
     def _add(self, features: Tensor) -> None:
-        """Adds rows (B, F) to the sums."""
+        """Add rows (B, F) to the sums."""
         self.count += len(features)
         self.total += features.sum(0)
         self.outer += features.mT @ features

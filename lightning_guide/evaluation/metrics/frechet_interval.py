@@ -1,4 +1,4 @@
-"""How sure is a Frechet distance, and how much of it is due to the number of samples?"""
+"""Frechet distance with a bootstrap interval and its limit for infinitely many samples."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["FrechetInterval"]
 
 
 class FrechetInterval(FrechetDistance):
-    r"""A Frechet distance with its interval and its limit for infinitely many samples; holds all features.
+    r"""Frechet distance with an interval and its limit for infinitely many samples; holds all features.
 
     `NAME_low` and `NAME_high` bound the distance by the pivotal bootstrap over samples, 2 d - q(1 - a/2) and
-    2 d - q(a/2) with quantiles q of distances of resampled sets: resampling adds the bias of a finite set once more,
-    which the pivot takes off. The interval is about the distance of infinitely many samples as far as the bias of d is
-    like that of a resample; it says nothing about other training runs.
+    2 d - q(a/2) with quantiles q of distances of resampled sets. Resampling adds the bias of a finite set once more,
+    and the pivot subtracts it. The interval is for the distance of infinitely many samples, as far as the bias of d
+    equals that of a resample. It does not cover the variation between training runs.
 
     `NAME_infinity` is the intercept of a line through d(n) over 1 / n for random subsets of n samples (Chong and
     Forsyth 2020, https://arxiv.org/abs/1911.07023).
@@ -39,9 +39,16 @@ class FrechetInterval(FrechetDistance):
         confidence: float = 0.95,
         subsets: int = 15,
     ) -> None:
-        """`name`, `statistics` and `cache` as of `FrechetDistance`.
+        """Take the arguments of `FrechetDistance` and those of the interval.
 
-        `resamples` of the bootstrap for an interval of `confidence`; `subsets` from N / 10 to N samples.
+        Args:
+            extractor: as of `FrechetDistance`.
+            name: as of `FrechetDistance`.
+            statistics: as of `FrechetDistance`.
+            cache: as of `FrechetDistance`.
+            resamples: number of bootstrap samples.
+            confidence: level of the interval.
+            subsets: number of subsets of N / 10 to N samples for the limit.
 
         Raises:
             ValueError: unless resamples >= 10, 0 < confidence < 1 and subsets >= 2.
@@ -55,12 +62,12 @@ class FrechetInterval(FrechetDistance):
         self.resamples, self.confidence, self.subsets = resamples, confidence, subsets
 
     def prepare(self, reference: Iterable[Batch]) -> None:
-        """As of `FrechetDistance`."""
+        """Estimate the statistics of the real data, as `FrechetDistance`."""
         super().prepare(reference)
         self.add_rows("features", len(self.reference_mean))
 
     def update(self, x: Tensor, condition: Tensor | None = None) -> None:
-        """Adds the features of `x` (B, *); labels do not matter.
+        """Add the features of `x` (B, *); labels are ignored.
 
         Raises:
             ValueError: as of `FrechetDistance`.
@@ -70,7 +77,7 @@ class FrechetInterval(FrechetDistance):
         self.features.append(features.to(torch.float32))
 
     def compute(self) -> dict[str, Tensor]:
-        """The distance, its interval and its limit.
+        """Return the distance, its interval and its limit.
 
         Raises:
             ValueError: if there are fewer than 20 samples.
@@ -80,7 +87,7 @@ class FrechetInterval(FrechetDistance):
         rows = self.rows("features").to(torch.float64)
         if len(rows) < 20:
             raise ValueError(f"{self.name}: an interval needs at least 20 samples, got {len(rows)}")
-        rows = rows[rows.sum(1).argsort()]  # an order that does not depend on processes
+        rows = rows[rows.sum(1).argsort()]  # an order independent of processes
         generator = torch.Generator().manual_seed(0)
         draws = [torch.randint(len(rows), (len(rows),), generator=generator) for _ in range(self.resamples)]
         distances = torch.stack([self._distance(rows[draw.to(rows.device)]) for draw in draws])
@@ -95,5 +102,5 @@ class FrechetInterval(FrechetDistance):
         return result | {f"{self.name}_{key}": value for key, value in ends.items()}
 
     def _distance(self, features: Tensor) -> Tensor:
-        """Distance of `features` (N, F) to the reference."""
+        """Return the distance of `features` (N, F) to the reference."""
         return frechet_distance(self.reference_mean, self.reference_covariance, features.mean(0), features.mT.cov())

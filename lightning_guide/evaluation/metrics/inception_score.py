@@ -1,4 +1,4 @@
-"""Inception score: are samples of clear and of many classes? Salimans et al. 2016, https://arxiv.org/abs/1606.03498."""
+"""Inception score, Salimans et al. 2016, https://arxiv.org/abs/1606.03498."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ __all__ = ["InceptionScore", "Judge"]
 
 
 class Judge(Protocol):
-    """An extractor that also classifies."""
+    """Feature extractor with class logits."""
 
     def logits(self, x: Tensor) -> Tensor:
-        """Class logits (B, K) of data in stored form."""
+        """Return class logits (B, K) of data in stored form."""
 
 
 class InceptionScore(SampleMetric):
-    r"""`inception_score` = exp(E KL(p(y | x) || p(y))), from 1 to the number of classes K, over all samples as one set.
+    r"""Inception score `inception_score` = exp(E KL(p(y | x) || p(y))), from 1 to the number of classes K.
 
-    Sums alone are held. Published scores are means over ten parts of 50,000 samples, which lie a little lower. The name
-    is kept whatever the classifier; scores under different classifiers do not compare.
+    All samples are one set, and only sums are held. Published scores are means over ten parts of 50,000 samples, which
+    are slightly lower. The key is the same for all classifiers; scores of different classifiers are not comparable.
     """
 
     count: Tensor
@@ -33,7 +33,7 @@ class InceptionScore(SampleMetric):
     negative_entropy: Tensor
 
     def __init__(self, extractor: Judge) -> None:
-        """Asks the classifier of `extractor`."""
+        """Use the classifier of `extractor`."""
         super().__init__()
         self.extractor = extractor
         self.add_sum("count")
@@ -41,21 +41,21 @@ class InceptionScore(SampleMetric):
         self.add_sum("negative_entropy")
 
     def prepare(self, reference: Iterable[Batch]) -> None:
-        """Learns the number of classes from the first real examples.
+        """Read the number of classes from the logits of the first real example.
 
         Raises:
-            ValueError: if there are none.
+            ValueError: if there is no example.
         """
         first = next(iter(reference), None)
         if first is None:
-            raise ValueError("InceptionScore needs at least one real example to learn the number of classes from")
+            raise ValueError("InceptionScore needs at least one real example to determine the number of classes")
         self.add_sum("probabilities", self.extractor.logits(first.x[:1].to(self.device)).shape[1])
 
     def update(self, x: Tensor, condition: Tensor | None = None) -> None:
-        """Adds samples `x` (B, *); labels do not matter.
+        """Add samples `x` (B, *); labels are ignored.
 
         Raises:
-            ValueError: if `prepare` is still to be called.
+            ValueError: if `prepare` was not called.
         """
         self._check_prepared(self.probabilities.numel() > 0)
         log_p = self.extractor.logits(x.to(self.device)).to(torch.float64).log_softmax(1)
@@ -64,7 +64,7 @@ class InceptionScore(SampleMetric):
         self.negative_entropy += (log_p.exp() * log_p).sum()
 
     def compute(self) -> dict[str, Tensor]:
-        """`inception_score`; NaN without samples."""
+        """Return `inception_score`; NaN without samples."""
         self._check_prepared(self.probabilities.numel() > 0)
         marginal = self.probabilities / self.count
         entropy = -torch.special.xlogy(marginal, marginal).sum()

@@ -1,4 +1,4 @@
-"""Kernel distances: the squared maximum mean discrepancy (MMD) between real and generated features.
+"""Kernel distances KID and CMMD: squared maximum mean discrepancy (MMD) between real and generated features.
 
 With x, x' generated, y, y' real and a kernel k: MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y) (Gretton et al. 2012).
 """
@@ -17,7 +17,7 @@ __all__ = ["CMMD", "KernelDistance", "MeanDiscrepancy"]
 
 
 class MeanDiscrepancy(FeatureMetric):
-    """Base of both: MMD^2 in float64, sums over all pairs, `chunk` rows of the kernel matrix at a time."""
+    """Base of kernel distances: MMD^2 in float64 over all pairs, by `chunk` rows of the kernel matrix."""
 
     least = 2
     reference_sums: Tensor
@@ -25,52 +25,52 @@ class MeanDiscrepancy(FeatureMetric):
     def __init__(
         self, extractor: FeatureExtractor, *, max_reference: int = 10_000, chunk: int = 1024, cache: str | None = None
     ) -> None:
-        """As `FeatureMetric`."""
+        """Take the arguments of `FeatureMetric` and the number of rows at a time, `chunk`."""
         super().__init__(extractor, max_reference=max_reference, cache=cache)
         self.chunk = chunk
 
     @abstractmethod
     def kernel(self, a: Tensor, b: Tensor) -> Tensor:
-        """k (N, M) between rows of `a` (N, F) and `b` (M, F)."""
+        """Return k (N, M) between rows of `a` (N, F) and `b` (M, F)."""
 
     def mean_kernel(self, a: Tensor, b: Tensor) -> Tensor:
-        """Mean of k over all pairs of rows of `a` and of `b`."""
+        """Return the mean of k over all pairs of rows of `a` and of `b`."""
         a, b = a.to(torch.float64), b.to(torch.float64)
         return sum(self.kernel(part, b).sum() for part in a.split(self.chunk)) / (len(a) * len(b))  # type: ignore[return-value]
 
-    def mean_kernel_apart(self, a: Tensor) -> Tensor:
-        """Mean of k over all pairs of different rows of `a` (N, F): without bias."""
+    def mean_kernel_distinct(self, a: Tensor) -> Tensor:
+        """Return the mean of k over all pairs of different rows of `a` (N, F), which is unbiased."""
         diagonal = torch.cat([self.kernel(row[None], row[None])[0] for row in a.to(torch.float64)]).mean()
         return (self.mean_kernel(a, a) * len(a) - diagonal) / (len(a) - 1)
 
 
 class KernelDistance(MeanDiscrepancy):
-    r"""KID: the unbiased MMD^2 under k(x, y) = (x . y / F + 1)^3.
+    r"""Kernel inception distance (KID): unbiased MMD^2 with the kernel k(x, y) = (x . y / F + 1)^3.
 
-    Binkowski et al. 2018, https://arxiv.org/abs/1801.01401. They average over random subsets of 1000; here every pair
-    counts, which is the same on average, varies less, and needs no random draws. It may be below zero.
+    Binkowski et al. 2018, https://arxiv.org/abs/1801.01401. The paper averages over random subsets of 1000. Here all
+    pairs are used, with the same mean, less variance and no random draws. The value may be negative.
     """
 
     def kernel(self, a: Tensor, b: Tensor) -> Tensor:
-        """(a . b / F + 1)^3."""
+        """Return (a . b / F + 1)^3."""
         return (a @ b.mT / a.shape[1] + 1) ** 3
 
     def compute(self) -> dict[str, Tensor]:
-        """`kid`; published tables often show 1000 times that.
+        """Return `kid`; published tables often show 1000 times the value.
 
         Raises:
             ValueError: if there are fewer than two samples.
         """
         samples = self.generated()
-        within = self.mean_kernel_apart(samples) + self.mean_kernel_apart(self.reference)
+        within = self.mean_kernel_distinct(samples) + self.mean_kernel_distinct(self.reference)
         return {"kid": within - 2 * self.mean_kernel(samples, self.reference)}
 
 
 class CMMD(MeanDiscrepancy):
-    r"""1000 MMD^2 of CLIP embeddings of unit length under exp(-|x - y|^2 / (2 s^2)), s = 10, with its own pairs.
+    r"""CLIP MMD (CMMD): 1000 MMD^2 of unit-length embeddings with the kernel exp(-|x - y|^2 / (2 s^2)), s = 10.
 
     Jayasumana et al. 2024, https://arxiv.org/abs/2401.09603, with CLIP ViT-L/14 at 336 pixels as extractor. Features
-    are scaled to unit length here.
+    are normalized here. Pairs of equal samples are included.
     """
 
     def __init__(
@@ -82,10 +82,10 @@ class CMMD(MeanDiscrepancy):
         chunk: int = 1024,
         cache: str | None = None,
     ) -> None:
-        """`bandwidth` s of the kernel.
+        """Take the arguments of `MeanDiscrepancy` and the `bandwidth` s of the kernel.
 
         Raises:
-            ValueError: unless it is positive.
+            ValueError: unless `bandwidth` is positive.
         """
         super().__init__(extractor, max_reference=max_reference, chunk=chunk, cache=cache)
         if not bandwidth > 0:
@@ -93,12 +93,12 @@ class CMMD(MeanDiscrepancy):
         self.bandwidth = bandwidth
 
     def kernel(self, a: Tensor, b: Tensor) -> Tensor:
-        """exp(-|a - b|^2 / (2 s^2)) of rows scaled to unit length."""
+        """Return exp(-|a - b|^2 / (2 s^2)) of normalized rows."""
         a, b = (t / t.norm(dim=1, keepdim=True).clamp(min=1e-12) for t in (a, b))
         return ((a @ b.mT - 1) / self.bandwidth**2).exp()
 
     def compute(self) -> dict[str, Tensor]:
-        """`cmmd`.
+        """Return `cmmd`.
 
         Raises:
             ValueError: if there are fewer than two samples.

@@ -1,4 +1,4 @@
-"""Memorization: samples that are copies of training examples.
+"""Memorization, the share of samples that are copies of training examples.
 
 Yoon et al. 2023, "Diffusion Probabilistic Models Generalize when They Fail to Memorize": a sample is memorized if its
 nearest training example is less than a third as far away as the second nearest.
@@ -16,9 +16,9 @@ __all__ = ["Memorization"]
 
 
 class Memorization(FeatureMetric):
-    """`memorized`: share of samples whose nearest real example is nearer than `ratio` times the second nearest.
+    """Memorization: share of samples whose nearest real example is closer than `ratio` times the second nearest.
 
-    And `nearest`: the mean distance to the nearest one. The reference should be the whole training set.
+    `nearest` is the mean distance to the nearest example. The reference should be the whole training set.
     """
 
     least = 2
@@ -32,7 +32,7 @@ class Memorization(FeatureMetric):
         chunk: int = 256,
         cache: str | None = None,
     ) -> None:
-        """`chunk` rows of distances are held at a time. Else as `FeatureMetric`.
+        """Take the arguments of `FeatureMetric`, the `ratio`, and the number of rows at a time, `chunk`.
 
         Raises:
             ValueError: unless 0 < ratio < 1.
@@ -43,7 +43,7 @@ class Memorization(FeatureMetric):
         self.ratio, self.chunk = ratio, chunk
 
     def compute(self) -> dict[str, Tensor]:
-        """`memorized`, a share, and `nearest`, in units of the features.
+        """Return `memorized`, a share, and `nearest`, in units of the features.
 
         Raises:
             ValueError: if there are fewer than two samples.

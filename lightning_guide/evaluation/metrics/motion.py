@@ -1,4 +1,4 @@
-"""Where walkers end, and whether they hit what stands in their way: the judgment of the motion experiments.
+"""Goal and collision losses and collision rate of trajectories, the metrics of the motion experiments.
 
 Shen et al. 2024, https://arxiv.org/abs/2403.12404, table 3.
 """
@@ -18,31 +18,31 @@ __all__ = ["MotionMetrics"]
 
 
 class MotionMetrics(SampleMetric):
-    """`target` and `obstacle`, the mean losses of paths in meters, and `hits`, the share that enter the obstacle."""
+    """Motion metrics: mean losses `target` and `obstacle` of paths in meters, and collision rate `hits`."""
 
     sums: Tensor
 
     def __init__(self, goal: Goal, obstacle: Obstacle) -> None:
-        """The published judgment has an obstacle without a margin."""
+        """Take goal and obstacle; the published obstacle has no margin."""
         super().__init__()
         self.goal, self.obstacle = goal, obstacle
         self.add_sum("sums", 4)
 
     def prepare(self, reference: Iterable[Batch]) -> None:
-        """Nothing: goal and obstacle are all that is needed."""
+        """Do nothing: the metrics need no reference."""
 
     def update(self, x: Tensor, condition: Tensor | None = None) -> None:
-        """Adds paths `x` (B, 2 joints, frames)."""
+        """Add paths `x` (B, 2 joints, frames)."""
         values = [self.goal(x), self.obstacle(x), self.obstacle.hit(x), torch.ones(len(x), device=x.device)]
         self.sums += torch.stack([each.to(torch.float64).sum() for each in values]).to(self.sums)
 
     def compute(self) -> dict[str, Tensor]:
-        """The three means.
+        """Return the three means.
 
         Raises:
             ValueError: if there are no samples.
         """
         *sums, count = self.sums
         if not count:
-            raise ValueError("MotionMetrics has seen no paths")
+            raise ValueError("MotionMetrics has no samples")
         return {name: value / count for name, value in zip(("target", "obstacle", "hits"), sums, strict=True)}

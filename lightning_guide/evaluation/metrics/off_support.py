@@ -1,4 +1,4 @@
-"""Distance of samples to the linear subspace that real data span, for data on a subspace or nearly so.
+"""Distance of samples to the linear subspace of the real data, for data on or near a subspace.
 
 Guo et al. 2024, https://arxiv.org/abs/2404.14743, section 6.1: the off/on-support ratio |x - P x| / |P x| with the
 orthogonal projection P on the support.
@@ -18,20 +18,20 @@ __all__ = ["OffSupport"]
 
 
 class OffSupport(SampleMetric):
-    """Means over samples: `off_ratio` |x - P x| / (|P x| + 1e-8), `off_norm` |x - P x| and `on_norm` |P x|.
+    """Off-support distance: means of `off_ratio` |x - P x| / (|P x| + 1e-8), `off_norm` |x - P x|, `on_norm` |P x|.
 
-    P projects on the leading `subspace` eigenvectors of E[x x^T] of the real data: exactly the support where they lie
-    on a linear subspace of that dimension.
+    P projects on the leading `subspace` eigenvectors of E[x x^T] of the real data: exactly the support if the
+    data lie on a linear subspace of that dimension.
     """
 
     basis: Tensor
     sums: Tensor
 
     def __init__(self, subspace: int) -> None:
-        """`subspace`: dimension of the support.
+        """Choose the dimension of the support, `subspace`.
 
         Raises:
-            ValueError: if it is below 1.
+            ValueError: if `subspace` is below 1.
         """
         super().__init__()
         if subspace < 1:
@@ -41,10 +41,10 @@ class OffSupport(SampleMetric):
         self.add_sum("sums", 4)  # ratio, off, on, count
 
     def prepare(self, reference: Iterable[Batch]) -> None:
-        """Finds the support.
+        """Estimate the support.
 
         Raises:
-            ValueError: if the data have fewer coordinates or examples than the subspace dimensions.
+            ValueError: if there are fewer coordinates or examples than dimensions of the subspace.
         """
         total, count = torch.zeros(()), 0
         for batch in reference:
@@ -56,10 +56,10 @@ class OffSupport(SampleMetric):
         self.basis = torch.linalg.eigh(total / count).eigenvectors[:, -self.subspace :].to(self.basis.device)
 
     def update(self, x: Tensor, condition: Tensor | None = None) -> None:
-        """Adds samples `x` (B, *).
+        """Add samples `x` (B, *).
 
         Raises:
-            ValueError: before `prepare`, or if they do not have the shape of the real data.
+            ValueError: if `prepare` was not called, or the samples have another shape than the real data.
         """
         self._check_prepared(bool(self.basis.numel()))
         rows = x.flatten(1).double()
@@ -71,12 +71,12 @@ class OffSupport(SampleMetric):
         self.sums += torch.stack([(off / (on + 1e-8)).sum(), off.sum(), on.sum(), off.new_tensor(len(x))])
 
     def compute(self) -> dict[str, Tensor]:
-        """The three means.
+        """Return the three means.
 
         Raises:
-            ValueError: without samples.
+            ValueError: if there are no samples.
         """
         ratio, off, on, count = self.sums
         if not float(count):
-            raise ValueError("OffSupport has seen no samples")
+            raise ValueError("OffSupport has no samples")
         return {"off_ratio": ratio / count, "off_norm": off / count, "on_norm": on / count}

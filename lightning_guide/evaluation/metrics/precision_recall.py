@@ -1,10 +1,7 @@
-"""Improved precision and recall: the share of samples among the real data, and of real data among the samples.
+"""Improved precision and recall, and density and coverage, from nearest-neighbor balls of features.
 
-Kynkaanniemi et al. 2019, https://arxiv.org/abs/1904.06991, section 2.
-
-Density and coverage: fidelity and diversity by the same balls around real data alone.
-
-Naeem et al. 2020, https://arxiv.org/abs/2002.09797, equations 5 and 6.
+Precision and recall: Kynkaanniemi et al. 2019, https://arxiv.org/abs/1904.06991, section 2. Density and coverage: Naeem
+et al. 2020, https://arxiv.org/abs/2002.09797, equations 5 and 6.
 """
 
 from __future__ import annotations
@@ -22,7 +19,7 @@ __all__ = ["DensityCoverage", "NeighborBalls", "PrecisionRecall", "coverage", "n
 
 
 def neighbor_radii(features: Tensor, k: int, *, chunk: int = 1024) -> Tensor:
-    """Distance (N,) from each of `features` (N, F) to its k-th nearest neighbor, itself not counted.
+    """Return the distance (N,) from each of `features` (N, F) to its k-th nearest neighbor, excluding itself.
 
     Raises:
         ValueError: unless N > k >= 1.
@@ -34,15 +31,16 @@ def neighbor_radii(features: Tensor, k: int, *, chunk: int = 1024) -> Tensor:
 
 
 def coverage(points: Tensor, centers: Tensor, radii: Tensor, *, chunk: int = 1024) -> Tensor:
-    """Share () of `points` (N, F) within at least one ball of `radii` (M,) around `centers` (M, F), border included."""
+    """Return the share () of `points` (N, F) in any ball of `radii` (M,) around `centers` (M, F), border included."""
     inside = [(torch.cdist(part, centers) <= radii).any(1) for part in points.split(chunk)]
     return torch.cat(inside).to(torch.float64).mean()
 
 
 class NeighborBalls(FeatureMetric):
-    """Base of metrics that count points within balls up to the k-th neighbor.
+    """Base of metrics that count points in balls up to the k-th neighbor.
 
-    Distances cost (samples + reference)^2. Compare results only for equal numbers of samples and equal references.
+    The cost is (samples + reference)^2 distances. Compare results only for equal numbers of samples and equal
+    references.
     """
 
     reference_radii: Tensor
@@ -56,7 +54,7 @@ class NeighborBalls(FeatureMetric):
         chunk: int = 1024,
         cache: str | None = None,
     ) -> None:
-        """Balls reach to the `k`-th neighbor; `chunk` rows of distances are held at a time. Else as `FeatureMetric`.
+        """Take the arguments of `FeatureMetric`, the neighbor `k`, and the number of rows at a time, `chunk`.
 
         Raises:
             ValueError: unless k >= 1, max_reference > k and chunk >= 1.
@@ -72,26 +70,26 @@ class NeighborBalls(FeatureMetric):
         self.register_buffer("reference_radii", torch.empty(0, dtype=torch.float64), persistent=False)
 
     def prepare(self, reference: Iterable[Batch]) -> None:
-        """Features of (a subset of) the real data and their radii.
+        """Extract the features of (a subset of) the real data and compute their radii.
 
         Raises:
-            ValueError: if there are not more than k examples.
+            ValueError: if there are at most k examples.
         """
         super().prepare(reference)
         self.reference_radii = self.radii(self.reference)
 
     def radii(self, features: Tensor) -> Tensor:
-        """Radii (N,), longer by 1e-6 of the reference's spread, so that equal distances are equal despite rounding."""
+        """Return radii (N,), enlarged by 1e-6 of the reference's spread against rounding of equal distances."""
         rounding = 1e-6 * self.centered(self.reference).square().sum(1).mean().sqrt()
         return neighbor_radii(self.centered(features), self.k, chunk=self.chunk) + rounding
 
     def centered(self, features: Tensor) -> Tensor:
-        """In float64 and around the mean of the reference: distances come from a difference of squares."""
+        """Return `features` in float64, centered on the reference: distances come from a difference of squares."""
         return features.to(torch.float64) - self.reference.to(torch.float64).mean(0)
 
 
 class PrecisionRecall(NeighborBalls):
-    """`precision` and `recall` of features, with balls up to the k-th neighbor (3 in the paper)."""
+    """Improved precision and recall of features, with balls up to the k-th neighbor (3 in the paper)."""
 
     def __init__(
         self,
@@ -102,14 +100,14 @@ class PrecisionRecall(NeighborBalls):
         chunk: int = 1024,
         cache: str | None = None,
     ) -> None:
-        """As `NeighborBalls`."""
+        """Take the arguments of `NeighborBalls`."""
         super().__init__(extractor, k=k, max_reference=max_reference, chunk=chunk, cache=cache)
 
     def compute(self) -> dict[str, Tensor]:
-        """`precision`: share of samples within a ball of the reference; `recall`: the other way round.
+        """Return `precision`, the share of samples in a ball of the reference, and `recall`, the reverse.
 
         Raises:
-            ValueError: if there are not more than k samples.
+            ValueError: if there are at most k samples.
         """
         generated = self.generated()
         samples, real = self.centered(generated), self.centered(self.reference)
@@ -120,10 +118,10 @@ class PrecisionRecall(NeighborBalls):
 
 
 class DensityCoverage(NeighborBalls):
-    """`density` and `coverage` of features, with balls around the real examples up to their k-th neighbor.
+    """Density and coverage of features, with balls around the real examples up to their k-th neighbor.
 
-    Borders belong to the balls, as in `PrecisionRecall`. The authors' code leaves them out, which differs where samples
-    are copies of real examples: they have density 1 there, (k + 1) / k here.
+    Balls include their border, as in `PrecisionRecall`. The authors' code excludes it, which differs if samples are
+    copies of real examples: they have density 1 there, (k + 1) / k here.
     """
 
     def __init__(
@@ -135,14 +133,14 @@ class DensityCoverage(NeighborBalls):
         chunk: int = 1024,
         cache: str | None = None,
     ) -> None:
-        """As `NeighborBalls`; the paper recommends k = 5 and equal numbers of samples and real examples."""
+        """Take the arguments of `NeighborBalls`; the paper uses k = 5 and as many samples as real examples."""
         super().__init__(extractor, k=k, max_reference=max_reference, chunk=chunk, cache=cache)
 
     def compute(self) -> dict[str, Tensor]:
-        """`density`: mean number of real balls a sample lies in, over k; `coverage`: share of balls with a sample.
+        """Return `density`, mean number of real balls around a sample over k, and `coverage`, share of balls with one.
 
         Raises:
-            ValueError: if there are not more than k samples.
+            ValueError: if there are at most k samples.
         """
         samples, real = self.centered(self.generated()), self.centered(self.reference)
         balls = torch.zeros((), dtype=torch.float64, device=samples.device)

@@ -1,4 +1,4 @@
-"""reference."""
+"""Statistics and features of reference data, and their on-disk caches."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""A folder of what is known of real data: each computed once for its data and extractor, found by their content.
-
-The cache of mean and covariance of real features.
-
-The cache of features of real examples, for metrics that need them one by one.
-"""
+"""On-disk caches of reference statistics and features, keyed by the content of data and extractor."""
 
 from __future__ import annotations
 
@@ -33,9 +28,9 @@ Value = TypeVar("Value")
 
 
 def fingerprint(reference: Iterable[Batch]) -> tuple[str, int]:
-    """(SHA-256 over type, shape and bytes of all examples in their order, how many there are).
+    """Return (SHA-256 of type, shape and bytes of all examples in order, number of examples).
 
-    Labels do not count, nor how the examples are parted into batches.
+    Labels and the split into batches have no influence.
 
     Raises:
         ValueError: if examples differ in type or shape.
@@ -54,116 +49,115 @@ def fingerprint(reference: Iterable[Batch]) -> tuple[str, int]:
 
 
 class ReferenceCache(ABC, Generic[Value]):
-    """Values in `folder`, one file for each content of the data, extractor and number of examples.
+    """Base of caches in `folder`: one file for each content of the data, extractor and number of examples.
 
-    To find out which file is wanted the data are read once and hashed, without the extractor's network. Several
-    processes may use one folder at once. A file that cannot be read is computed again, and where none can be written a
-    warning says so.
+    To find the file the data are read once and hashed, without the extractor's network. Several processes may use one
+    folder at once. A file that cannot be read is computed again; a file that cannot be written causes a warning.
 
     Attributes:
-        what: the values, as a warning calls them.
+        what: name of the values in warnings.
     """
 
     what: str
 
     def __init__(self, folder: str | Path) -> None:
-        """`folder` is made when the first file is written."""
+        """Choose `folder`, which is created when the first file is written."""
         self.folder = Path(folder)
 
     @abstractmethod
     def read(self, path: Path, extractor: FeatureExtractor, data: str, count: int) -> Value | None:
-        """What the file holds; None if it belongs to other data.
+        """Return the value of a file, None if it belongs to other data.
 
         Raises:
-            ValueError: if it is damaged.
+            ValueError: if the file is damaged.
         """
 
     @abstractmethod
     def write(self, path: Path, value: Value, extractor: FeatureExtractor, data: str) -> None:
-        """Writes the file at once.
+        """Write a file atomically.
 
         Raises:
-            OSError: if the disk refuses.
+            OSError: if writing fails.
         """
 
     def key(self, extractor: FeatureExtractor, data: str, count: int) -> list[str | int]:
-        """All that a value depends on."""
+        """Return all that a value depends on."""
         return [extractor.identity.name, extractor.identity.weights, data, count]
 
     def path(self, extractor: FeatureExtractor, data: str, count: int) -> Path:
-        """The file for features of `extractor` on `count` examples with the fingerprint `data`."""
+        """Return the file of the features of `extractor` on `count` examples with the fingerprint `data`."""
         key = hashlib.sha256(json.dumps(self.key(extractor, data, count)).encode()).hexdigest()
         name = re.sub(r"[^A-Za-z0-9]+", "-", extractor.identity.name)[:40].strip("-")
         return self.folder / f"{name}-{key[:24]}.npz"
 
     def get(self, extractor: FeatureExtractor, reference: Iterable[Batch], compute: Callable[[], Value]) -> Value:
-        """The value for the features of `extractor` on `reference`, by `compute` if it is not there yet.
+        """Return the value for the features of `extractor` on `reference`, from its file or by `compute`.
 
-        `reference` is gone through more than once. Every process has to call this; if one of them does not find the
-        file, all compute.
+        `reference` is iterated more than once. Every process has to call this; if one of them does not find the file,
+        all compute.
 
         Raises:
-            ValueError: if the weights of the extractor cannot be found, or what `compute` raises.
+            ValueError: if the weights of the extractor cannot be found, or from `compute`.
         """
         data, count = fingerprint(reference)
         path = self.path(extractor, data, count)
-        found = self._stored(path, extractor, data, count)
-        if true_on_all_ranks(found is not None):
-            assert found is not None
-            return found
+        stored = self._stored(path, extractor, data, count)
+        if true_on_all_ranks(stored is not None):
+            assert stored is not None
+            return stored
         computed = compute()
         try:
             self.write(path, computed, extractor, data)
-        except OSError as error:  # a folder that is full or not ours costs time, not the evaluation
-            warnings.warn(f"{self.what} are not kept: {error}", stacklevel=2)
+        except OSError as error:  # a full or read-only folder costs time, not the evaluation
+            warnings.warn(f"{self.what} are not stored: {error}", stacklevel=2)
         return computed
 
     def _stored(self, path: Path, extractor: FeatureExtractor, data: str, count: int) -> Value | None:
-        """What the file `path` holds, if it is what it should be."""
+        """Return the value of the file `path`; None if it does not exist, or cannot be read."""
         try:
             return self.read(path, extractor, data, count) if path.is_file() else None
-        except (ValueError, OSError) as error:  # damaged; not ours to read, or gone by now
+        except (ValueError, OSError) as error:  # damaged, not readable, or deleted in between
             warnings.warn(f"{self.what} are computed again: {error}", stacklevel=3)
             return None
 
 
 class StatisticsCache(ReferenceCache[Statistics]):
-    """`Statistics`, in files that `read_statistics` reads."""
+    """Cache of `Statistics`, in files that `read_statistics` reads."""
 
     what = "reference statistics"
 
     def read(self, path: Path, extractor: FeatureExtractor, data: str, count: int) -> Statistics | None:
-        """As `read_statistics`, None if the file belongs to other data."""
-        found = read_statistics(path, extractor)
-        return found if (found.data, found.num_images) == (data, count) else None
+        """Return the statistics of a file, None if it belongs to other data."""
+        statistics = read_statistics(path, extractor)
+        return statistics if (statistics.data, statistics.num_images) == (data, count) else None
 
     def write(self, path: Path, value: Statistics, extractor: FeatureExtractor, data: str) -> None:
-        """With what they belong to."""
+        """Write the statistics with their extractor and data."""
         write_statistics(path, replace(value, extractor=extractor.identity, data=data))
 
 
 class FeatureCache(ReferenceCache[Tensor]):
-    """Features (N, F) of the `max_reference` examples that a `FeatureMetric` compares with."""
+    """Cache of features (N, F) of the `max_reference` examples that a `FeatureMetric` compares with."""
 
     what = "reference features"
 
     def __init__(self, folder: str | Path, max_reference: int) -> None:
-        """Sets of at most `max_reference` examples."""
+        """Choose the folder and the largest number of examples, `max_reference`."""
         super().__init__(folder)
         self.max_reference = max_reference
 
     def key(self, extractor: FeatureExtractor, data: str, count: int) -> list[str | int]:
-        """Statistics have a shorter one."""
+        """Return all that the features depend on; differs from the key of statistics."""
         return [*super().key(extractor, data, count), "features", min(self.max_reference, count)]
 
     def read(self, path: Path, extractor: FeatureExtractor, data: str, count: int) -> Tensor | None:
-        """The features; None if there are too many or too few of them."""
+        """Return the features; None if their number is another."""
         content = read_numbers(path, what=self.what)
         if set(content) != {"features"} or content["features"].ndim != 2:
             raise ValueError(f"{path} holds {sorted(content)}; expected features (N, F)")
-        found = torch.from_numpy(content["features"])
-        return found if len(found) == min(self.max_reference, count) else None
+        features = torch.from_numpy(content["features"])
+        return features if len(features) == min(self.max_reference, count) else None
 
     def write(self, path: Path, value: Tensor, extractor: FeatureExtractor, data: str) -> None:
-        """The features alone: the name of the file says what they belong to."""
+        """Write the features only; the file name is a hash of the rest."""
         write_numbers(path, {"features": value.cpu().numpy()})

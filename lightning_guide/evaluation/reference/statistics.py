@@ -1,7 +1,7 @@
-"""Mean and covariance of features on disk: our own files, and those in which reference statistics are published.
+"""Mean and covariance of features on disk, in files of this library and in published formats.
 
-Ours are npz archives with `mu` and `sigma`, which other programs read as well, and beside them what the numbers belong
-to: `num_images`, the `extractor` and the hash of its `weights`, the `data_shape` of the examples, a hash of the `data`.
+Files of this library are npz archives with `mu` and `sigma`, readable by other programs, and their provenance:
+`num_images`, the `extractor` and the hash of its `weights`, the `data_shape` of the examples, a hash of the `data`.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ __all__ = ["Statistics", "read_statistics", "write_statistics"]
 
 @dataclass(frozen=True)
 class Statistics:
-    """A Gaussian fitted to features, and what of.
+    """Gaussian fitted to features, with provenance.
 
     Attributes:
         mean: (F,), float64.
         covariance: (F, F), float64, unbiased.
-        num_images: how many examples; None if the file does not say.
-        extractor: of the features; None if the file does not say.
-        data_shape: shape of one example in stored form; None if the file does not say.
-        data: `fingerprint` of the examples; "" if it was not taken.
+        num_images: number of examples; None if unknown.
+        extractor: identity of the feature extractor; None if unknown.
+        data_shape: shape of one example in stored form; None if unknown.
+        data: `fingerprint` of the examples; "" if unknown.
     """
 
     mean: Tensor
@@ -45,30 +45,30 @@ class Statistics:
 
 
 def write_statistics(path: str | Path, statistics: Statistics) -> Path:
-    """Writes `statistics` to `path` (an npz archive) at once; makes the folder. Several processes may write one file.
+    """Write `statistics` atomically to `path`, an npz archive; create the folder. Several processes may write one file.
 
     Raises:
-        OSError: if the disk refuses.
+        OSError: if writing fails.
     """
-    told: dict[str, Any] = {"num_images": statistics.num_images, "data": statistics.data or None}
+    content: dict[str, Any] = {"num_images": statistics.num_images, "data": statistics.data or None}
     if statistics.extractor is not None:
-        told |= {"extractor": statistics.extractor.name, "weights": statistics.extractor.weights}
+        content |= {"extractor": statistics.extractor.name, "weights": statistics.extractor.weights}
     if statistics.data_shape is not None:
-        told["data_shape"] = statistics.data_shape
-    told |= {"mu": statistics.mean.cpu().numpy(), "sigma": statistics.covariance.cpu().numpy()}
-    return write_numbers(path, {key: value for key, value in told.items() if value is not None})
+        content["data_shape"] = statistics.data_shape
+    content |= {"mu": statistics.mean.cpu().numpy(), "sigma": statistics.covariance.cpu().numpy()}
+    return write_numbers(path, {key: value for key, value in content.items() if value is not None})
 
 
 def read_statistics(path: str | Path, extractor: FeatureExtractor) -> Statistics:
-    """Statistics of the features of `extractor` from a file; nothing in it is run.
+    """Read statistics of the features of `extractor` from a file; nothing in it is executed.
 
-    Known are npz archives with `mu` and `sigma`, ours or others', and pickles of a dict with `num_images` and, under
-    the published name of each extractor ("fid", "fd_dinov2"), a dict with `mu` and `sigma`. Neither a published name
-    nor an archive without `extractor` tells the weights: the width of the features is all that can be compared then.
-    The archive does not even tell the kind of features, and a warning says so.
+    Supported are npz archives with `mu` and `sigma`, and pickles of a dict with `num_images` and, under the published
+    name of each extractor ("fid", "fd_dinov2"), a dict with `mu` and `sigma`. A published name and an archive without
+    `extractor` do not identify the weights; only the width of the features can be checked then. Such an archive does
+    not identify the kind of features either, which causes a warning.
 
     Raises:
-        ValueError: naming the file, if it is none of these, was made by another extractor, or holds no Gaussian.
+        ValueError: if the file has another format or extractor, or does not hold a Gaussian.
     """
     if not Path(path).is_file():
         raise ValueError(f"reference statistics: there is no file {path}")
@@ -76,17 +76,18 @@ def read_statistics(path: str | Path, extractor: FeatureExtractor) -> Statistics
         archive = file.read(2) == b"PK"
     if not archive:
         return _read_pickle(path, extractor)
-    found = _read_archive(path)
-    if found.extractor is None:
+    statistics = _read_archive(path)
+    if statistics.extractor is None:
         warnings.warn(
-            f"{path} does not say which extractor made it; it is compared with {extractor.title()} all the same",
+            f"{path} does not say which extractor made it; it is used with {extractor.title()} without a check",
             stacklevel=2,
         )
-    elif found.extractor != extractor.identity:
+    elif statistics.extractor != extractor.identity:
         raise ValueError(
-            f"the statistics in {path} are those of another extractor: {found.extractor}; expected {extractor.identity}"
+            f"the statistics in {path} are those of another extractor: {statistics.extractor}; "
+            f"expected {extractor.identity}"
         )
-    return found
+    return statistics
 
 
 def _read_archive(path: str | Path) -> Statistics:
@@ -103,7 +104,7 @@ def _read_archive(path: str | Path) -> Statistics:
         )
     except (KeyError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{path} does not say in our way what it was made of: {reason}") from None
+        raise ValueError(f"{path} has no valid provenance: {reason}") from None
 
 
 def _read_pickle(path: str | Path, extractor: FeatureExtractor) -> Statistics:
@@ -120,11 +121,7 @@ def _read_pickle(path: str | Path, extractor: FeatureExtractor) -> Statistics:
 
 
 def _gaussian(path: str | Path, content: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Mean (F,) and covariance (F, F), float64.
-
-    Raises:
-        ValueError: naming the file, if that is not what `mu` and `sigma` are.
-    """
+    """Return mean (F,) and covariance (F, F), float64; raise ValueError if `mu` and `sigma` are anything else."""
     missing = [name for name in ("mu", "sigma") if name not in content]
     if missing:
         raise ValueError(f"{path} has no {' and no '.join(missing)}; expected mu and sigma, found {sorted(content)}")
@@ -134,11 +131,11 @@ def _gaussian(path: str | Path, content: dict[str, Any]) -> tuple[Tensor, Tensor
         raise ValueError(f"{path} holds {shapes}; expected floats of shape (F,) and (F, F)")
     mean, covariance = (torch.from_numpy(each.astype(np.float64)) for each in (mu, sigma))
     scale = covariance.diagonal().abs().max() if len(mean) else covariance.new_tensor(torch.nan)
-    lopsided = (covariance - covariance.T).abs().max() if len(mean) else scale
-    size = covariance.diagonal().clamp(min=0).sqrt()  # no entry is above the product of two standard deviations
-    bounded = bool((covariance.abs() <= torch.outer(size, size) + 1e-5 * scale).all())
-    if not (mean.isfinite().all() and lopsided <= 1e-5 * scale and bounded):
+    asymmetry = (covariance - covariance.T).abs().max() if len(mean) else scale
+    std = covariance.diagonal().clamp(min=0).sqrt()  # bounds each entry by a product of two standard deviations
+    bounded = bool((covariance.abs() <= torch.outer(std, std) + 1e-5 * scale).all())
+    if not (mean.isfinite().all() and asymmetry <= 1e-5 * scale and bounded):
         raise ValueError(
-            f"the sigma in {path} is no covariance: expected finite numbers, symmetric, no correlation above 1"
+            f"the sigma in {path} is not a covariance: expected finite numbers, symmetric, no correlation above 1"
         )
     return mean, (covariance + covariance.T) / 2

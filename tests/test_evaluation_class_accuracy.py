@@ -1,4 +1,4 @@
-"""Class agreement with a classifier whose answers are known."""
+"""Class accuracy under a constant classifier."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_guide.snapshots import SnapshotStore
 
 @pytest.fixture
 def metric(tmp_path: Path) -> ClassAccuracy:
-    """Of a classifier that sees class 2 in everything."""
+    """Return the metric under a classifier that predicts class 2 for every image."""
     network = SmallClassifier([1, 4, 4], num_classes=3, widths=[8])
     with torch.no_grad():
         network.head.weight.zero_()
@@ -26,23 +26,23 @@ def metric(tmp_path: Path) -> ClassAccuracy:
     return metric
 
 
-def pictures(count: int) -> Tensor:
-    """Random pictures."""
+def images(count: int) -> Tensor:
+    """Return random images."""
     return torch.randint(256, (count, 1, 4, 4), dtype=torch.uint8)
 
 
-def test_counts_labeled_samples_only(metric: ClassAccuracy) -> None:
-    metric.update(pictures(5), torch.tensor([2, 2, 1, -1, 0]))
-    metric.update(pictures(2), torch.tensor([2, -1]))
-    metric.update(pictures(3), None)
+def test_accuracy_counts_labeled_samples_only(metric: ClassAccuracy) -> None:
+    metric.update(images(5), torch.tensor([2, 2, 1, -1, 0]))
+    metric.update(images(2), torch.tensor([2, -1]))
+    metric.update(images(3), None)
     assert metric.compute()["class_agreement"].item() == pytest.approx(3 / 5)
 
 
-def test_without_labels_there_is_no_number(metric: ClassAccuracy) -> None:
-    metric.update(pictures(3), torch.full((3,), -1))
+def test_accuracy_without_labels_is_nan(metric: ClassAccuracy) -> None:
+    metric.update(images(3), torch.full((3,), -1))
     assert metric.compute()["class_agreement"].isnan()
 
 
-def test_a_missing_classifier_is_reported_before_samples_are_drawn(tmp_path: Path) -> None:
+def test_missing_classifier_fails_in_prepare(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no classifier in the run '.*nowhere': .* does not exist"):
         ClassAccuracy(ClassifierFeatures(str(tmp_path / "nowhere"))).prepare([])
