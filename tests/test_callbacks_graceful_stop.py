@@ -69,14 +69,14 @@ def test_stops_after_the_step_with_its_checkpoint_and_without_validation(
     assert trainer.limit_val_batches == 1.0  # restored
 
 
-def test_a_signal_in_validation_waits_for_the_next_step(tmp_path: Path) -> None:
+def test_signal_in_validation_takes_effect_at_the_next_step(tmp_path: Path) -> None:
     sender = Signal(signal.SIGTERM, validation=1)
     trainer = fit(tmp_path, sender)
     assert trainer.global_step == 5 and sender.validations == 1
     assert newest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step-000000005.ckpt"
 
 
-def test_a_second_ctrl_c_interrupts_at_once(tmp_path: Path) -> None:
+def test_second_ctrl_c_interrupts_at_once(tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         fit(tmp_path, Signal(signal.SIGINT, 4, times=2))
     assert newest_checkpoint(tmp_path) is None

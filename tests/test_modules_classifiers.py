@@ -67,7 +67,7 @@ def test_resumed_fit_equals_the_uninterrupted_one(tmp_path: Path) -> None:
         assert torch.equal(found, expected), name
 
 
-def test_the_learning_rate_rises_and_falls_to_zero(tmp_path: Path) -> None:
+def test_learning_rate_rises_and_falls_to_zero(tmp_path: Path) -> None:
     rates: list[float] = []
 
     class Watch(pl.Callback):
@@ -125,7 +125,7 @@ def test_mismatched_data_is_rejected(tmp_path: Path) -> None:
             ClassifierModule(right, **options)
 
 
-def test_a_classifier_draws_no_samples() -> None:
+def test_classifier_draws_no_samples() -> None:
     assert [module().sample_sets(stage) for stage in ("fit", "validate", "test", "predict")] == [[]] * 4
 
 

@@ -99,7 +99,7 @@ def test_plan_is_that_of_the_first_start(tmp_path: Path) -> None:
     assert (longer.planned_images, longer.images_seen) == (8, 16)
 
 
-def test_a_run_without_end_has_no_plan(tmp_path: Path) -> None:
+def test_run_without_end_has_no_plan(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, PostHocEMA(8), steps=-1, max_epochs=1, limit_train_batches=4)
     module = tiny_module(average=None)
     trainer.fit(module, datamodule=TinyImages())

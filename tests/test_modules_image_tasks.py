@@ -50,7 +50,7 @@ def test_parts_equal_hole_filling() -> None:
     assert set(found.unique().tolist()) == {0, 1, 2}
 
 
-def test_a_spiral_has_no_hole() -> None:
+def test_spiral_has_no_hole() -> None:
     """The path to the border is longer than any side."""
     rows = ["#######", "#.....#", "#.###.#", "#.#.#.#", "#.#...#", "#.#####", "......."]
     x = torch.tensor([[1.0 if c == "#" else -1.0 for c in row] for row in rows])[None, None]

@@ -1,7 +1,7 @@
-"""The same command again: after a clean stop, after SIGKILL at any instant, the run ends in the same bits.
+"""Resume by rerunning the command: after a clean stop or SIGKILL at any instant, results are bit-identical.
 
 All runs have gradient accumulation, averages, early snapshots, guided evaluations and checkpoints; the killed ones
-also loader workers. They are processes of their own and die by real signals.
+also loader workers. They run in separate processes and are killed by real signals.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _die(*args: Any, **kwargs: Any) -> None:
 
 
 def _dies(owner: Any, name: str, count: int, *, part: str = "", when: str, file: int = 0) -> None:
-    """Replaces `owner.name`: the process dies `when` ("before", "half" or "after") it is called the `count`th time.
+    """Replace `owner.name`: the process dies `when` ("before", "half" or "after") it is called the `count`th time.
 
     Calls count whose arguments hold `part`; "half" leaves only the first half of the file, argument number `file`.
     """

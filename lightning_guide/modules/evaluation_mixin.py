@@ -90,7 +90,7 @@ class EvaluatedModule(ShardedTraining):
         count = len(self._data.prompts()) if chosen and self.denoiser.token_channels else self.denoiser.num_classes
         return [(e.dataset(count), e.batch_size) for e in chosen.values()]
 
-    def _begin_evaluations(self, evaluations: GuidedEvaluations) -> None:
+    def _start_evaluations(self, evaluations: GuidedEvaluations) -> None:
         """Resolve the evaluated model and the guiders, after all ranks waited for rank 0 to write its snapshots."""
         self.trainer.strategy.barrier()
         models = RunModels(
@@ -117,16 +117,16 @@ class EvaluatedModule(ShardedTraining):
 
     def on_validation_epoch_start(self) -> None:
         """Resolve guidances and reset accumulators."""
-        self._begin_evaluations(self.evaluations)
+        self._start_evaluations(self.evaluations)
         self._heldout.reset(self.device)
 
     def on_test_epoch_start(self) -> None:
         """Resolve guidances."""
-        self._begin_evaluations(self.evaluations)
+        self._start_evaluations(self.evaluations)
 
     def on_predict_epoch_start(self) -> None:
         """Resolve the guidance of the prediction."""
-        self._begin_evaluations(self._prediction)
+        self._start_evaluations(self._prediction)
 
     def validation_step(  # type: ignore[override]
         self, batch: Batch | SampleBatch, batch_idx: int, dataloader_idx: int = 0

@@ -44,7 +44,7 @@ class GeometricAugmentation(nn.Module):
 
         Args:
             probability: of each transformation; 0.12 for CIFAR-10, 0.15 for FFHQ and AFHQ.
-            mirror: draw x flips for all images, whatever `probability`.
+            mirror: draw x flips for all images, independent of `probability`.
 
         Raises:
             ValueError: if `probability` is not in [0, 1].
