@@ -191,7 +191,7 @@ class SelfSynthesized(DiffusionData):
         if isinstance(trained, DiffusionModule) and trained.denoiser.recipe != base.recipe:
             rank_zero_warn(
                 f"the model in training has another architecture than the model in {self.run}, which draws the data; "
-                "SIMS initializes it from that one (lightning_guide.runs.run.pretrained), and Neon requires it"
+                "SIMS initializes it from that one (lightning_guide.runs.pretrained), and Neon requires it"
             )
 
     def _labels(self, base: Denoiser) -> Tensor:

@@ -44,7 +44,7 @@ def settings() -> dict[str, Any]:
         {"class_path": "WeightCurves", "init_args": {"metric": "nfe"}},
     ]
     sims["model"]["init_args"] |= {
-        "denoiser": {"class_path": "lightning_guide.runs.run.pretrained", "init_args": {"run": "base"}},
+        "denoiser": {"class_path": "lightning_guide.runs.pretrained", "init_args": {"run": "base"}},
         "evaluations": {"base": DRAWN | {"guidance": BASE}},
         "guidances": {
             name: {"class_path": kind, "init_args": {"auxiliary": AUXILIARY, "base": BASE, "weight": weight}}

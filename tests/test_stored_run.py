@@ -87,6 +87,10 @@ def test_saved_config_names_public_paths(run: Path) -> None:
     assert paths["model"]["class_path"] == "lightning_guide.modules.diffusion.DiffusionModule"
 
 
+def test_old_path_of_a_function_resolves() -> None:
+    assert current_path("lightning_guide.modules.models.pretrained") == "lightning_guide.runs.pretrained"
+
+
 def test_old_names_of_classes_and_arguments_are_updated_in_parsed_configs() -> None:
     old = {"class_path": "datamodules.latents.Latents", "init_args": {"pictures": {"class_path": "Pictures"}}}
     new = {"class_path": "datamodules.Latents", "init_args": {"images": {"class_path": "ImageFolder"}}}

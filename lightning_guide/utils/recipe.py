@@ -11,7 +11,7 @@ import copy
 import importlib
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ __all__ = ["HasRecipe", "build", "current_path", "equivalent", "find_class", "me
 Recipe = dict[str, Any]
 
 
-def public_path(cls: type) -> str:
+def public_path(cls: Callable[..., Any]) -> str:
     """Return the shortest import path of `cls`: the outermost package that exports it, else its module."""
     parts = cls.__module__.split(".")
     for depth in range(1, len(parts)):
@@ -57,7 +57,7 @@ def current_path(path: str) -> str:
         found = find_class(path) if "." in path else None
     except ValueError:
         return path
-    return public_path(found) if isinstance(found, type) else RENAMED.get(path, path)
+    return RENAMED.get(path, path) if found is None else public_path(found)
 
 
 class HasRecipe:

@@ -148,7 +148,7 @@ def _fit(run: Path, data: dict[str, Any], steps: int, seed: int, *, model: Path 
     rate, noise = "lightning_guide.training.InverseSqrtRate", "lightning_guide.noise.LogNormal"
     network = class_config("LogDensityMLP", width=32)
     if model is not None:
-        network = class_config("lightning_guide.runs.run.pretrained", run=str(model), sigma_rel=WIDTH)
+        network = class_config("lightning_guide.runs.pretrained", run=str(model), sigma_rel=WIDTH)
     arguments = {
         "denoiser": network,
         "loss": class_config("ScoreMatchingLoss", noise=class_config(noise, mean=-2.3, std=1.5)),
