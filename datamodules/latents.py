@@ -12,12 +12,11 @@ from torch.utils.data import Dataset
 
 from datamodules.base import DiffusionData
 from datamodules.examples import Examples
-from datamodules.latent_space import IMAGENET_MEAN, IMAGENET_STD, LatentSpace
+from datamodules.latent_space import IMAGENET_MEAN, IMAGENET_STD, LatentSpace, check_compatibility
 from datamodules.shard_examples import ShardExamples, token_shape
 from datamodules.shards import shard_paths
 from datamodules.storage.downloads import Downloads
 from datamodules.storage.image_codec import decode_sample
-from datamodules.storage.latent_inventory import check_compatibility
 from lightning_guide.data import Batch
 from lightning_guide.pretrained.autoencoders import VariationalAutoencoder
 from lightning_guide.seeds import SampleSeeds

@@ -12,11 +12,11 @@ from torch import Tensor
 from tqdm import tqdm
 from webdataset import TarWriter
 
+from datamodules.latent_space import INVENTORY, shard_fingerprint
 from datamodules.shard_examples import MASK, TOKENS
 from datamodules.shards import shard_paths
 from datamodules.storage.downloads import Downloads
 from datamodules.storage.image_codec import UndecodableError, decode_image, shrink
-from datamodules.storage.latent_inventory import INVENTORY, shard_fingerprint
 from datamodules.storage.shard_writer import is_complete
 from datamodules.storage.tar_index import ShardIndex, index_shard
 from lightning_guide.pretrained.autoencoders import VariationalAutoencoder

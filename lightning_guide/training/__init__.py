@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from lightning_guide.training.augmentation import AugmentedLoss, GeometricAugmentation
-from lightning_guide.training.heldout import HeldoutLoss
 from lightning_guide.training.learning_rate import ConstantRate, Cooldown, InverseSqrtRate, LearningRate
 from lightning_guide.training.losses import (
     EDMLoss,
@@ -13,7 +12,7 @@ from lightning_guide.training.losses import (
     TrainingLoss,
     Uncertainty,
 )
-from lightning_guide.training.monitor import GradientGuard, NoiseLevelMeans, TrainingDivergedError
+from lightning_guide.training.monitor import GradientGuard, HeldoutLoss, NoiseLevelMeans, TrainingDivergedError
 from lightning_guide.training.sharding import ShardedTraining
 
 __all__ = [

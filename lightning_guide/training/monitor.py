@@ -1,4 +1,4 @@
-"""Training statistics: loss by noise level, and a guard against gradients that are not finite."""
+"""Training statistics: loss by noise level, held-out loss, and a guard against gradients that are not finite."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_guide.training.losses import LossTerms
+from lightning_guide.data import Batch
+from lightning_guide.denoiser import Denoiser
+from lightning_guide.seeds import SampleSeeds
+from lightning_guide.training.losses import LossTerms, TrainingLoss
 from lightning_guide.training.sharding import local_tensor, true_on_all_shards
+from lightning_guide.utils.distributed import all_reduce_sum
 
-__all__ = ["GradientGuard", "NoiseLevelMeans", "TrainingDivergedError"]
+__all__ = ["GradientGuard", "HeldoutLoss", "NoiseLevelMeans", "TrainingDivergedError"]
 
 
 class TrainingDivergedError(RuntimeError):
@@ -101,3 +105,33 @@ class GradientGuard:
                 f"the weights are those after {step - self.bad_steps + 1} steps; lower the learning rate or check the "
                 "data"
             )
+
+
+class HeldoutLoss:
+    """Mean error of a denoiser on held-out data for each of a few noise levels."""
+
+    def __init__(self, sigmas: Sequence[float], *, seed: int) -> None:
+        """Configure the noise levels `sigmas` (S,); the noise of example i depends only on (seed, i)."""
+        self.sigmas, self.seed = list(sigmas), seed
+        self.reset(torch.device("cpu"))
+
+    def reset(self, device: torch.device) -> None:
+        """Reset the sums, on `device`."""
+        self.sums = torch.zeros(len(self.sigmas), dtype=torch.float64, device=device)
+        self.count = torch.zeros((), dtype=torch.float64, device=device)
+
+    @torch.no_grad()
+    def update(self, loss: TrainingLoss, denoiser: Denoiser, batch: Batch, indices: Sequence[int]) -> None:
+        """Add the examples `batch`, whose indices in the held-out data are `indices`."""
+        noise = SampleSeeds(self.seed, indices).normal("heldout", batch.x.shape[1:], batch.x.device)
+        for i, sigma in enumerate(self.sigmas):
+            levels = torch.full((len(batch.x),), sigma, device=batch.x.device)
+            self.sums[i] += loss.at(denoiser, batch.x, batch.condition, levels, noise).error.double().sum()
+        self.count += len(batch.x)
+
+    def compute(self) -> dict[str, float]:
+        """Return the mean error by noise level over all processes; empty without examples."""
+        *sums, count = all_reduce_sum(torch.cat([self.sums, self.count[None]])).tolist()
+        if not count:
+            return {}
+        return {f"sigma_{sigma:g}": total / count for sigma, total in zip(self.sigmas, sums, strict=True)}

@@ -10,8 +10,8 @@ import torch
 from lightning_guide.data import Batch
 from lightning_guide.distributions.gaussian_mixture import GaussianMixture, gaussian
 from lightning_guide.seeds import SampleSeeds
-from lightning_guide.training.heldout import HeldoutLoss
 from lightning_guide.training.losses import EDMLoss
+from lightning_guide.training.monitor import HeldoutLoss
 from tests.runs import TinyImages, tiny_module, tiny_trainer
 
 
