@@ -124,7 +124,7 @@ def test_missing_networks_and_weights_are_refused(small: None) -> None:
     for name, weights, message in (
         ("tests.face_networks.Missing", None, "there is no network 'tests.face_networks.Missing'"),
         ("nowhere.Network", None, "there is no network 'nowhere.Network'"),
-        ("tests.face_networks.no_network", None, "makes a int; expected an nn.Module"),
+        ("tests.face_networks.no_network", None, "returns a int; expected an nn.Module"),
         ("tests.face_networks.Sketcher", "weights/missing.pth", "there is no file weights/missing.pth"),
         ("tests.face_networks.Sketcher", "weights/face_parsing.pth", "cannot be read from weights/face_parsing.pth"),
     ):

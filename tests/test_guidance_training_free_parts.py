@@ -176,7 +176,7 @@ def test_class_label_is_the_cross_entropy() -> None:
     for condition in (None, torch.full((4,), -1)):
         with pytest.raises(ValueError, match="no sample has a label"):
             loss(x, condition)
-    with pytest.raises(ValueError, match="class label 7 is out of range; the guide knows 3 classes"):
+    with pytest.raises(ValueError, match="class label 7 is out of range; the classifier has 3 classes"):
         ClassLabel(Logits(), 7)(x)
 
 

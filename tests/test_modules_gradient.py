@@ -217,7 +217,7 @@ class Wrong(Objective):
         (Wrong("one"), r"returned a tensor of shape \(\) for 20 samples; expected one number each"),
         (Wrong("nan"), "objective Wrong is nan for 20 of 20 samples, first for number 0; expected finite numbers"),
         (Wrong("constant"), "objective Wrong has no gradient"),
-        (Quadratic([1.0, 0.0]), r"Quadratic is one of x with shape \(2,\), the samples have shape \(64,\)"),
+        (Quadratic([1.0, 0.0]), r"Quadratic takes x of shape \(2,\), the samples have shape \(64,\)"),
     ],
 )
 def test_invalid_objectives_are_refused(objective: Objective, message: str, tmp_path: Path) -> None:

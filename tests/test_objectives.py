@@ -1,4 +1,4 @@
-"""Objectives: values and gradients against formulas, reward networks out of local files, mistakes in a sentence."""
+"""Objectives: values and gradients against formulas, reward networks from local files, and errors."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from lightning_guide.utils.recipe import build
 
 
 def nearness(x: Tensor, scale: float) -> Tensor:
-    """A user's reward."""
+    """Return the reward of a user."""
     return -x.flatten(1).norm(dim=1) / scale
 
 
-def agrees_with_finite_differences(objective: Objective, x: Tensor) -> None:
-    """The gradient is that of the values, sample by sample."""
+def check_gradient(objective: Objective, x: Tensor) -> None:
+    """Check the gradient against finite differences and values against those of single samples."""
     value, gradient = objective.value_and_gradient(x)
     torch.testing.assert_close(value, torch.cat([objective.value(x[i : i + 1]) for i in range(len(x))]).detach())
     direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
@@ -45,7 +45,7 @@ def agrees_with_finite_differences(objective: Objective, x: Tensor) -> None:
     torch.testing.assert_close((gradient * direction).flatten(1).sum(1), slope, rtol=2e-2, atol=2e-3)
 
 
-def test_simple_objectives(generator: torch.Generator) -> None:
+def test_synthetic_objectives_and_functions(generator: torch.Generator) -> None:
     x = torch.randn(5, 3, generator=generator, dtype=torch.float64)
     theta = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
     torch.testing.assert_close(Linear(theta).value(x), x @ theta)
@@ -56,13 +56,13 @@ def test_simple_objectives(generator: torch.Generator) -> None:
     own = TorchFunction("torch.linalg.vector_norm", {"dim": 1, "ord": 3})
     torch.testing.assert_close(own.value(x), x.abs().pow(3).sum(1).pow(1 / 3))
     for objective in (Linear(theta), Quadratic(theta), NegativeDistance(b), own):
-        agrees_with_finite_differences(objective, x)
+        check_gradient(objective, x)
     point, v = x[:1], torch.randn(1, 3, generator=generator, dtype=torch.float64)
     torch.testing.assert_close(Quadratic(theta).curvature(point, v), -2 * (v @ theta)[:, None] * theta)
     assert not Linear(theta).curvature(point, v).any()
 
 
-def test_gradients_exist_where_they_are_switched_off(generator: torch.Generator) -> None:
+def test_gradients_are_computed_under_no_grad(generator: torch.Generator) -> None:
     x = torch.randn(2, 3, generator=generator)
     with torch.no_grad():
         _, gradient = Quadratic([1.0, 0.0, 0.0]).value_and_gradient(x)
@@ -70,61 +70,61 @@ def test_gradients_exist_where_they_are_switched_off(generator: torch.Generator)
     assert not gradient.requires_grad
 
 
-def test_through_a_decoder(generator: torch.Generator) -> None:
+def test_objective_of_decoded_latents(generator: torch.Generator) -> None:
     decoder = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 3))
     latents = torch.randn(4, 2, generator=generator)
     objective = Decoded(Quadratic([1.0, 2.0, -1.0]), decoder)
     torch.testing.assert_close(objective.value(latents), Quadratic([1.0, 2.0, -1.0]).value(decoder(latents)))
-    agrees_with_finite_differences(objective, latents)
+    check_gradient(objective, latents)
     assert not any(parameter.requires_grad for parameter in decoder.parameters())
 
 
-def test_the_probability_of_a_class(tmp_path: Path, generator: torch.Generator) -> None:
+def test_class_log_probability(tmp_path: Path, generator: torch.Generator) -> None:
     network = SmallClassifier([1, 8, 8], num_classes=3, widths=[8, 8])
     store = SnapshotStore(tmp_path / "snapshots")
     store.save(network.state_dict(), images=8, sigma_rel=0.0, recipe=network.recipe)
     x = torch.rand(4, 1, 8, 8, generator=generator) * 2 - 1
     objective = ClassLogProbability(str(tmp_path), 2)
     torch.testing.assert_close(objective.value(x), network(x).log_softmax(1)[:, 2].detach())
-    assert not objective.state_dict()  # else a checkpoint of what it teaches would hold it, but not a fresh module
-    agrees_with_finite_differences(objective, x)
-    with pytest.raises(ValueError, match="label 3 is out of range: the classifier knows 3 classes"):
+    assert not objective.state_dict()  # the classifier is in no checkpoint of the fine-tuned model
+    check_gradient(objective, x)
+    with pytest.raises(ValueError, match="class label 3 is out of range; the classifier has 3 classes"):
         ClassLogProbability(str(tmp_path), 3).value(x)
 
 
 @pytest.fixture(scope="module")
 def resnet(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A file of random weights for the smallest ResNet of timm."""
+    """Return a file of random weights for the smallest ResNet of timm."""
     path = tmp_path_factory.mktemp("weights") / "resnet10t.safetensors"
     torch.manual_seed(0)
     save_file(timm.create_model("test_resnet", pretrained=False).state_dict(), path)
     return str(path)
 
 
-def test_a_reward_network_of_timm_with_a_random_head(resnet: str, generator: torch.Generator) -> None:
+def test_timm_reward_network_with_a_random_head(resnet: str, generator: torch.Generator) -> None:
     before = torch.get_rng_state()
     reward = Reward(TimmBackbone("test_resnet", resnet), RandomHead(seed=3))
-    x = torch.rand(2, 1, 24, 32, generator=generator) * 2.4 - 1.2  # some of it is clamped
+    x = torch.rand(2, 1, 24, 32, generator=generator) * 2.4 - 1.2  # partly clamped
     value, gradient = reward.value_and_gradient(x)
     assert torch.equal(torch.get_rng_state(), before)
     model = timm.create_model("test_resnet", pretrained=True, pretrained_cfg_overlay={"file": resnet}, num_classes=0)
     config = timm.data.resolve_data_config(model=model)
     side = config["input_size"][1]
-    picture = ((x + 1) / 2).clamp(0, 1).expand(-1, 3, -1, -1)
-    picture = F.interpolate(picture, (side, round(32 * side / 24)), mode="bilinear", antialias=True)
-    left = (picture.shape[3] - side) // 2
+    image = ((x + 1) / 2).clamp(0, 1).expand(-1, 3, -1, -1)
+    image = F.interpolate(image, (side, round(32 * side / 24)), mode="bilinear", antialias=True)
+    left = (image.shape[3] - side) // 2
     mean, std = (torch.tensor(config[key])[:, None, None] for key in ("mean", "std"))
-    features = model.eval()((picture[:, :, :, left : left + side] - mean) / std)
+    features = model.eval()((image[:, :, :, left : left + side] - mean) / std)
     draws = torch.rand(features.shape[1] + 1, generator=torch.Generator().manual_seed(3)) * 2 - 1
     expected = (features @ draws[:-1] + draws[-1]) / features.shape[1] ** 0.5
     torch.testing.assert_close(value, expected.detach(), rtol=1e-3, atol=1e-4)
-    assert gradient.abs().max() > 0 and not gradient[x.abs() > 1.001].any()  # nothing leads back into the range
+    assert gradient.abs().max() > 0 and not gradient[x.abs() > 1.001].any()  # no gradient from clamped pixels
     assert not any(parameter.requires_grad for parameter in reward.parameters())
     assert not reward.state_dict()
-    assert torch.equal(build(reward.recipe).value(x), value)  # a recipe holds backbone and head
+    assert torch.equal(build(reward.recipe).value(x), value)  # the recipe contains backbone and head
 
 
-def test_heads_out_of_files(tmp_path: Path, generator: torch.Generator) -> None:
+def test_heads_from_files(tmp_path: Path, generator: torch.Generator) -> None:
     shapes = {"layers.2": (1, 3), "layers.10": (1, 1), "layers.0": (3, 4)}
     tensors = {f"{name}.weight": torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     tensors["layers.0.bias"] = torch.randn(3, generator=generator)
@@ -143,7 +143,7 @@ def test_heads_out_of_files(tmp_path: Path, generator: torch.Generator) -> None:
         FileHead(str(tmp_path / "nothing.safetensors"))
 
 
-def test_a_backbone_of_open_clip(tmp_path: Path, generator: torch.Generator) -> None:
+def test_open_clip_backbone(tmp_path: Path, generator: torch.Generator) -> None:
     import open_clip
 
     torch.manual_seed(0)
@@ -155,8 +155,8 @@ def test_a_backbone_of_open_clip(tmp_path: Path, generator: torch.Generator) -> 
     assert features.ndim == 2 and float(features.norm()) == pytest.approx(1, abs=1e-4)
 
 
-def test_mistakes_end_in_a_sentence(resnet: str) -> None:
-    with pytest.raises(ValueError, match=r"Linear is one of x with shape \(2,\), the samples have shape \(3,\)"):
+def test_errors(resnet: str) -> None:
+    with pytest.raises(ValueError, match=r"Linear takes x of shape \(2,\), the samples have shape \(3,\)"):
         Linear([1.0, 2.0]).value(torch.zeros(1, 3))
     with pytest.raises(ValueError, match="'torch.no_such_thing' cannot be imported"):
         TorchFunction("torch.no_such_thing")
@@ -172,7 +172,7 @@ def test_mistakes_end_in_a_sentence(resnet: str) -> None:
         TimmBackbone("test_resnet", "nowhere.safetensors")(torch.zeros(1, 3, 8, 8))
     with pytest.raises(ValueError, match="resnet_of_dreams cannot be loaded"):
         TimmBackbone("resnet_of_dreams")(torch.zeros(1, 3, 8, 8))
-    with pytest.raises(ValueError, match="takes pictures"):
+    with pytest.raises(ValueError, match="takes images"):
         Reward(TimmBackbone("test_resnet", resnet), RandomHead()).value(torch.zeros(2, 5))
 
     class Root(Objective):

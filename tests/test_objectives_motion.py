@@ -1,4 +1,4 @@
-"""Goal and obstacle: the formulas of the paper written out, and paths that they lead where they should."""
+"""Goal and obstacle: explicit formulas of the paper, and guided paths."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ double = torch.float64
 
 
 def motions(joints: int = 1, frames: int = 5) -> Tensor:
-    """Two motions (2, 2 joints, frames)."""
+    """Return two motions (2, 2 joints, frames)."""
     return torch.randn(2, 2 * joints, frames, generator=torch.Generator().manual_seed(0), dtype=double)
 
 
 @pytest.mark.parametrize("joints", [1, 3])
-def test_losses_are_those_of_the_paper(joints: int) -> None:
+def test_losses_equal_the_formulas_of_the_paper(joints: int) -> None:
     x, goal, center = motions(joints), [1.0, -0.5], [0.2, 0.1]
     target = Integrated(Goal(goal), 2.0)(x)
     loss = Integrated(Obstacle(center, 0.7, margin=0.2), 2.0)(x)
@@ -40,14 +40,14 @@ def test_losses_are_those_of_the_paper(joints: int) -> None:
         assert float(target[row]) == pytest.approx((px - goal[0]) ** 2 + (pz - goal[1]) ** 2, rel=1e-9)
 
 
-def test_a_path_hits_what_it_enters() -> None:
+def test_hits_ignore_the_margin() -> None:
     line = torch.linspace(-2, 2, 9, dtype=double)
     paths = torch.stack([torch.stack([line, 0.4 + 0 * line]), torch.stack([line, 0.6 + 0 * line])])
-    assert Obstacle([0.0, 0.0], 0.5, margin=0.3).hit(paths).tolist() == [True, False]  # the margin is no obstacle
+    assert Obstacle([0.0, 0.0], 0.5, margin=0.3).hit(paths).tolist() == [True, False]
 
 
 class Lines(Denoiser):
-    """Straight paths from the origin to end points that are a Gaussian mixture: the exact denoiser."""
+    """Exact denoiser of straight paths from the origin to end points of a Gaussian mixture."""
 
     data_shape, num_classes, sigma_data = (2, 8), 0, 1.0
 
@@ -62,7 +62,7 @@ class Lines(Denoiser):
         return self.ends(x @ self.along, sigma)[..., None] * self.along
 
 
-def test_guidance_leads_to_the_goal_and_paths_stay_paths() -> None:
+def test_guidance_reaches_the_goal_and_keeps_paths_straight() -> None:
     lines, seeds = Lines(), SampleSeeds(0, range(40))
     sampler = Euler(KarrasGrid(20, sigma_min=0.02, sigma_max=20.0))
     goal = Goal([-1.0, 1.7])
@@ -70,12 +70,12 @@ def test_guidance_leads_to_the_goal_and_paths_stay_paths() -> None:
     guide, seeds = FreeDoM(goal, 0.4, positive=lines), SampleSeeds(0, range(40))
     *_, guided = sampler.steps(guide, sampler.initial(lines, seeds).double(), seeds=seeds)
     assert goal(plain.x).mean() > 5 and goal(guided.x).mean() < 0.15
-    # the derivative of the denoiser spreads the pull on the last frame over the whole path
+    # the derivative of the denoiser spreads the gradient at the last frame over the whole path
     off = guided.x - (guided.x @ lines.along)[..., None] * lines.along
     assert off.norm(dim=(1, 2)).max() < 0.1
 
 
-def test_the_obstacle_turns_paths_away() -> None:
+def test_obstacle_guidance_reduces_hits() -> None:
     lines, sampler = Lines(), Euler(KarrasGrid(20, sigma_min=0.02, sigma_max=20.0))
     obstacle = Obstacle([2.0, 0.0], 0.4, margin=0.2, sharpness=5.0)
     hits = []
@@ -87,7 +87,7 @@ def test_the_obstacle_turns_paths_away() -> None:
     assert hits[0] >= 10 and hits[1] <= hits[0] // 3, hits
 
 
-def test_mistakes() -> None:
+def test_errors() -> None:
     with pytest.raises(ValueError, match="two coordinates"):
         Goal([1.0])
     with pytest.raises(ValueError, match="positive radius and sharpness"):

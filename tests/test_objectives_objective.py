@@ -1,4 +1,4 @@
-"""A reward serves training-free guidance and a loss serves gradient guidance, with the same samples."""
+"""Objectives as energies and energies as objectives, with the same samples."""
 
 from __future__ import annotations
 
@@ -36,25 +36,25 @@ SAMPLER = Euler(KarrasGrid(8, sigma_min=0.05, sigma_max=10.0))
 AWAY = [0.3, -2.0]
 
 
-def drawn(guide: Any) -> torch.Tensor:
+def draw(guide: Any) -> torch.Tensor:
     seeds = SampleSeeds(0, range(5))
     *_, end = SAMPLER.steps(guide, SAMPLER.initial(PRIOR, seeds).double(), seeds=seeds)
     return end.x
 
 
 @pytest.mark.parametrize("method", [UniversalGuidance, LossGuidedDiffusion])
-def test_a_reward_guides_as_the_loss_that_it_stands_for(method: Any) -> None:
+def test_objective_guides_as_the_equivalent_energy(method: Any) -> None:
     reward = NegativeReward(NegativeDistance(AWAY, top=5.0, slope=0.5), weight=3.0)  # -3 (5 - |x - b| / 2)
     loss = Distance(AWAY)
     x = torch.randn(4, 2, dtype=torch.float64)
     torch.testing.assert_close(reward(x), 1.5 * loss(x) - 15)
-    guided = drawn(method(reward, 1.0, positive=PRIOR))
-    assert (guided - drawn(PRIOR)).abs().max() > 0.1
+    guided = draw(method(reward, 1.0, positive=PRIOR))
+    assert (guided - draw(PRIOR)).abs().max() > 0.1
     if method is UniversalGuidance:  # linear in the loss
-        torch.testing.assert_close(guided, drawn(method(loss, 1.5, positive=PRIOR)), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(guided, draw(method(loss, 1.5, positive=PRIOR)), rtol=1e-9, atol=1e-9)
 
 
-def test_a_loss_leads_gradient_guidance_as_the_reward_that_it_stands_for() -> None:
+def test_energy_has_value_and_gradient_of_the_equivalent_objective() -> None:
     reward, loss = Linear([0.5, -2.0]), NegativeEnergy(NegativeReward(Linear([0.5, -2.0])))
     at = torch.randn(5, 2, dtype=torch.float64)
     for one, other in zip(reward.value_and_gradient(at), loss.value_and_gradient(at), strict=True):
@@ -63,11 +63,11 @@ def test_a_loss_leads_gradient_guidance_as_the_reward_that_it_stands_for() -> No
     gap = torch.tensor([1.0, 2.0]) - at
     torch.testing.assert_close(value, -gap.square().sum(1) / 8)
     torch.testing.assert_close(gradient, gap / 4)
-    guided = drawn(LookAhead(positive=PRIOR).toward(gradient, value + 1))
-    assert guided.isfinite().all() and (guided - drawn(PRIOR)).abs().max() > 1e-3
+    guided = draw(LookAhead(positive=PRIOR).toward(gradient, value + 1))
+    assert guided.isfinite().all() and (guided - draw(PRIOR)).abs().max() > 1e-3
 
 
-def test_a_class_is_the_same_wish_in_both(tmp_path: Path) -> None:
+def test_class_log_probability_equals_class_label(tmp_path: Path) -> None:
     network = SmallClassifier([1, 8, 8], num_classes=4, widths=[8, 16])
     store = SnapshotStore(tmp_path / "snapshots")
     store.save(network.state_dict(), images=8, sigma_rel=0.0, recipe=network.recipe, planned_images=8)
@@ -79,8 +79,8 @@ def test_a_class_is_the_same_wish_in_both(tmp_path: Path) -> None:
     torch.testing.assert_close(again(x), reward(x))
 
 
-def test_losses_that_know_more_than_the_sample_are_refused() -> None:
-    with pytest.raises(ValueError, match="NegativeEnergy knows no labels, but ClassLabel reads them"):
+def test_energies_of_labels_or_trajectories_are_not_objectives() -> None:
+    with pytest.raises(ValueError, match="an objective has no labels, but ClassLabel reads them"):
         NegativeEnergy(ClassLabel(SmallClassifier([1, 8, 8], num_classes=4, widths=[8])))
     measured = NegativeEnergy(Measurement(Downsampled(2), torch.zeros(1, 1, 4, 4)))
     with pytest.raises(ValueError, match="needs a trajectory"):

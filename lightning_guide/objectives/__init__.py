@@ -1,7 +1,4 @@
-"""Objectives: functions of samples that are to be maximized, one number for each sample.
-
-Losses of the clean estimate: what samples are wanted.
-"""
+"""Energies, losses of the clean estimate to be minimized, and objectives, rewards of samples to be maximized."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
-"""The class that a classifier of clean data sees in the clean estimate.
+"""Class label of the clean estimate under a classifier of clean data.
 
-Ma et al. 2024 (EluCD), https://arxiv.org/abs/2310.11311, for the calibration.
-
-The log-probability of one class under a classifier trained here: a reward for pictures that look like that class.
+The calibration is that of EluCD, Ma et al. 2024, https://arxiv.org/abs/2310.11311.
 """
 
 from __future__ import annotations
@@ -18,17 +16,21 @@ __all__ = ["ClassLabel", "ClassLogProbability"]
 
 
 class ClassLabel(Energy):
-    """-joint f_y + log sum_c exp(marginal f_c), with logits f: for joint = marginal = 1 the cross-entropy.
+    """Classifier energy -joint f_y + log sum_c exp(marginal f_c) of logits f; cross-entropy for joint = marginal = 1.
 
-    A marginal below the joint leans toward ln p(x, y), the joint density, and away from the discriminative answer.
+    A marginal below the joint shifts the energy from the discriminative -ln p(y | x) toward the joint -ln p(x, y).
     """
 
     def __init__(
         self, classifier: nn.Module, label: int | None = None, *, joint: float = 1.0, marginal: float = 1.0
     ) -> None:
-        """`classifier` maps clean x (B, *) to logits (B, K) and says K in `num_classes` (`RunNetwork`, `TimmNetwork`).
+        """Choose classifier and label.
 
-        `label` y of all samples; None: the condition of each sample, where -1 is no wish.
+        Args:
+            classifier: from clean x (B, *) to logits (B, K), with `num_classes` K (`RunNetwork`, `TimmNetwork`).
+            label: y of all samples; None: the condition of each sample, where -1 marks unlabeled samples.
+            joint: weight of the joint term.
+            marginal: weight of the marginal term.
         """
         super().__init__()
         self.classifier, self.label, self.joint, self.marginal = classifier, label, joint, marginal
@@ -39,10 +41,10 @@ class ClassLabel(Energy):
         return int(self.classifier.num_classes) if self.label is None else 0  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The loss (B,); 0 for a sample without a label.
+        """Return the loss (B,); 0 for unlabeled samples.
 
         Raises:
-            ValueError: if no sample has a label, or there is no such class.
+            ValueError: if no sample has a label, or a class does not exist.
         """
         logits: Tensor = self.classifier(x)
         return label_loss(logits, self.label, condition, joint=self.joint, marginal=self.marginal)
@@ -51,37 +53,42 @@ class ClassLabel(Energy):
 def label_loss(
     logits: Tensor, label: int | None, condition: Tensor | None, *, joint: float = 1.0, marginal: float = 1.0
 ) -> Tensor:
-    """-joint f_y + log sum_c exp(marginal f_c) (B,) of `logits` f (B, K); y is `label` or else the `condition` (B,).
+    """Return -joint f_y + log sum_c exp(marginal f_c) (B,) of `logits` f (B, K); y is `label`, else `condition` (B,).
 
     Raises:
         ValueError: as `ClassLabel.forward`.
     """
     labels = condition if label is None else torch.full((len(logits),), label, device=logits.device)
     if labels is None or bool((labels < 0).all()):
-        raise ValueError("a class is wanted, but no sample has a label: name one (label: 3), or sample with labels")
+        raise ValueError(
+            "this energy needs a class, but no sample has a label: name one (label: 3), or sample with labels"
+        )
     if bool((labels >= logits.shape[1]).any()):
-        raise ValueError(f"class label {int(labels.max())} is out of range; the guide knows {logits.shape[1]} classes")
-    wanted = logits.gather(1, labels.clamp(min=0)[:, None])[:, 0]
-    loss = (marginal * logits).logsumexp(1) - joint * wanted
+        raise ValueError(
+            f"class label {int(labels.max())} is out of range; the classifier has {logits.shape[1]} classes"
+        )
+    chosen = logits.gather(1, labels.clamp(min=0)[:, None])[:, 0]
+    loss = (marginal * logits).logsumexp(1) - joint * chosen
     return loss * (labels >= 0)
 
 
 class ClassLogProbability(Objective):
-    """ln p(label | x) by the classifier that a run of `modules.classifier.ClassifierModule` has trained."""
+    """Class log-probability ln p(label | x) under the classifier of a run of `ClassifierModule`."""
 
     def __init__(self, run: str, label: int) -> None:
-        """`run` is the folder of the classifier's run, read at first use; `label` one of its classes."""
+        """Take the run folder of the classifier, read at first use, and the class `label`."""
         super().__init__()
         self.classifier, self.label = RunNetwork(run), label
 
     def forward(self, x: Tensor) -> Tensor:
-        """ln p (B,) of pictures `x` (B, C, H, W) in [-1, 1].
+        """Return ln p (B,) of images `x` (B, C, H, W) in [-1, 1].
 
         Raises:
-            ValueError: if there is no such classifier or class, or the pictures have another shape.
+            ValueError: if the classifier or class does not exist, or the images have another shape.
         """
         if not 0 <= self.label < self.classifier.num_classes:
-            known = self.classifier.num_classes
-            raise ValueError(f"label {self.label} is out of range: the classifier knows {known} classes")
+            raise ValueError(
+                f"class label {self.label} is out of range; the classifier has {self.classifier.num_classes} classes"
+            )
         logits: Tensor = self.classifier(x)
         return logits.log_softmax(1)[:, self.label]

@@ -1,4 +1,4 @@
-"""Energies: losses of a clean estimate, low where a sample is as wanted. exp(-loss) is the likelihood."""
+"""Base of energies, losses of a clean estimate with likelihood exp(-loss), and compositions of energies."""
 
 from __future__ import annotations
 
@@ -16,37 +16,35 @@ __all__ = ["Energy", "Loss", "Reconstructed", "WeightedSum"]
 
 
 Loss = Callable[[Tensor, Tensor | None, Tensor], Tensor]
-
-
 """(clean points (R, *), their conditions (R,) or None, the numbers (R,) of their samples in the batch) -> loss (R,)."""
 
 
 class Energy(HasRecipe, nn.Module, ABC):
-    """Base of the energies. Each row of a batch is judged by itself, in whatever company.
+    """Base of energies, evaluated per sample, independent of the batch.
 
     Attributes:
-        num_classes: number of labels that the condition may be, 0 if the energy does not read it.
+        num_classes: number of labels of the condition, 0 if the energy does not depend on it.
     """
 
     num_classes: int = 0
 
     @abstractmethod
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The loss (B,) of clean points `x` (B, *), differentiable; `condition` (B,) is that of the samples."""
+        """Return the loss (B,) of clean points `x` (B, *) with labels `condition` (B,), differentiable in x."""
 
     def start(self, trajectory: Trajectory) -> Loss:
-        """The loss along `trajectory`, for energies that draw something for each sample; here `forward`."""
+        """Return the loss along `trajectory`, for energies with data per sample; by default `forward`."""
         return lambda x, condition, number: self(x, condition)
 
 
 class WeightedSum(Energy):
-    """sum_i weight_i loss_i."""
+    """Weighted sum of energies, sum_i weight_i loss_i."""
 
     def __init__(self, energies: Sequence[Energy], weights: Sequence[float] | None = None) -> None:
-        """One weight for each energy; default 1.
+        """Take energies and one weight for each; default 1.
 
         Raises:
-            ValueError: if there is not one weight for each energy, or no energy.
+            ValueError: if the numbers of weights and energies differ, or are 0.
         """
         super().__init__()
         self.weights = [1.0] * len(energies) if weights is None else list(weights)
@@ -56,7 +54,7 @@ class WeightedSum(Energy):
 
     @property
     def num_classes(self) -> int:  # type: ignore[override]
-        """The largest number of labels that a part knows."""
+        """Largest number of labels of a part."""
         return max(each.num_classes for each in self._parts)
 
     @property
@@ -64,7 +62,7 @@ class WeightedSum(Energy):
         return list(self.energies)  # type: ignore[arg-type]
 
     def start(self, trajectory: Trajectory) -> Loss:
-        """The sum of the parts along `trajectory`."""
+        """Return the sum of the parts along `trajectory`."""
         losses = [each.start(trajectory) for each in self._parts]
 
         def total(x: Tensor, condition: Tensor | None, number: Tensor) -> Tensor:
@@ -73,7 +71,7 @@ class WeightedSum(Energy):
         return total
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The sum (B,)."""
+        """Return the sum (B,)."""
         return self._sum([each(x, condition) for each in self._parts])
 
     def _sum(self, losses: Sequence[Tensor]) -> Tensor:
@@ -81,16 +79,16 @@ class WeightedSum(Energy):
 
 
 class Reconstructed(Energy):
-    """loss(decode(encode(x))): its gradient is that of MPGD-AE."""
+    """Energy of a reconstruction, loss(decode(encode(x))), with the gradient of MPGD-AE."""
 
     def __init__(self, energy: Energy, autoencoder: Autoencoder) -> None:
-        """`energy` of what `autoencoder` makes of x."""
+        """Take the `energy` of the reconstruction of x by `autoencoder`."""
         super().__init__()
         self.energy, self.autoencoder = energy, autoencoder
         self.num_classes = energy.num_classes
 
     def start(self, trajectory: Trajectory) -> Loss:
-        """The loss of the reconstruction."""
+        """Return the loss of the reconstruction along `trajectory`."""
         loss = self.energy.start(trajectory)
 
         def reconstructed(x: Tensor, condition: Tensor | None, number: Tensor) -> Tensor:
@@ -99,5 +97,5 @@ class Reconstructed(Energy):
         return reconstructed
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The loss (B,) of the reconstruction of `x` (B, *)."""
+        """Return the loss (B,) of the reconstruction of `x` (B, *)."""
         return self.energy(self.autoencoder.decode(self.autoencoder.encode(x)), condition)

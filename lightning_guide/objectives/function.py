@@ -1,4 +1,4 @@
-"""Any function of torch, named by its import path, as an objective."""
+"""Objective from the import path of a function."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["TorchFunction"]
 
 
 class TorchFunction(Objective):
-    """f(x) = function(x, **arguments), say ``my_package.rewards.sharpness``: (B, *) -> (B,)."""
+    """Objective f(x) = function(x, **arguments), (B, *) -> (B,), such as ``my_package.rewards.sharpness``."""
 
     def __init__(self, function: str, arguments: dict[str, Any] | None = None) -> None:
-        """`function` is "package.module.name"; `arguments` are handed to it by name.
+        """Take the `function` "package.module.name" and its keyword `arguments`.
 
         Raises:
-            ValueError: if it cannot be imported or called, or takes no such arguments.
+            ValueError: if it cannot be imported or called, or does not take these arguments.
         """
         super().__init__()
         module, _, name = function.rpartition(".")
@@ -35,26 +35,26 @@ class TorchFunction(Objective):
         self.name, self.arguments = function, arguments or {}
         try:
             signature = inspect.signature(self.function)
-        except ValueError:  # some functions of torch do not tell
+        except ValueError:  # some functions of torch have no signature
             return
         try:
             signature.bind(None, **self.arguments)
         except TypeError as error:
-            raise self._refused(error) from None
+            raise self._arguments_error(error) from None
 
     def forward(self, x: Tensor) -> Tensor:
         """f (B,) of `x` (B, *).
 
         Raises:
-            ValueError: if the function refuses its arguments.
+            ValueError: if the function raises TypeError for its arguments.
         """
         try:
             value: Tensor = self.function(x, **self.arguments)
         except TypeError as error:
-            raise self._refused(error) from error
+            raise self._arguments_error(error) from error
         return value
 
-    def _refused(self, error: TypeError) -> ValueError:
+    def _arguments_error(self, error: TypeError) -> ValueError:
         named = ", ".join(self.arguments) or "none"
         return ValueError(
             f"the objective {self.name!r} does not take these arguments (x and, by name: {named}): "

@@ -1,7 +1,4 @@
-"""Linear measurements of pictures, the A of an inverse problem y = A x + noise.
-
-Inverse problems: samples that agree with a noisy linear measurement of a hidden picture.
-"""
+"""Linear inverse problems y = A x + noise: measurement operators A, and the energy of a measurement."""
 
 from __future__ import annotations
 
@@ -23,18 +20,18 @@ __all__ = ["Blurred", "Boxed", "Compressed", "Downsampled", "Masked", "Measureme
 
 
 class Operator(HasRecipe, ABC):
-    """Base of the measurements."""
+    """Base of linear measurement operators A."""
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
-        """A x (B, *) of pictures `x` (B, C, H, W), linear and the same for every sample."""
+        """Return A x (B, *) of images `x` (B, C, H, W), linear and equal for all samples."""
 
 
 class Downsampled(Operator):
-    """The means of squares of `factor` x `factor` pixels: super-resolution."""
+    """Super-resolution: means of squares of `factor` x `factor` pixels."""
 
     def __init__(self, factor: int = 4) -> None:
-        """`factor` divides the sides.
+        """Choose the `factor`, which divides the sides.
 
         Raises:
             ValueError: if `factor` is less than 1.
@@ -44,21 +41,21 @@ class Downsampled(Operator):
         self.factor = factor
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(B, C, H / factor, W / factor).
+        """Return A x (B, C, H / factor, W / factor).
 
         Raises:
             ValueError: if `factor` does not divide the sides.
         """
         if x.shape[-2] % self.factor or x.shape[-1] % self.factor:
-            raise ValueError(f"pictures of {x.shape[-2]}x{x.shape[-1]} cannot be averaged in squares of {self.factor}")
+            raise ValueError(f"images of {x.shape[-2]}x{x.shape[-1]} cannot be averaged in squares of {self.factor}")
         return F.avg_pool2d(x, self.factor)
 
 
 class Blurred(Operator):
-    """Convolution with a Gaussian of standard deviation `std` pixels, the border pixels repeated: deblurring."""
+    """Deblurring: convolution with a Gaussian of standard deviation `std` pixels, with replicated borders."""
 
     def __init__(self, std: float = 1.0) -> None:
-        """`std` in pixels; the kernel reaches out to 3 of them.
+        """Choose `std` in pixels; the kernel has radius 3 `std`.
 
         Raises:
             ValueError: unless `std` is positive.
@@ -68,15 +65,15 @@ class Blurred(Operator):
         self.std = std
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(B, C, H, W)."""
+        """Return A x (B, C, H, W)."""
         return gaussian_blur(x, sigma=self.std, radius=max(1, round(3 * self.std)), border="replicate")
 
 
 class Masked(Operator):
-    """Each pixel is kept with probability `share`, the same ones for all samples: inpainting at random pixels."""
+    """Random inpainting: each pixel is kept with probability `share`, the same pixels for all samples."""
 
     def __init__(self, share: float = 0.3, *, seed: int = 0) -> None:
-        """`share` of pixels that are kept; `seed` chooses them.
+        """Choose the `share` of pixels to keep and the `seed` of the mask.
 
         Raises:
             ValueError: unless 0 < `share` <= 1.
@@ -86,47 +83,47 @@ class Masked(Operator):
         self.share, self.seed = share, seed
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(B, C, H, W), zero where nothing is known."""
+        """Return A x (B, C, H, W), zero at masked pixels."""
         generator = torch.Generator().manual_seed(mix(self.seed, "mask"))
         kept = torch.rand(x.shape[-2:], generator=generator) < self.share
         return x * kept.to(x)
 
 
 class Boxed(Operator):
-    """A rectangle is missing, [top, top + height) x [left, left + width): inpainting."""
+    """Box inpainting: the rectangle [top, top + height) x [left, left + width) is masked."""
 
     def __init__(self, top: int, left: int, height: int, width: int) -> None:
-        """The rectangle, in pixels.
+        """Choose the rectangle, in pixels.
 
         Raises:
-            ValueError: if it begins outside of the picture, or holds no pixel.
+            ValueError: if it starts outside of the image, or is empty.
         """
         if min(top, left) < 0 or min(height, width) < 1:
             raise ValueError(f"Boxed needs top, left >= 0 and height, width >= 1, got {(top, left, height, width)}")
         self.top, self.left, self.height, self.width = top, left, height, width
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(B, C, H, W), zero inside the rectangle."""
+        """Return A x (B, C, H, W), zero inside the rectangle."""
         kept = x.new_ones(x.shape[-2:])
         kept[self.top : self.top + self.height, self.left : self.left + self.width] = 0
         return x * kept
 
 
 class Compressed(Operator):
-    """`count` random projections P x with P normal of variance 1 / count: compressive sensing."""
+    """Compressive sensing: `count` random projections P x with P normal of variance 1 / count."""
 
     def __init__(self, count: int, *, seed: int = 0) -> None:
-        """`count` of measurements; `seed` draws P.
+        """Choose the number of measurements, `count`, and the `seed` of P.
 
         Raises:
-            ValueError: if there is none.
+            ValueError: if `count` is below 1.
         """
         if count < 1:
             raise ValueError(f"Compressed needs count >= 1, got {count}")
         self.count, self.seed = count, seed
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(B, count)."""
+        """Return P x (B, count)."""
         flat = x.flatten(1)
         generator = torch.Generator().manual_seed(mix(self.seed, "projections"))
         projections = torch.randn(self.count, flat.shape[1], generator=generator) / self.count**0.5
@@ -134,10 +131,10 @@ class Compressed(Operator):
 
 
 class Measurement(Energy):
-    """|y_i - A x|, not squared, with y_i = A t_i + noise n: sample i hides the example t_i, i modulo their number.
+    """Measurement energy |y_i - A x|, not squared, with y_i = A t_i + noise n for the hidden example t_i of sample i.
 
-    The noise n of sample i depends on (seed, i) alone, as everything about it. With `squared` the loss is
-    |y_i - A x|^2 / (2 noise^2), the negative log-likelihood.
+    Example i is taken modulo the number of examples. The noise n of sample i depends only on (seed, i). With `squared`
+    the loss is |y_i - A x|^2 / (2 noise^2), the negative log-likelihood.
     """
 
     def __init__(
@@ -148,10 +145,16 @@ class Measurement(Energy):
         noise: float = 0.05,
         squared: bool = False,
     ) -> None:
-        """`truth`: hidden clean examples (N, *) or a .npy file of them; `noise`: standard deviation of n.
+        """Choose the measurement.
+
+        Args:
+            operator: A.
+            truth: hidden clean examples t (N, *), or a .npy file of them.
+            noise: standard deviation of n.
+            squared: use the negative log-likelihood.
 
         Raises:
-            ValueError: if `noise` is negative, or zero where it divides.
+            ValueError: if `noise` is negative, or zero with `squared`.
         """
         super().__init__()
         if noise < 0 or (squared and noise == 0):
@@ -159,25 +162,27 @@ class Measurement(Energy):
         self.operator, self.truth, self.noise, self.squared = operator, truth, noise, squared
 
     def observe(self, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
-        """The hidden examples t (B, *) of the samples of `trajectory`, and their measurements y (B, ...)."""
+        """Return the hidden examples t (B, *) of the samples of `trajectory`, and their measurements y (B, ...)."""
         hidden = references_for(self.truth, trajectory)
         exact = self.operator(hidden)
         n = trajectory.seeds.normal("measurement", exact.shape[1:], exact.device).to(exact)
         return hidden, exact + self.noise * n
 
     def start(self, trajectory: Trajectory) -> Loss:
-        """The loss against the measurements of these samples."""
+        """Return the loss for the measurements of the samples of `trajectory`."""
         y = self.observe(trajectory)[1]
         return lambda x, condition, number: self._loss(x, y[number])
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Only a trajectory knows which samples these are.
+        """Raise, since the measurements depend on the sample indices of a trajectory.
 
         Raises:
             ValueError: always.
         """
-        raise ValueError("Measurement needs a trajectory, which knows the hidden examples; call start(trajectory)")
+        raise ValueError(
+            "Measurement needs a trajectory with the indices of the hidden examples; call start(trajectory)"
+        )
 
     def _loss(self, x: Tensor, y: Tensor) -> Tensor:
-        rest = (y - self.operator(x)).flatten(1)
-        return rest.square().sum(1) / (2 * self.noise**2) if self.squared else rest.norm(dim=1)
+        residual = (y - self.operator(x)).flatten(1)
+        return residual.square().sum(1) / (2 * self.noise**2) if self.squared else residual.norm(dim=1)

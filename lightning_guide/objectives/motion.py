@@ -1,6 +1,6 @@
-"""Where a walker ends, and what stands in the way: losses of the motion experiments of Shen et al.
+"""Goal and obstacle losses for trajectories, as in the motion experiments of Shen et al. 2024.
 
-Shen et al. 2024, https://arxiv.org/abs/2403.12404, section 5 (motion): |y - x(T)|^2 + sum_i 100 sigmoid(-50 (|x(i) - c|
+https://arxiv.org/abs/2403.12404, section 5 (motion): |y - x(T)|^2 + sum_i 100 sigmoid(-50 (|x(i) - c|
 - r)) for the target y and an obstacle with center c and radius r, of the mean over the joints on the ground plane.
 """
 
@@ -17,10 +17,10 @@ __all__ = ["Goal", "Integrated", "Obstacle", "ground_path"]
 
 
 def ground_path(x: Tensor) -> Tensor:
-    """The path (B, 2, frames) of motions `x` (B, 2 joints, frames): the mean over the joints, (x, z) after (x, z).
+    """Return the path (B, 2, frames) of motions `x` (B, 2 joints, frames), alternating x and z: the mean over joints.
 
     Raises:
-        ValueError: if these are no such motions.
+        ValueError: if `x` has another shape.
     """
     if x.ndim != 3 or x.shape[1] % 2:
         raise ValueError(f"motions have shape {tuple(x.shape[1:])}; expected (2 joints, frames)")
@@ -28,10 +28,10 @@ def ground_path(x: Tensor) -> Tensor:
 
 
 class Integrated(Energy):
-    """The loss of the path meters (x_1 + ... + x_t), for a denoiser that sees the steps x of a path."""
+    """Energy of the path meters (x_1 + ... + x_t), for a denoiser of the steps x of a path."""
 
     def __init__(self, energy: Energy, meters: float = 1.0) -> None:
-        """`energy` of paths in meters; `meters` is the unit of the steps.
+        """Take the `energy` of paths in meters, and the unit of the steps, `meters`.
 
         Raises:
             ValueError: unless `meters` is positive.
@@ -42,21 +42,21 @@ class Integrated(Energy):
         self.energy, self.meters = energy, meters
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The loss (B,) of steps `x` (B, 2 joints, frames)."""
+        """Return the loss (B,) of steps `x` (B, 2 joints, frames)."""
         loss: Tensor = self.energy((self.meters * x).cumsum(-1), condition)
         return loss
 
 
 class Goal(Energy):
-    """|goal - x(frame)|^2, in square meters."""
+    """Goal loss |goal - x(frame)|^2, in square meters."""
 
     goal: Tensor
 
     def __init__(self, goal: Sequence[float] | Tensor, *, frame: int = -1) -> None:
-        """`goal` (2,) in meters, and the `frame` at which to be there; default: the last.
+        """Take the `goal` (2,) in meters and its `frame`, by default the last.
 
         Raises:
-            ValueError: if the goal is no point of the plane.
+            ValueError: if the goal does not have two coordinates.
         """
         super().__init__()
         point = torch.as_tensor(goal, dtype=torch.float64)
@@ -66,15 +66,16 @@ class Goal(Energy):
         self.register_buffer("goal", point)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The loss (B,) of paths `x` (B, 2 joints, frames) in meters."""
+        """Return the loss (B,) of paths `x` (B, 2 joints, frames) in meters."""
         return (ground_path(x)[..., self.frame] - self.goal.to(x)).square().sum(1)
 
 
 class Obstacle(Energy):
-    """height mean_i sigmoid(-sharpness (|x(i) - center| - radius - margin)): about `height` x the share of hits.
+    """Obstacle loss height mean_i sigmoid(-sharpness (|x(i) - center| - radius - margin)).
 
-    The mean over the frames is that of the published code, the paper prints the sum; the code guides with a margin of
-    .2 m and evaluates without. Well inside, and well outside, the sigmoid is flat and guides nowhere.
+    It is about `height` times the share of frames inside the obstacle. The mean over the frames is as in the
+    published code; the paper states the sum. The code guides with a margin of 0.2 m and evaluates without. Far
+    inside and far outside the sigmoid is flat and has no gradient.
     """
 
     center: Tensor
@@ -88,10 +89,10 @@ class Obstacle(Energy):
         sharpness: float = 50.0,
         height: float = 100.0,
     ) -> None:
-        """Lengths in meters, `sharpness` per meter.
+        """Choose the obstacle, with lengths in meters and `sharpness` per meter.
 
         Raises:
-            ValueError: if the center is no point of the plane, or radius or sharpness are not positive.
+            ValueError: if the center does not have two coordinates, or radius or sharpness is not positive.
         """
         super().__init__()
         point = torch.as_tensor(center, dtype=torch.float64)
@@ -104,14 +105,14 @@ class Obstacle(Energy):
         self.register_buffer("center", point)
 
     def distance(self, x: Tensor) -> Tensor:
-        """Meters from the center at each frame, (B, frames)."""
+        """Return the distance from the center at each frame, (B, frames), in meters."""
         return (ground_path(x) - self.center.to(x)[:, None]).norm(dim=1)
 
     def hit(self, x: Tensor) -> Tensor:
-        """Whether the path (B,) enters the obstacle at any frame."""
+        """Return whether each path (B,) enters the obstacle at any frame."""
         return (self.distance(x) < self.radius).any(1)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The loss (B,) of paths `x` (B, 2 joints, frames) in meters."""
-        deep = self.radius + self.margin - self.distance(x)
-        return self.height * (self.sharpness * deep).sigmoid().mean(1)
+        """Return the loss (B,) of paths `x` (B, 2 joints, frames) in meters."""
+        depth = self.radius + self.margin - self.distance(x)
+        return self.height * (self.sharpness * depth).sigmoid().mean(1)

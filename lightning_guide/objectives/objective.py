@@ -1,10 +1,4 @@
-"""The base of objectives: f(x), a number for each sample that is to be large, and its gradient.
-
-Rewards as energies and energies as rewards: what is written for one kind of guidance serves the other.
-
-An `Objective` f is to be large and knows the sample alone: gradient guidance, look-ahead, fine-tuning. An `Energy` of
-`guidance.energy` is a loss, to be small; exp(-loss) is a likelihood, and it may read the condition and the trajectory.
-"""
+"""Base of objectives f(x), to be maximized, with value, gradient and curvature; conversions from and to energies."""
 
 from __future__ import annotations
 
@@ -20,17 +14,14 @@ __all__ = ["NegativeEnergy", "NegativeReward", "Objective"]
 
 
 class Objective(HasRecipe, nn.Module, ABC):
-    """f(x) (B,) of samples x (B, *), in the form that denoisers see, differentiable in x.
-
-    A sample's value depends on that sample alone.
-    """
+    """Base of objectives f(x) (B,) of denoiser inputs x (B, *), differentiable in x, independent between samples."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """f (B,) of `x` (B, *), the part that subclasses write."""
+        """Return f (B,) of `x` (B, *); implemented by subclasses."""
 
     def value(self, x: Tensor) -> Tensor:
-        """f (B,) of `x` (B, *), checked.
+        """Return f (B,) of `x` (B, *), checked.
 
         Raises:
             ValueError: if it is not one finite number for each sample.
@@ -52,7 +43,7 @@ class Objective(HasRecipe, nn.Module, ABC):
         return value
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """f (B,) and grad f (B, *) of `x` (B, *), by one backward pass.
+        """Return f (B,) and grad f (B, *) of `x` (B, *), by one backward pass.
 
         Raises:
             ValueError: as `value`, or if f does not depend on x differentiably, or the gradient is not finite.
@@ -61,14 +52,16 @@ class Objective(HasRecipe, nn.Module, ABC):
             leaf = x.detach().requires_grad_(True)
             value = self.value(leaf)
             if not value.requires_grad:
-                raise ValueError(f"the objective {type(self).__name__} has no gradient: its result does not follow x")
+                raise ValueError(
+                    f"the objective {type(self).__name__} has no gradient: its result does not depend on x"
+                )
             (gradient,) = torch.autograd.grad(value.sum(), leaf)
         if not bool(gradient.isfinite().all()):
             raise ValueError(f"the gradient of the objective {type(self).__name__} is not finite for some samples")
         return value.detach(), gradient
 
     def curvature(self, x: Tensor, direction: Tensor) -> Tensor:
-        """H v (1, *): the Hessian of f at one point `x` (1, *) times `direction` v (1, *), 0 where f is linear."""
+        """Return H v (1, *), the Hessian of f at one point `x` (1, *) times `direction` v (1, *); 0 if f is linear."""
         with torch.enable_grad():
             leaf = x.detach().requires_grad_(True)
             (gradient,) = torch.autograd.grad(self.value(leaf).sum(), leaf, create_graph=True)
@@ -79,14 +72,10 @@ class Objective(HasRecipe, nn.Module, ABC):
 
 
 def check_shape(objective: Objective, expected: tuple[int, ...], x: Tensor) -> None:
-    """Refuses samples `x` (B, *) of another shape than `expected`, that of the parameters of `objective`.
-
-    Raises:
-        ValueError: with both shapes.
-    """
+    """Raise ValueError if samples `x` (B, *) do not have the shape `expected` by the parameters of `objective`."""
     if tuple(x.shape[1:]) != expected:
         raise ValueError(
-            f"the objective {type(objective).__name__} is one of x with shape {expected}, the samples have shape "
+            f"the objective {type(objective).__name__} takes x of shape {expected}, the samples have shape "
             f"{tuple(x.shape[1:])}"
         )
 
@@ -117,7 +106,7 @@ class NegativeEnergy(Objective):
         super().__init__()
         if energy.num_classes:
             reader = type(energy).__name__
-            raise ValueError(f"NegativeEnergy knows no labels, but {reader} reads them: name one (label: 3)")
+            raise ValueError(f"an objective has no labels, but {reader} reads them: name one (label: 3)")
         self.energy = energy
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,7 +1,4 @@
-"""Reference data of energies: given as numbers, or as a file of NumPy's.
-
-Distances to a point, of the clean estimate itself or of what a network sees in it.
-"""
+"""Distances to reference data, of the clean estimate or of network features of it."""
 
 from __future__ import annotations
 
@@ -20,12 +17,12 @@ __all__ = ["Distance", "NetworkDistance", "SquaredDistance", "Style", "load_refe
 
 
 def load_references(data: str | Sequence[float] | Tensor, like: Tensor) -> Tensor:
-    """`data` as (N, *) of the shape of the samples `like` (B, *), its dtype and device; one example may lack the N.
+    """Return `data` as (N, *) with the sample shape, dtype and device of `like` (B, *); one example may lack the N.
 
-    A string is the path of a .npy file with clean examples in the form that the denoiser sees.
+    A string is the path of a .npy file with clean examples as denoiser inputs.
 
     Raises:
-        ValueError: if the file does not exist, is none of NumPy's, or the examples have another shape.
+        ValueError: if the file does not exist or is not a .npy file, or the examples have another shape.
     """
     examples = _read(data) if isinstance(data, str) else torch.as_tensor(data)
     shape = tuple(like.shape[1:])
@@ -38,7 +35,7 @@ def load_references(data: str | Sequence[float] | Tensor, like: Tensor) -> Tenso
 
 
 def references_for(data: str | Sequence[float] | Tensor, trajectory: Trajectory) -> Tensor:
-    """One example for each sample of `trajectory` (B, *): example i for sample i, modulo their number.
+    """Return one example for each sample of `trajectory` (B, *): example i for sample i, modulo their number.
 
     Raises:
         ValueError: as `load_references`.
@@ -55,16 +52,16 @@ def _read(path: str) -> Tensor:
     try:
         return torch.from_numpy(np.load(path, allow_pickle=False))
     except (ValueError, TypeError, OSError) as error:
-        raise ValueError(f"reference examples: {path} is no .npy file of numbers ({error})") from None
+        raise ValueError(f"reference examples: {path} is not a .npy file of numbers ({error})") from None
 
 
 class SquaredDistance(Energy):
-    """|x - target|^2 / (2 temperature^2): the likelihood N(target; x, temperature^2 I)."""
+    """Squared distance |x - target|^2 / (2 temperature^2), the likelihood N(target; x, temperature^2 I)."""
 
     target: Tensor
 
     def __init__(self, target: Sequence[float] | Tensor, temperature: float = 1.0) -> None:
-        """`target` of the shape of one x, or one that broadcasts.
+        """Take the `target`, of a shape that broadcasts to that of one x, and the `temperature`.
 
         Raises:
             ValueError: unless `temperature` is positive.
@@ -76,63 +73,62 @@ class SquaredDistance(Energy):
         self.register_buffer("target", torch.as_tensor(target, dtype=torch.float64))
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The loss (B,)."""
+        """Return the loss (B,)."""
         return (x - self.target.to(x)).flatten(1).square().sum(1) / (2 * self.temperature**2)
 
 
 class Distance(Energy):
-    """|x - target|, not squared: its gradient does not shrink with the distance."""
+    """Distance |x - target|, not squared, with a gradient independent of the distance."""
 
     target: Tensor
 
     def __init__(self, target: Sequence[float] | Tensor) -> None:
-        """`target` of the shape of one x, or one that broadcasts."""
+        """Take the `target`, of a shape that broadcasts to that of one x."""
         super().__init__()
         self.register_buffer("target", torch.as_tensor(target, dtype=torch.float64))
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The loss (B,)."""
+        """Return the loss (B,)."""
         return (x - self.target.to(x)).flatten(1).norm(dim=1)
 
 
 class NetworkDistance(Energy):
-    """|phi(x) - phi(reference)|, not squared: segmentation maps, sketches, identities, in the eyes of a network phi.
+    """Distance of network features |phi(x) - phi(reference)|, not squared: segmentation maps, sketches, identities.
 
-    Of several references sample i has reference i, modulo their number.
+    Sample i has reference i, modulo the number of references.
     """
 
     def __init__(self, network: nn.Module, reference: str | Sequence[float] | Tensor) -> None:
-        """`reference`: clean x in the form that the denoiser sees, one or several, or a file of them, see
-        `load_references`."""
+        """Take the `network` phi and the `reference`, one or several clean x or a file of them (`load_references`)."""
         super().__init__()
         self.network, self.reference = network, reference
 
     def start(self, trajectory: Trajectory) -> Loss:
-        """The loss along `trajectory`, which knows the samples."""
+        """Return the loss for the references of the samples of `trajectory`."""
         with torch.no_grad():
-            wanted = self._describe(references_for(self.reference, trajectory))
-        return lambda x, condition, number: (self._describe(x) - wanted[number]).flatten(1).norm(dim=1)
+            target = self._features(references_for(self.reference, trajectory))
+        return lambda x, condition, number: (self._features(x) - target[number]).flatten(1).norm(dim=1)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The loss (B,) of samples 0 ... B - 1."""
+        """Return the loss (B,) of samples 0 ... B - 1."""
         references = load_references(self.reference, x)
         with torch.no_grad():
-            wanted = self._describe(references[torch.arange(len(x), device=x.device) % len(references)])
-        return (self._describe(x) - wanted).flatten(1).norm(dim=1)
+            target = self._features(references[torch.arange(len(x), device=x.device) % len(references)])
+        return (self._features(x) - target).flatten(1).norm(dim=1)
 
-    def _describe(self, x: Tensor) -> Tensor:
-        seen: Tensor = self.network(x)
-        return seen
+    def _features(self, x: Tensor) -> Tensor:
+        features: Tensor = self.network(x)
+        return features
 
 
 class Style(NetworkDistance):
-    """|Gram(phi(x)) - Gram(phi(reference))| / scale with Gram = F F^T / pixels of the features F (channels, pixels).
+    """Style loss |Gram(phi(x)) - Gram(phi(reference))| / scale with Gram = F F^T / pixels of F (channels, pixels).
 
-    Gatys et al. 2016. Ye et al. 2024 take the second hidden layer of CLIP and a scale of 100.
+    Gatys et al. 2016. Ye et al. 2024 use the second hidden layer of CLIP and a scale of 100.
     """
 
     def __init__(self, network: nn.Module, reference: str | Sequence[float] | Tensor, *, scale: float = 1.0) -> None:
-        """`network` maps pictures to features (B, C, H, W).
+        """Take a `network` from images to features (B, C, H, W), the `reference` and the `scale`.
 
         Raises:
             ValueError: unless `scale` is positive.
@@ -142,6 +138,6 @@ class Style(NetworkDistance):
             raise ValueError(f"Style needs scale > 0, got {scale}")
         self.scale = scale
 
-    def _describe(self, x: Tensor) -> Tensor:
-        features = super()._describe(x).flatten(2)  # (B, C, pixels)
+    def _features(self, x: Tensor) -> Tensor:
+        features = super()._features(x).flatten(2)  # (B, C, pixels)
         return features @ features.mT / features.shape[-1] / self.scale

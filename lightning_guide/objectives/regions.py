@@ -1,4 +1,4 @@
-"""Regions that samples are to lie in, for points of any dimension."""
+"""Losses of regions, half-spaces and discs, for points of any dimension."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["Disc", "HalfSpace"]
 
 
 class HalfSpace(Energy):
-    """max(0, offset - normal . x)^2 / (2 softness^2): zero where normal . x >= offset."""
+    """Half-space loss max(0, offset - normal . x)^2 / (2 softness^2), zero where normal . x >= offset."""
 
     normal: Tensor
 
     def __init__(self, normal: Sequence[float] | Tensor, offset: float = 0.0, *, softness: float = 1.0) -> None:
-        """`normal` (d,) points into the region; `softness` is the depth outside at which the loss is 1/2.
+        """Take the `normal` (d,) into the region; `softness` is the distance outside at which the loss is 1/2.
 
         Raises:
             ValueError: unless `softness` is positive.
@@ -30,20 +30,20 @@ class HalfSpace(Energy):
         self.register_buffer("normal", torch.as_tensor(normal, dtype=torch.float64))
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The loss (B,) of points `x` (B, d)."""
+        """Return the loss (B,) of points `x` (B, d)."""
         outside = (self.offset - x @ self.normal.to(x)).clamp(min=0)
         return outside.square() / (2 * self.softness**2)
 
 
 class Disc(Energy):
-    """max(0, |x - center| - radius)^2 / (2 softness^2); outside the disc instead if `inside` is false."""
+    """Disc loss max(0, |x - center| - radius)^2 / (2 softness^2); with `inside` False, of the outside of the disc."""
 
     center: Tensor
 
     def __init__(
         self, center: Sequence[float] | Tensor, radius: float, *, softness: float = 1.0, inside: bool = True
     ) -> None:
-        """`center` (d,) and `radius` of the disc to be in, or of the obstacle to stay out of; `softness` as above.
+        """Take `center` (d,) and `radius` of the disc or obstacle, and the `softness` as in `HalfSpace`.
 
         Raises:
             ValueError: unless `radius` and `softness` are positive.
@@ -55,6 +55,6 @@ class Disc(Energy):
         self.register_buffer("center", torch.as_tensor(center, dtype=torch.float64))
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The loss (B,) of points `x` (B, d)."""
+        """Return the loss (B,) of points `x` (B, d)."""
         beyond = (x - self.center.to(x)).norm(dim=1) - self.radius
         return (beyond if self.inside else -beyond).clamp(min=0).square() / (2 * self.softness**2)

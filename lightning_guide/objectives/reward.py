@@ -1,11 +1,7 @@
-"""Heads of reward networks: a random one, and layers out of a file.
+"""Reward networks, a backbone and a head, and objectives of decoded latents.
 
-Reward networks: a backbone that sees the picture, and a head that gives a number.
-
-Guo et al. 2024, https://arxiv.org/abs/2404.14743, take ResNet-18 with ImageNet weights and a random linear head that is
-never trained. Aesthetics predictors are heads, trained by others, on CLIP embeddings.
-
-An objective of pictures as an objective of their latents: the gradient runs through the decoder.
+Guo et al. 2024, https://arxiv.org/abs/2404.14743, use ResNet-18 with ImageNet weights and a random linear head without
+training. Aesthetics predictors are published heads on CLIP embeddings.
 """
 
 from __future__ import annotations
@@ -25,23 +21,23 @@ __all__ = ["Decoded", "FileHead", "Head", "RandomHead", "Reward"]
 
 
 class Head(HasRecipe, nn.Module, ABC):
-    """From features (B, F) to rewards (B,)."""
+    """Base of heads from features (B, F) to rewards (B,)."""
 
     @abstractmethod
     def forward(self, features: Tensor) -> Tensor:
-        """Rewards (B,) of `features` (B, F)."""
+        """Return rewards (B,) of `features` (B, F)."""
 
 
 class RandomHead(Head):
-    """The synthetic reward of the paper: an untrained linear layer, weights and bias uniform on +-1 / sqrt(F)."""
+    """Random linear head, the synthetic reward of the paper, with weights and bias uniform on +-1 / sqrt(F)."""
 
     def __init__(self, seed: int = 0) -> None:
-        """`seed` of the weights, which depend on it and on F alone."""
+        """Choose the `seed` of the weights, which depend only on it and F."""
         super().__init__()
         self.seed = seed
 
     def forward(self, features: Tensor) -> Tensor:
-        """w^T features + b, (B,)."""
+        """Return w^T features + b, (B,)."""
         width = features.shape[1]
         draws = torch.rand(width + 1, generator=torch.Generator().manual_seed(self.seed)) * 2 - 1
         weights = (draws / width**0.5).to(features)
@@ -49,17 +45,17 @@ class RandomHead(Head):
 
 
 class FileHead(Head):
-    """Linear layers out of a safetensors file, one after the other, with no activation between them.
+    """Head of linear layers from a safetensors file, without activations.
 
-    The file holds `NAME.weight` (out, in) and perhaps `NAME.bias` (out,), in the order of the names with their numbers
-    read as numbers (`layers.2` before `layers.10`); the last layer has one output.
+    The file holds `NAME.weight` (out, in) and optionally `NAME.bias` (out,), ordered by name with numbers in numeric
+    order (`layers.2` before `layers.10`). The last layer has one output.
     """
 
     def __init__(self, path: str) -> None:
-        """`path` of the file.
+        """Read the file `path`.
 
         Raises:
-            ValueError: if it cannot be read, or its layers do not follow one another down to one number.
+            ValueError: if it cannot be read, or its layers do not compose to one output.
         """
         super().__init__()
         self.path = path
@@ -83,50 +79,50 @@ class FileHead(Head):
             raise ValueError(f"{path} holds layers of shapes {widths or 'none'}; expected the last to have one output")
 
     def forward(self, features: Tensor) -> Tensor:
-        """Rewards (B,).
+        """Return rewards (B,).
 
         Raises:
-            ValueError: if the features have another width than the first layer expects.
+            ValueError: if the features have another width than the first layer.
         """
-        wanted = self.layers[0].in_features
-        if features.shape[1] != wanted:
-            raise ValueError(f"the head {self.path} takes {wanted} features, the backbone gives {features.shape[1]}")
+        width = self.layers[0].in_features
+        if features.shape[1] != width:
+            raise ValueError(f"the head {self.path} takes {width} features, the backbone gives {features.shape[1]}")
         return self.layers(features).squeeze(1)
 
 
 class Reward(Objective):
-    """head(backbone((x + 1) / 2 clamped to [0, 1])), as in the paper.
+    """Reward network head(backbone((x + 1) / 2 clamped to [0, 1])), as in the paper.
 
-    The backbone normalizes as in its own training; the published experiment takes CLIP's mean and deviation instead.
+    The backbone normalizes as in its own training; the published experiment uses CLIP's mean and deviation instead.
     """
 
     def __init__(self, backbone: Backbone, head: Head) -> None:
-        """`head` on the features of `backbone`."""
+        """Take a `backbone` and a `head` on its features."""
         super().__init__()
         self.backbone, self.head = backbone, head
 
     def forward(self, x: Tensor) -> Tensor:
-        """Rewards (B,) of pictures `x` (B, 1 or 3, H, W) in [-1, 1].
+        """Return rewards (B,) of images `x` (B, 1 or 3, H, W) in [-1, 1].
 
         Raises:
-            ValueError: if x are no pictures.
+            ValueError: if `x` has another shape.
         """
         if x.ndim != 4 or x.shape[1] not in (1, 3):
-            raise ValueError(f"a reward network takes pictures (B, 1 or 3, H, W), got {tuple(x.shape)}")
+            raise ValueError(f"a reward network takes images (B, 1 or 3, H, W), got {tuple(x.shape)}")
         return self.head(self.backbone(((x + 1) / 2).clamp(0, 1)))
 
 
 class Decoded(Objective):
-    """f(decoder(z)): linearized at the latents z of a sample, one pass through the decoder a round.
+    """Objective of decoded latents, f(decoder(z)), linearized at z with one pass through the decoder per round.
 
-    The paper linearizes at the picture instead and passes the decoder at each step: `LookAhead(decoder=...)`.
+    The paper linearizes at the image instead and decodes at each step: `LookAhead(decoder=...)`.
     """
 
     def __init__(self, objective: Objective, decoder: nn.Module) -> None:
-        """`objective` of what `decoder` makes of latents; its parameters get no gradients."""
+        """Take the `objective` of decoded latents and the `decoder`, which is frozen."""
         super().__init__()
         self.objective, self.decoder = objective, decoder.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """f (B,) of latents `x` (B, *)."""
+        """Return f (B,) of latents `x` (B, *)."""
         return self.objective.value(self.decoder(x))

@@ -1,9 +1,4 @@
-"""A linear objective.
-
-The concave quadratic objective f1 of the gradient-guidance paper: flat in all directions but one.
-
-The concave objective f2 of the gradient-guidance paper: nearness to a point that may lie off the data's support.
-"""
+"""Synthetic objectives of the gradient-guidance paper, Guo et al. 2024, https://arxiv.org/abs/2404.14743."""
 
 from __future__ import annotations
 
@@ -20,18 +15,18 @@ __all__ = ["Linear", "NegativeDistance", "Quadratic"]
 
 
 class Linear(Objective):
-    """f = theta^T x."""
+    """Linear objective f = theta^T x."""
 
     theta: Tensor
 
     def __init__(self, theta: Sequence[Any] | Tensor | Direction) -> None:
-        """`theta` (*data_shape), or a `Direction` relative to a subspace."""
+        """Take `theta` (*data_shape), or a `Direction` relative to a subspace."""
         super().__init__()
         vector = theta.vector if isinstance(theta, Direction) else torch.as_tensor(theta, dtype=torch.float64)
         self.register_buffer("theta", vector)
 
     def forward(self, x: Tensor) -> Tensor:
-        """f (B,) of `x` (B, *data_shape).
+        """Return f (B,) of `x` (B, *data_shape).
 
         Raises:
             ValueError: if x has another shape than theta.
@@ -41,15 +36,15 @@ class Linear(Objective):
 
 
 class Quadratic(Linear):
-    """f1 = top - (theta^T x - peak)^2; top = 10 and peak = 3 in https://arxiv.org/abs/2404.14743."""
+    """Concave quadratic objective f1 = top - (theta^T x - peak)^2; top = 10 and peak = 3 in the paper."""
 
     def __init__(self, theta: Sequence[Any] | Tensor | Direction, *, peak: float = 3.0, top: float = 10.0) -> None:
-        """`theta` (*data_shape) or a `Direction`; `top` is reached where theta^T x = `peak`."""
+        """Take `theta` (*data_shape) or a `Direction`; the maximum `top` is at theta^T x = `peak`."""
         super().__init__(theta)
         self.peak, self.top = peak, top
 
     def forward(self, x: Tensor) -> Tensor:
-        """f1 (B,) of `x` (B, *data_shape).
+        """Return f1 (B,) of `x` (B, *data_shape).
 
         Raises:
             ValueError: if x has another shape than theta.
@@ -58,12 +53,15 @@ class Quadratic(Linear):
 
 
 class NegativeDistance(Objective):
-    """f2 = top - slope |x - b|; top = 5, slope = 1/2, b = (4, ..., 4) in https://arxiv.org/abs/2404.14743."""
+    """Concave objective f2 = top - slope |x - b|; top = 5, slope = 1/2 and b = (4, ..., 4) in the paper.
+
+    The point b may lie off the support of the data.
+    """
 
     b: Tensor
 
     def __init__(self, b: float | Sequence[Any] | Tensor = 4.0, *, top: float = 5.0, slope: float = 0.5) -> None:
-        """`b` (*data_shape), or one number for all coordinates.
+        """Take `b` (*data_shape), or one number for all coordinates.
 
         Raises:
             ValueError: if `slope` is not positive.
@@ -75,7 +73,7 @@ class NegativeDistance(Objective):
         self.register_buffer("b", torch.as_tensor(b, dtype=torch.float64))
 
     def forward(self, x: Tensor) -> Tensor:
-        """f2 (B,) of `x` (B, *data_shape).
+        """Return f2 (B,) of `x` (B, *data_shape).
 
         Raises:
             ValueError: if x has another shape than b.

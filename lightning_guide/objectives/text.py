@@ -1,4 +1,4 @@
-"""What a picture has to do with a prompt, in the eyes of an open_clip model."""
+"""CLIP image-text similarity as an energy."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["TextMatch"]
 
 
 class TextMatch(Energy):
-    """1 - cos(image, text), or |image - text| of the unnormalized embeddings, both of pictures in [-1, 1].
+    """CLIP energy of images in [-1, 1]: 1 - cos(image, text), or |image - text| of the unnormalized embeddings.
 
-    The cosine is what universal guidance and the ImageNet experiments of FreeDoM and Shen et al. take, the distance
-    what their faces take. The picture is resized, bicubic, and normalized as the model was trained. Score samples with
-    another model than the one that guides (ViT-L/14 when ViT-B/16 guides).
+    Universal guidance and the ImageNet experiments of FreeDoM and Shen et al. use the cosine, their face experiments
+    the distance. Images are resized, bicubic, and normalized as in the training of the model. Evaluate samples with
+    another model than that of the guidance (ViT-L/14 for guidance by ViT-B/16).
     """
 
     def __init__(
@@ -30,19 +30,25 @@ class TextMatch(Energy):
         weights: str | None = "openai",
         kind: Literal["cosine", "distance"] = "cosine",
     ) -> None:
-        """`model` as in `open_clip.list_models()`; `weights`: a local file, a name of open_clip's, None for random.
+        """Choose the prompt and the model.
+
+        Args:
+            prompt: text.
+            model: as in `open_clip.list_models()`.
+            weights: a local file or a tag of open_clip; None for random weights.
+            kind: "cosine" or "distance".
 
         Raises:
             ValueError: if `kind` is unknown.
         """
         super().__init__()
         if kind not in ("cosine", "distance"):
-            raise ValueError(f"TextMatch measures 'cosine' or 'distance', got {kind!r}")
+            raise ValueError(f"TextMatch takes kind 'cosine' or 'distance', got {kind!r}")
         self.prompt, self.model, self.weights, self.kind = prompt, model, weights, kind
         self._loaded: list[Any] = []
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """The loss (B,) of pictures `x` (B, 1 or 3, H, W), computed in float32.
+        """Return the loss (B,) of images `x` (B, 1 or 3, H, W), computed in float32.
 
         Raises:
             ValueError: if the model or its weights cannot be found.

@@ -1,4 +1,4 @@
-"""pretrained."""
+"""Networks trained elsewhere: autoencoders, backbones of rewards, and guide networks, loaded at first use."""
 
 from __future__ import annotations
 

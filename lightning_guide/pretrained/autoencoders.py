@@ -1,11 +1,8 @@
-"""Autoencoders that keep a guided estimate near the data, and losses seen through them.
+"""Autoencoders of clean data: for guidance on the data manifold (MPGD), and for latent diffusion.
 
-He et al. 2024 (MPGD), https://arxiv.org/abs/2311.16424.
-
-Variational autoencoders of pictures: what turns pictures into latents that are trained on, and back.
-
-Rombach et al. 2022, https://arxiv.org/abs/2112.10752. EDM2 trains on latents of `stabilityai/sd-vae-ft-mse`, fed with
-pixels in [0, 1] (Karras et al. 2024, https://arxiv.org/abs/2312.02696, appendix).
+MPGD: He et al. 2024, https://arxiv.org/abs/2311.16424. Latent diffusion: Rombach et al. 2022,
+https://arxiv.org/abs/2112.10752. EDM2 trains on latents of `stabilityai/sd-vae-ft-mse` of pixels in [0, 1] (Karras et
+al. 2024, https://arxiv.org/abs/2312.02696, appendix).
 """
 
 from __future__ import annotations
@@ -28,15 +25,15 @@ class Autoencoder(HasRecipe, nn.Module, ABC):
 
     @abstractmethod
     def encode(self, x: Tensor) -> Tensor:
-        """Latent (B, *) of `x` (B, *)."""
+        """Return the latent (B, *) of `x` (B, *)."""
 
     @abstractmethod
     def decode(self, z: Tensor) -> Tensor:
-        """Data (B, *) of the latent `z` (B, *)."""
+        """Return the data (B, *) of the latent `z` (B, *)."""
 
 
 class Subspace(Autoencoder):
-    """z = U^T (x - center), x = center + U z with orthonormal columns U: the perfect one of data in a subspace."""
+    """Linear autoencoder z = U^T (x - center), x = center + U z with orthonormal columns U, exact on their span."""
 
     basis: Tensor
     center: Tensor
@@ -48,7 +45,7 @@ class Subspace(Autoencoder):
         center: Sequence[float] | Tensor | None = None,
         data_shape: Sequence[int] | None = None,
     ) -> None:
-        """`basis` U (d, k) for data of d elements and shape `data_shape`, default (d,); `center` (d,), default 0.
+        """Take `basis` U (d, k) for data of d elements and shape `data_shape`, default (d,); `center` (d,), default 0.
 
         Raises:
             ValueError: if the columns of `basis` are not orthonormal.
@@ -58,69 +55,69 @@ class Subspace(Autoencoder):
         identity = torch.eye(columns.shape[-1]).double()
         if columns.ndim != 2 or not torch.allclose(columns.T @ columns, identity, atol=1e-5):
             raise ValueError(f"Subspace needs orthonormal columns (d, k), got a basis of shape {tuple(columns.shape)}")
-        middle = torch.zeros(len(columns)) if center is None else torch.as_tensor(center)
+        origin = torch.zeros(len(columns)) if center is None else torch.as_tensor(center)
         self.register_buffer("basis", columns)
-        self.register_buffer("center", middle.double())
+        self.register_buffer("center", origin.double())
         self.data_shape = (len(columns),) if data_shape is None else tuple(data_shape)
 
     def encode(self, x: Tensor) -> Tensor:
-        """U^T (x - center), (B, k)."""
+        """Return U^T (x - center), (B, k)."""
         return (x.flatten(1) - self.center.to(x)) @ self.basis.to(x)
 
     def decode(self, z: Tensor) -> Tensor:
-        """center + U z, (B, *data_shape)."""
+        """Return center + U z, (B, *data_shape)."""
         return (self.center.to(z) + z @ self.basis.to(z).T).reshape(-1, *self.data_shape)
 
 
 class RunAutoencoder(Autoencoder):
-    """The autoencoder that the run in folder `run` has trained (`ImageTaskModule` with `Reconstruction`)."""
+    """Autoencoder trained by a run of `ImageTaskModule` with `Reconstruction`."""
 
     def __init__(self, run: str) -> None:
-        """`run`: its folder; the network is loaded at first use, frozen."""
+        """Take the run folder; the network is loaded at first use and frozen."""
         super().__init__()
         self.network = RunNetwork(run)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Its latent, in the dtype of `x`."""
+        """Return the latent, in the dtype of `x`."""
         return self.network.part("encode", x)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Its picture, in the dtype of `z`."""
+        """Return the image, in the dtype of `z`."""
         return self.network.part("decode", z)
 
 
 class Posterior(NamedTuple):
-    """The Gaussian of latents of each picture, `mean` and `std` (B, C, h, w)."""
+    """Gaussian posterior of latents, `mean` and `std` (B, C, h, w)."""
 
     mean: Tensor
     std: Tensor
 
 
 class VariationalAutoencoder(Autoencoder):
-    """Base: pictures (B, 3, H, W) in [0, 1] to Gaussians of latents, and latents to pictures.
+    """Base of variational autoencoders: images (B, 3, H, W) in [0, 1] to Gaussians of latents, latents to images.
 
-    A subclass gives `posterior` and `decode`, whose pictures may lie outside of [0, 1].
+    A subclass defines `posterior` and `decode`; decoded images may leave [0, 1].
     """
 
     @abstractmethod
     def posterior(self, x: Tensor) -> Posterior:
-        """The Gaussian of each of the pictures `x` (B, 3, H, W) in [0, 1]."""
+        """Return the posterior of images `x` (B, 3, H, W) in [0, 1]."""
 
     def encode(self, x: Tensor) -> Tensor:
-        """Mean of the latents (B, C, h, w) of `x` (B, 3, H, W) in [0, 1]."""
+        """Return the posterior mean (B, C, h, w) of `x` (B, 3, H, W) in [0, 1]."""
         return self.posterior(x).mean
 
 
 class DiffusersVAE(VariationalAutoencoder):
-    """An `AutoencoderKL` of the diffusers library, loaded at its first use."""
+    """`AutoencoderKL` of the diffusers library, loaded at first use."""
 
     def __init__(self, path: str, *, subfolder: str | None = None, lowest: float = 0.0) -> None:
-        """Names the model.
+        """Choose the model.
 
         Args:
-            path: a folder as `save_pretrained` writes it, or a name on the Hugging Face hub.
+            path: folder written by `save_pretrained`, or a name on the Hugging Face hub.
             subfolder: folder inside of it, such as "vae".
-            lowest: what black is for the model, white being 1: 0 as in EDM2's data, -1 as most models were trained.
+            lowest: value of black for the model, with white 1: 0 as in EDM2's data, -1 for most models.
 
         Raises:
             ValueError: if `lowest` is not below 1.
@@ -132,7 +129,7 @@ class DiffusersVAE(VariationalAutoencoder):
         self._loaded: list[Any] = []  # in a list: no part of a checkpoint
 
     def posterior(self, x: Tensor) -> Posterior:
-        """As `VariationalAutoencoder.posterior`.
+        """Return the posterior of images `x` (B, 3, H, W) in [0, 1].
 
         Raises:
             ValueError: if diffusers is not installed or the model cannot be loaded.
@@ -141,7 +138,7 @@ class DiffusersVAE(VariationalAutoencoder):
         return Posterior(gaussian.mean, gaussian.std)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W), about in [0, 1], of the latents `z` (B, C, h, w).
+        """Return images (B, 3, H, W), approximately in [0, 1], of the latents `z` (B, C, h, w).
 
         Raises:
             ValueError: as `posterior`.

@@ -1,4 +1,4 @@
-"""Backbones of reward networks: features of pictures by models of timm and open_clip."""
+"""Backbones of reward networks: image features by models of timm and open_clip."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["Backbone", "OpenClipBackbone", "TimmBackbone"]
 
 
 class Backbone(HasRecipe, nn.Module, ABC):
-    """Features (B, F) of pictures in [0, 1]; its model is built at first use, frozen and in eval mode.
+    """Base of backbones: features (B, F) of images in [0, 1] by a frozen model, which is loaded at first use.
 
-    It is no submodule: a checkpoint of what is optimized does not hold it, before that use nor after.
+    The model is not a submodule, so checkpoints of the optimized model never contain it.
     """
 
     def __init__(self) -> None:
-        """Nothing is loaded yet."""
+        """Load nothing yet."""
         super().__init__()
         self._loaded: list[Any] = []
         self._size = 224
@@ -30,24 +30,24 @@ class Backbone(HasRecipe, nn.Module, ABC):
 
     @abstractmethod
     def load(self) -> nn.Module:
-        """The model; sets size, mean and deviation of its input."""
+        """Return the model and set size, mean and std of its input."""
 
-    def features(self, picture: Tensor) -> Tensor:
-        """What the model makes of `picture` (B, 3, size, size), normalized."""
-        features: Tensor = self._loaded[0](picture)
+    def features(self, image: Tensor) -> Tensor:
+        """Return features of normalized images (B, 3, size, size)."""
+        features: Tensor = self._loaded[0](image)
         return features
 
-    def forward(self, picture: Tensor) -> Tensor:
-        """Features (B, F) of `picture` (B, 1 or 3, H, W) in [0, 1].
+    def forward(self, image: Tensor) -> Tensor:
+        """Return features (B, F) of images (B, 1 or 3, H, W) in [0, 1].
 
-        Its shorter side is resized to that of the model, with antialiasing, and the middle is cut out.
+        The shorter side is resized to that of the model, with antialiasing, and the center is cropped.
         """
         if not self._loaded:
             self._loaded.append(self.load().eval().requires_grad_(False))
-        self._loaded[0].to(picture.device)
-        side = min(picture.shape[2:])
-        height, width = (round(length * self._size / side) for length in picture.shape[2:])
-        x = F.interpolate(picture.expand(-1, 3, -1, -1), (height, width), mode="bilinear", antialias=True)
+        self._loaded[0].to(image.device)
+        side = min(image.shape[2:])
+        height, width = (round(length * self._size / side) for length in image.shape[2:])
+        x = F.interpolate(image.expand(-1, 3, -1, -1), (height, width), mode="bilinear", antialias=True)
         top, left = (height - self._size) // 2, (width - self._size) // 2
         x = x[:, :, top : top + self._size, left : left + self._size]
         mean, std = (x.new_tensor(values)[:, None, None] for values in (self._mean, self._std))
@@ -55,20 +55,20 @@ class Backbone(HasRecipe, nn.Module, ABC):
 
 
 class TimmBackbone(Backbone):
-    """Features of a model of timm."""
+    """Features of a timm model."""
 
     def __init__(self, name: str = "resnet18", weights: str | None = None) -> None:
-        """`name` as in `timm.list_models()`; `weights` a local file, None for timm's own download."""
+        """Choose the model: `name` as in `timm.list_models()`, `weights` a local file, None for timm's own download."""
         super().__init__()
         self.name, self.weights = name, weights
 
     def load(self) -> nn.Module:
-        """The model without its classifier.
+        """Return the model without its classifier.
 
         Raises:
-            ValueError: if timm has no such model, or its weights cannot be had.
+            ValueError: if timm has no such model, or its weights cannot be loaded.
         """
-        from timm.data import resolve_data_config  # takes a second, and most runs have no use for it
+        from timm.data import resolve_data_config  # takes a second, and most runs do not need it
 
         model = timm_model(self.name, weights=self.weights)
         model.reset_classifier(0)
@@ -78,18 +78,18 @@ class TimmBackbone(Backbone):
 
 
 class OpenClipBackbone(Backbone):
-    """Image embeddings of a CLIP model of open_clip, normalized to length 1."""
+    """CLIP image embeddings of an open_clip model, normalized to length 1."""
 
     def __init__(self, name: str = "ViT-L-14", weights: str = "openai") -> None:
-        """`name` as in `open_clip.list_models()`; `weights` a tag of open_clip or a local file."""
+        """Choose the model: `name` as in `open_clip.list_models()`, `weights` a tag of open_clip or a local file."""
         super().__init__()
         self.name, self.weights = name, weights
 
     def load(self) -> nn.Module:
-        """The model.
+        """Return the model.
 
         Raises:
-            ValueError: if open_clip has no such model, or its weights cannot be had.
+            ValueError: if open_clip has no such model, or its weights cannot be loaded.
         """
         model = clip_model(self.name, weights=self.weights)
         size = model.visual.image_size
@@ -97,6 +97,6 @@ class OpenClipBackbone(Backbone):
         self._mean, self._std = model.visual.image_mean, model.visual.image_std
         return model
 
-    def features(self, picture: Tensor) -> Tensor:
-        """Embeddings (B, F) of length 1."""
-        return F.normalize(self._loaded[0].encode_image(picture), dim=1)
+    def features(self, image: Tensor) -> Tensor:
+        """Return embeddings (B, F) of length 1."""
+        return F.normalize(self._loaded[0].encode_image(image), dim=1)

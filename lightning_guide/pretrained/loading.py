@@ -1,7 +1,4 @@
-"""Models of timm and open_clip, with weights from a local file or the library's own download.
-
-Files of weights that users bring: read as tensors alone, with one sentence about what is wrong with them.
-"""
+"""Load models of timm and open_clip, and weights from files, which are read as tensors only."""
 
 from __future__ import annotations
 
@@ -17,21 +14,21 @@ __all__ = ["clip_model", "read_weights", "timm_model"]
 
 
 def timm_model(name: str, *, weights: str | None = None, pretrained: bool = True, **options: Any) -> Any:
-    """The model `name` of timm, frozen, in eval mode.
+    """Load the timm model `name` with its head, frozen and in eval mode.
 
-    It is read with its head: timm tolerates weights of another model as soon as it is to drop the head itself.
-    `weights` is a local file, None for timm's own download; without `pretrained` they are random. `options` as in
-    `timm.create_model`. Draws nothing from the global generator.
+    Without the head timm would accept weights of other models. `weights` is a local file, None for timm's own download;
+    without `pretrained` the weights are random. `options` as in `timm.create_model`. The global random state is
+    unchanged.
 
     Raises:
-        ValueError: if timm has no such model, or its weights cannot be had.
+        ValueError: if timm has no such model, or its weights cannot be loaded.
     """
-    import timm  # takes a second, and most runs have no use for it
+    import timm  # takes a second, and most runs do not need it
 
     if not timm.is_model(name):
-        near = get_close_matches(name, timm.list_models(), cutoff=0.5)
+        similar = get_close_matches(name, timm.list_models(), cutoff=0.5)
         raise ValueError(
-            f"{name} cannot be loaded: timm has no model {name!r}; names like it: {', '.join(near) or 'none'}"
+            f"{name} cannot be loaded: timm has no model {name!r}; names like it: {', '.join(similar) or 'none'}"
         )
     if weights is not None:
         if not Path(weights).is_file():
@@ -40,53 +37,55 @@ def timm_model(name: str, *, weights: str | None = None, pretrained: bool = True
     try:
         with torch.random.fork_rng(devices=[]):
             model = timm.create_model(name, pretrained=pretrained, **options)
-    except Exception as error:  # whatever hub, file system or checkpoint reader have to say
-        raise _refused(name, weights or "timm's download", error, "timm.create_model(name, pretrained=True)") from None
+    except Exception as error:  # raised by the hub, the file system or the checkpoint reader
+        raise _loading_error(
+            name, weights or "timm's download", error, "timm.create_model(name, pretrained=True)"
+        ) from None
     return model.eval().requires_grad_(False)
 
 
 def clip_model(name: str, *, weights: str | None) -> Any:
-    """The model `name` of open_clip, frozen, in eval mode.
+    """Load the open_clip model `name`, frozen and in eval mode.
 
-    `weights` is a local file or a name of open_clip's downloads, None for random ones. Draws nothing from the global
-    generator.
+    `weights` is a local file or a tag of open_clip's downloads, None for random weights. The global random state is
+    unchanged.
 
     Raises:
-        ValueError: if open_clip has no such model, or its weights cannot be had.
+        ValueError: if open_clip has no such model, or its weights cannot be loaded.
     """
-    import open_clip  # takes seconds, and most runs have no use for it
+    import open_clip  # takes seconds, and most runs do not need it
 
     if name not in open_clip.list_models():
-        near = get_close_matches(name, open_clip.list_models(), cutoff=0.5)
-        raise ValueError(f"open_clip has no model {name!r}; names like it: {', '.join(near) or 'none'}")
-    known = open_clip.list_pretrained_tags_by_model(name)
-    if weights is not None and weights not in known and not Path(weights).is_file():
+        similar = get_close_matches(name, open_clip.list_models(), cutoff=0.5)
+        raise ValueError(f"open_clip has no model {name!r}; names like it: {', '.join(similar) or 'none'}")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if weights is not None and weights not in tags and not Path(weights).is_file():
         raise ValueError(
             f"weights of {name}: there is no file {weights}, nor is it one of open_clip's names: "
-            f"{', '.join(known) or 'none for this model'}"
+            f"{', '.join(tags) or 'none for this model'}"
         )
     try:
         with torch.random.fork_rng(devices=[]):
             model = open_clip.create_model(name, pretrained=weights)
     except Exception as error:  # as for timm
-        raise _refused(name, str(weights), error, "open_clip.create_model(name, pretrained=...)") from None
+        raise _loading_error(name, str(weights), error, "open_clip.create_model(name, pretrained=...)") from None
     return model.eval().requires_grad_(False)
 
 
-def _refused(name: str, source: str, error: Exception, call: str) -> ValueError:
-    """One sentence for all that loading a model may say."""
+def _loading_error(name: str, source: str, error: Exception, call: str) -> ValueError:
+    """Return a one-line error for any failure of loading a model."""
     reason = " ".join(str(error).split())[:200]
     return ValueError(
         f"weights of {name} cannot be loaded from {source} ({reason}); expected a checkpoint of this model: "
-        f"save one where there is a network, `{call}.state_dict()`, and name the file in `weights`"
+        f"save one on a machine with internet access, `{call}.state_dict()`, and name the file in `weights`"
     )
 
 
 def read_weights(module: nn.Module, path: str) -> None:
-    """Puts the weights in the file `path` (safetensors, or torch without pickles) into `module`.
+    """Load the file `path` (safetensors, or torch without pickles) into `module`.
 
     Raises:
-        ValueError: naming the file, if it holds anything but the tensors of this module.
+        ValueError: if the file holds anything but the tensors of this module.
     """
     name = type(module).__name__
     if not Path(path).is_file():
@@ -98,6 +97,6 @@ def read_weights(module: nn.Module, path: str) -> None:
             else torch.load(path, map_location="cpu", weights_only=True)
         )
         module.load_state_dict(state)
-    except Exception as error:  # whatever readers have to say of a file that is none of theirs
+    except Exception as error:  # raised by the readers and load_state_dict
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"weights of {name} cannot be read from {path} ({reason}); expected its state dict") from None

@@ -1,11 +1,4 @@
-"""Networks that energies look through: of a finished run, or of timm; loaded at first use, frozen, in eval mode.
-
-Any network the user has: its class by name, its weights in a file, the size and scale of its pictures.
-
-So face parsing or sketch networks, which no package here provides, guide and judge (`NetworkDistance`).
-
-A network of noisy data, asked at one noise level: a guide or a judge of data that carry that much noise.
-"""
+"""Guide networks of energies: of a finished run, of timm, or from a class path and a weight file."""
 
 from __future__ import annotations
 
@@ -18,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_guide.pretrained.loading import read_weights, timm_model
-from lightning_guide.runs.run import raw_network
+from lightning_guide.runs.models import raw_network
 from lightning_guide.utils.images import preprocess_image
 from lightning_guide.utils.recipe import HasRecipe
 
@@ -26,7 +19,7 @@ __all__ = ["AtLevel", "GuideNetwork", "NamedNetwork", "RunNetwork", "TimmNetwork
 
 
 def _single(x: Tensor) -> torch.autocast:
-    """Without autocast on the device of `x`."""
+    """Return a context without autocast on the device of `x`."""
     return torch.autocast(x.device.type, enabled=False)
 
 
@@ -53,42 +46,42 @@ class GuideNetwork(HasRecipe, nn.Module, ABC):
         return self._loaded[0].to(device)
 
     def forward(self, x: Tensor, *others: Tensor) -> Tensor:
-        """What the network says about `x` (B, *), computed in float32 whatever the precision around it, as `x.dtype`.
+        """Return the output of the network for `x` (B, *), computed in float32 without autocast, as `x.dtype`.
 
-        `others` are passed on, such as the noise level to a classifier of noisy pictures.
+        `others` are further arguments, such as the noise level for a classifier of noisy images.
         """
         with _single(x):
             return self._apply_to(*[each.to(torch.float32) for each in (x, *others)]).to(x.dtype)
 
     def part(self, name: str, x: Tensor) -> Tensor:
-        """The same for the method `name` of the network, such as `encode` of an autoencoder.
+        """Return the output of the method `name` of the network, such as `encode` of an autoencoder.
 
         Raises:
             ValueError: if the network has no such method.
         """
         method = getattr(self.network(x.device), name, None)
         if method is None:
-            raise ValueError(f"the {type(self.network()).__name__} of {self!r} cannot {name}")
+            raise ValueError(f"the {type(self.network()).__name__} of {self!r} has no method {name!r}")
         with _single(x):
-            answer: Tensor = method(x.to(torch.float32))
-        return answer.to(x.dtype)
+            output: Tensor = method(x.to(torch.float32))
+        return output.to(x.dtype)
 
     def _apply_to(self, x: Tensor, *others: Tensor) -> Tensor:
-        answer: Tensor = self.network(x.device)(x, *others)
-        return answer
+        output: Tensor = self.network(x.device)(x, *others)
+        return output
 
 
 class RunNetwork(GuideNetwork):
-    """The network that the run in folder `run` has trained, such as one of `ClassifierModule`."""
+    """Network trained by a run, such as one of `ClassifierModule`."""
 
     def __init__(self, run: str, *, blocks: int | None = None) -> None:
-        """`run` is the folder of the run; `blocks`: instead of the answer, the output of so many layers of `blocks`."""
+        """Take the run folder; with `blocks`, output the features of the first `blocks` layers of `network.blocks`."""
         super().__init__()
         self.run, self.blocks = run, blocks
 
     @property
     def num_classes(self) -> int:
-        """K of a classifier."""
+        """Number of classes K of a classifier."""
         return int(self.network().num_classes)
 
     def _load(self) -> nn.Module:
@@ -102,10 +95,10 @@ class RunNetwork(GuideNetwork):
 
 
 class TimmNetwork(GuideNetwork):
-    """Logits, or a feature map, of a timm model, on pictures in [-1, 1] resized and normalized as in its training.
+    """Logits or a feature map of a timm model, of images in [-1, 1] resized and normalized as in its training.
 
-    One channel is repeated three times. `softplus` replaces every ReLU by Softplus(beta), which makes gradients smooth
-    (EluCD, https://arxiv.org/abs/2310.11311: 3 for DDPM, 5 for EDM).
+    One channel is repeated three times. `softplus` replaces every ReLU by Softplus(beta) for smooth gradients (EluCD,
+    https://arxiv.org/abs/2310.11311: 3 for DDPM, 5 for EDM).
     """
 
     def __init__(
@@ -117,16 +110,21 @@ class TimmNetwork(GuideNetwork):
         stage: int | None = None,
         softplus: float | None = None,
     ) -> None:
-        """`name` as in `timm.list_models()`; `weights` a local file, None for timm's own download.
+        """Choose the model.
 
-        `stage`: the feature map of that stage instead of the logits. Without `pretrained` the weights are random.
+        Args:
+            name: as in `timm.list_models()`.
+            weights: a local file; None for timm's own download.
+            pretrained: False for random weights.
+            stage: return the feature map of this stage instead of the logits.
+            softplus: beta of Softplus; None keeps every ReLU.
         """
         super().__init__()
         self.name, self.weights, self.pretrained, self.stage, self.softplus = name, weights, pretrained, stage, softplus
 
     @property
     def num_classes(self) -> int:
-        """K of its head."""
+        """Number of classes K of the head."""
         return int(self.network().num_classes)
 
     def _load(self) -> nn.Module:
@@ -144,17 +142,18 @@ class TimmNetwork(GuideNetwork):
         model = self.network(x.device)
         config = resolve_data_config(model=model)
         channels, *size = config["input_size"]
-        answer = model(
+        output = model(
             preprocess_image((x + 1) / 2, mean=config["mean"], std=config["std"], size=size, channels=channels)
         )
-        found: Tensor = answer if self.stage is None else answer[0]
-        return found
+        result: Tensor = output if self.stage is None else output[0]
+        return result
 
 
 class NamedNetwork(GuideNetwork):
-    """network((picture - mean) / std) for pictures in [0, 1], resized to `size`; the first answer if there are several.
+    """Guide network from a class path and a weight file: network((image - mean) / std) of images in [0, 1].
 
-    `name` is imported: name only code that you trust. The weights are read as tensors alone.
+    Face parsing or sketch networks, which no dependency provides, serve `NetworkDistance` this way. `name` is
+    imported, so use only trusted code. The weights are read as tensors only.
     """
 
     def __init__(
@@ -168,16 +167,16 @@ class NamedNetwork(GuideNetwork):
         std: Sequence[float] = (0.5,),
         output: int = 0,
     ) -> None:
-        """Names a network.
+        """Choose the network.
 
         Args:
-            name: `package.module.Class` of an `nn.Module`, or of a function that makes one.
+            name: `package.module.Class` of an `nn.Module`, or of a function that returns one.
             weights: file of its state dict (safetensors, or torch without pickles); None leaves them random.
             options: keyword arguments of the class.
-            size: side of its square pictures, bicubic and antialiased; None: as they are.
-            mean: for each channel or for all; with the defaults the network sees [-1, 1].
+            size: side of the square images, resized bicubic and antialiased; None: no resizing.
+            mean: for each channel or for all; with the defaults the input lies in [-1, 1].
             std: likewise.
-            output: which one of several answers.
+            output: index of the output, if there are several.
         """
         super().__init__()
         self.name, self.weights, self.options = name, weights, dict(options or {})
@@ -191,23 +190,23 @@ class NamedNetwork(GuideNetwork):
             raise ValueError(f"there is no network {self.name!r}: {error}; expected package.module.Class") from None
         network = make(**self.options)
         if not isinstance(network, nn.Module):
-            raise ValueError(f"{self.name} makes a {type(network).__name__}; expected an nn.Module")
+            raise ValueError(f"{self.name} returns a {type(network).__name__}; expected an nn.Module")
         if self.weights is not None:
             read_weights(network, self.weights)
         return network
 
     def _apply_to(self, x: Tensor, *others: Tensor) -> Tensor:
         size = None if self.size is None else (self.size, self.size)
-        answer = self.network(x.device)(preprocess_image((x + 1) / 2, mean=self.mean, std=self.std, size=size))
-        found: Tensor = answer if isinstance(answer, Tensor) else answer[self.output]
-        return found
+        output = self.network(x.device)(preprocess_image((x + 1) / 2, mean=self.mean, std=self.std, size=size))
+        result: Tensor = output if isinstance(output, Tensor) else output[self.output]
+        return result
 
 
 class AtLevel(HasRecipe, nn.Module):
-    """f(x, sigma) with a fixed sigma, as a function of x."""
+    """Network f(x, sigma) of noisy data with a fixed sigma, as a function of x."""
 
     def __init__(self, network: nn.Module, sigma: float) -> None:
-        """`network` maps (x, sigma ()) to logits and says their number in `num_classes`, such as `RunNetwork`.
+        """Take a `network` from (x, sigma ()) to logits with `num_classes`, such as `RunNetwork`.
 
         Raises:
             ValueError: unless `sigma` is positive.
@@ -219,10 +218,10 @@ class AtLevel(HasRecipe, nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """K of the network."""
+        """Number of classes K of the network."""
         return int(self.network.num_classes)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, K) of `x` (B, *)."""
-        answer: Tensor = self.network(x, x.new_tensor(self.sigma))
-        return answer
+        """Return logits (B, K) of `x` (B, *)."""
+        logits: Tensor = self.network(x, x.new_tensor(self.sigma))
+        return logits
