@@ -13,7 +13,7 @@ from callbacks.output import output_folder, render, save_image
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance import Guided, Main, Neon, Snapshot
 from lightning_guide.modules.diffusion import DiffusionModule
-from lightning_guide.runs.run import open_snapshots
+from lightning_guide.runs.models import open_snapshots
 from lightning_guide.snapshots.names import parse_images
 
 __all__ = ["WeightCurves"]

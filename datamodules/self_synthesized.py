@@ -27,8 +27,7 @@ from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance import Main
 from lightning_guide.inference import fuse_weights
 from lightning_guide.modules.diffusion import DiffusionModule
-from lightning_guide.runs.models import RunModels
-from lightning_guide.runs.run import finished_model
+from lightning_guide.runs.models import RunModels, finished_model
 from lightning_guide.samplers import Heun, Sampler
 from lightning_guide.snapshots.file import checksum
 from lightning_guide.utils.distributed import run_on_all_ranks

@@ -52,8 +52,9 @@ class Trajectory:
     """Sampler state of a batch, written by samplers and read by guidances.
 
     `x` (B, *) is the state. `sigma`, `sigma_next` and the number `step` of `steps` belong to the current step and
-    stay the same in its corrector, so that an interval or a schedule is evaluated once for each step. `levels` are all noise
-    levels of the sampler, the last one 0, for schedules that distribute a total over the trajectory; empty if unknown.
+    stay the same in its corrector, so that an interval or a schedule is evaluated once for each step. `levels` are all
+    noise levels of the sampler, the last one 0, for schedules that distribute a total over the trajectory; empty if
+    unknown.
     `seeds` holds the random streams of the samples; `evaluations` counts the network calls (NFE). `diagnostics` holds
     per-sample diagnostics reported by guidances for their last call, by name, `(B,)` each.
     """

@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import pytest
 
 from callbacks import BudgetSnapshots, PostHocEMA
-from lightning_guide.runs.run import open_snapshots
+from lightning_guide.runs.models import open_snapshots
 from tests.runs import TinyImages, tiny_module, tiny_trainer
 
 

@@ -214,7 +214,7 @@ def test_walks_of_a_text_conditional_model_use_prompts(tmp_path: Path) -> None:
 
 def test_invalid_settings_are_rejected(tmp_path: Path) -> None:
     module = tiny_module(evaluations={"plain": evaluation()})
-    with pytest.raises(ValueError, match="evaluation 'exact' does not exist; existing: plain"):
+    with pytest.raises(ValueError, match="no evaluation 'exact'; existing: plain"):
         GradientCosines("exact").setup(None, module, "test")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="count >= 1"):
         LossCurves(ClassLabel(LinearClassifier(0)), count=0)

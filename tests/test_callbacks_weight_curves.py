@@ -15,7 +15,7 @@ from callbacks.weight_curves import _point
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.evaluation import FrechetDistance, RawPixels
 from lightning_guide.guidance import SIMS, Autoguidance, ClassifierFreeGuidance, Interval, Neon, Snapshot
-from lightning_guide.runs.run import open_snapshots
+from lightning_guide.runs.models import open_snapshots
 from tests.runs import TinyImages, evaluation, tiny_module, tiny_trainer
 
 BASE = Snapshot("1/1", 0.05)

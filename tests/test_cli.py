@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from lightning_guide.cli import COMMANDS, main
-from lightning_guide.runs.run import open_snapshots
+from lightning_guide.runs.models import open_snapshots
 
 TINY = {
     "seed_everything": 0,

@@ -12,7 +12,7 @@ from callbacks import PostHocEMA
 from lightning_guide.cli import main
 from lightning_guide.commands.averages import neon
 from lightning_guide.modules.diffusion import DiffusionModule
-from lightning_guide.runs.run import finished_model, open_snapshots, pretrained
+from lightning_guide.runs.models import finished_model, open_snapshots, pretrained
 from lightning_guide.training.losses import EDMLoss
 from tests.runs import TinyImages, TinyNetwork, tiny_module, tiny_trainer
 

@@ -8,7 +8,7 @@ import pytest
 
 from callbacks import EarlySnapshots, PostHocEMA
 from lightning_guide.commands.averages import reconstruct
-from lightning_guide.runs.run import finished_model
+from lightning_guide.runs.models import finished_model
 from lightning_guide.snapshots import SnapshotMissing, SnapshotStore
 from tests import runs
 from tests.runs import TinyImages, assert_same, evaluation, tiny_module, tiny_trainer

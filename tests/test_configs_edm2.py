@@ -15,7 +15,7 @@ from PIL import Image
 
 from lightning_guide.cli import main
 from lightning_guide.networks import EDM2UNet
-from lightning_guide.runs.run import finished_model
+from lightning_guide.runs.models import finished_model
 from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.training.learning_rate import InverseSqrtRate
 from lightning_guide.utils.files import read_yaml

@@ -156,7 +156,7 @@ def test_corrupt_images_are_counted_and_named(source: Path, tmp_path: Path, caps
 def test_other_settings_and_foreign_shards_are_refused(tmp_path: Path) -> None:
     """Existing data is not overwritten."""
     write_shards(Items(), tmp_path, records_per_shard=4)
-    with pytest.raises(ValueError, match="train.json was made with other settings: records_per_shard was 4 and is now 5;"):
+    with pytest.raises(ValueError, match="made with other settings: records_per_shard was 4 and is now 5;"):
         write_shards(Items(), tmp_path, records_per_shard=5)
     (tmp_path / "train.json").write_text("{}")
     with pytest.raises(ValueError, match="train.json does not record 'settings' of earlier results"):

@@ -17,7 +17,7 @@ from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory
 from lightning_guide.distributions.gaussian_mixture import gaussian
 from lightning_guide.guidance import Autoguidance, Guidance, Main, Snapshot
 from lightning_guide.modules.diffusion import DiffusionModule
-from lightning_guide.runs.run import finished_model, pretrained
+from lightning_guide.runs.models import finished_model, pretrained
 from lightning_guide.samplers import Euler
 from lightning_guide.seeds import SampleSeeds, mix
 from lightning_guide.training.losses import EDMLoss
@@ -240,7 +240,7 @@ def test_training_does_not_resume_on_another_set(base: Path, tmp_path: Path) -> 
 
     saved = tmp_path / "two.ckpt"
     trained(0, 2, None).save_checkpoint(saved)
-    with pytest.raises(ValueError, match="set of the checkpoint was made with other settings: sampling_seed was 0 and is now 1"):
+    with pytest.raises(ValueError, match="made with other settings: sampling_seed was 0 and is now 1"):
         trained(1, 4, saved)
     assert trained(0, 4, saved).global_step == 4
 

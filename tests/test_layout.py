@@ -52,8 +52,8 @@ PROBLEMS = ("inverse", "networks")  # configs of training-free guidance that set
 
 # Words with a plain equivalent: earlier snapshot, image, replacement, "is not ...", continues, atomic.
 PRIVATE_ENGLISH = re.compile(
-    r"\b(younger|told|pictures?|stands? in|stand-ins?|knows? no|goes on|whole or not|in the eyes of|said so|begun again|"
-    r"vouch(es)?|foreseen|truth itself|told apart)\b",
+    r"\b(younger|told|pictures?|stands? in|stand-ins?|knows? no|goes on|whole or not|in the eyes of|said so|"
+    r"begun again|vouch(es)?|foreseen|truth itself|told apart)\b",
     re.IGNORECASE,
 )
 # The aliases of old names, and this list.

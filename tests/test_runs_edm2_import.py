@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lightning_guide.cli import main
 from lightning_guide.runs.edm2_import import import_snapshot
 from lightning_guide.runs.edm2_pickle import read_edm2_pickle
-from lightning_guide.runs.run import finished_model
+from lightning_guide.runs.models import finished_model
 from lightning_guide.snapshots import SnapshotStore
 from scripts.benchmarks.direct_edm2 import DirectEDM2
 

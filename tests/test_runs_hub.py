@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from lightning_guide.runs.hub import export, pull, push, read_export
-from lightning_guide.runs.run import finished_model
+from lightning_guide.runs.models import finished_model
 from lightning_guide.snapshots import SnapshotStore
 from tests.small_networks import LABELS, SIGMA, noisy_images, unet
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from callbacks import PostHocEMA
-from lightning_guide.runs.models import LiveAverages, RunModels
-from lightning_guide.runs.run import finished_model, open_snapshots
+from lightning_guide.runs.models import LiveAverages, RunModels, finished_model, open_snapshots
 from lightning_guide.snapshots import SnapshotMissing, SnapshotStore
 from tests.runs import TinyImages, assert_same, tiny_module, tiny_trainer
 

@@ -257,10 +257,10 @@ def test_averages_rebuilt_from_a_run_are_not_those_of_a_run_trained_anew_in_its_
     folder: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(folder / "run", tmp_path / "run")
-    referring = {"guidance": {"class_path": "Snapshot", "init_args": {"images": 40, "sigma_rel": 0.08}}}
+    node = {"guidance": {"class_path": "Snapshot", "init_args": {"images": 40, "sigma_rel": 0.08}}}
 
     def rebuilt() -> Any:
-        return RebuiltGuiders(tmp_path / "run", tmp_path, [referring]).instead(referring)["guidance"]["init_args"]["run"]
+        return RebuiltGuiders(tmp_path / "run", tmp_path, [node]).instead(node)["guidance"]["init_args"]["run"]
 
     before = rebuilt()
     assert rebuilt() == before

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from lightning_guide.cli import main
-from lightning_guide.runs.run import finished_model, open_snapshots, pretrained
+from lightning_guide.runs.models import finished_model, open_snapshots, pretrained
 from tests.processes import Processes, kill
 from tests.runs import assert_same, snapshots
 from tests.test_cli import TINY, failure, guide

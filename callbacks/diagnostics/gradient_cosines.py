@@ -54,7 +54,7 @@ class GradientCosines(GuidedTrajectories):
         """
         names = pl_module.evaluations.names
         if isinstance(self.exact, str) and self.exact not in names and stage != "predict":
-            raise ValueError(f"GradientCosines: the evaluation {self.exact!r} does not exist; existing: {', '.join(names)}")
+            raise ValueError(f"GradientCosines: no evaluation {self.exact!r}; existing: {', '.join(names)}")
 
     @torch.no_grad()
     def draw(self, trainer: pl.Trainer, module: DiffusionModule, walks: dict[str, Walk]) -> None:

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 from lightning_guide.guidance.negatives.neon import extrapolate
-from lightning_guide.runs.stores import newest_images, open_snapshots
+from lightning_guide.runs.models import newest_images, open_snapshots
 from lightning_guide.runs.writing import write_averages
 from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.snapshots.post_hoc import MAX_ERROR

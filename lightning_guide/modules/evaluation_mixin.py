@@ -14,8 +14,7 @@ from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.metrics.base import SampleMetric
 from lightning_guide.evaluation.runner import GuidedEvaluations
 from lightning_guide.evaluation.sampling_loop import DrawnSamples
-from lightning_guide.runs.models import RunModels, find_average
-from lightning_guide.runs.run import finished_model
+from lightning_guide.runs.models import RunModels, find_average, finished_model
 from lightning_guide.training.losses import TrainingLoss
 from lightning_guide.training.monitor import HeldoutLoss
 from lightning_guide.training.sharding import ShardedTraining, unshard

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from lightning_guide.runs.edm2_pickle import Stored
-from lightning_guide.runs.models import DryRunModels, LiveAverages, RunModels
+from lightning_guide.runs.models import (
+    DryRunModels,
+    LiveAverages,
+    RunModels,
+    finished_model,
+    open_snapshots,
+    pretrained,
+)
 from lightning_guide.runs.run import Run, load
 from lightning_guide.runs.sampling import sample
-from lightning_guide.runs.stores import finished_model, open_snapshots, pretrained
 
 __all__ = [
     "DryRunModels",

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from lightning_guide import __version__
 from lightning_guide.denoiser import Denoiser
-from lightning_guide.runs.stores import newest_images, open_snapshots
+from lightning_guide.runs.models import newest_images, open_snapshots
 from lightning_guide.runs.writing import check_new, write_run
 from lightning_guide.utils.files import atomic
 from lightning_guide.utils.recipe import build

@@ -14,15 +14,14 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser
-from lightning_guide.runs.models import RunModels
+from lightning_guide.runs.models import RunModels, finished_model, open_snapshots
 from lightning_guide.runs.sampling import sample
 from lightning_guide.runs.session import ConfigCLI, open_session
-from lightning_guide.runs.stores import finished_model, newest_images, open_snapshots, pretrained, raw_network
 from lightning_guide.samplers.base import Sampler
 from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.utils.files import read_yaml
 
-__all__ = ["Run", "finished_model", "load", "newest_images", "open_snapshots", "pretrained", "raw_network"]
+__all__ = ["QUIET", "Run", "load"]
 
 QUIET = {"callbacks": [], "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_guide.guidance.base import Snapshot
-from lightning_guide.runs.stores import open_snapshots
+from lightning_guide.runs.models import open_snapshots
 from lightning_guide.runs.writing import write_averages
 from lightning_guide.search.results_file import run_identity
 from lightning_guide.snapshots import SnapshotStore

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from lightning_guide.runs.stores import open_snapshots
+from lightning_guide.runs.models import open_snapshots
 from lightning_guide.utils.resume import ResumableFolder
 
 __all__ = ["ResultsFile", "named_runs", "run_identity", "runs_in"]

@@ -22,7 +22,7 @@ from lightning_guide.noise import KarrasGrid
 from lightning_guide.objectives import Blurred, ClassLabel, Compressed, Downsampled, Masked, Measurement
 from lightning_guide.objectives.measurement import Operator
 from lightning_guide.pretrained import RunNetwork, Subspace
-from lightning_guide.runs.run import finished_model
+from lightning_guide.runs.models import finished_model
 from lightning_guide.samplers import Euler
 from lightning_guide.seeds import SampleSeeds
 from scripts.lib.methods import Task

@@ -26,7 +26,7 @@ from jsonargparse import auto_cli
 from matplotlib import pyplot as plt
 
 from lightning_guide.denoiser import Denoiser
-from lightning_guide.runs.run import finished_model
+from lightning_guide.runs.models import finished_model
 from scripts.lib.seed_summary import show, summarize
 
 WIDTH = 0.01  # sigma_rel of every model here

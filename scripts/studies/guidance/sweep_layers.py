@@ -14,7 +14,7 @@ from pathlib import Path
 
 from jsonargparse import auto_cli
 
-from lightning_guide.runs.run import finished_model
+from lightning_guide.runs.models import finished_model
 from lightning_guide.utils.modules import matching_names
 from scripts.lib.configs import Solver, class_config, solver
 from scripts.lib.evaluations import over_seeds

@@ -18,7 +18,7 @@ from lightning_guide.evaluation.metrics.exact_density import (
 )
 from lightning_guide.guidance import Autoguidance
 from lightning_guide.noise import KarrasGrid
-from lightning_guide.runs.run import open_snapshots
+from lightning_guide.runs.models import open_snapshots
 from lightning_guide.samplers import DPMSolver2M
 from lightning_guide.search.scores import ScoreBlock, Scorer, Scores, leave_one_out
 from lightning_guide.search.space import UNGUIDED, Point, Space

@@ -18,7 +18,7 @@ from matplotlib import pyplot as plt
 
 from datamodules.class_mix import mix_against
 from lightning_guide.cli import main as lightning_guide
-from lightning_guide.runs.run import open_snapshots
+from lightning_guide.runs.models import open_snapshots
 from lightning_guide.utils.files import read_yaml
 from scripts.lib.configs import Solver, class_config, solver, write_settings
 from scripts.lib.evaluations import evaluate

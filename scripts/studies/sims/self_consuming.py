@@ -20,7 +20,7 @@ from matplotlib import pyplot as plt
 from torch import Tensor
 
 from lightning_guide.cli import main as lightning_guide
-from lightning_guide.runs.run import open_snapshots
+from lightning_guide.runs.models import open_snapshots
 from scripts.lib.configs import class_config, write_settings
 from scripts.studies.sims.gaussian_loop import self_consuming
 

@@ -41,7 +41,7 @@ from lightning_guide.guidance.training_free import (
 from lightning_guide.guidance.training_free.augmentations import Augmentation
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.objectives import Energy, Goal, Integrated, Obstacle, WeightedSum
-from lightning_guide.runs.run import finished_model
+from lightning_guide.runs.models import finished_model
 from lightning_guide.samplers import Euler
 from lightning_guide.seeds import SampleSeeds
 from scripts.lib.results import write

@@ -35,7 +35,7 @@ from lightning_guide.modules.image_tasks import outline, part_masks
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.objectives import ClassLabel, Energy, NetworkDistance
 from lightning_guide.pretrained import RunAutoencoder, RunNetwork
-from lightning_guide.runs.run import finished_model
+from lightning_guide.runs.models import finished_model
 from lightning_guide.samplers import ProportionalAncestral
 from lightning_guide.seeds import SampleSeeds
 from scripts.lib.results import write
