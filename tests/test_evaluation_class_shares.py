@@ -15,7 +15,9 @@ class Bright(ClassifierFeatures):
 
     def __init__(self) -> None:
         super().__init__("nowhere")
-        self._classifier = SmallClassifier((1, 4, 4), num_classes=4, widths=[8])
+
+    def _load(self) -> SmallClassifier:
+        return SmallClassifier((1, 4, 4), num_classes=4, widths=[8])
 
     def logits(self, x: Tensor) -> Tensor:
         return torch.nn.functional.one_hot(x[:, 0, 0, 0].long() // 64, 4).float()

@@ -43,13 +43,14 @@ def test_hash_depends_only_on_weights(tmp_path: Path) -> None:
     one, same, other = (ClassifierFeatures(classifier_run(tmp_path / str(i), seed)) for i, seed in enumerate((0, 0, 1)))
     assert one.identity == same.identity != other.identity  # independent of the folder
     assert one.identity.name == other.identity.name == "ClassifierFeatures"
-    assert weights_hash(one) == one.identity.weights and len(one.identity.weights) == 64
+    prefixed = {f"_classifier.{name}": value for name, value in one.network().state_dict().items()}
+    assert weights_hash(prefixed) == one.identity.weights and len(one.identity.weights) == 64
     layer = nn.Linear(3, 2)
-    before = weights_hash(layer)
-    assert weights_hash(layer.double()) != before
+    before = weights_hash(layer.state_dict())
+    assert weights_hash(layer.double().state_dict()) != before
     with torch.no_grad():
         layer.float().bias[1] += 1
-    assert weights_hash(layer) != before
+    assert weights_hash(layer.state_dict()) != before
     assert str(RawPixels().identity) == "RawPixels, no weights"
     assert str(Identity("net", "0123456789abcdef" * 4)) == "net, weights 0123456789abcdef"
 
@@ -65,8 +66,7 @@ def test_name_contains_settings_that_change_features(tmp_path: Path) -> None:
     config = timm.create_model("test_resnet", pretrained=False).pretrained_cfg
     small = F.interpolate(x.float() / 255, (48, 48), mode=config["interpolation"], antialias=True)
     mean, std = (torch.tensor(config[key])[:, None, None] for key in ("mean", "std"))
-    assert sized._model is not None
-    torch.testing.assert_close(sized(x), sized._model((small - mean) / std))
+    torch.testing.assert_close(sized(x), sized.network()((small - mean) / std))
     with pytest.raises(ValueError, match="TimmFeatures needs size >= 1, got 0"):
         TimmFeatures("test_resnet", size=0)
 

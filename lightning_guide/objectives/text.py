@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_guide.objectives.energy import Energy
-from lightning_guide.pretrained.loading import clip_model
+from lightning_guide.pretrained.frozen import FrozenNetwork
+from lightning_guide.pretrained.loading import clip_input, clip_model
 from lightning_guide.utils.images import preprocess_image
 
 __all__ = ["TextMatch"]
 
 
-class TextMatch(Energy):
+class TextMatch(Energy, FrozenNetwork):
     """CLIP energy of images in [-1, 1]: 1 - cos(image, text), or |image - text| of the unnormalized embeddings.
 
     Universal guidance and the ImageNet experiments of FreeDoM and Shen et al. use the cosine, their face experiments
@@ -45,7 +46,7 @@ class TextMatch(Energy):
         if kind not in ("cosine", "distance"):
             raise ValueError(f"TextMatch takes kind 'cosine' or 'distance', got {kind!r}")
         self.prompt, self.model, self.weights, self.kind = prompt, model, weights, kind
-        self._loaded: list[Any] = []
+        self._text: Tensor | None = None
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """Return the loss (B,) of images `x` (B, 1 or 3, H, W), computed in float32.
@@ -57,23 +58,23 @@ class TextMatch(Energy):
             return self._loss(x.to(torch.float32)).to(x.dtype)
 
     def _loss(self, x: Tensor) -> Tensor:
-        network, text = self._network(x.device)
-        size, mean, std = (network.visual.image_size, network.visual.image_mean, network.visual.image_std)
-        size = (size, size) if isinstance(size, int) else size
-        image = network.encode_image(preprocess_image((x + 1) / 2, mean=mean, std=std, size=size, channels=3))
+        network = self.network(x)
+        image = network.encode_image(preprocess_image((x + 1) / 2, **clip_input(network)))
+        text = self._embed_text(x.device)
         if self.kind == "distance":
             distance: Tensor = (image - text).norm(dim=1)
             return distance
         return 1 - torch.cosine_similarity(image, text, dim=1)
 
-    def _network(self, device: torch.device) -> tuple[Any, Tensor]:
-        if not self._loaded:
-            self._loaded.append(clip_model(self.model, weights=self.weights))
-        network = self._loaded[0].to(device)
-        if len(self._loaded) == 1:
+    @torch.no_grad()
+    def _embed_text(self, device: torch.device) -> Tensor:
+        if self._text is None:
             import open_clip
 
-            with torch.no_grad():
-                tokens = open_clip.get_tokenizer(self.model)([self.prompt]).to(device)
-                self._loaded.append(network.encode_text(tokens))
-        return network, self._loaded[1].to(device)
+            tokens = open_clip.get_tokenizer(self.model)([self.prompt]).to(device)
+            self._text = self.network().encode_text(tokens)
+        return self._text.to(device)
+
+    def _load(self) -> nn.Module:
+        network: nn.Module = clip_model(self.model, weights=self.weights)
+        return network

@@ -11,6 +11,7 @@ from lightning_guide.pretrained.autoencoders import (
     VariationalAutoencoder,
 )
 from lightning_guide.pretrained.backbones import Backbone, OpenClipBackbone, TimmBackbone
+from lightning_guide.pretrained.frozen import FrozenNetwork
 from lightning_guide.pretrained.networks import AtLevel, GuideNetwork, NamedNetwork, RunNetwork, TimmNetwork
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Autoencoder",
     "Backbone",
     "DiffusersVAE",
+    "FrozenNetwork",
     "GuideNetwork",
     "NamedNetwork",
     "OpenClipBackbone",

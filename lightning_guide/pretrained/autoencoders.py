@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from lightning_guide.pretrained.frozen import FrozenNetwork
 from lightning_guide.pretrained.networks import RunNetwork
 from lightning_guide.utils.recipe import HasRecipe
 
@@ -108,7 +109,7 @@ class VariationalAutoencoder(Autoencoder):
         return self.posterior(x).mean
 
 
-class DiffusersVAE(VariationalAutoencoder):
+class DiffusersVAE(VariationalAutoencoder, FrozenNetwork):
     """`AutoencoderKL` of the diffusers library, loaded at first use."""
 
     def __init__(self, path: str, *, subfolder: str | None = None, lowest: float = 0.0) -> None:
@@ -126,7 +127,6 @@ class DiffusersVAE(VariationalAutoencoder):
         if not lowest < 1:
             raise ValueError(f"DiffusersVAE: lowest is {lowest}; expected the model's black, 0 or -1, below white, 1")
         self.path, self.subfolder, self.lowest = path, subfolder, lowest
-        self._loaded: list[Any] = []  # in a list: no part of a checkpoint
 
     def posterior(self, x: Tensor) -> Posterior:
         """Return the posterior of images `x` (B, 3, H, W) in [0, 1].
@@ -134,7 +134,7 @@ class DiffusersVAE(VariationalAutoencoder):
         Raises:
             ValueError: if diffusers is not installed or the model cannot be loaded.
         """
-        gaussian = self._model(x).encode(self.lowest + (1 - self.lowest) * x).latent_dist
+        gaussian = self.network(x).encode(self.lowest + (1 - self.lowest) * x).latent_dist
         return Posterior(gaussian.mean, gaussian.std)
 
     def decode(self, z: Tensor) -> Tensor:
@@ -143,24 +143,19 @@ class DiffusersVAE(VariationalAutoencoder):
         Raises:
             ValueError: as `posterior`.
         """
-        return (self._model(z).decode(z).sample - self.lowest) / (1 - self.lowest)
+        return (self.network(z).decode(z).sample - self.lowest) / (1 - self.lowest)
 
-    def _model(self, like: Tensor) -> Any:
-        """The model, on the device of `like`."""
-        if not self._loaded:
-            try:
-                from diffusers import AutoencoderKL
-            except ImportError:
-                raise ValueError(
-                    "DiffusersVAE needs the diffusers library, which is not installed; install it with "
-                    "`pip install lightning-guide[latents]`"
-                ) from None
-            options = {} if self.subfolder is None else {"subfolder": self.subfolder}
-            try:
-                model = AutoencoderKL.from_pretrained(self.path, **options)
-            except (OSError, ValueError) as error:
-                raise ValueError(f"no AutoencoderKL can be loaded from {self.path!r}: {error}") from None
-            self._loaded.append(model.eval().requires_grad_(False))
-        if like.device != torch.device(self._loaded[0].device):
-            self._loaded[0].to(like.device)
-        return self._loaded[0]
+    def _load(self) -> nn.Module:
+        try:
+            from diffusers import AutoencoderKL
+        except ImportError:
+            raise ValueError(
+                "DiffusersVAE needs the diffusers library, which is not installed; install it with "
+                "`pip install lightning-guide[latents]`"
+            ) from None
+        options = {} if self.subfolder is None else {"subfolder": self.subfolder}
+        try:
+            model: nn.Module = AutoencoderKL.from_pretrained(self.path, **options)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"no AutoencoderKL can be loaded from {self.path!r}: {error}") from None
+        return model

@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_guide.pretrained.loading import clip_model, timm_model
+from lightning_guide.pretrained.frozen import FrozenNetwork
+from lightning_guide.pretrained.loading import clip_input, clip_model, timm_input, timm_model
+from lightning_guide.utils.images import preprocess_image
 from lightning_guide.utils.recipe import HasRecipe
 
 __all__ = ["Backbone", "OpenClipBackbone", "TimmBackbone"]
 
 
-class Backbone(HasRecipe, nn.Module, ABC):
-    """Base of backbones: features (B, F) of images in [0, 1] by a frozen model, which is loaded at first use.
-
-    The model is not a submodule, so checkpoints of the optimized model never contain it.
-    """
-
-    def __init__(self) -> None:
-        """Load nothing yet."""
-        super().__init__()
-        self._loaded: list[Any] = []
-        self._size = 224
-        self._mean: tuple[float, ...] = ()
-        self._std: tuple[float, ...] = ()
+class Backbone(HasRecipe, FrozenNetwork, nn.Module):
+    """Base of backbones: features (B, F) of images in [0, 1] by a `FrozenNetwork`."""
 
     @abstractmethod
-    def load(self) -> nn.Module:
-        """Return the model and set size, mean and std of its input."""
+    def input_format(self) -> dict[str, Any]:
+        """Return size (height, width), mean, std and channels of the input, as taken by `preprocess_image`."""
 
     def features(self, image: Tensor) -> Tensor:
         """Return features of normalized images (B, 3, size, size)."""
-        features: Tensor = self._loaded[0](image)
+        features: Tensor = self.network(image)(image)
         return features
 
     def forward(self, image: Tensor) -> Tensor:
@@ -42,16 +33,12 @@ class Backbone(HasRecipe, nn.Module, ABC):
 
         The shorter side is resized to that of the model, with antialiasing, and the center is cropped.
         """
-        if not self._loaded:
-            self._loaded.append(self.load().eval().requires_grad_(False))
-        self._loaded[0].to(image.device)
-        side = min(image.shape[2:])
-        height, width = (round(length * self._size / side) for length in image.shape[2:])
-        x = F.interpolate(image.expand(-1, 3, -1, -1), (height, width), mode="bilinear", antialias=True)
-        top, left = (height - self._size) // 2, (width - self._size) // 2
-        x = x[:, :, top : top + self._size, left : left + self._size]
-        mean, std = (x.new_tensor(values)[:, None, None] for values in (self._mean, self._std))
-        return self.features((x - mean) / std)
+        options = self.input_format()
+        size, side = options["size"][0], min(image.shape[2:])
+        height, width = (round(length * size / side) for length in image.shape[2:])
+        x = preprocess_image(image, **options | {"size": (height, width)}, mode="bilinear")
+        top, left = (height - size) // 2, (width - size) // 2
+        return self.features(x[:, :, top : top + size, left : left + size])
 
 
 class TimmBackbone(Backbone):
@@ -62,19 +49,14 @@ class TimmBackbone(Backbone):
         super().__init__()
         self.name, self.weights = name, weights
 
-    def load(self) -> nn.Module:
-        """Return the model without its classifier.
-
-        Raises:
-            ValueError: if timm has no such model, or its weights cannot be loaded.
-        """
-        from timm.data import resolve_data_config  # takes a second, and most runs do not need it
-
-        model = timm_model(self.name, weights=self.weights)
-        model.reset_classifier(0)
-        config = resolve_data_config(model=model)
-        self._size, self._mean, self._std = config["input_size"][1], config["mean"], config["std"]
+    def _load(self) -> nn.Module:
+        model: nn.Module = timm_model(self.name, weights=self.weights)
+        model.reset_classifier(0)  # type: ignore[operator]
         return model
+
+    def input_format(self) -> dict[str, Any]:
+        """Return the input format of the timm model."""
+        return timm_input(self.network())
 
 
 class OpenClipBackbone(Backbone):
@@ -85,18 +67,14 @@ class OpenClipBackbone(Backbone):
         super().__init__()
         self.name, self.weights = name, weights
 
-    def load(self) -> nn.Module:
-        """Return the model.
-
-        Raises:
-            ValueError: if open_clip has no such model, or its weights cannot be loaded.
-        """
-        model = clip_model(self.name, weights=self.weights)
-        size = model.visual.image_size
-        self._size = size[0] if isinstance(size, tuple | list) else size
-        self._mean, self._std = model.visual.image_mean, model.visual.image_std
+    def _load(self) -> nn.Module:
+        model: nn.Module = clip_model(self.name, weights=self.weights)
         return model
+
+    def input_format(self) -> dict[str, Any]:
+        """Return the input format of the open_clip model."""
+        return clip_input(self.network())
 
     def features(self, image: Tensor) -> Tensor:
         """Return embeddings (B, F) of length 1."""
-        return F.normalize(self._loaded[0].encode_image(image), dim=1)
+        return F.normalize(self.network(image).encode_image(image), dim=1)

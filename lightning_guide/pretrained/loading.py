@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-__all__ = ["clip_model", "read_weights", "timm_model"]
+__all__ = ["clip_input", "clip_model", "read_weights", "timm_input", "timm_model"]
 
 
 def timm_model(name: str, *, weights: str | None = None, pretrained: bool = True, **options: Any) -> Any:
@@ -70,6 +70,22 @@ def clip_model(name: str, *, weights: str | None) -> Any:
     except Exception as error:  # as for timm
         raise _loading_error(name, str(weights), error, "open_clip.create_model(name, pretrained=...)") from None
     return model.eval().requires_grad_(False)
+
+
+def timm_input(model: Any) -> dict[str, Any]:
+    """Return size (height, width), mean, std and channels of the input of a timm model, for `preprocess_image`."""
+    from timm.data import resolve_data_config  # takes a second, and most runs do not need it
+
+    config = resolve_data_config(model=model)
+    channels, *size = config["input_size"]
+    return {"size": size, "mean": config["mean"], "std": config["std"], "channels": channels}
+
+
+def clip_input(model: Any) -> dict[str, Any]:
+    """Return size, mean, std and channels of the input of an open_clip model, for `preprocess_image`."""
+    visual, size = model.visual, model.visual.image_size
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    return {"size": size, "mean": visual.image_mean, "std": visual.image_std, "channels": 3}
 
 
 def _loading_error(name: str, source: str, error: Exception, call: str) -> ValueError:

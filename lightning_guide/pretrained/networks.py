@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_guide.pretrained.loading import read_weights, timm_model
+from lightning_guide.pretrained.frozen import FrozenNetwork
+from lightning_guide.pretrained.loading import read_weights, timm_input, timm_model
 from lightning_guide.runs.models import raw_network
 from lightning_guide.utils.images import preprocess_image
 from lightning_guide.utils.recipe import HasRecipe
@@ -18,39 +18,20 @@ from lightning_guide.utils.recipe import HasRecipe
 __all__ = ["AtLevel", "GuideNetwork", "NamedNetwork", "RunNetwork", "TimmNetwork"]
 
 
-def _single(x: Tensor) -> torch.autocast:
+def _no_autocast(x: Tensor) -> torch.autocast:
     """Return a context without autocast on the device of `x`."""
     return torch.autocast(x.device.type, enabled=False)
 
 
-class GuideNetwork(HasRecipe, nn.Module, ABC):
-    """Base of the networks. They are no submodules of this object: checkpoints and copies do not hold them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._loaded: list[nn.Module] = []
-
-    @abstractmethod
-    def _load(self) -> nn.Module:
-        """The network, from wherever it is."""
-
-    def network(self, device: torch.device | str = "cpu") -> Any:
-        """The network on `device`.
-
-        Raises:
-            ValueError: if it cannot be loaded.
-        """
-        if not self._loaded:
-            with torch.random.fork_rng(devices=[]):
-                self._loaded.append(self._load().eval().requires_grad_(False))
-        return self._loaded[0].to(device)
+class GuideNetwork(HasRecipe, FrozenNetwork, nn.Module):
+    """Base of guide networks of energies, a `FrozenNetwork` in float32 with gradients with respect to its input."""
 
     def forward(self, x: Tensor, *others: Tensor) -> Tensor:
         """Return the output of the network for `x` (B, *), computed in float32 without autocast, as `x.dtype`.
 
         `others` are further arguments, such as the noise level for a classifier of noisy images.
         """
-        with _single(x):
+        with _no_autocast(x):
             return self._apply_to(*[each.to(torch.float32) for each in (x, *others)]).to(x.dtype)
 
     def part(self, name: str, x: Tensor) -> Tensor:
@@ -59,15 +40,15 @@ class GuideNetwork(HasRecipe, nn.Module, ABC):
         Raises:
             ValueError: if the network has no such method.
         """
-        method = getattr(self.network(x.device), name, None)
+        method = getattr(self.network(x), name, None)
         if method is None:
             raise ValueError(f"the {type(self.network()).__name__} of {self!r} has no method {name!r}")
-        with _single(x):
+        with _no_autocast(x):
             output: Tensor = method(x.to(torch.float32))
         return output.to(x.dtype)
 
     def _apply_to(self, x: Tensor, *others: Tensor) -> Tensor:
-        output: Tensor = self.network(x.device)(x, *others)
+        output: Tensor = self.network(x)(x, *others)
         return output
 
 
@@ -90,7 +71,7 @@ class RunNetwork(GuideNetwork):
     def _apply_to(self, x: Tensor, *others: Tensor) -> Tensor:
         if self.blocks is None:
             return super()._apply_to(x, *others)
-        features: Tensor = self.network(x.device).blocks[: self.blocks](x)
+        features: Tensor = self.network(x).blocks[: self.blocks](x)
         return features
 
 
@@ -137,14 +118,8 @@ class TimmNetwork(GuideNetwork):
         return model
 
     def _apply_to(self, x: Tensor, *others: Tensor) -> Tensor:
-        from timm.data import resolve_data_config
-
-        model = self.network(x.device)
-        config = resolve_data_config(model=model)
-        channels, *size = config["input_size"]
-        output = model(
-            preprocess_image((x + 1) / 2, mean=config["mean"], std=config["std"], size=size, channels=channels)
-        )
+        model = self.network(x)
+        output = model(preprocess_image((x + 1) / 2, **timm_input(model)))
         result: Tensor = output if self.stage is None else output[0]
         return result
 
@@ -197,7 +172,7 @@ class NamedNetwork(GuideNetwork):
 
     def _apply_to(self, x: Tensor, *others: Tensor) -> Tensor:
         size = None if self.size is None else (self.size, self.size)
-        output = self.network(x.device)(preprocess_image((x + 1) / 2, mean=self.mean, std=self.std, size=size))
+        output = self.network(x)(preprocess_image((x + 1) / 2, mean=self.mean, std=self.std, size=size))
         result: Tensor = output if isinstance(output, Tensor) else output[self.output]
         return result
 

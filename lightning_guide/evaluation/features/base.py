@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 import weakref
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lightning_guide.evaluation.features.identity import Identity, weights_hash
 from lightning_guide.networks.classifiers import SmallClassifier
-from lightning_guide.pretrained.loading import timm_model
-from lightning_guide.runs.run import raw_network
+from lightning_guide.pretrained.frozen import FrozenNetwork
+from lightning_guide.pretrained.loading import timm_input, timm_model
+from lightning_guide.runs.models import raw_network
 from lightning_guide.utils.images import preprocess_image
 
 __all__ = ["ClassifierFeatures", "FeatureExtractor", "RawPixels", "TimmFeatures", "check_images"]
 
 
-class FeatureExtractor(nn.Module, ABC):
+class FeatureExtractor(FrozenNetwork, nn.Module):
     """Base of feature extractors: data in stored form (B, *) -> features (B, F), float32.
 
-    Always in eval mode, without gradients and autocast. A copy is the same object, so clones of a metric share it. The
+    A `FrozenNetwork`, without gradients and autocast. A copy is the same object, so clones of a metric share it. The
     features of the last batch are cached, so that several metrics cost one network call.
 
     Attributes:
         published: name of these features in published files of statistics, such as "fid"; None without a name.
+        prefix: of the names of weights in their hash, fixed so that hashes in stored statistics remain valid.
     """
 
     published: ClassVar[str | None] = None
+    prefix: ClassVar[str] = "_model"
     _last: tuple[weakref.ref[Tensor], int, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,11 +58,15 @@ class FeatureExtractor(nn.Module, ABC):
         """Return features (B, *) of `x`; implemented by subclasses and called by `forward`."""
 
     def load(self) -> None:
-        """Load the weights into a submodule, unless they are loaded already.
+        """Load the weights, unless they are loaded already.
 
         Raises:
             ValueError: if they cannot be found.
         """
+        self.network()
+
+    def _load(self) -> nn.Module:
+        return nn.Identity()  # of extractors without weights
 
     def title(self) -> str:
         """Return the class and the settings that change the features."""
@@ -72,8 +79,8 @@ class FeatureExtractor(nn.Module, ABC):
         Raises:
             ValueError: if they cannot be found.
         """
-        self.load()
-        return Identity(self.title(), weights_hash(self))
+        weights = {f"{self.prefix}.{name}": value for name, value in self.network().state_dict().items()}
+        return Identity(self.title(), weights_hash(self.state_dict() | weights))
 
     def train(self, mode: bool = True) -> FeatureExtractor:
         """Keep eval mode, whatever the `mode`."""
@@ -98,11 +105,12 @@ class ClassifierFeatures(FeatureExtractor):
     The newest raw weights are loaded at first use, so the object can be configured before the classifier exists.
     """
 
+    prefix = "_classifier"
+
     def __init__(self, run: str) -> None:
         """Take the run folder of the classifier."""
         super().__init__()
         self.run = run
-        self._classifier: SmallClassifier | None = None
 
     def extract(self, x: Tensor) -> Tensor:
         """Return features of images uint8 (B, C, H, W) of the shape of the training images."""
@@ -123,19 +131,11 @@ class ClassifierFeatures(FeatureExtractor):
         Raises:
             ValueError: if the run has none, or its newest snapshot is damaged or holds something else.
         """
-        self.load()
-        assert self._classifier is not None
-        return self._classifier.to(device)
+        classifier: SmallClassifier = self.network(device)
+        return classifier
 
-    def load(self) -> None:
-        """Load the classifier.
-
-        Raises:
-            ValueError: if the run has none, or its newest snapshot is damaged or holds something else.
-        """
-        if self._classifier is None:
-            network = raw_network(self.run, kind=SmallClassifier, what="classifier")
-            self._classifier = network.eval().requires_grad_(False)
+    def _load(self) -> nn.Module:
+        return raw_network(self.run, kind=SmallClassifier, what="classifier")
 
 
 class TimmFeatures(FeatureExtractor):
@@ -160,44 +160,26 @@ class TimmFeatures(FeatureExtractor):
         if size is not None and size < 1:
             raise ValueError(f"{type(self).__name__} needs size >= 1, got {size}")
         self.name, self.weights, self.size = name, weights, size
-        self._model: nn.Module | None = None
-        self._config: dict[str, Any] = {}
 
     def extract(self, x: Tensor) -> Tensor:
         """Return features of images uint8 (B, 1 or 3, H, W) of any size."""
         check_images(x)
-        self.load()
-        assert self._model is not None
-        channels, height, width = self._config["input_size"]
-        size = (height, width) if self.size is None else (self.size, self.size)
-        image = preprocess_image(
-            x.to(torch.float32) / 255,
-            mean=self._config["mean"],
-            std=self._config["std"],
-            size=size,
-            channels=channels,
-            mode="bilinear" if self._config["interpolation"] == "bilinear" else "bicubic",
-        )
-        return self._model.to(x.device)(image)
+        network = self.network(x)
+        options = timm_input(network) | ({} if self.size is None else {"size": (self.size, self.size)})
+        mode: Literal["bicubic", "bilinear"] = "bicubic"
+        if network.pretrained_cfg.get("interpolation") == "bilinear":
+            mode = "bilinear"
+        features: Tensor = network(preprocess_image(x.to(torch.float32) / 255, **options, mode=mode))
+        return features
 
     def title(self) -> str:
         """Return the class with the name of the model, and the image size if it is not the model's own."""
         return f"{type(self).__name__}({self.name}{'' if self.size is None else f', size {self.size}'})"
 
-    def load(self) -> None:
-        """Load the model.
-
-        Raises:
-            ValueError: if timm has no such model, or its weights cannot be had.
-        """
-        if self._model is not None:
-            return
-        from timm.data import resolve_data_config  # takes a second, and most runs do not need it
-
-        model = self.model()
-        model.reset_classifier(0)
-        self._config = resolve_data_config(model=model)
-        self._model = model
+    def _load(self) -> nn.Module:
+        model: nn.Module = self.model()
+        model.reset_classifier(0)  # type: ignore[operator]
+        return model
 
     def plain_model(self) -> Any:
         """Return the model with its head, for images of its own size."""

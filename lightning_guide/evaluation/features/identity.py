@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor
 
 from lightning_guide.snapshots.file import checksum
 
@@ -27,7 +28,7 @@ class Identity:
         return f"{self.name}, {f'weights {self.weights[:16]}' if self.weights else 'no weights'}"
 
 
-def weights_hash(module: nn.Module) -> str:
-    """Return the SHA-256 of name, type, shape and bytes of all parameters and buffers of `module`; "" without any."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+def weights_hash(weights: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of name, type, shape and bytes of all tensors of a state dict; "" if it is empty."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     return checksum(tensors, {}) if tensors else ""

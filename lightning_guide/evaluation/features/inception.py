@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_guide.evaluation.features.base import FeatureExtractor, check_images
 
@@ -21,12 +20,12 @@ class InceptionFeatures(FeatureExtractor):
     """
 
     published = "fid"
+    prefix = "_network"
 
     def __init__(self, weights: str | None = None) -> None:
         """Choose `weights`: a local file of its state dict; None for the package's own download."""
         super().__init__()
         self.weights = weights
-        self._network: Any = None
 
     def extract(self, x: Tensor) -> Tensor:
         """Return features (B, 2048)."""
@@ -43,20 +42,10 @@ class InceptionFeatures(FeatureExtractor):
 
     def _both(self, x: Tensor) -> tuple[Tensor, Tensor]:
         check_images(x)
-        self.load()
-        features, logits = self._network.to(x.device)(x.expand(-1, 3, -1, -1))
+        features, logits = self.network(x)(x.expand(-1, 3, -1, -1))
         return features, logits
 
-    def load(self) -> None:
-        """Load the network.
-
-        Raises:
-            ValueError: if the package or its weights cannot be loaded, or the file holds more than tensors.
-        """
-        if self._network is None:
-            self._network = self._load()
-
-    def _load(self) -> Any:
+    def _load(self) -> nn.Module:
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ImportError:
@@ -66,13 +55,14 @@ class InceptionFeatures(FeatureExtractor):
                 raise ValueError(f"weights of Inception-v3: there is no file {self.weights}")
             _check_holds_tensors(self.weights)
         try:
-            return FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], self.weights)
+            network: nn.Module = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], self.weights)
         except Exception as error:  # raised by the download or by load_state_dict
             raise ValueError(
                 f"weights of Inception-v3 cannot be loaded from {self.weights or 'the download of torch-fidelity'} "
                 f"({' '.join(str(error).split())[:200]}); expected its file weights-inception-2015-12-05; "
                 "download it on a machine with internet access and name it in `weights`"
             ) from None
+        return network
 
 
 def _check_holds_tensors(path: str) -> None:

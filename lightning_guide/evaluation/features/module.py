@@ -20,6 +20,8 @@ class ModuleFeatures(FeatureExtractor):
     With `size`, the whole image is resized first, bicubic and antialiased, not cropped.
     """
 
+    prefix = "module"
+
     def __init__(
         self,
         module: nn.Module,
@@ -49,15 +51,14 @@ class ModuleFeatures(FeatureExtractor):
                 "ModuleFeatures needs size >= 1, channels >= 1 and std > 0, "
                 f"got size {size}, channels {channels} and std {list(std)}"
             )
-        self.module, self.weights = module, weights
+        self.weights, self._held = weights, (module.eval().requires_grad_(False),)
         self.size, self.channels, self.mean, self.std = size, channels, tuple(mean), tuple(std)
         if weights is not None:
             read_weights(module, weights)
-        self.eval().requires_grad_(False)
 
     def extract(self, x: Tensor) -> Tensor:
         """Return features of images uint8 (B, C, H, W), or of float points (B, *)."""
-        features = self.module(self._preprocess(x) if x.dtype == torch.uint8 else x.to(torch.float32))
+        features = self.network(x)(self._preprocess(x) if x.dtype == torch.uint8 else x.to(torch.float32))
         if not isinstance(features, Tensor) or features.shape[:1] != x.shape[:1]:
             what = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
             raise ValueError(f"{self.title()} returned {what} for {len(x)} samples; expected a tensor ({len(x)}, *)")
@@ -66,7 +67,8 @@ class ModuleFeatures(FeatureExtractor):
     def title(self) -> str:
         """Return the class with that of the module and the preprocessing of images."""
         how = f"size {self.size}, channels {self.channels}, mean {list(self.mean)}, std {list(self.std)}"
-        return f"{type(self).__name__}({type(self.module).__module__}.{type(self.module).__qualname__}, {how})"
+        kind = type(self.network())
+        return f"{type(self).__name__}({kind.__module__}.{kind.__qualname__}, {how})"
 
     def _preprocess(self, x: Tensor) -> Tensor:
         size = None if self.size is None else (self.size, self.size)

@@ -7,7 +7,6 @@ https://arxiv.org/abs/2104.14294, whose class token attends to objects in the la
 from __future__ import annotations
 
 import math
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,7 +15,8 @@ from torch.nn import functional as F
 
 from lightning_guide.denoiser import Denoiser, Trajectory
 from lightning_guide.guidance.negatives.sag_masks import Mask, MaskAt
-from lightning_guide.pretrained.loading import timm_model
+from lightning_guide.pretrained.frozen import FrozenNetwork
+from lightning_guide.pretrained.loading import timm_input, timm_model
 from lightning_guide.utils.images import preprocess_image
 from lightning_guide.utils.modules import replace_modules
 
@@ -42,7 +42,7 @@ class _ClassAttention(nn.Module):
         return layer(x, *args, **kwargs)
 
 
-class SaliencyMask(Mask):
+class SaliencyMask(Mask, FrozenNetwork):
     """M = (saliency > psi mean saliency), the saliency being the attention of the class token in the last block.
 
     The clean estimate is read as an image in [-1, 1], clamped, resized and normalized as in the training of the
@@ -74,25 +74,17 @@ class SaliencyMask(Mask):
     @torch.no_grad()
     def saliency(self, clean: Tensor) -> Tensor:
         """Return the attention of the class token to each patch of `clean` (B, C, H, W), float32 (B, 1, h, w)."""
-        from timm.data import resolve_data_config
-
-        config = resolve_data_config(model=self._transformer)
-        image = ((clean.to(torch.float32) + 1) / 2).clamp(0, 1)
-        image = preprocess_image(
-            image, mean=config["mean"], std=config["std"], size=config["input_size"][1:], channels=3
-        )
-        model: Any = self._transformer.to(clean.device)
+        model = self.network(clean)
+        image = preprocess_image(((clean.to(torch.float32) + 1) / 2).clamp(0, 1), **timm_input(model))
         with torch.autocast(clean.device.type, enabled=False):
             model.forward_features(image)
         return model.blocks[-1].attn.received.unflatten(1, (1, *model.patch_embed.grid_size))
 
-    @cached_property
-    def _transformer(self) -> nn.Module:
-        """The transformer with its last attention layer observed, frozen."""
+    def _load(self) -> nn.Module:
+        """Return the transformer with an observed last attention layer."""
         model = timm_model(self.name, weights=self.weights)
         last = getattr(model, "blocks", [None])[-1]
         if not hasattr(getattr(last, "attn", None), "qkv") or getattr(model, "cls_token", None) is None:
             raise ValueError(f"SaliencyMask needs a vision transformer with a class token; {self.name} is not one")
         observed = _ClassAttention(last.attn, model.num_prefix_tokens)
-        model = replace_modules(model, {f"blocks.{len(model.blocks) - 1}.attn": observed})
-        return model.eval().requires_grad_(False)
+        return replace_modules(model, {f"blocks.{len(model.blocks) - 1}.attn": observed})
