@@ -36,6 +36,7 @@ study: $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 
 test: lint
@@ -46,4 +47,4 @@ test-slow: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python -m pip install -q -e '.[docs]' -c constraints.txt
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

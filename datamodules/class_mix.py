@@ -53,8 +53,9 @@ def class_labels(shares: Tensor, count: int, *, seed: int) -> Tensor:
 
     Counts are rounded down, and the rest goes to the largest remainders.
 
-    >>> class_labels(torch.tensor([0.5, 0.2, 0.3]), 7, seed=0).bincount().tolist()
-    [4, 1, 2]
+    Examples:
+        >>> class_labels(torch.tensor([0.5, 0.2, 0.3]), 7, seed=0).bincount().tolist()
+        [4, 1, 2]
     """
     exact = shares * count
     counts = (exact + 1e-9).floor().to(torch.int64)
@@ -69,8 +70,9 @@ def mix_against(target: Sequence[float], base: Sequence[float], *, omega: float)
     For two classes: logit(b) = logit(a) + (logit(a) - logit(q)) / omega. A first guess, exact to first order in the
     shift: for a target of 0.8 in place of 0.5 at omega = 1, the exact flow between two separate modes reaches 0.73.
 
-    >>> [round(share, 6) for share in mix_against([0.8, 0.2], [0.5, 0.5], omega=1.0)]
-    [0.2, 0.8]
+    Examples:
+        >>> [round(share, 6) for share in mix_against([0.8, 0.2], [0.5, 0.5], omega=1.0)]
+        [0.2, 0.8]
 
     Raises:
         ValueError: if a share is not positive, the numbers of shares differ, or omega is not positive.

@@ -21,8 +21,9 @@ __all__ = ["Stream", "epoch_order", "split_evenly"]
 def epoch_order(seed: int, visit: int, count: int) -> Tensor:
     """Return the permutation (count,), int64, in which pass number `visit` over the data reads its elements.
 
-    >>> epoch_order(0, 0, 4).sort().values.tolist()
-    [0, 1, 2, 3]
+    Examples:
+        >>> epoch_order(0, 0, 4).sort().values.tolist()
+        [0, 1, 2, 3]
     """
     return torch.randperm(count, generator=torch.Generator().manual_seed(mix(seed, "order", visit)))
 
@@ -30,10 +31,11 @@ def epoch_order(seed: int, visit: int, count: int) -> Tensor:
 def split_evenly(count: int, batch_size: int, *, rank: int = 0, world: int = 1) -> list[range]:
     """Split the elements range(rank, count, world) of one process into batches, without padding or omission.
 
-    >>> split_evenly(7, 2, rank=0, world=2)
-    [range(0, 4, 2), range(4, 8, 2)]
-    >>> split_evenly(7, 2, rank=1, world=2)
-    [range(1, 5, 2), range(5, 7, 2)]
+    Examples:
+        >>> split_evenly(7, 2, rank=0, world=2)
+        [range(0, 4, 2), range(4, 8, 2)]
+        >>> split_evenly(7, 2, rank=1, world=2)
+        [range(1, 5, 2), range(5, 7, 2)]
     """
     mine = range(rank, count, world)
     return [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]
@@ -46,9 +48,10 @@ class Stream(Sampler[range]):
     start + (b * world + rank) * batch_size. Together the processes read each position exactly once, and the next
     world * batch_size positions in every step, so the order of the data does not depend on their number.
 
-    >>> from itertools import islice
-    >>> list(islice(Stream(2, rank=1, world=2, start=lambda: 8), 2))
-    [range(10, 12), range(14, 16)]
+    Examples:
+        >>> from itertools import islice
+        >>> list(islice(Stream(2, rank=1, world=2, start=lambda: 8), 2))
+        [range(10, 12), range(14, 16)]
     """
 
     def __init__(self, batch_size: int, *, rank: int = 0, world: int = 1, start: Callable[[], int] = int) -> None:

@@ -64,11 +64,12 @@ def pad_tokens(tokens: Tensor, length: int) -> Tensor:
 def drop_condition(condition: Tensor, dropped: Tensor) -> Tensor:
     """Replace `condition`, labels (B,) or embeddings (B, L, C), by "no condition" where `dropped` (B,) is True.
 
-    >>> drop_condition(torch.tensor([3, 1, 4]), torch.tensor([False, True, False]))
-    tensor([ 3, -1,  4])
-    >>> tokens = drop_condition(torch.ones(2, 3, 8), torch.tensor([True, False]))
-    >>> token_mask(tokens).tolist()
-    [[False, False, False], [True, True, True]]
+    Examples:
+        >>> drop_condition(torch.tensor([3, 1, 4]), torch.tensor([False, True, False]))
+        tensor([ 3, -1,  4])
+        >>> tokens = drop_condition(torch.ones(2, 3, 8), torch.tensor([True, False]))
+        >>> token_mask(tokens).tolist()
+        [[False, False, False], [True, True, True]]
     """
     if condition.is_floating_point():
         return condition.masked_fill(dropped[:, None, None], 0)

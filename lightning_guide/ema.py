@@ -48,8 +48,9 @@ class Average:
     Attributes:
         sigma_rel: relative width of a power-function profile; None: the half-life average, whose width changes.
 
-    >>> Average.of(0.05), Average.of("half_life").folder
-    (Average(sigma_rel=0.05), 'half_life')
+    Examples:
+        >>> Average.of(0.05), Average.of("half_life").folder
+        (Average(sigma_rel=0.05), 'half_life')
     """
 
     sigma_rel: float | None
@@ -106,8 +107,9 @@ def gamma(sigma_rel: float) -> float:
     Raises:
         ValueError: outside (0, 12^-0.5).
 
-    >>> round(gamma(0.1), 3), round(sigma_rel(gamma(0.1)), 6)
-    (6.937, 0.1)
+    Examples:
+        >>> round(gamma(0.1), 3), round(sigma_rel(gamma(0.1)), 6)
+        (6.937, 0.1)
     """
     if not 0 < sigma_rel < LARGEST_SIGMA_REL:
         raise ValueError(f"sigma_rel must lie between 0 and 12^-0.5 = {LARGEST_SIGMA_REL:.4f}, got {sigma_rel}")

@@ -72,8 +72,9 @@ class Grid(HasRecipe, ABC):
 class KarrasGrid(Grid):
     """EDM grid: sigma_i = (max^(1/rho) + i / (N - 1) (min^(1/rho) - max^(1/rho)))^rho, then 0 (EDM, equation 5).
 
-    >>> [round(sigma, 3) for sigma in KarrasGrid(5).sigmas().tolist()]
-    [80.0, 17.528, 2.515, 0.17, 0.002, 0.0]
+    Examples:
+        >>> [round(sigma, 3) for sigma in KarrasGrid(5).sigmas().tolist()]
+        [80.0, 17.528, 2.515, 0.17, 0.002, 0.0]
     """
 
     def __init__(
@@ -99,8 +100,9 @@ class KarrasGrid(Grid):
 class LogUniformGrid(Grid):
     """Log-uniform grid: sigma_i = max (min / max)^(i / (N - 1)), then 0; equal steps in log-SNR.
 
-    >>> [round(sigma, 3) for sigma in LogUniformGrid(4, sigma_min=0.01, sigma_max=10.0).sigmas().tolist()]
-    [10.0, 1.0, 0.1, 0.01, 0.0]
+    Examples:
+        >>> [round(sigma, 3) for sigma in LogUniformGrid(4, sigma_min=0.01, sigma_max=10.0).sigmas().tolist()]
+        [10.0, 1.0, 0.1, 0.01, 0.0]
     """
 
     def __init__(self, num_steps: int = 32, *, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:

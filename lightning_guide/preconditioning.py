@@ -68,11 +68,12 @@ class Preconditioned(Denoiser):
     c_skip = s_d^2 / (s^2 + s_d^2), c_out = s s_d / sqrt(s^2 + s_d^2), c_in = 1 / sqrt(s^2 + s_d^2), c_noise = ln(s) / 4
     with s = sigma and s_d = sigma_data (Karras et al. 2022, table 1).
 
-    >>> from lightning_guide.networks import PointMLP
-    >>> denoiser = Preconditioned(PointMLP((2,), width=8), sigma_data=0.5)
-    >>> x = torch.tensor([[1.0, -2.0]])
-    >>> denoiser(x, torch.tensor(0.5)).detach()  # F starts at zero, and c_skip is 1/2 at sigma = sigma_data
-    tensor([[ 0.5000, -1.0000]])
+    Examples:
+        >>> from lightning_guide.networks import PointMLP
+        >>> denoiser = Preconditioned(PointMLP((2,), width=8), sigma_data=0.5)
+        >>> x = torch.tensor([[1.0, -2.0]])
+        >>> denoiser(x, torch.tensor(0.5)).detach()  # F starts at zero, and c_skip is 1/2 at sigma = sigma_data
+        tensor([[ 0.5000, -1.0000]])
     """
 
     def __init__(self, network: Network, *, sigma_data: float = 0.5) -> None:

@@ -19,8 +19,9 @@ __all__ = ["SampleSeeds", "mix"]
 def mix(*parts: int | str) -> int:
     """Hash the parts to 63 bits, identically on every machine and Python version.
 
-    >>> mix(0, "noise", 7) == mix(0, "noise", 7), mix(0, "noise", 7) == mix(0, "noise", 8)
-    (True, False)
+    Examples:
+        >>> mix(0, "noise", 7) == mix(0, "noise", 7), mix(0, "noise", 7) == mix(0, "noise", 8)
+        (True, False)
 
     Raises:
         TypeError: if a part is neither a string nor an integer (of any library).
@@ -40,13 +41,14 @@ class SampleSeeds:
     Torch's CPU generators keep 32 bits of a seed. The samples of one (seed, purpose) therefore have seeds that differ
     by construction: with a hash of 32 bits, two of 50,000 samples would share their noise in one of four evaluations.
 
-    >>> x = SampleSeeds(7, range(4)).normal("initial", (3,))
-    >>> tuple(x.shape), torch.equal(SampleSeeds(7, [2]).normal("initial", (3,)), x[2:3])  # independent of the batch
-    ((4, 3), True)
-    >>> seeds = SampleSeeds(7, range(4))
-    >>> labels = seeds.integers("labels", 10)
-    >>> torch.equal(seeds.normal("initial", (3,)), x)  # and of draws for other purposes
-    True
+    Examples:
+        >>> x = SampleSeeds(7, range(4)).normal("initial", (3,))
+        >>> tuple(x.shape), torch.equal(SampleSeeds(7, [2]).normal("initial", (3,)), x[2:3])  # independent of the batch
+        ((4, 3), True)
+        >>> seeds = SampleSeeds(7, range(4))
+        >>> labels = seeds.integers("labels", 10)
+        >>> torch.equal(seeds.normal("initial", (3,)), x)  # and of draws for other purposes
+        True
     """
 
     def __init__(self, seed: int, indices: Sequence[int] | Tensor) -> None:

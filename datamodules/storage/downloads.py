@@ -20,8 +20,9 @@ __all__ = ["Downloads", "is_url"]
 def is_url(name: str) -> bool:
     """Return whether `name` is a URL and not a path.
 
-    >>> [is_url(name) for name in ("https://host/a.tar", "pipe:cat a.tar", "data/a.tar")]
-    [True, True, False]
+    Examples:
+        >>> [is_url(name) for name in ("https://host/a.tar", "pipe:cat a.tar", "data/a.tar")]
+        [True, True, False]
     """
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", name) is not None
 

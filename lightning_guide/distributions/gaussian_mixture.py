@@ -25,12 +25,13 @@ class GaussianMixture(Denoiser):
 
     With `labels` the components belong to classes, and a condition c >= 0 restricts the mixture to those of class c.
 
-    >>> mixture = GaussianMixture([[-1.0], [1.0]], [[[0.04]], [[0.04]]], labels=[0, 1])
-    >>> x, sigma = torch.tensor([[0.0], [0.0]]), torch.tensor(0.1)
-    >>> [round(value, 2) + 0.0 for value in mixture(x, sigma, torch.tensor([-1, 1])).flatten().tolist()]
-    [0.0, 0.2]
-    >>> [round(value, 2) + 0.0 for value in mixture.score(x, sigma, torch.tensor([-1, 1])).flatten().tolist()]
-    [0.0, 20.0]
+    Examples:
+        >>> mixture = GaussianMixture([[-1.0], [1.0]], [[[0.04]], [[0.04]]], labels=[0, 1])
+        >>> x, sigma = torch.tensor([[0.0], [0.0]]), torch.tensor(0.1)
+        >>> [round(value, 2) + 0.0 for value in mixture(x, sigma, torch.tensor([-1, 1])).flatten().tolist()]
+        [0.0, 0.2]
+        >>> [round(value, 2) + 0.0 for value in mixture.score(x, sigma, torch.tensor([-1, 1])).flatten().tolist()]
+        [0.0, 20.0]
     """
 
     means: Tensor

@@ -25,12 +25,13 @@ class Guided(Guidance):
 
     With one negative and w = 3, D = D_neg + 3 (D_pos - D_neg) = 3 D_pos - 2 D_neg:
 
-    >>> import torch
-    >>> from lightning_guide.distributions.gaussian_mixture import gaussian
-    >>> good, bad = gaussian(torch.zeros(1), torch.eye(1)), gaussian(torch.zeros(1), 3 * torch.eye(1))
-    >>> x, sigma = torch.tensor([[4.0]]), torch.tensor(1.0)
-    >>> good(x, sigma).item(), bad(x, sigma).item(), Guided([bad], [3.0], positive=good)(x, sigma).item()
-    (2.0, 3.0, 0.0)
+    Examples:
+        >>> import torch
+        >>> from lightning_guide.distributions.gaussian_mixture import gaussian
+        >>> good, bad = gaussian(torch.zeros(1), torch.eye(1)), gaussian(torch.zeros(1), 3 * torch.eye(1))
+        >>> x, sigma = torch.tensor([[4.0]]), torch.tensor(1.0)
+        >>> good(x, sigma).item(), bad(x, sigma).item(), Guided([bad], [3.0], positive=good)(x, sigma).item()
+        (2.0, 3.0, 0.0)
     """
 
     def __init__(

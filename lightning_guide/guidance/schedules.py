@@ -29,9 +29,10 @@ class WeightSchedule(HasRecipe, ABC):
 class Interval(WeightSchedule):
     """Guidance interval: `weight` for low < sigma <= high, 1 elsewhere.
 
-    >>> interval = Interval(2.0, low=0.3, high=5.0)
-    >>> [interval.at(sigma) for sigma in (0.3, 0.31, 5.0, 5.1)]
-    [1.0, 2.0, 2.0, 1.0]
+    Examples:
+        >>> interval = Interval(2.0, low=0.3, high=5.0)
+        >>> [interval.at(sigma) for sigma in (0.3, 0.31, 5.0, 5.1)]
+        [1.0, 2.0, 2.0, 1.0]
     """
 
     def __init__(self, weight: float | WeightSchedule, low: float, high: float) -> None:

@@ -24,8 +24,9 @@ Points = Sequence[tuple[float, float]]
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Return about `count` round numbers (1, 2 or 5 times a power of ten apart) from `low` to `high`.
 
-    >>> ticks(0.13, 0.9)
-    [0.2, 0.4, 0.6, 0.8]
+    Examples:
+        >>> ticks(0.13, 0.9)
+        [0.2, 0.4, 0.6, 0.8]
     """
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))

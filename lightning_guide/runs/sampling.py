@@ -44,11 +44,12 @@ def sample(
     Raises:
         ValueError: if the condition is not one that the denoiser is made for, or nothing says how many samples.
 
-    >>> from lightning_guide.distributions import gaussian
-    >>> from lightning_guide.samplers import Euler
-    >>> x = sample(gaussian([1.0, -1.0], 0.5), Euler(), count=3)
-    >>> x.shape, bool((x[1] == sample(gaussian([1.0, -1.0], 0.5), Euler(), count=2)[1]).all())
-    (torch.Size([3, 2]), True)
+    Examples:
+        >>> from lightning_guide.distributions import gaussian
+        >>> from lightning_guide.samplers import Euler
+        >>> x = sample(gaussian([1.0, -1.0], 0.5), Euler(), count=3)
+        >>> x.shape, bool((x[1] == sample(gaussian([1.0, -1.0], 0.5), Euler(), count=2)[1]).all())
+        (torch.Size([3, 2]), True)
     """
     condition = _condition(denoiser, labels, prompts)
     rows = count if condition is None else len(condition)

@@ -21,12 +21,13 @@ class DPMSolver2M(Sampler):
     implied by the *noise* of the step before, x - sigma noise; it equals `clean` unless a guidance returns a separate
     noise direction.
 
-    >>> from lightning_guide.distributions.gaussian_mixture import gaussian
-    >>> from lightning_guide.seeds import SampleSeeds
-    >>> x = torch.tensor([[81.0]], dtype=torch.float64)  # at sigma = 80; the exact solution ends at 1.5
-    >>> *_, end = DPMSolver2M(32).steps(gaussian([1.0], [[0.25]]), x, seeds=SampleSeeds(0, [0]))
-    >>> round(float(end.x), 3), end.evaluations
-    (1.508, 32)
+    Examples:
+        >>> from lightning_guide.distributions.gaussian_mixture import gaussian
+        >>> from lightning_guide.seeds import SampleSeeds
+        >>> x = torch.tensor([[81.0]], dtype=torch.float64)  # at sigma = 80; the exact solution ends at 1.5
+        >>> *_, end = DPMSolver2M(32).steps(gaussian([1.0], [[0.25]]), x, seeds=SampleSeeds(0, [0]))
+        >>> round(float(end.x), 3), end.evaluations
+        (1.508, 32)
     """
 
     def step(

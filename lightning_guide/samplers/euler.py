@@ -20,16 +20,17 @@ __all__ = ["Ancestral", "DDIM", "Euler", "ProportionalAncestral"]
 class Euler(Sampler):
     """Euler sampler (DDIM with eta = 0), first order: x' = clean + sigma' noise. N evaluations.
 
-    >>> import torch
-    >>> from lightning_guide.distributions.gaussian_mixture import gaussian
-    >>> from lightning_guide.seeds import SampleSeeds
-    >>> x = torch.tensor([[81.0]], dtype=torch.float64)  # at sigma = 80; the exact solution ends at 1.5
-    >>> *_, end = Euler(32).steps(gaussian([1.0], [[0.25]]), x, seeds=SampleSeeds(0, [0]))
-    >>> round(float(end.x), 3), end.evaluations
-    (1.456, 32)
-    >>> samples = Euler(8).sample(gaussian([1.0, -2.0], [[0.25, 0.0], [0.0, 0.25]]), seeds=SampleSeeds(0, range(4)))
-    >>> tuple(samples.x.shape), samples.evaluations
-    ((4, 2), 8)
+    Examples:
+        >>> import torch
+        >>> from lightning_guide.distributions.gaussian_mixture import gaussian
+        >>> from lightning_guide.seeds import SampleSeeds
+        >>> x = torch.tensor([[81.0]], dtype=torch.float64)  # at sigma = 80; the exact solution ends at 1.5
+        >>> *_, end = Euler(32).steps(gaussian([1.0], [[0.25]]), x, seeds=SampleSeeds(0, [0]))
+        >>> round(float(end.x), 3), end.evaluations
+        (1.456, 32)
+        >>> samples = Euler(8).sample(gaussian([1.0, -2.0], [[0.25, 0.0], [0.0, 0.25]]), seeds=SampleSeeds(0, range(4)))
+        >>> tuple(samples.x.shape), samples.evaluations
+        ((4, 2), 8)
     """
 
     def step(

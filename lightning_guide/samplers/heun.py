@@ -23,12 +23,13 @@ class Heun(Sampler):
     With `s_churn` > 0 each step at a level in [`s_min`, `s_max`] first raises the noise from sigma to
     sigma (1 + gamma), gamma = min(s_churn / N, sqrt(2) - 1), with fresh noise of standard deviation `s_noise`.
 
-    >>> from lightning_guide.distributions.gaussian_mixture import gaussian
-    >>> from lightning_guide.seeds import SampleSeeds
-    >>> x = torch.tensor([[81.0]], dtype=torch.float64)  # at sigma = 80; the exact solution ends at 1.5
-    >>> *_, end = Heun(16).steps(gaussian([1.0], [[0.25]]), x, seeds=SampleSeeds(0, [0]))
-    >>> round(float(end.x), 3), end.evaluations
-    (1.536, 31)
+    Examples:
+        >>> from lightning_guide.distributions.gaussian_mixture import gaussian
+        >>> from lightning_guide.seeds import SampleSeeds
+        >>> x = torch.tensor([[81.0]], dtype=torch.float64)  # at sigma = 80; the exact solution ends at 1.5
+        >>> *_, end = Heun(16).steps(gaussian([1.0], [[0.25]]), x, seeds=SampleSeeds(0, [0]))
+        >>> round(float(end.x), 3), end.evaluations
+        (1.536, 31)
     """
 
     def __init__(

@@ -26,9 +26,10 @@ NOISES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 def smooth(x: Tensor, y: Tensor, samples: Tensor, at: Tensor) -> Tensor:
     """Mean (M,) at positions `at` (M, D), given scores `y` (N,) of `samples` (N,) each at `x` (N, D); in float64.
 
-    >>> x = torch.tensor([[0.0], [0.5], [1.0]])
-    >>> int(smooth(x, torch.tensor([0.0, 1.0, 0.0]), torch.tensor([1000, 1000, 1000]), x).argmax())
-    1
+    Examples:
+        >>> x = torch.tensor([[0.0], [0.5], [1.0]])
+        >>> int(smooth(x, torch.tensor([0.0, 1.0, 0.0]), torch.tensor([1000, 1000, 1000]), x).argmax())
+        1
     """
     x, y, at = (each.to(torch.float64) for each in (x, y, at))
     mean, spread = y.mean(), y.std() if len(y) > 1 else y.new_zeros(())

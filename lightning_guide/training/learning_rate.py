@@ -33,9 +33,10 @@ class InverseSqrtRate(LearningRate):
     n is the number of images seen. EDM2 gives decay_images as reference batches times the batch size; its ramp is 10
     million images, and the first step has rate 0.
 
-    >>> rate = InverseSqrtRate(0.01, decay_images=1000, rampup_images=100)
-    >>> [rate.at(images) for images in (0, 50, 100, 1000, 4000)]
-    [0.0, 0.005, 0.01, 0.01, 0.005]
+    Examples:
+        >>> rate = InverseSqrtRate(0.01, decay_images=1000, rampup_images=100)
+        >>> [rate.at(images) for images in (0, 50, 100, 1000, 4000)]
+        [0.0, 0.005, 0.01, 0.01, 0.005]
     """
 
     def __init__(self, peak: float = 0.01, *, decay_images: float = math.inf, rampup_images: float = 0.0) -> None:
@@ -68,9 +69,10 @@ class ConstantRate(LearningRate):
 class Cooldown(LearningRate):
     """Linear cooldown of another rate: its factor falls from 1 after `begin` images to 0 after `end`.
 
-    >>> rate = Cooldown(ConstantRate(0.5), begin=600, end=1000)
-    >>> [rate.at(images) for images in (0, 600, 800, 1000)]
-    [0.5, 0.5, 0.25, 0.0]
+    Examples:
+        >>> rate = Cooldown(ConstantRate(0.5), begin=600, end=1000)
+        >>> [rate.at(images) for images in (0, 600, 800, 1000)]
+        [0.5, 0.5, 0.25, 0.0]
     """
 
     def __init__(self, rate: LearningRate, begin: int, end: int) -> None:

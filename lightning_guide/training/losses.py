@@ -88,10 +88,11 @@ class Uncertainty(nn.Module):
 class EDMLoss(PredictionLoss):
     """EDM loss lambda / exp(u) |D - y|^2 + u, averaged over the elements of an example.
 
-    >>> loss = EDMLoss(uncertainty=False)
-    >>> clean, noised, sigma = torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([0.5])
-    >>> loss.compare(torch.zeros(1, 2), clean, noised, sigma, sigma_data=0.5).error  # lambda(0.5) = 8
-    tensor([8.])
+    Examples:
+        >>> loss = EDMLoss(uncertainty=False)
+        >>> clean, noised, sigma = torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([0.5])
+        >>> loss.compare(torch.zeros(1, 2), clean, noised, sigma, sigma_data=0.5).error  # lambda(0.5) = 8
+        tensor([8.])
     """
 
     def __init__(self, noise: NoiseDistribution | None = None, *, uncertainty: bool = True) -> None:

@@ -49,8 +49,9 @@ def describe_settings(name: str, value: Any) -> dict[str, Any]:
 def plain_data(value: Any) -> Any:
     """Return `value` as JSON stores it: tuples as lists, numbers that are not finite as None, other objects as text.
 
-    >>> plain_data({"sigmas": (0.5, float("inf"))})
-    {'sigmas': [0.5, None]}
+    Examples:
+        >>> plain_data({"sigmas": (0.5, float("inf"))})
+        {'sigmas': [0.5, None]}
     """
     return json.loads(json.dumps(_finite(value), allow_nan=False, default=str))
 

@@ -26,14 +26,15 @@ class AdaptiveProjection(PairCombination):
     the predictor. A corrector adds the sum of the steps before to its own difference and does not change it: counted as
     a step, it would oppose the running average. At eta = 0 the part of the push along D_pos is removed:
 
-    >>> import torch
-    >>> from lightning_guide.distributions.gaussian_mixture import gaussian
-    >>> from lightning_guide.guidance.guided import Guided
-    >>> good, bad = gaussian(torch.zeros(2), torch.eye(2)), gaussian(torch.tensor([1.0, 1.0]), torch.eye(2))
-    >>> apg = Guided([bad], [3.0], positive=good, combination=AdaptiveProjection(eta=0.0))
-    >>> x, sigma = torch.tensor([[2.0, 0.0]]), torch.tensor(1.0)
-    >>> good(x, sigma).tolist(), bad(x, sigma).tolist(), apg(x, sigma).tolist()
-    ([[1.0, 0.0]], [[1.5, 0.5]], [[1.0, -1.0]])
+    Examples:
+        >>> import torch
+        >>> from lightning_guide.distributions.gaussian_mixture import gaussian
+        >>> from lightning_guide.guidance.guided import Guided
+        >>> good, bad = gaussian(torch.zeros(2), torch.eye(2)), gaussian(torch.tensor([1.0, 1.0]), torch.eye(2))
+        >>> apg = Guided([bad], [3.0], positive=good, combination=AdaptiveProjection(eta=0.0))
+        >>> x, sigma = torch.tensor([[2.0, 0.0]]), torch.tensor(1.0)
+        >>> good(x, sigma).tolist(), bad(x, sigma).tolist(), apg(x, sigma).tolist()
+        ([[1.0, 0.0]], [[1.5, 0.5]], [[1.0, -1.0]])
     """
 
     def __init__(self, *, eta: float = 0.0, norm_threshold: float = math.inf, momentum: float = 0.0) -> None:

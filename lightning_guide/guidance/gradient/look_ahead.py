@@ -25,10 +25,11 @@ class LookAhead(GradientGuidance):
 
     One evaluation and one backward pass through the positive and, if any, the decoder.
 
-    >>> from lightning_guide.distributions import gaussian
-    >>> guide = LookAhead(gradient=[1.0, 0.0], target=3.0, positive=gaussian([0.0, 0.0], 1.0))
-    >>> guide(torch.tensor([[2.0, 2.0]]), torch.tensor(1.0))  # nearly E[x_0 | x, first component 3]
-    tensor([[2.9608, 1.0000]])
+    Examples:
+        >>> from lightning_guide.distributions import gaussian
+        >>> guide = LookAhead(gradient=[1.0, 0.0], target=3.0, positive=gaussian([0.0, 0.0], 1.0))
+        >>> guide(torch.tensor([[2.0, 2.0]]), torch.tensor(1.0))  # nearly E[x_0 | x, first component 3]
+        tensor([[2.9608, 1.0000]])
     """
 
     def __init__(

@@ -19,12 +19,13 @@ __all__ = ["Autoguidance", "AutoguidanceBlend"]
 class Autoguidance(Guided):
     """Autoguidance, D_bad + w (D_good - D_bad), with an earlier, smaller or longer averaged `guider`. Two evaluations.
 
-    >>> import torch
-    >>> from lightning_guide.distributions.gaussian_mixture import gaussian
-    >>> good, bad = gaussian(torch.zeros(1), torch.eye(1)), gaussian(torch.zeros(1), 3 * torch.eye(1))
-    >>> x, sigma = torch.tensor([[4.0]]), torch.tensor(1.0)
-    >>> good(x, sigma).item(), bad(x, sigma).item(), Autoguidance(bad, 2.0, positive=good)(x, sigma).item()
-    (2.0, 3.0, 1.0)
+    Examples:
+        >>> import torch
+        >>> from lightning_guide.distributions.gaussian_mixture import gaussian
+        >>> good, bad = gaussian(torch.zeros(1), torch.eye(1)), gaussian(torch.zeros(1), 3 * torch.eye(1))
+        >>> x, sigma = torch.tensor([[4.0]]), torch.tensor(1.0)
+        >>> good(x, sigma).item(), bad(x, sigma).item(), Autoguidance(bad, 2.0, positive=good)(x, sigma).item()
+        (2.0, 3.0, 1.0)
     """
 
     def __init__(

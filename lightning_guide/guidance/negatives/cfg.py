@@ -51,13 +51,14 @@ class ClassifierFreeGuidance(Guided):
     The unconditional model is the same network without its label (it must have been trained with label dropout), or
     a separate network. Two classes at -1 and 1, x halfway between them, and the first class:
 
-    >>> import torch
-    >>> from lightning_guide.distributions.gaussian_mixture import GaussianMixture
-    >>> classes = GaussianMixture(torch.tensor([[-1.0], [1.0]]), torch.ones(2, 1, 1), labels=[0, 1])
-    >>> x, sigma, label = torch.zeros(1, 1), torch.tensor(1.0), torch.tensor([0])
-    >>> guided = ClassifierFreeGuidance(3.0, positive=classes)
-    >>> classes(x, sigma, label).item(), classes(x, sigma).item(), guided(x, sigma, label).item()
-    (-0.5, 0.0, -1.5)
+    Examples:
+        >>> import torch
+        >>> from lightning_guide.distributions.gaussian_mixture import GaussianMixture
+        >>> classes = GaussianMixture(torch.tensor([[-1.0], [1.0]]), torch.ones(2, 1, 1), labels=[0, 1])
+        >>> x, sigma, label = torch.zeros(1, 1), torch.tensor(1.0), torch.tensor([0])
+        >>> guided = ClassifierFreeGuidance(3.0, positive=classes)
+        >>> classes(x, sigma, label).item(), classes(x, sigma).item(), guided(x, sigma, label).item()
+        (-0.5, 0.0, -1.5)
     """
 
     def __init__(

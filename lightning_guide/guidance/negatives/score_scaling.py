@@ -33,11 +33,12 @@ class ZeroScore(Denoiser):
 class ScoreScaling(Guided):
     """Score times `scale`: D = x + scale (D_pos - x), guidance by a negative whose score is zero. One evaluation.
 
-    >>> import torch
-    >>> from lightning_guide.distributions.gaussian_mixture import gaussian
-    >>> model, x, sigma = gaussian(torch.zeros(1), torch.eye(1)), torch.tensor([[4.0]]), torch.tensor(1.0)
-    >>> model(x, sigma).item(), ScoreScaling(1.5, positive=model)(x, sigma).item()
-    (2.0, 1.0)
+    Examples:
+        >>> import torch
+        >>> from lightning_guide.distributions.gaussian_mixture import gaussian
+        >>> model, x, sigma = gaussian(torch.zeros(1), torch.eye(1)), torch.tensor([[4.0]]), torch.tensor(1.0)
+        >>> model(x, sigma).item(), ScoreScaling(1.5, positive=model)(x, sigma).item()
+        (2.0, 1.0)
     """
 
     def __init__(self, scale: float | WeightSchedule = 1.4, *, positive: Denoiser | None = None) -> None:

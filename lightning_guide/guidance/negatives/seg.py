@@ -27,8 +27,9 @@ __all__ = ["BlurredQueries", "SmoothedEnergyGuidance", "blur_matrix", "blur_quer
 def kernel_size(sigma: float, size: int) -> int:
     """Return the number of taps, odd: ceil(6 sigma) rounded up to odd, at most size + 1 - (size mod 2).
 
-    >>> [kernel_size(sigma, 8) for sigma in (0.0, 0.1, 0.5, 1.0, 1.2, 10.0)], kernel_size(10.0, 7)
-    ([1, 1, 3, 7, 9, 9], 7)
+    Examples:
+        >>> [kernel_size(sigma, 8) for sigma in (0.0, 0.1, 0.5, 1.0, 1.2, 10.0)], kernel_size(10.0, 7)
+        ([1, 1, 3, 7, 9, 9], 7)
     """
     whole = math.ceil(6 * min(sigma, size))
     return min(whole + 1 - whole % 2, size + 1 - size % 2)

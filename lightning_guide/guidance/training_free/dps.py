@@ -23,14 +23,15 @@ class DPS(EnergyGuidance):
     inpainting, 1 for phase retrieval) belong to the unsquared norm |y - A(D)| and 1000 steps of DDPM (`DDIM` with
     eta = 1).
 
-    >>> import torch
-    >>> from lightning_guide.distributions import gaussian
-    >>> from lightning_guide.objectives import SquaredDistance
-    >>> model, x, sigma = gaussian([0.0], 1.0), torch.tensor([[2.0]]), torch.tensor(1.0)
-    >>> model(x, sigma)  # D = x / (1 + sigma^2)
-    tensor([[1.]])
-    >>> DPS(SquaredDistance([3.0]), rate=0.5, positive=model)(x, sigma)  # D + 0.5 sqrt(2) (3 - D) dD/dx
-    tensor([[1.7071]])
+    Examples:
+        >>> import torch
+        >>> from lightning_guide.distributions import gaussian
+        >>> from lightning_guide.objectives import SquaredDistance
+        >>> model, x, sigma = gaussian([0.0], 1.0), torch.tensor([[2.0]]), torch.tensor(1.0)
+        >>> model(x, sigma)  # D = x / (1 + sigma^2)
+        tensor([[1.]])
+        >>> DPS(SquaredDistance([3.0]), rate=0.5, positive=model)(x, sigma)  # D + 0.5 sqrt(2) (3 - D) dD/dx
+        tensor([[1.7071]])
     """
 
     def __init__(self, energy: Energy, rate: float, **options: Any) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 from lightning_guide.guidance.training_free.base import EnergyGuidance
 from lightning_guide.guidance.training_free.step_rules import ConstantStep, StepRule
 from lightning_guide.guidance.training_free.updates import AtClean, InLatent
-from lightning_guide.objectives.energy import Energy, Reconstructed
+from lightning_guide.objectives.composition import Reconstructed
+from lightning_guide.objectives.energy import Energy
 from lightning_guide.pretrained.autoencoders import Autoencoder
 
 __all__ = ["MPGD", "MPGDLatent"]
@@ -19,12 +20,13 @@ class MPGD(EnergyGuidance):
     With an `autoencoder` the loss is evaluated at the reconstruction of D. No derivative of the denoiser. The paper's
     step is c_t sqrt(abar_{t-1}) in x_{t-1}, which is c_t here.
 
-    >>> import torch
-    >>> from lightning_guide.distributions import gaussian
-    >>> from lightning_guide.objectives import SquaredDistance
-    >>> guide = MPGD(SquaredDistance([3.0]), rate=0.5, positive=gaussian([0.0], 1.0))
-    >>> guide(torch.tensor([[2.0]]), torch.tensor(1.0))  # D = 1, halfway to 3
-    tensor([[2.]])
+    Examples:
+        >>> import torch
+        >>> from lightning_guide.distributions import gaussian
+        >>> from lightning_guide.objectives import SquaredDistance
+        >>> guide = MPGD(SquaredDistance([3.0]), rate=0.5, positive=gaussian([0.0], 1.0))
+        >>> guide(torch.tensor([[2.0]]), torch.tensor(1.0))  # D = 1, halfway to 3
+        tensor([[2.]])
     """
 
     def __init__(
