@@ -41,6 +41,12 @@ _MAX_DEVIATIONS = 100.0
 
 
 def is_diverged(x: Tensor, sigma_data: float) -> Tensor:
-    """Return which samples of `x` (B, *) are not finite or exceed 100 standard deviations of the data; bool (B,)."""
+    """Return which samples of `x` (B, *) are not finite or exceed 100 standard deviations of the data; bool (B,).
+
+    Examples:
+        >>> import torch
+        >>> is_diverged(torch.tensor([[0.0], [60.0], [float("nan")]]), 0.5).tolist()
+        [False, True, True]
+    """
     largest = x.flatten(1).abs().amax(1)
     return ~(largest <= _MAX_DEVIATIONS * sigma_data)  # true for NaN, too

@@ -21,7 +21,7 @@ from lightning_guide.evaluation import (
     RawPixels,
     TimmFeatures,
 )
-from lightning_guide.evaluation.features.identity import Identity, weights_hash
+from lightning_guide.evaluation.features.base import Identity, weights_hash
 from lightning_guide.networks.classifiers import SmallClassifier
 from lightning_guide.snapshots import SnapshotStore
 

@@ -11,8 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_guide.data import DataInterface, SampleBatch
 from lightning_guide.denoiser import Denoiser, Models
 from lightning_guide.evaluation.evaluation import Evaluation
-from lightning_guide.evaluation.features.base import FeatureExtractor
-from lightning_guide.evaluation.features.identity import Identity
+from lightning_guide.evaluation.features.base import FeatureExtractor, Identity
 from lightning_guide.evaluation.metrics.base import SampleMetric
 from lightning_guide.evaluation.sampling_loop import DrawnSamples, SamplingLoop
 from lightning_guide.guidance.base import Main, Snapshot

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from lightning_guide.evaluation.features.base import ClassifierFeatures, FeatureExtractor, RawPixels, TimmFeatures
+from lightning_guide.evaluation.features.base import (
+    ClassifierFeatures,
+    FeatureExtractor,
+    Identity,
+    RawPixels,
+    TimmFeatures,
+)
 from lightning_guide.evaluation.features.clip import ClipFeatures
 from lightning_guide.evaluation.features.dinov2 import DINOv2Features
-from lightning_guide.evaluation.features.identity import Identity
 from lightning_guide.evaluation.features.inception import InceptionFeatures
 from lightning_guide.evaluation.features.module import ModuleFeatures
 

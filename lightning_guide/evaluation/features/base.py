@@ -4,20 +4,52 @@ from __future__ import annotations
 
 import weakref
 from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lightning_guide.evaluation.features.identity import Identity, weights_hash
 from lightning_guide.networks.classifiers import SmallClassifier
 from lightning_guide.pretrained.frozen import FrozenNetwork
 from lightning_guide.pretrained.loading import timm_input, timm_model
 from lightning_guide.runs.models import raw_network
+from lightning_guide.snapshots.file import checksum
 from lightning_guide.utils.images import preprocess_image
 
-__all__ = ["ClassifierFeatures", "FeatureExtractor", "RawPixels", "TimmFeatures", "check_images"]
+__all__ = [
+    "ClassifierFeatures",
+    "FeatureExtractor",
+    "Identity",
+    "RawPixels",
+    "TimmFeatures",
+    "check_images",
+    "weights_hash",
+]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Identity of an extractor in reports and stored statistics; results of different identities are not comparable.
+
+    Attributes:
+        name: class and the settings that change the features.
+        weights: `weights_hash` of the network; "" without weights.
+    """
+
+    name: str
+    weights: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}, {f'weights {self.weights[:16]}' if self.weights else 'no weights'}"
+
+
+def weights_hash(weights: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of name, type, shape and bytes of all tensors of a state dict; "" if it is empty."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    return checksum(tensors, {}) if tensors else ""
 
 
 class FeatureExtractor(FrozenNetwork, nn.Module):

@@ -11,8 +11,7 @@ import torchmetrics
 from torch import Tensor
 
 from lightning_guide.data import Batch
-from lightning_guide.evaluation.features.base import FeatureExtractor
-from lightning_guide.evaluation.features.identity import Identity
+from lightning_guide.evaluation.features.base import FeatureExtractor, Identity
 from lightning_guide.evaluation.reference.cache import FeatureCache
 from lightning_guide.utils.distributed import all_reduce_sum, rank_and_world
 

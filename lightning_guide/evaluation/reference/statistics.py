@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_guide.evaluation.features.base import FeatureExtractor
-from lightning_guide.evaluation.features.identity import Identity
+from lightning_guide.evaluation.features.base import FeatureExtractor, Identity
 from lightning_guide.utils.files import read_numbers, write_numbers
 from lightning_guide.utils.safe_pickle import read_arrays
 
