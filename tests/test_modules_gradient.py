@@ -117,11 +117,11 @@ def test_a_killed_optimization_resumes_with_the_same_samples(tmp_path: Path) -> 
     class Killed(Quadratic):
         left = 3 * (3 + 31) + 3 + 2  # the bound on delta takes 31 calls, after rounds 1, 2 and 4; killed in the fifth
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def value(self, x: torch.Tensor) -> torch.Tensor:
             Killed.left -= 1
             if not Killed.left:
                 raise KeyboardInterrupt
-            return super().forward(x)
+            return super().value(x)
 
     Killed.__name__ = "Quadratic"
     with pytest.raises((KeyboardInterrupt, SystemExit)):
@@ -174,7 +174,7 @@ def test_a_vanishing_gradient_is_reported_and_the_guidance_kept(tmp_path: Path) 
 
         theta = Direction(off_ratio=0.0).vector.float()
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def value(self, x: torch.Tensor) -> torch.Tensor:
             return (x @ self.theta).clamp(max=1.0)
 
     with pytest.warns(UserWarning, match=r"the gradient of the objective vanishes at \d+ of 32 points"):
@@ -206,7 +206,7 @@ class Wrong(Objective):
         super().__init__()
         self.kind = kind
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def value(self, x: torch.Tensor) -> torch.Tensor:
         return {"vector": x, "one": x.sum(), "nan": x.sum(1) * torch.nan, "constant": torch.ones(len(x))}[self.kind]
 
 

@@ -176,7 +176,7 @@ def test_errors(resnet: str) -> None:
         Reward(TimmBackbone("test_resnet", resnet), RandomHead()).value(torch.zeros(2, 5))
 
     class Root(Objective):
-        def forward(self, x: Tensor) -> Tensor:
+        def value(self, x: Tensor) -> Tensor:
             return x.sum(1).abs().sqrt()
 
     with pytest.raises(ValueError, match="gradient of the objective Root is not finite"):

@@ -21,7 +21,7 @@ from lightning_guide.denoiser import Denoiser
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.guidance.base import Reference
 from lightning_guide.modules.diffusion import DiffusionModule
-from lightning_guide.objectives.objective import Objective
+from lightning_guide.objectives.energy import Energy
 from lightning_guide.optimization.replay import GeometricReplay, Replay, mixture
 from lightning_guide.optimization.round_buffers import write_records
 from lightning_guide.optimization.rounds import Rounds
@@ -50,7 +50,7 @@ class GradientFineTuning(DiffusionModule):
         denoiser: Denoiser,
         loss: TrainingLoss,
         *,
-        objective: Objective,
+        objective: Energy,
         sampling: Evaluation,
         target: Target | None = None,
         replay: Replay | None = None,

@@ -21,7 +21,7 @@ from lightning_guide.data import DataInterface, SampleBatch, data_of
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.sampling_loop import DrawnSamples
-from lightning_guide.objectives.objective import Objective
+from lightning_guide.objectives.energy import Energy
 from lightning_guide.optimization.round_buffers import write_records
 from lightning_guide.optimization.rounds import Rounds
 from lightning_guide.optimization.targets import Target
@@ -45,7 +45,7 @@ class GradientOptimization(pl.LightningModule):
     def __init__(
         self,
         denoiser: Denoiser,
-        objective: Objective,
+        objective: Energy,
         sampling: Evaluation,
         *,
         target: Target | None = None,

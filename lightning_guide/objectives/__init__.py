@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from lightning_guide.objectives.class_label import ClassLabel, ClassLogProbability
-from lightning_guide.objectives.energy import Energy, Reconstructed, WeightedSum
+from lightning_guide.objectives.composition import (
+    Decoded,
+    NegativeEnergy,
+    NegativeReward,
+    Reconstructed,
+    Transformed,
+    WeightedSum,
+)
+from lightning_guide.objectives.energy import Energy, Objective
 from lightning_guide.objectives.function import TorchFunction
 from lightning_guide.objectives.measurement import (
     Blurred,
@@ -15,10 +23,9 @@ from lightning_guide.objectives.measurement import (
     Operator,
 )
 from lightning_guide.objectives.motion import Goal, Integrated, Obstacle
-from lightning_guide.objectives.objective import NegativeEnergy, NegativeReward, Objective
 from lightning_guide.objectives.reference import Distance, NetworkDistance, SquaredDistance, Style
 from lightning_guide.objectives.regions import Disc, HalfSpace
-from lightning_guide.objectives.reward import Decoded, FileHead, Head, RandomHead, Reward
+from lightning_guide.objectives.reward import FileHead, Head, RandomHead, Reward
 from lightning_guide.objectives.synthetic import Linear, NegativeDistance, Quadratic
 from lightning_guide.objectives.text import TextMatch
 
@@ -56,5 +63,6 @@ __all__ = [
     "Style",
     "TextMatch",
     "TorchFunction",
+    "Transformed",
     "WeightedSum",
 ]

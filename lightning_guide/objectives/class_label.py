@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from lightning_guide.objectives.energy import Energy
-from lightning_guide.objectives.objective import Objective
 from lightning_guide.pretrained.networks import RunNetwork
 
 __all__ = ["ClassLabel", "ClassLogProbability"]
@@ -72,23 +71,9 @@ def label_loss(
     return loss * (labels >= 0)
 
 
-class ClassLogProbability(Objective):
-    """Class log-probability ln p(label | x) under the classifier of a run of `ClassifierModule`."""
+class ClassLogProbability(ClassLabel):
+    """Class log-probability f(x) = ln p(label | x) under the classifier of a run of `ClassifierModule`."""
 
     def __init__(self, run: str, label: int) -> None:
         """Take the run folder of the classifier, read at first use, and the class `label`."""
-        super().__init__()
-        self.classifier, self.label = RunNetwork(run), label
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ln p (B,) of images `x` (B, C, H, W) in [-1, 1].
-
-        Raises:
-            ValueError: if the classifier or class does not exist, or the images have another shape.
-        """
-        if not 0 <= self.label < self.classifier.num_classes:
-            raise ValueError(
-                f"class label {self.label} is out of range; the classifier has {self.classifier.num_classes} classes"
-            )
-        logits: Tensor = self.classifier(x)
-        return logits.log_softmax(1)[:, self.label]
+        super().__init__(RunNetwork(run), label)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_guide.objectives.objective import Objective
+from lightning_guide.objectives.energy import Objective
 
 __all__ = ["TorchFunction"]
 
@@ -42,7 +42,7 @@ class TorchFunction(Objective):
         except TypeError as error:
             raise self._arguments_error(error) from None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def value(self, x: Tensor) -> Tensor:
         """f (B,) of `x` (B, *).
 
         Raises:

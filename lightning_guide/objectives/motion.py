@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_guide.objectives.composition import Transformed
 from lightning_guide.objectives.energy import Energy
 
 __all__ = ["Goal", "Integrated", "Obstacle", "ground_path"]
@@ -27,7 +28,7 @@ def ground_path(x: Tensor) -> Tensor:
     return x.unflatten(1, (-1, 2)).mean(1)
 
 
-class Integrated(Energy):
+class Integrated(Transformed):
     """Energy of the path meters (x_1 + ... + x_t), for a denoiser of the steps x of a path."""
 
     def __init__(self, energy: Energy, meters: float = 1.0) -> None:
@@ -36,15 +37,14 @@ class Integrated(Energy):
         Raises:
             ValueError: unless `meters` is positive.
         """
-        super().__init__()
+        super().__init__(energy)
         if not meters > 0:
             raise ValueError(f"Integrated needs meters > 0, got {meters}")
-        self.energy, self.meters = energy, meters
+        self.meters = meters
 
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Return the loss (B,) of steps `x` (B, 2 joints, frames)."""
-        loss: Tensor = self.energy((self.meters * x).cumsum(-1), condition)
-        return loss
+    def transform(self, x: Tensor) -> Tensor:
+        """Return the path (B, 2 joints, frames) of steps `x` in meters."""
+        return (self.meters * x).cumsum(-1)
 
 
 class Goal(Energy):

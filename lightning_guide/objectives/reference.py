@@ -55,10 +55,27 @@ def _read(path: str) -> Tensor:
         raise ValueError(f"reference examples: {path} is not a .npy file of numbers ({error})") from None
 
 
-class SquaredDistance(Energy):
-    """Squared distance |x - target|^2 / (2 temperature^2), the likelihood N(target; x, temperature^2 I)."""
+class Distance(Energy):
+    """Distance |x - target|, not squared, with a gradient independent of the distance."""
 
     target: Tensor
+
+    def __init__(self, target: float | Sequence[float] | Tensor) -> None:
+        """Take the `target`, of a shape that broadcasts to that of one x."""
+        super().__init__()
+        self.register_buffer("target", torch.as_tensor(target, dtype=torch.float64))
+
+    def difference(self, x: Tensor) -> Tensor:
+        """Return x - target (B, d) of `x` (B, *)."""
+        return (x - self.target.to(x)).flatten(1)
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Return the loss (B,)."""
+        return self.difference(x).norm(dim=1)
+
+
+class SquaredDistance(Distance):
+    """Squared distance |x - target|^2 / (2 temperature^2), the likelihood N(target; x, temperature^2 I)."""
 
     def __init__(self, target: Sequence[float] | Tensor, temperature: float = 1.0) -> None:
         """Take the `target`, of a shape that broadcasts to that of one x, and the `temperature`.
@@ -66,30 +83,14 @@ class SquaredDistance(Energy):
         Raises:
             ValueError: unless `temperature` is positive.
         """
-        super().__init__()
+        super().__init__(target)
         if not temperature > 0:
             raise ValueError(f"SquaredDistance needs temperature > 0, got {temperature}")
         self.temperature = temperature
-        self.register_buffer("target", torch.as_tensor(target, dtype=torch.float64))
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """Return the loss (B,)."""
-        return (x - self.target.to(x)).flatten(1).square().sum(1) / (2 * self.temperature**2)
-
-
-class Distance(Energy):
-    """Distance |x - target|, not squared, with a gradient independent of the distance."""
-
-    target: Tensor
-
-    def __init__(self, target: Sequence[float] | Tensor) -> None:
-        """Take the `target`, of a shape that broadcasts to that of one x."""
-        super().__init__()
-        self.register_buffer("target", torch.as_tensor(target, dtype=torch.float64))
-
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Return the loss (B,)."""
-        return (x - self.target.to(x)).flatten(1).norm(dim=1)
+        return self.difference(x).square().sum(1) / (2 * self.temperature**2)
 
 
 class NetworkDistance(Energy):

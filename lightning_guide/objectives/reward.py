@@ -1,4 +1,4 @@
-"""Reward networks, a backbone and a head, and objectives of decoded latents.
+"""Reward networks: a backbone and a head.
 
 Guo et al. 2024, https://arxiv.org/abs/2404.14743, use ResNet-18 with ImageNet weights and a random linear head without
 training. Aesthetics predictors are published heads on CLIP embeddings.
@@ -13,11 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lightning_guide.objectives.objective import Objective
+from lightning_guide.objectives.energy import Objective
 from lightning_guide.pretrained.backbones import Backbone
 from lightning_guide.utils.recipe import HasRecipe
 
-__all__ = ["Decoded", "FileHead", "Head", "RandomHead", "Reward"]
+__all__ = ["FileHead", "Head", "RandomHead", "Reward"]
 
 
 class Head(HasRecipe, nn.Module, ABC):
@@ -101,7 +101,7 @@ class Reward(Objective):
         super().__init__()
         self.backbone, self.head = backbone, head
 
-    def forward(self, x: Tensor) -> Tensor:
+    def value(self, x: Tensor) -> Tensor:
         """Return rewards (B,) of images `x` (B, 1 or 3, H, W) in [-1, 1].
 
         Raises:
@@ -110,19 +110,3 @@ class Reward(Objective):
         if x.ndim != 4 or x.shape[1] not in (1, 3):
             raise ValueError(f"a reward network takes images (B, 1 or 3, H, W), got {tuple(x.shape)}")
         return self.head(self.backbone(((x + 1) / 2).clamp(0, 1)))
-
-
-class Decoded(Objective):
-    """Objective of decoded latents, f(decoder(z)), linearized at z with one pass through the decoder per round.
-
-    The paper linearizes at the image instead and decodes at each step: `LookAhead(decoder=...)`.
-    """
-
-    def __init__(self, objective: Objective, decoder: nn.Module) -> None:
-        """Take the `objective` of decoded latents and the `decoder`, which is frozen."""
-        super().__init__()
-        self.objective, self.decoder = objective, decoder.requires_grad_(False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return f (B,) of latents `x` (B, *)."""
-        return self.objective.value(self.decoder(x))

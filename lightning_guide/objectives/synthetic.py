@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_guide.distributions.subspace import Direction
-from lightning_guide.objectives.objective import Objective, check_shape
+from lightning_guide.objectives.energy import Objective, check_shape
+from lightning_guide.objectives.reference import Distance
 
 __all__ = ["Linear", "NegativeDistance", "Quadratic"]
 
@@ -25,7 +26,7 @@ class Linear(Objective):
         vector = theta.vector if isinstance(theta, Direction) else torch.as_tensor(theta, dtype=torch.float64)
         self.register_buffer("theta", vector)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def value(self, x: Tensor) -> Tensor:
         """Return f (B,) of `x` (B, *data_shape).
 
         Raises:
@@ -43,22 +44,20 @@ class Quadratic(Linear):
         super().__init__(theta)
         self.peak, self.top = peak, top
 
-    def forward(self, x: Tensor) -> Tensor:
+    def value(self, x: Tensor) -> Tensor:
         """Return f1 (B,) of `x` (B, *data_shape).
 
         Raises:
             ValueError: if x has another shape than theta.
         """
-        return self.top - (super().forward(x) - self.peak) ** 2
+        return self.top - (super().value(x) - self.peak) ** 2
 
 
-class NegativeDistance(Objective):
+class NegativeDistance(Objective, Distance):
     """Concave objective f2 = top - slope |x - b|; top = 5, slope = 1/2 and b = (4, ..., 4) in the paper.
 
     The point b may lie off the support of the data.
     """
-
-    b: Tensor
 
     def __init__(self, b: float | Sequence[Any] | Tensor = 4.0, *, top: float = 5.0, slope: float = 0.5) -> None:
         """Take `b` (*data_shape), or one number for all coordinates.
@@ -66,18 +65,17 @@ class NegativeDistance(Objective):
         Raises:
             ValueError: if `slope` is not positive.
         """
-        super().__init__()
+        super().__init__(b)
         if not slope > 0:
             raise ValueError(f"NegativeDistance needs slope > 0, got {slope}")
         self.top, self.slope = top, slope
-        self.register_buffer("b", torch.as_tensor(b, dtype=torch.float64))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def value(self, x: Tensor) -> Tensor:
         """Return f2 (B,) of `x` (B, *data_shape).
 
         Raises:
             ValueError: if x has another shape than b.
         """
-        if self.b.ndim:
-            check_shape(self, tuple(self.b.shape), x)
-        return self.top - self.slope * (x - self.b.to(x)).flatten(1).norm(dim=1)
+        if self.target.ndim:
+            check_shape(self, tuple(self.target.shape), x)
+        return self.top - self.slope * Distance.forward(self, x)

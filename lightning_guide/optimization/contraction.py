@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lightning_guide.guidance.gradient import Strength, Tilt
-from lightning_guide.objectives.objective import Objective
+from lightning_guide.objectives.energy import Energy
 from lightning_guide.optimization.targets import GainTarget, Target
 from lightning_guide.seeds import mix
 
@@ -47,7 +47,7 @@ class Bound:
     limit: float
 
 
-def bound(objective: Objective, strength: Strength, rule: Target, *, mean: Tensor, prior: Tensor) -> Bound | None:
+def bound(objective: Energy, strength: Strength, rule: Target, *, mean: Tensor, prior: Tensor) -> Bound | None:
     """Return the bound at the `mean` (1, *) of a round, None for a `strength` and `rule` without one.
 
     `prior` (n, *) is as in `overshoot`.
@@ -65,7 +65,7 @@ def bound(objective: Objective, strength: Strength, rule: Target, *, mean: Tenso
     return Bound(name, value, unit / largest if largest else math.inf)
 
 
-def overshoot(objective: Objective, z: Tensor, prior: Tensor, *, noise: float | None) -> float:
+def overshoot(objective: Energy, z: Tensor, prior: Tensor, *, noise: float | None) -> float:
     """Return lambda_max at the point `z` (1, *), or 0 if it is not positive, by power iteration.
 
     `prior` (n, *) are unguided samples, whose covariance estimates Sigma. Few of them overestimate lambda_max, by

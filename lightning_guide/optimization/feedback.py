@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_guide.denoiser import expand
 from lightning_guide.guidance.gradient import GradientGuidance, Strength
-from lightning_guide.objectives.objective import Objective
+from lightning_guide.objectives.energy import Energy
 from lightning_guide.optimization.contraction import bound
 from lightning_guide.optimization.round_buffers import RoundBuffers
 from lightning_guide.optimization.targets import Target
@@ -31,7 +31,7 @@ class Feedback:
         prior: samples (n, *) of the first round, which is unguided.
     """
 
-    def __init__(self, objective: Objective, rule: Target, *, at: Literal["mean", "sample"], floor: float) -> None:
+    def __init__(self, objective: Energy, rule: Target, *, at: Literal["mean", "sample"], floor: float) -> None:
         """Maximize `objective` with the `rule` for y and gradients `at` the mean or each sample, as in `Rounds`.
 
         Where the norm of a gradient is `floor` or less, the previous guidance is kept.
@@ -61,7 +61,7 @@ class Feedback:
             buffers.write_gradients(rows, gradient, self.rule.at((gradient * inputs).flatten(1).sum(1), value))
         else:
             with torch.no_grad():
-                value = self.objective.value(inputs)
+                value = self.objective.checked_value(inputs)
             buffers.write_samples(rows, x, condition, value)
             buffers.add_inputs(inputs)
 

@@ -19,7 +19,7 @@ from lightning_guide.evaluation.evaluation import Evaluation, SampleIndices
 from lightning_guide.evaluation.metrics.base import SampleMetric
 from lightning_guide.evaluation.sampling_loop import DrawnSamples, add_results
 from lightning_guide.guidance.gradient import GradientGuidance
-from lightning_guide.objectives.objective import Objective
+from lightning_guide.objectives.energy import Energy, check_objective
 from lightning_guide.optimization.feedback import Feedback
 from lightning_guide.optimization.round_buffers import RoundBuffers, append_record, read_records
 from lightning_guide.optimization.targets import GainTarget, Target
@@ -44,7 +44,7 @@ class Rounds:
 
     def __init__(
         self,
-        objective: Objective,
+        objective: Energy,
         sampling: Evaluation,
         target: Target | None = None,
         *,
@@ -65,8 +65,10 @@ class Rounds:
             model: the frozen guided model, which must be the same when rounds are continued.
 
         Raises:
-            ValueError: if the guidance of `sampling` is not a `GradientGuidance`, or `floor` is negative.
+            ValueError: if the guidance of `sampling` is not a `GradientGuidance`, `floor` is negative, or the
+                objective depends on labels.
         """
+        check_objective(objective)
         if not isinstance(sampling.guidance, GradientGuidance):
             raise ValueError(
                 f"rounds need a gradient guidance in sampling.guidance, such as LookAhead, got a "
