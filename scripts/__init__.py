@@ -1,1 +1,1 @@
-"""Benchmarks, studies and examples. Each runs from the root of the repository as `python -m scripts.FOLDER.NAME`."""
+"""Examples, benchmarks and studies. Each runs from the root of the repository as `python -m scripts.FOLDER.NAME`."""
