@@ -8,7 +8,7 @@ from scripts.examples.bad_version import guide
 
 
 def test_autoguidance_narrows_the_modes_and_keeps_their_weights(capsys: pytest.CaptureFixture[str]) -> None:
-    guide([1.0, 2.0, 3.0], count=64, steps=8)
+    guide([1.0, 2.0, 3.0], count=64)
     lines = capsys.readouterr().out.splitlines()
     spreads = [float(line.split("spread ")[1].split(",")[0]) for line in lines]
     assert spreads == sorted(spreads, reverse=True) and spreads[2] < 0.6 * spreads[0]
