@@ -24,14 +24,15 @@ class Energy(HasRecipe, nn.Module, ABC):
     Training-free guidance minimizes the loss along a trajectory. Gradient guidance, look-ahead and fine-tuning maximize
     the objective f(x) = -loss(x), which every energy is that depends neither on a condition nor on a trajectory.
 
-    >>> from lightning_guide.objectives import SquaredDistance
-    >>> energy = SquaredDistance([3.0, 4.0], temperature=5.0)
-    >>> x = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
-    >>> energy(x)
-    tensor([0.5000, 0.0000])
-    >>> value, gradient = energy.value_and_gradient(x)
-    >>> value[0], gradient[0]
-    (tensor(-0.5000), tensor([0.1200, 0.1600]))
+    Examples:
+        >>> from lightning_guide.objectives import SquaredDistance
+        >>> energy = SquaredDistance([3.0, 4.0], temperature=5.0)
+        >>> x = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+        >>> energy(x)
+        tensor([0.5000, 0.0000])
+        >>> value, gradient = energy.value_and_gradient(x)
+        >>> value[0], gradient[0]
+        (tensor(-0.5000), tensor([0.1200, 0.1600]))
 
     Attributes:
         num_classes: number of labels of the condition, 0 if the energy does not depend on it.
@@ -105,11 +106,12 @@ class Energy(HasRecipe, nn.Module, ABC):
 class Objective(Energy):
     """Base of energies that are written as an objective f(x) to be maximized, with loss -f(x).
 
-    >>> from lightning_guide.objectives import Linear
-    >>> objective = Linear([1.0, -1.0])
-    >>> x = torch.tensor([[2.0, 0.5]])
-    >>> objective.value(x), objective(x)
-    (tensor([1.5000]), tensor([-1.5000]))
+    Examples:
+        >>> from lightning_guide.objectives import Linear
+        >>> objective = Linear([1.0, -1.0])
+        >>> x = torch.tensor([[2.0, 0.5]])
+        >>> objective.value(x), objective(x)
+        (tensor([1.5000]), tensor([-1.5000]))
     """
 
     @abstractmethod

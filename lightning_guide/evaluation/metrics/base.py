@@ -26,6 +26,14 @@ class SampleMetric(torchmetrics.Metric, ABC):
     Results of `update` are states (`add_sum`, `add_rows`), which `compute` first combines over all processes.
     Processes may hold different numbers of samples, including none.
 
+    Examples:
+        >>> from lightning_guide.evaluation import FrechetDistance, RawPixels
+        >>> metric = FrechetDistance(RawPixels())
+        >>> metric.prepare([Batch(torch.tensor([[0.0], [2.0]]))])  # one batch of two real points, of mean 1
+        >>> metric.update(torch.tensor([[3.0], [5.0]]))  # generated points, of mean 4 and equal variance
+        >>> {name: round(float(value), 6) for name, value in metric.compute().items()}
+        {'fd': 9.0}
+
     Kept outside of the module tree of a LightningModule, so that no metric is part of a checkpoint, an optimizer or
     DDP.
     """

@@ -28,6 +28,11 @@ def frechet_distance(mean_1: Tensor, cov_1: Tensor, mean_2: Tensor, cov_2: Tenso
     the trace of the root is the sum of their roots. A is the Cholesky factor of S_1; if S_1 is singular,
     A = Q w^(1/2) with the eigenvectors Q of the eigenvalues w that are not zero up to rounding.
 
+    Examples:
+        >>> distance = frechet_distance(torch.zeros(3), torch.eye(3), torch.ones(3), 4 * torch.eye(3))
+        >>> round(float(distance), 6)  # 3 (1 - 0)^2 + 3 (2 - 1)^2
+        6.0
+
     Args:
         mean_1: m_1 (F,).
         cov_1: S_1 (F, F), symmetric positive semidefinite.
