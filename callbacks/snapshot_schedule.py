@@ -64,7 +64,7 @@ class EarlySnapshots(pl.Callback):
         now, planned = pl_module.images_seen + rest, pl_module.planned_images
         if now != planned and trainer.max_steps > 0:
             rank_zero_info(
-                f"this run was planned for {planned} images and will now see {now}; fractions of the run, "
+                f"this run was planned for {planned} images and will now train on {now} images; fractions of the run, "
                 f"{', '.join(map(str, self.fractions))}, still refer to the plan"
             )
 

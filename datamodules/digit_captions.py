@@ -12,10 +12,10 @@ from datamodules.examples import TensorExamples
 from lightning_guide.conditioning import pad_tokens
 from lightning_guide.seeds import mix
 
-__all__ = ["DigitCaptions", "spell_number"]
+__all__ = ["DigitCaptions", "embed_spelling"]
 
 
-def spell_number(words: Sequence[str], *, channels: int, length: int | None = None) -> Tensor:
+def embed_spelling(words: Sequence[str], *, channels: int, length: int | None = None) -> Tensor:
     """Embed words without a text encoder: (P, L, channels), one token for each letter, padded with zeros.
 
     Token i of a word is (a + b) / sqrt(2), with a fixed standard normal vector a of its letter and b of the position i.
@@ -26,7 +26,7 @@ def spell_number(words: Sequence[str], *, channels: int, length: int | None = No
     """
     if not words or not all(words) or channels < 1:
         raise ValueError(
-            f"spell_number needs words of one letter or more and channels >= 1, got {list(words)}, {channels}"
+            f"embed_spelling needs words of one letter or more and channels >= 1, got {list(words)}, {channels}"
         )
     longest = max(len(word) for word in words)
 
@@ -44,7 +44,7 @@ NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 
 class DigitCaptions(Digits):
-    """`Digits`, each conditioned on the embedding of its spelled name (`spell_number`), (5, token_channels).
+    """`Digits`, each conditioned on the embedding of its spelled name (`embed_spelling`), (5, token_channels).
 
     Prompt p is the name of digit p, so that metrics can check whether a sample of prompt p shows digit p. The elements
     have no labels.
@@ -56,7 +56,7 @@ class DigitCaptions(Digits):
         """Set `token_channels`, the channels of a letter's embedding."""
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
         self.token_channels = token_channels
-        self._names = spell_number(NAMES, channels=token_channels)
+        self._names = embed_spelling(NAMES, channels=token_channels)
 
     def prompts(self) -> Tensor:
         """Return the embeddings of the ten names, (10, 5, token_channels)."""

@@ -6,7 +6,8 @@
     guider = lg.load("runs/digits/main", images="1/8", sigma_rel=0.1)
     x = lg.sample(lg.Autoguidance(guider, weight=2, positive=model), lg.Heun(18), labels=[3] * 16, seed=0)
 
-Every name that the packages of `PUBLIC` export is one of `lightning_guide`, too, imported when it is first used.
+Every name that the packages of the library in `PUBLIC` export is a name of `lightning_guide`, too, imported when it is
+first used.
 """
 
 from __future__ import annotations
@@ -97,6 +98,7 @@ RENAMED: dict[str, str] = {
     "TruePolyak": "PolyakStep",
     "Truth": "ReferenceDensity",
     "Window": "ViewWindow",
+    "Walk": "RecordedTrajectory",
 }
 
 # Arguments that were renamed, by the name of the class today: old argument -> new argument.

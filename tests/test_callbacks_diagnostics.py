@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from callbacks import AccumulatedGradients, GradientCosines, LossCurves, PostHocEMA
 from callbacks.diagnostics.gradient_cosines import cosines
 from callbacks.diagnostics.loss_curves import _numbers
-from callbacks.diagnostics.trajectories import GuidedTrajectories, Walk, record_walk
+from callbacks.diagnostics.trajectories import GuidedTrajectories, RecordedTrajectory, record_trajectory
 from datamodules import DigitCaptions
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.distributions.gaussian_mixture import GaussianMixture
@@ -63,7 +63,7 @@ def test_exact_classifier_guidance_has_exact_displacements() -> None:
     labeled = mixture([0, 1, 2])
     guide = ClassifierGuidance(Posterior(), positive=Unconditional().resolve(Models(labeled)))
     seeds = SampleSeeds(0, range(5))
-    found = record_walk(guide, Euler(GRID), seeds=seeds, condition=LABELS, x=start(guide, seeds))
+    found = record_trajectory(guide, Euler(GRID), seeds=seeds, condition=LABELS, x=start(guide, seeds))
     assert found.states.dtype == double and torch.equal(found.sigmas, GRID.sigmas()[:-1].double())
     for step, sigma in enumerate(found.sigmas.double()):
         exact = labeled(found.states[step], sigma, LABELS)
@@ -93,7 +93,7 @@ def test_recording_changes_neither_samples_nor_nfe(sampler: Any) -> None:
         seeds = SampleSeeds(0, range(5))
         x = start(guide, seeds)
         if watched:
-            found = record_walk(guide, sampler, seeds=seeds, x=x)
+            found = record_trajectory(guide, sampler, seeds=seeds, x=x)
         *_, end = sampler.steps(guide, x, seeds=SampleSeeds(0, range(5)))
         ends.append((end.x, end.evaluations))
     assert torch.equal(ends[0][0], ends[1][0]) and ends[0][1] == ends[1][1]
@@ -107,7 +107,7 @@ def test_cosines_of_a_quadratic_loss_around_a_gaussian() -> None:
     prior = GaussianMixture(torch.zeros(1, 3), 0.25 * torch.eye(3)[None])
     target, seeds = torch.tensor([1.0, 0.0, -1.0], dtype=double), SampleSeeds(1, range(4))
     guide = DPS(SquaredDistance(target), 0.3, positive=prior)
-    found = record_walk(guide, Euler(GRID), seeds=seeds, x=start(guide, seeds))
+    found = record_trajectory(guide, Euler(GRID), seeds=seeds, x=start(guide, seeds))
     shrunk = 0.25 / (0.25 + found.sigmas.double() ** 2)
     toward = target - shrunk[:, None, None] * found.states
     torch.testing.assert_close(cosines(found.pushes, toward), torch.ones(8, 4, dtype=double), rtol=0, atol=1e-6)
@@ -119,7 +119,7 @@ def test_cosines_of_a_quadratic_loss_around_a_gaussian() -> None:
 def test_numbers_of_loss_curves() -> None:
     prior, seeds = mixture(), SampleSeeds(0, range(5))
     guide = DPS(SquaredDistance([1.0, 0.5, -0.3], 0.5), 0.2, positive=prior)
-    found = record_walk(guide, Euler(GRID), seeds=seeds, x=start(guide, seeds))
+    found = record_trajectory(guide, Euler(GRID), seeds=seeds, x=start(guide, seeds))
     judged = torch.arange(40.0).reshape(8, 5)
     success = torch.tensor([True, False, True, False, False])
     values = _numbers(found, judged, success)
@@ -188,7 +188,7 @@ def test_callbacks_write_figures_and_numbers_in_a_run(tmp_path: Path) -> None:
 class RecordedWalks(GuidedTrajectories):
     """Keeps the walks instead of drawing them."""
 
-    def draw(self, trainer: pl.Trainer, module: DiffusionModule, walks: dict[str, Walk]) -> None:
+    def draw(self, trainer: pl.Trainer, module: DiffusionModule, walks: dict[str, RecordedTrajectory]) -> None:
         self.walks = walks
 
 

@@ -65,5 +65,7 @@ def test_extended_run_reports_that_fractions_refer_to_its_plan(
         with caplog.at_level("INFO"):
             newest = newest_checkpoint(tmp_path)
             trainer.fit(tiny_module(average=None), datamodule=TinyImages(), ckpt_path=newest, weights_only=True)
-        message = "planned for 8 images and will now see 16; fractions of the run, 1/2, still refer to the plan"
+        message = (
+            "planned for 8 images and will now train on 16 images; fractions of the run, 1/2, still refer to the plan"
+        )
         assert (message in caplog.text) == (steps == 4)

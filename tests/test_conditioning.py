@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules import DigitCaptions, NoData
-from datamodules.digit_captions import NAMES, spell_number
+from datamodules.digit_captions import NAMES, embed_spelling
 from lightning_guide.conditioning import concatenate_conditions, drop_condition, mask_tokens, pad_tokens, token_mask
 from lightning_guide.data import SampleBatch
 from lightning_guide.denoiser import Denoiser
@@ -26,7 +26,7 @@ from lightning_guide.training.losses import EDMLoss
 from tests.runs import evaluation, tiny_trainer
 from tests.small_networks import NETWORKS, SIGMA, noisy_images, trajectory
 
-WORDS = spell_number(["one", "three", "four"], channels=6)  # (3, 5, 6) with 3, 5 and 4 letters
+WORDS = embed_spelling(["one", "three", "four"], channels=6)  # (3, 5, 6) with 3, 5 and 4 letters
 
 
 def network(kind: str) -> Preconditioned:
@@ -178,7 +178,7 @@ def test_digits_by_their_names() -> None:
     assert torch.equal(prompts, DigitCaptions(token_channels=16).prompts())
     o = prompts[1, 0] - prompts[0, 3]  # the letter o at positions 0 and 3: only the positions differ
     torch.testing.assert_close(
-        o, spell_number(["o"], channels=16)[0, 0] - spell_number(["tttotttt"], channels=16)[0, 3]
+        o, embed_spelling(["o"], channels=16)[0, 0] - embed_spelling(["tttotttt"], channels=16)[0, 3]
     )
     means = nn.functional.normalize(prompts.sum(1), dim=-1)
     assert (means @ means.T - torch.eye(10)).max() < 0.95  # the names differ for a network that uses the mean

@@ -174,7 +174,7 @@ def test_published_files_give_the_same_distance_as_the_data(protocol: int, tmp_p
             warnings.simplefilter("always")
             found = distance(FrechetDistance(extractor, statistics=str(tmp_path / name)), points(0), samples)
         assert found == pytest.approx(plain, rel=1e-6) and extractor.seen == seen + 40
-        assert len([w for w in caught if "does not say which extractor made it" in str(w.message)]) == (name == "c.npz")
+        assert len([w for w in caught if "does not name its extractor" in str(w.message)]) == (name == "c.npz")
     assert read_statistics(tmp_path / "a.pkl", extractor).num_images == 30
     with pytest.raises(ValueError, match="named fd_dinov2, fid, and RawPixels has no published name"):
         read_statistics(tmp_path / "a.pkl", RawPixels())
@@ -196,7 +196,7 @@ def test_mismatched_statistics_raise(tmp_path: Path) -> None:
         right.update(torch.zeros(5, 3, 2))
     np.savez(tmp_path / "wide.npz", **published(torch.randn(20, 6)))
     wide = FrechetInterval(Counted(), name="fid", statistics=str(tmp_path / "wide.npz"))
-    with pytest.warns(UserWarning, match="does not say which extractor"):
+    with pytest.warns(UserWarning, match="does not name its extractor"):
         wide.prepare([])
     with pytest.raises(ValueError, match="fid: the reference statistics are those of 6 features, Counted returns 4"):
         wide.update(points(2))
@@ -276,7 +276,7 @@ def test_stored_statistics_need_no_data(tmp_path: Path) -> None:
     np.savez(tmp_path / "f.npz", **published(torch.randn(20, 12)))
     metric = FrechetDistance(extractor, statistics=str(tmp_path / "f.npz"))
     imported = NoData([3, 2, 2])
-    with pytest.warns(UserWarning, match="does not say which extractor"):
+    with pytest.warns(UserWarning, match="does not name its extractor"):
         metric.prepare(imported.reference(torch.device("cpu")))
     metric.update(torch.randint(256, (20, 3, 2, 2), dtype=torch.uint8))
     assert metric.compute()["fd"] > 0

@@ -146,7 +146,7 @@ def test_a_finished_tuner_says_again_what_it_found(
 def test_blocks_of_another_search_in_the_folder_are_left_alone(
     folder: Path, drawn: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(SampledBlocks, "forget", lambda *_: None)  # as if killed before
+    monkeypatch.setattr(SampledBlocks, "discard", lambda *_: None)  # as if killed before
     axes = {"weight": {"path": "guidance.init_args.weight", "values": [3]}}
     near = {"pr": METRICS["pr"] | {"init_args": PIXELS | {"k": 1}}}
     (folder / "near.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"metrics": near}}}))

@@ -5,6 +5,6 @@ from __future__ import annotations
 from callbacks.diagnostics.accumulated_gradients import AccumulatedGradients
 from callbacks.diagnostics.gradient_cosines import GradientCosines
 from callbacks.diagnostics.loss_curves import LossCurves
-from callbacks.diagnostics.trajectories import GuidedTrajectories, Walk
+from callbacks.diagnostics.trajectories import GuidedTrajectories, RecordedTrajectory
 
-__all__ = ["AccumulatedGradients", "GradientCosines", "GuidedTrajectories", "LossCurves", "Walk"]
+__all__ = ["AccumulatedGradients", "GradientCosines", "GuidedTrajectories", "LossCurves", "RecordedTrajectory"]

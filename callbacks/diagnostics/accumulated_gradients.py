@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from callbacks.diagnostics.trajectories import record
+from callbacks.diagnostics.trajectories import save_figure
 from lightning_guide.data import data_of
 from lightning_guide.guidance.training_free import Probe
 from lightning_guide.guidance.training_free.gradient_probe import gradient_ascent, smoothness
@@ -86,7 +86,7 @@ class AccumulatedGradients(pl.Callback):
             numbers[name] = {"loss": float(losses[-1].mean()), "smoothness": float(smoothness(x - start).mean())}
             if self.judge is not None:
                 numbers[name]["judge"] = float(self.judge(x, labels).mean())
-        record(trainer, self.folder, "accumulated_gradients", _figure(images, self.labels, numbers), numbers)
+        save_figure(trainer, self.folder, "accumulated_gradients", _figure(images, self.labels, numbers), numbers)
 
 
 def _figure(images: Mapping[str, Tensor], labels: Sequence[int], numbers: Mapping[str, Mapping[str, float]]) -> Figure:

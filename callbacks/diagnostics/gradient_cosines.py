@@ -13,7 +13,13 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from callbacks.diagnostics.trajectories import GuidedTrajectories, Walk, nan_to_none, none_to_nan, record
+from callbacks.diagnostics.trajectories import (
+    GuidedTrajectories,
+    RecordedTrajectory,
+    nan_to_none,
+    none_to_nan,
+    save_figure,
+)
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.modules.diffusion import DiffusionModule
 
@@ -57,7 +63,7 @@ class GradientCosines(GuidedTrajectories):
             raise ValueError(f"GradientCosines: no evaluation {self.exact!r}; existing: {', '.join(names)}")
 
     @torch.no_grad()
-    def draw(self, trainer: pl.Trainer, module: DiffusionModule, walks: dict[str, Walk]) -> None:
+    def draw(self, trainer: pl.Trainer, module: DiffusionModule, walks: dict[str, RecordedTrajectory]) -> None:
         """Draw one panel for each kind of cosine, one curve for each evaluation."""
         exact = self.resolved[self.exact] if isinstance(self.exact, str) else self.exact
         numbers: dict[str, Any] = {}
@@ -68,10 +74,10 @@ class GradientCosines(GuidedTrajectories):
                 values["exact"] = cosines(walk.pushes, target - walk.plain)
             means = {kind: nan_to_none(each.nanmean(1)) for kind, each in values.items()}
             numbers[name] = {"sigmas": walk.sigmas.tolist()} | means
-        record(trainer, self.folder, "gradient_cosines", _figure(numbers, exact is not None), numbers)
+        save_figure(trainer, self.folder, "gradient_cosines", _figure(numbers, exact is not None), numbers)
 
 
-def _evaluate_along(exact: Denoiser, walk: Walk, device: torch.device) -> Tensor:
+def _evaluate_along(exact: Denoiser, walk: RecordedTrajectory, device: torch.device) -> Tensor:
     """Return D_exact (T, B, *) at the states of a walk."""
     condition = walk.condition.to(device) if walk.condition is not None and exact.conditional else None
     states = zip(walk.states, walk.sigmas, strict=True)

@@ -14,7 +14,13 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from callbacks.diagnostics.trajectories import GuidedTrajectories, Walk, nan_to_none, none_to_nan, record
+from callbacks.diagnostics.trajectories import (
+    GuidedTrajectories,
+    RecordedTrajectory,
+    nan_to_none,
+    none_to_nan,
+    save_figure,
+)
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.objectives import Energy
 
@@ -45,7 +51,7 @@ class LossCurves(GuidedTrajectories):
         self.judge, self.threshold = judge, threshold
 
     @torch.no_grad()
-    def draw(self, trainer: pl.Trainer, module: DiffusionModule, walks: dict[str, Walk]) -> None:
+    def draw(self, trainer: pl.Trainer, module: DiffusionModule, walks: dict[str, RecordedTrajectory]) -> None:
         """Draw one panel for each evaluation."""
         figure = Figure(figsize=(4.2 * len(walks), 3.8), dpi=100, layout="constrained")
         numbers = {}
@@ -54,14 +60,14 @@ class LossCurves(GuidedTrajectories):
             success = self._judge(walk.guided[-1], walk.condition, module.device) <= self.threshold
             numbers[name] = _numbers(walk, judged, success)
             _panel(axes, numbers[name], name)
-        record(trainer, self.folder, "loss_curves", figure, numbers)
+        save_figure(trainer, self.folder, "loss_curves", figure, numbers)
 
     def _judge(self, x: Tensor, condition: Tensor | None, device: torch.device) -> Tensor:
         loss: Tensor = self.judge(x.to(device), None if condition is None else condition.to(device))
         return loss.float().cpu()
 
 
-def _numbers(walk: Walk, judged: Tensor, success: Tensor) -> dict[str, Any]:
+def _numbers(walk: RecordedTrajectory, judged: Tensor, success: Tensor) -> dict[str, Any]:
     """Return the means over successes and failures, and the gap."""
     guided = (~walk.losses.isnan().any(1)).nonzero()[:, 0]
     gap = (judged[guided[-1]] - walk.losses[guided[-1]]).mean() if len(guided) else torch.tensor(math.nan)

@@ -26,11 +26,11 @@ from lightning_guide.samplers import Sampler
 from lightning_guide.seeds import SampleSeeds
 from lightning_guide.utils.files import atomic
 
-__all__ = ["GuidedTrajectories", "Walk", "nan_to_none", "none_to_nan", "record", "record_walk"]
+__all__ = ["GuidedTrajectories", "RecordedTrajectory", "nan_to_none", "none_to_nan", "save_figure", "record_trajectory"]
 
 
 @dataclass(frozen=True)
-class Walk:
+class RecordedTrajectory:
     """A batch of guided trajectories of T steps, on the CPU.
 
     Attributes:
@@ -81,7 +81,7 @@ class _Recorder(Guidance):
         return [torch.stack(column) for column in zip(*self.records.values(), strict=True)]
 
 
-def record_walk(
+def record_trajectory(
     guidance: EnergyGuidance | ClassifierGuidance,
     sampler: Sampler,
     *,
@@ -89,7 +89,7 @@ def record_walk(
     condition: Tensor | None = None,
     device: torch.device | str = "cpu",
     x: Tensor | None = None,
-) -> Walk:
+) -> RecordedTrajectory:
     """Sample again and record the estimates of `guidance` and of its positive, without additional network calls.
 
     `x` (B, *) is the start; default: noise of the first level. Of a repeated step the first pass is recorded.
@@ -100,7 +100,7 @@ def record_walk(
     x = sampler.initial(guidance, seeds, device) if x is None else x
     sigmas = [trajectory.sigma for trajectory in sampler.steps(guided, x, seeds=seeds, condition=condition)]
     states, estimates, losses = guided.stacked()
-    return Walk(
+    return RecordedTrajectory(
         torch.tensor(sigmas, dtype=torch.float64),
         states,
         plain.stacked()[1],
@@ -129,7 +129,7 @@ class GuidedTrajectories(ResolvedGuidances, ABC):
         self.count, self.folder = count, folder
 
     @abstractmethod
-    def draw(self, trainer: pl.Trainer, module: DiffusionModule, walks: dict[str, Walk]) -> None:
+    def draw(self, trainer: pl.Trainer, module: DiffusionModule, walks: dict[str, RecordedTrajectory]) -> None:
         """Draw the trajectories: evaluation -> walk. Called on process 0; `self.resolved` holds the guidances."""
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -151,7 +151,7 @@ class GuidedTrajectories(ResolvedGuidances, ABC):
 
     def _walk(
         self, guidance: EnergyGuidance | ClassifierGuidance, name: str, trainer: pl.Trainer, module: DiffusionModule
-    ) -> Walk:
+    ) -> RecordedTrajectory:
         evaluation = module.evaluations.evaluations[name]
         samples = dict(zip(module.evaluations.names, module.sample_sets("validate"), strict=True))[name][0]
         drawn = [samples[i] for i in range(min(self.count, evaluation.num_samples))]
@@ -159,10 +159,12 @@ class GuidedTrajectories(ResolvedGuidances, ABC):
         numbers = torch.stack([each.condition for each in drawn]).to(module.device)
         condition = build_condition(guidance, numbers, data_of(trainer))
         x = evaluation.initial(evaluation.sampler.initial(guidance, seeds, module.device), seeds)
-        return record_walk(guidance, evaluation.sampler, seeds=seeds, condition=condition, device=module.device, x=x)
+        return record_trajectory(
+            guidance, evaluation.sampler, seeds=seeds, condition=condition, device=module.device, x=x
+        )
 
 
-def record(trainer: pl.Trainer, folder: str | None, name: str, figure: Figure, numbers: Mapping[str, Any]) -> None:
+def save_figure(trainer: pl.Trainer, folder: str | None, name: str, figure: Figure, numbers: Mapping[str, Any]) -> None:
     """Write `<folder>/<name>.png` and `.json` (default: `report` in the run folder) and log `report/<name>`."""
     place = output_folder(trainer, folder)
     save_image(trainer, render(figure), place / f"{name}.png", tag=f"report/{name}")

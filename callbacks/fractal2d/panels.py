@@ -13,12 +13,12 @@ from callbacks.fractal2d.density import DensityMap, ViewWindow
 __all__ = ["curves_panel", "density_panel", "ratio_panel", "samples_panel", "trajectories_panel"]
 
 
-TRUTH = "Greys"
+DENSITY_COLORMAP = "Greys"
 
 
 def samples_panel(axes: Axes, x: Tensor, truth: DensityMap, level: float, *, color: str) -> None:
     """Draw points `x` (B, 2) on the true density, whose 99 % region is outlined at the log-density `level`."""
-    truth.shade(axes, cmap=TRUTH, alpha=0.35)
+    truth.shade(axes, cmap=DENSITY_COLORMAP, alpha=0.35)
     truth.outline(axes, level)
     axes.scatter(
         x[:, 0].numpy(), x[:, 1].numpy(), s=min(8e3 / len(x), 6) + 0.3, linewidths=0, color=color, rasterized=True
@@ -28,7 +28,7 @@ def samples_panel(axes: Axes, x: Tensor, truth: DensityMap, level: float, *, col
 
 def trajectories_panel(axes: Axes, states: Tensor, truth: DensityMap, level: float, *, color: str) -> None:
     """Draw the trajectories (steps + 1, n, 2) of n samples, with a circle at each start and a dot at each end."""
-    truth.shade(axes, cmap=TRUTH, alpha=0.5)
+    truth.shade(axes, cmap=DENSITY_COLORMAP, alpha=0.5)
     truth.outline(axes, level)
     paths = states.transpose(0, 1).numpy()  # (n, steps + 1, 2)
     axes.add_collection(LineCollection(list(paths), colors=color, linewidths=0.9, alpha=0.8))

@@ -1,1 +1,1 @@
-"""What the commands beside Lightning's own do, one file each."""
+"""Commands besides Lightning's own, one file each."""

@@ -31,8 +31,9 @@ class GeometricReplay(Replay):
 
     Except for the share p, the mean of the data follows mu <- (1 - g) mu + g z.
 
-    >>> GeometricReplay(0.5).weights(3)
-    [0.125, 0.25, 0.5]
+    Examples:
+        >>> GeometricReplay(0.5).weights(3)
+        [0.125, 0.25, 0.5]
     """
 
     def __init__(self, weight: float = 0.5, *, pretraining: float = 0.0) -> None:

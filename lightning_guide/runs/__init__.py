@@ -1,4 +1,4 @@
-"""What a run folder holds: models, averages, samples and evaluations of a run; runs made of imported models."""
+"""Run folders: models, averages, samples and evaluations of a run; runs made of imported models."""
 
 from __future__ import annotations
 

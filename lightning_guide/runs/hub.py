@@ -38,7 +38,7 @@ def export(run: str, folder: str, *, images: int | float | str | None = None, si
 
     Raises:
         ValueError: if the run has no such snapshot, or the folder holds a model already.
-        OSError: if the disk refuses.
+        OSError: if a file cannot be written.
     """
     age = _write(run, Path(folder), images, sigma_rel)
     print(f"sigma_rel {sigma_rel:g} after {age} images: {Path(folder) / 'model.safetensors'}")
@@ -110,7 +110,7 @@ def push(run: str, repo: str, *, images: int | float | str | None = None, sigma_
         sigma_rel: width of its average.
 
     Raises:
-        ValueError: if the run has no such snapshot, or the hub refuses.
+        ValueError: if the run has no such snapshot, or the upload is rejected.
     """
     from huggingface_hub import HfApi
 

@@ -50,7 +50,7 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The config that the run was trained with, `config.yaml`, as plain data of one's own.
+        """The config that the run was trained with, `config.yaml`, as a new dict.
 
         Raises:
             ValueError: if the folder holds none.

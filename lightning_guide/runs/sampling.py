@@ -1,4 +1,4 @@
-"""Sample of any denoiser in one call."""
+"""Sample any denoiser in one call."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def sample(
         device: default: that of the denoiser's weights.
 
     Raises:
-        ValueError: if the condition is not one that the denoiser is made for, or nothing says how many samples.
+        ValueError: if the condition is not one that the denoiser is made for, or the number of samples is not given.
 
     Examples:
         >>> from lightning_guide.distributions import gaussian

@@ -193,7 +193,7 @@ class SampledBlocks(Scorer):
         assert found is not None
         return found
 
-    def forget(self, point: Point) -> None:
+    def discard(self, point: Point) -> None:
         """Remove the blocks of a point from the folder."""
         for block in self._on_disk.pop(point, set()):
             if self.trainer.is_global_zero:

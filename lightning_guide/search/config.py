@@ -58,7 +58,7 @@ class SearchFile:
         blocks: how many of them a sweep draws at each point.
         seed: of the samples.
         objectives: what a tuner looks for.
-        images: age of the model under evaluation; None: as the run's config says.
+        images: age of the model under evaluation; None: as in the run's config.
         average: width of its average; None: likewise.
     """
 
@@ -107,7 +107,7 @@ def _named(content: Mapping[str, Any], key: str) -> dict[str, Any]:
 def _evaluation(written: dict[str, Any]) -> dict[str, Any]:
     if own := [key for key in OWN if key in written]:
         raise ValueError(
-            f"its evaluation sets {', '.join(own)}, which the search itself decides; expected metrics, block, blocks "
+            f"its evaluation sets {', '.join(own)}, which the search sets; expected metrics, block, blocks "
             "or seed beside it"
         )
     return written

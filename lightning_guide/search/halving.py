@@ -2,8 +2,8 @@
 
 Round r scores fewer points with `factor` times the samples of the round before (Jamieson and Talwalkar 2016,
 https://arxiv.org/abs/1502.07943), each round costing the same. Samples of a point are kept and added to. A point is
-judged by its paired difference from no guidance over the same blocks: what a block does to all points drops out, and so
-does the bias of a metric of few samples as far as it is common.
+judged by its paired difference from no guidance over the same blocks: effects of a block common to all points cancel,
+and so does the bias of a metric of few samples as far as it is common.
 
 What remains, a deviation of the block in the direction in which a point deviates, is nearly the same for neighbors.
 So points are assigned to disjoint blocks, which come together in later rounds: a Gaussian process over the space

@@ -2,9 +2,9 @@
 
 With theta the number over all B blocks and theta_b that without block b, the variance of theta is
 (B - 1) / B sum_b (theta_b - mean theta_b)^2 (Tukey 1958; Efron and Stein 1981,
-https://doi.org/10.1214/aos/1176345462). It asks for no distribution of the samples, only that theta is smooth in them,
+https://doi.org/10.1214/aos/1176345462). It assumes no distribution of the samples, only that theta is smooth in them,
 and it holds for a difference of two numbers over the same blocks: what both have in common drops out. Of many blocks
-groups of neighbors are left out instead, so that metrics which cost a while are not asked for a hundred times; to
+groups of neighbors are left out instead, so that metrics which cost a while are not computed a hundred times; to
 first order the variance is the same, groups of unequal size included.
 
 A `Scorer` draws blocks of samples at points of a space and scores any union of them.

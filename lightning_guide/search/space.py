@@ -30,7 +30,7 @@ UNGUIDED: Point = ()
 OWN = ("metrics", "num_samples", "repetitions", "seed", "first_index")
 
 
-"""Settings that the search itself decides: all points share seeds and metrics."""
+"""Settings that the search sets: all points share seeds and metrics."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Axis:
         path: dotted path into an evaluation, such as guidance.init_args.weight.
         values: its values, one for each point; a mapping is merged into the setting of the evaluation.
         prior: the value that a rule of thumb would begin with; default: the middle one.
-        names: of the values, where they do not speak for themselves.
+        names: of the values, where they are not self-explanatory.
     """
 
     name: str

@@ -112,11 +112,11 @@ def run_sweep(
             rank_zero_info(f"[{number}/{len(points)}] {name}: failed: {error}")
         else:
             recorded[name] |= {"values": dict(scores.values), "without": [dict(each) for each in scores.without]}
-            said = "  ".join(f"{key} {value:.4g}" for key, value in scores.values.items() if key not in COST)
-            rank_zero_info(f"[{number}/{len(points)}] {name}: {said}")
+            summary = "  ".join(f"{key} {value:.4g}" for key, value in scores.values.items() if key not in COST)
+            rank_zero_info(f"[{number}/{len(points)}] {name}: {summary}")
         if scorer.trainer.is_global_zero:
             ledger.write()
-        scorer.forget(point)
+        scorer.discard(point)
         if "values" in recorded[name]:
             check_objectives(objectives, Scores(recorded[name]["values"]))
     failed = [each["failed"] for name, each in recorded.items() if "failed" in each and name != space.name(UNGUIDED)]

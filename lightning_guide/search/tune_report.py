@@ -22,13 +22,15 @@ def summary_sentence(space: Space, found: SearchResult, objective: SearchObjecti
     metric, raced = objective.metric, found.raced
     fresh, winner = raced.fresh, raced.winners[metric]
     others = sorted(fresh.keys() - {winner, UNGUIDED}, key=lambda point: objective.loss(fresh[point]))
-    said = [f"{metric}: {space.name(winner)}, {fresh[winner].estimate(metric)} on {raced.blocks * size} fresh samples"]
+    summary = [
+        f"{metric}: {space.name(winner)}, {fresh[winner].estimate(metric)} on {raced.blocks * size} fresh samples"
+    ]
     for point in [UNGUIDED, *others[:1]]:
         if point in fresh and point != winner:
             apart = difference(fresh[point], fresh[winner], metric)
             sure = "significant" if abs(apart.value) > apart.half_width else "not significant"
-            said.append(f"{space.name(point)} differs by {apart} ({sure} at 95 %)")
-    return "; ".join(said)
+            summary.append(f"{space.name(point)} differs by {apart} ({sure} at 95 %)")
+    return "; ".join(summary)
 
 
 def pareto(scores: Mapping[Point, Scores], objectives: Sequence[SearchObjective]) -> list[Point]:

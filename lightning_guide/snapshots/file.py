@@ -54,10 +54,10 @@ class Metadata:
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Metadata, *, dtype: torch.dtype) -> None:
     """Write a snapshot file atomically: at every moment `path` is absent, the old file, or the whole new one.
 
-    Averaged tensors are stored in `dtype`; the buffers named in `metadata` stay bit for bit what they are.
+    Averaged tensors are stored in `dtype`; the buffers named in `metadata` are stored bit for bit.
 
     Raises:
-        OSError: if the disk refuses.
+        OSError: if the file cannot be written.
     """
     stored = _storable(tensors, metadata.buffers, dtype)
     header = {

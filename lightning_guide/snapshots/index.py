@@ -41,7 +41,7 @@ class SnapshotIndex:
             return set()
 
     def write(self) -> None:
-        """List what is there, and what was listed before."""
+        """Write the index: present files and files listed before."""
         names = self.listed() | {entry.path.name for entry in self.entries()}
         entries = parse_file_names(self.folder, names)
         rows = [{"images": e.images, "sigma_rel": e.sigma_rel, "file": e.path.name} for e in entries]

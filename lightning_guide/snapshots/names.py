@@ -40,7 +40,7 @@ class SnapshotMissing(ValueError):  # noqa: N818 - a state of the store, not a f
     """Error for a snapshot that is not in the store; the message lists those that are.
 
     Attributes:
-        not_yet: whether it lies in the future of the run: later than the newest snapshot, or than `until`.
+        not_yet: whether it is later than the newest snapshot, or than `until`.
     """
 
     def __init__(self, message: str, *, not_yet: bool) -> None:

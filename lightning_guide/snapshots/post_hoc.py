@@ -1,6 +1,6 @@
 """Post-hoc EMA reconstruction: the combination of stored averages for a target, summed in one pass over the files.
 
-Karras et al., EDM2, section 3.2 and algorithm 3, https://arxiv.org/abs/2312.02696; the maths is in `ema`.
+Karras et al., EDM2, section 3.2 and algorithm 3, https://arxiv.org/abs/2312.02696; the math is in `ema`.
 """
 
 from __future__ import annotations

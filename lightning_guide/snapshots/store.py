@@ -1,8 +1,8 @@
 """Snapshot store: averaged weights on disk, and post-hoc reconstruction of any average.
 
 A folder holds one file for each (images, sigma_rel) and an index of them (`SnapshotIndex`). Only the training process
-of rank 0 writes; anybody may read at the same time. A process killed at any moment leaves a readable store: a file has
-its final name only once it is whole, and is found again if the index does not list it yet.
+of rank 0 writes; any process may read at the same time. A process killed at any moment leaves a readable store: a file
+gets its final name only once it is complete, and is found again if the index does not list it yet.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class SnapshotStore:
 
         Raises:
             ValueError: if `images`, `sigma_rel`, `recipe` or `buffers` cannot be recorded.
-            OSError: if the disk refuses.
+            OSError: if the file cannot be written.
         """
         path = self.folder / file_name(images, sigma_rel)
         unknown = sorted(set(buffers) - set(tensors))

@@ -78,7 +78,7 @@ def read_statistics(path: str | Path, extractor: FeatureExtractor) -> Statistics
     statistics = _read_archive(path)
     if statistics.extractor is None:
         warnings.warn(
-            f"{path} does not say which extractor made it; it is used with {extractor.title()} without a check",
+            f"{path} does not name its extractor; it is used with {extractor.title()} without a check",
             stacklevel=2,
         )
     elif statistics.extractor != extractor.identity:
