@@ -199,7 +199,7 @@ def test_maps_are_normalized_in_their_window_and_compared_in_nats() -> None:
     assert grid[0].tolist() == pytest.approx([0.1 - 1.475, -0.2 - 1.475]) and grid[1, 0] > grid[0, 0]
     assert window.contains(torch.tensor([[1.7, 0.0], [0.0, 1.29]])).tolist() == [False, True]
     narrow, wide = (
-        DensityMap.of(lambda x, s=s: NORMAL.log_density(x, torch.tensor(s)) + 5, window, 300).normalized()  # type: ignore[misc]
+        DensityMap.of(lambda x, s=s: NORMAL.log_density(x, torch.tensor(s)) + 5, window, 300).normalized()
         for s in (0.0, 0.2)
     )
     assert float(narrow.values.exp().mean()) * 9 == pytest.approx(1.0, abs=1e-4)

@@ -62,7 +62,7 @@ def test_curves(tmp_path: Path, figures: list[Figure]) -> None:
     (figure,) = figures
     assert [axes.get_title() for axes in figure.axes] == ["SIMS", "SIMS", "Neon", "Neon"]
     lines = [
-        {str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines}  # type: ignore[call-overload]
+        {str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines}
         for axes in figure.axes
     ]
     fd = {name: values["fd"] for name, values in results.items()}

@@ -247,11 +247,11 @@ def test_training_and_evaluation_under_prompts(tmp_path: Path) -> None:
 
     index = torch.arange(12)
     del learns.denoiser.network.embed  # type: ignore[union-attr]
-    drawn = SamplingLoop.start("cfg", cfg, Here(), {}).draw(SampleBatch(index, index % 10), data)  # type: ignore[arg-type]
-    alone = SamplingLoop.start("cfg", cfg, Here(), {}).draw(SampleBatch(index[3:4], index[3:4]), data)  # type: ignore[arg-type]
+    drawn = SamplingLoop.start("cfg", cfg, Here(), {}).draw(SampleBatch(index, index % 10), data)
+    alone = SamplingLoop.start("cfg", cfg, Here(), {}).draw(SampleBatch(index[3:4], index[3:4]), data)
     assert torch.equal(drawn.condition, index % 10)
     assert (drawn.x[3].int() - alone.x[0].int()).abs().max() <= 1
-    assert torch.equal(build_condition(Here.main, torch.tensor([4, -1]), data)[0], data.prompts()[4])  # type: ignore[index]
+    assert torch.equal(build_condition(Here.main, torch.tensor([4, -1]), data)[0], data.prompts()[4])
     assert not build_condition(Here.main, torch.tensor([4, -1]), data)[1].any()  # type: ignore[index]
     with pytest.raises(ValueError, match="prompt 10 does not exist; the data has prompts 0 to 9"):
         build_condition(Here.main, torch.tensor([10]), data)

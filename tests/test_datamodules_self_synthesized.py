@@ -130,7 +130,7 @@ def test_gray_images_are_read_by_shards(base: Path, tmp_path: Path) -> None:
     data.setup("fit")
     shards = Shards(train=str(tmp_path / "*.tar"), heldout=str(tmp_path / "*.tar"), num_classes=3)
     one, other = (each.training().take(torch.arange(COUNT)) for each in (shards, data))
-    assert torch.equal(one.x, other.x.expand(-1, 3, -1, -1)) and torch.equal(one.condition, other.condition)  # type: ignore[arg-type]
+    assert torch.equal(one.x, other.x.expand(-1, 3, -1, -1)) and torch.equal(one.condition, other.condition)
 
 
 # Resumption and refusal

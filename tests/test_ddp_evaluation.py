@@ -69,7 +69,7 @@ def evaluate(run: str, out: str, world: int, *, verb: str, samples: int) -> None
     outputs = Outputs()
     trainer = tiny_trainer(run, outputs, limit_val_batches=1.0, **options(world))
     if verb == "predict":
-        outputs.drawn = {0: trainer.predict(module, datamodule=Stored(), return_predictions=True)}  # type: ignore[dict-item]
+        outputs.drawn = {0: trainer.predict(module, datamodule=Stored(), return_predictions=True)}
     else:
         getattr(trainer, verb)(module, datamodule=Stored(), verbose=False)
     drawn = {loop: [tuple(batch) for batch in batches] for loop, batches in outputs.drawn.items()}

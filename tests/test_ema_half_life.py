@@ -81,7 +81,7 @@ def test_updates_follow_the_rule(tmp_path: Path) -> None:
     weights: list[torch.Tensor] = []
 
     class Watch(RunCheckpoint):
-        def on_train_batch_end(self, trainer, module, *_: object, **__: object) -> None:  # type: ignore[no-untyped-def, override]
+        def on_train_batch_end(self, trainer, module, *_: object, **__: object) -> None:
             weights.append(module.denoiser.network.first.weight.detach().clone())
 
     tiny_trainer(tmp_path, edm, Watch(100), steps=10).fit(module, datamodule=TinyImages())

@@ -207,7 +207,7 @@ def test_sample_sets_follow_the_loops(run: Path) -> None:
     module = tiny_module(evaluations={"a": evaluation(), "b": evaluation(batch_size=4, num_samples=9)})
     assert module.evaluations.names == ["a", "b"]
     for stage in ("fit", "validate", "test"):
-        assert [(len(data), size) for data, size in module.sample_sets(stage)] == [(5, 2), (9, 4)]  # type: ignore[arg-type]
+        assert [(len(data), size) for data, size in module.sample_sets(stage)] == [(5, 2), (9, 4)]
     ((data, size),) = module.sample_sets("predict")
     assert (len(data), size) == (1000, 256)  # type: ignore[arg-type]
     assert isinstance(data[0], SampleBatch)

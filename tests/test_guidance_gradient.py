@@ -161,7 +161,7 @@ def test_cost_and_independence_of_samples(
     assert (Curved.calls, _Square.backwards) == (1, passes) and not together.requires_grad
     alone = torch.cat([guidance.toward(g[i : i + 1], y[i : i + 1])(x[i : i + 1], sigma) for i in range(7)])
     torch.testing.assert_close(together, alone)
-    jacobian = {LookAhead: g * x / 2, LookAheadWithoutJacobian: g, NaiveGradient: g / (1 + 0.8**2)}[kind]  # type: ignore[index]
+    jacobian = {LookAhead: g * x / 2, LookAheadWithoutJacobian: g, NaiveGradient: g / (1 + 0.8**2)}[kind]
     error = y - (g * x**2 / 4).sum((1, 2))
     torch.testing.assert_close(together, x**2 / 4 + 0.8**2 * 2.0 * error[:, None, None] * jacobian)
     assert guidance.gradient is None  # `toward` does not mutate

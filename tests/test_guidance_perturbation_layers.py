@@ -107,5 +107,5 @@ def test_modules_are_replaced_in_a_clone() -> None:
     model = unet()
     plain = run(model)
     tree = replace_modules(model, {f"network.{CORE['unet']}": nn.Identity(), "network.decoder.4x4_in0": nn.Identity()})
-    assert isinstance(tree, Preconditioned) and isinstance(tree.network.decoder["4x4_in0"], nn.Identity)  # type: ignore[index]
+    assert isinstance(tree, Preconditioned) and isinstance(tree.network.decoder["4x4_in0"], nn.Identity)
     assert torch.equal(run(model), plain)

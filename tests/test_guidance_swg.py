@@ -121,7 +121,7 @@ def test_windows_leave_no_gaps() -> None:
 
 @pytest.mark.parametrize(("height", "width", "fraction", "n", "sizes", "starts"), CASES[2:], ids=str)
 @pytest.mark.parametrize("weight", [0.0, 1.3, 4.0])
-def test_both_forms_pixel_by_pixel(height, width, fraction, n, sizes, starts, weight) -> None:  # type: ignore[no-untyped-def]
+def test_both_forms_pixel_by_pixel(height, width, fraction, n, sizes, starts, weight) -> None:
     model, x = Centered(3, height, width), torch.randn(2, 3, height, width, dtype=torch.float64)
     D = model(x, SIGMA)
     D_swg, count = by_pixel(lambda crop: model(crop, SIGMA), x, sizes, starts)

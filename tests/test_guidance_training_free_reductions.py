@@ -238,7 +238,7 @@ def test_the_plug_in_gradient_is_the_posterior_covariance(sigma: float) -> None:
 
 def test_balanced_schedules_have_mean_one() -> None:
     levels = tuple(GRID.sigmas().tolist())
-    trajectory = Trajectory(x=torch.zeros(1, 3), seeds=None, sigma=1.0, steps=6, levels=levels)  # type: ignore[arg-type]
+    trajectory = Trajectory(x=torch.zeros(1, 3), seeds=None, sigma=1.0, steps=6, levels=levels)
     for kind in ("increase", "decrease", "constant"):
         shares = []
         for trajectory.step in range(6):

@@ -154,7 +154,7 @@ def test_labels_are_dropped_with_their_probability(tmp_path: Path) -> None:
         labels = torch.cat([condition for condition, _, _ in loss.seen if condition is not None])
         dropped = float((labels == -1).double().mean())
         assert abs(dropped - share) <= 4 * (share * (1 - share) / 2000) ** 0.5
-        visits = torch.cat([data.visits()[range(k, k + 500)].condition for k in range(0, 2000, 500)])  # type: ignore[misc]
+        visits = torch.cat([data.visits()[range(k, k + 500)].condition for k in range(0, 2000, 500)])
         assert torch.equal(labels[labels >= 0], visits[labels >= 0])
 
 

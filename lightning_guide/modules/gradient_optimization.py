@@ -124,7 +124,9 @@ class GradientOptimization(pl.LightningModule):
         self._models.main.to(self.device)
         self.rounds.start(self._models, self._data, self.device)
 
-    def test_step(self, batch: SampleBatch, batch_idx: int, dataloader_idx: int = 0) -> DrawnSamples:  # type: ignore[override]
+    def test_step(  # type: ignore[override]
+        self, batch: SampleBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> DrawnSamples:
         """Draw one batch of the round; the last one of this process ends the round on all processes.
 
         Raises:

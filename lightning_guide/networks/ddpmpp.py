@@ -102,7 +102,8 @@ class DDPMpp(Network):
             self.embedding_augmentation = xavier_init(nn.Linear(augmentation_channels, model_channels, bias=False))
 
         def block(inputs: int, outputs: int, **options: object) -> DDPMBlock:
-            return DDPMBlock(inputs, outputs, embedding_channels=width, dropout=dropout, **options)  # type: ignore[arg-type]
+            options |= {"embedding_channels": width, "dropout": dropout}
+            return DDPMBlock(inputs, outputs, **options)  # type: ignore[arg-type]
 
         channels = [model_channels * multiplier for multiplier in channel_mult]
         names = [f"{H >> level}x{W >> level}" for level in range(len(channels))]

@@ -36,7 +36,8 @@ class MeanDiscrepancy(FeatureMetric):
     def mean_kernel(self, a: Tensor, b: Tensor) -> Tensor:
         """Return the mean of k over all pairs of rows of `a` and of `b`."""
         a, b = a.to(torch.float64), b.to(torch.float64)
-        return sum(self.kernel(part, b).sum() for part in a.split(self.chunk)) / (len(a) * len(b))  # type: ignore[return-value]
+        sums = torch.stack([self.kernel(part, b).sum() for part in a.split(self.chunk)])
+        return sums.sum() / (len(a) * len(b))
 
     def mean_kernel_distinct(self, a: Tensor) -> Tensor:
         """Return the mean of k over all pairs of different rows of `a` (N, F), which is unbiased."""
