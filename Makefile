@@ -36,7 +36,7 @@ study: $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff format --check --quiet lightning_guide callbacks datamodules scripts tests
 	$(BIN)/mypy
 
 test: lint

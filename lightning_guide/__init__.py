@@ -12,7 +12,9 @@ first used.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -109,16 +111,23 @@ RENAMED_ARGUMENTS: dict[str, dict[str, str]] = {
 
 
 def __getattr__(name: str) -> Any:
-    """Public name of one of the packages, in the order of `PUBLIC`; nothing is imported before (PEP 562)."""
+    """Package of `PUBLIC`, else a public name of one of them, in their order; nothing is imported before (PEP 562)."""
+    if f"{__name__}.{name}" in PUBLIC:
+        return import_module(f"{__name__}.{name}")
+    if name == "__all__":
+        return sorted({public for package in _packages() for public in package.__all__})
     if not name.startswith("_"):
-        for package in PUBLIC:
-            module = import_module(package) if package.startswith("lightning_guide.") else None
-            if module is not None and name in module.__all__:
-                return getattr(module, name)
+        for package in _packages():
+            if name in package.__all__:
+                return getattr(package, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     """All public names."""
-    packages = [import_module(package) for package in PUBLIC if package.startswith("lightning_guide.")]
-    return sorted({*globals(), *(name for package in packages for name in package.__all__)})
+    return sorted({*globals(), *__getattr__("__all__")})
+
+
+def _packages() -> Iterator[ModuleType]:
+    """Packages of this library in `PUBLIC`, each imported when it is reached."""
+    return (import_module(package) for package in PUBLIC if package.startswith(f"{__name__}."))

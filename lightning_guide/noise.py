@@ -123,7 +123,7 @@ class LogUniformGrid(Grid):
 
 def _check_range(num_steps: int, sigma_min: float, sigma_max: float) -> None:
     """Refuse a grid that does not descend."""
-    if num_steps < 1:
-        raise ValueError(f"a sampler needs num_steps >= 1, got {num_steps}")
+    if isinstance(num_steps, bool) or not hasattr(num_steps, "__index__") or num_steps < 1:
+        raise ValueError(f"a sampler needs a whole number num_steps >= 1, got {num_steps!r}")
     if not 0 < sigma_min < sigma_max:
         raise ValueError(f"a grid needs 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")

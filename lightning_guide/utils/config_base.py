@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.constructor import SafeConstructor
 
 from lightning_guide.utils.recipe import merge_settings
 
@@ -56,9 +57,7 @@ def _walk(path: Path, above: tuple[Path, ...]) -> Iterator[Path]:
     root = yaml.compose(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     for key, value in root.value if isinstance(root, yaml.MappingNode) else []:
         if key.value == BASE:
-            is_list, is_text = isinstance(value, yaml.SequenceNode), isinstance(value, yaml.ScalarNode)
-            names = [each.value for each in value.value] if is_list else value.value if is_text else {}
-            for file in _base(path, names, above):
+            for file in _base(path, SafeConstructor().construct_document(value), above):
                 yield from _walk(file, (*above, path))
 
 
@@ -72,7 +71,8 @@ def _base(path: Path, written: Any, above: tuple[Path, ...]) -> list[Path]:
     files = [path.parent / name for name in names]
     for file in files:
         if not file.is_file():
-            raise ValueError(f"{path}: base {file} does not exist; expected a file relative to the folder of this one")
+            found = "is a folder" if file.is_dir() else "does not exist"
+            raise ValueError(f"{path}: base {file} {found}; expected a file relative to the folder of this one")
         if any(file.samefile(other) for other in (*above, path)):
             raise ValueError(f"{path}: base {file} inherits from this file; expected no circle")
     return files

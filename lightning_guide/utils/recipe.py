@@ -131,7 +131,7 @@ def _completed(value: Any) -> Any:
         return value
     if "class_path" not in value:
         return {key: _completed(item) for key, item in value.items()}
-    arguments = {name: _completed(item) for name, item in value.get("init_args", {}).items()}
+    arguments = {name: _completed(item) for name, item in (value.get("init_args") or {}).items()}
     path = current_path(str(value["class_path"]))
     try:
         parameters = inspect.signature(find_class(path)).parameters
@@ -175,7 +175,10 @@ def build(recipe: Recipe) -> Any:
         raise ValueError(
             f"recipe names {path!r}; expected a class of a network or a denoiser (a subclass of HasRecipe)"
         )
-    arguments = {name: _built(value) for name, value in recipe.get("init_args", {}).items()}
+    written = recipe.get("init_args") or {}
+    if not isinstance(written, dict):
+        raise ValueError(f"recipe of {path}: init_args is {written!r}; expected a dict, name -> argument")
+    arguments = {name: _built(value) for name, value in written.items()}
     try:
         return cls(**arguments)
     except TypeError as error:
