@@ -57,7 +57,11 @@ def _walk(path: Path, above: tuple[Path, ...]) -> Iterator[Path]:
     root = yaml.compose(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     for key, value in root.value if isinstance(root, yaml.MappingNode) else []:
         if key.value == BASE:
-            for file in _base(path, SafeConstructor().construct_document(value), above):
+            try:
+                written = SafeConstructor().construct_document(value)
+            except yaml.YAMLError:  # an unknown tag
+                written = {value.tag}
+            for file in _base(path, written, above):
                 yield from _walk(file, (*above, path))
 
 
