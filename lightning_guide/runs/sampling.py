@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import operator
+import reprlib
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.inference import fuse_weights
@@ -13,7 +17,7 @@ from lightning_guide.samplers.base import Sampler
 from lightning_guide.samplers.heun import Heun
 from lightning_guide.seeds import SampleSeeds
 
-__all__ = ["sample"]
+__all__ = ["find_device", "sample"]
 
 
 def sample(
@@ -39,10 +43,11 @@ def sample(
         count: number of samples where neither labels nor prompts are given.
         seed: of the samples.
         batch_size: samples in one network call.
-        device: default: that of the denoiser's weights.
+        device: where to sample; the denoiser is moved there. Default: where its weights are.
 
     Raises:
-        ValueError: if the condition is not one that the denoiser is made for, or the number of samples is not given.
+        ValueError: if an argument is not what it should be, the condition not one that the denoiser is made for, or
+            nothing gives the number of samples.
 
     Examples:
         >>> from lightning_guide.distributions import gaussian
@@ -51,21 +56,47 @@ def sample(
         >>> x.shape, bool((x[1] == sample(gaussian([1.0, -1.0], 0.5), Euler(), count=2)[1]).all())
         (torch.Size([3, 2]), True)
     """
+    if not isinstance(denoiser, Denoiser):
+        expected = "expected a model such as load(run), or a guidance"
+        raise ValueError(f"sample: the denoiser is {_shown(denoiser)}; {expected}")
+    if not isinstance(sampler, Sampler | None):
+        raise ValueError(f"sample: the sampler is {_shown(sampler)}; expected one such as Heun(18)")
     condition = _condition(denoiser, labels, prompts)
-    rows = count if condition is None else len(condition)
-    if rows is None or rows < 1 or (condition is not None and count not in (None, rows)):
-        expected = "labels or prompts" if denoiser.conditional else "count"
-        raise ValueError(f"sample: the number of samples is {rows} and count={count}; expected {expected} to give it")
-    weights = next(denoiser.parameters(), None)
-    device = device if device is not None else "cpu" if weights is None else weights.device
-    model = fuse_weights(denoiser.eval().to(device))
-    chosen = sampler or Heun()
+    given = count if condition is None else len(condition)
+    if given is None:
+        raise ValueError("sample: nothing gives the number of samples; expected labels, prompts or count")
+    rows = _whole("count" if condition is None else "the number of prompts", given, 1)
+    size = _whole("batch_size", batch_size, 1)
+    if count is not None and count != rows:
+        raise ValueError(f"sample: count is {count}, but there are {rows} labels or prompts; expected the same number")
+    seed = _whole("seed", seed)
+    weights = next(chain(denoiser.parameters(), denoiser.buffers()), None)
+    device = find_device("cpu" if weights is None else weights.device) if device is None else find_device(device)
+    training = {module: module.training for module in denoiser.modules()}
     parts = []
-    for first in range(0, rows, batch_size):
-        seeds = SampleSeeds(seed, list(range(first, min(first + batch_size, rows))))
-        part = None if condition is None else condition[first : first + batch_size].to(device)
-        parts.append(chosen.sample(model, seeds=seeds, condition=part, device=device).x)
+    try:
+        model = fuse_weights(denoiser.eval().to(device))
+        for first in range(0, rows, size):
+            seeds = SampleSeeds(seed, range(first, min(first + size, rows)))
+            part = None if condition is None else condition[first : first + size].to(device)
+            parts.append((sampler or Heun()).sample(model, seeds=seeds, condition=part, device=device).x)
+    finally:
+        for module, mode in training.items():
+            module.training = mode
     return torch.cat(parts)
+
+
+def find_device(device: torch.device | str) -> torch.device:
+    """Return `device` once a tensor could be made on it.
+
+    Raises:
+        ValueError: naming it, if there is no such device.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"the device {device!r} cannot be used here: {reason}") from None
 
 
 def _condition(denoiser: Denoiser, labels: Sequence[int] | Tensor | None, prompts: Tensor | None) -> Tensor | None:
@@ -74,15 +105,46 @@ def _condition(denoiser: Denoiser, labels: Sequence[int] | Tensor | None, prompt
     if labels is not None and prompts is not None:
         raise ValueError("sample: both labels and prompts are given; expected one of them")
     if labels is not None:
-        classes = torch.as_tensor(labels, dtype=torch.int64)
         if not denoiser.num_classes:
             raise ValueError(f"sample: labels are given, but this {kind} has no classes; expected count or prompts")
-        if classes.ndim != 1 or bool(((classes < -1) | (classes >= denoiser.num_classes)).any()):
-            raise ValueError(f"sample: labels are {labels}; expected a list of -1 (none) to {denoiser.num_classes - 1}")
-        return classes
-    if prompts is not None and (prompts.ndim != 3 or prompts.shape[2] != denoiser.token_channels):
-        raise ValueError(
-            f"sample: prompts have shape {tuple(prompts.shape)}; this {kind} reads embeddings (B, L, C) with "
-            f"C = {denoiser.token_channels} (0: none)"
-        )
+        return _labels(labels, denoiser.num_classes)
+    if prompts is not None:
+        if not denoiser.token_channels:
+            raise ValueError(f"sample: prompts are given, but this {kind} reads none; expected count or labels")
+        expected = f"expected embeddings (B, L, C), a floating tensor with C = {denoiser.token_channels}"
+        if not isinstance(prompts, Tensor):
+            raise ValueError(f"sample: prompts are {_shown(prompts)}; {expected}")
+        if prompts.ndim != 3 or prompts.shape[2] != denoiser.token_channels or not prompts.is_floating_point():
+            raise ValueError(f"sample: prompts have shape {tuple(prompts.shape)}, {prompts.dtype}; {expected}")
     return prompts
+
+
+def _labels(labels: Sequence[int] | Tensor, num_classes: int) -> Tensor:
+    """Check labels and return them as int64 (B,)."""
+    try:
+        classes = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        classes = torch.empty(0, 0)
+    whole = not (classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool)
+    expected = f"expected whole numbers from -1 (none) to {num_classes - 1}, one for each sample"
+    if classes.ndim != 1 or not len(classes) or not whole:
+        raise ValueError(f"sample: labels are {_shown(labels)}; {expected}")
+    classes = classes.to(torch.int64)
+    if (wrong := ((classes < -1) | (classes >= num_classes)).nonzero()).numel():
+        first = int(wrong[0])
+        raise ValueError(f"sample: the label of sample {first} is {int(classes[first])}; {expected}")
+    return classes
+
+
+def _whole(name: str, value: int, least: float = -math.inf) -> int:
+    """Check that an argument is a whole number, of any library, and not below `least`."""
+    number = None if isinstance(value, bool) or not hasattr(value, "__index__") else operator.index(value)
+    if number is None or number < least:
+        bound = f" from {least} on" if least > -math.inf else ""
+        raise ValueError(f"sample: {name} is {_shown(value)}; expected a whole number{bound}")
+    return number
+
+
+def _shown(value: object) -> str:
+    """Short text of an argument for messages."""
+    return f"a {type(value).__name__}" if isinstance(value, nn.Module) else " ".join(reprlib.repr(value).split())
