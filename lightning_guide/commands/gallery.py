@@ -40,7 +40,7 @@ def gallery(
         ValueError: if the run has no config, a file holds no guidances, two guidances share a name, or none fits.
     """
     opened = Run(run)
-    settings = opened.config["model"]["init_args"]
+    settings = opened.config["model"].get("init_args") or {}
     guidances = applicable_guidances(read_guidances(methods), opened)
     first, evaluation = next(iter((settings.get("evaluations") or {"unguided": {}}).items()))
     drawn: dict[str, Any] = {"num_samples": count, "batch_size": count, "labels": labels, "seed": seed, "metrics": {}}

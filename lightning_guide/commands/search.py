@@ -15,7 +15,7 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.runs.run import QUIET, Run
-from lightning_guide.runs.session import open_session
+from lightning_guide.runs.session import check_config, open_session
 from lightning_guide.search.blocks import SampledBlocks
 from lightning_guide.search.config import SearchFile, SearchObjective, check_objectives, read_search
 from lightning_guide.search.figures import draw_heat_maps, draw_sensitivity
@@ -58,13 +58,13 @@ class Search(ABC):
         Raises:
             ValueError: if the configs do not fit, or the run cannot be searched.
         """
-        settings = Run(run).config if Path(run).is_dir() else read_yaml(run)
+        settings = check_config(read_yaml(run), run) if Path(run).is_file() else Run(run).config
         for path in configs:
-            settings = merge_settings(settings, read_yaml(path))
+            settings = check_config(merge_settings(settings, read_yaml(path)), path)
         model = {"images": self.file.images, "average": self.file.average, "metrics": self.file.metrics}
-        arguments = settings["model"].get("init_args", {}) | {k: v for k, v in model.items() if v is not None}
+        arguments = (settings["model"].get("init_args") or {}) | {k: v for k, v in model.items() if v is not None}
         quiet = QUIET | ({} if devices is None else {"devices": devices})
-        settings["trainer"] = settings.get("trainer", {}) | quiet
+        settings["trainer"] = (settings.get("trainer") or {}) | quiet
         settings["model"] = settings["model"] | {"init_args": arguments}
         session = open_session(settings)
         self.run(session.trainer, session.model, session.datamodule, session.config)

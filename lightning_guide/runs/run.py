@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.runs.models import RunModels, finished_model, open_snapshots
-from lightning_guide.runs.sampling import sample
-from lightning_guide.runs.session import ConfigCLI, open_session
+from lightning_guide.runs.sampling import find_device, sample
+from lightning_guide.runs.session import ConfigCLI, check_config, isolated, open_data, open_session
 from lightning_guide.samplers.base import Sampler
 from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.utils.files import read_yaml
@@ -26,7 +25,7 @@ __all__ = ["QUIET", "Run", "load"]
 QUIET = {"callbacks": [], "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 
 
-def load(run: str | Path, *, images: int | float | str | None = None, sigma_rel: float | None = None) -> Denoiser:
+def load(run: str | Path, *, images: int | float | str | None = None, sigma_rel: float | str | None = None) -> Denoiser:
     """Return a model of a run as a frozen denoiser on the CPU: `Run(run).model(images=..., sigma_rel=...)`."""
     return Run(run).model(images=images, sigma_rel=sigma_rel)
 
@@ -46,20 +45,24 @@ class Run:
         """
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise ValueError(f"the run folder {str(folder)!r} does not exist; expected the default_root_dir of a fit")
+            found = "is a file" if self.folder.exists() else "does not exist"
+            raise ValueError(f"the run folder {str(folder)!r} {found}; expected the default_root_dir of a fit")
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
 
     @property
     def config(self) -> dict[str, Any]:
         """The config that the run was trained with, `config.yaml`, as a new dict.
 
         Raises:
-            ValueError: if the folder holds none.
+            ValueError: if the folder holds none, or one that is broken.
         """
         file = self.folder / "config.yaml"
         if not file.is_file():
             raise ValueError(f"{file} does not exist; expected the folder of a run that `lightning-guide fit` has made")
-        settings: dict[str, Any] = read_yaml(file)
-        settings.setdefault("trainer", {})["default_root_dir"] = str(self.folder)
+        settings = check_config(read_yaml(file), file)
+        settings["trainer"] = (settings.get("trainer") or {}) | {"default_root_dir": str(self.folder)}
         return settings
 
     @property
@@ -70,8 +73,8 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         """Arguments of its module in the config; empty if the folder has no config."""
-        found = self.config if (self.folder / "config.yaml").is_file() else {}
-        return dict(found.get("model", {}).get("init_args", {}))
+        found = self.config["model"] if (self.folder / "config.yaml").is_file() else {}
+        return dict(found.get("init_args") or {})
 
     def model(self, *, images: int | float | str | None = None, sigma_rel: float | str | None = None) -> Denoiser:
         """Return the average `sigma_rel` after `images`, stored or reconstructed, frozen, on the CPU.
@@ -79,25 +82,29 @@ class Run:
         Args:
             images: training images seen, or a fraction of the planned run such as "1/8"; default: as the config
                 evaluates it, the newest snapshot.
-            sigma_rel: relative width of the average, or "half_life"; default: as the config evaluates it.
+            sigma_rel: relative width of the average, or "half_life"; default: as the config evaluates it, 0.05 if that
+                is the raw weights.
 
         Raises:
             ValueError: if the run has no such snapshot and it cannot be reconstructed.
         """
         images = self.settings.get("images") if images is None else images
-        width = (self.settings.get("average") or 0.05) if sigma_rel is None else sigma_rel
-        return finished_model(self.folder, images, width)
+        width = self.settings.get("average") if sigma_rel is None else sigma_rel
+        return finished_model(self.folder, images, 0.05 if width is None else width)
 
     def resolve(self, guidance: Denoiser | None = None, *, device: torch.device | str = "cpu") -> Denoiser:
         """Return `guidance` with this run's models for its references `Main` and `Snapshot`; None: the model itself.
 
         Raises:
-            ValueError: if a snapshot does not exist or does not fit.
+            ValueError: if a snapshot does not exist or does not fit, or there is no such device.
         """
-        main = self.model().to(device)
-        if guidance is None:
-            return main
-        return guidance.resolve(RunModels(main, run=self.folder, device=torch.device(device)))
+        if not isinstance(guidance, Denoiser | None):
+            raise ValueError(
+                f"the guidance is {guidance!r:.100}; expected an object such as Autoguidance(...), or None"
+            )
+        found = find_device(device)
+        main = self.model().to(found)
+        return main if guidance is None else guidance.resolve(RunModels(main, run=self.folder, device=found))
 
     def sample(
         self,
@@ -115,9 +122,9 @@ class Run:
 
         `guidance` may refer to models of this run: `Autoguidance(Snapshot("1/8", 0.1), weight=2)`.
         """
-        denoiser = self.resolve(guidance, device=device)
-        x = sample(denoiser, sampler, labels=labels, prompts=prompts, count=count, seed=seed, batch_size=batch_size)
-        decoded: Tensor = self.session().datamodule.decode(x)
+        denoiser, data = self.resolve(guidance, device=device), open_data(self.config)
+        given: dict[str, Any] = {"labels": labels, "prompts": prompts, "count": count, "seed": seed}
+        decoded: Tensor = data.decode(sample(denoiser, sampler, **given, batch_size=batch_size, device=device))
         return decoded
 
     def evaluate(
@@ -134,19 +141,39 @@ class Run:
         Raises:
             ValueError: if settings do not fit or a guider is missing.
         """
-        model = None
+        model: dict[str, Any] | None = None
         if evaluations is not None:
-            first = next(iter((self.settings.get("evaluations") or {"": {}}).values()))
-            model = {"evaluations": {name: {**first, **each} for name, each in evaluations.items()}, "guidances": None}
+            for name, each in _mapping("evaluations", evaluations).items():
+                _mapping(f"evaluation {name!r}", each)
+            own = self.settings.get("evaluations")
+            first = next(iter(own.values()), None) if isinstance(own, dict) else None
+            model = {"evaluations": {name: {**(first or {}), **each} for name, each in evaluations.items()}}
+            model |= {"guidances": None} if self.settings.get("guidances") else {}
         return self.test(model=model, trainer=trainer)
 
     def test(
         self, *, model: Mapping[str, Any] | None = None, trainer: Mapping[str, Any] | None = None
     ) -> dict[str, dict[str, float]]:
-        """Run the test loop of a `session` and return its metrics: evaluation -> metric -> value."""
-        session = self.session(model=model, trainer=trainer)
-        with isolate_rng():
-            session.trainer.test(session.model, datamodule=session.datamodule, verbose=False)
+        """Run the test loop of a `session` and return its metrics: evaluation -> metric -> value.
+
+        Raises:
+            ValueError: as `evaluate`, if the run has no evaluations, or no checkpoint with the raw weights to evaluate.
+        """
+        with isolated():
+            session = self._open(model, trainer)
+            if not hasattr(session.model, "evaluations"):
+                kind = type(session.model).__name__
+                raise ValueError(f"{self.folder} is a run of {kind}; expected a module with evaluations")
+            raw = None
+            if session.model.average is None:
+                folder = self.folder / "checkpoints"
+                if (raw := max(folder.glob("step-*.ckpt"), default=None)) is None:
+                    raise ValueError(
+                        f"{folder} holds no checkpoint; the config evaluates the raw weights (average: null)"
+                    )
+            session.trainer.test(
+                session.model, datamodule=session.datamodule, ckpt_path=raw, weights_only=True, verbose=False
+            )
         results: dict[str, dict[str, float]] = session.model.evaluations.results
         return results
 
@@ -158,10 +185,25 @@ class Run:
             trainer: settings of the trainer that replace the silent ones.
 
         Raises:
-            ValueError: naming the key, if a setting does not fit.
+            ValueError: naming the run and the key, if a setting does not fit.
         """
+        with isolated():
+            return self._open(model, trainer)
+
+    def _open(self, model: Mapping[str, Any] | None, trainer: Mapping[str, Any] | None) -> ConfigCLI:
+        """Build a session within the random states of the process."""
         chosen = self.config
-        chosen["trainer"] = chosen.get("trainer", {}) | QUIET | dict(trainer or {})
-        chosen["model"].setdefault("init_args", {}).update(model or {})
-        with isolate_rng():
+        chosen["trainer"] |= QUIET | dict(_mapping("trainer", trainer or {}))
+        arguments = chosen["model"].get("init_args") or {}
+        chosen["model"]["init_args"] = arguments | dict(_mapping("model", model or {}))
+        try:
             return open_session(chosen)
+        except ValueError as error:
+            raise ValueError(f"run {str(self.folder)!r}: {error}") from None
+
+
+def _mapping(name: str, value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Check that an argument is a mapping."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} is {value!r:.100}; expected a dict, name -> setting")
+    return value

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.utilities.seed import isolate_rng
 
-from lightning_guide.utils.parser import LightningParser, PythonLightningParser, update_paths
+from lightning_guide.utils.parser import (
+    LightningParser,
+    PythonLightningParser,
+    PythonParser,
+    one_sentence,
+    update_paths,
+)
 
-__all__ = ["CLI_OPTIONS", "ConfigCLI", "open_session"]
+__all__ = ["CLI_OPTIONS", "ConfigCLI", "check_config", "isolated", "open_data", "open_session"]
 
 TRAINER_DEFAULTS = {
     # one endless epoch, counted in steps; validation every so many of them
@@ -43,6 +54,25 @@ class ConfigCLI(LightningCLI):
         """Ignore hyperparameters stored in checkpoints."""
 
 
+def check_config(settings: Any, source: object) -> dict[str, Any]:
+    """Check that `settings` are the config of a run and return them; `source` names them in errors.
+
+    Raises:
+        ValueError: if they, their trainer, model or its init_args are not keys and values.
+    """
+    parts = {"": settings}
+    if isinstance(settings, dict):
+        model = settings.get("model")
+        parts |= {"trainer is ": settings.get("trainer") or {}, "model is ": model}
+        parts |= {"model.init_args is ": model.get("init_args") or {}} if isinstance(model, dict) else {}
+    for where, part in parts.items():
+        if not isinstance(part, dict):
+            held = where or "the content is "
+            raise ValueError(f"{source} is no config of a run: {held}{part!r:.100}; expected keys and values")
+    found: dict[str, Any] = settings
+    return found
+
+
 def open_session(settings: Mapping[str, Any]) -> ConfigCLI:
     """Build `trainer`, `model` and `datamodule` of `settings`, the plain data of a config; `config` is parsed.
 
@@ -54,5 +84,53 @@ def open_session(settings: Mapping[str, Any]) -> ConfigCLI:
     kept = {key: value for key, value in settings.items() if key in ("seed_everything", "trainer", "model", "data")}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+        warnings.filterwarnings("ignore", r"\s*Unable to serialize instance")  # settings may hold objects
         options = CLI_OPTIONS | {"parser_class": PythonLightningParser}
-        return ConfigCLI(**options, run=False, save_config_callback=None, args=update_paths(kept))
+        try:
+            return ConfigCLI(**options, run=False, save_config_callback=None, args=update_paths(kept))
+        except (ValueError, MisconfigurationException) as error:
+            raise ValueError(one_sentence(str(error))) from None
+
+
+def open_data(settings: Mapping[str, Any]) -> Any:
+    """Build the datamodule of `settings` alone, for which no device of the config is needed.
+
+    Raises:
+        ValueError: naming the key, if the settings do not fit.
+    """
+    parser = PythonParser()
+    parser.add_argument("--data", type=pl.LightningDataModule, required=True)
+    parsed = parser.parse_object(update_paths({key: value for key, value in settings.items() if key == "data"}))
+    try:
+        return parser.instantiate(parsed).data
+    except ValueError as error:
+        raise ValueError(one_sentence(str(error))) from None
+
+
+@contextmanager
+def isolated() -> Iterator[None]:
+    """Keep random states, the seed in the environment and the level of Lightning's loggers, which are silent inside.
+
+    Raises:
+        ValueError: in place of an error of Lightning's about its settings.
+    """
+    seeds = {name: os.environ.get(name) for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")}
+    loggers = {logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")}
+    levels = {logger: logger.level for logger in loggers}
+    failure: BaseException | None = None
+    for logger, level in levels.items():
+        logger.setLevel(max(level, logging.WARNING))
+    with isolate_rng():  # which keeps nothing after an error
+        try:
+            yield
+        except MisconfigurationException as error:
+            failure = ValueError(one_sentence(str(error)))
+        except BaseException as error:
+            failure = error
+    for logger, level in levels.items():
+        logger.setLevel(level)
+    for name, value in seeds.items():
+        os.environ.pop(name, None)
+        os.environ.update({} if value is None else {name: value})
+    if failure is not None:
+        raise failure
