@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import random
 import shutil
@@ -20,8 +19,10 @@ import lightning_guide as lg
 from lightning_guide.commands.gallery import gallery
 from lightning_guide.commands.search import Sweep
 from lightning_guide.utils.files import check_config_files
+from lightning_guide.utils.parser import update_paths
 from lightning_guide.utils.recipe import build
 
+STEPS = lg.Heun(lg.KarrasGrid(2, sigma_min=0.1, sigma_max=5.0))
 CONFIGS, DATA = Path(__file__).parent.parent / "configs", Path(__file__).parent / "data"
 
 
@@ -75,6 +76,15 @@ def test_recipe_without_arguments_builds_and_wrong_ones_are_named() -> None:
         build({"class_path": "lightning_guide.Heun", "init_args": [1]})
 
 
+def test_renamed_arguments_are_those_of_this_library_and_given_once() -> None:
+    other = {"class_path": "elsewhere.EnergyGuidance", "init_args": {"moves": 1}}
+    assert update_paths(other) == other
+    with pytest.raises(
+        ValueError, match="EnergyGuidance has moves and updates, the old and the new name of one argument"
+    ):
+        update_paths({"class_path": "EnergyGuidance", "init_args": {"moves": 1, "updates": 2}})
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -89,91 +99,6 @@ def test_wrong_base_is_described_as_written(text: str, message: str, tmp_path: P
     (tmp_path / "top.yaml").write_text(text)
     with pytest.raises(ValueError, match=message):
         check_config_files(["fit", "-c", str(tmp_path / "top.yaml")])
-
-
-# lg.sample
-
-STEPS = lg.Heun(lg.KarrasGrid(2, sigma_min=0.1, sigma_max=5.0))
-POINTS = lg.gaussian([1.0, -1.0], 0.5)
-
-
-@pytest.fixture(scope="module")
-def model() -> lg.Denoiser:
-    """Average of the stored run, of 10 classes."""
-    return lg.load(DATA / "run_ae12ae3")
-
-
-@pytest.mark.parametrize("labels", [(1, 2), range(1, 3), np.array([1, 2], np.int32), [np.int64(1), torch.tensor(2)]])
-def test_labels_of_any_library_are_read(labels: Any, model: lg.Denoiser) -> None:
-    assert torch.equal(lg.sample(model, STEPS, labels=labels), lg.sample(model, STEPS, labels=[1, 2]))
-
-
-@pytest.mark.parametrize(
-    "labels",
-    [[], [1.5], [True], [None], "12", ["a"], 3, [[1], [2]], [[1, 2], [3]], {1}, [2**70], torch.eye(2), [float("nan")]],
-)
-def test_labels_of_another_kind_are_refused(labels: Any, model: lg.Denoiser) -> None:
-    with pytest.raises(
-        ValueError, match=r"sample: labels are .*; expected whole numbers from -1 \(none\) to 9, one"
-    ) as raised:
-        lg.sample(model, STEPS, labels=labels)
-    assert "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"labels": [0] * 500 + [10]}, r"the label of sample 500 is 10; expected whole numbers from -1 \(none\) to 9"),
-        ({"prompts": torch.zeros(1, 2, 3)}, "prompts are given, but this Preconditioned reads none"),
-        ({"labels": [1, 2], "count": 3}, "count is 3, but there are 2 labels or prompts"),
-        ({}, "nothing gives the number of samples; expected labels, prompts or count"),
-        ({"count": 0}, "count is 0; expected a whole number from 1 on"),
-        ({"count": 2.0}, "count is 2.0; expected a whole number from 1 on"),
-        ({"count": "2"}, "count is '2'; expected a whole number from 1 on"),
-        ({"count": 1, "batch_size": 0}, "batch_size is 0; expected a whole number from 1 on"),
-        ({"count": 1, "batch_size": -1}, "batch_size is -1; expected a whole number from 1 on"),
-        ({"count": 1, "seed": 1.5}, "seed is 1.5; expected a whole number"),
-        ({"count": 1, "seed": None}, "seed is None; expected a whole number"),
-        ({"count": 1, "device": "nowhere"}, "the device 'nowhere' cannot be used here"),
-        ({"count": 1, "sampler": 18}, r"the sampler is 18; expected one such as Heun\(18\)"),
-    ],
-)
-def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str, model: lg.Denoiser) -> None:
-    with pytest.raises(ValueError, match=message):
-        lg.sample(model, **({"sampler": STEPS} | arguments))
-
-
-@pytest.mark.parametrize("denoiser", ["runs/first", None, torch.nn.Linear(2, 2)])
-def test_what_is_no_denoiser_is_refused(denoiser: Any) -> None:
-    with pytest.raises(ValueError, match=r"sample: the denoiser is .*; expected a model such as load\(run\)"):
-        lg.sample(denoiser, count=1)
-
-
-def test_negative_and_huge_seeds_are_seeds() -> None:
-    drawn = [lg.sample(POINTS, STEPS, count=1, seed=seed) for seed in (-1, 0, 2**70)]
-    assert not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[1], drawn[2])
-
-
-def test_sampling_leaves_the_modes_of_the_model(model: lg.Denoiser) -> None:
-    copied = copy.deepcopy(model).train()
-    next(copied.children()).eval()
-    before = [module.training for module in copied.modules()]
-    assert torch.equal(lg.sample(copied, STEPS, count=1), lg.sample(model, STEPS, count=1))
-    with pytest.raises(ValueError, match="call resolve"):
-        lg.sample(lg.Autoguidance(lg.Snapshot("1/2", 0.1), 2.0, positive=copied), STEPS, count=1)
-    assert before == [module.training for module in copied.modules()] and any(before) and not all(before)
-
-
-def test_sampling_leaves_random_states_and_the_default_type(model: lg.Denoiser) -> None:
-    before = random_states()
-    torch.set_default_dtype(torch.float64)
-    try:
-        x = lg.sample(model, STEPS, count=2)
-        assert torch.get_default_dtype() == torch.float64
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert torch.equal(x, lg.sample(model, STEPS, count=2)) and x.dtype == torch.float32
-    assert random_states() == before and torch.is_grad_enabled()
 
 
 # A run folder

@@ -75,11 +75,12 @@ def sample(
     training = {module: module.training for module in denoiser.modules()}
     parts = []
     try:
-        model = fuse_weights(denoiser.eval().to(device))
-        for first in range(0, rows, size):
-            seeds = SampleSeeds(seed, range(first, min(first + size, rows)))
-            part = None if condition is None else condition[first : first + size].to(device)
-            parts.append((sampler or Heun()).sample(model, seeds=seeds, condition=part, device=device).x)
+        with torch.inference_mode(False):  # guidance by gradients needs them
+            model = fuse_weights(denoiser.eval().to(device))
+            for first in range(0, rows, size):
+                seeds = SampleSeeds(seed, range(first, min(first + size, rows)))
+                part = None if condition is None else condition[first : first + size].to(device)
+                parts.append((sampler or Heun()).sample(model, seeds=seeds, condition=part, device=device).x)
     finally:
         for module, mode in training.items():
             module.training = mode

@@ -29,7 +29,11 @@ def one_sentence(message: str) -> str:
 
 
 def update_paths(value: Any) -> Any:
-    """Replace class paths and argument names of older versions in parsed YAML by those of this one."""
+    """Replace class paths and argument names of older versions in parsed YAML by those of this one.
+
+    Raises:
+        ValueError: if an argument is given by its old and its new name.
+    """
     if isinstance(value, list):
         return [update_paths(item) for item in value]
     if isinstance(value, str):
@@ -40,8 +44,14 @@ def update_paths(value: Any) -> Any:
     path = updated.get("class_path")
     if isinstance(path, str):
         updated["class_path"] = path = RENAMED.get(path, path)
-        renamed, arguments = RENAMED_ARGUMENTS.get(path.rpartition(".")[2]), updated.get("init_args")
+        own, arguments = "." not in path or _OWN_CLASS.fullmatch(path), updated.get("init_args")
+        renamed = RENAMED_ARGUMENTS.get(path.rpartition(".")[2], {}) if own else {}
         if renamed and isinstance(arguments, dict):
+            for old, new in renamed.items():
+                if old in arguments and new in arguments:
+                    raise ValueError(
+                        f"{path} has {old} and {new}, the old and the new name of one argument; expected {new}"
+                    )
             updated["init_args"] = {renamed.get(key, key): item for key, item in arguments.items()}
     return updated
 
