@@ -173,6 +173,9 @@ def test_wrong_guidance_and_device_of_a_run_are_named(folder: Path) -> None:
         lg.Run(folder).sample([1, 2])
     with pytest.raises(ValueError, match="the device 'nowhere' cannot be used here"):
         lg.Run(folder).resolve(device="nowhere")
+    (folder / "config.yaml").write_text("model: {class_path: DiffusionModule}\ndata: {class_path: Nothing}\n")
+    with pytest.raises(ValueError, match="run '.*run': data: .* Nothing"):
+        lg.Run(folder).sample(sampler=STEPS, count=1)
 
 
 @pytest.mark.parametrize(

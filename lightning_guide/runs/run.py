@@ -122,7 +122,11 @@ class Run:
 
         `guidance` may refer to models of this run: `Autoguidance(Snapshot("1/8", 0.1), weight=2)`.
         """
-        denoiser, data = self.resolve(guidance, device=device), open_data(self.config)
+        config, denoiser = self.config, self.resolve(guidance, device=device)
+        try:
+            data = open_data(config)
+        except ValueError as error:
+            raise ValueError(f"run {str(self.folder)!r}: {error}") from None
         given: dict[str, Any] = {"labels": labels, "prompts": prompts, "count": count, "seed": seed}
         decoded: Tensor = data.decode(sample(denoiser, sampler, **given, batch_size=batch_size, device=device))
         return decoded
