@@ -48,6 +48,7 @@ RENAMED: dict[str, str] = {
     "lightning_guide.guidance.energy.energies.distance.Quadratic": "SquaredDistance",
     "lightning_guide.guidance.energy.Adam": "AdamStep",
     "lightning_guide.guidance.energy.adam.Adam": "AdamStep",
+    "callbacks.density_map.Window": "ViewWindow",
     "lightning_guide.networks.Block": "EDM2Block",
     "lightning_guide.networks.unet_block.Block": "EDM2Block",
     "lightning_guide.optimisation.Goal": "GoalTarget",
@@ -99,7 +100,7 @@ RENAMED: dict[str, str] = {
     "TokenMean": "MeanTokenEmbedding",
     "TruePolyak": "PolyakStep",
     "Truth": "ReferenceDensity",
-    "Window": "ViewWindow",
+    "Window": "SigmaWindow",
     "Walk": "RecordedTrajectory",
 }
 

@@ -87,6 +87,22 @@ def test_saved_config_names_public_paths(run: Path) -> None:
     assert paths["model"]["class_path"] == "lightning_guide.modules.diffusion.DiffusionModule"
 
 
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("lightning_guide.guidance.energy.Window", "SigmaWindow"),
+        ("lightning_guide.guidance.energy.window.Window", "SigmaWindow"),
+        ("callbacks.density_map.Window", "ViewWindow"),
+        ("lightning_guide.guidance.energy.Goal", "Goal"),
+        ("lightning_guide.optimisation.Goal", "GoalTarget"),
+        ("lightning_guide.guidance.energy.Quadratic", "SquaredDistance"),
+        ("lightning_guide.objectives.Quadratic", "Quadratic"),
+    ],
+)
+def test_old_name_of_two_classes_resolves_to_the_right_one(path: str, name: str) -> None:
+    assert find_class(path).__name__ == name
+
+
 def test_old_path_of_a_function_resolves() -> None:
     assert current_path("lightning_guide.modules.models.pretrained") == "lightning_guide.runs.pretrained"
 
