@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
+from lightning_guide.runs.models import checkpoint_folder, newest_checkpoint
 from lightning_guide.utils.files import atomic
 
 __all__ = ["RunCheckpoint", "check_checkpoint", "checkpoint_step", "newest_checkpoint"]
@@ -67,16 +68,6 @@ class RunCheckpoint(Checkpoint):
             for stray in folder.glob(".step-*.tmp"):
                 stray.unlink()
         trainer.strategy.barrier()
-
-
-def checkpoint_folder(run: str | Path) -> Path:
-    """Return the folder of the checkpoints of a run."""
-    return Path(run) / "checkpoints"
-
-
-def newest_checkpoint(run: str | Path) -> Path | None:
-    """Return the complete checkpoint with the most steps, or None."""
-    return max(checkpoint_folder(run).glob("step-*.ckpt"), default=None)
 
 
 def checkpoint_step(checkpoint: Path) -> int:

@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser
-from lightning_guide.runs.models import RunModels, finished_model, open_snapshots
+from lightning_guide.runs.models import (
+    RunModels,
+    checkpoint_folder,
+    finished_model,
+    newest_checkpoint,
+    open_snapshots,
+)
 from lightning_guide.runs.sampling import find_device, sample
 from lightning_guide.runs.session import ConfigCLI, check_config, isolated, open_data, open_session
 from lightning_guide.samplers.base import Sampler
@@ -170,8 +176,8 @@ class Run:
                 raise ValueError(f"{self.folder} is a run of {kind}; expected a module with evaluations")
             raw = None
             if session.model.average is None:
-                folder = self.folder / "checkpoints"
-                if (raw := max(folder.glob("step-*.ckpt"), default=None)) is None:
+                if (raw := newest_checkpoint(self.folder)) is None:
+                    folder = checkpoint_folder(self.folder)
                     raise ValueError(
                         f"{folder} holds no checkpoint; the config evaluates the raw weights (average: null)"
                     )
