@@ -26,6 +26,7 @@ from datamodules.commands.convert import convert
 from datamodules.commands.encode import encode
 from lightning_guide.commands.averages import neon, reconstruct
 from lightning_guide.commands.gallery import gallery
+from lightning_guide.commands.init import init
 from lightning_guide.commands.search import Sweep, Tune
 from lightning_guide.commands.statistics import reference_statistics
 from lightning_guide.report.run_page import report
@@ -36,6 +37,7 @@ from lightning_guide.training.monitor import TrainingDivergedError
 from lightning_guide.utils.errors import explain_runtime_error
 from lightning_guide.utils.files import check_config_files
 from lightning_guide.utils.parser import Parser, one_sentence
+from lightning_guide.utils.shipped import with_shipped_configs
 
 __all__ = ["COMMANDS", "GuideCLI", "main"]
 
@@ -70,6 +72,7 @@ def tune(
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
+    "init": init,
     "reconstruct": reconstruct,
     "convert": convert,
     "encode": encode,
@@ -165,13 +168,13 @@ class GuideCLI(ConfigCLI):
             check_checkpoint(arguments["ckpt_path"], self.model)
 
 
-def _lightning(arguments: Sequence[str] | None) -> None:
+def _lightning(arguments: Sequence[str]) -> None:
     """Run a subcommand of Lightning's.
 
     Raises:
         ValueError: if a config gives a key twice: the parser would take the last of both.
     """
-    check_config_files(sys.argv[1:] if arguments is None else arguments)
+    check_config_files(arguments)
     GuideCLI(
         **CLI_OPTIONS,
         save_config_callback=SaveConfig,
@@ -185,13 +188,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     With LIGHTNING_GUIDE_TRACEBACK=1 in the environment the traceback is shown instead.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = with_shipped_configs(sys.argv[1:] if arguments is None else arguments)
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # a command may run another
     try:
         if words and words[0] in COMMANDS:
             auto_cli(COMMANDS[words[0]], args=words[1:], prog=f"lightning-guide {words[0]}", parser_class=Parser)
             return
-        _lightning(arguments)
+        _lightning(words)
     except (ValueError, OSError, MisconfigurationException, TrainingDivergedError) as error:
         if os.environ.get("LIGHTNING_GUIDE_TRACEBACK"):
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,15 +12,26 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "configs/README.md")]
 PAGES += [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "scripts").rglob("*.md"))]
+OWN_ADDRESS = re.compile(
+    r"https://(?:github\.com/\w[\w-]*/lightning-guide/blob|raw\.githubusercontent\.com/\w[\w-]*/lightning-guide)/main/"
+)
 NAMED = re.compile(r"\b(?:docs|scripts|tests|configs)/[\w/]*\b[a-z]\w*\.(?:md|py|yaml)\b")
 
 
 def links(page: Path) -> Iterator[tuple[Path, str]]:
     """Yield file and anchor of every link of a page within the repository."""
-    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
-        if "://" not in target:
-            path, _, anchor = target.partition("#")
+    for target in targets(page):
+        path, _, anchor = target.partition("#")
+        if at_home := OWN_ADDRESS.match(path):
+            yield ROOT / path[at_home.end() :], anchor
+        elif "://" not in target:
             yield (page.parent / path).resolve() if path else page, anchor
+
+
+def targets(page: Path) -> list[str]:
+    """Return the targets of all links of a page, as they are written."""
+    text = page.read_text(encoding="utf-8")
+    return re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r"^\[[^\]]+\]: (\S+)$", text, flags=re.MULTILINE)
 
 
 def anchors(page: Path) -> set[str]:
@@ -43,6 +55,15 @@ def test_links_have_targets(page: Path) -> None:
     for path, anchor in links(page):
         assert path.exists(), f"{name(page)} links to {path}, which does not exist"
         assert not anchor or anchor in anchors(path), f"{name(page)}: {name(path)} has no heading for #{anchor}"
+
+
+def test_links_of_the_readme_work_on_the_page_of_a_package_index() -> None:
+    readme, urls = PAGES[0], tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
+    relative = [target for target in targets(readme) if not target.startswith(("https://", "#"))]
+    assert not relative, f"README is shown outside the repository, but links to {relative}; expected absolute addresses"
+    home = urls["Repository"].removeprefix("https://github.com")
+    assert all(home in target for target in targets(readme) if "github" in target)
+    assert all(path.exists() for path, _ in links(readme)) and len(list(links(readme))) > 10
 
 
 def test_every_page_is_linked_from_the_readme() -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.utils.files import read_yaml
 from lightning_guide.utils.parser import PythonParser, update_paths
+from lightning_guide.utils.shipped import find_config
 
 __all__ = ["build_guidances", "read_guidances"]
 
@@ -18,7 +18,7 @@ def read_guidances(methods: list[str]) -> dict[str, dict[str, Any]]:
     Raises:
         ValueError: if a file is no YAML or holds no guidances, or two guidances share a name.
     """
-    paths = [Path(path) for path in methods]
+    paths = [find_config(path) for path in methods]
     files = [file for path in paths for file in (sorted(path.glob("*.yaml")) if path.is_dir() else [path])]
     guidances: dict[str, dict[str, Any]] = {}
     for file in files:

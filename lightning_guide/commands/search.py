@@ -30,6 +30,7 @@ from lightning_guide.utils.errors import one_line
 from lightning_guide.utils.files import read_yaml
 from lightning_guide.utils.parser import PythonParser, update_paths
 from lightning_guide.utils.recipe import merge_settings
+from lightning_guide.utils.shipped import find_config
 
 __all__ = ["Search", "Sweep", "Tune"]
 
@@ -58,7 +59,7 @@ class Search(ABC):
         Raises:
             ValueError: if the configs do not fit, or the run cannot be searched.
         """
-        settings = check_config(read_yaml(run), run) if Path(run).is_file() else Run(run).config
+        settings = check_config(read_yaml(run), run) if find_config(run).is_file() else Run(run).config
         for path in configs:
             settings = check_config(merge_settings(settings, read_yaml(path)), path)
         model = {"images": self.file.images, "average": self.file.average, "metrics": self.file.metrics}

@@ -1,8 +1,9 @@
 """Configs that inherit from others: the key `base` of a YAML file.
 
 A config begins with ``base: [../base/edm.yaml, ../base/callbacks.yaml]``, or with one file. The files are relative to
-the folder of the config and may have a base themselves. They are merged in this order, the config last: mappings are
-merged key by key, lists and values are replaced. A mapping with another `class_path` replaces the earlier one entirely.
+the folder of the config, else ``configs/...`` of the package, and may have a base themselves. They are merged in this
+order, the config last: mappings are merged key by key, lists and values are replaced. A mapping with another
+`class_path` replaces the earlier one entirely.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import yaml
 from yaml.constructor import SafeConstructor
 
 from lightning_guide.utils.recipe import merge_settings
+from lightning_guide.utils.shipped import find_config
 
 __all__ = ["BASE", "config_files", "read_with_base"]
 
@@ -27,7 +29,7 @@ def read_with_base(path: str | Path, load: Callable[[Path], Any]) -> Any:
     Raises:
         ValueError: if `base` names no file, a file twice, a file that does not exist or that inherits from itself.
     """
-    return _read(Path(path), load, ())
+    return _read(find_config(path), load, ())
 
 
 def config_files(path: str | Path) -> Iterator[Path]:
@@ -36,7 +38,7 @@ def config_files(path: str | Path) -> Iterator[Path]:
     Raises:
         ValueError: as `read_with_base`.
     """
-    yield from _walk(Path(path), ())
+    yield from _walk(find_config(path), ())
 
 
 def _read(path: Path, load: Callable[[Path], Any], above: tuple[Path, ...]) -> Any:
@@ -72,7 +74,7 @@ def _base(path: Path, written: Any, above: tuple[Path, ...]) -> list[Path]:
         raise ValueError(f"{path}: base is {written!r}; expected a file or a list of files")
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"{path}: base names {twice[0]} twice; expected it once")
-    files = [path.parent / name for name in names]
+    files = [find_config(name, path.parent) for name in names]
     for file in files:
         if not file.is_file():
             found = "is a folder" if file.is_dir() else "does not exist"
