@@ -23,7 +23,9 @@ __version__ = "0.1.0"
 PUBLIC = (
     "lightning_guide.denoiser",
     "lightning_guide.preconditioning",
+    "lightning_guide.network",
     "lightning_guide.noise",
+    "lightning_guide.noise_schedule",
     "lightning_guide.data",
     "lightning_guide.samplers",
     "lightning_guide.distributions",

@@ -6,6 +6,7 @@ dx/dsigma = (x - D) / sigma. Karras et al. 2022, https://arxiv.org/abs/2206.0036
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from lightning_guide.noise import Grid, KarrasGrid
 from lightning_guide.seeds import SampleSeeds
 from lightning_guide.utils.recipe import HasRecipe
 
@@ -93,12 +95,14 @@ class Denoiser(HasRecipe, nn.Module, ABC):
         num_classes: number of labels, 0 for a denoiser without labels.
         token_channels: C of embeddings (B, L, C) that are its condition, 0 for a denoiser without embeddings.
         sigma_data: standard deviation of the data.
+        sigma_max: highest noise level that the denoiser was trained for; samplers refuse to start above it.
     """
 
     data_shape: tuple[int, ...]
     num_classes: int
     token_channels: int = 0
     sigma_data: float
+    sigma_max: float = math.inf
 
     @property
     def conditional(self) -> bool:
@@ -108,6 +112,10 @@ class Denoiser(HasRecipe, nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
         """Return E[x_0 | x] `(B, *data_shape)` at noise level `sigma` (B,) or (); float32 in and out."""
+
+    def grid(self, num_steps: int) -> Grid:
+        """Return the noise levels of a sampler that was given `num_steps` alone; EDM's `KarrasGrid` by default."""
+        return KarrasGrid(num_steps)
 
     def start(self, trajectory: Trajectory) -> Predict:
         """Return the prediction function for one trajectory, with new state. Each call counts as one evaluation."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from lightning_guide.denoiser import Denoiser
-from lightning_guide.preconditioning import Network
+from lightning_guide.network import Network
 from lightning_guide.utils.modules import map_modules, shallow_clone
 
 __all__ = ["is_diverged", "fuse_weights"]

@@ -5,6 +5,7 @@ Karras et al. 2022 (EDM), https://arxiv.org/abs/2206.00364: table 1 (training di
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -12,7 +13,17 @@ from torch import Tensor
 
 from lightning_guide.utils.recipe import HasRecipe
 
-__all__ = ["Grid", "KarrasGrid", "LogNormal", "LogUniform", "LogUniformGrid", "NoiseDistribution"]
+__all__ = [
+    "FlowGrid",
+    "Grid",
+    "KarrasGrid",
+    "LogNormal",
+    "LogUniform",
+    "LogUniformGrid",
+    "NoiseDistribution",
+    "UniformTime",
+    "check_num_steps",
+]
 
 
 class NoiseDistribution(ABC):
@@ -24,7 +35,10 @@ class NoiseDistribution(ABC):
 
 
 class LogNormal(NoiseDistribution):
-    """Log-normal noise levels: ln sigma ~ N(mean, std^2). EDM: (-1.2, 1.2); EDM2 latents: (-0.4, 1.0)."""
+    """Log-normal noise levels: ln sigma ~ N(mean, std^2). EDM: (-1.2, 1.2); EDM2 latents: (-0.4, 1.0).
+
+    In the time t = sigma / (1 + sigma) of rectified flow this is the logit-normal distribution (SD3: mean 0, std 1).
+    """
 
     def __init__(self, mean: float = -1.2, std: float = 1.2) -> None:
         """Set `mean` and `std` of ln sigma.
@@ -59,6 +73,26 @@ class LogUniform(NoiseDistribution):
         """Draw low (high / low)^u, u uniform on [0, 1)."""
         u = torch.rand(count, generator=generator, device=generator.device)
         return self.low * (self.high / self.low) ** u
+
+
+class UniformTime(NoiseDistribution):
+    """Uniform times t = sigma / (1 + sigma) of rectified flow: sigma = shift t / (1 - t), t uniform on (0, 1)."""
+
+    def __init__(self, shift: float = 1.0) -> None:
+        """Set the factor `shift` of the levels.
+
+        Raises:
+            ValueError: unless `shift` is positive.
+        """
+        if not shift > 0:
+            raise ValueError(f"UniformTime needs shift > 0, got {shift}")
+        self.shift = shift
+
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw shift t / (1 - t), t at the middle of one of 2^20 equal parts of (0, 1)."""
+        part = torch.randint(2**20, (count,), generator=generator, device=generator.device)
+        t = (part + 0.5) / 2**20
+        return self.shift * t / (1 - t)
 
 
 class Grid(HasRecipe, ABC):
@@ -121,9 +155,49 @@ class LogUniformGrid(Grid):
         return torch.cat([inner, inner.new_zeros(1)])
 
 
-def _check_range(num_steps: int, sigma_min: float, sigma_max: float) -> None:
-    """Refuse a grid that does not descend."""
+class FlowGrid(Grid):
+    """Grid of rectified flow: equal steps of t from 1 to `last`, sigma = shift t / (1 - t), then 0.
+
+    At t = 1 sigma is infinite; the first level is `sigma_max` instead. A shift a maps t to a t / (1 + (a - 1) t).
+
+    Examples:
+        >>> FlowGrid(4, shift=3.0).sigmas().tolist()
+        [1000000.0, 9.0, 3.0, 1.0, 0.0]
+    """
+
+    def __init__(
+        self, num_steps: int = 28, *, shift: float = 1.0, last: float | None = None, sigma_max: float = 1e6
+    ) -> None:
+        """Set `num_steps` N >= 1, the `shift` a, and `last`, the t of level N - 1 before the shift; default 1 / N.
+
+        Raises:
+            ValueError: if the levels do not descend.
+        """
+        check_num_steps(num_steps)
+        last = 1 / num_steps if last is None else last
+        if not shift > 0 or not 0 < last <= 1 or (last == 1 and num_steps > 1) or not sigma_max < math.inf:
+            raise ValueError(
+                f"FlowGrid needs shift > 0, 0 < last < 1 and a finite sigma_max, got {shift}, {last} and {sigma_max}"
+            )
+        self.num_steps, self.shift, self.last, self.sigma_max = num_steps, shift, last, sigma_max
+        if not bool((self.sigmas().diff() < 0).all()):
+            raise ValueError(f"sigma_max={sigma_max:g} of FlowGrid is below its next level {self.sigmas()[1]:g}")
+
+    def sigmas(self) -> Tensor:
+        """Return the N + 1 levels, float64 on the CPU."""
+        t = torch.linspace(1, self.last, self.num_steps, dtype=torch.float64)[1:]
+        first, end = t.new_tensor([self.sigma_max]), t.new_zeros(1)
+        return torch.cat([first, self.shift * t / (1 - t), end])
+
+
+def check_num_steps(num_steps: int) -> None:
+    """Refuse anything but a whole number of steps."""
     if isinstance(num_steps, bool) or not hasattr(num_steps, "__index__") or num_steps < 1:
         raise ValueError(f"a sampler needs a whole number num_steps >= 1, got {num_steps!r}")
+
+
+def _check_range(num_steps: int, sigma_min: float, sigma_max: float) -> None:
+    """Refuse a grid that does not descend."""
+    check_num_steps(num_steps)
     if not 0 < sigma_min < sigma_max:
         raise ValueError(f"a grid needs 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")

@@ -1,72 +1,202 @@
-"""EDM preconditioning: raw networks and the denoisers made of them.
+"""Preconditionings: the coefficients that make a denoiser of a network, whatever the network predicts.
 
-Karras et al. 2022, https://arxiv.org/abs/2206.00364, table 1.
+In the variance-exploding form x = x_0 + sigma n every parameterization in use is
+
+    D(x, sigma) = c_skip(sigma) x + c_out(sigma) F(c_in(sigma) x, c_noise(sigma), condition)
+
+Karras et al. 2022 (EDM), https://arxiv.org/abs/2206.00364, table 1; Salimans and Ho 2022 (velocity),
+https://arxiv.org/abs/2202.00512; Liu et al. 2022 (rectified flow), https://arxiv.org/abs/2209.03003; Song et al. 2023
+(consistency), https://arxiv.org/abs/2303.01469.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser, expand
+from lightning_guide.network import Network
+from lightning_guide.noise import FlowGrid, Grid, KarrasGrid
+from lightning_guide.noise_schedule import NoiseSchedule, Spacing, TimestepGrid
 from lightning_guide.utils.recipe import HasRecipe
 
-__all__ = ["Network", "Preconditioned"]
+__all__ = [
+    "Coefficients",
+    "Consistency",
+    "EDM",
+    "EpsilonPrediction",
+    "Preconditioned",
+    "Preconditioning",
+    "RectifiedFlow",
+    "SamplePrediction",
+    "VelocityPrediction",
+]
 
 
-class Network(HasRecipe, nn.Module, ABC):
-    """Base of raw networks F(x, c_noise, embedding) under a preconditioning.
+class Coefficients(NamedTuple):
+    """Coefficients at noise levels sigma, each of the shape of sigma."""
+
+    skip: Tensor
+    out: Tensor
+    input: Tensor
+    noise: Tensor
+
+
+class Preconditioning(HasRecipe, ABC):
+    """Base of preconditionings.
 
     Attributes:
-        data_shape: shape of one x, without the batch.
-        num_classes: number of labels, 0 for a network without labels.
-        token_channels: C of the tokens of embeddings (B, L, C), 0 for a network without embeddings.
-        resizable: whether x may have other axes than those of `data_shape` after the first (crops, for example).
-        parts: name patterns of the submodules that a method acts on by default, by kind of part: "attention"
-            (replaceable attention cores), "block", "dropout", "noise_embedding", "label_embedding".
+        sigma_data: standard deviation of the data that the coefficients assume; None: any.
+        sigma_max: highest noise level that a network of this kind was trained for.
     """
 
-    data_shape: tuple[int, ...]
-    num_classes: int
-    token_channels: int = 0
-    resizable: bool = False
-    parts: Mapping[str, Sequence[str]] = {}
+    sigma_data: float | None = None
+    sigma_max: float = math.inf
 
     @abstractmethod
-    def embed(self, condition: Tensor | None, batch: int) -> Tensor | None:
-        """Embed labels (B,) or tokens (B, L, C); -1, tokens of zeros or None mean no condition."""
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        """Return the coefficients at `sigma` (*), in the precision of sigma or higher."""
 
-    @abstractmethod
-    def forward(self, x: Tensor, c_noise: Tensor, embedding: Tensor | None) -> Tensor:
-        """Return F `(B, *data_shape)` for the scaled input `x` and `c_noise` (B,)."""
+    def grid(self, num_steps: int) -> Grid:
+        """Return the grid of `num_steps` steps of samplers that name none; EDM's by default."""
+        return KarrasGrid(num_steps)
 
-    def augmented(self, embedding: Tensor | None, vector: Tensor) -> Tensor:
-        """Condition `embedding` (of `embed`) on augmentation parameters `vector` (B, A) as well; zeros change nothing.
+
+class EDM(Preconditioning):
+    """EDM: c_skip = s_d^2 / (s^2 + s_d^2), c_out = s s_d c_in, c_in = 1 / sqrt(s^2 + s_d^2), c_noise = ln(s) / 4.
+
+    s is the noise level sigma, s_d is `sigma_data`.
+    """
+
+    def __init__(self, sigma_data: float = 0.5) -> None:
+        """Set the standard deviation of the encoded data.
 
         Raises:
-            ValueError: if the network does not support augmentation parameters.
+            ValueError: unless it is positive.
         """
-        raise ValueError(f"{type(self).__name__} has no input for augmentation parameters; DDPMpp has one")
+        self.sigma_data = _positive(sigma_data, "sigma_data")
 
-    def constrain(self) -> None:
-        """Project the parameters after an optimizer step; nothing by default."""
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        """Return the coefficients at `sigma` (*)."""
+        assert self.sigma_data is not None
+        c_in = (sigma**2 + self.sigma_data**2).rsqrt()
+        return Coefficients((self.sigma_data * c_in) ** 2, sigma * self.sigma_data * c_in, c_in, sigma.log() / 4)
 
-    def fused(self) -> Network:
-        """Return an inference-only copy with precomputed weights, which gives the same at less cost; by default itself.
 
-        Its submodules have the same names. The copy is frozen; later changes of the parameters are not reflected.
+class _Discrete(Preconditioning):
+    """Base of the predictions of discrete models: c_in = 1 / sqrt(1 + s^2), c_noise is the timestep of s."""
+
+    def __init__(self, schedule: NoiseSchedule, *, spacing: Spacing = "linspace", offset: int = 0) -> None:
+        """Set the noise `schedule` of the model; its highest level is `sigma_max`.
+
+        Args:
+            schedule: noise levels of the timesteps.
+            spacing: timesteps of the default grid, as in `TimestepGrid`.
+            offset: offset of "leading" timesteps.
         """
-        return self
+        self.schedule, self.sigma_max, self.spacing, self.offset = schedule, schedule.sigma_max, spacing, offset
+
+    def grid(self, num_steps: int) -> Grid:
+        """Return the levels of `num_steps` timesteps."""
+        return TimestepGrid(self.schedule, num_steps, spacing=self.spacing, offset=self.offset)
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        """Return the coefficients at `sigma` (*)."""
+        c_in = (1 + sigma**2).rsqrt()
+        return Coefficients(*self.mix(sigma, c_in), c_in, self.schedule.timestep(sigma))
+
+    @abstractmethod
+    def mix(self, sigma: Tensor, c_in: Tensor) -> tuple[Tensor, Tensor]:
+        """Return c_skip and c_out."""
+
+
+class EpsilonPrediction(_Discrete):
+    """F predicts the noise n: c_skip = 1, c_out = -s."""
+
+    def mix(self, sigma: Tensor, c_in: Tensor) -> tuple[Tensor, Tensor]:
+        """Return c_skip and c_out."""
+        return torch.ones_like(sigma), -sigma
+
+
+class VelocityPrediction(_Discrete):
+    """F predicts v = (n - s x_0) / sqrt(1 + s^2): c_skip = 1 / (1 + s^2), c_out = -s / sqrt(1 + s^2)."""
+
+    def mix(self, sigma: Tensor, c_in: Tensor) -> tuple[Tensor, Tensor]:
+        """Return c_skip and c_out."""
+        return c_in**2, -sigma * c_in
+
+
+class SamplePrediction(_Discrete):
+    """F predicts the clean x_0: c_skip = 0, c_out = 1."""
+
+    def mix(self, sigma: Tensor, c_in: Tensor) -> tuple[Tensor, Tensor]:
+        """Return c_skip and c_out."""
+        return torch.zeros_like(sigma), torch.ones_like(sigma)
+
+
+class RectifiedFlow(Preconditioning):
+    """F predicts the velocity n - x_0 of (1 - t) x_0 + t n, t = s / (1 + s): c_in = c_skip = 1 / (1 + s).
+
+    c_out = -s / (1 + s), c_noise = `scale` t (SD3: 1000). With `reverse` the time runs from noise to data and F
+    predicts x_0 - n: c_out = s / (1 + s), c_noise = `scale` / (1 + s) (SiT: scale 1).
+    """
+
+    def __init__(self, scale: float = 1000.0, *, reverse: bool = False, shift: float = 1.0) -> None:
+        """Set the `scale` of the time, its direction, and the `shift` of the default grid.
+
+        Raises:
+            ValueError: unless `scale` and `shift` are positive.
+        """
+        self.scale, self.reverse, self.shift = _positive(scale, "scale"), reverse, _positive(shift, "shift")
+
+    def grid(self, num_steps: int) -> Grid:
+        """Return equal steps of the shifted time."""
+        return FlowGrid(num_steps, shift=self.shift)
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        """Return the coefficients at `sigma` (*)."""
+        c_in = 1 / (1 + sigma)
+        t = sigma * c_in
+        if self.reverse:
+            return Coefficients(c_in, t, c_in, self.scale * c_in)
+        return Coefficients(c_in, -t, c_in, self.scale * t)
+
+
+class Consistency(Preconditioning):
+    """Consistency models: c_skip = s_d^2 / ((s - m)^2 + s_d^2), c_out = (s - m) s_d c_in, c_noise = 250 ln(s).
+
+    c_in = 1 / sqrt(s^2 + s_d^2) and m = `sigma_min`, where D is the identity.
+    """
+
+    def __init__(self, sigma_data: float = 0.5, *, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
+        """Set the standard deviation of the data and the range of noise levels.
+
+        Raises:
+            ValueError: unless all are positive and the range ascends.
+        """
+        self.sigma_data = _positive(sigma_data, "sigma_data")
+        if not 0 < sigma_min < sigma_max:
+            raise ValueError(f"Consistency needs 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+
+    def grid(self, num_steps: int) -> Grid:
+        """Return EDM's grid within the range; its first level alone for one step."""
+        return KarrasGrid(num_steps, sigma_min=self.sigma_min, sigma_max=self.sigma_max)
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        """Return the coefficients at `sigma` (*); float64, since s - m cancels."""
+        assert self.sigma_data is not None
+        s, s_d = sigma.to(torch.float64), self.sigma_data
+        c_in, above = (s**2 + s_d**2).rsqrt(), s - self.sigma_min
+        return Coefficients(s_d**2 / (above**2 + s_d**2), above * s_d * c_in, c_in, 250 * s.log())
 
 
 class Preconditioned(Denoiser):
-    r"""EDM preconditioning of a network, D = c_skip x + c_out F(c_in x, c_noise).
-
-    c_skip = s_d^2 / (s^2 + s_d^2), c_out = s s_d / sqrt(s^2 + s_d^2), c_in = 1 / sqrt(s^2 + s_d^2), c_noise = ln(s) / 4
-    with s = sigma and s_d = sigma_data (Karras et al. 2022, table 1).
+    r"""Denoiser D = c_skip x + c_out F(c_in x, c_noise, e) of a network F, by default with EDM's coefficients.
 
     Examples:
         >>> from lightning_guide.networks import PointMLP
@@ -74,26 +204,46 @@ class Preconditioned(Denoiser):
         >>> x = torch.tensor([[1.0, -2.0]])
         >>> denoiser(x, torch.tensor(0.5)).detach()  # F starts at zero, and c_skip is 1/2 at sigma = sigma_data
         tensor([[ 0.5000, -1.0000]])
+        >>> flow = Preconditioned(PointMLP((2,), width=8), RectifiedFlow())
+        >>> flow(x, torch.tensor(3.0)).detach()  # c_skip is 1 / (1 + sigma)
+        tensor([[ 0.2500, -0.5000]])
     """
 
-    def __init__(self, network: Network, *, sigma_data: float = 0.5) -> None:
-        """Wrap `network`; `sigma_data` is the standard deviation of the encoded data.
+    def __init__(
+        self, network: Network, preconditioning: Preconditioning | None = None, *, sigma_data: float = 0.5
+    ) -> None:
+        """Wrap `network`.
+
+        Args:
+            network: F.
+            preconditioning: the coefficients; default EDM(sigma_data).
+            sigma_data: standard deviation of the encoded data, unless the preconditioning has its own.
 
         Raises:
             ValueError: unless `sigma_data` is positive.
         """
         super().__init__()
-        if not sigma_data > 0:
-            raise ValueError(f"sigma_data must be positive, got {sigma_data}")
         self.network = network
+        self.preconditioning = preconditioning or EDM(sigma_data)
+        self.sigma_data = self.preconditioning.sigma_data or _positive(sigma_data, "sigma_data")
         self.data_shape = tuple(network.data_shape)
         self.num_classes, self.token_channels = network.num_classes, network.token_channels
-        self.sigma_data = sigma_data
+
+    @property
+    def sigma_max(self) -> float:  # type: ignore[override]
+        """Highest noise level of the preconditioning."""
+        return self.preconditioning.sigma_max
+
+    def grid(self, num_steps: int) -> Grid:
+        """Return the default grid of the preconditioning."""
+        return self.preconditioning.grid(num_steps)
 
     def forward(
         self, x: Tensor, sigma: Tensor, condition: Tensor | None = None, *, augmentation: Tensor | None = None
     ) -> Tensor:
         """Return D `(B, *data_shape)`; `augmentation` (B, A) holds the augmentation parameters of `x`, if any.
+
+        float64 if x is, else float32.
 
         Raises:
             ValueError: if `x` does not have the shape of the network, or its channels if the network is resizable.
@@ -105,16 +255,21 @@ class Preconditioned(Denoiser):
             raise ValueError(
                 f"x has shape {tuple(x.shape[1:])} without the batch; this network expects {self.data_shape}"
             )
-        sigma = sigma.to(torch.float32)
-        s, s_d = expand(sigma, x), self.sigma_data
-        c_in = (s**2 + s_d**2).rsqrt()
-        c_skip, c_out = (s_d * c_in) ** 2, s * s_d * c_in
-        c_noise = (sigma.log() / 4).expand(len(x))
+        precision = torch.float64 if x.dtype == torch.float64 else torch.float32
+        c = Coefficients(*(each.to(precision) for each in self.preconditioning.coefficients(sigma.to(precision))))
         embedding = self.network.embed(condition, len(x))
         if augmentation is not None:
             embedding = self.network.augmented(embedding, augmentation)
-        return c_skip * x + c_out * self.network(c_in * x, c_noise, embedding).to(torch.float32)
+        F = self.network(expand(c.input, x) * x, c.noise.expand(len(x)), embedding).to(precision)
+        return expand(c.skip, x) * x + expand(c.out, x) * F
 
     def constrain(self) -> None:
         """Project the parameters of the network."""
         self.network.constrain()
+
+
+def _positive(value: float, name: str) -> float:
+    """Return `value`, or refuse it unless it is positive."""
+    if not value > 0:
+        raise ValueError(f"{name} must be positive, got {value}")
+    return value

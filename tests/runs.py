@@ -21,8 +21,9 @@ from lightning_guide.denoiser import Denoiser
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.guidance import Autoguidance, Snapshot
 from lightning_guide.modules.diffusion import DiffusionModule
+from lightning_guide.network import Network
 from lightning_guide.noise import KarrasGrid
-from lightning_guide.preconditioning import Network, Preconditioned
+from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.samplers import Euler
 from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.training.losses import EDMLoss

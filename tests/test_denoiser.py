@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_guide.denoiser import Prediction, Trajectory, expand
-from lightning_guide.preconditioning import Network, Preconditioned
+from lightning_guide.network import Network
+from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.seeds import SampleSeeds
 
 

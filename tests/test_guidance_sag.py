@@ -22,10 +22,11 @@ from lightning_guide.guidance.negatives import (
     RandomSquare,
     SelfAttentionGuidance,
 )
+from lightning_guide.network import Network
 from lightning_guide.networks import DiffusionTransformer, EDM2UNet
 from lightning_guide.networks.attention import AttentionCore
 from lightning_guide.noise import KarrasGrid
-from lightning_guide.preconditioning import Network, Preconditioned
+from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.samplers import DPMSolver2M, Heun, Sampler
 from lightning_guide.seeds import SampleSeeds
 from lightning_guide.utils.modules import names_of_layers, replace_modules

@@ -15,8 +15,8 @@ from lightning_guide.guidance import Guided, Main
 from lightning_guide.guidance.negatives import SkipBlocks, SkipLayerGuidance, StochasticSelfGuidance, StochasticSkip
 from lightning_guide.guidance.negatives.skip_layer import record_shapes
 from lightning_guide.guidance.perturbation import Perturbed
+from lightning_guide.network import Network
 from lightning_guide.noise import KarrasGrid
-from lightning_guide.preconditioning import Network
 from lightning_guide.samplers import Euler, Heun, Sampler
 from lightning_guide.seeds import SampleSeeds
 from tests.small_networks import LABELS, NETWORKS, SIGMA, noisy_images, trajectory, transformer, unet

@@ -18,9 +18,10 @@ from lightning_guide.guidance.negatives import (
     SlidingWindowGuidance,
 )
 from lightning_guide.guidance.negatives.swg import windows
+from lightning_guide.network import Network
 from lightning_guide.networks import DiffusionTransformer, EDM2UNet
 from lightning_guide.noise import KarrasGrid
-from lightning_guide.preconditioning import Network, Preconditioned
+from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.samplers import DPMSolver2M, Heun, Sampler
 from lightning_guide.seeds import SampleSeeds
 from lightning_guide.utils.recipe import build

@@ -14,10 +14,11 @@ from lightning_guide.guidance import Autoguidance, Guidance, PerturbedAttentionG
 from lightning_guide.guidance.negatives import AnnealedCondition
 from lightning_guide.guidance.perturbation import Perturbed
 from lightning_guide.inference import fuse_weights
+from lightning_guide.network import Network
 from lightning_guide.networks import MPConv, MPLinear
 from lightning_guide.networks.dit import DiffusionTransformer
 from lightning_guide.optimization.low_rank import LowRank
-from lightning_guide.preconditioning import Network, Preconditioned
+from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.runs.models import DryRunModels
 from tests.small_networks import LABELS, SIGMA, noisy_images, trajectory, transformer, unet
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.distributions.gaussian_mixture import GaussianMixture, gaussian
+from lightning_guide.network import Network
 from lightning_guide.noise import LogNormal, LogUniform
-from lightning_guide.preconditioning import Network, Preconditioned
+from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.training.losses import EDMLoss, ScoreMatchingLoss, TrainingLoss, Uncertainty
 
 

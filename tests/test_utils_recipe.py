@@ -21,8 +21,9 @@ from lightning_guide.guidance import (
     ScoreScaling,
     Snapshot,
 )
+from lightning_guide.network import Network
 from lightning_guide.networks import EDM2UNet
-from lightning_guide.preconditioning import Network, Preconditioned
+from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.utils.recipe import HasRecipe, build, equivalent
 
 
@@ -60,6 +61,7 @@ def test_recipe_names_the_class_and_all_arguments_defaults_included() -> None:
                 "class_path": f"{Scale.__module__}.Scale",
                 "init_args": {"factor": 2.0, "shape": [2], "extras": None},
             },
+            "preconditioning": None,
             "sigma_data": 0.5,
         },
     }

@@ -77,7 +77,7 @@ def start_points(truth: ReferenceDensity, close_up: ZoomWindow) -> Tensor:
 def trajectories(denoiser: Denoiser, sampler: Sampler, x: Tensor, *, sigma: float, steps: int) -> Tensor:
     """Return the states (steps + 1, n, 2), on the CPU, of `sampler` from `x` (n, 2) at `sigma` to its lowest level."""
     short = copy.copy(sampler)
-    lowest = float(sampler.grid.sigmas()[-2])
+    lowest = float(sampler.levels(denoiser)[-2])
     short.grid = KarrasGrid(steps, sigma_min=min(lowest, sigma / 2), sigma_max=sigma)
     walk = short.steps(denoiser, x, seeds=SampleSeeds(0, range(len(x))))
     return torch.stack([x.cpu(), *[trajectory.x.cpu() for trajectory in walk]])

@@ -14,6 +14,7 @@ from lightning_guide.guidance import combinations, gradient, negatives, training
 from lightning_guide.guidance.attention import AttentionPerturbation, ChangedMap, ChangedQueries
 from lightning_guide.guidance.base import Guidance, Main, Reference, Snapshot
 from lightning_guide.guidance.branches import Branches, ConditionReplacement, PredictionNegative
+from lightning_guide.guidance.clipped import Clipped
 from lightning_guide.guidance.combinations import *
 from lightning_guide.guidance.gradient import *
 from lightning_guide.guidance.guided import Guided
@@ -36,6 +37,7 @@ __all__ = [
     "ChangedEmbedding",
     "ChangedMap",
     "ChangedQueries",
+    "Clipped",
     "ConditionPerturbation",
     "CosineWeight",
     "Guidance",

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_guide.guidance.perturbation import Replacement
+from lightning_guide.network import Network
 from lightning_guide.networks.attention import AttentionCore
-from lightning_guide.preconditioning import Network
 
 __all__ = ["AttentionPerturbation", "ChangedMap", "ChangedQueries"]
 

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_guide.denoiser import Denoiser, Models, Trajectory
+from lightning_guide.noise import Grid
 from lightning_guide.seeds import SampleSeeds
 from lightning_guide.utils.modules import map_modules
 
@@ -42,6 +43,15 @@ class Guidance(Denoiser):
     def sigma_data(self) -> float:  # type: ignore[override]
         """Standard deviation of the data."""
         return self.positive.sigma_data
+
+    @property
+    def sigma_max(self) -> float:  # type: ignore[override]
+        """Highest noise level."""
+        return self.positive.sigma_max
+
+    def grid(self, num_steps: int) -> Grid:
+        """Return the default grid of `positive`."""
+        return self.positive.grid(num_steps)
 
     def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
         """Return the guided D (B, *) at one common `sigma` (), as the first step of a new trajectory.

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from lightning_guide.denoiser import Denoiser, Models, Predict, Trajectory
 from lightning_guide.guidance.base import Guidance, Main
-from lightning_guide.preconditioning import Network, Preconditioned
+from lightning_guide.network import Network
+from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.utils.modules import ModuleReplacement, names_of_layers, rebuild_with
 from lightning_guide.utils.recipe import HasRecipe
 

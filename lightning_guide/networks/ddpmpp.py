@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_guide.network import Network
 from lightning_guide.networks.ddpmpp_block import EXIT_SCALE, DDPMBlock, group_norm, xavier_init
 from lightning_guide.networks.inputs import check_size, one_hot
-from lightning_guide.preconditioning import Network
 
 __all__ = ["DDPMpp", "NoiseWaves"]
 

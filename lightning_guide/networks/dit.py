@@ -15,10 +15,10 @@ from timm.layers import PatchEmbed, build_sincos2d_pos_embed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_guide.network import Network
 from lightning_guide.networks.dit_block import Modulation, TransformerBlock, token_norm
 from lightning_guide.networks.inputs import CrossAttention, check_tokens, one_hot
 from lightning_guide.networks.magnitude_preserving import MPFourier
-from lightning_guide.preconditioning import Network
 
 __all__ = ["DiffusionTransformer", "NoiseMLP", "PatchOutput"]
 

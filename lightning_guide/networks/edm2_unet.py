@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lightning_guide.network import Network
 from lightning_guide.networks.edm2_block import EDM2Block
 from lightning_guide.networks.inputs import MeanTokenEmbedding, check_size, check_tokens, one_hot
 from lightning_guide.networks.magnitude_preserving import (
@@ -25,7 +26,6 @@ from lightning_guide.networks.magnitude_preserving import (
     normalize_weights_,
     with_fused_weights,
 )
-from lightning_guide.preconditioning import Network
 
 __all__ = ["EDM2UNet", "NoiseEmbedding"]
 

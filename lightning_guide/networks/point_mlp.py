@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_guide.network import Network
 from lightning_guide.networks.magnitude_preserving import MPFourier
-from lightning_guide.preconditioning import Network
 
 __all__ = ["PointMLP"]
 

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 
 from lightning_guide.denoiser import Denoiser, Models
 from lightning_guide.guidance.base import Reference
+from lightning_guide.noise import Grid
 from lightning_guide.seeds import mix
 from lightning_guide.utils.modules import names_of_layers
 
@@ -71,6 +72,7 @@ class LowRank(Denoiser):
         self.denoiser = copy.deepcopy(denoiser).requires_grad_(False)
         self.data_shape, self.num_classes = tuple(denoiser.data_shape), denoiser.num_classes
         self.token_channels, self.sigma_data = denoiser.token_channels, denoiser.sigma_data
+        self.sigma_max = denoiser.sigma_max
         adapted = [name for name, layer in self._chosen_layers() if self._adapt(name, layer)]
         if not adapted:
             raise ValueError(f"LowRank finds no layer of rank {rank} or more to adapt in a {type(denoiser).__name__}")
@@ -90,6 +92,10 @@ class LowRank(Denoiser):
         low_rank_sum = _LowRankSum(weight.shape, self.rank, self.scale, mix(self.seed, name)).to(weight)
         parametrize.register_parametrization(layer, "weight", low_rank_sum)
         return True
+
+    def grid(self, num_steps: int) -> Grid:
+        """Return the default grid of the model."""
+        return self.denoiser.grid(num_steps)
 
     def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
         """Return D (B, *data_shape)."""

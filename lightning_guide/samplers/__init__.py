@@ -1,4 +1,4 @@
-"""ODE and SDE samplers: Euler, DDIM and ancestral sampling, Heun, DPM-Solver++(2M), time travel."""
+"""ODE and SDE samplers: Euler, DDIM and ancestral sampling, Heun, DPM-Solver++(2M), PLMS, time travel."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from lightning_guide.samplers.base import Memory, PredictAt, Sampler
 from lightning_guide.samplers.dpm_solver import DPMSolver2M
 from lightning_guide.samplers.euler import DDIM, Ancestral, Euler, ProportionalAncestral
 from lightning_guide.samplers.heun import Heun
+from lightning_guide.samplers.plms import PLMS
 from lightning_guide.samplers.time_travel import TimeTravel
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Euler",
     "Heun",
     "Memory",
+    "PLMS",
     "PredictAt",
     "ProportionalAncestral",
     "Sampler",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser, Prediction, Trajectory
-from lightning_guide.noise import Grid, KarrasGrid
+from lightning_guide.noise import Grid, check_num_steps
 from lightning_guide.seeds import SampleSeeds
 from lightning_guide.utils.recipe import HasRecipe
 
@@ -32,12 +32,29 @@ class Sampler(HasRecipe, ABC):
     """Base of all samplers. Holds no state between trajectories."""
 
     def __init__(self, grid: Grid | int | None = None) -> None:
-        """Set the `grid` of noise levels; a number of steps (default 32) means EDM's `KarrasGrid` from 80 to 0.002."""
-        self.grid = grid if isinstance(grid, Grid) else KarrasGrid(32 if grid is None else grid)
+        """Set the `grid` of noise levels; a number of steps (default 32) means the default grid of the denoiser."""
+        if grid is not None and not isinstance(grid, Grid):
+            check_num_steps(grid)
+        self.grid: Grid | int = 32 if grid is None else grid
+
+    def levels(self, denoiser: Denoiser) -> Tensor:
+        """Return the noise levels sigma_0 > ... > sigma_N = 0 for `denoiser`, float64 (N + 1,) on the CPU.
+
+        Raises:
+            ValueError: if the first one is above those that the denoiser was trained for.
+        """
+        grid = self.grid if isinstance(self.grid, Grid) else denoiser.grid(self.grid)
+        levels = grid.sigmas()
+        if levels[0] > denoiser.sigma_max * (1 + 1e-6):
+            raise ValueError(
+                f"the grid starts at sigma = {levels[0]:g}, but the model was trained for noise levels up to "
+                f"{denoiser.sigma_max:g}; give the sampler a number of steps for the model's own grid"
+            )
+        return levels
 
     def initial(self, denoiser: Denoiser, seeds: SampleSeeds, device: torch.device | str = "cpu") -> Tensor:
         """Return noise at the first level, sigma_0 z with z standard normal, `(B, *data_shape)`."""
-        return float(self.grid.sigmas()[0]) * seeds.normal("initial", denoiser.data_shape, device)
+        return float(self.levels(denoiser)[0]) * seeds.normal("initial", denoiser.data_shape, device)
 
     def steps(
         self, denoiser: Denoiser, x: Tensor, *, seeds: SampleSeeds, condition: Tensor | None = None
@@ -53,7 +70,7 @@ class Sampler(HasRecipe, ABC):
             raise ValueError(f"x has {len(x)} rows for {len(seeds)} sample seeds")
         if condition is not None and len(condition) != len(seeds):
             raise ValueError(f"the condition has {len(condition)} rows for {len(seeds)} sample seeds")
-        levels = self.grid.sigmas()
+        levels = self.levels(denoiser)
         sigmas = levels.to(x)
         trajectory = Trajectory(x=x, seeds=seeds, sigma=float(levels[0]), steps=len(levels) - 1)
         trajectory.levels = tuple(levels.tolist())

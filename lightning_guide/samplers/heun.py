@@ -14,8 +14,15 @@ from lightning_guide.samplers.base import Memory, PredictAt, Sampler
 __all__ = ["Heun"]
 
 
+# The first step is Euler's if its level is above HIGHEST and more than LONGEST times the next one. The noises at its
+# ends differ by about 1 / sigma'^2, which the trapezoid multiplies by sigma / 2: it diverges as sigma goes to infinity.
+HIGHEST, LONGEST = 200.0, 20.0
+
+
 class Heun(Sampler):
     """Heun sampler of EDM, second order: Euler predictor, trapezoidal corrector, last step Euler. 2 N - 1 evaluations.
+
+    The first step is Euler's, too, if it starts above sigma = 200 and 20 sigma' (rectified flow, zero terminal SNR).
 
     x' = clean + sigma noise + (sigma' - sigma) (noise + noise') / 2, where noise' is predicted at clean + sigma' noise.
     The first two terms equal x unless a guidance returns a separate noise direction.
@@ -60,7 +67,8 @@ class Heun(Sampler):
         if self.s_churn > 0 and self.s_min <= trajectory.sigma <= self.s_max:
             sigma = self._churn(trajectory, sigma)
         prediction = predict(trajectory.x, sigma)
-        if trajectory.sigma_next == 0:
+        endless = trajectory.step == 0 and trajectory.sigma > max(HIGHEST, LONGEST * trajectory.sigma_next)
+        if endless or trajectory.sigma_next == 0:
             trajectory.x = prediction.step(trajectory.x, sigma, sigma_next)
             return
         # half a step with the first noise; the rest is deferred to the corrector to free the previous state
@@ -72,7 +80,7 @@ class Heun(Sampler):
         trajectory.x = middle.addcmul_(noise, (sigma_next - sigma) / 2)
 
     def _churn(self, trajectory: Trajectory, sigma: Tensor) -> Tensor:
-        gamma = min(self.s_churn / (len(self.grid.sigmas()) - 1), math.sqrt(2) - 1)
+        gamma = min(self.s_churn / trajectory.steps, math.sqrt(2) - 1)
         fresh = trajectory.seeds.normal("churn", trajectory.x.shape[1:], trajectory.x.device).to(trajectory.x)
         spread = trajectory.sigma * math.sqrt(gamma * (2 + gamma))
         trajectory.x = torch.add(trajectory.x, fresh, alpha=spread * self.s_noise)

@@ -19,7 +19,7 @@ from lightning_guide.guidance.guided import Guided
 from lightning_guide.guidance.negatives.skip_layer import check_skippable, record_shapes
 from lightning_guide.guidance.perturbation import ModuleWrapper, Perturbation, Perturbed
 from lightning_guide.guidance.schedules import StepWindow, WeightSchedule
-from lightning_guide.preconditioning import Network
+from lightning_guide.network import Network
 from lightning_guide.utils.modules import ModuleReplacement, names_of_layers
 
 __all__ = ["StochasticSelfGuidance", "StochasticSkip"]

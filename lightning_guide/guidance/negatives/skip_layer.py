@@ -18,7 +18,7 @@ from lightning_guide.guidance.combinations.base import Combination
 from lightning_guide.guidance.guided import Guided
 from lightning_guide.guidance.perturbation import ModuleWrapper, Perturbed, Replacement
 from lightning_guide.guidance.schedules import StepWindow, WeightSchedule
-from lightning_guide.preconditioning import Network
+from lightning_guide.network import Network
 from lightning_guide.utils.modules import rebuild_with
 
 __all__ = ["Shapes", "SkipBlocks", "SkipLayerGuidance", "check_skippable", "record_shapes"]

@@ -22,7 +22,7 @@ from lightning_guide.guidance.branches import NegativeOfPrediction, PredictionNe
 from lightning_guide.guidance.combinations.base import Combination
 from lightning_guide.guidance.guided import Guided
 from lightning_guide.guidance.schedules import WeightSchedule
-from lightning_guide.preconditioning import Network
+from lightning_guide.network import Network
 
 __all__ = [
     "MaskedSlidingWindow",

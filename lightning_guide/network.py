@@ -1,0 +1,61 @@
+"""Raw networks F(x, c_noise, embedding), which a preconditioning turns into denoisers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from lightning_guide.utils.recipe import HasRecipe
+
+__all__ = ["Network"]
+
+
+class Network(HasRecipe, nn.Module, ABC):
+    """Base of raw networks F(x, c_noise, embedding) under a preconditioning.
+
+    Attributes:
+        data_shape: shape of one x, without the batch.
+        num_classes: number of labels, 0 for a network without labels.
+        token_channels: C of the tokens of embeddings (B, L, C), 0 for a network without embeddings.
+        resizable: whether x may have other axes than those of `data_shape` after the first (crops, for example).
+        parts: name patterns of the submodules that a method acts on by default, by kind of part: "attention"
+            (replaceable attention cores), "block", "dropout", "noise_embedding", "label_embedding".
+    """
+
+    data_shape: tuple[int, ...]
+    num_classes: int
+    token_channels: int = 0
+    resizable: bool = False
+    parts: Mapping[str, Sequence[str]] = {}
+
+    @abstractmethod
+    def embed(self, condition: Tensor | None, batch: int) -> Tensor | None:
+        """Embed labels (B,) or tokens (B, L, C); -1, tokens of zeros or None mean no condition.
+
+        What "no condition" is belongs to the network: it fills such rows with a null class, with zeros, or with the
+        embedding of an empty prompt (`conditioning.fill_empty`).
+        """
+
+    @abstractmethod
+    def forward(self, x: Tensor, c_noise: Tensor, embedding: Tensor | None) -> Tensor:
+        """Return F `(B, *data_shape)` for the scaled input `x` and `c_noise` (B,)."""
+
+    def augmented(self, embedding: Tensor | None, vector: Tensor) -> Tensor:
+        """Condition `embedding` (of `embed`) on augmentation parameters `vector` (B, A) as well; zeros change nothing.
+
+        Raises:
+            ValueError: if the network does not support augmentation parameters.
+        """
+        raise ValueError(f"{type(self).__name__} has no input for augmentation parameters; DDPMpp has one")
+
+    def constrain(self) -> None:
+        """Project the parameters after an optimizer step; nothing by default."""
+
+    def fused(self) -> Network:
+        """Return an inference-only copy with precomputed weights, which gives the same at less cost; by default itself.
+
+        Its submodules have the same names. The copy is frozen; later changes of the parameters are not reflected.
+        """
+        return self
