@@ -16,9 +16,9 @@ import torch
 import yaml
 
 import lightning_guide as lg
+from lightning_guide.cli.configs import check_configs
 from lightning_guide.commands.gallery import gallery
 from lightning_guide.commands.search import Sweep
-from lightning_guide.utils.files import check_config_files
 from lightning_guide.utils.parser import update_paths
 from lightning_guide.utils.recipe import build
 
@@ -98,7 +98,7 @@ def test_renamed_arguments_are_those_of_this_library_and_given_once() -> None:
 def test_wrong_base_is_described_as_written(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "top.yaml").write_text(text)
     with pytest.raises(ValueError, match=message):
-        check_config_files(["fit", "-c", str(tmp_path / "top.yaml")])
+        check_configs("fit", ["-c", str(tmp_path / "top.yaml")])
 
 
 # A run folder

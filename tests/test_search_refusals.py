@@ -48,7 +48,7 @@ def test_what_a_file_gets_wrong_is_said(tmp_path: Path, changes: dict[Any, Any],
     with pytest.raises(ValueError, match=rf"search.yaml: .*{said}"):
         read_search(tmp_path / "search.yaml")
     (tmp_path / "search.yaml").write_text("axes: {w: [\n")
-    with pytest.raises(ValueError, match="search.yaml is not valid YAML: while parsing"):
+    with pytest.raises(ValueError, match="search.yaml is not valid YAML: line 2, column 1: while parsing"):
         read_search(tmp_path / "search.yaml")
     (tmp_path / "search.yaml").write_text("# to be filled in")
     with pytest.raises(ValueError, match="search.yaml holds nothing; expected evaluation, axes"):

@@ -9,7 +9,7 @@ import yaml
 
 from lightning_guide.search.config import read_search
 from lightning_guide.search.space import UNGUIDED, Axis, Space
-from lightning_guide.utils.recipe import merge_settings
+from lightning_guide.utils.config_base import merge_settings
 
 BASE = {
     "seed": 0,

@@ -8,9 +8,10 @@ import pytest
 import yaml
 
 from lightning_guide.cli import main
+from lightning_guide.cli.configs import check_configs
 from lightning_guide.commands.guidance_files import read_guidances
 from lightning_guide.search.config import read_search
-from lightning_guide.utils.files import check_config_files, read_yaml
+from lightning_guide.utils.files import read_yaml
 from tests.test_configs import CONFIGS
 
 
@@ -40,7 +41,7 @@ def test_another_class_replaces_the_arguments(tmp_path: Path) -> None:
     [
         (
             "base: missing.yaml\n",
-            r"top.yaml: base .*missing.yaml does not exist; expected a file relative to the folder",
+            r"top.yaml: base .*missing.yaml does not exist .did you mean list.yaml..; expected a file relative to",
         ),
         ("base: [other.yaml, other.yaml]\n", "top.yaml: base names other.yaml twice"),
         ("base: circle.yaml\n", "circle.yaml: base .*top.yaml inherits from this file"),
@@ -58,7 +59,7 @@ def test_errors_are_one_line(
         read_yaml(tmp_path / "top.yaml")
     if "list.yaml" not in text:  # found by the parser
         with pytest.raises(ValueError, match=message):
-            check_config_files(["fit", "-c", str(tmp_path / "top.yaml")])
+            check_configs("fit", ["-c", str(tmp_path / "top.yaml")])
     monkeypatch.setenv("LIGHTNING_GUIDE_TRACEBACK", "")
     with pytest.raises(SystemExit) as left:
         main(["fit", "-c", str(tmp_path / "top.yaml")])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lightning_guide.utils.files import check_keys, read_yaml
+from lightning_guide.utils.files import read_node, read_one, read_yaml
 
 
 @pytest.mark.parametrize(
@@ -23,14 +23,14 @@ from lightning_guide.utils.files import check_keys, read_yaml
 )
 def test_reads_what_the_config_parser_accepts(text: str, expected: Any, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(text)
-    check_keys(tmp_path / "config.yaml")
+    read_one(tmp_path / "config.yaml")
     assert read_yaml(tmp_path / "config.yaml") == expected
 
 
-def test_check_keys_ignores_values(tmp_path: Path) -> None:
+def test_reading_nodes_ignores_values(tmp_path: Path) -> None:
     for text in ("run: 2026-21-11\n", "a: &a {b: *a}\n"):  # no date; a recursive mapping
         (tmp_path / "config.yaml").write_text(text)
-        check_keys(tmp_path / "config.yaml")
+        read_node(tmp_path / "config.yaml")
 
 
 @pytest.mark.parametrize(
@@ -40,11 +40,11 @@ def test_check_keys_ignores_values(tmp_path: Path) -> None:
         ("- x:\n  - {k: 1,\n     k: 2}\n", "config.yaml, line 3: duplicate key 'k' .first defined on line 2."),
         ("a: [", "config.yaml is not valid YAML"),
         ("a:\n\tb: 1\n", "config.yaml is not valid YAML: .* cannot start any token"),
-        ("a: 1\n---\nb: 2\n", "config.yaml is not valid YAML: expected a single document"),
+        ("a: 1\n---\nb: 2\n", "config.yaml is not valid YAML: line 2, column 1: expected a single document"),
     ],
 )
 def test_errors_name_the_file(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(text)
-    for read in (check_keys, read_yaml):
+    for read in (read_node, read_one, read_yaml):
         with pytest.raises(ValueError, match=message):
             read(tmp_path / "config.yaml")

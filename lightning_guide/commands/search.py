@@ -25,11 +25,11 @@ from lightning_guide.search.results_file import ResultsFile, run_identity
 from lightning_guide.search.space import Space
 from lightning_guide.search.sweep import COST, Swept, run_sweep, sweep_results, write_csv, write_hparams
 from lightning_guide.search.tune_report import all_results, guidance_file, write_guidances
+from lightning_guide.utils.config_base import merge_settings
 from lightning_guide.utils.distributed import true_on_all_ranks
 from lightning_guide.utils.errors import one_line
 from lightning_guide.utils.files import read_yaml
 from lightning_guide.utils.parser import PythonParser, update_paths
-from lightning_guide.utils.recipe import merge_settings
 from lightning_guide.utils.shipped import find_config
 
 __all__ = ["Search", "Sweep", "Tune"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_guide.snapshots.names import parse_images
-from lightning_guide.utils.recipe import merge_settings
+from lightning_guide.utils.config_base import merge_settings
 
 __all__ = ["Axis", "OWN", "Point", "Space", "UNGUIDED"]
 

@@ -8,17 +8,18 @@ order, the config last: mappings are merged key by key, lists and values are rep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from yaml.constructor import SafeConstructor
 
-from lightning_guide.utils.recipe import merge_settings
+from lightning_guide.utils.errors import nearest
 from lightning_guide.utils.shipped import find_config
 
-__all__ = ["BASE", "config_files", "read_with_base"]
+__all__ = ["BASE", "config_files", "merge_settings", "read_with_base"]
 
 BASE = "base"
 
@@ -78,7 +79,24 @@ def _base(path: Path, written: Any, above: tuple[Path, ...]) -> list[Path]:
     for file in files:
         if not file.is_file():
             found = "is a folder" if file.is_dir() else "does not exist"
-            raise ValueError(f"{path}: base {file} {found}; expected a file relative to the folder of this one")
+            near = nearest(file.name, [each.name for each in file.parent.glob("*.y*ml")])
+            hint = f" (did you mean {near}?)" if near else ""
+            raise ValueError(f"{path}: base {file} {found}{hint}; expected a file relative to the folder of this one")
         if any(file.samefile(other) for other in (*above, path)):
             raise ValueError(f"{path}: base {file} inherits from this file; expected no circle")
     return files
+
+
+def merge_settings(base: Any, changes: Any) -> Any:
+    """Merge `changes` over `base` key by key if both are mappings; another class_path or a list replaces everything."""
+    if not (isinstance(base, Mapping) and isinstance(changes, Mapping)):
+        return copy.deepcopy(changes)
+    if "class_path" in changes and _class_name(base) != _class_name(changes):
+        return copy.deepcopy(dict(changes))
+    merged = {key: merge_settings(base.get(key), value) for key, value in changes.items() if key != "class_path"}
+    return copy.deepcopy(dict(base)) | merged
+
+
+def _class_name(node: Mapping[str, Any]) -> str:
+    """Return the name of a class without its module, which configs may omit."""
+    return str(node.get("class_path")).rpartition(".")[2]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 
-__all__ = ["explain_runtime_error", "as_value_error", "one_line"]
+__all__ = ["as_value_error", "explain_os_error", "explain_runtime_error", "nearest", "one_line"]
 
 
 # Beginnings of lines that give only context. The lines after them, up to the next statement, are context as well.
@@ -46,6 +47,18 @@ _COMMUNICATION = re.compile(r"gloo|nccl|ProcessGroup|Connection (closed|reset)",
 
 
 _COMPILER = re.compile(r"(no working C\+\+ compiler|working triton).*", re.IGNORECASE)
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """Return the one of `known` that is most similar to `name`; empty if none is similar."""
+    return next(iter(get_close_matches(name, sorted(known), 1)), "")
+
+
+def explain_os_error(error: OSError) -> str:
+    """Return the path and the reason of an error of the file system, without its number."""
+    if error.filename is None or error.strerror is None:
+        return str(error)
+    return f"{os.fspath(error.filename)}: {error.strerror[0].lower()}{error.strerror[1:]}"
 
 
 def explain_runtime_error(message: str) -> str | None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import io
-import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,9 +13,11 @@ from uuid import uuid4
 import numpy as np
 import yaml
 
-from lightning_guide.utils.config_base import config_files, read_with_base
+from lightning_guide.utils.config_base import read_with_base
+from lightning_guide.utils.errors import nearest
+from lightning_guide.utils.shipped import find_config
 
-__all__ = ["atomic", "check_keys", "check_config_files", "read_numbers", "read_yaml", "write_numbers"]
+__all__ = ["atomic", "read_node", "read_numbers", "read_one", "read_yaml", "write_numbers"]
 
 
 @contextmanager
@@ -63,59 +63,67 @@ except ImportError:  # PyYAML was built without libyaml
 _MERGE = "tag:yaml.org,2002:merge"  # a merge key may occur twice: neither of the merges is lost
 
 
-def check_keys(path: str | Path) -> None:
-    """Refuse a YAML file with a duplicate key in one mapping, of which a parser would silently take the last value.
-
-    Raises:
-        ValueError: naming the file and both lines, or if the file is not valid YAML.
-        OSError: if it cannot be read.
-    """
-    _load(path, build=False)
-
-
-def check_config_files(words: Sequence[str]) -> None:
-    """Call `check_keys` for the config files on a command line: after -c and --config, or ending in .yaml or .yml.
-
-    Raises:
-        ValueError: as `check_keys`.
-        OSError: as `check_keys`.
-    """
-    named = [value for flag, value in itertools.pairwise(words) if flag in ("-c", "--config")]
-    for word in words:
-        flag, _, value = word.partition("=")
-        named += [value] if flag in ("-c", "--config") else []
-        named += [each for each in (word, value, word.removeprefix("-c")) if each.endswith((".yaml", ".yml"))]
-    for file in filter(os.path.isfile, named):
-        for each in config_files(file):
-            check_keys(each)
-
-
 def read_yaml(path: str | Path) -> Any:
     """Return the content of a YAML file, merged over the files of its `base`.
 
     Raises:
-        ValueError: naming the file, if it is not valid YAML or has a duplicate key in one mapping.
-        OSError: if it cannot be read.
+        ValueError: as `read_one`, of any of the files.
     """
-    return read_with_base(path, functools.partial(_load, build=True))
+    return read_with_base(path, read_one)
 
 
-def _load(path: str | Path, *, build: bool) -> Any:
-    """Check a file and return its data; None unless `build`, if another parser constructs the values."""
+def read_one(path: str | Path) -> Any:
+    """Return the content of a YAML file alone; None if it is empty.
+
+    Raises:
+        ValueError: as `read_node`.
+    """
+    return _read(path, lambda loader, node: None if node is None else loader.construct_document(node))
+
+
+def read_node(path: str | Path) -> yaml.Node | None:
+    """Return the root of a YAML file, whose values are not constructed; None if it is empty.
+
+    Raises:
+        ValueError: naming the file, if it does not exist or is no YAML in UTF-8, and the line of a duplicate key in a
+            mapping, of which a parser would silently take the last value.
+    """
+    found: yaml.Node | None = _read(path, lambda _, node: node)
+    return found
+
+
+def _read(path: str | Path, result: Callable[[Any, yaml.Node | None], Any]) -> Any:
+    path = Path(path).expanduser()
     try:
-        loader = Loader(Path(path).read_text(encoding="utf-8"))
+        loader = Loader(path.read_text(encoding="utf-8"))
         try:
             node = loader.get_single_node()
-            if node is None:
-                return None
-            _every_key_once(node)
-            return loader.construct_document(node) if build else None
+            if node is not None:
+                _every_key_once(node)
+            return result(loader, node)
         finally:
             loader.dispose()
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except FileNotFoundError:
+        near = nearest(path.name, [each.name for each in find_config(path.parent).glob("*.y*ml")])
+        hint = f"did you mean {path.parent / near}?" if near else "expected a YAML file"
+        raise ValueError(f"{path} does not exist; {hint}") from None
+    except OSError as error:
+        found = "is a folder" if path.is_dir() else f"cannot be read ({error.strerror})"
+        raise ValueError(f"{path} {found}; expected a YAML file") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not valid YAML: byte {error.start} is not UTF-8; expected a text file") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {_explain(error)}") from None
     except ValueError as error:
         raise ValueError(f"{path}, {error}") from None
+
+
+def _explain(error: yaml.YAMLError) -> str:
+    """Return line, column and problem of an error of the YAML parser."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    words = [getattr(error, "context", None), getattr(error, "problem", None)]
+    said = ", ".join(word for word in words if word) or " ".join(str(error).split())
+    return f"line {mark.line + 1}, column {mark.column + 1}: {said}" if mark else said
 
 
 def _every_key_once(root: yaml.Node) -> None:

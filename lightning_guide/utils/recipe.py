@@ -7,18 +7,17 @@ Building a recipe imports and calls only subclasses of `HasRecipe`.
 
 from __future__ import annotations
 
-import copy
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from lightning_guide import PUBLIC, RENAMED
 
-__all__ = ["HasRecipe", "build", "current_path", "equivalent", "find_class", "merge_settings", "public_path"]
+__all__ = ["HasRecipe", "build", "current_path", "equivalent", "find_class", "public_path"]
 
 
 Recipe = dict[str, Any]
@@ -140,21 +139,6 @@ def _completed(value: Any) -> Any:
     known = {name: each.default for name, each in parameters.items() if each.default is not inspect.Parameter.empty}
     defaults = {name: _plain(default, name) for name, default in known.items()}
     return {"class_path": path, "init_args": defaults | arguments}
-
-
-def merge_settings(base: Any, changes: Any) -> Any:
-    """Merge `changes` over `base` key by key if both are mappings; another class_path or a list replaces everything."""
-    if not (isinstance(base, Mapping) and isinstance(changes, Mapping)):
-        return copy.deepcopy(changes)
-    if "class_path" in changes and _class_name(base) != _class_name(changes):
-        return copy.deepcopy(dict(changes))
-    merged = {key: merge_settings(base.get(key), value) for key, value in changes.items() if key != "class_path"}
-    return copy.deepcopy(dict(base)) | merged
-
-
-def _class_name(node: Mapping[str, Any]) -> str:
-    """Return the name of a class without its module, which configs may omit."""
-    return str(node.get("class_path")).rpartition(".")[2]
 
 
 def build(recipe: Recipe) -> Any:

@@ -32,7 +32,7 @@ def shipped_configs() -> Path:
 def find_config(path: str | Path, folder: str | Path = "") -> Path:
     """Return `path` in `folder`, default the working folder; a missing ``configs/...`` may be one of the package."""
     top, *parts = Path(path).parts or [""]
-    beside = Path(folder, path)
+    beside = Path(folder, Path(path).expanduser())
     if top != "configs" or beside.exists():
         return beside
     shipped = shipped_configs().joinpath(*parts)

@@ -1,0 +1,128 @@
+"""The first answer to a command line: help, version and typing errors, without importing torch or Lightning."""
+
+from __future__ import annotations
+
+import os
+import sys
+from difflib import get_close_matches
+from typing import NoReturn
+
+from lightning_guide.cli.configs import check_configs
+from lightning_guide.cli.help import command_help, overview, version
+from lightning_guide.cli.options import OF_PARSER, known_options, trainer_arguments
+from lightning_guide.cli.table import COMMANDS, read_signature
+from lightning_guide.utils.errors import nearest
+from lightning_guide.utils.shipped import find_config, with_shipped_configs
+
+__all__ = ["answer"]
+
+
+def answer(words: list[str]) -> list[str]:
+    """Print help or the version and return nothing, or check `words` and return those to be run.
+
+    A ``~`` at the beginning of a path becomes the home folder, and the folder of a run becomes ``-c RUN/config.yaml``.
+
+    Raises:
+        SystemExit: with status 2 and a sentence on stderr, for an unknown command or option.
+        ValueError: for a config that cannot be read or has an unknown key at its top.
+    """
+    name, *rest = words or ["--help"]
+    if name in ("-h", "--help"):
+        print(overview())
+        return []
+    if name == "--version":
+        print(version())
+        return []
+    if name in ("-c", "--config") or name.startswith("--config="):  # one config of several commands, as Lightning's
+        return words
+    if name not in COMMANDS:
+        near = "".join(f"; did you mean {each}?" for each in get_close_matches(name, COMMANDS, 1))
+        what = "an option" if name.startswith("-") else "a command"
+        expected = "expected a command first" if name.startswith("-") else "the commands are listed above"
+        _refuse(f"{overview()}\n", f"{name!r} is not {what} of lightning-guide{near or f'; {expected}'}", "")
+    if "--help" in rest or "-h" in rest:
+        place = rest.index("--help" if "--help" in rest else "-h")
+        if rest[place + 1 : place + 2] == ["all"]:
+            return [name, "--help"]
+        print(command_help(name))
+        return []
+    rest = with_shipped_configs([_home(word) for word in rest])
+    _check_options(name, rest)
+    if COMMANDS[name].function:
+        _check_positionals(name, rest)
+        return [name, *rest]
+    rest = _open_run(name, rest)
+    check_configs(name, rest)
+    return [name, *rest]
+
+
+def _refuse(before: str, message: str, command: str) -> NoReturn:
+    """End with status 2 and one sentence."""
+    where = " ".join(("lightning-guide", *command.split(), "--help"))
+    print(f"{before}lightning-guide: error: {message} ({where})", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _home(word: str) -> str:
+    """Replace ``~`` at the beginning of a path, alone or as the value of an option."""
+    option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    return option + equals + (os.path.expanduser(value) if value.startswith("~") else value)
+
+
+def _check_options(name: str, words: list[str]) -> None:
+    """Refuse an option that the command does not have."""
+    known = known_options(name)
+    for word in words:
+        option = word.partition("=")[0].removesuffix("+")
+        if not option.startswith("-") or not option.lstrip("-")[:1].isalpha():
+            continue
+        first, _, below = option.removeprefix("--").partition(".")
+        if option.startswith("-c") and not option.startswith("--") and "c" in known:
+            continue  # -cFILE
+        if not option.startswith("--") or first not in known:
+            shown = ", ".join(f"--{each}" for each in sorted(known - OF_PARSER))
+            near = nearest(option.lstrip("-").partition(".")[0], known - {"c"})
+            wanted = option.lstrip("-") if first == near else f"{near}.{below}".rstrip(".")
+            hint = f"did you mean --{wanted}?" if near else f"there are {shown}"
+            _refuse("", f"{option} is not an option of {name}; {hint}", name)
+        key = below.partition(".")[0]
+        if first == "trainer" and not COMMANDS[name].function and key and key not in {*trainer_arguments(), "help"}:
+            near = nearest(key, trainer_arguments())
+            hint = f"did you mean --trainer.{near}?" if near else "expected an argument of lightning.pytorch.Trainer"
+            _refuse("", f"--trainer.{key} is not a setting of the trainer; {hint}", name)
+
+
+def _check_positionals(name: str, words: list[str]) -> None:
+    """Refuse a command of a function without its arguments, or with too many."""
+    if any(word.partition("=")[0] in ("--config", "--print_config") for word in words):
+        return
+    expected, found, is_value = read_signature(COMMANDS[name].function).positionals, 0, False
+    for word in words:
+        option = word.startswith("--")
+        found += not option and not is_value
+        is_value = option and "=" not in word
+    if found < len(expected):
+        missing = expected[found]
+        _refuse("", f"{name} needs {missing.name.upper()}: {missing.help}", name)
+    if found > len(expected):
+        shown = " ".join(each.name.upper() for each in expected)
+        _refuse("", f"{name} takes {shown}, but {found} words are given; quote a list, as '[a, b]'", name)
+
+
+def _open_run(name: str, words: list[str]) -> list[str]:
+    """Replace the folder of a run, or a config, in the first place by the options that open it."""
+    if words and not words[0].startswith("-"):
+        place, rest = find_config(words[0]), words[1:]
+        if place.is_dir():
+            config = place / "config.yaml"
+            if not config.is_file():
+                raise ValueError(f"{place} holds no config.yaml; expected the folder of a run that fit has made")
+            return ["-c", str(config), f"--trainer.default_root_dir={place}", *rest]
+        if not place.exists() and place.suffix not in (".yaml", ".yml"):
+            near = nearest(place.name, [each.name for each in place.parent.glob("*/")])
+            hint = f"did you mean {place.parent / near}?" if near else "expected the folder of a run, or a config"
+            raise ValueError(f"{place} does not exist; {hint}")
+        return ["-c", str(place), *rest]
+    if not any(word.startswith(("-c", "--config", "--model", "--data", "--trainer", "--print")) for word in words):
+        _refuse("", f"{name} needs a config or the folder of a run, as lightning-guide {name} -c CONFIG", name)
+    return words

@@ -1,0 +1,145 @@
+"""The first answer of the command line: help, version and typing errors, in a process that never imports torch."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lightning_guide.cli import COMMANDS
+from lightning_guide.cli.front import answer
+from lightning_guide.cli.help import EXAMPLES, OPTIONS
+
+ROOT = Path(__file__).resolve().parents[1]
+DIGITS = str(ROOT / "configs/digits/small.yaml")
+# The process of the command line, which tells at its end what it has imported.
+SCRIPT = """
+import atexit, os, sys
+heavy = ("torch", "lightning", "jsonargparse", "torchvision", "matplotlib")
+atexit.register(lambda: print("heavy:", *[name for name in heavy if name in sys.modules], file=sys.stderr))
+from lightning_guide.cli import main
+main(sys.argv[1:])
+"""
+
+
+def call(*words: object, folder: Path = ROOT) -> tuple[int, str]:
+    """Return the exit status and the output of `lightning-guide WORDS`, which imports nothing heavy."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(folder)}
+    command = [sys.executable, "-c", SCRIPT, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    lines = done.stderr.rstrip("\n").split("\n")
+    assert lines[-1] == "heavy:", done.stderr
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5  # 0.3 s on one core of 2023
+    return done.returncode, done.stdout + "\n".join(lines[:-1])
+
+
+def test_import_of_the_package_imports_nothing_heavy() -> None:
+    script = "import sys, lightning_guide; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("words", [(), ("--help",), ("-h",), ("fitt",), ("--verson",), ("nonsense",)])
+def test_all_commands_are_named_in_groups(words: tuple[str, ...]) -> None:
+    status, said = call(*words)
+    assert status == (2 if words and words[0] not in ("--help", "-h") else 0)
+    for name, command in COMMANDS.items():
+        assert f"\n  {name} " in said and command.summary in said and f"\n{command.group}:" in said
+
+
+def test_nearest_command_is_suggested() -> None:
+    for word, near in (("fitt", "fit"), ("galery", "gallery"), ("Predict", "predict"), ("recontruct", "reconstruct")):
+        assert f"{word!r} is not a command of lightning-guide; did you mean {near}?" in call(word)[1]
+
+
+def test_version_names_the_packages_it_depends_on() -> None:
+    status, said = call("--version")
+    assert status == 0 and said.startswith("lightning-guide 0.") and "torch 2" in said and "lightning 2" in said
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_is_short_and_has_an_example(name: str) -> None:
+    status, said = call(name, "--help")
+    lines = said.splitlines()
+    assert status == 0 and 10 < len(lines) < 45 and max(map(len, lines)) <= 120
+    assert f"lightning-guide {name} {EXAMPLES[name][0]}" in said and "--help all" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("fit -c {digits} --modle.x 1", "--modle.x is not an option of fit; did you mean --model.x?"),
+        ("fit -c {digits} --trainer.max_stepz 1", "--trainer.max_stepz is not a setting of the trainer; did you mean"),
+        ("fit -c {digits} -trainer.max_steps=1", "-trainer.max_steps is not an option of fit; did you mean --trainer"),
+        ("predict -c {digits} --ckpth_path x", "--ckpth_path is not an option of predict; did you mean --ckpt_path?"),
+        (
+            "fit -c {digits} --verbose 0",
+            "--verbose is not an option of fit; there are --ckpt_path, --data, --model",
+        ),
+        ("gallery a b --sede 1", "--sede is not an option of gallery; did you mean --seed?"),
+        ("encode a b --vea.path x", "--vea.path is not an option of encode; did you mean --vae.path?"),
+        ("sweep a --out b", "sweep needs SEARCH: file of the settings that vary"),
+        ("report a b c", "report takes RUN, but 3 words are given"),
+        ("fit", "fit needs a config or the folder of a run"),
+        ("fit configs/digits/mian.yaml", "mian.yaml does not exist; did you mean configs/digits/main.yaml?"),
+        ("fit -c configs/digits", "configs/digits is a folder; expected a YAML file"),
+        ("fit configs", "configs holds no config.yaml; expected the folder of a run"),
+        ("validate config", "config does not exist; did you mean configs?"),
+        (
+            "fit -c {digits} -c configs/search/digits.yaml",
+            "line 5: unknown key images; fit has seed_everything, trainer",
+        ),
+    ],
+)
+def test_typing_errors_are_one_sentence(words: str, message: str) -> None:
+    status, said = call(*words.format(digits=DIGITS).split())
+    assert status in (1, 2) and message in said and len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"modle: {}\n", "wrong.yaml, line 1: unknown key modle; did you mean model?"),
+        (b"trainer:\n  max_stepz: 1\n", "line 2: unknown key trainer.max_stepz; did you mean trainer.max_steps?"),
+        (b"base: good.yaml\ntrainer: {}\ntrainer: {}\n", "line 3: duplicate key 'trainer' (first defined on line 2)"),
+        (b"base: bad.yaml\n", "bad.yaml, line 1: unknown key moddel; did you mean model?"),
+        (b"base: goood.yaml\n", "base goood.yaml does not exist (did you mean good.yaml?); expected a file relative"),
+        (b"a: [\n", "wrong.yaml is not valid YAML: line 2, column 1: while parsing a flow node, did not find"),
+        (b"a: \xff\n", "wrong.yaml is not valid YAML: byte 3 is not UTF-8; expected a text file"),
+        (b"", "wrong.yaml holds no keys; expected keys and values"),
+        (b"- 1\n", "wrong.yaml holds no keys; expected keys and values"),
+    ],
+)
+def test_wrong_configs_are_named_with_the_line(text: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "wrong.yaml").write_bytes(text)
+    (tmp_path / "good.yaml").write_text("seed_everything: 1\n")
+    (tmp_path / "bad.yaml").write_text("moddel: {}\n")
+    status, said = call("fit", "-c", "wrong.yaml", folder=tmp_path)
+    assert status == 1 and message in said and len(said.splitlines()) == 1
+    assert call("fit", "-c", "~/wrong.yaml", folder=tmp_path)[1].replace(f"{tmp_path}/", "") == said
+    assert call("fit", "--config=~/wrong.yaml", folder=tmp_path)[1].replace(f"{tmp_path}/", "") == said
+
+
+def test_folder_of_a_run_is_its_config_and_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text("seed_everything: 1\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    opened = ["-c", "run/config.yaml", "--trainer.default_root_dir=run"]
+    for name in ("fit", "validate", "test", "predict"):
+        assert answer([name, "run", "--seed_everything=2"]) == [name, *opened, "--seed_everything=2"]
+        assert answer([name, "run/config.yaml"]) == [name, *opened[:2]]
+    page = ["report", f"{tmp_path}/run", f"--out={tmp_path}/page.html"]
+    assert answer(["report", "~/run", "--out=~/page.html"]) == page
+    assert answer(["validate", "~/run"])[2] == f"{tmp_path}/run/config.yaml"
+
+
+def test_options_in_the_help_exist() -> None:
+    for name, options in OPTIONS.items():
+        words = [option.split()[0].partition("+")[0] for option in options if option.startswith("--")]
+        assert answer([name, "-c", DIGITS, *(word for word in words if word != "--help")])
