@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from torch import Tensor
 from lightning_guide.utils.recipe import HasRecipe
 
 __all__ = [
+    "CustomGrid",
     "FlowGrid",
     "Grid",
     "KarrasGrid",
@@ -188,6 +191,31 @@ class FlowGrid(Grid):
         t = torch.linspace(1, self.last, self.num_steps, dtype=torch.float64)[1:]
         first, end = t.new_tensor([self.sigma_max]), t.new_zeros(1)
         return torch.cat([first, self.shift * t / (1 - t), end])
+
+
+class CustomGrid(Grid):
+    """Grid of given levels, then 0.
+
+    Examples:
+        >>> CustomGrid([14.6, 2.0, 0.5]).sigmas().tolist()
+        [14.6, 2.0, 0.5, 0.0]
+    """
+
+    def __init__(self, levels: Sequence[float]) -> None:
+        """Set the `levels` sigma_0 > ... > sigma_{N-1} > 0.
+
+        Raises:
+            ValueError: if there is none, or they do not descend to above 0.
+        """
+        self.levels = [float(level) for level in levels]
+        ends = [*self.levels, 0.0]
+        if not self.levels or not all(high > low for high, low in pairwise(ends)) or not ends[0] < math.inf:
+            raise ValueError(f"CustomGrid needs finite levels that descend to above 0, got {self.levels}")
+        self.num_steps = len(self.levels)
+
+    def sigmas(self) -> Tensor:
+        """Return the N + 1 levels, float64 on the CPU."""
+        return torch.tensor([*self.levels, 0.0], dtype=torch.float64)
 
 
 def check_num_steps(num_steps: int) -> None:

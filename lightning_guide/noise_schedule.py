@@ -152,9 +152,22 @@ class TimestepGrid(Grid):
     """
 
     def __init__(
-        self, schedule: NoiseSchedule, num_steps: int = 32, *, spacing: Spacing = "linspace", offset: int = 0
+        self,
+        schedule: NoiseSchedule,
+        num_steps: int = 32,
+        *,
+        spacing: Spacing = "linspace",
+        offset: int = 0,
+        drop_last: bool = False,
     ) -> None:
-        """Choose `num_steps` timesteps of `schedule`; `offset` belongs to "leading".
+        """Choose timesteps.
+
+        Args:
+            schedule: noise levels of the timesteps.
+            num_steps: N.
+            spacing: which ones, see above.
+            offset: added to "leading" timesteps.
+            drop_last: choose N + 1 whole timesteps and leave out the last one, as some DPM-Solvers do; not "trailing".
 
         Raises:
             ValueError: if there are more steps than timesteps, or an unknown spacing.
@@ -165,17 +178,20 @@ class TimestepGrid(Grid):
             raise ValueError(f"a grid of timesteps has at most {T} steps, one for each timestep, got {num_steps}")
         if spacing not in ("leading", "trailing", "linspace"):
             raise ValueError(f"the spacing of timesteps is leading, trailing or linspace, got {spacing!r}")
-        self.schedule, self.num_steps, self.spacing, self.offset = schedule, num_steps, spacing, offset
+        self.schedule, self.num_steps, self.spacing = schedule, num_steps, spacing
+        self.offset, self.drop_last = offset, drop_last
 
     def timesteps(self) -> Tensor:
         """Return the N timesteps, descending, float64."""
         T, N = self.schedule.num_timesteps, self.num_steps
-        i = torch.arange(N, dtype=torch.float64)
-        if self.spacing == "leading":
-            return ((N - 1 - i) * (T // N) + self.offset).clamp(max=T - 1)
         if self.spacing == "trailing":
-            return (T - i * (T / N)).round() - 1
-        return torch.linspace(T - 1, 0, N, dtype=torch.float64)
+            return (T - torch.arange(N, dtype=torch.float64) * (T / N)).round() - 1
+        points = N + self.drop_last
+        if self.spacing == "leading":
+            k = torch.arange(points - 1, -1, -1, dtype=torch.float64) * (T // points) + self.offset
+            return k[:N].clamp(max=T - 1)
+        k = torch.linspace(T - 1, 0, points, dtype=torch.float64)[:N]
+        return k.round() if self.drop_last else k
 
     def sigmas(self) -> Tensor:
         """Return the N + 1 levels, float64 on the CPU."""

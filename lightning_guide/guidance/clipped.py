@@ -6,6 +6,8 @@ https://arxiv.org/abs/2205.11487, section 2.3 (dynamic thresholding).
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory, expand
@@ -17,8 +19,8 @@ __all__ = ["Clipped"]
 class Clipped(Guidance):
     """Clean estimate of `positive`, limited to [-`limit`, `limit`]: the outermost guidance. No further evaluation.
 
-    With a `quantile` p, dynamic thresholding: each sample is clipped at s, the p-quantile of its |D| but at least
-    `limit`, and scaled by limit / s.
+    With a `quantile` p, dynamic thresholding: each sample is clipped at s, the p-quantile of its |D| but within
+    [`limit`, `ceiling`], and scaled by limit / s.
 
     Examples:
         >>> import torch
@@ -34,6 +36,7 @@ class Clipped(Guidance):
         limit: float = 1.0,
         *,
         quantile: float | None = None,
+        ceiling: float = math.inf,
         follow: bool = True,
         positive: Denoiser | None = None,
     ) -> None:
@@ -42,17 +45,21 @@ class Clipped(Guidance):
         Args:
             limit: largest magnitude of the data, 1 for images in [-1, 1].
             quantile: p of dynamic thresholding (Imagen: 0.995); None: plain clipping.
+            ceiling: largest s (IF: 1.5).
             follow: whether samplers move along the noise implied by the clipped estimate (DDPM), or along that of the
                 estimate before clipping (DDIM without `use_clipped_model_output`).
             positive: the model or guidance whose estimate is clipped; default: the model under evaluation.
 
         Raises:
-            ValueError: unless `limit` is positive and `quantile` in (0, 1].
+            ValueError: unless `limit` is positive, `ceiling` not below it, and `quantile` in (0, 1].
         """
         super().__init__()
-        if not limit > 0 or not (quantile is None or 0 < quantile <= 1):
-            raise ValueError(f"Clipped needs limit > 0 and a quantile in (0, 1], got {limit} and {quantile}")
-        self.limit, self.quantile, self.follow = limit, quantile, follow
+        if not 0 < limit <= ceiling or not (quantile is None or 0 < quantile <= 1):
+            raise ValueError(
+                f"Clipped needs limit > 0, a ceiling from limit on and a quantile in (0, 1], got {limit}, {ceiling} "
+                f"and {quantile}"
+            )
+        self.limit, self.quantile, self.ceiling, self.follow = limit, quantile, ceiling, follow
         self.positive = positive if positive is not None else Main()
 
     def start(self, trajectory: Trajectory) -> Predict:
@@ -73,5 +80,5 @@ class Clipped(Guidance):
         magnitudes = clean.flatten(1).abs().sort(dim=1).values  # torch.quantile refuses more than 2^24 numbers
         place = self.quantile * (magnitudes.shape[1] - 1)
         low, high = magnitudes[:, int(place)], magnitudes[:, min(int(place) + 1, magnitudes.shape[1] - 1)]
-        s = expand(low.lerp(high, place - int(place)).clamp(min=self.limit), clean)
+        s = expand(low.lerp(high, place - int(place)).clamp(self.limit, self.ceiling), clean)
         return clean.clamp(-s, s) * (self.limit / s)

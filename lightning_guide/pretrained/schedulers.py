@@ -1,0 +1,272 @@
+"""Settings of diffusers' schedulers as preconditionings, samplers and grids.
+
+| class | sampler | grid |
+|---|---|---|
+| EulerDiscreteScheduler | `Euler` | timesteps, Karras or exponential |
+| HeunDiscreteScheduler | `Heun` | the same |
+| EulerAncestralDiscreteScheduler | `DDIM` with eta 1 | timesteps |
+| DDIMScheduler | `Euler` (eta 0) | timesteps |
+| DDPMScheduler, fixed_small | `DDIM` with eta 1 | timesteps |
+| PNDMScheduler, skip_prk_steps | `PLMS` | timesteps |
+| DPMSolverMultistepScheduler, dpmsolver++, order 2 | `DPMSolver2M` | timesteps, Karras or exponential |
+| FlowMatchEulerDiscreteScheduler | `Euler` | flow with shift |
+| EDMEulerScheduler | `Euler` | Karras or exponential |
+| EDMDPMSolverMultistepScheduler, order 2 | `DPMSolver2M` | the same |
+| CMStochasticIterativeScheduler | `ProportionalAncestral` with eta 1 | some of Karras' levels |
+
+Every row agrees with the scheduler on the same network and noise (tests/test_pretrained_schedulers.py), except for
+known differences. Grids end at sigma = 0; DDIM and PNDM without set_alpha_to_one end at the level of timestep 0. The
+"linspace" timesteps of DDIM and PNDM are not their own steps there, which always go T / N further. Consistency models
+end at sigma_min there, so that their fresh noise is sqrt(sigma'^2 - sigma_min^2). Any other class or setting is refused
+by name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lightning_guide.noise import CustomGrid, FlowGrid, Grid, KarrasGrid, LogUniformGrid
+from lightning_guide.noise_schedule import NoiseSchedule, Spacing, TimestepGrid
+from lightning_guide.preconditioning import (
+    EDM,
+    Consistency,
+    EpsilonPrediction,
+    Preconditioning,
+    RectifiedFlow,
+    SamplePrediction,
+    VelocityPrediction,
+)
+from lightning_guide.samplers import DDIM, PLMS, DPMSolver2M, Euler, Heun, ProportionalAncestral, Sampler
+
+__all__ = ["Clipping", "ScheduledSampling", "flow_shift", "scheduled_sampling"]
+
+SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
+PREDICTIONS: dict[str, type[EpsilonPrediction | VelocityPrediction | SamplePrediction]] = {
+    "epsilon": EpsilonPrediction,
+    "v_prediction": VelocityPrediction,
+    "sample": SamplePrediction,
+}
+
+
+@dataclass(frozen=True)
+class Clipping:
+    """Arguments of the guidance `Clipped` with which a scheduler limits the clean estimate."""
+
+    limit: float = 1.0
+    quantile: float | None = None
+    ceiling: float = math.inf
+    follow: bool = True
+
+
+@dataclass(frozen=True)
+class ScheduledSampling:
+    """What the settings of a scheduler say: how its model is read, and how it is sampled by default."""
+
+    preconditioning: Preconditioning
+    sampler: Sampler
+    clipping: Clipping | None = None
+
+
+def flow_shift(
+    tokens: int, *, low: float = 0.5, high: float = 1.15, low_tokens: int = 256, high_tokens: int = 4096
+) -> float:
+    """Return the shift e^mu of a flow grid by resolution, mu linear in the number of tokens of an image (Flux).
+
+    Examples:
+        >>> round(flow_shift(256), 4), round(flow_shift(4096), 4)
+        (1.6487, 3.1582)
+    """
+    return math.exp(low + (high - low) * (tokens - low_tokens) / (high_tokens - low_tokens))
+
+
+def scheduled_sampling(config: Mapping[str, Any], num_steps: int, *, tokens: int | None = None) -> ScheduledSampling:
+    """Read the `config` of a scheduler (its `scheduler_config.json`), for a sampler of `num_steps` steps.
+
+    `tokens`: number of tokens of an image, for schedulers whose shift depends on it.
+
+    Raises:
+        ValueError: naming the class or the setting that is not in the table.
+    """
+    name = str(config.get("_class_name"))
+    settings = _Settings(name, config)
+    if name not in _READERS:
+        raise ValueError(f"the scheduler {name} is not supported; supported: {', '.join(_READERS)}")
+    return _READERS[name](settings, num_steps, tokens)
+
+
+class _Settings(dict[str, Any]):
+    """Settings of a scheduler, which refuses those that are not supported."""
+
+    def __init__(self, name: str, config: Mapping[str, Any]) -> None:
+        super().__init__(config)
+        self.name = name
+
+    def require(self, **expected: Any) -> None:
+        """Refuse settings, present and not None, with other values than those `expected` (a value or a tuple)."""
+        for key, value in expected.items():
+            allowed = value if isinstance(value, tuple) else (value,)
+            if self.get(key) is not None and self[key] not in allowed:
+                raise ValueError(
+                    f"{self.name} with {key}={self[key]!r} is not supported; expected {' or '.join(map(repr, allowed))}"
+                )
+
+    def schedule(self, rounding: Any = "interpolate") -> NoiseSchedule:
+        """Return the noise schedule."""
+        kind = self.get("beta_schedule", "linear")
+        if self.get("trained_betas") is None and kind not in SCHEDULES:
+            raise ValueError(
+                f"{self.name} with beta_schedule={kind!r} is not supported; expected {', '.join(SCHEDULES)}"
+            )
+        return NoiseSchedule(
+            self.get("trained_betas") or SCHEDULES[kind],  # type: ignore[arg-type]
+            beta_start=self.get("beta_start", 0.0001),
+            beta_end=self.get("beta_end", 0.02),
+            num_timesteps=self.get("num_train_timesteps", 1000),
+            zero_snr=bool(self.get("rescale_betas_zero_snr")),
+            rounding=rounding,
+        )
+
+    def preconditioning(self, schedule: NoiseSchedule, spacing: Spacing) -> Preconditioning:
+        """Return the preconditioning of a discrete model."""
+        prediction = self.get("prediction_type", "epsilon")
+        if prediction not in PREDICTIONS:
+            raise ValueError(
+                f"{self.name} with prediction_type={prediction!r} is not supported; expected {', '.join(PREDICTIONS)}"
+            )
+        offset = self.get("steps_offset", 0)
+        return PREDICTIONS[prediction](schedule, spacing=spacing, offset=offset)
+
+    def grid(self, schedule: NoiseSchedule, num_steps: int, spacing: Spacing, *, drop_last: bool = False) -> Grid:
+        """Return the timesteps, or a grid between the first and the last of them."""
+        grid = TimestepGrid(
+            schedule,
+            num_steps,
+            spacing=self.get("timestep_spacing", spacing),
+            offset=self.get("steps_offset", 0),
+            drop_last=drop_last and self.get("timestep_spacing", spacing) != "trailing",
+        )
+        # DPM-Solver spreads Karras' levels over all timesteps, Euler and Heun over the chosen ones
+        levels = schedule.sigmas().flip(0) if drop_last else grid.sigmas()[:-1]
+        return self.spread(float(levels[-1]), float(levels[0]), num_steps) or grid
+
+    def spread(self, low: float, high: float, num_steps: int) -> Grid | None:
+        """Return the Karras or exponential grid that the settings ask for, if any."""
+        if self.get("use_karras_sigmas"):
+            return KarrasGrid(num_steps, sigma_min=low, sigma_max=high)
+        if self.get("use_exponential_sigmas"):
+            return LogUniformGrid(num_steps, sigma_min=low, sigma_max=high)
+        return None
+
+    def clipping(self, *, follow: bool) -> Clipping | None:
+        """Return how the clean estimate is limited, if it is."""
+        if self.get("thresholding"):
+            quantile = self.get("dynamic_thresholding_ratio", 0.995)
+            return Clipping(quantile=quantile, ceiling=self.get("sample_max_value", 1.0), follow=follow)
+        return Clipping(self.get("clip_sample_range", 1.0), follow=follow) if self.get("clip_sample") else None
+
+
+def _discrete(sampler: type[Sampler], spacing: Spacing, **fixed: Any) -> Any:
+    """Return the reader of a scheduler of a discrete model with a default `spacing`."""
+
+    def read(settings: _Settings, num_steps: int, tokens: int | None) -> ScheduledSampling:
+        settings.require(use_beta_sigmas=False, final_sigmas_type="zero", skip_prk_steps=True, **REQUIRED)
+        settings.require(variance_type=("fixed_small", "fixed_small_log"), interpolation_type="linear")
+        if sampler is PLMS:  # the other library combines earlier velocities, which belong to other levels
+            settings.require(prediction_type="epsilon")
+        multistep = sampler is DPMSolver2M
+        spaced = settings.get("timestep_spacing", spacing)
+        # DPM-Solver rounds the timesteps of Karras' levels
+        rounded = multistep and settings.get("use_karras_sigmas")
+        schedule = settings.schedule("nearest" if rounded else "interpolate")
+        grid = settings.grid(schedule, num_steps, spacing, drop_last=multistep)
+        clipping = settings.clipping(follow=settings.name != "DDIMScheduler")
+        return ScheduledSampling(settings.preconditioning(schedule, spaced), sampler(grid, **fixed), clipping)
+
+    return read
+
+
+REQUIRED = {
+    "algorithm_type": "dpmsolver++",
+    "solver_order": 2,
+    "solver_type": "midpoint",
+    "use_lu_lambdas": False,
+    "use_flow_sigmas": False,
+    "euler_at_final": False,
+}
+
+
+def _flow(settings: _Settings, num_steps: int, tokens: int | None) -> ScheduledSampling:
+    """Read FlowMatchEulerDiscreteScheduler."""
+    settings.require(
+        stochastic_sampling=False,
+        invert_sigmas=False,
+        use_karras_sigmas=False,
+        use_exponential_sigmas=False,
+        use_beta_sigmas=False,
+        time_shift_type="exponential",
+    )
+    if settings.get("shift_terminal"):
+        raise ValueError(f"{settings.name} with shift_terminal={settings['shift_terminal']} is not supported")
+    steps = settings.get("num_train_timesteps", 1000)
+    shift, last = float(settings.get("shift", 1.0)), None
+    if settings.get("use_dynamic_shifting"):
+        if tokens is None:
+            raise ValueError(f"{settings.name} with use_dynamic_shifting needs the number of tokens of an image")
+        shift = flow_shift(
+            tokens,
+            low=settings.get("base_shift", 0.5),
+            high=settings.get("max_shift", 1.15),
+            low_tokens=settings.get("base_image_seq_len", 256),
+            high_tokens=settings.get("max_image_seq_len", 4096),
+        )
+    else:  # this scheduler shifts its last time 1 / T before it spaces the times, and again afterwards
+        last = shift / steps / (1 + (shift - 1) / steps)
+    grid = FlowGrid(num_steps, shift=shift, last=last if num_steps > 1 else None)
+    return ScheduledSampling(RectifiedFlow(float(steps), shift=shift), Euler(grid))
+
+
+def _edm(sampler: type[Sampler]) -> Any:
+    """Return the reader of a scheduler of EDM models."""
+
+    def read(settings: _Settings, num_steps: int, tokens: int | None) -> ScheduledSampling:
+        settings.require(prediction_type="epsilon", sigma_schedule=("karras", "exponential"), final_sigmas_type="zero")
+        settings.require(solver_order=2, algorithm_type="dpmsolver++", solver_type="midpoint", thresholding=False)
+        levels = {"sigma_min": settings.get("sigma_min", 0.002), "sigma_max": settings.get("sigma_max", 80.0)}
+        if settings.get("sigma_schedule", "karras") == "karras":
+            grid: Grid = KarrasGrid(num_steps, rho=settings.get("rho", 7.0), **levels)
+        else:
+            grid = LogUniformGrid(num_steps, **levels)
+        return ScheduledSampling(EDM(settings.get("sigma_data", 0.5)), sampler(grid))
+
+    return read
+
+
+def _consistency(settings: _Settings, num_steps: int, tokens: int | None) -> ScheduledSampling:
+    """Read CMStochasticIterativeScheduler."""
+    settings.require(clip_denoised=True, s_noise=1.0)
+    low, high = settings.get("sigma_min", 0.002), settings.get("sigma_max", 80.0)
+    steps, every = settings.get("num_train_timesteps", 40), settings.get("num_train_timesteps", 40) // num_steps
+    levels = KarrasGrid(steps, sigma_min=low, sigma_max=high, rho=settings.get("rho", 7.0)).sigmas()
+    chosen = levels[torch.arange(num_steps) * every]
+    preconditioning = Consistency(settings.get("sigma_data", 0.5), sigma_min=low, sigma_max=high)
+    return ScheduledSampling(preconditioning, ProportionalAncestral(CustomGrid(chosen.tolist()), eta=1.0), Clipping())
+
+
+_READERS = {
+    "EulerDiscreteScheduler": _discrete(Euler, "linspace"),
+    "HeunDiscreteScheduler": _discrete(Heun, "linspace"),
+    "EulerAncestralDiscreteScheduler": _discrete(DDIM, "linspace", eta=1.0),
+    "DDIMScheduler": _discrete(Euler, "leading"),
+    "DDPMScheduler": _discrete(DDIM, "leading", eta=1.0),
+    "PNDMScheduler": _discrete(PLMS, "leading"),
+    "DPMSolverMultistepScheduler": _discrete(DPMSolver2M, "linspace"),
+    "FlowMatchEulerDiscreteScheduler": _flow,
+    "EDMEulerScheduler": _edm(Euler),
+    "EDMDPMSolverMultistepScheduler": _edm(DPMSolver2M),
+    "CMStochasticIterativeScheduler": _consistency,
+}
