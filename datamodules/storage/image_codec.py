@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import io
-import struct
-import zlib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision import io as _decoders  # noqa: F401, registers torch.ops.image
+
+from datamodules.storage.image_colors import from_pil
+from datamodules.storage.image_headers import check_png, jpeg_frame
+from lightning_guide.utils.arrays import read_array
 
 __all__ = ["SUFFIXES", "UndecodableError", "decode_image", "decode_sample", "from_array", "from_pil", "shrink"]
 
@@ -19,8 +34,19 @@ __all__ = ["SUFFIXES", "UndecodableError", "decode_image", "decode_sample", "fro
 # Extensions of image files.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
-# Errors of PIL for files that are not complete images.
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+# Readers by the first bytes. Others that PIL has are never tried: some run programs.
+_READERS: tuple[tuple[bytes, str, type[ImageFile.ImageFile]], ...] = (
+    (b"\xff\xd8\xff", "JPEG", JpegImagePlugin.JpegImageFile),
+    (b"\x89PNG\r\n\x1a\n", "PNG", PngImagePlugin.PngImageFile),
+    (b"RIFF", "WebP", WebPImagePlugin.WebPImageFile),
+    (b"GIF8", "GIF", GifImagePlugin.GifImageFile),
+    (b"II", "TIFF", TiffImagePlugin.TiffImageFile),
+    (b"MM", "TIFF", TiffImagePlugin.TiffImageFile),
+    (b"BM", "BMP", BmpImagePlugin.BmpImageFile),
+    (b"P", "PPM", PpmImagePlugin.PpmImageFile),
+)
+
+_MOST_PIXELS = 2**28  # a file of a few bytes can claim more than any memory holds
 
 
 class UndecodableError(ValueError):
@@ -28,44 +54,76 @@ class UndecodableError(ValueError):
 
 
 def decode_image(data: bytes) -> Tensor:
-    """Decode the image in `data` to uint8 (3, H, W).
+    """Decode the image in `data` to uint8 (3, H, W), as viewers show it (`from_pil`); of animations the first frame.
 
     Raises:
-        UndecodableError: if `data` is not a complete image in a format that PIL reads.
+        UndecodableError: if `data` is not a complete image in one of the formats of `SUFFIXES`, a checksum in it
+            differs, or its colors cannot be converted.
     """
-    image = _decode_directly(data)
-    if image is not None:
-        return image
     try:
-        with Image.open(io.BytesIO(data)) as file:
-            file.load()
-            return from_pil(file)
-    except _DECODING_ERRORS as error:
+        image = _decode_directly(data)
+        return from_pil(_open(data)) if image is None else image
+    except Exception as error:  # PIL raises many types for damaged files
         raise UndecodableError(_reason(error)) from None
 
 
+def _open(data: bytes) -> Image.Image:
+    """Return the decoded PIL image in `data`."""
+    found = next(((kind, reader) for start, kind, reader in _READERS if data.startswith(start)), None)
+    if found is None:
+        raise ValueError(f"not an image in a format that is read ({', '.join(dict.fromkeys(r[1] for r in _READERS))})")
+    kind, reader = found
+    if kind == "PNG":
+        check_png(data)
+    if kind == "JPEG":
+        jpeg_frame(data)
+    with _quiet() if kind == "TIFF" or b"Exif\0" in data or b"acTL" in data else nullcontext():
+        try:
+            image = reader(io.BytesIO(data))
+        except SyntaxError as error:
+            raise ValueError(f"a {kind} whose header is damaged or of an unknown kind: {error}") from None
+        _check_size(*image.size)
+        image.load()
+    return image
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Ignore PIL's warnings of odd metadata; a change of filters for each image would repeat all other warnings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _check_size(width: int, height: int) -> None:
+    """Refuse an image that could not be held in memory."""
+    if width * height > _MOST_PIXELS:
+        raise ValueError(f"{width}x{height} pixels are more than 2^28")
+
+
 def _reason(error: Exception) -> str:
-    """Return PIL's reason for refusing a file, without memory addresses."""
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image in a format that PIL reads"
-    return f"{type(error).__name__}: {error}"
+    """Return the reason for refusing a file in one line."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
 
 
 def _decode_directly(data: bytes) -> Tensor | None:
-    """Decode the image in `data` by torchvision, in a third of PIL's time; None if PIL must decode it.
+    """Decode the image in `data` by torchvision, in a fifth to two thirds of PIL's time; None if PIL must decode it.
 
-    Limited to RGB in JPEG, or in PNG of 8 bits a channel, where both give the same bits. Other formats and damaged
-    files are left to PIL, as are all files if this torchvision has no decoders.
+    Limited to RGB in JPEG without EXIF and profile, where both give the same bits. Its decoder of PNG is never used:
+    a damaged file ends the process.
     """
-    jpeg = data.startswith(b"\xff\xd8\xff")
-    if not jpeg and not (data.startswith(b"\x89PNG\r\n\x1a\n") and data[24:26] == b"\x08\x02"):
+    if not data.startswith(b"\xff\xd8\xff"):
+        return None
+    frame = jpeg_frame(data)
+    _check_size(frame.width, frame.height)
+    if not frame.plain or frame.channels != 3:
         return None
     try:
-        decode = torch.ops.image.decode_jpeg if jpeg else torch.ops.image.decode_png
-        image: Tensor = decode(torch.frombuffer(bytearray(data), dtype=torch.uint8), 0, False)
-    except (RuntimeError, AttributeError):
+        image: Tensor = torch.ops.image.decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), 0, False)
+    except (RuntimeError, AttributeError):  # damaged, or this torchvision has no decoders
         return None
-    return image if image.shape[0] == 3 else None
+    return image
 
 
 def decode_sample(data: bytes) -> Tensor:
@@ -76,28 +134,11 @@ def decode_sample(data: bytes) -> Tensor:
     """
     try:
         if data.startswith(b"\x93NUMPY"):
-            array = np.load(io.BytesIO(data), allow_pickle=False)
-            if array.ndim == 0 or not np.issubdtype(array.dtype, np.number):
-                raise ValueError(f"an array of shape {array.shape} and type {array.dtype}")
-            return torch.from_numpy(array)
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            return torch.from_numpy(np.array(image))[None] if image.mode == "L" else from_pil(image)
-    except _DECODING_ERRORS as error:
+            return torch.from_numpy(read_array(data, "a sample"))
+        image = _open(data)
+        return torch.from_numpy(np.array(image))[None] if image.mode == "L" else from_pil(image)
+    except Exception as error:  # as in `decode_image`
         raise UndecodableError(_reason(error)) from None
-
-
-def from_pil(image: Image.Image) -> Tensor:
-    """Convert a PIL image to uint8 RGB (3, H, W).
-
-    Gray is repeated, CMYK and palettes are converted, transparency is dropped. In gray images 16 bits
-    become round(v / 257); in color PIL keeps the upper eight bits.
-    """
-    if image.mode.startswith("I"):
-        gray = (np.asarray(image).astype(np.int64).clip(0, 65535) + 128) // 257
-        return torch.from_numpy(gray.astype(np.uint8)).expand(3, -1, -1).contiguous()
-    pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
 def from_array(pixels: object) -> Tensor:

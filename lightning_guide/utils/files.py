@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from uuid import uuid4
 import numpy as np
 import yaml
 
+from lightning_guide.utils.arrays import reason_for_refusal
 from lightning_guide.utils.config_base import read_with_base
 from lightning_guide.utils.errors import nearest
 from lightning_guide.utils.shipped import find_config
@@ -172,10 +174,17 @@ def read_numbers(path: str | Path, *, what: str) -> dict[str, Any]:
     """Return the arrays of an npz archive by name, without unpickling; `what` describes the archive in errors.
 
     Raises:
-        ValueError: naming the file, if it is damaged or not an npz archive.
+        ValueError: naming the file and the member, if it is damaged or not an npz archive.
     """
+    member = ""
     try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is no npz archive, or its end is missing")
+        numbers = {}
         with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+            for member in archive.files:
+                numbers[member] = archive[member]
+        return numbers
     except Exception as error:  # zipfile and numpy raise many types for damaged files
-        raise ValueError(f"{path} cannot be read as {what}: {type(error).__name__}: {error}") from None
+        where = f"{member!r} in it is damaged: " if member else ""
+        raise ValueError(f"{path} cannot be read as {what}: {where}{reason_for_refusal(error)}") from None
