@@ -95,7 +95,7 @@ def test_a_network_without_such_a_part_is_refused() -> None:
 
 def test_models_that_cannot_be_perturbed_are_refused() -> None:
     mixture = GaussianMixture(torch.zeros(1, 2), torch.eye(2)[None])
-    with pytest.raises(ValueError, match="layers of a Preconditioned network; got a GaussianMixture"):
+    with pytest.raises(ValueError, match="layers of the network of a model; this GaussianMixture has no network"):
         Perturbed([IdentityAttention()], positive=mixture)(torch.zeros(1, 2), SIGMA)
     with pytest.raises(ValueError, match="got a Unconditional"):
         Perturbed([IdentityAttention()], positive=Unconditional()).resolve(Models(unet()))

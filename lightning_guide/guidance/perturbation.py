@@ -16,11 +16,18 @@ from torch import Tensor, nn
 from lightning_guide.denoiser import Denoiser, Models, Predict, Trajectory
 from lightning_guide.guidance.base import Guidance, Main
 from lightning_guide.network import Network
-from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.utils.modules import ModuleReplacement, names_of_layers, rebuild_with
 from lightning_guide.utils.recipe import HasRecipe
 
-__all__ = ["ModuleWrapper", "ChangedEmbedding", "ConditionPerturbation", "Perturbation", "Perturbed", "Replacement"]
+__all__ = [
+    "ModuleWrapper",
+    "ChangedEmbedding",
+    "ConditionPerturbation",
+    "Perturbation",
+    "Perturbed",
+    "Replacement",
+    "network_of",
+]
 
 
 class Perturbation(HasRecipe, ABC):
@@ -98,33 +105,24 @@ class Perturbed(Guidance):
         """Return a copy on real models; layers that do not exist are refused.
 
         Raises:
-            ValueError: if the model is not a network under EDM preconditioning, or a layer does not exist.
+            ValueError: if the model does not have one network, or a layer does not exist.
         """
         resolved = super().resolve(models)
         assert isinstance(resolved, Perturbed)
         resolved.layers()
         return resolved
 
-    def model(self) -> Preconditioned:
-        """Return the model at the bottom.
-
-        Raises:
-            ValueError: if it is not a network under EDM preconditioning.
-        """
-        if isinstance(self.positive, Perturbed):
-            return self.positive.model()
-        if not isinstance(self.positive, Preconditioned):
-            kind = type(self.positive).__name__
-            raise ValueError(f"Perturbed replaces layers of a Preconditioned network; got a {kind}")
-        return self.positive
+    def model(self) -> Denoiser:
+        """Return the model at the bottom."""
+        return self.positive.model() if isinstance(self.positive, Perturbed) else self.positive
 
     def layers(self) -> list[tuple[Perturbation, list[str]]]:
         """Return each perturbation, nested ones first, with the names of the submodules that it replaces.
 
         Raises:
-            ValueError: if the model is not a network under EDM preconditioning, or a layer does not exist.
+            ValueError: if the model does not have one network, or a layer does not exist.
         """
-        network = self.model().network
+        _, network = network_of(self.model(), type(self).__name__)
         inner = self.positive.layers() if isinstance(self.positive, Perturbed) else []
         return inner + [(perturbation, perturbation.chosen(network)) for perturbation in self.perturbations]
 
@@ -132,13 +130,30 @@ class Perturbed(Guidance):
         """Return the perturbed network of one trajectory."""
         return self.network(trajectory).start(trajectory)
 
-    def network(self, trajectory: Trajectory) -> Preconditioned:
+    def network(self, trajectory: Trajectory) -> Denoiser:
         """Return the model with the replacements of `trajectory`; it shares the parameters and nothing else."""
+        path, _ = network_of(self.model(), type(self).__name__)
         replacements: list[tuple[str, ModuleReplacement]] = []
         for perturbation, names in self.layers():
             started = perturbation.start(trajectory, names)
-            replacements += [(f"network.{name}", started[name]) for name in names]
+            replacements += [(f"{path}.{name}", started[name]) for name in names]
         return rebuild_with(self.model(), replacements)
+
+
+def network_of(denoiser: Denoiser, who: str) -> tuple[str, Network]:
+    """Return the name and the module of the one network in `denoiser`, below whatever wraps it.
+
+    So adapted models (`LowRank`), wrappers and models of other libraries have what a perturbation acts on.
+
+    Raises:
+        ValueError: if there is no network, or more than one; `who` begins the message.
+    """
+    found = [(name, module) for name, module in denoiser.named_modules() if isinstance(module, Network)]
+    if len(found) != 1:
+        kind = type(denoiser).__name__
+        count = f"{len(found)} networks: {', '.join(name for name, _ in found)}" if found else "no network"
+        raise ValueError(f"{who} replaces layers of the network of a model; this {kind} has {count}")
+    return found[0]
 
 
 class ModuleWrapper(nn.Module):
@@ -166,12 +181,12 @@ class ChangedEmbedding(ModuleWrapper):
         super().__init__(inner)
         self.change = change
 
-    def forward(self, x: Tensor, *others: Any) -> Tensor:
+    def forward(self, x: Tensor, *others: Any, **named: Any) -> Tensor:
         """`(B, E)` of the embedding's input `x` (B, *); a module with more inputs is not an embedding."""
-        if others:
+        if any(other is not None for other in (*others, *named.values())):
             kind = type(self.inner).__name__
             raise ValueError(f"noise on an embedding needs a layer of one input that returns (B, E); {kind} is not one")
-        return self.change(self.inner(x))
+        return self.change(self.inner(x, *others, **named))
 
 
 class ConditionPerturbation(Replacement):

@@ -31,15 +31,23 @@ def shallow_clone(root: Module) -> Module:
     """Return a copy of the module tree `root` that shares its parameters; modules, containers and buffers are copied.
 
     A module that was compiled in place is not compiled in the copy: the compiled call would run the original.
+
+    Raises:
+        ValueError: if a module has a `forward` of its own, as offloading installs it: the copy would run the original.
     """
     copies: dict[nn.Module, nn.Module] = {}
 
     def copied(module: nn.Module) -> nn.Module:
         if module not in copies:
+            if "forward" in vars(module):
+                raise ValueError(
+                    f"a {type(module).__name__} has its forward replaced (by offloading hooks, for example), so that a "
+                    "changed copy would run the original; remove the hooks, or move whole models between calls"
+                )
             copies[module] = shell = object.__new__(type(module))
             for name, value in vars(module).items():
                 if name != "_compiled_call_impl":
-                    shell.__dict__[name] = value.copy() if isinstance(value, dict | list | set) else value
+                    shell.__dict__[name] = copy.copy(value) if isinstance(value, dict | list | set) else value
             shell._buffers.update((name, None if b is None else b.clone()) for name, b in module._buffers.items())
             shell._modules.update((name, None if m is None else copied(m)) for name, m in module._modules.items())
         return copies[module]

@@ -50,8 +50,8 @@ class _SometimesSkipped(ModuleWrapper):
         super().__init__(inner)
         self.name, self.draw = name, draw
 
-    def forward(self, x: Tensor, *arguments: Any) -> Tensor:
-        return x if self.name in self.draw() else self.inner(x, *arguments)
+    def forward(self, x: Tensor, *arguments: Any, **named: Any) -> Tensor:
+        return x if self.name in self.draw() else self.inner(x, *arguments, **named)
 
 
 class StochasticSkip(Perturbation):

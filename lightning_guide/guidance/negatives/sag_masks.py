@@ -198,7 +198,7 @@ class AttentionMask(Mask):
         self.layers, self.psi = layers, psi
 
     def check(self, model: Denoiser) -> None:
-        """Refuse layers that do not exist, and a `model` that is not a network under EDM preconditioning."""
+        """Refuse layers that do not exist, and a `model` without a network."""
         Perturbed([ObservedAttention(layers=self.layers)], positive=model).layers()
 
     def start_mask(self, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, MaskAt]:

@@ -34,8 +34,8 @@ class _ShapeRecorder(ModuleWrapper):
         super().__init__(inner)
         self.recorded, self.name = recorded, name
 
-    def forward(self, x: Tensor, *arguments: Any) -> Tensor:
-        y = self.inner(x, *arguments)
+    def forward(self, x: Tensor, *arguments: Any, **named: Any) -> Tensor:
+        y = self.inner(x, *arguments, **named)
         self.recorded[self.name] = (tuple(x.shape), tuple(y.shape))
         return y
 
@@ -67,7 +67,7 @@ def check_skippable(network: Network, names: Sequence[str], who: str) -> None:
 class _Skipped(ModuleWrapper):
     """A skipped block: the first argument."""
 
-    def forward(self, x: Tensor, *arguments: Any) -> Tensor:
+    def forward(self, x: Tensor, *arguments: Any, **named: Any) -> Tensor:
         return x
 
 

@@ -27,7 +27,7 @@ class _Shuffled(ModuleWrapper):
         super().__init__(inner)
         self.shuffle, self.trajectory = shuffle, trajectory
 
-    def forward(self, x: Tensor, *arguments: Any) -> Tensor:
+    def forward(self, x: Tensor, *arguments: Any, **named: Any) -> Tensor:
         if x.ndim not in (3, 4):
             raise ValueError(
                 f"TPG shuffles tokens (B, N, C) or the positions of feature maps (B, C, H, W); "
@@ -36,7 +36,7 @@ class _Shuffled(ModuleWrapper):
         count = x.shape[1] if x.ndim == 3 else x.shape[2] * x.shape[3]
         order = self.shuffle.order(count, self.trajectory).to(x.device)
         x = x[:, order] if x.ndim == 3 else x.flatten(2)[..., order].reshape(x.shape)
-        return self.inner(x, *arguments)
+        return self.inner(x, *arguments, **named)
 
 
 class ShuffledTokens(Replacement):
