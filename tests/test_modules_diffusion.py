@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -286,3 +287,32 @@ def test_data_without_labels(tmp_path: Path) -> None:
     batches = trainer.predict(module, datamodule=TinyImages(classes=0))
     assert batches is not None and set(torch.cat([drawn.condition for drawn in batches]).tolist()) == {-1}
     assert isinstance(TinyImages(classes=0).visits()[range(4)], Batch)
+
+
+def test_module_without_a_loss_is_evaluated_and_not_trained(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, limit_val_batches=1.0)
+    module = tiny_module(loss=None, average=None, evaluations={"plain": evaluation()})
+    trainer.validate(module, datamodule=TinyImages(), verbose=False)
+    assert module.evaluations.results["plain"]["nfe"] > 0
+    with pytest.raises(ValueError, match=r"fit needs a training loss \(model\.loss\)"):
+        fit(tmp_path, module=module)
+
+
+def test_adams_epsilon_is_that_of_a_loss_summed_over_an_example() -> None:
+    module = tiny_module(average=None)
+    [group] = module.configure_optimizers().param_groups
+    assert group["eps"] == pytest.approx(1e-8 / math.prod(module.denoiser.data_shape))
+
+
+def test_steps_are_those_of_the_summed_loss_with_the_published_epsilon() -> None:
+    """The mean with eps / n moves the weights like the sum with eps; the mean with eps hardly does."""
+    n, steps = 12288, {}
+    for name, scale, eps in (("sum", 1.0, 1e-8), ("mean", 1 / n, 1e-8 / n), ("unscaled", 1 / n, 1e-8)):
+        weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+        optimizer = torch.optim.Adam([weight], lr=0.01, betas=(0.9, 0.99), eps=eps)
+        for gradient in (1e-6, -3e-7, 2e-6):
+            weight.grad = torch.full_like(weight, gradient * scale)
+            optimizer.step()
+        steps[name] = float(weight)
+    assert steps["mean"] == pytest.approx(steps["sum"], rel=1e-9)
+    assert abs(steps["unscaled"]) < 0.1 * abs(steps["sum"])

@@ -12,9 +12,18 @@ from torch import Tensor, nn
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.distributions.gaussian_mixture import GaussianMixture, gaussian
 from lightning_guide.network import Network
-from lightning_guide.noise import LogNormal, LogUniform
-from lightning_guide.preconditioning import Preconditioned
-from lightning_guide.training.losses import EDMLoss, ScoreMatchingLoss, TrainingLoss, Uncertainty
+from lightning_guide.noise import LogNormal, LogUniform, UniformTime
+from lightning_guide.noise_schedule import NoiseSchedule, UniformTimestep
+from lightning_guide.preconditioning import EpsilonPrediction, Preconditioned, RectifiedFlow, VelocityPrediction
+from lightning_guide.training.losses import (
+    EDMLoss,
+    EpsilonLoss,
+    FlowMatchingLoss,
+    ScoreMatchingLoss,
+    TrainingLoss,
+    Uncertainty,
+    VelocityLoss,
+)
 
 
 class Zero(Network):
@@ -201,3 +210,51 @@ def test_condition_reaches_the_denoiser(generator: torch.Generator) -> None:
     network, condition = Zero(), torch.tensor([0, 2, -1])
     EDMLoss()(Preconditioned(network), torch.randn(3, 8), condition, generator)
     assert network.condition is condition
+
+
+PREDICTIONS = {
+    # what the network predicts, from y, n and x = y + s n, and the loss of its error
+    "noise": (lambda y, n, s: n, EpsilonLoss),
+    "velocity": (lambda y, n, s: (n - s * y) / (1 + s**2) ** 0.5, VelocityLoss),
+    "flow": (lambda y, n, s: n - y, FlowMatchingLoss),
+}
+FORMS = {
+    "noise": EpsilonPrediction(NoiseSchedule()),
+    "velocity": VelocityPrediction(NoiseSchedule()),
+    "flow": RectifiedFlow(),
+}
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.7, 20.0])
+@pytest.mark.parametrize("kind", PREDICTIONS)
+def test_error_of_a_prediction_is_a_weighted_error_of_the_denoiser(kind: str, sigma: float) -> None:
+    """With F = 0 the error of the prediction is the mean square of its target."""
+    target, loss = PREDICTIONS[kind]
+    generator = torch.Generator().manual_seed(0)
+    y, n = torch.randn(2, 4, 8, generator=generator, dtype=torch.float64)
+    denoiser, s = Preconditioned(Zero(), FORMS[kind]), torch.full((4,), sigma, dtype=torch.float64)
+    terms = loss().at(denoiser, y, None, s, n)
+    torch.testing.assert_close(terms.objective, target(y, n, sigma).square().mean(1), rtol=1e-9, atol=0)
+
+
+def test_min_snr_gives_noise_and_velocity_the_same_limited_weight() -> None:
+    sigma = torch.tensor([0.1, 0.5, 3.0], dtype=torch.float64)
+    for loss in (EpsilonLoss(min_snr=5.0), VelocityLoss(min_snr=5.0)):
+        assert loss.weight(sigma).tolist() == pytest.approx([5.0, 4.0, 1 / 9])
+    with pytest.raises(ValueError, match="min_snr must be positive"):
+        EpsilonLoss(min_snr=0.0)
+
+
+def test_default_levels_are_those_of_the_times_in_which_models_are_trained() -> None:
+    generator = torch.Generator().manual_seed(0)
+    flow = FlowMatchingLoss().noise.sample(100_000, generator)
+    t = flow / (1 + flow)  # logit-normal(0, 1): ln(t / (1 - t)) is standard normal
+    assert float(t.logit().mean()) == pytest.approx(0, abs=0.02) and float(t.logit().std()) == pytest.approx(
+        1, abs=0.02
+    )
+    uniform = UniformTime(shift=3.0).sample(100_000, generator)
+    t = uniform / (3 + uniform)
+    assert float(t.mean()) == pytest.approx(0.5, abs=0.01) and float(t.var()) == pytest.approx(1 / 12, abs=0.002)
+    schedule = NoiseSchedule()
+    k = schedule.timestep(UniformTimestep(schedule).sample(100_000, generator))
+    assert float(k.mean()) == pytest.approx(499.5, abs=4) and 0 <= float(k.min()) < float(k.max()) <= 999

@@ -6,6 +6,7 @@ function of (seed, images seen, rank), so a killed run resumes bit for bit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -36,7 +37,7 @@ class DiffusionModule(EvaluatedModule):
     def __init__(
         self,
         denoiser: Denoiser,
-        loss: TrainingLoss,
+        loss: TrainingLoss | None = None,
         *,
         learning_rate: LearningRate | None = None,
         optimizer: OptimizerCallable | None = None,
@@ -56,9 +57,9 @@ class DiffusionModule(EvaluatedModule):
 
         Args:
             denoiser: the model to train.
-            loss: training loss.
+            loss: training loss; None for a run that is only sampled and evaluated.
             learning_rate: rate as a function of images seen; default InverseSqrtRate(0.01).
-            optimizer: default Adam(betas=(0.9, 0.99)); its own rate is overwritten.
+            optimizer: default Adam(betas=(0.9, 0.99), eps=1e-8 / elements of an example); its own rate is overwritten.
             label_dropout: probability that an example's condition is dropped (for classifier-free guidance).
             seed: seed of training draws.
             evaluations: name -> sampling loop of validation and test.
@@ -114,6 +115,8 @@ class DiffusionModule(EvaluatedModule):
         if self.denoiser.conditional and not self.label_dropout:
             (self._prediction if stage == "predict" else self.evaluations).warn_of_dropped_conditions()
         if stage == "fit":
+            if self.loss is None:
+                raise ValueError("fit needs a training loss (model.loss), EDMLoss or FlowMatchingLoss, for example")
             self.evaluations.check(DryRunModels(self.denoiser, self.trainer.default_root_dir))
             if self.average is not None and self.trainer.enable_validation:
                 find_average(self.trainer.callbacks, self.average)  # type: ignore[attr-defined]
@@ -140,7 +143,8 @@ class DiffusionModule(EvaluatedModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimizer without a scheduler: `optimizer_step` sets the rate from the images seen."""
         scaled = self._trainer is not None and self.trainer.precision == "16-mixed"
-        return (self.optimizer or adam(scaled=scaled))(self.parameters())
+        elements = math.prod(self.denoiser.data_shape)
+        return (self.optimizer or adam(scaled=scaled, elements=elements))(self.parameters())
 
     # Training
 
@@ -153,6 +157,7 @@ class DiffusionModule(EvaluatedModule):
         if condition is not None and self.label_dropout:
             dropped = torch.rand(len(condition), generator=generator, device=self.device) < self.label_dropout
             condition = drop_condition(condition, dropped)
+        assert self.loss is not None
         terms = self.loss(self.denoiser, batch.x, condition, generator)
         self._pending_images += len(batch.x) * self.trainer.world_size
         self._means.update(terms)
@@ -174,7 +179,8 @@ class DiffusionModule(EvaluatedModule):
         self.images_seen += self._pending_images
         self._pending_images = 0
         self.denoiser.constrain()
-        self.loss.constrain()
+        if self.loss is not None:
+            self.loss.constrain()
         step = self.global_step + 1  # Lightning counts it after this hook
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and step % every == 0:

@@ -36,7 +36,7 @@ class EvaluatedModule(ShardedTraining):
     def __init__(
         self,
         denoiser: Denoiser,
-        loss: TrainingLoss,
+        loss: TrainingLoss | None,
         *,
         seed: int,
         evaluations: Mapping[str, Evaluation],
@@ -135,7 +135,8 @@ class EvaluatedModule(ShardedTraining):
             return self.evaluations.step(dataloader_idx - 1, batch, self._data)
         world, size = self.trainer.world_size, self._data.batch_size
         indices = [self.global_rank + world * (batch_idx * size + j) for j in range(len(batch.x))]
-        self._heldout.update(self.loss, self._main[0], batch, indices)
+        if self.loss is not None:
+            self._heldout.update(self.loss, self._main[0], batch, indices)
         return None
 
     def test_step(  # type: ignore[override]

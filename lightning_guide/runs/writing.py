@@ -54,17 +54,12 @@ def write_run(
 
 def _config(denoiser: Denoiser, run: Path, sigma_rel: float) -> dict[str, Any]:
     """Config with which the run can be sampled and evaluated."""
-    heun = {
-        "class_path": "Heun",
-        "init_args": {"grid": {"class_path": "KarrasGrid", "init_args": {"num_steps": 32}}},
-    }
-    evaluation = {"num_samples": 64, "batch_size": 16, "sampler": heun}
+    sampler = {"class_path": "Heun", "init_args": {"grid": 32}}  # steps of the model's own grid
+    evaluation = {"num_samples": 64, "batch_size": 16, "sampler": sampler}
     shape = {"data_shape": list(denoiser.data_shape), "num_classes": denoiser.num_classes}
     shape |= {"token_channels": denoiser.token_channels} if denoiser.token_channels else {}
-    loss = {"class_path": "EDMLoss", "init_args": {"noise": {"class_path": "LogNormal"}}}
     arguments = {
         "denoiser": denoiser.recipe,
-        "loss": loss,
         "average": sigma_rel,
         "evaluations": {"unguided": evaluation},
         "prediction": evaluation,

@@ -6,11 +6,15 @@ from lightning_guide.training.augmentation import AugmentedLoss, GeometricAugmen
 from lightning_guide.training.learning_rate import ConstantRate, Cooldown, InverseSqrtRate, LearningRate
 from lightning_guide.training.losses import (
     EDMLoss,
+    EpsilonLoss,
+    FlowMatchingLoss,
     LossTerms,
     PredictionLoss,
     ScoreMatchingLoss,
     TrainingLoss,
     Uncertainty,
+    VelocityLoss,
+    WeightedLoss,
 )
 from lightning_guide.training.monitor import GradientGuard, HeldoutLoss, NoiseLevelMeans, TrainingDivergedError
 from lightning_guide.training.sharding import ShardedTraining
@@ -20,6 +24,8 @@ __all__ = [
     "ConstantRate",
     "Cooldown",
     "EDMLoss",
+    "EpsilonLoss",
+    "FlowMatchingLoss",
     "GeometricAugmentation",
     "GradientGuard",
     "HeldoutLoss",
@@ -33,4 +39,6 @@ __all__ = [
     "TrainingDivergedError",
     "TrainingLoss",
     "Uncertainty",
+    "VelocityLoss",
+    "WeightedLoss",
 ]

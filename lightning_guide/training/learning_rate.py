@@ -90,8 +90,11 @@ class Cooldown(LearningRate):
         return self.rate.at(images) * min(max((self.end - images) / (self.end - self.begin), 0.0), 1.0)
 
 
-def adam(*, scaled: bool = False) -> Callable[[Any], torch.optim.Optimizer]:
-    """Return a function that builds Adam(betas=(0.9, 0.99)), fused unless losses are `scaled`.
+def adam(*, scaled: bool = False, elements: int = 1) -> Callable[[Any], torch.optim.Optimizer]:
+    """Return a function that builds Adam(betas=(0.9, 0.99), eps=1e-8 / elements), fused unless losses are `scaled`.
+
+    Published losses are sums over the `elements` of an example, ours are means, so that their gradients are smaller by
+    that factor. With the smaller eps the steps are the same.
 
     With a scaled loss, as in float16, PyTorch's fused step undoes the scaling itself, after non-finite gradients have
     been set to zero: it would never detect that the scale is too large.
@@ -102,6 +105,6 @@ def adam(*, scaled: bool = False) -> Callable[[Any], torch.optim.Optimizer]:
         for parameter in parameters:
             kinds[isinstance(parameter, DTensor)].append(parameter)
         groups = [{"params": kind} for kind in kinds if kind]
-        return torch.optim.Adam(groups, lr=1e-3, betas=(0.9, 0.99), fused=not scaled)
+        return torch.optim.Adam(groups, lr=1e-3, betas=(0.9, 0.99), eps=1e-8 / elements, fused=not scaled)
 
     return make

@@ -1,13 +1,17 @@
-"""Training losses of a denoiser (EDM, score matching), with one noise level for each example.
+"""Training losses of a denoiser, with one noise level for each example; all are weighted errors of D.
 
 * `EDMLoss`: E[lambda(s) / exp(u(s)) |D(y + s n) - y|^2 + u(s)] with lambda = (s^2 + s_d^2) / (s s_d)^2 and a learned
   log-uncertainty u (Karras et al. 2024, https://arxiv.org/abs/2312.02696, equations 14 and 15).
 * `ScoreMatchingLoss`: E[s^2 |score(x) - target|^2], where the target is the exact score of a known distribution
   (explicit) or (y - x) / s^2 (denoising); Karras et al. 2024, https://arxiv.org/abs/2406.02507, appendix C.
+* `EpsilonLoss`, `VelocityLoss`, `FlowMatchingLoss`: the error of the noise, of the velocity v and of the flow n - y. In
+  x = y + s n their errors are |D - y|^2 times 1 / s^2, (1 + s^2) / s^2 and (1 + s)^2 / s^2, whatever the network
+  predicts. Min-SNR weighting: Hang et al. 2023, https://arxiv.org/abs/2303.09556.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -17,8 +21,20 @@ from torch import Tensor, nn
 from lightning_guide.denoiser import Denoiser, expand
 from lightning_guide.networks.magnitude_preserving import MPFourier, MPLinear, normalize_weights_
 from lightning_guide.noise import LogNormal, NoiseDistribution
+from lightning_guide.noise_schedule import NoiseSchedule, UniformTimestep
 
-__all__ = ["EDMLoss", "LossTerms", "PredictionLoss", "ScoreMatchingLoss", "TrainingLoss", "Uncertainty"]
+__all__ = [
+    "EDMLoss",
+    "EpsilonLoss",
+    "FlowMatchingLoss",
+    "LossTerms",
+    "PredictionLoss",
+    "ScoreMatchingLoss",
+    "TrainingLoss",
+    "Uncertainty",
+    "VelocityLoss",
+    "WeightedLoss",
+]
 
 
 @dataclass(frozen=True)
@@ -108,6 +124,69 @@ class EDMLoss(PredictionLoss):
             return LossTerms(error, error, sigma)
         u = self.uncertainty(sigma)
         return LossTerms(error / u.exp() + u, error, sigma)
+
+
+class WeightedLoss(PredictionLoss):
+    """Base of the losses weight(s) |D - y|^2, averaged over the elements of an example."""
+
+    @abstractmethod
+    def weight(self, sigma: Tensor) -> Tensor:
+        """Return the weight of |D - y|^2 at `sigma` (B,)."""
+
+    def compare(self, denoised: Tensor, clean: Tensor, noised: Tensor, sigma: Tensor, sigma_data: float) -> LossTerms:
+        """Return the terms; `error` equals the objective."""
+        error = self.weight(sigma) * (denoised - clean).square().flatten(1).mean(1)
+        return LossTerms(error, error, sigma)
+
+
+class FlowMatchingLoss(WeightedLoss):
+    """Flow matching: |u - (n - y)|^2 of the flow u, that is |D - y|^2 (1 + s)^2 / s^2.
+
+    Examples:
+        >>> loss = FlowMatchingLoss()
+        >>> clean, sigma = torch.ones(1, 2), torch.tensor([1.0])
+        >>> loss.compare(torch.zeros(1, 2), clean, clean, sigma, sigma_data=1.0).error  # weight (1 + 1)^2 / 1
+        tensor([4.])
+    """
+
+    def __init__(self, noise: NoiseDistribution | None = None) -> None:
+        """Configure the times t = s / (1 + s) by their levels; default logit-normal(0, 1), or `UniformTime`."""
+        super().__init__(noise or LogNormal(0.0, 1.0))
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        """Return (1 + s)^2 / s^2."""
+        return ((1 + sigma) / sigma) ** 2
+
+
+class VelocityLoss(WeightedLoss):
+    """|v - (n - s y) / sqrt(1 + s^2)|^2 of the velocity v, that is |D - y|^2 (1 + s^2) / s^2.
+
+    With a finite `min_snr` gamma the weight is min(1 / s^2, gamma) instead, as for `EpsilonLoss`.
+    """
+
+    def __init__(self, noise: NoiseDistribution | None = None, *, min_snr: float = math.inf) -> None:
+        """Configure the levels, by default those of DDPM's timesteps, and the gamma of min-SNR weighting (paper: 5).
+
+        Raises:
+            ValueError: unless gamma is positive.
+        """
+        super().__init__(noise or UniformTimestep(NoiseSchedule()))
+        if not min_snr > 0:
+            raise ValueError(f"min_snr must be positive, got {min_snr}")
+        self.min_snr = min_snr
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        """Return the weight of |D - y|^2 at `sigma` (B,)."""
+        snr = sigma**-2
+        return 1 + snr if self.min_snr == math.inf else snr.clamp(max=self.min_snr)
+
+
+class EpsilonLoss(VelocityLoss):
+    """|e - n|^2 of the noise e, that is |D - y|^2 / s^2, limited to |D - y|^2 `min_snr`."""
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        """Return the weight of |D - y|^2 at `sigma` (B,)."""
+        return (sigma**-2).clamp(max=self.min_snr)
 
 
 class ScoreMatchingLoss(PredictionLoss):
