@@ -7,7 +7,7 @@ from datamodules.base_images import ImageData, RecordImages
 from datamodules.digit_captions import DigitCaptions
 from datamodules.digits import Digits
 from datamodules.examples import Examples, Slices, TensorExamples, Visits
-from datamodules.image_folder import FileExamples, ImageFiles, ImageFolder
+from datamodules.image_folder import FileExamples, ImageFolder
 from datamodules.latent_space import LatentSpace
 from datamodules.latents import DrawnLatents, Latents
 from datamodules.motion import Gait, Trajectories
@@ -17,6 +17,7 @@ from datamodules.records import RecordExamples
 from datamodules.self_synthesized import SelfSynthesized
 from datamodules.shard_examples import ShardExamples
 from datamodules.shards import Shards
+from datamodules.storage.image_files import ImageFiles
 from datamodules.storage.shard_writer import write_shards
 from datamodules.stream import Stream
 

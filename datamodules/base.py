@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.examples import Examples, Slices, Visits, read_prompts
 from datamodules.stream import Stream, split_evenly
 from lightning_guide.data import Batch, SampleBatch, SampleSource
+from lightning_guide.runs.class_names import check_class_names, read_class_names, write_class_names
 
 __all__ = ["DiffusionData"]
 
@@ -41,6 +42,7 @@ class DiffusionData(pl.LightningDataModule, ABC):
     Attributes:
         data_shape: shape of one x, without the batch.
         num_classes: number of labels, 0 for data without labels.
+        class_names: names of the labels in their order, None if they have none.
         token_channels: C of the embeddings (L, C) of the elements, 0 for data without embeddings.
         prompt_file: npy or npz of the embeddings that condition samples (`read_prompts`).
         num_prompts: number of held-out embeddings that condition samples if there is no `prompt_file`.
@@ -48,6 +50,7 @@ class DiffusionData(pl.LightningDataModule, ABC):
 
     data_shape: tuple[int, ...]
     num_classes: int
+    class_names: list[str] | None = None
     token_channels: int = 0
     prompt_file: str | None = None
     num_prompts: int = 1000
@@ -68,6 +71,18 @@ class DiffusionData(pl.LightningDataModule, ABC):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
+
+    def setup(self, stage: str) -> None:
+        """Compare the class names with those of the run; `fit` records them there.
+
+        Raises:
+            ValueError: naming the classes, if they differ.
+        """
+        if self.trainer is not None and self.class_names is not None:
+            run = self.trainer.default_root_dir
+            check_class_names(self.class_names, read_class_names(run), of=f"the run {run}")
+            if stage == "fit" and self.trainer.is_global_zero:
+                write_class_names(run, self.class_names)
 
     @abstractmethod
     def training(self) -> Examples:

@@ -1,100 +1,19 @@
-"""Images in a folder or a zip archive, read without conversion, labeled by `dataset.json` or by class folders."""
+"""Images in a folder or an archive, read without conversion, labeled by `dataset.json` or by class folders."""
 
 from __future__ import annotations
 
-import json
-import os
-import zipfile
-import zlib
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
 
 import torch
 
 from datamodules.base_images import RecordImages, Split
 from datamodules.records import RecordExamples
-from datamodules.storage.image_codec import SUFFIXES, UndecodableError
+from datamodules.storage.image_codec import SUFFIXES
+from datamodules.storage.image_files import ImageFiles, image_files
+from datamodules.storage.labels import LabeledNames, labels_of, shown
 from lightning_guide.seeds import mix
 
-__all__ = ["FileExamples", "ImageFiles", "ImageFolder", "is_hidden", "is_image", "labels_of", "image_files"]
-
-
-class ImageFiles(ABC):
-    """Files of a folder or archive, by their relative names with slashes."""
-
-    place: Path
-
-    @abstractmethod
-    def names(self) -> list[str]:
-        """Return the names of all files, sorted."""
-
-    @abstractmethod
-    def read(self, name: str) -> bytes:
-        """Return the content of a file.
-
-        Raises:
-            UndecodableError: if the file is damaged in an archive, encrypted, or compressed by an unknown method.
-        """
-
-
-class _Folder(ImageFiles):
-    def __init__(self, place: Path) -> None:
-        self.place = place
-
-    def names(self) -> list[str]:
-        walk = (Path(folder) / file for folder, _, files in os.walk(self.place, followlinks=True) for file in files)
-        return sorted(path.relative_to(self.place).as_posix() for path in walk)
-
-    def read(self, name: str) -> bytes:
-        return (self.place / name).read_bytes()
-
-
-class _Zip(ImageFiles):
-    """A zip archive, opened separately by each process: loader workers must not share a file position."""
-
-    def __init__(self, place: Path) -> None:
-        self.place = place
-        self._opened: tuple[int, zipfile.ZipFile] | None = None
-
-    def names(self) -> list[str]:
-        return sorted(info.filename for info in self._archive().infolist() if not info.is_dir())
-
-    def read(self, name: str) -> bytes:
-        try:
-            return self._archive().read(name)
-        except (
-            zipfile.BadZipFile,
-            zlib.error,
-            EOFError,
-            RuntimeError,
-        ) as error:  # the last: encryption, unknown method
-            raise UndecodableError(f"{type(error).__name__}: {error}") from None
-
-    def _archive(self) -> zipfile.ZipFile:
-        if self._opened is None or self._opened[0] != os.getpid():
-            try:
-                self._opened = os.getpid(), zipfile.ZipFile(self.place)
-            except zipfile.BadZipFile as error:
-                raise ValueError(f"{self.place} is damaged or not a zip archive: {error}") from None
-        return self._opened[1]
-
-    def __getstate__(self) -> dict[str, object]:
-        return {"place": self.place, "_opened": None}
-
-
-def image_files(place: str | Path) -> ImageFiles:
-    """Open the files of a folder or of a zip archive.
-
-    Raises:
-        ValueError: if `place` does not exist.
-    """
-    path = Path(place)
-    if path.is_dir():
-        return _Folder(path)
-    if path.is_file():
-        return _Zip(path)
-    raise ValueError(f"{path} does not exist; expected a folder of images or a zip archive of them")
+__all__ = ["FileExamples", "ImageFolder"]
 
 
 class FileExamples(RecordExamples):
@@ -133,44 +52,11 @@ class FileExamples(RecordExamples):
         return self.files.read(self.names[record])
 
 
-def is_image(name: str) -> bool:
-    """Return whether a file name is that of an image."""
-    return PurePosixPath(name).suffix.lower() in SUFFIXES and not is_hidden(name)
-
-
-def is_hidden(name: str) -> bool:
-    """Return whether a file or folder is hidden, lies in a hidden folder, or was added to an archive by macOS."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
-
-
-def labels_of(files: ImageFiles) -> tuple[list[str], dict[str, int]]:
-    """Return the names of all images, sorted, and their labels by name.
-
-    Labels come from the file `dataset.json`, {"labels": [[name, label], ...]}, if it exists, else from the first folder
-    in each name, classes in alphabetical order.
-
-    Raises:
-        ValueError: if `dataset.json` holds something else.
-    """
-    names = files.names()
-    images = [name for name in names if is_image(name)]
-    if "dataset.json" in names:
-        try:
-            rows = json.loads(files.read("dataset.json"))["labels"]
-            return images, {str(name): int(label) for name, label in rows or []}
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(
-                f'dataset.json in {files.place} is damaged ({error}); expected {{"labels": [["NAME", 0], ...]}} with '
-                "whole numbers, or null"
-            ) from None
-    folders = sorted({name.split("/")[0] for name in images if "/" in name})
-    return images, {name: folders.index(name.split("/")[0]) for name in images if "/" in name}
-
-
 class ImageFolder(RecordImages):
-    """Images in a folder or a zip archive, as RGB, with labels from `dataset.json` or class folders.
+    """Images in a folder, a zip archive or a tar, as RGB, with labels from `dataset.json` or class folders.
 
-    Archives in the format of EDM2's dataset tool can be used directly. Corrupt images are counted and reported;
+    Archives in the format of EDM2's dataset tool can be used directly. The class folders of `train` are numbered in
+    alphabetical order, and those of `heldout` by the same names. Corrupt images are counted and reported;
     their names are in `corrupt`. Shards (`lightning-guide convert`) load faster from slow or remote disks.
     """
 
@@ -190,9 +76,10 @@ class ImageFolder(RecordImages):
         """List the files.
 
         Args:
-            train: folder or zip archive to train on.
-            heldout: another folder or archive, or the fraction of `train` that is held out, selected by file names.
-            num_classes: number of classes; 0 ignores the labels.
+            train: folder or archive to train on.
+            heldout: another folder or archive, or the fraction of `train` that is held out, selected by file names; at
+                least one image is held out and one is kept.
+            num_classes: number of classes of `train`; 0 ignores the labels.
             size: crop images to their central square and shrink them to `size` x `size` by the mean over areas;
                 None keeps their size.
             cache: decode everything once into memory; None: only below 1 GiB.
@@ -202,21 +89,25 @@ class ImageFolder(RecordImages):
             seed: seed of the order of the training data.
 
         Raises:
-            ValueError: if a place does not exist, holds no images, or has labels missing or out of range.
+            ValueError: if a place does not exist or holds no images, labels are missing, or the number of classes is
+                not `num_classes`.
         """
         if isinstance(heldout, float | int) and not 0 < heldout < 1:
             raise ValueError(f"heldout is {heldout}; expected a folder, a zip archive, or a share between 0 and 1")
         files = image_files(train)
-        names, labels = labels_of(files)
+        found = labels_of(files)
+        if num_classes > 0:
+            _check_classes(files, found, num_classes)
+            self.class_names = found.classes
         if isinstance(heldout, str):
             other = image_files(heldout)
-            self._files = {"train": (files, names, labels), "heldout": (other, *labels_of(other))}
+            there = labels_of(other, found.classes if num_classes > 0 else None)
+            self._files = {"train": (files, found.images, found.labels), "heldout": (other, there.images, there.labels)}
         else:
-            kept = [mix(name, "heldout") >= heldout * 2**63 for name in names]
-            self._files = {
-                "train": (files, [name for name, keep in zip(names, kept, strict=True) if keep], labels),
-                "heldout": (files, [name for name, keep in zip(names, kept, strict=True) if not keep], labels),
-            }
+            apart = _held_out(found.images, heldout, place=str(files.place))
+            kept = [name for name in found.images if name not in apart]
+            held = [name for name in found.images if name in apart]
+            self._files = {"train": (files, kept, found.labels), "heldout": (files, held, found.labels)}
         super().__init__(
             num_classes=num_classes,
             size=size,
@@ -236,3 +127,27 @@ class ImageFolder(RecordImages):
         """Return the images of a split."""
         files, names, labels = self._files[split]
         return FileExamples(files, names, size=self.size, num_classes=self.num_classes, classes=labels)
+
+
+def _check_classes(files: ImageFiles, found: LabeledNames, num_classes: int) -> None:
+    """Refuse images without labels, and another number of classes."""
+    unlabeled = next((name for name in found.images if name not in found.labels), None)
+    if unlabeled is not None:
+        raise ValueError(
+            f"{unlabeled} in {files.place} has no label; expected 0 to {num_classes - 1}, from a class folder or a row "
+            "of dataset.json"
+        )
+    if found.images and len(found.classes) != num_classes:
+        empty = f"; without images: {shown(found.empty)}" if found.empty else ""
+        names = f"{len(found.classes)} classes ({shown(found.classes)}{empty})"
+        raise ValueError(f"{files.place} has {names}; num_classes is {num_classes}")
+
+
+def _held_out(names: Sequence[str], share: float, *, place: str) -> set[str]:
+    """Return the names that are held out: those of the smallest hashes, at least one, and not all."""
+    if len(names) == 1:
+        raise ValueError(f"{place} holds one image; expected at least two, to hold out a share of {share:g}")
+    hashes = {name: mix(name, "heldout") for name in names}
+    apart = {name for name in names if hashes[name] < share * 2**63}
+    order = sorted(names, key=hashes.__getitem__)
+    return (apart or set(order[:1])) - set(order[-1:])

@@ -17,6 +17,7 @@ from datamodules.shard_examples import ShardExamples, token_shape
 from datamodules.shards import shard_paths
 from datamodules.storage.downloads import Downloads
 from datamodules.storage.image_codec import decode_sample
+from datamodules.storage.shard_classes import recorded_classes
 from lightning_guide.data import Batch
 from lightning_guide.pretrained.autoencoders import VariationalAutoencoder
 from lightning_guide.seeds import SampleSeeds
@@ -93,6 +94,7 @@ class Latents(DiffusionData):
         self._downloads = None if downloads is None else Downloads(downloads)
         self._paths = {"train": shard_paths(train, self._downloads), "heldout": shard_paths(heldout, self._downloads)}
         self.num_classes, self.token_channels, self.token_length = num_classes, token_channels, token_length
+        self.class_names = recorded_classes(self._paths["train"], self._paths["heldout"], num_classes)
         self._token_shape = token_shape(num_classes, token_channels, token_length)
         self.prompt_file, self.images, self.cache = prompt_file, images, cache
         self.space = LatentSpace(vae, mean, std, decode_batch=decode_batch)

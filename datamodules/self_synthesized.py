@@ -27,6 +27,7 @@ from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance import Main
 from lightning_guide.inference import fuse_weights
 from lightning_guide.modules.diffusion import DiffusionModule
+from lightning_guide.runs.class_names import check_class_names
 from lightning_guide.runs.models import RunModels, finished_model
 from lightning_guide.samplers import Heun, Sampler
 from lightning_guide.snapshots.file import checksum
@@ -96,6 +97,7 @@ class SelfSynthesized(DiffusionData):
         self.guidance, self.sampler = guidance or Main(), sampler or Heun()
         self.sampling_seed, self.chunk_size = sampling_seed, chunk_size
         self.data_shape, self.num_classes = tuple(data.data_shape), data.num_classes
+        self.class_names = data.class_names
         self._made_of: dict[str, Any] = {}
 
     def setup(self, stage: str) -> None:
@@ -105,6 +107,7 @@ class SelfSynthesized(DiffusionData):
             ValueError: if the model does not exist or does not match the data, the folder holds another set, or
                 samples are not finite.
         """
+        super().setup(stage)
         if stage != "fit":
             return
         rank, world = self._place()
@@ -186,6 +189,7 @@ class SelfSynthesized(DiffusionData):
             raise ValueError(
                 f"the model in {self.run} has {base.num_classes} classes, the data have {self.num_classes}"
             )
+        check_class_names(self.class_names, base.class_names, of=f"the model in {self.run}")
         trained = self._module()
         if isinstance(trained, DiffusionModule) and trained.denoiser.recipe != base.recipe:
             rank_zero_warn(

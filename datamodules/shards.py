@@ -12,6 +12,7 @@ from datamodules.base_images import RecordImages, Split
 from datamodules.records import RecordExamples
 from datamodules.shard_examples import ShardExamples, token_shape
 from datamodules.storage.downloads import Downloads, is_url
+from datamodules.storage.shard_classes import recorded_classes
 
 __all__ = ["Shards", "shard_paths"]
 
@@ -64,12 +65,14 @@ class Shards(RecordImages):
 
         Raises:
             ValueError: if a pattern matches nothing or a shard is missing or listed twice; for URLs without
-                `downloads`; if both labels and embeddings are requested.
+                `downloads`; if both labels and embeddings are requested; if the classes recorded beside the shards are
+                not `num_classes`, or differ for `train` and `heldout`.
         """
         self.token_channels, self.token_length, self.prompt_file = token_channels, token_length, prompt_file
         self._token_shape = token_shape(num_classes, token_channels, token_length)
         self._downloads = None if downloads is None else Downloads(downloads)
         self._paths = {"train": shard_paths(train, self._downloads), "heldout": shard_paths(heldout, self._downloads)}
+        self.class_names = recorded_classes(self._paths["train"], self._paths["heldout"], num_classes)
         super().__init__(
             num_classes=num_classes,
             size=size,

@@ -83,6 +83,7 @@ RENAMED: dict[str, str] = {
     "OtherCondition": "ConditionReplacement",
     "PathFigure": "MotionFigure",
     "PathMetrics": "MotionMetrics",
+    "ClassFolder": "ImageArchive",
     "PictureArchive": "ImageArchive",
     "PictureAttention": "ImageAttention",
     "PictureAutoencoder": "ImageAutoencoder",

@@ -93,6 +93,7 @@ class Denoiser(HasRecipe, nn.Module, ABC):
     Attributes:
         data_shape: shape of one x, without the batch.
         num_classes: number of labels, 0 for a denoiser without labels.
+        class_names: names of the labels in their order, as recorded by its run; None if unknown.
         token_channels: C of embeddings (B, L, C) that are its condition, 0 for a denoiser without embeddings.
         sigma_data: standard deviation of the data.
         sigma_max: highest noise level that the denoiser was trained for; samplers refuse to start above it.
@@ -100,6 +101,7 @@ class Denoiser(HasRecipe, nn.Module, ABC):
 
     data_shape: tuple[int, ...]
     num_classes: int
+    class_names: list[str] | None = None
     token_channels: int = 0
     sigma_data: float
     sigma_max: float = math.inf

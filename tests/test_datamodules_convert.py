@@ -187,14 +187,14 @@ def test_bad_sources_and_arguments(source: Path, tmp_path: Path) -> None:
     """Missing and empty folders, empty classes, numbers out of range."""
     (source / "dog").mkdir()
     for given, message in (
-        (source, "class folder .*dog holds no images"),
-        (source / "bee", "has no folders inside"),
-        (source / "none", "is not a folder"),
+        (source, "class folder dog of .* holds no images"),
+        (source / "bee", "has no label; expected a class folder"),
+        (source / "none", "none does not exist; expected a folder of images"),
     ):
         with pytest.raises(ValueError, match=message):
             convert(str(given), str(tmp_path / "out"))
     (source / "dog").rmdir()
-    with pytest.raises(ValueError, match=r"/\w+/\d.png: 8x8 pixels cannot be shrunk to 9x9"):
+    with pytest.raises(ValueError, match=r"\w+/\d.png in .*: 8x8 pixels cannot be shrunk to 9x9"):
         convert(str(source), str(tmp_path / "out"), size=9)
     with pytest.raises(ValueError, match="quality is 0"):
         write_shards([(pixels(0), 0)], tmp_path / "out", quality=0)

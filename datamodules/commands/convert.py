@@ -10,71 +10,39 @@ from typing import Any
 import torchvision
 from torch import Tensor
 
-from datamodules.image_folder import image_files, is_hidden, is_image, labels_of
 from datamodules.storage.image_codec import SUFFIXES, UndecodableError, decode_image
+from datamodules.storage.image_files import image_files
+from datamodules.storage.labels import labels_of
+from datamodules.storage.shard_classes import other_classes
 from datamodules.storage.shard_writer import write_shards
 
-__all__ = ["ClassFolder", "ImageArchive", "convert", "torchvision_dataset"]
-
-
-class ClassFolder(Sequence[tuple[Tensor, int]]):
-    """Images in `folder/CLASS/`, at any depth, as (uint8 (3, H, W), label); classes in alphabetical order."""
-
-    def __init__(self, folder: str | Path) -> None:
-        """List the folder.
-
-        Raises:
-            ValueError: if the folder does not exist, has no class folders, or a class has no images.
-        """
-        root = Path(folder)
-        if not root.is_dir():
-            raise ValueError(
-                f"the source {str(folder)!r} is not a folder; expected FOLDER with FOLDER/CLASS/*.png inside"
-            )
-        self.classes = sorted(path.name for path in root.iterdir() if path.is_dir() and not is_hidden(path.name))
-        if not self.classes:
-            raise ValueError(f"{root} has no folders inside; expected one for each class, {root}/CLASS/*.png")
-        self.files: list[tuple[Path, int]] = []
-        for label, name in enumerate(self.classes):
-            inside = (path.relative_to(root) for path in (root / name).rglob("*"))
-            found = sorted(root / path for path in inside if is_image(path.as_posix()))
-            if not found:
-                raise ValueError(f"the class folder {root / name} holds no images; expected {', '.join(SUFFIXES)}")
-            self.files += [(path, label) for path in found]
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def name(self, index: int) -> str:
-        """Return the name of an image for messages."""
-        return str(self.files[index][0])
-
-    def __getitem__(self, index: Any) -> Any:
-        path, label = self.files[index]
-        try:
-            return decode_image(path.read_bytes()), label
-        except UndecodableError as error:
-            raise UndecodableError(f"{self.name(index)} ({error})") from None
+__all__ = ["ImageArchive", "convert", "torchvision_dataset"]
 
 
 class ImageArchive(Sequence[tuple[Tensor, int]]):
-    """Images in a zip archive as (uint8 (3, H, W), label), with labels as in `image_folder.labels_of`."""
+    """Images in a folder or an archive as (uint8 (3, H, W), label), with labels as in `labels_of`."""
 
-    def __init__(self, path: str | Path) -> None:
-        """List the archive.
+    def __init__(self, place: str | Path, classes: Sequence[str] | None = None) -> None:
+        """List the place; `classes` gives the numbering of class names.
 
         Raises:
-            ValueError: if the archive does not exist, or an image in it has no label.
+            ValueError: if the place does not exist, an image in it has no label, a class folder has no images, or it
+                has other classes.
         """
-        self.files = image_files(path)
-        self.names, self.labels = labels_of(self.files)
+        self.files = image_files(place)
+        found = labels_of(self.files, classes)
+        self.names, self.labels, self.classes = found.images, found.labels, found.classes
+        if not self.names:
+            raise ValueError(f"{place} holds no images; expected files ending in {', '.join(SUFFIXES)}")
         for name in self.names:
             if name not in self.labels:
-                raise ValueError(f"{name} in {path} has no label; expected a class folder, or a row of dataset.json")
-        folders = {self.labels[name]: name.split("/")[0] for name in self.names}
-        listed = len(set(folders.values())) < len(folders)  # several classes in one folder: by dataset.json
-        count = max(folders, default=-1) + 1
-        self.classes = [str(label) if listed else folders.get(label, str(label)) for label in range(count)]
+                raise ValueError(
+                    f"{name} in {place} has no label; expected a class folder, {place}/CLASS/, or a row of dataset.json"
+                )
+        if found.empty and classes is None:
+            raise ValueError(
+                f"the class folder {found.empty[0]} of {place} holds no images; expected {', '.join(SUFFIXES)}"
+            )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -133,9 +101,9 @@ def convert(
     """Write a folder, an archive or a torchvision dataset to WebDataset shards; rerun the same command to resume.
 
     Args:
-        source: a folder with one folder of images for each class, a zip archive of such folders or of images with a
-            `dataset.json`, or `torchvision:CIFAR10:ROOT`.
-        folder: folder of the shards.
+        source: a folder, a zip archive or a tar with one folder of images for each class or a `dataset.json`, or
+            `torchvision:CIFAR10:ROOT`.
+        folder: folder of the shards. If it holds shards of another name already, their classes give the numbering.
         name: name of the shards; for torchvision also the split (train, test, ...).
         size: crop to the central square and shrink to `size` x `size`; None keeps the size.
         records_per_shard: number of images in one shard.
@@ -153,7 +121,7 @@ def convert(
             raise ValueError(f"the source is {source!r}; expected torchvision:NAME:ROOT, as torchvision:CIFAR10:data")
         images: Any = torchvision_dataset(dataset, root, split=name, download=download)
     else:
-        images = ImageArchive(source) if Path(source).is_file() else ClassFolder(source)
+        images = ImageArchive(source, other_classes(Path(folder), name))
     inventory = write_shards(
         images,
         folder,

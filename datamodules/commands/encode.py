@@ -17,6 +17,7 @@ from datamodules.shard_examples import MASK, TOKENS
 from datamodules.shards import shard_paths
 from datamodules.storage.downloads import Downloads
 from datamodules.storage.image_codec import UndecodableError, decode_image, shrink
+from datamodules.storage.shard_classes import shard_classes
 from datamodules.storage.shard_writer import is_complete
 from datamodules.storage.tar_index import ShardIndex, index_shard
 from lightning_guide.pretrained.autoencoders import VariationalAutoencoder
@@ -65,6 +66,7 @@ def encode(
         raise ValueError(f"two of the shards {shards!r} have one name; expected different ones for their latents")
     if path.parent.resolve() in {each.parent.resolve() for each in paths}:
         raise ValueError(f"{folder} holds the images themselves; expected another folder for their latents")
+    classes = shard_classes(paths)
     chosen = _device(device)
     vae = vae.to(chosen).eval()
     inventory = ResumableFolder(path, {"vae": vae.recipe, "size": size}, results="*.tar")
@@ -89,7 +91,7 @@ def encode(
     mean, square = torch.stack(rows).sum(0) / sum(entry["values"] for entry in done.values())
     std = (square - mean**2).sqrt()
     moments = {"mean": [round(m, 4) for m in mean.tolist()], "std": [round(s, 4) for s in std.tolist()]}
-    inventory.write({**moments, "shards": done}, durable=False)
+    inventory.write({**moments, "classes": classes, "shards": done}, durable=False)
     records, corrupt = (sum(entry[key] for entry in done.values()) for key in ("records", "corrupt"))
     print(
         f"latents of {records} images in {len(done)} shards: {folder}/*.tar ({corrupt} corrupt images left out); "

@@ -134,7 +134,10 @@ def decode_sample(data: bytes) -> Tensor:
     """
     try:
         if data.startswith(b"\x93NUMPY"):
-            return torch.from_numpy(read_array(data, "a sample"))
+            array = read_array(data, "a sample")
+            if array.dtype == bool:
+                raise ValueError(f"an array of shape {array.shape} and type bool, expected numbers")
+            return torch.from_numpy(array)
         image = _open(data)
         return torch.from_numpy(np.array(image))[None] if image.mode == "L" else from_pil(image)
     except Exception as error:  # as in `decode_image`

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from webdataset import TarWriter
 
 from datamodules.storage.image_codec import UndecodableError, from_array, from_pil, shrink
+from datamodules.storage.shard_classes import check_same_classes, other_classes
 from datamodules.storage.tar_index import IMAGES, index_shard
 from datamodules.stream import epoch_order
 from lightning_guide.utils.files import atomic
@@ -44,7 +45,7 @@ def write_shards(
 
     Raises:
         ValueError: for an empty source, a label that is not a class number, an unusable image or argument, or a folder
-            that holds a conversion with other settings under this name.
+            that holds a conversion with other settings under this name, or shards of other classes.
     """
     if records_per_shard < 1:
         raise ValueError(f"records_per_shard is {records_per_shard}; expected at least 1")
@@ -63,6 +64,9 @@ def write_shards(
         "classes": None if classes is None else [str(label) for label in classes],
     }
     path = Path(folder) / f"{name}.json"
+    others = other_classes(Path(folder), name)
+    if classes is not None and others is not None:
+        check_same_classes(f"the source of {name}", [str(label) for label in classes], str(folder), others)
     alternative = "another folder, or another name"
     inventory = ResumableFolder(path, settings, results=f"{name}-*.tar", alternative=alternative)
     shards = inventory.read().get("shards", {})

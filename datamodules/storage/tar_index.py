@@ -14,20 +14,22 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 import torch
 from torch import Tensor
 from webdataset.tariterators import base_plus_ext
 
-__all__ = ["IMAGES", "SAMPLES", "ShardIndex", "index_shard"]
+__all__ = ["IMAGES", "SAMPLES", "ShardIndex", "index_shard", "is_hidden", "tar_members"]
 
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 SAMPLES = ("png", "npy")  # extensions of generated data
 
 _BLOCK = 512
+_OCTAL = re.compile(rb"[0-7]+")
+_SYSTEM_FILES = ("__MACOSX", "Thumbs.db", "desktop.ini")
 _PAX_NAMES = re.compile(rb"\d (path|size|hdrcharset|GNU\.)")  # records that change name or size of the next file
 
 Place = tuple[int, int]  # offset and size of a file's content, in bytes
@@ -65,8 +67,8 @@ def index_shard(
 ) -> ShardIndex:
     """Find the records of a shard: `KEY.jpg` (or another of `extensions`) and `KEY.cls`, the class as decimal text.
 
-    Names with a leading `__` are skipped, further files of a record ignored unless `beside` names their extensions.
-    With `num_classes` 0 labels are not read.
+    Hidden files and names with a leading `__` are skipped, further files of a record ignored unless `beside` names
+    their extensions. With `num_classes` 0 labels are not read.
 
     Raises:
         ValueError: naming shard and record, if the shard is missing, not a complete tar, or empty; if a record has no
@@ -94,7 +96,7 @@ def _records(view: mmap.mmap, path: Path, extensions: Sequence[str]) -> dict[str
     records: dict[str, dict[str, Place]] = {}
     for name, offset, size in _members(view, path):
         key, extension = base_plus_ext(name)
-        if key is None or key.rsplit("/", 1)[-1].startswith("__"):
+        if key is None or key.rsplit("/", 1)[-1].startswith("__") or is_hidden(name):
             continue
         record = records.setdefault(key, {})
         if extension.lower() in record:
@@ -128,8 +130,10 @@ def _label(view: mmap.mmap, record: dict[str, Place], key: str, path: Path, num_
         )
     offset, size = record["cls"]
     text = view[offset : offset + size].strip()
-    if not text.isdigit():
-        raise ValueError(f"record {key!r} of {path} has the label {text!r}; expected 0 to {num_classes - 1} as text")
+    if not text.isdigit() or size > 20:
+        raise ValueError(
+            f"record {key!r} of {path} has the label {text[:20]!r}; expected 0 to {num_classes - 1} as text"
+        )
     if int(text) >= num_classes:
         raise ValueError(
             f"record {key!r} of {path} has the label {int(text)}; expected 0 to {num_classes - 1} (num_classes is "
@@ -174,8 +178,11 @@ def _plain_members(view: mmap.mmap) -> tuple[list[tuple[str, int, int]], int] | 
         if header[257:263] != b"ustar\0" or kind not in b"0\0x" or header[345]:
             return None
         try:
-            size = int(header[124:136].rstrip(b" \0"), 8)
-            if int(header[148:156].strip(b" \0"), 8) != sum(header) - sum(header[148:156]) + 8 * 32:
+            octal = header[124:136].rstrip(b" \0"), header[148:156].strip(b" \0")
+            if not all(map(_OCTAL.fullmatch, octal)):  # int() would accept a sign
+                return None
+            size, checksum = (int(text, 8) for text in octal)
+            if checksum != sum(header) - sum(header[148:156]) + 8 * 32:
                 return None
             name = header[:100].split(b"\0", 1)[0].decode()
         except ValueError:
@@ -190,12 +197,41 @@ def _plain_members(view: mmap.mmap) -> tuple[list[tuple[str, int, int]], int] | 
 
 
 def _any_members(path: Path) -> tuple[list[tuple[str, int, int]], int]:
-    """Return the same by the standard library, for long names, links and directories (left out), and all dialects."""
+    """Return the same by the standard library, for long names, directories (left out), and all dialects."""
+    members = []
     try:
         with tarfile.open(path, "r:") as tar:
-            members = [(member.name, member.offset_data, member.size) for member in tar if member.isfile()]
+            for member in tar:
+                if member.issym() or member.islnk() or member.issparse():
+                    if not is_hidden(member.name):
+                        raise tarfile.TarError(f"{member.name!r} is a link or sparse; expected plain files")
+                elif member.isfile():
+                    members.append((member.name, member.offset_data, member.size))
             return members, tar.offset
-    except tarfile.TarError as error:
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # damaged headers raise many types
         raise ValueError(
             f"{path} cannot be read as a tar: {error}; expected a complete, uncompressed tar file"
         ) from None
+
+
+def tar_members(path: Path) -> list[tuple[str, int, int]]:
+    """Return (name, offset, size) of all files of a complete, uncompressed tar.
+
+    Raises:
+        ValueError: if it is damaged, truncated or compressed, or holds links.
+    """
+    with path.open("rb") as file, _mapped(file, path) as view:
+        return _members(view, path)
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file is hidden, lies in a hidden folder, or was added by macOS or Windows.
+
+    Examples:
+        >>> [is_hidden(name) for name in ("a/1.png", "./1.png", "a/._1.png", "a/Thumbs.db")]
+        [False, False, True, True]
+    """
+    parts = PurePosixPath(name).parts
+    return any(part in _SYSTEM_FILES or (part.startswith(".") and part != "..") for part in parts)

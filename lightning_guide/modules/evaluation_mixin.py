@@ -14,6 +14,7 @@ from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.metrics.base import SampleMetric
 from lightning_guide.evaluation.runner import GuidedEvaluations
 from lightning_guide.evaluation.sampling_loop import DrawnSamples
+from lightning_guide.runs.class_names import check_class_names
 from lightning_guide.runs.models import RunModels, find_average, finished_model
 from lightning_guide.training.losses import TrainingLoss
 from lightning_guide.training.monitor import HeldoutLoss
@@ -64,6 +65,7 @@ class EvaluatedModule(ShardedTraining):
             raise ValueError(f"the data has shape {shapes}")
         if denoiser.num_classes and data.num_classes != denoiser.num_classes:
             raise ValueError(f"the data has {data.num_classes} classes, the network {denoiser.num_classes}")
+        check_class_names(getattr(data, "class_names", None), denoiser.class_names, of="the network")
         if denoiser.token_channels and data.token_channels != denoiser.token_channels:
             raise ValueError(
                 f"the data has embeddings of {data.token_channels} channels (0: no embeddings), the network reads "

@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.ema import Average
+from lightning_guide.runs.class_names import read_class_names
 from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.utils.recipe import build
 
@@ -84,7 +85,9 @@ def finished_model(
     width = chosen.sigma_rel
     if width is None:  # stored under the width that its profile had at that time
         width = next((entry.sigma_rel for entry in store.entries() if entry.images == count), 0.05)
-    return store.guider(images=count, sigma_rel=width)
+    model = store.guider(images=count, sigma_rel=width)
+    model.class_names = read_class_names(run)
+    return model
 
 
 def newest_images(store: SnapshotStore) -> int:

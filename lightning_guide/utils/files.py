@@ -1,8 +1,9 @@
-"""Atomic file writes, YAML files without duplicate keys, and npz archives."""
+"""Atomic file writes, YAML and JSON files without duplicate keys, and npz archives."""
 
 from __future__ import annotations
 
 import io
+import json
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +20,7 @@ from lightning_guide.utils.config_base import read_with_base
 from lightning_guide.utils.errors import nearest
 from lightning_guide.utils.shipped import find_config
 
-__all__ = ["atomic", "read_node", "read_numbers", "read_one", "read_yaml", "write_numbers"]
+__all__ = ["atomic", "parse_json", "read_node", "read_numbers", "read_one", "read_yaml", "write_numbers"]
 
 
 @contextmanager
@@ -146,6 +147,28 @@ def _every_key_once(root: yaml.Node) -> None:
                 raise ValueError(f"line {line}: duplicate key {key.value!r} (first defined on line {lines[name]})")
             lines[name] = line
         waiting += [value for _, value in reversed(node.value)]
+
+
+def parse_json(text: str | bytes, place: str | Path) -> Any:
+    """Return the content of JSON `text`, which was found in `place`.
+
+    Raises:
+        ValueError: naming the place, if the text is damaged or nested too deeply, or a key occurs twice in an object.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place} is damaged ({error}); expected JSON") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a JSON object; refuse a key that occurs twice, of which the last value would be taken."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} occurs twice")
+    return content
 
 
 def write_numbers(path: str | Path, numbers: Mapping[str, Any]) -> Path:

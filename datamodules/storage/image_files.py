@@ -1,0 +1,170 @@
+"""Files of a folder, a zip archive or a tar archive, by their relative names (`ImageFiles`)."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from datamodules.storage.image_codec import SUFFIXES, UndecodableError
+from datamodules.storage.tar_index import is_hidden, tar_members
+
+__all__ = ["ImageFiles", "image_files", "is_image"]
+
+
+class ImageFiles(ABC):
+    """Files of a folder or archive, by their relative names with slashes."""
+
+    place: Path
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """Return the names of all files that are not hidden, sorted."""
+
+    def folders(self) -> list[str]:
+        """Return the names of all folders that are not hidden, as far as the place lists them."""
+        return []
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """Return the content of a file.
+
+        Raises:
+            UndecodableError: if the file cannot be read, is damaged in an archive, encrypted, or compressed by an
+                unknown method.
+        """
+
+
+class _Folder(ImageFiles):
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def names(self) -> list[str]:
+        return sorted(self._walk()[1])
+
+    def folders(self) -> list[str]:
+        return self._walk()[0]
+
+    def read(self, name: str) -> bytes:
+        try:
+            return (self.place / name).read_bytes()
+        except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+            raise UndecodableError(error.strerror or type(error).__name__) from None
+
+    def _walk(self) -> tuple[list[str], list[str]]:
+        """Return folders and files; links are followed, but not to a folder that they lie in."""
+        folders: list[str] = []
+        files: list[str] = []
+        for folder, inside, found in os.walk(self.place, followlinks=True):
+            at = os.path.realpath(folder) + os.sep
+            inside[:] = [
+                name
+                for name in inside
+                if not is_hidden(name) and not at.startswith(os.path.realpath(os.path.join(folder, name)) + os.sep)
+            ]
+            here = Path(folder).relative_to(self.place)
+            folders += [(here / name).as_posix() for name in inside]
+            files += [(here / name).as_posix() for name in found if not is_hidden(name)]
+        return folders, files
+
+
+class _Zip(ImageFiles):
+    """A zip archive, opened separately by each process: loader workers must not share a file position."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self._opened: tuple[int, zipfile.ZipFile, dict[str, zipfile.ZipInfo]] | None = None
+
+    def names(self) -> list[str]:
+        return sorted(self._archive()[1])
+
+    def folders(self) -> list[str]:
+        names = (_plain(info.filename) for info in self._archive()[0].infolist() if info.is_dir())
+        return [name for name in names if not is_hidden(name)]
+
+    def read(self, name: str) -> bytes:
+        archive, files = self._archive()
+        try:
+            return archive.read(files[name])
+        except Exception as error:  # damaged headers and streams, encryption, unknown methods: many types
+            raise UndecodableError(f"{type(error).__name__}: {error}") from None
+
+    def _archive(self) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
+        if self._opened is None or self._opened[0] != os.getpid():
+            try:
+                archive = zipfile.ZipFile(self.place)
+            except OSError as error:
+                raise ValueError(f"{self.place} cannot be opened: {error.strerror or error}") from None
+            except Exception as error:  # of a damaged directory
+                raise ValueError(
+                    f"{self.place} is damaged or not a zip archive: {error}; expected a folder of images, a zip "
+                    "archive or an uncompressed tar"
+                ) from None
+            infos = [info for info in archive.infolist() if not info.is_dir()]
+            files = dict(zip(_checked([info.filename for info in infos], self.place), infos, strict=True))
+            self._opened = os.getpid(), archive, {name: files[name] for name in files if not is_hidden(name)}
+        return self._opened[1:]
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"place": self.place, "_opened": None}
+
+
+class _Tar(ImageFiles):
+    """An uncompressed tar, whose files are read at their offsets."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        members = tar_members(place)
+        places = zip(_checked([name for name, *_ in members], place), members, strict=True)
+        self._files = {name: (offset, size) for name, (_, offset, size) in places if not is_hidden(name)}
+
+    def names(self) -> list[str]:
+        return sorted(self._files)
+
+    def read(self, name: str) -> bytes:
+        offset, size = self._files[name]
+        with self.place.open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+
+def image_files(place: str | Path) -> ImageFiles:
+    """Open the files of a folder, or of a zip archive or an uncompressed tar.
+
+    Raises:
+        ValueError: if `place` does not exist or is damaged, or an archive holds a name twice, or a name that is
+            absolute or leads out of it.
+    """
+    path = Path(place)
+    if path.is_dir():
+        return _Folder(path)
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; expected a folder of images or a zip archive or tar of them")
+    with path.open("rb") as file:
+        is_tar = path.suffix.lower() == ".tar" or file.read(262)[257:] == b"ustar"
+    return _Tar(path) if is_tar else _Zip(path)
+
+
+def is_image(name: str) -> bool:
+    """Return whether a file name is that of an image."""
+    return PurePosixPath(name).suffix.lower() in SUFFIXES and not is_hidden(name)
+
+
+def _plain(name: str) -> str:
+    """Return a name without `./` and double slashes."""
+    return PurePosixPath(name).as_posix()
+
+
+def _checked(names: Iterable[str], place: Path) -> list[str]:
+    """Return plain names; refuse ambiguous ones and those outside the archive."""
+    plain = [_plain(name) for name in names]
+    seen: set[str] = set()
+    for name in plain:
+        if name.startswith("/") or ".." in PurePosixPath(name).parts:
+            raise ValueError(f"{place} holds the file {name!r}; expected names inside the archive, without `..`")
+        if name in seen:
+            raise ValueError(f"{place} holds {name!r} twice; expected each file once")
+        seen.add(name)
+    return plain
