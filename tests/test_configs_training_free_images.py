@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from lightning_guide.commands.guidance_files import build_guidances, read_guidances
-from lightning_guide.denoiser import Denoiser
+from lightning_guide.denoiser import Denoiser, Trajectory
+from lightning_guide.guidance.training_free.schedules import StepContext
 from lightning_guide.networks import EDM2UNet
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.preconditioning import Preconditioned
@@ -98,6 +99,19 @@ def test_image_configs_run_with_networks_from_files(file: str, small: None) -> N
         assert bool(guided.x.isfinite().all()) and guided.evaluations == plain.evaluations, name
         assert (guided.x - plain.x).abs().max() > 1e-4, f"{name} has no effect"
         assert not guided.diagnostics["skipped"].any(), name
+
+
+def test_faces_are_matched_perfectly_by_themselves(small: None) -> None:
+    """The published rates are for losses without augmentation: the reference itself has the loss 0."""
+    guidances = build_guidances(smaller(read_guidances([str(FOLDER / "faces.yaml")])))
+    faces = torch.from_numpy(np.load("data/faces.npy"))[:1]
+    seeds = SampleSeeds(0, [0])
+    trajectory = Trajectory(x=faces, seeds=seeds, sigma=1.0)
+    for name in ("parsing", "sketch"):
+        guidance: Any = guidances[name]
+        context = StepContext(trajectory=trajectory, sigma=1.0, sigma_next=0.5, noise=torch.zeros_like(faces))
+        copies = guidance.estimator.draw(faces, context)(faces)
+        assert float(guidance.energy(copies.flatten(0, 1), None).max()) == pytest.approx(0, abs=1e-3), name
 
 
 def test_a_named_network_preprocesses_as_configured(small: None) -> None:

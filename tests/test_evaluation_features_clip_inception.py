@@ -15,6 +15,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from lightning_guide.data import Batch
 from lightning_guide.evaluation import ClipFeatures, ClipScore, InceptionFeatures, InceptionScore
+from lightning_guide.pretrained.loading import clip_model
 
 NAME = "ViT-S-32-alt"  # the smallest that open_clip has
 
@@ -44,6 +45,21 @@ def test_clip_features_are_image_embeddings(clip: tuple[Any, str]) -> None:
         expected = model.encode_image((big - mean) / std)
     torch.testing.assert_close(extractor(x), expected, rtol=1e-4, atol=1e-5)
     assert extractor(images(2, 1, 8, 8)).shape == extractor(x)[:2].shape
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "activation"),
+    [("ViT-B-32", "openai", "QuickGELU"), ("ViT-B-32-quickgelu", "openai", "QuickGELU"), ("ViT-B-32", None, "GELU")],
+)
+def test_clip_has_the_activations_that_its_weights_were_trained_with(
+    name: str, weights: str | None, activation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenAI's weights need x sigmoid(1.702 x); the model of that name has the exact GELU."""
+    monkeypatch.setattr(open_clip.factory, "download_pretrained", lambda *_, **__: "weights")
+    monkeypatch.setattr(open_clip.factory, "load_checkpoint", lambda *_, **__: None)
+    model = clip_model(name, weights=weights)
+    found = {type(module).__name__ for name, module in model.named_modules() if name.endswith("gelu")}
+    assert found == {activation}
 
 
 def test_clip_score_is_the_cosine_with_the_prompt_of_the_class(clip: tuple[Any, str]) -> None:

@@ -47,8 +47,9 @@ def timm_model(name: str, *, weights: str | None = None, pretrained: bool = True
 def clip_model(name: str, *, weights: str | None) -> Any:
     """Load the open_clip model `name`, frozen and in eval mode.
 
-    `weights` is a local file or a tag of open_clip's downloads, None for random weights. The global random state is
-    unchanged.
+    `weights` is a local file or a tag of open_clip's downloads, None for random weights. With a tag, the activations
+    are those that the weights were trained with; a local file does not say so, and OpenAI's weights in one need a model
+    whose name ends in "-quickgelu". The global random state is unchanged.
 
     Raises:
         ValueError: if open_clip has no such model, or its weights cannot be loaded.
@@ -64,9 +65,11 @@ def clip_model(name: str, *, weights: str | None) -> Any:
             f"weights of {name}: there is no file {weights}, nor is it one of open_clip's names: "
             f"{', '.join(tags) or 'none for this model'}"
         )
+    # by itself open_clip builds OpenAI's models with another activation than that of their weights, and warns
+    quick_gelu = weights in tags and bool(open_clip.get_pretrained_cfg(name, weights).get("quick_gelu"))
     try:
         with torch.random.fork_rng(devices=[]):
-            model = open_clip.create_model(name, pretrained=weights)
+            model = open_clip.create_model(name, pretrained=weights, force_quick_gelu=quick_gelu)
     except Exception as error:  # as for timm
         raise _loading_error(name, str(weights), error, "open_clip.create_model(name, pretrained=...)") from None
     return model.eval().requires_grad_(False)
