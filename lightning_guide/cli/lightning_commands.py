@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 import callbacks
 from callbacks.checkpoint import check_checkpoint, checkpoint_step, newest_checkpoint
 from lightning_guide.runs.session import CLI_OPTIONS, ConfigCLI
+from lightning_guide.utils.files import atomic
 
 __all__ = ["GuideCLI", "run_lightning"]
 
@@ -31,11 +33,9 @@ class SaveConfig(SaveConfigCallback):
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Write the file; rank 0 only."""
         command = trainer.state.fn.value if trainer.state.fn else stage
-        os.makedirs(trainer.default_root_dir, exist_ok=True)
         name = "config.yaml" if command == "fit" else f"config.{command}.yaml"
-        self.parser.save(
-            self.config, os.path.join(trainer.default_root_dir, name), skip_none=False, overwrite=True, multifile=False
-        )
+        with atomic(Path(trainer.default_root_dir, name)) as temporary:
+            temporary.write_text(self.parser.dump(self.config, skip_none=False), encoding="utf-8")
 
 
 class GuideCLI(ConfigCLI):

@@ -11,6 +11,7 @@ from lightning_guide.runs.models import newest_images, open_snapshots
 from lightning_guide.runs.writing import write_averages
 from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.snapshots.post_hoc import MAX_ERROR
+from lightning_guide.utils.files import atomic
 
 __all__ = ["neon", "reconstruct"]
 
@@ -110,6 +111,7 @@ def neon(
         "auxiliary": {"run": auxiliary, "images": ages[1], "sigma_rel": auxiliary_sigma_rel},
         "weight": weight,
     }
-    (folder / "neon.json").write_text(json.dumps(made_of, indent=1) + "\n", encoding="utf-8")
+    with atomic(folder / "neon.json") as temporary:
+        temporary.write_text(json.dumps(made_of, indent=1) + "\n", encoding="utf-8")
     print(f"Neon of {base} and {auxiliary} at w = {weight:g}: {path}")
     return str(path)

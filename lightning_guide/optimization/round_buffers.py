@@ -102,7 +102,6 @@ def read_records(run: str | Path, rounds: int) -> list[Record]:
 def write_records(run: str | Path, records: Sequence[Record]) -> None:
     """Write all records at once."""
     path = _path(run)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary:
         temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 

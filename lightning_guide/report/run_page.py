@@ -52,7 +52,6 @@ def write_page(run: str | Path, out: str | Path | None = None, *, figures: Seque
     """
     page = run_page(run, figures=figures)
     path = Path(run) / "report.html" if out is None else Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path

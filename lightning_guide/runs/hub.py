@@ -51,7 +51,6 @@ def _write(run: str, target: Path, images: int | float | str | None, sigma_rel: 
     store = open_snapshots(run)
     age = newest_images(store) if images is None else store.resolve_images(images)
     model = store.guider(images=age, sigma_rel=sigma_rel)
-    target.mkdir(parents=True, exist_ok=True)
     description = {
         "format": FORMAT,
         "recipe": model.recipe,
@@ -61,13 +60,11 @@ def _write(run: str, target: Path, images: int | float | str | None, sigma_rel: 
         "buffers": [name for name, _ in model.named_buffers()],
         "code_version": __version__,
     }
-    (target / "config.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    with atomic(target / "config.json") as temporary:
+        temporary.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     with atomic(target / "model.safetensors") as temporary:
-        try:
-            save_file(tensors, temporary)
-        except SafetensorError as error:
-            raise OSError(f"cannot write {target / 'model.safetensors'}: {error}") from None
+        save_file(tensors, temporary)
     return age
 
 

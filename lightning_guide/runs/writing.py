@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.snapshots import SnapshotStore
+from lightning_guide.utils.files import atomic
 
 __all__ = ["check_new", "write_averages", "write_run"]
 
@@ -48,7 +49,8 @@ def write_run(
         buffers=[name for name, _ in denoiser.named_buffers()],
     )
     config = _config(denoiser, Path(run), sigma_rel)
-    (Path(run) / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    with atomic(Path(run) / "config.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     return path
 
 

@@ -227,7 +227,6 @@ class SampledBlocks(Scorer):
         return self.folder / f"{self._key(point)}-{block.seed}-{block.number:06d}.safetensors"
 
     def _write(self, point: Point, block: ScoreBlock, totals: Totals) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         with atomic(self._path(point, block), durable=False) as temporary:
             save_file({name: value.contiguous() for name, value in totals.items()}, temporary)
 

@@ -99,7 +99,6 @@ def write_guidances(
         chosen = {"unguided": UNGUIDED, f"tuned_{metric}": point}
         evaluations = {name: space.evaluation(each) | {"seed": seed} for name, each in chosen.items()}
         content = {"model": {"init_args": {**model, "guidances": None, "evaluations": evaluations}}}
-        folder.mkdir(parents=True, exist_ok=True)
         with atomic(guidance_file(folder, metric)) as temporary:
             temporary.write_text("\n".join(lines) + "\n" + yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 

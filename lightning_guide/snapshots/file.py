@@ -71,10 +71,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Metadata, *, dtyp
     }
     header["checksum"] = checksum(stored, header)
     with atomic(path) as temporary:
-        try:
-            save_file(stored, temporary, metadata=header)
-        except SafetensorError as error:
-            raise OSError(f"cannot write {path}: {error}") from error
+        save_file(stored, temporary, metadata=header)
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], Metadata]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lightning_guide.snapshots.file import read_metadata
 from lightning_guide.snapshots.names import Entry, SnapshotMissing, parse_file_names
-from lightning_guide.utils.files import atomic
+from lightning_guide.utils.files import atomic, remove_temporary
 
 __all__ = ["SnapshotIndex"]
 
@@ -50,10 +50,8 @@ class SnapshotIndex:
 
     def remove_stale(self) -> None:
         """Remove the temporary files of a writer that was killed."""
-        for stale in self.folder.glob(".*.tmp"):
-            name = stale.name[1:-4]
-            if name == _NAME or parse_file_names(self.folder, [name]):
-                stale.unlink(missing_ok=True)
+        remove_temporary(self.folder, _NAME)
+        remove_temporary(self.folder, "images-*.safetensors")
 
     def check_not_lost(self, images: int, sigma_rel: float) -> None:
         """Refuse a snapshot that the index lists and whose file is gone.

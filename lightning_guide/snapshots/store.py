@@ -84,7 +84,6 @@ class SnapshotStore:
             raise ValueError(f"the recipe of a snapshot must be plain data: {error}") from None
         kept = [name for name, tensor in tensors.items() if name in buffers or not tensor.is_floating_point()]
         metadata = Metadata(images, round(float(sigma_rel), 4), recipe, planned_images, tuple(sorted(kept)))
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._index.remove_stale()
         write(path, tensors, metadata, dtype=self.dtype)
         self._index.write()

@@ -58,6 +58,8 @@ def explain_os_error(error: OSError) -> str:
     """Return the path and the reason of an error of the file system, without its number."""
     if error.filename is None or error.strerror is None:
         return str(error)
+    if isinstance(error, FileExistsError) and os.path.isfile(error.filename):
+        return f"{os.fspath(error.filename)} is a file; expected a folder"
     return f"{os.fspath(error.filename)}: {error.strerror[0].lower()}{error.strerror[1:]}"
 
 

@@ -2,57 +2,119 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
+import platform
+import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import yaml
+from safetensors import SafetensorError
 
 from lightning_guide.utils.arrays import reason_for_refusal
 from lightning_guide.utils.config_base import read_with_base
 from lightning_guide.utils.errors import nearest
 from lightning_guide.utils.shipped import find_config
 
-__all__ = ["atomic", "parse_json", "read_node", "read_numbers", "read_one", "read_yaml", "write_numbers"]
+__all__ = [
+    "atomic",
+    "make_folder",
+    "parse_json",
+    "read_node",
+    "read_numbers",
+    "read_one",
+    "read_yaml",
+    "remove_temporary",
+    "write_numbers",
+]
+
+
+_OF_TORCH_SAVE = re.compile("PytorchStreamWriter|inline_container|basic_ios")
 
 
 @contextmanager
 def atomic(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Write a file atomically: yield a temporary path in the folder of `path`, then rename it to `path`.
 
-    A process killed inside leaves `path` unchanged and at most the temporary file, a dot file ending in ``.tmp``.
-    If `durable`, the new file is on disk when this returns, so that it survives a power failure.
+    The folder is created. The file gets the mode of the umask, whichever library writes it. Several processes may write
+    the same path: each has a temporary file of its own. A process killed inside leaves `path` unchanged and at most the
+    temporary file, a dot file ending in ``.tmp``. If `durable`, the new file is on disk when this returns, so that it
+    survives a power failure.
 
     Raises:
-        OSError: naming `path`, if writing fails.
+        OSError: naming `path`, or the file in place of its folder, if writing fails; `path` is unchanged.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    make_folder(path.parent)
+    temporary = _temporary(path)
     try:
+        temporary.unlink(missing_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        if temporary.stat().st_mode != mode:  # libraries that write by way of a private file
+            temporary.chmod(mode)
         if durable:
             _sync(temporary)
         os.replace(temporary, path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(temporary)):
             raise OSError(error.errno, error.strerror, str(path)) from error
+        if isinstance(error, SafetensorError) or (
+            isinstance(error, RuntimeError) and _OF_TORCH_SAVE.search(str(error))
+        ):
+            raise OSError(f"cannot write {path}: {str(error).splitlines()[0]}; is there space on the disk?") from error
         raise
     if durable:
         _sync(path.parent)
 
 
+def make_folder(path: str | Path) -> Path:
+    """Create a folder and those above it unless they exist, and return it.
+
+    Raises:
+        OSError: naming the file in its place, or the folder that cannot be written.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        file = next((each for each in (folder, *folder.parents) if each.exists()), folder)
+        raise NotADirectoryError(errno.ENOTDIR, "is a file; expected a folder", str(file)) from None
+    return folder
+
+
+def remove_temporary(folder: str | Path, pattern: str = "*") -> None:
+    """Remove the temporary files that killed writers of files like `pattern` left in `folder`, which nobody writes."""
+    for part in (".tmp", ".*.tmp"):
+        for stray in Path(folder).glob(f".{pattern}{part}"):
+            stray.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    """Return the temporary file of this process for `path`; names that would be too long are cut."""
+    writer = zlib.crc32(f"{platform.node()} {os.getpid()}".encode())
+    name = path.name if len(os.fsencode(path.name)) < 240 else path.name[:50]
+    return path.with_name(f".{name}.{writer:08x}.tmp")
+
+
 def _sync(path: Path) -> None:
-    """Wait until a file, or the directory entries of a folder, are on disk."""
+    """Wait until a file, or the directory entries of a folder, are on disk; some network disks cannot sync folders."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
 
@@ -172,9 +234,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def write_numbers(path: str | Path, numbers: Mapping[str, Any]) -> Path:
-    """Write arrays, numbers and strings by name to the npz archive `path`, atomically; create the folder.
-
-    Several processes may write the same path: each has a temporary file of its own.
+    """Write arrays, numbers and strings by name to the npz archive `path`, as `atomic` does.
 
     Raises:
         OSError: if writing fails.
@@ -182,15 +242,9 @@ def write_numbers(path: str | Path, numbers: Mapping[str, Any]) -> Path:
     content = io.BytesIO()
     arrays: Any = {key: np.asarray(value) for key, value in numbers.items()}
     np.savez(content, **arrays)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
-    try:
+    with atomic(Path(path), durable=False) as temporary:
         temporary.write_bytes(content.getvalue())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return Path(path)
 
 
 def read_numbers(path: str | Path, *, what: str) -> dict[str, Any]:

@@ -139,7 +139,6 @@ class ResumableFolder:
 
     def write(self, content: Mapping[str, Any], *, durable: bool = True) -> None:
         """Write settings and `content` atomically; `durable` as in `atomic`."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         record = {self.key: self.settings} | plain_data(content)
         with atomic(self.path, durable=durable) as temporary:
             temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
