@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from zipfile import BadZipFile
+from zipfile import is_zipfile
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -19,6 +18,8 @@ from datamodules.stream import epoch_order
 from lightning_guide.conditioning import mask_tokens
 from lightning_guide.data import Batch
 from lightning_guide.seeds import mix
+from lightning_guide.utils.arrays import as_numbers, read_array
+from lightning_guide.utils.files import read_numbers
 
 __all__ = ["Examples", "Slices", "TensorExamples", "Visits", "read_prompts"]
 
@@ -145,11 +146,13 @@ def read_prompts(path: str, channels: int) -> Tensor:
     if not Path(path).is_file():
         raise ValueError(f"the file of prompts {path} does not exist; expected npy or npz of (P, L, {channels})")
     try:
-        loaded = np.load(path, allow_pickle=False)
-        archive = isinstance(loaded, np.lib.npyio.NpzFile)
-        tokens = torch.from_numpy(np.asarray(loaded["tokens"] if archive else loaded))
-        mask = torch.from_numpy(np.asarray(loaded["mask"])) if archive and "mask" in loaded else None
-    except (ValueError, KeyError, TypeError, OSError, EOFError, BadZipFile) as error:
+        archive = is_zipfile(path)
+        arrays = read_numbers(path, what="prompts") if archive else {"tokens": read_array(path, "prompts")}
+        if "tokens" not in arrays:
+            raise ValueError(f"it holds no array 'tokens'; found {sorted(arrays)}")
+        tokens = torch.from_numpy(as_numbers(arrays["tokens"]))
+        mask = torch.from_numpy(as_numbers(arrays["mask"])) if "mask" in arrays else None
+    except ValueError as error:
         raise ValueError(f"the file of prompts {path} cannot be read: {error}") from None
     if tokens.ndim != 3 or tokens.shape[2] != channels or not len(tokens):
         raise ValueError(f"the prompts in {path} have shape {tuple(tokens.shape)}; expected (P, L, {channels}), P >= 1")

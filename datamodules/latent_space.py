@@ -6,20 +6,67 @@ import math
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from datamodules.storage.image_codec import decode_sample
 from lightning_guide.pretrained.autoencoders import VariationalAutoencoder
 from lightning_guide.utils.recipe import equivalent
 from lightning_guide.utils.resume import read_record
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "INVENTORY", "LatentSpace", "check_compatibility", "shard_fingerprint"]
+__all__ = [
+    "IMAGENET_MEAN", "IMAGENET_STD", "INVENTORY", "LatentDecoder", "LatentSpace", "Spread", "check_compatibility",
+    "shard_fingerprint",
+]  # fmt: skip
 
 
 # Moments of ImageNet's latents under stabilityai/sd-vae-ft-mse with inputs in [0, 1], as used by EDM2.
 IMAGENET_MEAN = (5.81, 3.25, 0.12, -2.15)
 IMAGENET_STD = (4.17, 4.62, 3.71, 3.28)
+
+
+Spread = Literal["std", "log_variance"]
+
+
+class LatentDecoder:
+    """Decode stored latents (2 C, h, w), means above their `spread`, to float32, means above standard deviations."""
+
+    def __init__(self, spread: Spread) -> None:
+        """Set what is stored below the means, "std" or "log_variance"."""
+        if spread not in get_args(Spread):
+            raise ValueError(f"spread is {spread!r}; expected one of {', '.join(get_args(Spread))}")
+        self.spread = spread
+
+    def __call__(self, data: bytes) -> Tensor:
+        """Return the latents in the npy file `data`.
+
+        Raises:
+            UndecodableError: if it is not an array of numbers.
+            ValueError: if numbers are not finite, or cannot be of that spread: negative deviations, or logarithms of
+                variances that are all above 1.
+        """
+        x = decode_sample(data).to(torch.float32)
+        if not bool(x.isfinite().all()):
+            raise ValueError("the latents are not finite")
+        if x.ndim != 3 or len(x) % 2 or not x.numel():
+            return x
+        mean, spread = x.chunk(2)
+        lowest = float(spread.min())
+        if self.spread == "std":
+            if lowest < 0:
+                raise ValueError(
+                    f"the second half of the latents goes down to {lowest:g}; expected standard deviations, or spread: "
+                    "log_variance for logarithms of variances"
+                )
+            return x
+        if lowest >= 0:
+            raise ValueError(
+                f"the second half of the latents is at least {lowest:g}; expected logarithms of variances, some below "
+                "1, or spread: std for standard deviations"
+            )
+        return torch.cat([mean, (spread.clamp(-30, 20) / 2).exp()])
 
 
 class LatentSpace:

@@ -12,11 +12,17 @@ from torch.utils.data import Dataset
 
 from datamodules.base import DiffusionData
 from datamodules.examples import Examples
-from datamodules.latent_space import IMAGENET_MEAN, IMAGENET_STD, LatentSpace, check_compatibility
+from datamodules.latent_space import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    LatentDecoder,
+    LatentSpace,
+    Spread,
+    check_compatibility,
+)  # fmt: skip
 from datamodules.shard_examples import ShardExamples, token_shape
 from datamodules.shards import shard_paths
 from datamodules.storage.downloads import Downloads
-from datamodules.storage.image_codec import decode_sample
 from datamodules.storage.shard_classes import recorded_classes
 from lightning_guide.data import Batch
 from lightning_guide.pretrained.autoencoders import VariationalAutoencoder
@@ -54,6 +60,7 @@ class Latents(DiffusionData):
         vae: VariationalAutoencoder | None = None,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        spread: Spread = "std",
         num_classes: int = 0,
         token_channels: int = 0,
         token_length: int = 77,
@@ -74,6 +81,8 @@ class Latents(DiffusionData):
             vae: decodes samples for grids and metrics.
             mean: of the latents, one number for each channel; default: EDM2's, of ImageNet under sd-vae-ft-mse.
             std: standard deviations, likewise. `lightning-guide encode` prints those of new data.
+            spread: what the shards hold below the means: "std", standard deviations as `encode` writes them, or
+                "log_variance", as other programs store the moments of an autoencoder.
             num_classes: number of classes; 0 ignores the labels.
             token_channels: C of the embeddings used as conditions; 0 ignores embeddings.
             token_length: L, the maximum number of tokens of an embedding.
@@ -97,6 +106,7 @@ class Latents(DiffusionData):
         self.class_names = recorded_classes(self._paths["train"], self._paths["heldout"], num_classes)
         self._token_shape = token_shape(num_classes, token_channels, token_length)
         self.prompt_file, self.images, self.cache = prompt_file, images, cache
+        self._decode = LatentDecoder(spread)
         self.space = LatentSpace(vae, mean, std, decode_batch=decode_batch)
         stored = self._records("train", first=True).shape
         assert stored is not None
@@ -166,7 +176,7 @@ class Latents(DiffusionData):
             num_classes=0 if first else self.num_classes,
             token_shape=None if first else self._token_shape,
             extensions=("npy",),
-            decode=decode_sample,
+            decode=self._decode,
         )
 
 

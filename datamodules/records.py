@@ -28,7 +28,8 @@ class RecordExamples(Examples):
     ) -> None:
         """Set `labels` (n,); images are shrunk to `size` x `size` if given, else must all have one size.
 
-        `decode` converts the content of a record. A subclass must be able to read records before it calls this.
+        `decode` converts the content of a record; it raises ValueError for one that must not be left out. A subclass
+        must be able to read records before it calls this.
 
         Raises:
             ValueError: if no image of the set is readable.
@@ -118,7 +119,12 @@ class RecordExamples(Examples):
 
     def _read(self, record: int) -> Tensor:
         """Return one record (*shape), decoded and shrunk; raise UndecodableError if it is corrupt."""
-        x = self.decode(self.content(record))
+        try:
+            x = self.decode(self.content(record))
+        except UndecodableError:
+            raise
+        except ValueError as error:
+            raise ValueError(f"{self.name(record)}: {error}") from None
         if self.size is not None:
             try:
                 return shrink(x, self.size)
@@ -131,4 +137,6 @@ class RecordExamples(Examples):
                 f"{self.name(record)} has {x.shape[1]}x{x.shape[2]} pixels; expected {self.shape[1]}x{self.shape[2]} "
                 "like the first image (set `size` to crop and shrink all images to one size)"
             )
+        if self.shape is not None and x.dtype != self.dtype:
+            raise ValueError(f"{self.name(record)} has type {x.dtype}; expected {self.dtype} like the first one")
         return x

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
-from zipfile import BadZipFile
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +15,7 @@ from datamodules.records import RecordExamples
 from datamodules.storage.image_codec import decode_image
 from datamodules.storage.tar_index import IMAGES, ShardIndex, index_shard
 from lightning_guide.conditioning import mask_tokens, pad_tokens
+from lightning_guide.utils.arrays import read_array
 
 __all__ = ["ShardExamples", "token_shape"]
 
@@ -116,11 +114,8 @@ class ShardExamples(RecordExamples):
         if size < 0:
             return None
         try:
-            array = np.load(io.BytesIO(self._bytes(record, offset, size)), allow_pickle=False)
-            if np.iscomplexobj(array):
-                raise ValueError(f"it holds {array.dtype}")
-            return torch.from_numpy(np.ascontiguousarray(array))
-        except (ValueError, TypeError, EOFError, BadZipFile) as error:
+            return torch.from_numpy(read_array(self._bytes(record, offset, size), "an embedding"))
+        except ValueError as error:
             raise ValueError(f"the {name} of {self.name(record)} is not an array of real numbers: {error}") from None
 
     def _bytes(self, record: int, offset: int, size: int) -> bytes:

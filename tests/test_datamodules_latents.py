@@ -210,7 +210,7 @@ def test_masks_and_invalid_embeddings(tmp_path: Path) -> None:
         (lambda i: npy(np.ones((4, 2))), "record '0000' of .*a.tar: an embedding has 4 tokens; expected at most 3"),
         (lambda i: npy(np.ones((2, 5))), r"no embedding \(L, 2\) in its tokens.npy: found one of shape \(2, 5\)"),
         (lambda i: npy(np.full((2, 2), np.nan)), "record '0000' .*not finite"),
-        (lambda i: npy(np.ones((3, 2), dtype=np.complex64)), "not an array of real numbers: it holds complex64"),
+        (lambda i: npy(np.ones((3, 2), dtype=np.complex64)), "not an array of real numbers: .* and type complex64"),
         (lambda i: b"text", "tokens.npy of record '0000' of .*a.tar is not an array of real numbers"),
         (lambda i: None, "record '0000' .*has no embedding .*found none"),
     ):
@@ -319,3 +319,36 @@ def test_latent_model_is_evaluated_on_images(encoded: Path) -> None:
     assert report["plain/samples"] == 6 and report["plain/fd"] > 0 and report["heldout/sigma_0.3"] > 0
     grid = Image.open(encoded / "run/grids/fit-8-plain.png")
     assert grid.mode == "RGB" and grid.size == (4 * 66 + 2, 68)  # four images of 4x4 pixels, enlarged to 64x64
+
+
+@pytest.mark.parametrize("kind", ["<f4", ">f4", "<f2"])
+def test_spread_of_stored_latents(tmp_path: Path, kind: str) -> None:
+    """Logarithms of variances are refused unless they are declared; stored as any float, in any byte order."""
+    mean = np.arange(12.0).reshape(3, 2, 2)
+    log_variance = np.linspace(-8, 1, 12).reshape(3, 2, 2)
+    std = np.exp(log_variance / 2)
+
+    def stored(second: np.ndarray, **options: Any) -> Latents:
+        array = np.asfortranarray(np.concatenate([mean, second]).astype(kind))
+        with tarfile.open(tmp_path / "a.tar", "w") as tar:
+            for number in range(2):
+                content = npy(array)
+                member = tarfile.TarInfo(f"{number}.npy")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+        return Latents(*[str(tmp_path / "a.tar")] * 2, mean=[0] * 3, std=[1] * 3, **options)
+
+    expected = torch.from_numpy(np.concatenate([mean, std])).float()
+    tolerance = 0.01 if kind == "<f2" else 1e-5
+    for second, options in ((std, {}), (log_variance, {"spread": "log_variance"})):
+        x = stored(second, **options).training()[1][0]
+        assert x.dtype == torch.float32
+        torch.testing.assert_close(x, expected, rtol=tolerance, atol=tolerance)
+    with pytest.raises(ValueError, match="record '0' of .*a.tar: the second half .* goes down to -8; .* log_variance"):
+        stored(log_variance)
+    with pytest.raises(ValueError, match="record '0' of .*a.tar: the second half .* is at least 0.018"):
+        stored(std, spread="log_variance")
+    with pytest.raises(ValueError, match="record '0' of .*a.tar: the latents are not finite"):
+        stored(std * np.nan)
+    with pytest.raises(ValueError, match="spread is 'variance'; expected one of std, log_variance"):
+        stored(std, spread="variance")

@@ -231,7 +231,7 @@ def test_files_without_a_gaussian_raise(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=sentence):
             read_statistics(tmp_path / "f.npz", Counted())
     np.savez(tmp_path / "object.npz", mu=np.array([print], dtype=object), sigma=good["sigma"])
-    with pytest.raises(ValueError, match="object.npz cannot be read as statistics: ValueError: Object arrays"):
+    with pytest.raises(ValueError, match="object.npz cannot be read as statistics: 'mu' in it .* holds Python objects"):
         read_statistics(tmp_path / "object.npz", Counted())
 
 

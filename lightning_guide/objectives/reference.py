@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lightning_guide.denoiser import Trajectory
 from lightning_guide.objectives.energy import Energy, Loss
+from lightning_guide.utils.arrays import read_array
 
 __all__ = ["Distance", "NetworkDistance", "SquaredDistance", "Style", "load_references", "references_for"]
 
@@ -50,9 +50,12 @@ def _read(path: str) -> Tensor:
     if not Path(path).is_file():
         raise ValueError(f"reference examples: there is no file {path}; expected a .npy file of clean examples")
     try:
-        return torch.from_numpy(np.load(path, allow_pickle=False))
-    except (ValueError, TypeError, OSError) as error:
-        raise ValueError(f"reference examples: {path} is not a .npy file of numbers ({error})") from None
+        examples = torch.from_numpy(read_array(path, "a .npy file of numbers"))
+    except ValueError as error:
+        raise ValueError(f"reference examples: {error}") from None
+    if not bool(examples.isfinite().all()):
+        raise ValueError(f"reference examples: {path} holds numbers that are not finite")
+    return examples
 
 
 class Distance(Energy):

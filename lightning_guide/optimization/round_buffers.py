@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_guide.utils.distributed import all_reduce_sum
-from lightning_guide.utils.files import atomic
+from lightning_guide.utils.files import atomic, parse_json
 
 __all__ = ["RoundBuffers", "append_record", "read_records", "write_records"]
 
@@ -96,7 +96,7 @@ def read_records(run: str | Path, rounds: int) -> list[Record]:
     """Return the records of the first `rounds` rounds; later ones will be drawn again."""
     path = _path(run)
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines[:rounds]]
+    return [parse_json(line, path) for line in lines[:rounds]]
 
 
 def write_records(run: str | Path, records: Sequence[Record]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["read_array", "reason_for_refusal"]
+__all__ = ["as_numbers", "read_array", "reason_for_refusal"]
 
 Array = np.ndarray[Any, Any]
 
@@ -34,13 +34,17 @@ def read_array(source: str | Path | bytes, what: str) -> Array:
     except Exception as error:  # numpy raises many types for damaged files
         raise ValueError(f"{name}cannot be read as {what}: {reason_for_refusal(error)}") from None
     try:
-        return _numbers(array)
+        return as_numbers(array)
     except ValueError as error:
         raise ValueError(f"{name}cannot be read as {what}: {error}") from None
 
 
-def _numbers(array: Array) -> Array:
-    """Return the array in a type that torch has; refuse anything but real numbers."""
+def as_numbers(array: Array) -> Array:
+    """Return a contiguous array in a type that torch has.
+
+    Raises:
+        ValueError: for anything but real numbers of at least one dimension.
+    """
     if array.ndim == 0 or array.dtype.kind not in "biuf":
         raise ValueError(f"it holds an array of shape {array.shape} and type {array.dtype}, expected real numbers")
     dtype = array.dtype.newbyteorder("=") if array.dtype.itemsize <= 8 else np.dtype(np.float64)

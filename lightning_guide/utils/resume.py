@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_guide.utils.files import atomic
+from lightning_guide.utils.files import atomic, parse_json
 from lightning_guide.utils.recipe import HasRecipe
 
 __all__ = ["ResumableFolder", "check_same_settings", "describe_settings", "plain_data", "read_record"]
@@ -78,7 +78,7 @@ def read_record(path: Path, key: str = "settings") -> tuple[dict[str, Any], dict
         ValueError: if the file holds something else.
     """
     try:
-        content = dict(json.loads(path.read_text(encoding="utf-8")))
+        content = dict(parse_json(path.read_bytes(), path))
         saved = content.pop(key)
         if isinstance(saved, dict):
             return saved, content

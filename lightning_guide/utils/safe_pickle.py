@@ -39,8 +39,11 @@ class Function:
         raise pickle.UnpicklingError("it alters a function")
 
 
-class _Reader(pickle.Unpickler):
-    """Unpickler that resolves names to placeholders and to nothing else."""
+class _Reader(pickle._Unpickler):
+    """Unpickler that resolves names to placeholders and to nothing else.
+
+    Written in Python: that in C fills all memory for the number of an object that one flipped bit makes large.
+    """
 
     def __init__(self, file: IO[bytes], known: Mapping[tuple[str, str], Any], kind: str) -> None:
         super().__init__(file)
