@@ -87,34 +87,41 @@ class EDM(Preconditioning):
         return Coefficients((self.sigma_data * c_in) ** 2, sigma * self.sigma_data * c_in, c_in, sigma.log() / 4)
 
 
-class _Discrete(Preconditioning):
-    """Base of the predictions of discrete models: c_in = 1 / sqrt(1 + s^2), c_noise is the timestep of s."""
+class _VariancePreserving(Preconditioning):
+    """Base of predictions in variance-preserving form: c_in = 1 / sqrt(1 + s^2), c_noise is the timestep of s."""
 
-    def __init__(self, schedule: NoiseSchedule, *, spacing: Spacing = "linspace", offset: int = 0) -> None:
+    def __init__(
+        self, schedule: NoiseSchedule | None = None, *, spacing: Spacing = "linspace", offset: int = 0
+    ) -> None:
         """Set the noise `schedule` of the model; its highest level is `sigma_max`.
 
         Args:
-            schedule: noise levels of the timesteps.
+            schedule: noise levels of the timesteps of a discrete model; None: any level, with c_noise = ln(s) / 4.
             spacing: timesteps of the default grid, as in `TimestepGrid`.
             offset: offset of "leading" timesteps.
         """
-        self.schedule, self.sigma_max, self.spacing, self.offset = schedule, schedule.sigma_max, spacing, offset
+        self.schedule, self.spacing, self.offset = schedule, spacing, offset
+        if schedule is not None:
+            self.sigma_max = schedule.sigma_max
 
     def grid(self, num_steps: int) -> Grid:
-        """Return the levels of `num_steps` timesteps."""
+        """Return the levels of `num_steps` timesteps; EDM's grid without a schedule."""
+        if self.schedule is None:
+            return super().grid(num_steps)
         return TimestepGrid(self.schedule, num_steps, spacing=self.spacing, offset=self.offset)
 
     def coefficients(self, sigma: Tensor) -> Coefficients:
         """Return the coefficients at `sigma` (*)."""
         c_in = (1 + sigma**2).rsqrt()
-        return Coefficients(*self.mix(sigma, c_in), c_in, self.schedule.timestep(sigma))
+        c_noise = sigma.log() / 4 if self.schedule is None else self.schedule.timestep(sigma)
+        return Coefficients(*self.mix(sigma, c_in), c_in, c_noise)
 
     @abstractmethod
     def mix(self, sigma: Tensor, c_in: Tensor) -> tuple[Tensor, Tensor]:
         """Return c_skip and c_out."""
 
 
-class EpsilonPrediction(_Discrete):
+class EpsilonPrediction(_VariancePreserving):
     """F predicts the noise n: c_skip = 1, c_out = -s."""
 
     def mix(self, sigma: Tensor, c_in: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,7 +129,7 @@ class EpsilonPrediction(_Discrete):
         return torch.ones_like(sigma), -sigma
 
 
-class VelocityPrediction(_Discrete):
+class VelocityPrediction(_VariancePreserving):
     """F predicts v = (n - s x_0) / sqrt(1 + s^2): c_skip = 1 / (1 + s^2), c_out = -s / sqrt(1 + s^2)."""
 
     def mix(self, sigma: Tensor, c_in: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,7 +137,7 @@ class VelocityPrediction(_Discrete):
         return c_in**2, -sigma * c_in
 
 
-class SamplePrediction(_Discrete):
+class SamplePrediction(_VariancePreserving):
     """F predicts the clean x_0: c_skip = 0, c_out = 1."""
 
     def mix(self, sigma: Tensor, c_in: Tensor) -> tuple[Tensor, Tensor]:

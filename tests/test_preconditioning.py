@@ -37,6 +37,7 @@ PRECONDITIONINGS: dict[str, Preconditioning] = {
     "epsilon, cosine": EpsilonPrediction(COSINE),
     "velocity": VelocityPrediction(STABLE_DIFFUSION),
     "velocity, zero SNR": VelocityPrediction(ZERO_SNR),
+    "velocity, any level": VelocityPrediction(),
     "sample": SamplePrediction(NoiseSchedule()),
     "flow": RectifiedFlow(),
     "flow, reversed": RectifiedFlow(1.0, reverse=True),
@@ -55,7 +56,7 @@ def mixture() -> GaussianMixture:
 
 def level(preconditioning: Preconditioning, c_noise: Tensor) -> Tensor:
     """The noise level that a network of this kind reads from its `c_noise`."""
-    if isinstance(preconditioning, EDM):
+    if isinstance(preconditioning, EDM) or getattr(preconditioning, "schedule", 0) is None:
         return (4 * c_noise).exp()
     if isinstance(preconditioning, Consistency):
         return (c_noise / 250).exp()
