@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datamodules.base import DiffusionData
 from datamodules.base_images import ImageData, RecordImages
+from datamodules.commands.convert import ImageArchive
 from datamodules.digit_captions import DigitCaptions
 from datamodules.digits import Digits
 from datamodules.examples import Examples, Slices, TensorExamples, Visits
@@ -29,6 +30,7 @@ __all__ = [
     "Examples",
     "FileExamples",
     "Gait",
+    "ImageArchive",
     "ImageData",
     "LatentSpace",
     "Latents",

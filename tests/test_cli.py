@@ -185,7 +185,7 @@ def test_mistakes_in_a_config_end_in_one_line(
         ("class_path: datamodules.Points", "class_path: datamodules.Pionts", "did you mean Points"),
         ("num_samples: 5", "num_samples: 0", "evaluation 'auto' needs num_samples >= 1"),
         ("num_samples: 5", "batch_size: 0", "evaluation 'auto' needs batch_size >= 1"),
-        ("images: 1/2", "images: [1]", "images: Expected int; Expected float"),
+        ("images: 1/2", "images: [1]", "guider.init_args.images is [1]; expected a whole number or a number"),
         ("num_samples: 5", "num_samples: 5\n        num_samples: 6", "wrong.yaml, line"),
         ("trainer:", "trainer: [", "wrong.yaml is not valid YAML"),
     ):

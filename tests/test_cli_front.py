@@ -85,6 +85,9 @@ def test_help_of_a_command_is_short_and_has_an_example(name: str) -> None:
         ("encode a b --vea.path x", "--vea.path is not an option of encode; did you mean --vae.path?"),
         ("sweep a --out b", "sweep needs SEARCH: file of the settings that vary"),
         ("report a b c", "report takes RUN, but 3 words are given"),
+        ("fit -c {digits} stray", "'stray' belongs to no option; expected --KEY VALUE"),
+        ("fit -c {digits} {digits}", "belongs to no option; expected -c before each config"),
+        ("fit -c {digits} --trainer none.yaml", "none.yaml does not exist; expected a YAML file"),
         ("fit", "fit needs a config or the folder of a run"),
         ("fit configs/digits/mian.yaml", "mian.yaml does not exist; did you mean configs/digits/main.yaml?"),
         ("fit -c configs/digits", "configs/digits is a folder; expected a YAML file"),
@@ -136,6 +139,12 @@ def test_folder_of_a_run_is_its_config_and_its_place(tmp_path: Path, monkeypatch
         assert answer([name, "run/config.yaml"]) == [name, *opened[:2]]
     page = ["report", f"{tmp_path}/run", f"--out={tmp_path}/page.html"]
     assert answer(["report", "~/run", "--out=~/page.html"]) == page
+    listed = ["gallery", "run", '["a.yaml", "b"]', "--seed", "1"]
+    assert answer(["gallery", "run", "--seed", "1", "a.yaml", "b"]) == listed
+    assert answer(["report", "run", "--figures", "a"])[2:] == ["--figures", '["a"]']
+    assert answer(["reconstruct", "run", "1", "--images=1/8"])[2:] == ["[1]", "--images=[1/8]"]
+    assert answer(["gallery", "run", "[a.yaml]"]) == ["gallery", "run", "[a.yaml]"]
+    assert answer(["reconstruct", "run", "0.03", "0.1"]) == ["reconstruct", "run", "[0.03, 0.1]"]
     assert answer(["validate", "~/run"])[2] == f"{tmp_path}/run/config.yaml"
 
 

@@ -147,8 +147,8 @@ def test_an_unconditional_model_may_be_guided_by_an_unconditional_network_or_an_
 
 def test_an_unresolved_guidance_is_refused() -> None:
     for config in (Main(), Autoguidance(Snapshot(), 2.0)):
-        with pytest.raises(ValueError, match=r"Main is a reference.*call resolve\(models\)"):
+        with pytest.raises(ValueError, match="Main is a reference without .*, as positive=model, or Run.sample"):
             Euler().sample(config, seeds=SampleSeeds(0, [0]))
-        with pytest.raises(ValueError, match=r"Main is a reference; call resolve\(models\) before sampling"):
+        with pytest.raises(ValueError, match="Main is a reference; expected a model in its place"):
             config(torch.zeros(1, 2), torch.tensor(1.0))
     assert not hasattr(Main(), "weight")

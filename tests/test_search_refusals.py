@@ -27,7 +27,7 @@ def folder(search_folder: Path) -> Path:
     [
         ({"axes": {"w": {"path": "guidance.init_args.weight"}}}, "expected path, values and maybe prior"),
         ({"axes": {"w": {"path": "guidance.init_args.weight", "values": 3}}}, "expected a list"),
-        ({"axis": {}}, r"\['axis'\] is not a key of a search; expected evaluation, axes"),
+        ({"axis": {}}, r"\['axis'\] is not a key of a search .did you mean axes..; expected evaluation, axes"),
         ({"objectives": {"fd": "low"}}, "objective 'fd' is 'low'; expected lowest or highest"),
         ({"blocks": 0}, "blocks is 0; expected a whole number from 1 on"),
         ({"axes": [1]}, r"axes is \[1\]; expected a mapping from names to values"),
@@ -38,7 +38,7 @@ def folder(search_folder: Path) -> Path:
             "its evaluation sets metrics, num_samples, which the search",
         ),
         ({"metrics": ["fd"]}, r"metrics is \['fd'\]; expected a mapping from names"),
-        ({1: 2, "axis": 4}, r"\[1, 'axis'\] is not a key of a search"),
+        ({1: 2, "axis": 4}, r"\[1, 'axis'\] is not a key of a search .did you mean axes.."),
         ({"objectives": {"fd": ["lowest"]}}, r"objective 'fd' is \['lowest'\]; expected lowest or highest"),
         ({"axes": {"w": {"path": "a", "values": {"x": 1}, "prior": {"x": 1}}}}, "its prior {'x': 1} is not one of its"),
     ],
@@ -84,7 +84,10 @@ def test_every_search_in_configs_can_be_read() -> None:
         ({"objectives": {}}, "has no objectives"),
         ({"metrics": {}}, "has metrics to judge by"),
         ({"objectives": {"fid": "lowest"}}, "the metric 'fid' is not reported; there are: nfe, samples"),
-        ({"evaluation": {"sampler": {"class_path": "Eulr"}}}, "the evaluation of the search"),
+        (
+            {"evaluation": {"sampler": {"class_path": "Eulr"}}},
+            "line 5: evaluation.sampler.class_path: there is no class",
+        ),
     ],
 )
 def test_mistakes_end_in_one_sentence(

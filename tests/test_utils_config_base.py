@@ -41,7 +41,7 @@ def test_another_class_replaces_the_arguments(tmp_path: Path) -> None:
     [
         (
             "base: missing.yaml\n",
-            r"top.yaml: base .*missing.yaml does not exist .did you mean list.yaml..; expected a file relative to",
+            r"top.yaml: base .*missing.yaml does not exist; expected a file relative to",
         ),
         ("base: [other.yaml, other.yaml]\n", "top.yaml: base names other.yaml twice"),
         ("base: circle.yaml\n", "circle.yaml: base .*top.yaml inherits from this file"),

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_guide import RENAMED, RENAMED_ARGUMENTS
 from lightning_guide.distributions.gaussian_mixture import GaussianMixture, gaussian
 from lightning_guide.guidance import (
     Autoguidance,
@@ -22,9 +23,9 @@ from lightning_guide.guidance import (
     Snapshot,
 )
 from lightning_guide.network import Network
-from lightning_guide.networks import EDM2UNet
+from lightning_guide.networks import EDM2UNet, PointMLP
 from lightning_guide.preconditioning import Preconditioned
-from lightning_guide.utils.recipe import HasRecipe, build, equivalent
+from lightning_guide.utils.recipe import HasRecipe, build, equivalent, find_class
 
 
 class Scale(Network):
@@ -172,3 +173,17 @@ def test_recipes_of_an_older_version_are_equivalent_at_defaults() -> None:
     gone = {"class_path": "nowhere.Network", "init_args": {"a": [before]}}
     assert equivalent(gone, {"class_path": "nowhere.Network", "init_args": {"a": [now]}})
     assert not equivalent(gone, {"class_path": "nowhere.Other", "init_args": {"a": [now]}})
+
+
+def test_old_argument_names_build_the_same_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RENAMED_ARGUMENTS, "PointMLP", {"size": "width"})
+    now, before = PointMLP([2], width=8).recipe, PointMLP([2], width=8).recipe
+    before["init_args"]["size"] = before["init_args"].pop("width")
+    assert build(before).recipe == now and equivalent(before, now)
+    with pytest.raises(ValueError, match="has size and width, the old and the new name of one argument"):
+        build({**now, "init_args": now["init_args"] | {"size": 8}})
+
+
+def test_every_new_name_of_a_class_is_public() -> None:
+    for old, new in RENAMED.items():
+        assert find_class(old if "." in old else f"lightning_guide.{old}").__name__ == new

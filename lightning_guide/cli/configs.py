@@ -40,9 +40,10 @@ def check_configs(name: str, words: Sequence[str]) -> None:
     for file in named_configs(words):
         for i, each in enumerate(config_files(file)):
             _check_keys(each, read_node(each), name, top=i == 0)
-    values = (word.partition("=")[2] if word.startswith("--") else word for word in words)
-    for value in values:
-        if value.endswith((".yaml", ".yml")) and Path(value).is_file():
+    for before, word in itertools.pairwise(["", *words]):
+        option, _, value = word.partition("=") if word.startswith("--") else (before, "", word)
+        whole = option in ("--trainer", "--model", "--data")
+        if value.endswith((".yaml", ".yml")) and (whole or Path(value).is_file()):
             for each in config_files(value):
                 read_node(each)
 

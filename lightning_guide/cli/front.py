@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import sys
 from difflib import get_close_matches
@@ -49,9 +51,12 @@ def answer(words: list[str]) -> list[str]:
     rest = with_shipped_configs([_home(word) for word in rest])
     _check_options(name, rest)
     if COMMANDS[name].function:
-        _check_positionals(name, rest)
-        return [name, *rest]
+        return [name, *_check_positionals(name, _lists(name, rest))]
     rest = _open_run(name, rest)
+    for before, word in itertools.pairwise(rest):
+        if not word.startswith("-") and not before.startswith("-"):
+            hint = "expected -c before each config" if word.endswith((".yaml", ".yml")) else "expected --KEY VALUE"
+            _refuse("", f"{word!r} belongs to no option; {hint}", name)
     check_configs(name, rest)
     return [name, *rest]
 
@@ -74,7 +79,7 @@ def _check_options(name: str, words: list[str]) -> None:
     known = known_options(name)
     for word in words:
         option = word.partition("=")[0].removesuffix("+")
-        if not option.startswith("-") or not option.lstrip("-")[:1].isalpha():
+        if not _is_option(option):
             continue
         first, _, below = option.removeprefix("--").partition(".")
         if option.startswith("-c") and not option.startswith("--") and "c" in known:
@@ -92,21 +97,49 @@ def _check_options(name: str, words: list[str]) -> None:
             _refuse("", f"--trainer.{key} is not a setting of the trainer; {hint}", name)
 
 
-def _check_positionals(name: str, words: list[str]) -> None:
-    """Refuse a command of a function without its arguments, or with too many."""
+def _check_positionals(name: str, words: list[str]) -> list[str]:
+    """Refuse a command of a function without its arguments, or with too many; the last may be a list of words."""
     if any(word.partition("=")[0] in ("--config", "--print_config") for word in words):
-        return
-    expected, found, is_value = read_signature(COMMANDS[name].function).positionals, 0, False
-    for word in words:
-        option = word.startswith("--")
-        found += not option and not is_value
-        is_value = option and "=" not in word
-    if found < len(expected):
-        missing = expected[found]
-        _refuse("", f"{name} needs {missing.name.upper()}: {missing.help}", name)
-    if found > len(expected):
+        return words
+    expected = read_signature(COMMANDS[name].function).positionals
+    placed = [i for i in range(len(words)) if not _is_option(words[i]) and not (i and _wants_value(words[i - 1]))]
+    if len(placed) < len(expected):
+        missing = expected[len(placed)]
+        _refuse("", f"{name} needs {missing.name.upper()}: {missing.help.rstrip('.')}", name)
+    last = expected[-1].type
+    listed = [words[i] for i in placed[len(expected) - 1 :]]
+    if last.startswith("list[") and not listed[0].startswith("["):
+        kept = [word for i, word in enumerate(words) if i not in placed]
+        return [*(words[i] for i in placed[: len(expected) - 1]), _listed(last, listed), *kept]
+    if len(listed) > 1:
         shown = " ".join(each.name.upper() for each in expected)
-        _refuse("", f"{name} takes {shown}, but {found} words are given; quote a list, as '[a, b]'", name)
+        _refuse("", f"{name} takes {shown}, but {len(placed)} words are given", name)
+    return words
+
+
+def _listed(kind: str, words: list[str]) -> str:
+    """Write words as a list of the annotated type `kind`."""
+    return f"[{', '.join(json.dumps(each) if kind.startswith('list[str]') else each for each in words)}]"
+
+
+def _lists(name: str, words: list[str]) -> list[str]:
+    """Put the value of an option that takes a list in brackets."""
+    kinds = {f"--{each.name}": each.type for each in read_signature(COMMANDS[name].function).arguments.values()}
+    found = []
+    for before, word in itertools.pairwise(["", *words]):
+        option, equals, value = word.partition("=") if _is_option(word) else (before, "", word)
+        if kinds.get(option, "").startswith("list[") and (equals or not _is_option(word)) and value[:1] != "[":
+            word = (f"{option}=" if equals else "") + _listed(kinds[option], [value])
+        found.append(word)
+    return found
+
+
+def _is_option(word: str) -> bool:
+    return word.startswith("-") and word.lstrip("-")[:1].isalpha()
+
+
+def _wants_value(word: str) -> bool:
+    return _is_option(word) and "=" not in word and not (word.startswith("-c") and len(word) > 2)
 
 
 def _open_run(name: str, words: list[str]) -> list[str]:

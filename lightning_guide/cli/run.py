@@ -11,11 +11,14 @@ from importlib import import_module
 from jsonargparse import auto_cli
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from lightning_guide.cli.explain import explain_words
 from lightning_guide.cli.lightning_commands import run_lightning
 from lightning_guide.cli.table import COMMANDS
+from lightning_guide.runs.session import run_keys
 from lightning_guide.training.monitor import TrainingDivergedError
 from lightning_guide.utils.errors import explain_os_error, explain_runtime_error
-from lightning_guide.utils.parser import Parser, one_sentence
+from lightning_guide.utils.mistakes import arguments_of
+from lightning_guide.utils.parser import ConfigError, Parser, one_sentence, with_merged_files
 
 __all__ = ["run"]
 
@@ -23,14 +26,22 @@ __all__ = ["run"]
 def run(words: Sequence[str]) -> None:
     """Run the command `words`; user errors end in one sentence and exit status 1."""
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # a command may run another
+    command = COMMANDS.get(words[0])
     try:
-        command = COMMANDS.get(words[0])
         if command is None or not command.function:
-            run_lightning(words)
+            keys = run_keys()
+            run_lightning(with_merged_files(words))
             return
         module, _, name = command.function.partition(":")
         function = getattr(import_module(module), name)
+        keys = arguments_of(function)
         auto_cli(function, args=list(words[1:]), prog=f"lightning-guide {words[0]}", parser_class=Parser)
+    except ConfigError as error:
+        if os.environ.get("LIGHTNING_GUIDE_TRACEBACK"):
+            raise
+        said = explain_words(str(error), words, keys) if command else str(error)
+        print(f"lightning-guide: error: {said} (lightning-guide {words[0]} --help)", file=sys.stderr)
+        raise SystemExit(2) from None
     except (ValueError, OSError, MisconfigurationException, TrainingDivergedError) as error:
         if os.environ.get("LIGHTNING_GUIDE_TRACEBACK"):
             raise

@@ -41,7 +41,7 @@ def gallery(
     """
     opened = Run(run)
     settings = opened.config["model"].get("init_args") or {}
-    guidances = applicable_guidances(read_guidances(methods), opened)
+    guidances = applicable_guidances(read_guidances(methods), opened, methods=methods)
     first, evaluation = next(iter((settings.get("evaluations") or {"unguided": {}}).items()))
     drawn: dict[str, Any] = {"num_samples": count, "batch_size": count, "labels": labels, "seed": seed, "metrics": {}}
     folder = Path(out) if out is not None else opened.folder / "gallery"
@@ -59,14 +59,18 @@ def gallery(
     print(f"{folder / 'gallery.png'}")
 
 
-def applicable_guidances(guidances: dict[str, dict[str, Any]], run: Run) -> dict[str, dict[str, Any]]:
+def applicable_guidances(
+    guidances: dict[str, dict[str, Any]], run: Run, *, methods: list[str] | None = None
+) -> dict[str, dict[str, Any]]:
     """Those of `guidances` that the finished model of `run` can be guided by; print the others with the reason.
+
+    The files `methods` they come from are named in errors.
 
     Raises:
         ValueError: if there is none.
     """
     kept = {}
-    for name, guidance in build_guidances(guidances).items():
+    for name, guidance in build_guidances(guidances, methods).items():
         try:
             _evaluate(run.resolve(guidance))
         except ValueError as reason:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from lightning_guide.denoiser import Denoiser
+from lightning_guide.utils.errors import nearest
+from lightning_guide.utils.explain import explain
 from lightning_guide.utils.files import read_yaml
-from lightning_guide.utils.parser import PythonParser, update_paths
+from lightning_guide.utils.parser import ConfigError, Parser, update_paths
 from lightning_guide.utils.shipped import find_config
 
-__all__ = ["build_guidances", "read_guidances"]
+__all__ = ["build_guidances", "guidance_paths", "read_guidances"]
 
 
 def read_guidances(methods: list[str]) -> dict[str, dict[str, Any]]:
@@ -18,16 +21,17 @@ def read_guidances(methods: list[str]) -> dict[str, dict[str, Any]]:
     Raises:
         ValueError: if a file is no YAML or holds no guidances, or two guidances share a name.
     """
-    paths = [find_config(path) for path in methods]
-    files = [file for path in paths for file in (sorted(path.glob("*.yaml")) if path.is_dir() else [path])]
     guidances: dict[str, dict[str, Any]] = {}
-    for file in files:
-        content = read_yaml(file)
-        try:
-            found = dict(content["model"]["init_args"]["guidances"])
-        except (KeyError, TypeError, ValueError):
-            expected = "expected model.init_args.guidances: name -> guidance"
-            raise ValueError(f"{file} names no guidances; {expected}") from None
+    for file in guidance_paths(methods):
+        found: Any = read_yaml(file)
+        for key in ("model", "init_args", "guidances"):
+            keys = found if isinstance(found, dict) else {}
+            if not isinstance(keys.get(key), dict):
+                near = nearest(key, [str(each) for each in keys])
+                hint = f" (did you mean {key} by {near}?)" if near not in ("", key) else ""
+                expected = "expected model.init_args.guidances: name -> guidance"
+                raise ValueError(f"{file} names no guidances; {expected}{hint}")
+            found = keys[key]
         if twice := guidances.keys() & found.keys():
             raise ValueError(f"{file} names the guidance {min(twice)!r}, which another file names, too")
         guidances |= found
@@ -37,14 +41,26 @@ def read_guidances(methods: list[str]) -> dict[str, dict[str, Any]]:
     return guidances
 
 
-def build_guidances(written: dict[str, dict[str, Any]]) -> dict[str, Denoiser]:
-    """Build the guidances of `written`; references to models are not resolved.
+def guidance_paths(methods: list[str]) -> list[Path]:
+    """Return the files `methods`, and those in folders among them."""
+    paths = [find_config(path) for path in methods]
+    return [file for path in paths for file in (sorted(path.glob("*.yaml")) if path.is_dir() else [path])]
+
+
+def build_guidances(written: dict[str, dict[str, Any]], methods: list[str] | None = None) -> dict[str, Denoiser]:
+    """Build the guidances of `written`; references to models are not resolved, `methods` are named in errors.
 
     Raises:
         ValueError: if a class or an argument is unknown, or an argument is refused.
     """
-    parser = PythonParser()
+    parser = Parser()
     parser.add_argument("--guidances", type=dict[str, Denoiser])
-    parsed = parser.parse_object({"guidances": update_paths(written)})
+    current = update_paths(written)
+    try:
+        parsed = parser.parse_object({"guidances": current})
+    except ConfigError as error:
+        at = ("model", "init_args", "guidances")
+        files = guidance_paths(methods or [])
+        raise ValueError(explain(str(error), current, dict[str, Denoiser], at=at, files=files)) from None
     built: dict[str, Denoiser] = parser.instantiate(parsed).guidances
     return built

@@ -28,8 +28,9 @@ from lightning_guide.search.tune_report import all_results, guidance_file, write
 from lightning_guide.utils.config_base import merge_settings
 from lightning_guide.utils.distributed import true_on_all_ranks
 from lightning_guide.utils.errors import one_line
+from lightning_guide.utils.explain import explain
 from lightning_guide.utils.files import read_yaml
-from lightning_guide.utils.parser import PythonParser, update_paths
+from lightning_guide.utils.parser import Parser, update_paths
 from lightning_guide.utils.shipped import find_config
 
 __all__ = ["Search", "Sweep", "Tune"]
@@ -60,14 +61,16 @@ class Search(ABC):
             ValueError: if the configs do not fit, or the run cannot be searched.
         """
         settings = check_config(read_yaml(run), run) if find_config(run).is_file() else Run(run).config
+        settings = update_paths(settings)
         for path in configs:
-            settings = check_config(merge_settings(settings, read_yaml(path)), path)
+            settings = check_config(merge_settings(settings, update_paths(read_yaml(path))), path)
         model = {"images": self.file.images, "average": self.file.average, "metrics": self.file.metrics}
         arguments = (settings["model"].get("init_args") or {}) | {k: v for k, v in model.items() if v is not None}
         quiet = QUIET | ({} if devices is None else {"devices": devices})
         settings["trainer"] = (settings.get("trainer") or {}) | quiet
         settings["model"] = settings["model"] | {"init_args": arguments}
-        session = open_session(settings)
+        file = find_config(run)
+        session = open_session(settings, files=[file if file.is_file() else file / "config.yaml", *configs])
         self.run(session.trainer, session.model, session.datamodule, session.config)
 
     @abstractmethod
@@ -100,7 +103,12 @@ class Search(ABC):
             metrics, of_metrics = own, first["metrics"]
         if not metrics:
             raise ValueError(f"neither the run nor {self.path} has metrics to judge by; expected some in either")
-        space = Space(_with_defaults(merge_settings(first, self.file.evaluation) | {"metrics": None}), self.file.axes)
+        chosen = merge_settings(first, update_paths(self.file.evaluation)) | {"metrics": None}
+        base = _with_defaults(chosen, self.path)
+        try:
+            space = Space(base, self.file.axes)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from None
         every = [space.evaluation(point) for point in space.points]
         try:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -220,22 +228,23 @@ def _config_data(node: Any) -> Any:
     return [_config_data(value) for value in node] if isinstance(node, list | tuple) else node
 
 
-def _parser() -> PythonParser:
-    parser = PythonParser()
+def _parser() -> Parser:
+    parser = Parser()
     parser.add_argument("--evaluation", type=dict[str, Evaluation])
     return parser
 
 
-def _with_defaults(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """Complete `evaluation` by all defaults.
+def _with_defaults(evaluation: dict[str, Any], path: str) -> dict[str, Any]:
+    """Complete `evaluation`, of the search file `path`, by all defaults.
 
     Raises:
         ValueError: naming the key that is wrong.
     """
     try:
-        parsed = _parser().parse_object({"evaluation": {"": update_paths(evaluation)}})
+        parsed = _parser().parse_object({"evaluation": {"": evaluation}})
     except ValueError as error:
-        raise ValueError(f"the evaluation of the search: {error}") from None
+        said = f"the evaluation of the search: {error}"
+        raise ValueError(explain(said, evaluation, Evaluation, at=("evaluation",), files=[path], where=path)) from None
     found: dict[str, Any] = _config_data(parsed)["evaluation"][""]
     return found
 

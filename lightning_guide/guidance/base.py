@@ -80,18 +80,21 @@ def _resolved(module: nn.Module, models: Models) -> nn.Module | None:
     return module.resolve(models) if isinstance(module, Denoiser) else None
 
 
+_HOW = "expected a model in its place, as positive=model, or Run.sample, which resolves references"
+
+
 class Reference(Denoiser):
     """Base of references: placeholders for a denoiser that does not exist yet."""
 
     def __getattr__(self, name: str) -> Any:
         """Refuse attributes that only the model has: data_shape, num_classes and sigma_data."""
         if name in ("data_shape", "num_classes", "sigma_data"):
-            raise ValueError(f"{type(self).__name__} is a reference without {name}; call resolve(models) first")
+            raise ValueError(f"{type(self).__name__} is a reference without {name}; {_HOW}")
         return super().__getattr__(name)
 
     def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
         """Refuse the call with a ValueError: a reference must be resolved first."""
-        raise ValueError(f"{type(self).__name__} is a reference; call resolve(models) before sampling from it")
+        raise ValueError(f"{type(self).__name__} is a reference; {_HOW}")
 
 
 class Main(Reference):

@@ -207,7 +207,7 @@ class Run:
         arguments = chosen["model"].get("init_args") or {}
         chosen["model"]["init_args"] = arguments | dict(_mapping("model", model or {}))
         try:
-            return open_session(chosen)
+            return open_session(chosen, files=[self.folder / "config.yaml"])
         except ValueError as error:
             raise ValueError(f"run {str(self.folder)!r}: {error}") from None
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,15 +15,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from lightning_guide.utils.parser import (
-    LightningParser,
-    PythonLightningParser,
-    PythonParser,
-    one_sentence,
-    update_paths,
-)
+from lightning_guide.utils.explain import explain
+from lightning_guide.utils.mistakes import Keys, arguments_of
+from lightning_guide.utils.parser import ConfigError, LightningParser, Parser, one_sentence, update_paths
 
-__all__ = ["CLI_OPTIONS", "ConfigCLI", "check_config", "isolated", "open_data", "open_session"]
+__all__ = ["CLI_OPTIONS", "ConfigCLI", "check_config", "isolated", "open_data", "open_session", "run_keys"]
 
 TRAINER_DEFAULTS = {
     # one endless epoch, counted in steps; validation every so many of them
@@ -73,10 +70,17 @@ def check_config(settings: Any, source: object) -> dict[str, Any]:
     return found
 
 
-def open_session(settings: Mapping[str, Any]) -> ConfigCLI:
+def run_keys() -> Keys:
+    """Return the keys of the config of a run, with their types; those of one command are left out."""
+    parts = {"trainer": arguments_of(pl.Trainer), "model": pl.LightningModule, "data": pl.LightningDataModule}
+    return Keys("the config of a run", {"seed_everything": bool | int, **parts}, open=True)
+
+
+def open_session(settings: Mapping[str, Any], *, files: Sequence[str | Path] = ()) -> ConfigCLI:
     """Build `trainer`, `model` and `datamodule` of `settings`, the plain data of a config; `config` is parsed.
 
-    No checkpoint, log or config is written and no signal handled unless `settings` configure it.
+    No checkpoint, log or config is written and no signal handled unless `settings` configure it. The `files` that the
+    settings were read from are named in errors.
 
     Raises:
         ValueError: naming the key, if the settings do not fit.
@@ -85,9 +89,10 @@ def open_session(settings: Mapping[str, Any]) -> ConfigCLI:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "LightningCLI's args parameter")
         warnings.filterwarnings("ignore", r"\s*Unable to serialize instance")  # settings may hold objects
-        options = CLI_OPTIONS | {"parser_class": PythonLightningParser}
         try:
-            return ConfigCLI(**options, run=False, save_config_callback=None, args=update_paths(kept))
+            return ConfigCLI(**CLI_OPTIONS, run=False, save_config_callback=None, args=update_paths(kept))
+        except ConfigError as error:
+            raise ValueError(explain(str(error), update_paths(kept), run_keys(), files=files)) from None
         except (ValueError, MisconfigurationException) as error:
             raise ValueError(one_sentence(str(error))) from None
 
@@ -98,11 +103,13 @@ def open_data(settings: Mapping[str, Any]) -> Any:
     Raises:
         ValueError: naming the key, if the settings do not fit.
     """
-    parser = PythonParser()
+    parser = Parser()
     parser.add_argument("--data", type=pl.LightningDataModule, required=True)
-    parsed = parser.parse_object(update_paths({key: value for key, value in settings.items() if key == "data"}))
+    kept = update_paths({key: value for key, value in settings.items() if key == "data"})
     try:
-        return parser.instantiate(parsed).data
+        return parser.instantiate(parser.parse_object(kept)).data
+    except ConfigError as error:
+        raise ValueError(explain(str(error), kept, run_keys())) from None
     except ValueError as error:
         raise ValueError(one_sentence(str(error))) from None
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from lightning_guide.search.scores import Scores
 from lightning_guide.search.space import OWN, Axis
+from lightning_guide.utils.errors import nearest
 from lightning_guide.utils.files import read_yaml
 
 __all__ = ["SearchObjective", "SearchFile", "check_objectives", "read_search"]
@@ -84,7 +85,9 @@ def read_search(path: str | Path) -> SearchFile:
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds {'nothing' if content is None else repr(content)}; expected {', '.join(known)}")
     if odd := [key for key in content if key not in known]:
-        raise ValueError(f"{path}: {odd} is not a key of a search; expected {', '.join(known)}")
+        near = next(filter(None, (nearest(str(key), known) for key in odd)), "")
+        hint = f" (did you mean {near}?)" if near else ""
+        raise ValueError(f"{path}: {odd} is not a key of a search{hint}; expected {', '.join(known)}")
     try:
         axes = tuple(_axis(str(name), each) for name, each in _named(content, "axes").items())
         objectives = tuple(_objective(str(name), aim) for name, aim in _named(content, "objectives").items())
@@ -115,7 +118,10 @@ def _evaluation(written: dict[str, Any]) -> dict[str, Any]:
 
 def _axis(name: str, written: Any) -> Axis:
     if not isinstance(written, Mapping) or not {"path", "values"} <= written.keys() <= {"path", "values", "prior"}:
-        raise ValueError(f"axis {name!r} is {written!r}; expected path, values and maybe prior")
+        odd = written.keys() - {"path", "values", "prior"} if isinstance(written, Mapping) else set()
+        near = next(filter(None, (nearest(str(key), ("path", "values", "prior")) for key in odd)), "")
+        hint = f" (did you mean {near}?)" if near else ""
+        raise ValueError(f"axis {name!r} is {written!r}; expected path, values and maybe prior{hint}")
     values, prior = written["values"], written.get("prior")
     if isinstance(values, Mapping):
         if prior is not None and prior not in list(values):
@@ -129,7 +135,8 @@ def _axis(name: str, written: Any) -> Axis:
 
 def _objective(metric: str, aim: Any) -> SearchObjective:
     if not isinstance(aim, str) or aim not in _LOWEST:
-        raise ValueError(f"objective {metric!r} is {aim!r}; expected lowest or highest")
+        hint = f" (did you mean {near}?)" if (near := nearest(str(aim), _LOWEST)) else ""
+        raise ValueError(f"objective {metric!r} is {aim!r}; expected lowest or highest{hint}")
     return SearchObjective(metric, _LOWEST[aim])
 
 

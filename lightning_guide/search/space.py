@@ -11,6 +11,7 @@ from typing import Any
 
 from lightning_guide.snapshots.names import parse_images
 from lightning_guide.utils.config_base import merge_settings
+from lightning_guide.utils.errors import nearest
 
 __all__ = ["Axis", "OWN", "Point", "Space", "UNGUIDED"]
 
@@ -156,7 +157,9 @@ class Space:
             if not isinstance(node, Mapping) or key not in node:
                 where = ".".join(parts[:depth]) or "the evaluation"
                 holds = f"holds {', '.join(map(str, node))}" if isinstance(node, Mapping) else f"is {node!r}"
-                raise ValueError(f"axis {axis.name!r}: there is no {axis.path!r}; {where} {holds}")
+                near = nearest(key, list(map(str, node))) if isinstance(node, Mapping) else ""
+                hint = f" (did you mean {near}?)" if near else ""
+                raise ValueError(f"axis {axis.name!r}: there is no {axis.path!r}{hint}; {where} {holds}")
             node = node[key]
 
 

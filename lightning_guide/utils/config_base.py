@@ -79,8 +79,8 @@ def _base(path: Path, written: Any, above: tuple[Path, ...]) -> list[Path]:
     for file in files:
         if not file.is_file():
             found = "is a folder" if file.is_dir() else "does not exist"
-            near = nearest(file.name, [each.name for each in file.parent.glob("*.y*ml")])
-            hint = f" (did you mean {near}?)" if near else ""
+            near = nearest(file.stem, [each.stem for each in file.parent.glob(f"*{file.suffix}")])
+            hint = f" (did you mean {near}{file.suffix}?)" if near and not file.is_dir() else ""
             raise ValueError(f"{path}: base {file} {found}{hint}; expected a file relative to the folder of this one")
         if any(file.samefile(other) for other in (*above, path)):
             raise ValueError(f"{path}: base {file} inherits from this file; expected no circle")

@@ -169,8 +169,8 @@ def _read(path: str | Path, result: Callable[[Any, yaml.Node | None], Any]) -> A
         finally:
             loader.dispose()
     except FileNotFoundError:
-        near = nearest(path.name, [each.name for each in find_config(path.parent).glob("*.y*ml")])
-        hint = f"did you mean {path.parent / near}?" if near else "expected a YAML file"
+        near = nearest(path.stem, [each.stem for each in find_config(path.parent).glob(f"*{path.suffix}")])
+        hint = f"did you mean {path.parent / near}{path.suffix}?" if near else "expected a YAML file"
         raise ValueError(f"{path} does not exist; {hint}") from None
     except OSError as error:
         found = "is a folder" if path.is_dir() else f"cannot be read ({error.strerror})"

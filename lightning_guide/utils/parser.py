@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lightning_guide import PUBLIC, RENAMED, RENAMED_ARGUMENTS
+from lightning_guide import PUBLIC, RENAMED
 from lightning_guide.utils.config_base import BASE, read_with_base
 from lightning_guide.utils.errors import one_line
-from lightning_guide.utils.recipe import current_path
+from lightning_guide.utils.recipe import current_arguments, current_path
 
-__all__ = ["LightningParser", "Parser", "PythonLightningParser", "PythonParser", "one_sentence", "update_paths"]
+__all__ = ["ConfigError", "LightningParser", "Parser", "one_sentence", "update_paths", "with_merged_files"]
 
 _OWN_CLASS = re.compile(
     r"(lightning_guide|callbacks|datamodules)(\.\w+)*\.[A-Z]\w*|lightning_guide(\.\w+)+\.pretrained"
@@ -29,7 +32,7 @@ def one_sentence(message: str) -> str:
 
 
 def update_paths(value: Any) -> Any:
-    """Replace class paths and argument names of older versions in parsed YAML by those of this one.
+    """Replace class paths and argument names of older versions in parsed YAML by those of this one, and ``~/``.
 
     Raises:
         ValueError: if an argument is given by its old and its new name.
@@ -37,6 +40,8 @@ def update_paths(value: Any) -> Any:
     if isinstance(value, list):
         return [update_paths(item) for item in value]
     if isinstance(value, str):
+        if value.startswith("~/"):
+            return os.path.expanduser(value)
         return current_path(value) if _OWN_CLASS.fullmatch(value) else value
     if not isinstance(value, dict):
         return value
@@ -44,28 +49,13 @@ def update_paths(value: Any) -> Any:
     path = updated.get("class_path")
     if isinstance(path, str):
         updated["class_path"] = path = RENAMED.get(path, path)
-        own, arguments = "." not in path or _OWN_CLASS.fullmatch(path), updated.get("init_args")
-        renamed = RENAMED_ARGUMENTS.get(path.rpartition(".")[2], {}) if own else {}
-        if renamed and isinstance(arguments, dict):
-            for old, new in renamed.items():
-                if old in arguments and new in arguments:
-                    raise ValueError(
-                        f"{path} has {old} and {new}, the old and the new name of one argument; expected {new}"
-                    )
-            updated["init_args"] = {renamed.get(key, key): item for key, item in arguments.items()}
+        if isinstance(arguments := updated.get("init_args"), dict):
+            updated["init_args"] = current_arguments(path, arguments)
     return updated
 
 
 def _load(text: str) -> Any:
     return update_paths(get_loader("yaml")(text))
-
-
-def _has_base(text: str) -> bool:
-    try:
-        content = _load(text)
-    except yaml.YAMLError:  # left to the parser
-        return False
-    return isinstance(content, dict) and BASE in content
 
 
 set_loader("lightning_guide", _load, exceptions=(yaml.YAMLError,))
@@ -78,8 +68,39 @@ class _Quoting(yaml.SafeDumper):
 _Quoting.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
 
 
+def _merged(path: str | os.PathLike[str], content: str) -> str:
+    """Return `content` of the YAML file `path` merged over the files of its `base`; as it is without `base`."""
+    try:
+        merged = read_with_base(os.fspath(path), lambda file: _load(file.read_text(encoding="utf-8")))
+    except yaml.YAMLError:  # left to the parser
+        return content
+    return yaml.dump(merged, Dumper=_Quoting, sort_keys=False, width=1 << 16)
+
+
+def with_merged_files(words: Sequence[str]) -> list[str]:
+    """Replace files after options such as --trainer by their content, if they have a `base`."""
+    found = []
+    for before, word in itertools.pairwise(["", *words]):
+        option, equals, file = word.partition("=") if word.startswith("--") else (before, "", word)
+        if (
+            option.startswith("--")
+            and option != "--config"
+            and file.endswith((".yaml", ".yml"))
+            and os.path.isfile(file)
+        ):
+            content = Path(file).read_text(encoding="utf-8")
+            if BASE in content:
+                word = f"{option}={_merged(file, content)}" if equals else _merged(file, content)
+        found.append(word)
+    return found
+
+
+class ConfigError(ValueError):
+    """What the parser refuses: an unknown key, a value of another type."""
+
+
 class Parser(ArgumentParser):
-    """Argument parser that exits with an error of one line, without usage and without the valid values."""
+    """Argument parser that raises ConfigError with a sentence, without usage and without the valid values."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Read values and configs as YAML; classes exported by `PUBLIC` need no module in a class path."""
@@ -93,30 +114,14 @@ class Parser(ArgumentParser):
         Raises:
             ValueError: if the file inherits from a file that does not exist.
         """
-        if path and os.path.isfile(path) and _has_base(content):  # the working directory is the folder of the file here
-            merged = read_with_base(os.fspath(path), lambda file: _load(file.read_text(encoding="utf-8")))
-            content = yaml.dump(merged, Dumper=_Quoting, sort_keys=False, width=1 << 16)
+        if path and BASE in content and os.path.isfile(path):  # the working directory is the folder of the file here
+            content = _merged(path, content)
         return super().parse_string(content, path, *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Exit with status 2 and an error of one line."""
-        if os.environ.get("LIGHTNING_GUIDE_TRACEBACK") and ex:
-            raise ex
-        help_of = self.prog.replace(" [options]", "")
-        self.exit(2, f"lightning-guide: error: {one_sentence(message)} ({help_of} --help)\n")
+        """Raise ConfigError with a sentence."""
+        raise ConfigError(one_sentence(message)) from ex
 
 
 class LightningParser(Parser, LightningArgumentParser):
-    """`Parser` for the commands of LightningCLI."""
-
-
-class PythonParser(Parser):
-    """Argument parser that raises ValueError where the command line would exit."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise ValueError with an error of one line."""
-        raise ValueError(one_sentence(message)) from None
-
-
-class PythonLightningParser(PythonParser, LightningParser):
-    """`PythonParser` for LightningCLI used from Python."""
+    """`Parser` for LightningCLI."""

@@ -10,17 +10,19 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
-from lightning_guide import PUBLIC, RENAMED
+from lightning_guide import PUBLIC, RENAMED, RENAMED_ARGUMENTS
 
-__all__ = ["HasRecipe", "build", "current_path", "equivalent", "find_class", "public_path"]
+__all__ = ["HasRecipe", "build", "current_arguments", "current_path", "equivalent", "find_class", "public_path"]
 
 
 Recipe = dict[str, Any]
+
+_OWN = ("lightning_guide", "callbacks", "datamodules")  # packages whose names may have changed
 
 
 def public_path(cls: Callable[..., Any]) -> str:
@@ -43,11 +45,25 @@ def find_class(path: str) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        if module.split(".")[0] in ("lightning_guide", "callbacks", "datamodules"):
+        if module.split(".")[0] in _OWN:
             for package in map(importlib.import_module, PUBLIC):
                 if (found := getattr(package, RENAMED.get(path, RENAMED.get(name, name)), None)) is not None:
                     return found
         raise ValueError(f"the class {path!r} cannot be imported here: {error}") from None
+
+
+def current_arguments(path: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the class at `path` by their names of today.
+
+    Raises:
+        ValueError: if an argument is given by its old and its new name.
+    """
+    own = "." not in path or path.split(".")[0] in _OWN
+    renamed = RENAMED_ARGUMENTS.get(path.rpartition(".")[2], {}) if own else {}
+    for old, new in renamed.items():
+        if old in arguments and new in arguments:
+            raise ValueError(f"{path} has {old} and {new}, the old and the new name of one argument; expected {new}")
+    return {renamed.get(key, key): value for key, value in arguments.items()}
 
 
 def current_path(path: str) -> str:
@@ -130,8 +146,9 @@ def _completed(value: Any) -> Any:
         return value
     if "class_path" not in value:
         return {key: _completed(item) for key, item in value.items()}
-    arguments = {name: _completed(item) for name, item in (value.get("init_args") or {}).items()}
     path = current_path(str(value["class_path"]))
+    written = current_arguments(path, value.get("init_args") or {})
+    arguments = {name: _completed(item) for name, item in written.items()}
     try:
         parameters = inspect.signature(find_class(path)).parameters
     except (TypeError, ValueError):
@@ -162,7 +179,7 @@ def build(recipe: Recipe) -> Any:
     written = recipe.get("init_args") or {}
     if not isinstance(written, dict):
         raise ValueError(f"recipe of {path}: init_args is {written!r}; expected a dict, name -> argument")
-    arguments = {name: _built(value) for name, value in written.items()}
+    arguments = {name: _built(value) for name, value in current_arguments(public_path(cls), written).items()}
     try:
         return cls(**arguments)
     except TypeError as error:
