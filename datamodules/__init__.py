@@ -9,7 +9,6 @@ from datamodules.digit_captions import DigitCaptions
 from datamodules.digits import Digits
 from datamodules.examples import Examples, Slices, TensorExamples, Visits
 from datamodules.image_folder import FileExamples, ImageFolder
-from datamodules.latent_space import LatentSpace
 from datamodules.latents import DrawnLatents, Latents
 from datamodules.motion import Gait, Trajectories
 from datamodules.no_data import NoData
@@ -32,7 +31,6 @@ __all__ = [
     "Gait",
     "ImageArchive",
     "ImageData",
-    "LatentSpace",
     "Latents",
     "ImageFiles",
     "ImageFolder",

@@ -12,20 +12,14 @@ from torch.utils.data import Dataset
 
 from datamodules.base import DiffusionData
 from datamodules.examples import Examples
-from datamodules.latent_space import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    LatentDecoder,
-    LatentSpace,
-    Spread,
-    check_compatibility,
-)  # fmt: skip
 from datamodules.shard_examples import ShardExamples, token_shape
 from datamodules.shards import shard_paths
 from datamodules.storage.downloads import Downloads
 from datamodules.storage.shard_classes import recorded_classes
+from datamodules.stored_latents import LatentDecoder, Spread, check_compatibility
 from lightning_guide.data import Batch
 from lightning_guide.pretrained.autoencoders import VariationalAutoencoder
+from lightning_guide.pretrained.latent_space import IMAGENET_MEAN, IMAGENET_STD, LatentSpace
 from lightning_guide.seeds import SampleSeeds
 
 __all__ = ["DrawnLatents", "Latents"]

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from datamodules.base import DiffusionData
 from datamodules.examples import Examples
-from datamodules.latent_space import IMAGENET_MEAN, IMAGENET_STD, LatentSpace
 from lightning_guide.data import Batch
 from lightning_guide.pretrained.autoencoders import VariationalAutoencoder
+from lightning_guide.pretrained.latent_space import IMAGENET_MEAN, IMAGENET_STD, LatentSpace
 
 __all__ = ["NoData"]
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from datamodules import Latents, Shards
 from datamodules.commands.encode import encode
 from datamodules.examples import read_prompts
-from datamodules.latent_space import LatentSpace
 from datamodules.storage.image_codec import UndecodableError, decode_sample
 from lightning_guide.pretrained.autoencoders import Posterior
+from lightning_guide.pretrained.latent_space import LatentSpace
 from tests.test_datamodules_latents import Halves, npy, shard
 
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from tqdm import tqdm
 from webdataset import TarWriter
 
-from datamodules.latent_space import INVENTORY, shard_fingerprint
 from datamodules.shard_examples import MASK, TOKENS
 from datamodules.shards import shard_paths
 from datamodules.storage.downloads import Downloads
@@ -20,6 +19,7 @@ from datamodules.storage.image_codec import UndecodableError, decode_image, shri
 from datamodules.storage.shard_classes import shard_classes
 from datamodules.storage.shard_writer import is_complete
 from datamodules.storage.tar_index import ShardIndex, index_shard
+from datamodules.stored_latents import INVENTORY, shard_fingerprint
 from lightning_guide.pretrained.autoencoders import VariationalAutoencoder
 from lightning_guide.utils.files import atomic
 from lightning_guide.utils.resume import ResumableFolder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -77,8 +78,9 @@ class Transformed(Energy):
         """Return g(x) (B, *) of `x` (B, *)."""
 
     def start(self, trajectory: Trajectory) -> Loss:
-        """Return the loss of transformed data along `trajectory`."""
-        loss = self.energy.start(trajectory)
+        """Return the loss of transformed data along `trajectory`, whose x has their shape for the inner energy."""
+        with torch.no_grad():
+            loss = self.energy.start(replace(trajectory, x=self.transform(trajectory.x)))
         return lambda x, condition, number: loss(self.transform(x), condition, number)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -124,7 +126,7 @@ class Decoded(Transformed):
     """
 
     def __init__(self, objective: Energy, decoder: nn.Module) -> None:
-        """Take the `objective` of decoded latents and the `decoder`, which is frozen."""
+        """Take the `objective` of decoded latents and the `decoder`, a `LatentSpace`, for example, which is frozen."""
         super().__init__(objective)
         self.decoder = decoder.requires_grad_(False)
 

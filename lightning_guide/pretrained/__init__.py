@@ -12,6 +12,7 @@ from lightning_guide.pretrained.autoencoders import (
 )
 from lightning_guide.pretrained.backbones import Backbone, OpenClipBackbone, TimmBackbone
 from lightning_guide.pretrained.frozen import FrozenNetwork
+from lightning_guide.pretrained.latent_space import LatentSpace
 from lightning_guide.pretrained.networks import AtLevel, GuideNetwork, NamedNetwork, RunNetwork, TimmNetwork
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "DiffusersVAE",
     "FrozenNetwork",
     "GuideNetwork",
+    "LatentSpace",
     "NamedNetwork",
     "OpenClipBackbone",
     "Posterior",

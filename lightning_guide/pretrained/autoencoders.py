@@ -32,6 +32,10 @@ class Autoencoder(HasRecipe, nn.Module, ABC):
     def decode(self, z: Tensor) -> Tensor:
         """Return the data (B, *) of the latent `z` (B, *)."""
 
+    def forward(self, z: Tensor) -> Tensor:
+        """Return the data (B, *) of the latent `z` (B, *), as a decoder."""
+        return self.decode(z)
+
 
 class Subspace(Autoencoder):
     """Linear autoencoder z = U^T (x - center), x = center + U z with orthonormal columns U, exact on their span."""
@@ -99,6 +103,17 @@ class VariationalAutoencoder(Autoencoder):
 
     A subclass defines `posterior` and `decode`; decoded images may leave [0, 1].
     """
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Refuse to decode: a model denoises normalized latents.
+
+        Raises:
+            ValueError: naming `LatentSpace`.
+        """
+        raise ValueError(
+            f"a {type(self).__name__} decodes latents that are not normalized; name a LatentSpace with this vae as the "
+            "decoder of a model"
+        )
 
     @abstractmethod
     def posterior(self, x: Tensor) -> Posterior:

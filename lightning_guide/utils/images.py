@@ -29,8 +29,16 @@ def preprocess_image(
     `image` (B, C, H, W) has values in [0, 1]; the result is differentiable. The whole image is resized to `size`
     (height, width), by `mode` and antialiased, not cropped; a single channel is repeated `channels` times. `mean` and
     `std` hold one number for each channel, or one for all.
+
+    Raises:
+        ValueError: if `image` has another number of channels than 1 or `channels`, as latents have.
     """
     if channels is not None:
+        if image.ndim != 4 or image.shape[1] not in (1, channels):
+            raise ValueError(
+                f"this network reads images of 1 or {channels} channels, got x of shape {tuple(image.shape[1:])}; "
+                "latents are decoded first, by Decoded with a LatentSpace"
+            )
         image = image.expand(-1, channels, -1, -1)
     if size is not None:
         image = F.interpolate(image, tuple(size), mode=mode, align_corners=False, antialias=True)

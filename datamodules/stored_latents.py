@@ -1,8 +1,7 @@
-"""Normalization of latents for a denoiser (`LatentSpace`), decoding to images, and the record of their encoding."""
+"""Stored latents: how they are decoded, and the record of how they were encoded."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -16,15 +15,7 @@ from lightning_guide.pretrained.autoencoders import VariationalAutoencoder
 from lightning_guide.utils.recipe import equivalent
 from lightning_guide.utils.resume import read_record
 
-__all__ = [
-    "IMAGENET_MEAN", "IMAGENET_STD", "INVENTORY", "LatentDecoder", "LatentSpace", "Spread", "check_compatibility",
-    "shard_fingerprint",
-]  # fmt: skip
-
-
-# Moments of ImageNet's latents under stabilityai/sd-vae-ft-mse with inputs in [0, 1], as used by EDM2.
-IMAGENET_MEAN = (5.81, 3.25, 0.12, -2.15)
-IMAGENET_STD = (4.17, 4.62, 3.71, 3.28)
+__all__ = ["INVENTORY", "LatentDecoder", "Spread", "check_compatibility", "shard_fingerprint"]
 
 
 Spread = Literal["std", "log_variance"]
@@ -67,42 +58,6 @@ class LatentDecoder:
                 "1, or spread: std for standard deviations"
             )
         return torch.cat([mean, (spread.clamp(-30, 20) / 2).exp()])
-
-
-class LatentSpace:
-    """Normalized latents x = (z - mean) / (2 std), channel by channel, with sigma_data = 0.5; `vae` decodes images."""
-
-    def __init__(
-        self, vae: VariationalAutoencoder | None, mean: Sequence[float], std: Sequence[float], *, decode_batch: int = 16
-    ) -> None:
-        """Set `mean` and `std` of the latents for each channel; `decode_batch` latents are decoded in one call.
-
-        Raises:
-            ValueError: if the numbers of means and deviations differ, one is not finite, a deviation is not positive,
-                or `decode_batch` is below 1.
-        """
-        finite = all(map(math.isfinite, [*mean, *std]))
-        if len(mean) != len(std) or not mean or not finite or min(std) <= 0 or decode_batch < 1:
-            raise ValueError(
-                "latents need as many numbers in mean as in std, all finite, all std > 0, and decode_batch >= 1; "
-                f"got {list(mean)}, {list(std)} and {decode_batch}"
-            )
-        self.vae, self.decode_batch = vae, decode_batch
-        self.mean, self.std = (torch.tensor(values).reshape(-1, 1, 1) for values in (mean, std))
-
-    def encode(self, z: Tensor) -> Tensor:
-        """Normalize latents `z` to x (B, C, h, w), float32."""
-        return (z.to(torch.float32) - self.mean.to(z.device)) / (2 * self.std.to(z.device))
-
-    def decode(self, x: Tensor) -> Tensor:
-        """Decode x to images uint8 (B, 3, H, W), clipped; without an autoencoder to latents z, float32."""
-        z = x.to(torch.float32) * (2 * self.std.to(x.device)) + self.mean.to(x.device)
-        if self.vae is None:
-            return z
-        vae = self.vae.to(x.device)
-        with torch.no_grad():
-            images = torch.cat([vae.decode(part) for part in z.split(self.decode_batch)])
-        return (images.to(torch.float32).clip(0, 1) * 255).round().to(torch.uint8)
 
 
 INVENTORY = "latents.json"

@@ -1,0 +1,107 @@
+"""Latent models whole: evaluation, energies, rewards and gradient guidance look through the real autoencoder class."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_guide.guidance import DPS, LookAhead
+from lightning_guide.networks import EDM2UNet
+from lightning_guide.noise import KarrasGrid
+from lightning_guide.objectives import Decoded, Downsampled, Measurement, NetworkDistance, SquaredDistance, TextMatch
+from lightning_guide.preconditioning import Preconditioned
+from lightning_guide.pretrained import DiffusersVAE, LatentSpace
+from lightning_guide.samplers import Euler
+from lightning_guide.seeds import SampleSeeds
+
+diffusers = pytest.importorskip("diffusers", reason="needs the autoencoder class of diffusers, which is missing")
+
+SAMPLER = Euler(KarrasGrid(6, sigma_min=0.02, sigma_max=10.0))
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory: pytest.TempPathFactory) -> LatentSpace:
+    """A space of 4 channels whose random autoencoder doubles the sides."""
+    folder = tmp_path_factory.mktemp("vae")
+    torch.manual_seed(0)
+    model = diffusers.AutoencoderKL(
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+    )
+    model.save_pretrained(folder)
+    return LatentSpace(DiffusersVAE(str(folder), lowest=-1.0), mean=0.1, std=1 / (2 * 0.18215))
+
+
+def model() -> Preconditioned:
+    """A small network on latents (4, 8, 8)."""
+    torch.manual_seed(1)
+    network = EDM2UNet(
+        [4, 8, 8], num_classes=0, model_channels=8, channel_mult=[1], num_blocks=1, attention_resolutions=[]
+    )
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.ndim == 0:
+                parameter.fill_(0.5)
+    return Preconditioned(network).eval()
+
+
+def draw(guidance: torch.nn.Module) -> Tensor:
+    return SAMPLER.sample(guidance, seeds=SampleSeeds(0, range(2))).x  # type: ignore[arg-type]
+
+
+def test_images_are_those_of_the_autoencoder_of_the_latents(space: LatentSpace) -> None:
+    x = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    z = x / 0.18215 + 0.1
+    assert space.vae is not None
+    images = space.vae.decode(z)
+    torch.testing.assert_close(space(x), 2 * images - 1, rtol=1e-4, atol=1e-5)
+    assert space.decode(x).dtype == torch.uint8 and space.decode(x).shape == (3, 3, 16, 16)
+    assert torch.equal(space.decode(x), (((space(x).clip(-1, 1)) + 1) * 127.5).round().to(torch.uint8))
+    torch.testing.assert_close(space.encode(z), x, rtol=1e-4, atol=1e-5)
+    small = LatentSpace(space.vae, 0.1, 1 / (2 * 0.18215), decode_batch=2)
+    torch.testing.assert_close(small(x), space(x), rtol=1e-5, atol=1e-6)
+
+
+def test_energy_of_decoded_latents_guides(space: LatentSpace) -> None:
+    energy = Decoded(SquaredDistance(0.8), space)
+    plain, guided = draw(model()), draw(DPS(energy, 0.5, positive=model()))
+    with torch.no_grad():
+        assert float(energy(guided).mean()) < float(energy(plain).mean())
+
+
+def test_energies_with_references_of_images_guide_latents(space: LatentSpace) -> None:
+    """References and hidden truths have the shape of images, not of the latents of the trajectory."""
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    features = torch.nn.AvgPool2d(4)
+    for energy in (
+        NetworkDistance(features, images),
+        Measurement(Downsampled(2), noise=0.1, truth=images),
+    ):
+        guided = draw(DPS(Decoded(energy, space), 0.3, positive=model()))
+        assert bool(guided.isfinite().all())
+
+
+def test_look_ahead_takes_the_gradient_through_the_decoder(space: LatentSpace) -> None:
+    plain = draw(model())
+    gradient = torch.ones(3, 16, 16) / (3 * 16 * 16)
+    mean = float(space(plain).mean())
+    guided = draw(LookAhead(decoder=space, gradient=gradient, target=mean + 3.0, positive=model()))
+    assert float(space(guided).mean()) > mean + 0.02
+
+
+def test_decoders_without_normalization_and_images_without_decoder_are_refused(space: LatentSpace) -> None:
+    x = torch.zeros(1, 4, 8, 8)
+    assert space.vae is not None
+    with pytest.raises(ValueError, match="name a LatentSpace with this vae as the decoder"):
+        Decoded(SquaredDistance(0.0), space.vae)(x)
+    with pytest.raises(ValueError, match=r"images of 1 or 3 channels, got x of shape \(4, 8, 8\); latents are decoded"):
+        TextMatch("a red car", model="ViT-B-32", weights=None)(x)
+    with pytest.raises(ValueError, match="4 channels, got x of shape"):
+        LatentSpace(space.vae)(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ValueError, match="by its vae, which is None"):
+        LatentSpace(None)(x)
