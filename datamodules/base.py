@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.examples import Examples, Slices, Visits
-from datamodules.prompts import PromptFile
+from datamodules.examples import Examples, Slices, Visits, read_prompts
 from datamodules.stream import Stream, split_evenly
-from lightning_guide.data import Batch, Prompts, SampleBatch, SampleSource
+from lightning_guide.data import Batch, SampleBatch, SampleSource
 from lightning_guide.runs.class_names import check_class_names, read_class_names, write_class_names
 
 __all__ = ["DiffusionData"]
@@ -45,7 +44,7 @@ class DiffusionData(pl.LightningDataModule, ABC):
         num_classes: number of labels, 0 for data without labels.
         class_names: names of the labels in their order, None if they have none.
         token_channels: C of the embeddings (L, C) of the elements, 0 for data without embeddings.
-        prompt_file: npy or npz of the embeddings that condition samples (`PromptFile`).
+        prompt_file: npy or npz of the embeddings that condition samples (`read_prompts`).
         num_prompts: number of held-out embeddings that condition samples if there is no `prompt_file`.
     """
 
@@ -101,7 +100,7 @@ class DiffusionData(pl.LightningDataModule, ABC):
     def decode(self, x: Tensor) -> Tensor:
         """Invert `encode`, rounded and clipped to the stored range."""
 
-    def prompts(self) -> Prompts:
+    def prompts(self) -> Tensor:
         """Return the embeddings (P, L, C) that condition samples: from `prompt_file`, or of held-out elements.
 
         Raises:
@@ -110,11 +109,11 @@ class DiffusionData(pl.LightningDataModule, ABC):
         return self._prompts
 
     @cached_property
-    def _prompts(self) -> Prompts:
+    def _prompts(self) -> Tensor:
         if not self.token_channels:
             raise ValueError(f"{type(self).__name__} has no embeddings; expected data with token_channels above 0")
         if self.prompt_file is not None:
-            return PromptFile(self.prompt_file, self.token_channels)
+            return read_prompts(self.prompt_file, self.token_channels)
         examples = self.heldout()
         if not len(examples):
             raise ValueError(f"{type(self).__name__} holds no embeddings to draw samples under; set prompt_file")

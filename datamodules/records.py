@@ -65,17 +65,19 @@ class RecordExamples(Examples):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
         count, unreadable = len(self), self.unreadable.numpy()
+        reason = ""
         for record in ((index + ahead) % count for ahead in range(count)):
             if not unreadable[record]:
                 try:
                     return self._read(record), self.condition(record)
                 except UndecodableError as error:
                     unreadable[record] = True
+                    reason = reason or f"; first: {self.name(record)} ({error})"
                     warnings.warn(
                         f"{self.name(record)} is corrupt ({error}); using the next readable record",
                         stacklevel=2,
                     )
-        raise ValueError(f"none of the {len(self)} images in {self.place} can be decoded")
+        raise ValueError(f"none of the {len(self)} images in {self.place} can be decoded{reason}")
 
     @property
     def corrupt(self) -> list[str]:

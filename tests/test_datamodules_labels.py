@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import struct
 import tarfile
 import zipfile
 from pathlib import Path
@@ -227,3 +228,31 @@ def test_no_share_rounds_to_nothing(tmp_path: Path, count: int, share: float) ->
 def test_one_image_cannot_be_split(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds one image; expected at least two, to hold out a share of 0.02"):
         ImageFolder(place(tmp_path / "a", classes(ant=1)))
+
+
+def test_damaged_directories_of_zips_lose_nothing_silently(tmp_path: Path) -> None:
+    """A name whose damage would make a class, or hide an image; a directory that lost a file."""
+    whole = Path(place(tmp_path / "a", {f"data/{name}": each for name, each in classes(ant=3, bee=3).items()}, "zip"))
+    data = whole.read_bytes()
+    at = data.rindex(b"data/ant/1.png")
+    for changed in (b"dath/ant/1.png", b"data/ant/1.pnh", b"data/ant/.1png", b"data/ant/1png/"):
+        whole.write_bytes(data[:at] + changed + data[at + len(changed) :])
+        with pytest.raises(ValueError, match="a.zip is damaged: File name in directory .* differ"):
+            ImageFolder(str(whole), str(whole), num_classes=2)
+    first = data.index(b"PK\1\2")
+    second = data.index(b"PK\1\2", first + 1)
+    field = struct.pack("<H", data.index(b"PK\1\2", second + 1) - second)  # comment of the first: the second entry
+    whole.write_bytes(data[: first + 32] + field + data[first + 34 :])
+    with pytest.raises(ValueError, match="a.zip is damaged.* lists 5 of 6 files"):
+        ImageFolder(str(whole), str(whole), num_classes=2)
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_end_mark_within_a_tar_is_noticed(tmp_path: Path, joined: bool) -> None:
+    path = Path(place(tmp_path / "a", {f"{i}.png": image(i) for i in range(3)}, "tar"))
+    data = path.read_bytes()
+    at = data.index(b"1.png")
+    path.write_bytes(data + data if joined else data[:at] + bytes(1024) + data[at + 1024 :])
+    for read in (image_files, lambda path: index_shard(path, num_classes=0)):
+        with pytest.raises(ValueError, match="holds data after its end-of-archive mark .* not several joined"):
+            read(path)

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.prompts import PromptFile
+from datamodules.examples import read_prompts
 from lightning_guide.objectives.reference import load_references
+from lightning_guide.pretrained.loading import read_weights
 from lightning_guide.utils.arrays import read_array
 from lightning_guide.utils.files import read_numbers
 from lightning_guide.utils.safe_pickle import read_arrays
@@ -75,7 +76,7 @@ def test_damaged_npy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: st
     with pytest.raises(ValueError, match="^cannot be read as numbers: "):
         read_array(data, "numbers")
     with pytest.raises(ValueError, match="^the file of prompts .*a.npy cannot be read: .*a.npy: cannot be read as"):
-        PromptFile("a.npy", 4)
+        read_prompts("a.npy", 4)
     with pytest.raises(ValueError, match="^reference examples: .*a.npy: cannot be read as a .npy file of numbers"):
         load_references(str(tmp_path / "a.npy"), torch.zeros(2, 3, 4))
     assert not (tmp_path / "executed").exists()
@@ -98,13 +99,13 @@ def test_damaged_npz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content[70] ^= 255
     path.write_bytes(content)
     with pytest.raises(ValueError, match="^the file of prompts .* cannot be read: .*'tokens' in it is damaged"):
-        PromptFile(str(path), 4)
+        read_prompts(str(path), 4)
     path.write_bytes(npz(tokens=np.array([Bomb()], dtype=object)))
     with pytest.raises(ValueError, match="'tokens' in it is damaged: it holds Python objects, which are not read"):
-        PromptFile(str(path), 4)
+        read_prompts(str(path), 4)
     path.write_bytes(npz(other=NUMBERS))
     with pytest.raises(ValueError, match=r"holds no array 'tokens'; found \['other'\]"):
-        PromptFile(str(path), 4)
+        read_prompts(str(path), 4)
     assert not (tmp_path / "executed").exists()
 
 
@@ -125,3 +126,14 @@ def test_large_number_of_a_pickled_object_takes_no_memory(tmp_path: Path) -> Non
         assert read_arrays(tmp_path / "a.pkl", kind="file of reference statistics") == {}
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def test_altered_weights_of_torch_are_refused(tmp_path: Path) -> None:
+    """torch does not compare the checksums in its files."""
+    network = torch.nn.Linear(8, 8)
+    torch.save(network.state_dict(), tmp_path / "a.pt")
+    data = bytearray((tmp_path / "a.pt").read_bytes())
+    data[data.index(network.weight.detach().numpy().tobytes()) + 5] ^= 1
+    (tmp_path / "a.pt").write_bytes(data)
+    with pytest.raises(ValueError, match="a.pt .the checksum of .* in it is wrong"):
+        read_weights(network, str(tmp_path / "a.pt"))

@@ -102,6 +102,7 @@ class _Zip(ImageFiles):
                     f"{self.place} is damaged or not a zip archive: {error}; expected a folder of images, a zip "
                     "archive or an uncompressed tar"
                 ) from None
+            _check_names(archive, self.place)
             infos = [info for info in archive.infolist() if not info.is_dir()]
             files = dict(zip(_checked([info.filename for info in infos], self.place), infos, strict=True))
             self._opened = os.getpid(), archive, {name: files[name] for name in files if not is_hidden(name)}
@@ -150,6 +151,33 @@ def image_files(place: str | Path) -> ImageFiles:
 def is_image(name: str) -> bool:
     """Return whether a file name is that of an image."""
     return PurePosixPath(name).suffix.lower() in SUFFIXES and not is_hidden(name)
+
+
+def _check_names(archive: zipfile.ZipFile, place: Path) -> None:
+    """Compare the number of files, and names in both places where an archive has them, as reading a file does.
+
+    Names only of one image in each folder, which may be a class, and of entries that are no images: a damaged name may
+    have made them so.
+    """
+    folders: set[str] = set()
+    with place.open("rb") as file:
+        file.seek(max(place.stat().st_size - 2**16 - 22, 0))
+        end = file.read().rpartition(b"PK\5\6")[2]
+    count = int.from_bytes(end[6:8], "little")  # of all entries; 2^16 - 1 is that or more
+    if count not in (len(archive.infolist()), 2**16 - 1):
+        raise ValueError(f"{place} is damaged: its directory lists {len(archive.infolist())} of {count} files")
+    for info in archive.infolist():
+        folder = info.filename.rpartition("/")[0]
+        if folder in folders and is_image(info.filename):
+            continue
+        try:
+            archive.open(info).close()
+        except RuntimeError:  # encrypted, or of an unknown method: reading will tell if it is needed
+            pass
+        except Exception as error:
+            raise ValueError(f"{place} is damaged: {error}") from None
+        if is_image(info.filename):
+            folders.add(folder)
 
 
 def _plain(name: str) -> str:

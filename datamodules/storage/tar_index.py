@@ -163,6 +163,13 @@ def _members(view: mmap.mmap, path: Path) -> list[tuple[str, int, int]]:
             f"{path} is truncated or damaged: after {len(members)} files there is neither another one nor the "
             f"end-of-archive mark at byte {end} of {len(view)}; copy the shard again"
         )
+    for at in range(end, len(view), 2**20):
+        rest = view[at : at + 2**20]
+        if rest.count(0) != len(rest):
+            raise ValueError(
+                f"{path} holds data after its end-of-archive mark at byte {end} of {len(view)}; expected one undamaged "
+                "tar, not several joined"
+            )
     return members
 
 

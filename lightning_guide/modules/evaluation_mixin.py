@@ -99,7 +99,6 @@ class EvaluatedModule(ShardedTraining):
             run=self.trainer.default_root_dir,
             device=self.device,
             until=self.images_seen if self._fitting else None,
-            prompts=self._data.prompts() if self.denoiser.token_channels else None,
         )
         self._check_fits_data(models.main)
         evaluations.start(models, self._data, self.device, training=self._fitting)

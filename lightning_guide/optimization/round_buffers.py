@@ -95,7 +95,7 @@ def append_record(run: str | Path, record: Record, *, first: bool) -> None:
 def read_records(run: str | Path, rounds: int) -> list[Record]:
     """Return the records of the first `rounds` rounds; later ones will be drawn again."""
     path = _path(run)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = path.read_bytes().splitlines() if path.exists() else []
     return [parse_json(line, path) for line in lines[:rounds]]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,15 @@ def _loading_error(name: str, source: str, error: Exception, call: str) -> Value
     )
 
 
+def _check_zip(path: str) -> None:
+    """Compare the checksums of a file of torch, a zip archive; torch itself does not."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"the checksum of {damaged} in it is wrong")
+
+
 def read_weights(module: nn.Module, path: str) -> None:
     """Load the file `path` (safetensors, or torch without pickles) into `module`.
 
@@ -110,6 +120,7 @@ def read_weights(module: nn.Module, path: str) -> None:
     if not Path(path).is_file():
         raise ValueError(f"weights of {name}: there is no file {path}")
     try:
+        _check_zip(path)
         state = (
             load_file(path)
             if path.endswith(".safetensors")
