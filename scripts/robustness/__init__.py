@@ -1,0 +1,1 @@
+"""Trials of damage: files that the product reads, mutated and read again."""
