@@ -25,6 +25,8 @@ class Gallery(EvaluationSamples):
     `<folder>/gallery.png`.
     """
 
+    default_folder = "gallery"
+
     def __init__(self, count: int = 12, *, folder: str | None = None) -> None:
         """Configure `count` samples; `folder` None is `gallery` in the run folder."""
         super().__init__(count)
@@ -41,7 +43,7 @@ class Gallery(EvaluationSamples):
         }
         points = next(iter(samples.values())).x.ndim == 2
         figure = _panels(samples, labels, data_of(trainer)) if points else _rows(samples, labels)
-        path = output_folder(trainer, self.folder, default="gallery") / "gallery.png"
+        path = output_folder(trainer, self.folder, default=self.default_folder) / "gallery.png"
         save_image(trainer, render(figure), path, tag="gallery")
 
 

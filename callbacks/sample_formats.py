@@ -6,8 +6,8 @@ Each process writes its own samples, under names that no other process uses. All
 from __future__ import annotations
 
 import os
-import re
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,31 +18,54 @@ from webdataset import TarWriter
 from callbacks.output import write_png
 from lightning_guide.evaluation.sampling_loop import DrawnSamples
 from lightning_guide.utils.files import atomic
-from lightning_guide.utils.images import encode_sample
+from lightning_guide.utils.images import encode_png, encode_sample
 
-__all__ = ["NpzArchive", "PngFolder", "SampleFormat", "TarShards"]
+__all__ = ["NpzArchive", "PngFolder", "SampleFormat", "TarShards", "png_name"]
+
+
+def png_name(index: int) -> str:
+    """Name of the PNG file of a sample.
+
+    Examples:
+        >>> png_name(12345)
+        '012000/012345.png'
+    """
+    return f"{index // 1000 * 1000:06d}/{index:06d}.png"
 
 
 class SampleFormat(ABC):
-    """Base of the formats: writes samples into `folder`, on all processes in parallel."""
+    """Base of the formats: writes samples into `folder`, on all processes in parallel.
+
+    Attributes:
+        written: names in `folder` of the finished files of this process.
+    """
 
     def __init__(self, folder: Path, rank: int, world: int) -> None:
         """Configure a writer of process `rank` of `world`."""
         self.folder, self.rank, self.world = folder, rank, world
+        self.written: list[str] = []
+
+    @abstractmethod
+    def names(self, indices: range) -> Iterator[str]:
+        """Yield the names of all files that samples `indices` may be written to, by any process."""
+
+    def check(self, samples: DrawnSamples) -> None:  # noqa: B027  # all data by default
+        """Check that such samples can be written.
+
+        Raises:
+            ValueError: if they cannot.
+        """
 
     @abstractmethod
     def write(self, samples: DrawnSamples) -> None:
-        """Write, or keep, one batch of this process; tensors are on the CPU.
-
-        Raises:
-            ValueError: if such data cannot be written in this format.
-        """
+        """Write, or keep, one batch of this process; tensors are on the CPU."""
 
     def close(self) -> None:  # noqa: B027  # nothing by default
         """Finish the files of this process, after its last batch."""
 
-    def merge(self) -> None:  # noqa: B027  # nothing by default
-        """Merge the files of all processes; called on process 0 after every process has closed."""
+    def merge(self) -> list[str]:
+        """Merge the files of all processes and return their names; on process 0 after every process has closed."""
+        return []
 
     def discard(self) -> None:  # noqa: B027  # nothing by default
         """Remove incomplete files after an error."""
@@ -51,19 +74,28 @@ class SampleFormat(ABC):
 class PngFolder(SampleFormat):
     """PNG files `<thousand>/<index>.png`, six digits each: sample 12345 is `012000/012345.png`."""
 
-    def write(self, samples: DrawnSamples) -> None:
-        """Write one file for each image.
+    def names(self, indices: range) -> Iterator[str]:
+        """Yield the name of each image."""
+        return map(png_name, indices)
+
+    def check(self, samples: DrawnSamples) -> None:
+        """Check that samples are images.
 
         Raises:
-            ValueError: if the samples are not images (B, C, H, W).
+            ValueError: if they have another shape than (B, 1 or 3, H, W), or are not uint8.
         """
         if samples.x.ndim != 4:
             raise ValueError(
                 f"format 'png' is for images (B, C, H, W), these samples have shape {tuple(samples.x.shape)}; "
                 "expected formats 'npz' or 'shards' for them"
             )
+        encode_png(samples.x[0])
+
+    def write(self, samples: DrawnSamples) -> None:
+        """Write one file for each image."""
         for index, image in zip(samples.index.tolist(), samples.x, strict=True):
-            write_png(self.folder / f"{index // 1000 * 1000:06d}" / f"{index:06d}.png", image)
+            write_png(self.folder / png_name(index), image)
+            self.written.append(png_name(index))
 
 
 class NpzArchive(SampleFormat):
@@ -77,6 +109,11 @@ class NpzArchive(SampleFormat):
         super().__init__(folder, rank, world)
         self._kept: list[DrawnSamples] = []
 
+    def names(self, indices: range) -> Iterator[str]:
+        """Yield the names of the archive and its parts."""
+        yield "samples.npz"
+        yield from (self._part(rank).name for rank in range(self.world))
+
     def write(self, samples: DrawnSamples) -> None:
         """Keep the samples: uint8 unchanged, all other types as float32."""
         x = samples.x if samples.x.dtype == torch.uint8 else samples.x.float()
@@ -87,7 +124,7 @@ class NpzArchive(SampleFormat):
         kept, self._kept = self._kept, []
         _save(self._part(self.rank), {name: _concatenate(kept, name) for name in DrawnSamples._fields} if kept else {})
 
-    def merge(self) -> None:
+    def merge(self) -> list[str]:
         """Merge the parts and remove them.
 
         Raises:
@@ -110,6 +147,7 @@ class NpzArchive(SampleFormat):
             _save(self.folder / "samples.npz", arrays)
         for rank in range(self.world):
             self._part(rank).unlink()
+        return ["samples.npz"] if drawn else []
 
     def _part(self, rank: int) -> Path:
         return self.folder / f".samples-{rank:05d}.npz"
@@ -118,8 +156,7 @@ class NpzArchive(SampleFormat):
 class TarShards(SampleFormat):
     """WebDataset shards `samples-<rank>-<number>.tar` with `<index>.png` (`.npy` if not an image) and `<index>.cls`.
 
-    A sample without a label (-1) has no `.cls`. Shards of an earlier prediction that this one did not overwrite are
-    removed at the end, so that the folder holds each sample once.
+    A sample without a label (-1) has no `.cls`.
     """
 
     def __init__(self, folder: Path, rank: int, world: int, *, records: int) -> None:
@@ -128,6 +165,11 @@ class TarShards(SampleFormat):
         self.records, self.number, self._filled = records, 0, 0
         self._stream: BinaryIO | None = None
         self._tar: TarWriter | None = None
+
+    def names(self, indices: range) -> Iterator[str]:
+        """Yield as many names for each process as its share of the samples can fill."""
+        shards = -(-len(indices) // self.records)
+        yield from (self._name(rank, number) for rank in range(self.world) for number in range(shards))
 
     def write(self, samples: DrawnSamples) -> None:
         """Write one record for each sample."""
@@ -145,17 +187,8 @@ class TarShards(SampleFormat):
                 self._end_shard()
 
     def close(self) -> None:
-        """Complete the last shard and remove those of this process that an earlier, longer prediction left."""
+        """Complete the last shard."""
         self._end_shard()
-        for path, rank, number in self._shards():
-            if rank == self.rank and number >= self.number:
-                path.unlink()
-
-    def merge(self) -> None:
-        """Remove shards of an earlier prediction with more processes."""
-        for path, rank, _ in self._shards():
-            if rank >= self.world:
-                path.unlink()
 
     def discard(self) -> None:
         """Remove the unfinished shard."""
@@ -166,6 +199,7 @@ class TarShards(SampleFormat):
         """Complete the current shard and give it its final name."""
         if self._close():
             os.replace(self._temporary, self._path)
+            self.written.append(self._path.name)
             self.number, self._filled = self.number + 1, 0
 
     def _close(self) -> bool:
@@ -177,14 +211,13 @@ class TarShards(SampleFormat):
         self._stream = self._tar = None
         return True
 
-    def _shards(self) -> list[tuple[Path, int, int]]:
-        """Return (path, rank, number) of the shards in the folder."""
-        named = [(path, re.fullmatch(r"samples-(\d{5})-(\d{6})\.tar", path.name)) for path in self.folder.iterdir()]
-        return [(path, int(match[1]), int(match[2])) for path, match in named if match]
+    @staticmethod
+    def _name(rank: int, number: int) -> str:
+        return f"samples-{rank:05d}-{number:06d}.tar"
 
     @property
     def _path(self) -> Path:
-        return self.folder / f"samples-{self.rank:05d}-{self.number:06d}.tar"
+        return self.folder / self._name(self.rank, self.number)
 
     @property
     def _temporary(self) -> Path:

@@ -26,6 +26,8 @@ class SampleGrid(EvaluationSamples):
     `<folder>/<fit, validate or test>-<images seen>-<evaluation>.png`.
     """
 
+    default_folder = "grids"
+
     def __init__(self, count: int = 64, *, columns: int = 8, folder: str | None = None) -> None:
         """Configure `count` samples in rows of `columns`; `folder` None is `grids` in the run folder.
 
@@ -39,7 +41,7 @@ class SampleGrid(EvaluationSamples):
 
     def draw(self, trainer: pl.Trainer, module: DiffusionModule, samples: dict[str, DrawnSamples]) -> None:
         """Log and write one image for each evaluation."""
-        folder = output_folder(trainer, self.folder, default="grids")
+        folder = output_folder(trainer, self.folder, default=self.default_folder)
         assert trainer.state.fn is not None
         stage = f"{trainer.state.fn.value}-{module.images_seen}"
         real = data_of(trainer)

@@ -112,7 +112,9 @@ def module(
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    """Return all files but the record of the prediction."""
+    found = (path for path in folder.rglob("*") if path.is_file() and path.name != "samples.json")
+    return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
 def records(folder: Path) -> dict[str, dict[str, bytes]]:
@@ -135,7 +137,7 @@ def predict(
     folder: Path, formats: list[Any], shape: tuple[int, ...] = (3, 4, 4), classes: int = 0, **options: Any
 ) -> Any:
     as_bytes, records_per_shard = options.pop("as_bytes", True), options.pop("records_per_shard", 1000)
-    writer = SampleWriter(formats=formats, records_per_shard=records_per_shard)
+    writer = SampleWriter(str(folder / "samples"), formats=formats, records_per_shard=records_per_shard)
     data = Stored(shape, classes, as_bytes=as_bytes)
     return trainer(folder, writer).predict(module(shape, classes, **options), data)
 
@@ -207,7 +209,7 @@ def test_interrupted_prediction_is_overwritten_by_the_next(tmp_path: Path) -> No
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     formats: list[Any] = ["png", "npz", "shards"]
     predict(whole, formats, count=9, records_per_shard=4)
-    writer = SampleWriter(formats=formats, records_per_shard=4)
+    writer = SampleWriter(str(broken / "samples"), formats=formats, records_per_shard=4)
     with pytest.raises(RuntimeError, match="interrupted"):
         trainer(broken, writer, Interrupt()).predict(module((3, 4, 4), count=9), Stored((3, 4, 4)))
     left = files(broken / "samples")
@@ -222,11 +224,10 @@ def test_interrupted_prediction_is_overwritten_by_the_next(tmp_path: Path) -> No
 
 def test_shorter_prediction_removes_shards_of_a_longer_one(tmp_path: Path) -> None:
     predict(tmp_path, ["shards"], count=9, records_per_shard=2)
-    stranger = tmp_path / "samples" / "samples-mine.tar"
-    (tmp_path / "samples" / "samples-00003-000000.tar").write_bytes(b"of an earlier run with more processes")
-    stranger.write_bytes(b"not ours")
+    mine = tmp_path / "samples" / "samples-00003-000000.tar"
+    mine.write_bytes(b"of the user")
     predict(tmp_path, ["shards"], count=3, records_per_shard=2)
-    stranger.unlink()
+    mine.unlink()
     assert files(tmp_path) == ["samples/samples-00000-000000.tar", "samples/samples-00000-000001.tar"]
     assert sorted(records(tmp_path / "samples")) == ["000000", "000001", "000002"]
 
@@ -263,7 +264,7 @@ def test_processes_without_samples_or_without_a_shared_folder(tmp_path: Path) ->
 def run_test_and_predict(folder: str | Path, **options: Any) -> None:
     """Run a test with grids, then a prediction of 9 samples."""
     folder = Path(folder)
-    writer = SampleWriter(formats=["png", "npz", "shards"], records_per_shard=2)
+    writer = SampleWriter(str(folder / "samples"), formats=["png", "npz", "shards"], records_per_shard=2)
     run = trainer(folder, writer, SampleGrid(6, columns=3), Drawn(5), **options)
     drawing = module((3, 4, 4), 4, count=9, batch=2)
     run.test(drawing, Stored((3, 4, 4), 4), verbose=False)

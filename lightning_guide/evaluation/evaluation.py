@@ -17,7 +17,7 @@ from lightning_guide.guidance import Main
 from lightning_guide.samplers import Heun, Sampler
 from lightning_guide.seeds import SampleSeeds, mix
 
-__all__ = ["Evaluation", "SampleIndices", "under_guidances"]
+__all__ = ["Evaluation", "SampleIndices", "under_guidances", "under_only_guidance"]
 
 
 class SampleIndices(Dataset[SampleBatch]):
@@ -141,6 +141,13 @@ class Evaluation:
             return noise
         draws = self.start.sample_each(seeds.generators("start"))[0]  # type: ignore[operator]
         return draws.to(noise).add_(noise)
+
+
+def under_only_guidance(prediction: Evaluation, guidances: Mapping[str, Denoiser]) -> Evaluation:
+    """Return `prediction` under the only one of `guidances`; unchanged if it has a guidance, or there are several."""
+    if len(guidances) != 1 or not isinstance(prediction.guidance, Main):
+        return prediction
+    return replace(prediction, guidance=next(iter(guidances.values())))
 
 
 def under_guidances(evaluations: Mapping[str, Evaluation], guidances: Mapping[str, Denoiser]) -> dict[str, Evaluation]:

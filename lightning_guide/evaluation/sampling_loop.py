@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, cast
@@ -21,7 +22,7 @@ from lightning_guide.inference import fuse_weights, is_diverged
 from lightning_guide.seeds import SampleSeeds
 from lightning_guide.utils.distributed import all_reduce_sum
 
-__all__ = ["DrawnSamples", "SamplingLoop", "add_results", "build_condition"]
+__all__ = ["DrawnSamples", "SampleStore", "SamplingLoop", "add_results", "build_condition"]
 
 
 class DrawnSamples(NamedTuple):
@@ -30,6 +31,14 @@ class DrawnSamples(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # hides tuple.index
     condition: Tensor
     x: Tensor
+
+
+class SampleStore(ABC):
+    """Store of predicted samples, a callback, from which an interrupted prediction continues."""
+
+    @abstractmethod
+    def holds(self, index: Tensor) -> bool:
+        """Return whether all samples of a batch, `index` (B,), are stored already, so that they need not be drawn."""
 
 
 @dataclass
@@ -45,6 +54,7 @@ class SamplingLoop:
     samples: int = 0
     calls: int = 0
     unguided: int = 0
+    diverged: int = 0
 
     @classmethod
     def start(cls, name: str, evaluation: Evaluation, models: Models, metrics: dict[str, SampleMetric]) -> SamplingLoop:
@@ -78,12 +88,13 @@ class SamplingLoop:
             start=lambda noise: self.evaluation.initial(noise, seeds),
         )
         bad = is_diverged(trajectory.x, self.denoiser.sigma_data)
-        if bool(bad.any()):
+        if bool(bad.any()) and not self.diverged:  # later ones are counted
             warnings.warn(
                 f"evaluation {self.name!r}: {int(bad.sum())} of {len(bad)} samples are not finite or out of bounds, "
                 f"first index {int(batch.index[bad][0])}; the weight of its guidance may be too large",
                 stacklevel=2,
             )
+        self.diverged += int(bad.sum())
         stored = data.decode(trajectory.x)
         number = (batch.index - self.evaluation.first_index) // self.evaluation.num_samples
         for repetition, metrics in enumerate([self.metrics, *self.further]):
@@ -106,13 +117,14 @@ class SamplingLoop:
         """Return all metrics over all processes, with `nfe` (network calls per sample), `samples` and `seconds`.
 
         With repetitions KEY is the mean over them, and KEY_min and KEY_max are added. If it is not 0, `unguided` is
-        the number of samples that a loss or a classifier could not guide at any step.
+        the number of samples that a loss or a classifier could not guide at any step, and `diverged` the number of
+        those that are not finite or out of bounds.
         """
         calls, samples, seconds = self.cost(device).tolist()
         report = {"nfe": calls / max(samples, 1), "samples": samples, "seconds": seconds}
-        unguided = all_reduce_sum(torch.tensor(float(self.unguided), dtype=torch.float64, device=device))
-        if unguided:
-            report["unguided"] = float(unguided)
+        counts = all_reduce_sum(torch.tensor([self.unguided, self.diverged], dtype=torch.float64, device=device))
+        named = zip(("unguided", "diverged"), counts.tolist(), strict=True)
+        report |= {name: count for name, count in named if count}
         for name in self.metrics:
             values = [each[name].compute() for each in [self.metrics, *self.further]]
             add_results(report, name, _over_repetitions(values) if self.further else values[0])

@@ -17,7 +17,7 @@ from torch import Tensor
 from lightning_guide.conditioning import drop_condition
 from lightning_guide.data import Batch
 from lightning_guide.denoiser import Denoiser
-from lightning_guide.evaluation.evaluation import Evaluation, under_guidances
+from lightning_guide.evaluation.evaluation import Evaluation, under_guidances, under_only_guidance
 from lightning_guide.evaluation.metrics.base import SampleMetric
 from lightning_guide.evaluation.planned_guiders import warn_of_guiders_not_to_come
 from lightning_guide.modules.evaluation_mixin import EvaluatedModule
@@ -65,7 +65,7 @@ class DiffusionModule(EvaluatedModule):
             evaluations: name -> sampling loop of validation and test.
             guidances: name -> guidance; each is evaluated with the settings of the first evaluation. They replace all
                 other evaluations.
-            prediction: sampling loop of `predict`.
+            prediction: sampling loop of `predict`; if there is one guidance in `guidances` and none here, under that.
             metrics: metrics of the evaluations that have none of their own.
             average: sigma_rel of the average to evaluate, or "half_life" (`callbacks.HalfLifeEMA`); None: the raw
                 weights.
@@ -82,7 +82,7 @@ class DiffusionModule(EvaluatedModule):
             loss,
             seed=seed,
             evaluations=under_guidances(evaluations or {}, guidances or {}),
-            prediction=prediction or Evaluation(),
+            prediction=under_only_guidance(prediction or Evaluation(), guidances or {}),
             metrics=metrics or {},
             average=average,
             images=images,

@@ -13,7 +13,7 @@ from lightning_guide.ema import Average
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.metrics.base import SampleMetric
 from lightning_guide.evaluation.runner import GuidedEvaluations
-from lightning_guide.evaluation.sampling_loop import DrawnSamples
+from lightning_guide.evaluation.sampling_loop import DrawnSamples, SampleStore
 from lightning_guide.runs.class_names import check_class_names
 from lightning_guide.runs.models import RunModels, find_average, finished_model
 from lightning_guide.training.losses import TrainingLoss
@@ -56,6 +56,11 @@ class EvaluatedModule(ShardedTraining):
         self.images_seen = 0
         self._heldout = HeldoutLoss(heldout_sigmas, seed=seed)
         self._main: list[Denoiser] = []  # in a list: it must not become a submodule
+
+    @property
+    def prediction(self) -> GuidedEvaluations:
+        """Sampling loop of `predict`, the only one, called "prediction"."""
+        return self._prediction
 
     def _check_fits_data(self, denoiser: Denoiser) -> None:
         """Check that data and `denoiser` agree in shape, number of classes and embedding channels."""
@@ -148,7 +153,10 @@ class EvaluatedModule(ShardedTraining):
         return self.evaluations.step(dataloader_idx, batch, self._data)
 
     def predict_step(self, batch: SampleBatch, batch_idx: int, dataloader_idx: int = 0) -> DrawnSamples | None:
-        """Draw one batch of samples of the prediction."""
+        """Draw one batch of samples of the prediction; return None if callbacks store them already."""
+        stores = [each for each in self.trainer.callbacks if isinstance(each, SampleStore)]  # type: ignore[attr-defined]
+        if stores and all(store.holds(batch.index) for store in stores):
+            return None
         return self._prediction.step(0, batch, self._data)
 
     def on_validation_epoch_end(self) -> None:
