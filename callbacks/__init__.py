@@ -13,6 +13,7 @@ from callbacks.graceful_stop import GracefulStop
 from callbacks.metrics_report import MetricsReport
 from callbacks.motion_figure import MotionFigure
 from callbacks.post_hoc_ema import HalfLifeEMA, PostHocEMA
+from callbacks.progress import NamedProgress
 from callbacks.round_strips import RoundStrips
 from callbacks.run_report import RunReport
 from callbacks.sample_formats import NpzArchive, PngFolder, SampleFormat, TarShards
@@ -31,6 +32,7 @@ __all__ = [
     "MetricsReport",
     "NpzArchive",
     "MotionFigure",
+    "NamedProgress",
     "PngFolder",
     "PostHocEMA",
     "ResolvedGuidances",

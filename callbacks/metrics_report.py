@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 
 from callbacks.output import output_folder, tensorboard_loggers
 from lightning_guide.modules.diffusion import DiffusionModule
-from lightning_guide.report.tables import Extractors, judge_networks, metric_rows
+from lightning_guide.report.tables import Extractors, format_number, judge_networks, metric_rows
 from lightning_guide.utils.files import atomic
 from lightning_guide.utils.resume import plain_data
 
@@ -23,11 +23,16 @@ Results = Mapping[str, Mapping[str, float]]
 class MetricsReport(pl.Callback):
     """Report at the end of each validation and test: `metrics.json`, a table on the terminal and one in TensorBoard.
 
+    Below the table the terminal shows the held-out loss. Of a module without evaluations it shows what was logged, and
+    nothing is written.
+
     The file maps evaluation -> metric -> value and holds the newest results; values that are not finite are null.
     `extractors` of an evaluation maps the names of its metrics to their feature networks, each with a hash of its
     weights. Evaluations that were skipped are listed below the tables, with the reason. In TensorBoard the table is
     the text `report/metrics`.
     """
+
+    default_folder = "report"
 
     def __init__(self, folder: str | None = None) -> None:
         """Configure the `folder` of `metrics.json`; None is `report` in the run folder."""
@@ -45,20 +50,34 @@ class MetricsReport(pl.Callback):
     def _report(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
+        if not hasattr(module, "evaluations"):
+            print("\n" + "\n".join(_align_columns(metric_rows({"model": _logged(trainer, "")}))), flush=True)
+            return
         results, skipped = module.evaluations.results, module.evaluations.skipped
         folder = output_folder(trainer, self.folder)
         folder.mkdir(parents=True, exist_ok=True)
         with atomic(folder / "metrics.json") as temporary:
             temporary.write_text(_json(results, module.evaluations.extractors), encoding="utf-8")
+        heldout = [
+            f"{format_number(value)} at {key.replace('_', ' ')}" for key, value in _logged(trainer, "heldout/").items()
+        ]
+        lines = [f"held-out loss: {', '.join(heldout)}"] if heldout else []
         if not results and not skipped:
+            print("\n".join(lines), end="\n" * len(lines), flush=True)
             return
         table = metric_rows(results)
         notes = judge_networks(module.evaluations.extractors)
         notes += [f"skipped: {name} ({reason})" for name, reason in skipped.items()]
-        print("\n" + "\n".join(_align_columns(table) + notes), flush=True)
+        print("\n" + "\n".join(_align_columns(table) + notes + lines), flush=True)
         text = "\n".join(_markdown(table)) + "".join(f"\n\n{note}" for note in notes)
         for board in tensorboard_loggers(trainer):
             board.experiment.add_text("report/metrics", text, trainer.global_step)
+
+
+def _logged(trainer: pl.Trainer, prefix: str) -> dict[str, float]:
+    """Return the newest logged values whose names begin with `prefix`, without it."""
+    logged = trainer.callback_metrics.items()
+    return {name.removeprefix(prefix): float(value) for name, value in logged if name.startswith(prefix)}
 
 
 def _json(results: Results, extractors: Extractors) -> str:

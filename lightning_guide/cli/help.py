@@ -56,7 +56,7 @@ EXAMPLES = {
     "fit": ["-c configs/digits/main.yaml", "-c configs/digits/main.yaml -c configs/ddp.yaml --trainer.devices 2"],
     "validate": ["runs/digits/main", "runs/digits/main -c configs/guidance/cfg.yaml"],
     "test": ["runs/fractal2d/main -c configs/fractal2d/report.yaml"],
-    "predict": ["runs/digits/main", "runs/digits/main -c configs/guidance/cfg.yaml --trainer.callbacks+=SampleWriter"],
+    "predict": ["runs/digits/main", "runs/digits/main -c configs/guidance/cfg.yaml"],
     "report": ["runs/digits/main"],
     "gallery": ["runs/digits/main '[configs/guidance]'"],
     "tune": ["runs/digits/main configs/search/digits.yaml --budget 20000 --out runs/digits/tuned"],

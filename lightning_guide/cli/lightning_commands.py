@@ -17,6 +17,8 @@ from lightning.pytorch.utilities import rank_zero_info
 
 import callbacks
 from callbacks.checkpoint import check_checkpoint, checkpoint_step, newest_checkpoint
+from callbacks.progress import NamedProgress
+from lightning_guide.cli.closing import Results
 from lightning_guide.runs.session import CLI_OPTIONS, ConfigCLI
 from lightning_guide.utils.files import atomic
 
@@ -62,22 +64,58 @@ class GuideCLI(ConfigCLI):
         for default in (callbacks.GracefulStop, callbacks.RunCheckpoint):
             if not any(isinstance(callback, default) for callback in kwargs["callbacks"]):
                 kwargs["callbacks"].append(default())
+        self._add_output(config, kwargs)
         return super().instantiate_trainer(**kwargs)
+
+    def _add_output(self, config: Any, kwargs: dict[str, Any]) -> None:
+        """Add what shows and writes results, unless the config has it."""
+        chosen = kwargs["callbacks"]
+        if config.get("enable_progress_bar") is not False and not _any(chosen, pl.callbacks.ProgressBar):
+            chosen.insert(0, NamedProgress())  # first, so that others print below its last state
+        if not _any(chosen, pl.callbacks.ModelSummary):
+            kwargs["enable_model_summary"] = False
+        if self.subcommand in ("validate", "test") and not _any(chosen, callbacks.MetricsReport):
+            chosen.append(callbacks.MetricsReport())
+        if self.subcommand == "predict" and not _any(
+            chosen, (callbacks.SampleWriter, pl.callbacks.BasePredictionWriter)
+        ):
+            chosen.append(callbacks.SampleWriter())
+
+    def _begin(self, command: str) -> None:
+        """Say what begins, and remember what is there, to say at the end what was written."""
+        parameters = sum(each.numel() for each in self.model.parameters())
+        processes = f", {self.trainer.world_size} processes" if self.trainer.world_size > 1 else ""
+        where = f"on {self.trainer.strategy.root_device.type}{processes}: {self.trainer.default_root_dir}"
+        rank_zero_info(f"{command} of {parameters:,} parameters {where}")
+        self._results = Results(self.trainer, command)
+
+    def _end(self) -> None:
+        """Say where the results lie."""
+        if self.trainer.is_global_zero:
+            print(self._results.line(), flush=True)
+
+    after_fit = after_validate = after_test = after_predict = _end
 
     def before_fit(self) -> None:
         """Resume a run that has checkpoints."""
+        self._begin("fit")
         self._continue("fit")
 
     def before_validate(self) -> None:
         """Load the newest checkpoint if raw weights are to be evaluated."""
+        self._begin("validate")
         self._raw_weights("validate")
+        self.config_init["validate"]["verbose"] = False  # MetricsReport prints one table
 
     def before_test(self) -> None:
         """Load as for validate."""
+        self._begin("test")
         self._raw_weights("test")
+        self.config_init["test"]["verbose"] = False
 
     def before_predict(self) -> None:
         """Load as for validate; samples go to callbacks and are not gathered in memory."""
+        self._begin("predict")
         self._raw_weights("predict")
         self.config_init["predict"]["return_predictions"] = False
 
@@ -93,6 +131,11 @@ class GuideCLI(ConfigCLI):
             arguments["ckpt_path"] = str(newest)
         if arguments.get("ckpt_path"):
             check_checkpoint(arguments["ckpt_path"], self.model)
+
+
+def _any(found: Sequence[pl.Callback], kinds: type | tuple[type, ...]) -> bool:
+    """Return whether a callback is of one of the kinds."""
+    return any(isinstance(each, kinds) for each in found)
 
 
 def run_lightning(words: Sequence[str]) -> None:

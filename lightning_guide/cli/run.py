@@ -19,13 +19,19 @@ from lightning_guide.training.monitor import TrainingDivergedError
 from lightning_guide.utils.errors import explain_os_error, explain_runtime_error
 from lightning_guide.utils.mistakes import arguments_of
 from lightning_guide.utils.parser import ConfigError, Parser, one_sentence, with_merged_files
+from lightning_guide.utils.terminal import plain_messages
 
 __all__ = ["run"]
 
 
 def run(words: Sequence[str]) -> None:
     """Run the command `words`; user errors end in one sentence and exit status 1."""
-    warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # a command may run another
+    with plain_messages():
+        warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # a command may run another
+        _run(words)
+
+
+def _run(words: Sequence[str]) -> None:
     command = COMMANDS.get(words[0])
     try:
         if command is None or not command.function:

@@ -1,0 +1,57 @@
+"""The line with which a command of LightningCLI's ends: where its results lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+
+from callbacks import EvaluationSamples, MetricsReport, SampleWriter
+from callbacks.output import output_folder
+
+__all__ = ["Results"]
+
+
+class Results:
+    """Files and folders to which `trainer` writes, as they are before a command."""
+
+    def __init__(self, trainer: pl.Trainer, command: str) -> None:
+        """Look at what is there."""
+        self.trainer, self.command = trainer, command
+        self._before = {path: _modified(path) for paths in self._places().values() for path in paths}
+
+    def line(self) -> str:
+        """Return one line that names what the command wrote: page, samples, images and metrics, model, config."""
+        written = {
+            what: [str(path) for path in paths if _modified(path) != self._before.get(path)]
+            for what, paths in self._places().items()
+        }
+        parts = [f"{what} {', '.join(paths)}" for what, paths in written.items() if paths]
+        return f"{self.command} has ended; " + ("; ".join(parts) if parts else "it wrote no files")
+
+    def _places(self) -> dict[str, list[Path]]:
+        run = Path(self.trainer.default_root_dir)
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        own = [
+            each
+            for each in callbacks
+            if isinstance(each, EvaluationSamples | MetricsReport) and hasattr(each, "folder")
+        ]
+        folders = {
+            output_folder(self.trainer, each.folder, default=getattr(each, "default_folder", "report")) for each in own
+        }
+        samples = [each.written for each in callbacks if isinstance(each, SampleWriter)]
+        return {
+            "page": [run / "report.html"],
+            "samples in": [path for path in samples if path is not None],
+            "images and metrics in": sorted({run / "report", *folders}),
+            "model in": [run / "snapshots", run / "half_life" / "snapshots"],
+            "checkpoints in": [run / "checkpoints"],
+            "config": [run / ("config.yaml" if self.command == "fit" else f"config.{self.command}.yaml")],
+        }
+
+
+def _modified(path: Path) -> int | None:
+    """Time of the last change of a file, or of the names in a folder; None if there is none."""
+    return path.stat().st_mtime_ns if path.exists() else None

@@ -1,0 +1,146 @@
+"""Messages and progress of commands, on a terminal and in the log of a batch system."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TextIO
+
+__all__ = ["Progress", "format_duration", "is_terminal", "plain_messages"]
+
+ERASE = "\r\x1b[2K"  # the line of a progress bar
+REDRAW = 0.1  # seconds between two states of a bar
+FIRST_LINE, SHARE = 10.0, 0.05  # in a log: seconds before the first line, and between lines as a share of the time
+WIDTH = 16  # of the bar
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Return whether lines of `stream` can be rewritten: a terminal other than TERM=dumb."""
+    return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def format_duration(seconds: float) -> str:
+    """Format a duration as minutes:seconds or hours:minutes:seconds.
+
+    Examples:
+        >>> format_duration(75), format_duration(36001)
+        ('1:15', '10:00:01')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Progress:
+    """Progress of `total` units on stderr, with the time that is left.
+
+    On a terminal it is one line that is rewritten and erased at the end. Elsewhere it is a line after ten seconds and
+    then each time that another twentieth of the time has passed, at least half a minute.
+    """
+
+    def __init__(self, what: str, total: int | None, *, unit: str, done: int = 0, silent: bool = False) -> None:
+        """Begin with `done` units, which took no time; `total` None: unknown. `silent`: as on ranks other than 0."""
+        self.what, self.total, self.unit, self.note, self.silent = what, total, unit, "", silent
+        self._first = self._done = done
+        self._start = time.monotonic()
+        self._stream = sys.stderr
+        self._rewritten = is_terminal(self._stream)
+        self._next = self._start + (0.0 if self._rewritten else FIRST_LINE)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def update(self, done: int, *, note: str | None = None) -> None:
+        """Show `done` units in all, with a `note` that stays until the next one."""
+        self._done, self.note = done, self.note if note is None else note
+        now = time.monotonic()
+        if self.silent or (now < self._next and not (self._rewritten and done == self.total)):
+            return
+        elapsed = now - self._start
+        if self._rewritten:
+            self._next = now + REDRAW
+            columns = shutil.get_terminal_size().columns
+            self._stream.write(f"{ERASE}{self._text(elapsed)[: columns - 1]}")
+        else:
+            self._next = now + max(3 * FIRST_LINE, SHARE * elapsed)
+            self._stream.write(f"{self._text(elapsed)}\n")
+        self._stream.flush()
+
+    def add(self, units: int = 1, *, note: str | None = None) -> None:
+        """Show `units` more."""
+        self.update(self._done + units, note=note)
+
+    def skip(self, units: int) -> None:
+        """Count `units` that took no time, such as those of an interrupted call."""
+        self._first += units
+        self._done += units
+
+    def close(self) -> None:
+        """Erase the line on a terminal."""
+        if self._rewritten and not self.silent:
+            self._stream.write(ERASE)
+            self._stream.flush()
+
+    def _text(self, elapsed: float) -> str:
+        parts = [self.what]
+        if self.total:
+            filled = min(WIDTH * self._done // self.total, WIDTH)
+            parts += [f"[{'#' * filled}{'.' * (WIDTH - filled)}]"] if self._rewritten else []
+            parts.append(f"{self._done}/{self.total} {self.unit}")
+            if self._done > self._first:
+                left = elapsed / (self._done - self._first) * max(self.total - self._done, 0)
+                parts.append(f"{format_duration(elapsed)}, {format_duration(left)} left")
+        else:
+            parts += [f"{self._done} {self.unit}", format_duration(elapsed)]
+        return "  ".join([*parts, self.note] if self.note else parts)
+
+
+@contextmanager
+def plain_messages() -> Iterator[None]:
+    """Show warnings as sentences without file and line; hide deprecations, and what Lightning says unasked.
+
+    For commands; afterwards, warnings and loggers are as they were. Filters given to Python (-W, PYTHONWARNINGS) stay.
+    """
+    import lightning  # late: the front of the command line is light
+    from lightning.fabric.utilities.warnings import PossibleUserWarning
+
+    erase, package = ERASE if is_terminal(sys.stderr) else "", Path(lightning.__file__).parent
+
+    def sentence(message: Warning | str, *_: object) -> str:
+        return f"{erase}warning: {' '.join(str(message).split())}\n"
+
+    def was_asked_for(record: logging.LogRecord) -> bool:  # a callback of Lightning's was chosen by somebody
+        place = Path(record.pathname)
+        return record.levelno >= logging.WARNING or not place.is_relative_to(package) or "callbacks" in place.parts
+
+    names = ("lightning.pytorch", "lightning.fabric")
+    handlers = [handler for name in names for handler in logging.getLogger(name).handlers]
+    formatters, before = [handler.formatter for handler in handlers], warnings.formatwarning
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            for category in (DeprecationWarning, FutureWarning, PossibleUserWarning):
+                warnings.simplefilter("ignore", category)
+        warnings.formatwarning = sentence  # type: ignore[assignment]
+        for handler in handlers:
+            handler.addFilter(was_asked_for)
+            handler.setFormatter(logging.Formatter(f"{erase}%(message)s"))
+        try:
+            yield
+        finally:
+            warnings.formatwarning = before
+            for handler, formatter in zip(handlers, formatters, strict=True):
+                handler.removeFilter(was_asked_for)
+                handler.setFormatter(formatter)

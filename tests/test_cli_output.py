@@ -1,0 +1,117 @@
+"""What commands show: one table, bars with names, where the results lie; on a terminal, in a log, and to Python."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lightning_guide.cli import main
+from tests.processes import Processes
+from tests.test_cli import TINY
+
+FUNCTION = ("tests.test_cli_output", "train_validate_predict")
+NOISE = ("Tip", "TPU", "GPU available", "Seed set", "DataLoader", "deprecated", "FLOPs", ".py", "Traceback")
+
+
+def train_validate_predict(folder: str) -> None:
+    """Run three commands as a reader of README does, in `folder`."""
+    os.chdir(folder)
+    trainer: Any = TINY["trainer"]
+    bars = {"enable_progress_bar": True, "limit_val_batches": 2, "val_check_interval": 4}
+    model: Any = TINY["model"]
+    arguments = model["init_args"] | {"prediction": {"num_samples": 6, "batch_size": 2}}
+    settings = TINY | {"trainer": trainer | bars, "model": model | {"init_args": arguments}}
+    Path("tiny.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    main(["fit", "-c", "tiny.yaml", "--trainer.default_root_dir", "run"])
+    main(["validate", "run"])
+    main(["predict", "run"])
+
+
+def closing_lines(text: str) -> dict[str, str]:
+    """Return the last line of each command."""
+    return dict(re.findall(r"(\w+) has ended; (.*)", text))
+
+
+def check_closing_lines(text: str) -> None:
+    said = closing_lines(text)
+    assert list(said) == ["fit", "validate", "predict"]
+    assert "model in run/snapshots" in said["fit"] and said["fit"].endswith("config run/config.yaml")
+    assert said["validate"] == "images and metrics in run/report; config run/config.validate.yaml"
+    assert said["predict"] == "samples in run/samples/unguided-seed0; config run/config.predict.yaml"
+
+
+def test_a_log_has_a_table_and_the_places_and_no_noise(tmp_path: Path, processes: Processes) -> None:
+    log = tmp_path / "log"
+    processes.call(FUNCTION, log, folder=str(tmp_path))
+    text = log.read_text()
+    assert "\r" not in text and "\x1b" not in text and not [word for word in NOISE if word in text], text
+    assert len(text.splitlines()) < 30, text
+    check_closing_lines(text)
+    assert text.count("\nevaluation ") == 2 and "held-out loss: " in text
+    rows = [line.split() for line in text.splitlines() if line.startswith(("unguided ", "auto "))]
+    assert [row[0] for row in rows] == ["unguided", "auto"] * 2  # the first one is the baseline
+    assert (tmp_path / "run/samples/unguided-seed0/samples.png").is_file()
+    assert max(len(number) for row in rows for number in row[1:]) <= 9  # four significant digits
+
+
+def test_a_terminal_has_bars_with_the_names_of_evaluations(tmp_path: Path, processes: Processes) -> None:
+    controller, terminal = pty.openpty()
+    read: list[bytes] = []
+
+    def drain() -> None:
+        try:
+            while part := os.read(controller, 4096):
+                read.append(part)
+        except OSError:  # the terminal is closed
+            pass
+
+    reader = threading.Thread(target=drain)
+    reader.start()
+    environment = {"TERM": "xterm", "COLUMNS": "60"}
+    pid = processes.start(FUNCTION, Path(os.ttyname(terminal)), environment=environment, folder=str(tmp_path))
+    status = processes.wait(pid)
+    os.close(terminal)
+    reader.join(10)
+    text = b"".join(read).decode()
+    assert status == 0, text
+    states = [state.split("\n")[0] for state in text.replace("\r\n", "\n").split("\r\x1b[2K")]
+    shown = " | ".join(states)
+    for name in (
+        "training  [#",
+        "4/4 steps",
+        "validate held-out loss",
+        "validate auto (2 of 2)",
+        "predict  [#",
+        "left",
+    ):
+        assert name in shown, shown
+    assert not [word for word in NOISE if word in shown] and max(map(len, states[1:-1])) < 200
+    bars = [state for state in states if "[" in state and "has ended" not in state]
+    assert max(map(len, bars)) < 60
+    check_closing_lines(text.replace("\r\x1b[2K", "\n").replace("\r\n", "\n"))
+
+
+def test_warnings_and_loggers_of_python_stay_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import logging
+
+    monkeypatch.chdir(tmp_path)
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+
+    def state() -> Any:
+        handlers = [(h, list(h.filters), h.formatter) for logger in loggers for h in logger.handlers]
+        return warnings.formatwarning, warnings.showwarning, list(warnings.filters), handlers
+
+    before = state()
+    with pytest.raises(SystemExit):
+        main(["report", "missing"])
+    assert state() == before
