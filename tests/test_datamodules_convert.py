@@ -15,6 +15,7 @@ from PIL import Image
 
 from datamodules import Shards, write_shards
 from datamodules.commands.convert import convert
+from tests.image_files import exif
 
 
 def pixels(number: int, side: int = 8) -> np.ndarray:
@@ -153,6 +154,18 @@ def test_corrupt_images_are_counted_and_named(source: Path, tmp_path: Path, caps
     assert content(tmp_path / "out") == expected(LABELS) - {(pixels(3).transpose(2, 0, 1).tobytes(), 1)}
 
 
+def test_images_of_other_libraries_follow_the_same_rules(tmp_path: Path) -> None:
+    """Images that PIL opens or that torchvision reads: shown as by viewers, or counted among the corrupt."""
+    Image.fromarray(pixels(0)).save(tmp_path / "turned.png", exif=exif(3))
+    Image.fromarray(pixels(1)).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:100])
+    wide = Image.fromarray(np.full((8, 8), 70000, dtype=np.int32))
+    items = [(Image.open(tmp_path / "turned.png"), 0), (Image.open(tmp_path / "cut.png"), 0), (wide, 0)]
+    inventory = write_shards(items, tmp_path / "out", shuffle_seed=None)
+    assert content(tmp_path / "out", num_classes=1) == {(pixels(0)[::-1, ::-1].transpose(2, 0, 1).tobytes(), 0)}
+    assert [each[:12] for each in inventory["corrupt"]] == ["1: OSError: ", "2: ValueErro"]
+
+
 def test_other_settings_and_foreign_shards_are_refused(tmp_path: Path) -> None:
     """Existing data is not overwritten."""
     write_shards(Items(), tmp_path, records_per_shard=4)
@@ -172,6 +185,9 @@ def test_other_settings_and_foreign_shards_are_refused(tmp_path: Path) -> None:
         ([], "holds no images"),
         ([3], "item 0 of the source is a int; expected a pair"),
         ([(pixels(0), "cat")], "item 0 of the source is a tuple; expected a pair .image, class number"),
+        ([(pixels(0), True)], "item 0 of the source is a tuple; expected a pair .image, class number"),
+        ([(pixels(0), 0.7)], "item 0 of the source is a tuple; expected a pair .image, class number"),
+        ([(np.zeros((0, 4, 3), dtype=np.uint8), 0)], "item 0 of the source: the image is a ndarray .* some pixels"),
         ([(pixels(0), -1)], "label -1; expected a class number from 0 upwards"),
         ([(pixels(0).astype(float), 0)], "item 0 of the source: the image is a ndarray of float64"),
     ],

@@ -154,11 +154,11 @@ def from_array(pixels: object) -> Tensor:
     if isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.ndim in (2, 3):
         x = torch.from_numpy(pixels.copy())
         x = x[None] if x.ndim == 2 else x.movedim(-1, 0)
-    if not isinstance(x, Tensor) or x.dtype != torch.uint8 or x.ndim != 3 or len(x) not in (1, 3):
+    if not isinstance(x, Tensor) or x.dtype != torch.uint8 or x.ndim != 3 or len(x) not in (1, 3) or not x.numel():
         shape = f" of {getattr(pixels, 'dtype', None)}, shape {tuple(getattr(pixels, 'shape', ()))}"
         raise ValueError(
             f"the image is a {type(pixels).__name__}{shape}; expected a PIL image, a uint8 array (H, W) or (H, W, C) "
-            "or a uint8 tensor (C, H, W), with 1 or 3 channels"
+            "or a uint8 tensor (C, H, W), with 1 or 3 channels and some pixels"
         )
     return x.expand(3, -1, -1).contiguous()
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 from webdataset import TarWriter
@@ -96,7 +96,7 @@ def _write_shard(
         for index in indices:
             try:
                 x, label = _record(items, index, size)
-            except (UndecodableError, UnidentifiedImageError) as error:
+            except UndecodableError as error:
                 corrupt.append(f"{index}: {error}")
             else:
                 data, extension = _encode(x, quality)
@@ -112,9 +112,14 @@ def _write_shard(
 
 def _record(items: Any, index: int, size: int | None) -> tuple[Tensor, int]:
     """Return image uint8 (3, H, W) and label number `index` of the source."""
-    item = items[index]
+    try:
+        item = items[index]
+    except (OSError, SyntaxError) as error:  # of PIL, in a source that opens its files itself
+        raise UndecodableError(f"{type(error).__name__}: {error}") from None
     try:
         image, label = item
+        if isinstance(label, bool):
+            raise TypeError
         label = operator.index(label)
     except (TypeError, ValueError):
         raise ValueError(
@@ -125,13 +130,21 @@ def _record(items: Any, index: int, size: int | None) -> tuple[Tensor, int]:
         last = f"to {len(classes) - 1}" if classes is not None else "upwards"
         raise ValueError(f"item {index} of the source has the label {label}; expected a class number from 0 {last}")
     try:
-        x = from_pil(image) if isinstance(image, Image.Image) else from_array(image)
+        x = _from_pil(image) if isinstance(image, Image.Image) else from_array(image)
         return (x if size is None else shrink(x, size)), label
-    except (OSError, SyntaxError) as error:
-        raise UndecodableError(f"{type(error).__name__}: {error}") from None
+    except UndecodableError:
+        raise
     except ValueError as error:
         named = items.name(index) if hasattr(items, "name") else f"item {index} of the source"
         raise ValueError(f"{named}: {error}") from None
+
+
+def _from_pil(image: Image.Image) -> Tensor:
+    """Convert a PIL image, whose file may be read only now."""
+    try:
+        return from_pil(image)
+    except Exception as error:  # PIL raises many types for damaged files
+        raise UndecodableError(f"{type(error).__name__}: {error}") from None
 
 
 def _encode(x: Tensor, quality: int | None) -> tuple[bytes, str]:
