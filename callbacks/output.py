@@ -34,7 +34,7 @@ __all__ = [
 
 def output_folder(trainer: pl.Trainer, folder: str | None, *, default: str = "report") -> Path:
     """Return `folder`, or `default` in the run folder if None."""
-    return Path(trainer.default_root_dir) / default if folder is None else Path(folder)
+    return Path(trainer.default_root_dir) / default if folder is None else Path(folder).expanduser()
 
 
 def tensorboard_loggers(trainer: pl.Trainer) -> list[TensorBoardLogger]:

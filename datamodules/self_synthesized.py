@@ -92,7 +92,7 @@ class SelfSynthesized(DiffusionData):
             raise ValueError(
                 f"SelfSynthesized needs num_samples >= 1 and chunk_size >= 1, got {num_samples} and {chunk_size}"
             )
-        self.data, self.run, self.folder, self.num_samples = data, run, Path(folder), num_samples
+        self.data, self.run, self.folder, self.num_samples = data, run, Path(folder).expanduser(), num_samples
         self.images, self.sigma_rel, self.classes = images, sigma_rel, classes
         self.guidance, self.sampler = guidance or Main(), sampler or Heun()
         self.sampling_seed, self.chunk_size = sampling_seed, chunk_size

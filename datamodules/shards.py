@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from glob import glob
 from pathlib import Path
@@ -108,7 +109,7 @@ def shard_paths(patterns: str | list[str], downloads: Downloads | None = None) -
         ValueError: if nothing is named or matched, files are missing or named twice, or for a URL without `downloads`.
     """
     given = [patterns] if isinstance(patterns, str) else patterns
-    names = [name for pattern in given for name in expand_urls(pattern)]
+    names = [os.path.expanduser(name) for pattern in given for name in expand_urls(pattern)]
     paths: list[Path] = []
     for name in names:
         if is_url(name):

@@ -12,9 +12,10 @@ first used.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import ast
+from functools import cache
 from importlib import import_module
-from types import ModuleType
+from pathlib import Path
 from typing import Any
 
 __version__ = "0.1.0"
@@ -115,15 +116,15 @@ RENAMED_ARGUMENTS: dict[str, dict[str, str]] = {
 
 
 def __getattr__(name: str) -> Any:
-    """Package of `PUBLIC`, else a public name of one of them, in their order; nothing is imported before (PEP 562)."""
+    """Package of `PUBLIC`, else a public name of the first that has it; only that one is imported (PEP 562)."""
     if f"{__name__}.{name}" in PUBLIC:
         return import_module(f"{__name__}.{name}")
     if name == "__all__":
-        return sorted({public for package in _packages() for public in package.__all__})
+        return sorted({public for package in _packages() for public in _exported(package)})
     if not name.startswith("_"):
         for package in _packages():
-            if name in package.__all__:
-                return getattr(package, name)
+            if name in _exported(package):
+                return getattr(import_module(package), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -132,6 +133,22 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__getattr__("__all__")})
 
 
-def _packages() -> Iterator[ModuleType]:
-    """Packages of this library in `PUBLIC`, each imported when it is reached."""
-    return (import_module(package) for package in PUBLIC if package.startswith(f"{__name__}."))
+def _packages() -> list[str]:
+    """Packages of this library in `PUBLIC`."""
+    return [package for package in PUBLIC if package.startswith(f"{__name__}.")]
+
+
+@cache
+def _exported(module: str) -> tuple[str, ...]:
+    """`__all__` of a module of this library, read from its source: a list, to which those of its packages are added."""
+    path = Path(__file__).parent.joinpath(*module.split(".")[1:])
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    names: list[str] = []
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        if isinstance(node, ast.Assign | ast.AugAssign) and getattr(target, "id", None) == "__all__":
+            if isinstance(node.value, ast.Attribute) and isinstance(node.value.value, ast.Name):
+                names += _exported(f"{module}.{node.value.value.id}")
+            else:
+                names += ast.literal_eval(node.value)
+    return tuple(names)

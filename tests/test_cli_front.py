@@ -89,7 +89,7 @@ def test_help_of_a_command_is_short_and_has_an_example(name: str) -> None:
         ("fit -c {digits} {digits}", "belongs to no option; expected -c before each config"),
         ("fit -c {digits} --trainer none.yaml", "none.yaml does not exist; expected a YAML file"),
         ("fit", "fit needs a config or the folder of a run"),
-        ("fit configs/digits/mian.yaml", "mian.yaml does not exist; did you mean configs/digits/main.yaml?"),
+        ("fit configs/digits/{missing}", "mian.yaml does not exist; did you mean configs/digits/main.yaml?"),
         ("fit -c configs/digits", "configs/digits is a folder; expected a YAML file"),
         ("fit configs", "configs holds no config.yaml; expected the folder of a run"),
         ("validate config", "config does not exist; did you mean configs?"),
@@ -100,7 +100,7 @@ def test_help_of_a_command_is_short_and_has_an_example(name: str) -> None:
     ],
 )
 def test_typing_errors_are_one_sentence(words: str, message: str) -> None:
-    status, said = call(*words.format(digits=DIGITS).split())
+    status, said = call(*words.format(digits=DIGITS, missing="mian.yaml").split())
     assert status in (1, 2) and message in said and len(said.splitlines()) == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ def convert(
         dataset, _, root = rest.partition(":")
         if not root:
             raise ValueError(f"the source is {source!r}; expected torchvision:NAME:ROOT, as torchvision:CIFAR10:data")
-        images: Any = torchvision_dataset(dataset, root, split=name, download=download)
+        images: Any = torchvision_dataset(dataset, os.path.expanduser(root), split=name, download=download)
     else:
         images = ImageArchive(source, other_classes(Path(folder), name))
     inventory = write_shards(

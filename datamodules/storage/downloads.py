@@ -32,7 +32,7 @@ class Downloads:
 
     def __init__(self, folder: str | Path) -> None:
         """Set the folder; nothing is fetched yet."""
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser()
         self.urls: dict[Path, str] = {}
 
     def path(self, url: str) -> Path:

@@ -138,7 +138,7 @@ def image_files(place: str | Path) -> ImageFiles:
         ValueError: if `place` does not exist or is damaged, or an archive holds a name twice, or a name that is
             absolute or leads out of it.
     """
-    path = Path(place)
+    path = Path(place).expanduser()
     if path.is_dir():
         return _Folder(path)
     if not path.is_file():

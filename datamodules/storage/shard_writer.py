@@ -63,8 +63,8 @@ def write_shards(
         "quality": quality,
         "classes": None if classes is None else [str(label) for label in classes],
     }
-    path = Path(folder) / f"{name}.json"
-    others = other_classes(Path(folder), name)
+    path = Path(folder).expanduser() / f"{name}.json"
+    others = other_classes(path.parent, name)
     if classes is not None and others is not None:
         check_same_classes(f"the source of {name}", [str(label) for label in classes], str(folder), others)
     alternative = "another folder, or another name"

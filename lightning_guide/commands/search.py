@@ -15,7 +15,7 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.runs.run import QUIET, Run
-from lightning_guide.runs.session import check_config, open_session
+from lightning_guide.runs.session import open_session
 from lightning_guide.search.blocks import SampledBlocks
 from lightning_guide.search.config import SearchFile, SearchObjective, check_objectives, read_search
 from lightning_guide.search.figures import draw_heat_maps, draw_sensitivity
@@ -25,7 +25,7 @@ from lightning_guide.search.results_file import ResultsFile, run_identity
 from lightning_guide.search.space import Space
 from lightning_guide.search.sweep import COST, Swept, run_sweep, sweep_results, write_csv, write_hparams
 from lightning_guide.search.tune_report import all_results, guidance_file, write_guidances
-from lightning_guide.utils.config_base import merge_settings
+from lightning_guide.utils.config_base import check_config, merge_settings
 from lightning_guide.utils.distributed import true_on_all_ranks
 from lightning_guide.utils.errors import one_line
 from lightning_guide.utils.explain import explain

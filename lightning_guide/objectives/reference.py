@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -47,6 +48,7 @@ def references_for(data: str | Sequence[float] | Tensor, trajectory: Trajectory)
 
 @lru_cache(maxsize=8)
 def _read(path: str) -> Tensor:
+    path = os.path.expanduser(path)
     if not Path(path).is_file():
         raise ValueError(f"reference examples: there is no file {path}; expected a .npy file of clean examples")
     try:

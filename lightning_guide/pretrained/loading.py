@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from difflib import get_close_matches
 from pathlib import Path
@@ -32,6 +33,7 @@ def timm_model(name: str, *, weights: str | None = None, pretrained: bool = True
             f"{name} cannot be loaded: timm has no model {name!r}; names like it: {', '.join(similar) or 'none'}"
         )
     if weights is not None:
+        weights = os.path.expanduser(weights)
         if not Path(weights).is_file():
             raise ValueError(f"weights of {name}: there is no file {weights}")
         options["pretrained_cfg_overlay"] = {"file": weights}
@@ -61,6 +63,7 @@ def clip_model(name: str, *, weights: str | None) -> Any:
         similar = get_close_matches(name, open_clip.list_models(), cutoff=0.5)
         raise ValueError(f"open_clip has no model {name!r}; names like it: {', '.join(similar) or 'none'}")
     tags = open_clip.list_pretrained_tags_by_model(name)
+    weights = None if weights is None else os.path.expanduser(weights)
     if weights is not None and weights not in tags and not Path(weights).is_file():
         raise ValueError(
             f"weights of {name}: there is no file {weights}, nor is it one of open_clip's names: "
@@ -117,6 +120,7 @@ def read_weights(module: nn.Module, path: str) -> None:
         ValueError: if the file holds anything but the tensors of this module.
     """
     name = type(module).__name__
+    path = os.path.expanduser(path)
     if not Path(path).is_file():
         raise ValueError(f"weights of {name}: there is no file {path}")
     try:

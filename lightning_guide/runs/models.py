@@ -61,9 +61,10 @@ def open_snapshots(run: str | Path) -> SnapshotStore:
     Raises:
         ValueError: if the run has none.
     """
-    folder = Path(run) / "snapshots"
+    place = Path(run).expanduser()
+    folder = place / "snapshots"
     if not folder.is_dir():
-        near = Path(run) if Path(run).is_dir() else Path(run).parent
+        near = place if place.is_dir() else place.parent
         found = ", ".join(sorted(str(path.parent) for path in near.glob("*/snapshots"))) or "none"
         raise ValueError(f"run {str(run)!r} has no snapshots: {folder} does not exist; runs with snapshots: {found}")
     return SnapshotStore(folder)
@@ -104,7 +105,7 @@ def newest_images(store: SnapshotStore) -> int:
 
 def checkpoint_folder(run: str | Path) -> Path:
     """Return the folder of the checkpoints of a run."""
-    return Path(run) / "checkpoints"
+    return Path(run).expanduser() / "checkpoints"
 
 
 def newest_checkpoint(run: str | Path) -> Path | None:
@@ -203,6 +204,6 @@ class DryRunModels:
         Raises:
             ValueError: if the other run does not exist, or has no such snapshot.
         """
-        if run is None or Path(run).resolve() == self.run.resolve():
+        if run is None or Path(run).expanduser().resolve() == self.run.resolve():
             return self._main
         return open_snapshots(run).guider(images=images, sigma_rel=sigma_rel)

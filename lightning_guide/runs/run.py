@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,10 +21,13 @@ from lightning_guide.runs.models import (
     open_snapshots,
 )
 from lightning_guide.runs.sampling import find_device, sample
-from lightning_guide.runs.session import ConfigCLI, check_config, isolated, open_data, open_session
 from lightning_guide.samplers.base import Sampler
 from lightning_guide.snapshots import SnapshotStore
+from lightning_guide.utils.config_base import check_config
 from lightning_guide.utils.files import read_yaml
+
+if TYPE_CHECKING:
+    from lightning_guide.runs.session import ConfigCLI
 
 __all__ = ["QUIET", "Run", "load"]
 
@@ -49,7 +52,7 @@ class Run:
         Raises:
             ValueError: if it does not exist.
         """
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser()
         if not self.folder.is_dir():
             found = "is a file" if self.folder.exists() else "does not exist"
             raise ValueError(f"the run folder {str(folder)!r} {found}; expected the default_root_dir of a fit")
@@ -130,6 +133,8 @@ class Run:
         """
         config, denoiser = self.config, self.resolve(guidance, device=device)
         try:
+            from lightning_guide.runs.session import open_data  # Lightning takes seconds to import
+
             data = open_data(config)
         except ValueError as error:
             raise ValueError(f"run {str(self.folder)!r}: {error}") from None
@@ -169,6 +174,8 @@ class Run:
         Raises:
             ValueError: as `evaluate`, if the run has no evaluations, or no checkpoint with the raw weights to evaluate.
         """
+        from lightning_guide.runs.session import isolated
+
         with isolated():
             session = self._open(model, trainer)
             if not hasattr(session.model, "evaluations"):
@@ -197,6 +204,8 @@ class Run:
         Raises:
             ValueError: naming the run and the key, if a setting does not fit.
         """
+        from lightning_guide.runs.session import isolated
+
         with isolated():
             return self._open(model, trainer)
 
@@ -207,6 +216,8 @@ class Run:
         arguments = chosen["model"].get("init_args") or {}
         chosen["model"]["init_args"] = arguments | dict(_mapping("model", model or {}))
         try:
+            from lightning_guide.runs.session import open_session
+
             return open_session(chosen, files=[self.folder / "config.yaml"])
         except ValueError as error:
             raise ValueError(f"run {str(self.folder)!r}: {error}") from None

@@ -19,7 +19,7 @@ from lightning_guide.utils.explain import explain
 from lightning_guide.utils.mistakes import Keys, arguments_of
 from lightning_guide.utils.parser import ConfigError, LightningParser, Parser, one_sentence, update_paths
 
-__all__ = ["CLI_OPTIONS", "ConfigCLI", "check_config", "isolated", "open_data", "open_session", "run_keys"]
+__all__ = ["CLI_OPTIONS", "ConfigCLI", "isolated", "open_data", "open_session", "run_keys"]
 
 TRAINER_DEFAULTS = {
     # one endless epoch, counted in steps; validation every so many of them
@@ -49,25 +49,6 @@ class ConfigCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Ignore hyperparameters stored in checkpoints."""
-
-
-def check_config(settings: Any, source: object) -> dict[str, Any]:
-    """Check that `settings` are the config of a run and return them; `source` names them in errors.
-
-    Raises:
-        ValueError: if they, their trainer, model or its init_args are not keys and values.
-    """
-    parts = {"": settings}
-    if isinstance(settings, dict):
-        model = settings.get("model")
-        parts |= {"trainer is ": settings.get("trainer") or {}, "model is ": model}
-        parts |= {"model.init_args is ": model.get("init_args") or {}} if isinstance(model, dict) else {}
-    for where, part in parts.items():
-        if not isinstance(part, dict):
-            held = where or "the content is "
-            raise ValueError(f"{source} is no config of a run: {held}{part!r:.100}; expected keys and values")
-    found: dict[str, Any] = settings
-    return found
 
 
 def run_keys() -> Keys:

@@ -47,7 +47,7 @@ class SnapshotStore:
         Raises:
             ValueError: if `folder` is a file or `dtype` no floating type.
         """
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser()
         self.dtype = dtype
         self._index = SnapshotIndex(self.folder)
         if self.folder.exists() and not self.folder.is_dir():

@@ -19,7 +19,7 @@ from yaml.constructor import SafeConstructor
 from lightning_guide.utils.errors import nearest
 from lightning_guide.utils.shipped import find_config
 
-__all__ = ["BASE", "config_files", "merge_settings", "read_with_base"]
+__all__ = ["BASE", "check_config", "config_files", "merge_settings", "read_with_base"]
 
 BASE = "base"
 
@@ -100,3 +100,22 @@ def merge_settings(base: Any, changes: Any) -> Any:
 def _class_name(node: Mapping[str, Any]) -> str:
     """Return the name of a class without its module, which configs may omit."""
     return str(node.get("class_path")).rpartition(".")[2]
+
+
+def check_config(settings: Any, source: object) -> dict[str, Any]:
+    """Check that `settings` are the config of a run and return them; `source` names them in errors.
+
+    Raises:
+        ValueError: if they, their trainer, model or its init_args are not keys and values.
+    """
+    parts = {"": settings}
+    if isinstance(settings, dict):
+        model = settings.get("model")
+        parts |= {"trainer is ": settings.get("trainer") or {}, "model is ": model}
+        parts |= {"model.init_args is ": model.get("init_args") or {}} if isinstance(model, dict) else {}
+    for where, part in parts.items():
+        if not isinstance(part, dict):
+            held = where or "the content is "
+            raise ValueError(f"{source} is no config of a run: {held}{part!r:.100}; expected keys and values")
+    found: dict[str, Any] = settings
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -50,12 +51,13 @@ class InceptionFeatures(FeatureExtractor):
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ImportError:
             raise ValueError("InceptionFeatures needs the package torch-fidelity: pip install torch-fidelity") from None
-        if self.weights is not None:
-            if not Path(self.weights).is_file():
-                raise ValueError(f"weights of Inception-v3: there is no file {self.weights}")
-            _check_holds_tensors(self.weights)
+        weights = None if self.weights is None else os.path.expanduser(self.weights)
+        if weights is not None:
+            if not Path(weights).is_file():
+                raise ValueError(f"weights of Inception-v3: there is no file {weights}")
+            _check_holds_tensors(weights)
         try:
-            network: nn.Module = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], self.weights)
+            network: nn.Module = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], weights)
         except Exception as error:  # raised by the download or by load_state_dict
             raise ValueError(
                 f"weights of Inception-v3 cannot be loaded from {self.weights or 'the download of torch-fidelity'} "

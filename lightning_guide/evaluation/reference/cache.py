@@ -62,7 +62,7 @@ class ReferenceCache(ABC, Generic[Value]):
 
     def __init__(self, folder: str | Path) -> None:
         """Choose `folder`, which is created when the first file is written."""
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser()
 
     @abstractmethod
     def read(self, path: Path, extractor: FeatureExtractor, data: str, count: int) -> Value | None:

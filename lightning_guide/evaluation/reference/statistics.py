@@ -69,9 +69,10 @@ def read_statistics(path: str | Path, extractor: FeatureExtractor) -> Statistics
     Raises:
         ValueError: if the file has another format or extractor, or does not hold a Gaussian.
     """
-    if not Path(path).is_file():
+    path = Path(path).expanduser()
+    if not path.is_file():
         raise ValueError(f"reference statistics: there is no file {path}")
-    with Path(path).open("rb") as file:
+    with path.open("rb") as file:
         archive = file.read(2) == b"PK"
     if not archive:
         return _read_pickle(path, extractor)
