@@ -148,7 +148,10 @@ def network_of(denoiser: Denoiser, who: str) -> tuple[str, Network]:
     Raises:
         ValueError: if there is no network, or more than one; `who` begins the message.
     """
-    found = [(name, module) for name, module in denoiser.named_modules() if isinstance(module, Network)]
+    found: list[tuple[str, Network]] = []
+    for name, module in denoiser.named_modules():  # outer modules come first
+        if isinstance(module, Network) and not any(name.startswith(f"{outer}.") for outer, _ in found):
+            found.append((name, module))
     if len(found) != 1:
         kind = type(denoiser).__name__
         count = f"{len(found)} networks: {', '.join(name for name, _ in found)}" if found else "no network"
