@@ -160,7 +160,7 @@ class SampleWriter(SampleStore, pl.Callback):
         if self.folder is None:
             path = Path(trainer.default_root_dir) / "samples" / _title(evaluation)
             return SampleFolder.free(path, settings, lambda: (n for each in writers for n in each.names(indices)))
-        folder = SampleFolder(Path(self.folder), settings)
+        folder = SampleFolder(Path(self.folder).expanduser(), settings)
         if name := folder.foreign(n for each in writers for n in each.names(indices)):
             raise ValueError(
                 f"{folder.path} holds {name}, which no prediction has recorded in samples.json; expected an empty "

@@ -14,10 +14,11 @@ import yaml
 from lightning_guide.cli.configs import named_configs
 from lightning_guide.cli.table import COMMANDS, read_signature
 from lightning_guide.utils.config_base import merge_settings
-from lightning_guide.utils.explain import describe, first_mistake, place_of
+from lightning_guide.utils.explain import first_mistake
 from lightning_guide.utils.files import read_yaml
-from lightning_guide.utils.mistakes import Keys, Mistake, arguments_of, find_class_of_kind, unknown_key
+from lightning_guide.utils.mistakes import Keys, arguments_of, find_class_of_kind
 from lightning_guide.utils.parser import update_paths
+from lightning_guide.utils.places import Mistake, describe, place_of, unknown_key
 
 __all__ = ["explain_words"]
 
@@ -108,7 +109,7 @@ def _lay(now: Any, kind: Any, parts: list[str], value: Any, path: tuple[str, ...
         if head not in kind.kinds:
             if kind.open:
                 return now
-            raise _FoundError(unknown_key(head, kind))
+            raise _FoundError(unknown_key(head, kind.owner, kind.kinds))
         below = now if isinstance(now, Mapping) else {}
         return {**below, head: _lay(below.get(head), kind.kinds[head], rest, value, (*path, head))}
     if isinstance(origin, type) and issubclass(origin, Mapping):

@@ -9,7 +9,8 @@ import sys
 from difflib import get_close_matches
 from typing import NoReturn
 
-from lightning_guide.cli.configs import check_configs
+from lightning_guide.cli.classes import check_arguments
+from lightning_guide.cli.configs import check_configs, named_configs
 from lightning_guide.cli.help import command_help, overview, version
 from lightning_guide.cli.options import OF_PARSER, known_options, trainer_arguments
 from lightning_guide.cli.table import COMMANDS, read_signature
@@ -58,6 +59,10 @@ def answer(words: list[str]) -> list[str]:
             hint = "expected -c before each config" if word.endswith((".yaml", ".yml")) else "expected --KEY VALUE"
             _refuse("", f"{word!r} belongs to no option; {hint}", name)
     check_configs(name, rest)
+    try:
+        check_arguments(rest, list(named_configs(rest)))
+    except ValueError as error:
+        _refuse("", str(error), name)
     return [name, *rest]
 
 

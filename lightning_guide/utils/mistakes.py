@@ -17,22 +17,13 @@ from typing import Any
 
 from lightning_guide import PUBLIC
 from lightning_guide.utils.errors import nearest
+from lightning_guide.utils.places import SHOWN, Mistake, unknown_key
 from lightning_guide.utils.recipe import find_class
 
-__all__ = ["Keys", "Mistake", "arguments_of", "find_class_of_kind", "find_mistakes", "unknown_key"]
+__all__ = ["Keys", "arguments_of", "find_class_of_kind", "find_mistakes"]
 
-_SHOWN = 12  # names in a list of what is possible
 _OF_A_CLASS = ("class_path", "init_args", "dict_kwargs")
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Mistake:
-    """Key path of a mistake and a sentence about it; `certain` unless another reading of the type is possible."""
-
-    path: tuple[str, ...]
-    said: str
-    certain: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,15 +97,6 @@ def find_mistakes(value: Any, kind: Any, path: tuple[str, ...] = ()) -> Iterator
         yield from _of_class(value, kind, path)
 
 
-def unknown_key(key: str, keys: Keys) -> str:
-    """Return a sentence about a key that is not one of `keys`."""
-    near = nearest(key, keys.kinds)
-    names = list(keys.kinds)
-    there = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-    hint = f"did you mean {near}?" if near else f"there are {there}" if names else "it has none"
-    return f"{keys.owner} has no argument {key}; {hint}"
-
-
 def find_class_of_kind(name: str, kind: type) -> Callable[..., Any] | str:
     """Return the class of a class path, or without module one of a subclass of `kind`; else what is wrong."""
     known = {each.__name__: each for each in _subclasses(kind) if not each.__name__.startswith("_")}
@@ -165,7 +147,7 @@ def _of_keys(value: Any, keys: Keys, path: tuple[str, ...]) -> Iterator[Mistake]
         if key in keys.kinds:
             yield from find_mistakes(each, keys.kinds[key], (*path, str(key)))
         elif not keys.open:
-            yield Mistake((*path, str(key)), unknown_key(str(key), keys))
+            yield Mistake((*path, str(key)), unknown_key(str(key), keys.owner, keys.kinds))
 
 
 def _fits(value: Any, kind: type) -> bool:
@@ -195,7 +177,7 @@ def _words(kind: Any) -> str:
 
 def _expected(kind: type, known: Iterable[str]) -> str:
     names = sorted(each for each in known if each in _public()) or sorted(known)
-    return f"expected a {kind.__name__}" + (f": {', '.join(names[:_SHOWN])}" if names else "")
+    return f"expected a {kind.__name__}" + (f": {', '.join(names[:SHOWN])}" if names else "")
 
 
 def _named(kind: type) -> list[str]:

@@ -1,0 +1,72 @@
+"""Arguments of classes as their sources say, compared with those that Python reports."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+
+from lightning_guide import PUBLIC, RENAMED_ARGUMENTS
+from lightning_guide.cli.classes import check_arguments, class_arguments
+from lightning_guide.utils.recipe import public_path
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+MAIN = str(ROOT / "configs/digits/main.yaml")
+
+
+def test_sources_say_what_signatures_say() -> None:
+    read = 0
+    for package in map(importlib.import_module, PUBLIC):
+        for name in package.__all__:
+            found = getattr(package, name)
+            for path in (name, public_path(found)) if isinstance(found, type) else ():
+                if (arguments := class_arguments(path)) is not None:
+                    old = RENAMED_ARGUMENTS.get(name, {})
+                    assert [each for each in arguments if each not in old] == list(inspect.signature(found).parameters)
+                    read += 1
+    assert read > 300  # of 500 paths of 250 classes
+
+
+def test_old_and_foreign_names_are_read_or_left_to_the_parser() -> None:
+    assert class_arguments("lightning_guide.networks.edm2_unet.EDM2UNet") == class_arguments("EDM2UNet")
+    assert class_arguments("datamodules.latents.Latents") == class_arguments("Latents")
+    assert "pictures" in (class_arguments("Latents") or ()) and "images" in (class_arguments("Latents") or ())
+    for name in ("torch.optim.Adam", "Adam", "lightning_guide.nowhere.EDM2UNet", "lightning_guide.runs.pretrained"):
+        assert class_arguments(name) is None
+
+
+@pytest.mark.parametrize("config", [*CONFIGS, ROOT / "tests/data/run_ae12ae3/config.yaml"], ids=lambda path: path.stem)
+def test_shipped_and_stored_configs_are_accepted(config: Path) -> None:
+    check_arguments([], [str(config)])
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--model.learning_rat.peak", "DiffusionModule has no argument learning_rat; did you mean learning_rate?"),
+        (
+            "--model.init_args.learning_rate.init_args.peek=1",
+            "InverseSqrtRate has no argument peek; did you mean peak?",
+        ),
+        (
+            "--model.denoiser.network.model_chanels",
+            "EDM2UNet has no argument model_chanels; did you mean model_channels",
+        ),
+        ("--data.batch_sise", "Digits has no argument batch_sise; did you mean batch_size?"),
+    ],
+)
+def test_misspelt_options_are_refused(option: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_arguments([option, "1"], [MAIN])
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--model.learning_rate ConstantRate --model.learning_rate.any 1", "--model.evaluations.autoguidance_1.5.seed 1",
+     "--model.help DiffusionModule", "--trainer.callbacks.folder x", "--model.optimizer.lr 1"],
+)  # fmt: skip
+def test_options_of_classes_that_only_the_parser_knows_are_left_to_it(words: str) -> None:
+    check_arguments(words.split(), [MAIN])
