@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import nullcontext
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_guide.runs.models import checkpoint_folder, newest_checkpoint
+from lightning_guide.runs.branches import check_branch, finish_branch, later_files, set_aside
+from lightning_guide.runs.checkpoints import (
+    checkpoint_folder,
+    newest_checkpoint,
+    record_checkpoints,
+    recorded_branch,
+    recorded_checkpoints,
+    remove_temporary_files,
+)
 from lightning_guide.utils.files import atomic
 
-__all__ = ["RunCheckpoint", "check_checkpoint", "checkpoint_step", "newest_checkpoint"]
+__all__ = ["RunCheckpoint"]
 
 
 class RunCheckpoint(Checkpoint):
     """Checkpoints every `every_steps` optimizer steps and at the end, of which the newest `keep` stay.
 
     Files are `checkpoints/step-N.ckpt` in the run folder. A file gets its name once it is complete (write, fsync,
-    rename); older ones are deleted only after that.
+    rename); older ones are deleted only after that, and only those that the run wrote and recorded itself. If an error
+    or a signal ends training between two optimizer steps, as in a validation, the newest step is saved first.
+
+    A fit that starts from an earlier checkpoint than the newest goes back: the run as it was is kept in
+    `branches/N`, a run folder of its own (`lightning_guide.runs.branches`).
     """
 
     def __init__(self, every_steps: int = 1000, *, keep: int = 2) -> None:
@@ -34,22 +46,99 @@ class RunCheckpoint(Checkpoint):
         if every_steps < 1 or keep < 1:
             raise ValueError(f"RunCheckpoint needs every_steps >= 1 and keep >= 1, got {every_steps} and {keep}")
         self.every_steps, self.keep = every_steps, keep
-        self._saved = 0
+        self._saved = self._step = 0
+        self._between_steps = False
+        self._validation: dict[str, Any] | None = None  # progress of the loops before a validation; {} after it
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Refuse to continue a branch in the folder of another.
+
+        Raises:
+            ValueError: naming the folder in which it is continued.
+        """
+        if trainer.state.fn == "fit":
+            number, step = checkpoint.get("branch", 0), checkpoint["global_step"]
+            check_branch(trainer.default_root_dir, checkpoint=trainer.ckpt_path, number=number, step=step)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the branch; of a validation that is left, the progress with which it is repeated."""
+        if number := recorded_branch(trainer.default_root_dir).get("number"):
+            checkpoint["branch"] = number
+        if self._validation:
+            checkpoint["loops"] = self._validation
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Skip saving right after loading."""
-        self._saved = trainer.global_step
+        """Skip saving right after loading; if the fit goes back in the run, set aside what is later."""
+        self._saved = self._step = trainer.global_step
+        self._between_steps, self._validation = False, None
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._go_back(trainer, images=int(getattr(pl_module, "images_seen", 0)))
+        trainer.strategy.barrier()
+
+    @staticmethod
+    def _go_back(trainer: pl.Trainer, *, images: int) -> None:
+        """Set aside what is later than the checkpoint that was loaded, unless that is the newest."""
+        run, step, loaded = Path(trainer.default_root_dir), trainer.global_step, trainer.ckpt_path
+        finish_branch(run)
+        newest = newest_checkpoint(run)
+        if newest is None or (loaded is not None and Path(loaded).resolve() == newest.resolve()):
+            return
+        if later_files(run, step=step, images=images):
+            branch = set_aside(run, checkpoint=loaded, step=step, images=images)
+            rank_zero_info(f"going back to step {step}: the run as it was, up to {newest.stem}, is kept in {branch}")
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """From here on nothing can be saved until the optimizer step is complete."""
+        self._between_steps = False
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save after an optimizer step that is due, or at once if a stop was requested."""
+        self._between_steps, self._validation = trainer.global_step > self._step, None
+        self._step = trainer.global_step
         due = trainer.global_step % self.every_steps == 0 or trainer.should_stop
         if trainer.global_step > self._saved and due:
             self._save(trainer)
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note the progress with which this validation is repeated if it is left."""
+        if trainer.state.fn == "fit" and self._between_steps:
+            loops = copy.deepcopy(trainer._checkpoint_connector._get_loops_state_dict())
+            progress = loops["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+            progress["current"] = dict.fromkeys(progress["current"], 0)
+            for part in ("total", "current"):  # a first batch was begun and not completed
+                progress[part] |= {key: progress[part]["completed"] + 1 for key in ("ready", "started")}
+            self._validation = loops
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Nothing is left to repeat."""
+        self._validation = {}
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Save the newest step if training was left in a validation, after a signal."""
+        if stage == "fit" and self._between_steps:
+            if self._validation is None:  # left by a callback before this one
+                self.on_validation_start(trainer, pl_module)
+            self._save(trainer)
+        self._between_steps, self._validation = False, None
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Save the newest step if an error came after it was complete; not of one of several processes alone."""
+        self._validation = None
+        whole = self._between_steps and trainer.global_step > self._saved
+        if whole and trainer.world_size == 1 and not isinstance(exception, KeyboardInterrupt):
+            self._save(trainer)
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the final state."""
+        self._between_steps = False
         if trainer.global_step > self._saved:
             self._save(trainer)
 
@@ -58,47 +147,17 @@ class RunCheckpoint(Checkpoint):
         self._saved = trainer.global_step
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        folder = checkpoint_folder(trainer.default_root_dir)
-        path = folder / f"step-{self._saved:09d}.ckpt"
+        run = Path(trainer.default_root_dir)
+        path = checkpoint_folder(run) / f"step-{self._saved:09d}.ckpt"
+        written = [each for each in recorded_checkpoints(run) if each != path]
+        if trainer.is_global_zero:
+            record_checkpoints(run, [*written, path])  # first: what is not recorded is never deleted
         with atomic(path) if trainer.is_global_zero else nullcontext(path) as temporary:
             trainer.save_checkpoint(temporary, weights_only=False)
         if trainer.is_global_zero:
-            for old in sorted(folder.glob("step-*.ckpt"))[: -self.keep]:
-                old.unlink()
-            for stray in folder.glob(".step-*.tmp"):
-                stray.unlink()
+            kept = [*written, path][-self.keep :]
+            for old in set(written) - set(kept):
+                old.unlink(missing_ok=True)
+            remove_temporary_files(run)
+            record_checkpoints(run, kept)
         trainer.strategy.barrier()
-
-
-def checkpoint_step(checkpoint: Path) -> int:
-    """Return the optimizer step after which a checkpoint was written, from its name."""
-    return int(checkpoint.stem.removeprefix("step-"))
-
-
-def check_checkpoint(checkpoint: str | Path, module: pl.LightningModule) -> None:
-    """Check that a checkpoint is readable and holds weights of the same shapes as `module`.
-
-    Raises:
-        ValueError: if the file is missing or damaged, or a weight differs (the first one is named).
-    """
-    path = Path(checkpoint)
-    others = ", ".join(sorted(other.name for other in path.parent.glob("*.ckpt") if other != path)) or "none"
-    if not path.is_file():
-        raise ValueError(f"the checkpoint {path} does not exist; others beside it: {others}")
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, UnpicklingError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"the checkpoint {path} is damaged ({reason}); delete it to continue from the one before it (others beside "
-            f"it: {others})"
-        ) from None
-    stored = {name: tuple(weight.shape) for name, weight in weights.items()}
-    needed = {name: tuple(weight.shape) for name, weight in module.state_dict().items()}
-    wrong = sorted(name for name in stored.keys() | needed.keys() if stored.get(name) != needed.get(name))
-    if wrong:
-        raise ValueError(
-            f"the checkpoint {path} holds another model than the config describes: {len(wrong)} weights differ, first "
-            f"{wrong[0]!r}, stored {stored.get(wrong[0], 'nothing')}, expected {needed.get(wrong[0], 'nothing')}; use "
-            "the config the run began with, or another trainer.default_root_dir"
-        )

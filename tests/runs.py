@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from callbacks import EarlySnapshots, GracefulStop, PostHocEMA, RunCheckpoint
-from callbacks.checkpoint import newest_checkpoint
 from datamodules.base_images import ImageData
 from datamodules.examples import TensorExamples
 from lightning_guide.denoiser import Denoiser
@@ -24,6 +23,7 @@ from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.network import Network
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.preconditioning import Preconditioned
+from lightning_guide.runs.checkpoints import newest_checkpoint
 from lightning_guide.samplers import Euler
 from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.training.losses import EDMLoss

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from callbacks import RunCheckpoint
-from callbacks.checkpoint import newest_checkpoint
+from lightning_guide.runs.checkpoints import newest_checkpoint
 from tests.runs import TinyImages, tiny_module, tiny_trainer
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,12 @@ import lightning.pytorch as pl
 import pytest
 
 from callbacks import GracefulStop, RunCheckpoint
-from callbacks.checkpoint import newest_checkpoint
-from tests.runs import TinyImages, evaluation, tiny_module, tiny_trainer
+from lightning_guide.noise import KarrasGrid
+from lightning_guide.runs.checkpoints import newest_checkpoint
+from lightning_guide.samplers import Euler
+from tests.runs import TinyImages, assert_same, checkpoint, evaluation, tiny_module, tiny_trainer
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Signal(pl.Callback):
@@ -21,7 +26,7 @@ class Signal(pl.Callback):
 
     def __init__(self, number: int, batch: int | None = None, *, times: int = 1, validation: int = 0) -> None:
         self.number, self.batch, self.times, self.validation = number, batch, times, validation
-        self.micro_steps, self.validations = 0, 0
+        self.micro_steps, self.validations, self.batches = 0, 0, 0
 
     def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
         if self.micro_steps == self.batch:
@@ -33,25 +38,30 @@ class Signal(pl.Callback):
         if self.validations == self.validation:
             self.send()
 
+    def on_validation_batch_end(self, *args: Any) -> None:
+        self.batches += 1
+
     def send(self) -> None:
         for _ in range(self.times):
             os.kill(os.getpid(), self.number)
 
 
-def fit(folder: Path, sender: Signal, **options: Any) -> pl.Trainer:
+def fit(
+    folder: Path, sender: Signal, *, evaluations: Any = None, ckpt_path: Path | None = None, **options: Any
+) -> pl.Trainer:
     chosen: dict[str, Any] = {"accumulate_grad_batches": 2, "steps": 20, "limit_val_batches": 1.0} | options
     trainer = tiny_trainer(folder, GracefulStop(), RunCheckpoint(100), sender, **{"val_check_interval": 8} | chosen)
-    module = tiny_module(average=None, evaluations={"plain": evaluation()})
-    trainer.fit(module, datamodule=TinyImages())
+    module = tiny_module(average=None, evaluations=evaluations or {"plain": evaluation()})
+    trainer.fit(module, datamodule=TinyImages(), ckpt_path=ckpt_path, weights_only=True)
     return trainer
 
 
 @pytest.fixture(autouse=True)
 def handlers_come_back() -> Any:
     outside = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with SIGINT ignored
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(number) for number in SIGNALS]
     yield
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(number) for number in SIGNALS] == before
     signal.signal(signal.SIGINT, outside)
 
 
@@ -69,11 +79,44 @@ def test_stops_after_the_step_with_its_checkpoint_and_without_validation(
     assert trainer.limit_val_batches == 1.0  # restored
 
 
-def test_signal_in_validation_takes_effect_at_the_next_step(tmp_path: Path) -> None:
-    sender = Signal(signal.SIGTERM, validation=1)
-    trainer = fit(tmp_path, sender)
-    assert trainer.global_step == 5 and sender.validations == 1
-    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step-000000005.ckpt"
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_signal_in_validation_saves_at_once_and_the_validation_is_repeated(
+    tmp_path: Path, number: signal.Signals, caplog: pytest.LogCaptureFixture
+) -> None:
+    sender = Signal(number, validation=1)
+    with caplog.at_level("INFO"):
+        trainer = fit(tmp_path, sender)
+    assert trainer.global_step == 4 and sender.validations == 1 and sender.batches == 0
+    assert f"{number.name} requested a stop: stopping after step 4" in caplog.text
+    path = newest_checkpoint(tmp_path)
+    assert path == tmp_path / "checkpoints" / "step-000000004.ckpt"
+    resumed, whole = Signal(0), Signal(0)
+    trainer = fit(tmp_path, resumed, ckpt_path=path)
+    assert trainer.global_step == 20 and resumed.validations == 5 and resumed.batches == 5 * 7
+    fit(tmp_path / "whole", whole)
+    assert whole.validations == 5 and whole.batches == 5 * 7
+    assert_same(checkpoint(tmp_path), checkpoint(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_signal_within_a_batch_of_samples_does_not_wait_for_its_end(tmp_path: Path, accumulate: int) -> None:
+    seconds = [0.0]
+
+    class Slow(Euler):
+        def sample(self, *args: Any, **kwargs: Any) -> Any:
+            os.kill(os.getpid(), signal.SIGTERM)
+            start = time.monotonic()
+            try:
+                time.sleep(5)
+            finally:
+                seconds[0] = time.monotonic() - start
+            raise AssertionError("the batch was drawn to its end")
+
+    slow = evaluation(sampler=Slow(KarrasGrid(3, sigma_min=0.1, sigma_max=5.0)))
+    trainer = fit(tmp_path, Signal(0), evaluations={"slow": slow}, accumulate_grad_batches=accumulate)
+    assert seconds[0] < 1
+    assert trainer.global_step == 8 // accumulate
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoints" / f"step-{8 // accumulate:09d}.ckpt"
 
 
 def test_second_ctrl_c_interrupts_at_once(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from callbacks import EarlySnapshots, PostHocEMA, RunCheckpoint
-from callbacks.checkpoint import newest_checkpoint
 from lightning_guide.ema import gamma
 from lightning_guide.modules.diffusion import DiffusionModule
+from lightning_guide.runs.checkpoints import newest_checkpoint
 from lightning_guide.snapshots import SnapshotStore
 from tests.runs import (
     TinyImages,

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from callbacks import EarlySnapshots, PostHocEMA, RunCheckpoint
-from callbacks.checkpoint import newest_checkpoint
 from lightning_guide.ema import profile_error
+from lightning_guide.runs.checkpoints import newest_checkpoint
 from lightning_guide.snapshots import fraction_images
 from tests.runs import TinyImages, tiny_module, tiny_trainer
 

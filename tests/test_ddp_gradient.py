@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from callbacks import RunCheckpoint
-from callbacks.checkpoint import newest_checkpoint
 from lightning_guide.distributions.subspace import Direction, SubspaceGaussian
 from lightning_guide.modules.gradient_fine_tuning import GradientFineTuning
 from lightning_guide.modules.gradient_optimization import GradientOptimization
 from lightning_guide.objectives import Quadratic
 from lightning_guide.optimization import GainTarget, MeanRefit, Shifted
+from lightning_guide.runs.checkpoints import newest_checkpoint
 from lightning_guide.training.learning_rate import InverseSqrtRate
 from tests.processes import Processes
 from tests.ranks import options

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from callbacks import HalfLifeEMA, PostHocEMA, RunCheckpoint
-from callbacks.checkpoint import newest_checkpoint
 from lightning_guide.ema import half_life_retention, half_life_width, sigma_rel
+from lightning_guide.runs.checkpoints import newest_checkpoint
 from lightning_guide.runs.models import finished_model
 from lightning_guide.snapshots import SnapshotStore
 from tests.runs import TinyImages, evaluation, tiny_module, tiny_trainer

@@ -19,7 +19,8 @@ from datamodules.storage.downloads import Downloads
 from lightning_guide.cli import main
 from lightning_guide.commands.guidance_files import read_guidances
 from lightning_guide.pretrained.loading import read_weights
-from lightning_guide.runs.models import newest_checkpoint, pretrained
+from lightning_guide.runs.checkpoints import newest_checkpoint
+from lightning_guide.runs.models import pretrained
 from lightning_guide.utils.files import read_yaml
 from lightning_guide.utils.parser import update_paths
 from tests.runs import tiny_trainer

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from callbacks import PostHocEMA, RunCheckpoint
-from callbacks.checkpoint import newest_checkpoint
 from datamodules.points import SubspacePoints
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.distributions.subspace import Direction, SubspaceGaussian
@@ -23,6 +22,7 @@ from lightning_guide.modules.gradient_optimization import GradientOptimization
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.objectives import NegativeDistance, Objective, Quadratic
 from lightning_guide.optimization import GainTarget, GeometricReplay, MeanRefit, Shifted
+from lightning_guide.runs.checkpoints import newest_checkpoint
 from lightning_guide.samplers import DPMSolver2M, Euler
 from lightning_guide.training.learning_rate import InverseSqrtRate
 from tests.runs import assert_same, checkpoint, tiny_trainer

@@ -21,7 +21,7 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from callbacks.checkpoint import newest_checkpoint
+from lightning_guide.runs.checkpoints import newest_checkpoint
 from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.snapshots import file as snapshot_file
 from tests import runs

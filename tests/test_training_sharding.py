@@ -10,8 +10,8 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from callbacks import PostHocEMA, RunCheckpoint
-from callbacks.checkpoint import newest_checkpoint
 from lightning_guide.networks import EDM2UNet
+from lightning_guide.runs.checkpoints import newest_checkpoint
 from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.training.losses import EDMLoss
 from lightning_guide.training.sharding import unsharded_state

@@ -11,26 +11,40 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 import callbacks
-from callbacks.checkpoint import check_checkpoint, checkpoint_step, newest_checkpoint
 from callbacks.progress import NamedProgress
 from lightning_guide.cli.closing import Results
+from lightning_guide.runs.checkpoints import check_checkpoint, newest_checkpoint, read_checkpoint
 from lightning_guide.runs.session import CLI_OPTIONS, ConfigCLI
 from lightning_guide.utils.files import atomic
 
 __all__ = ["GuideCLI", "run_lightning"]
 
 
-class SaveConfig(SaveConfigCallback):
-    """Config of a run in its folder: `config.yaml` of a fit, `config.<command>.yaml` of other commands."""
+class SaveConfig(SaveConfigCallback, Checkpoint):
+    """Config of a run in its folder: `config.yaml` of a fit, `config.<command>.yaml` of other commands.
+
+    That of a fit is written when training begins, so that it says what happened: after everything that may refuse it,
+    and, being a `Checkpoint` in Lightning's order, after `RunCheckpoint` has set aside what the run was.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Write outside the log folder, and again by each command."""
         super().__init__(*args, **(kwargs | {"save_to_log_dir": False}))
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write the config of other commands than fit."""
+        if stage != "fit":
+            super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the config of a fit."""
+        super().setup(trainer, pl_module, "fit")
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Write the file; rank 0 only."""
@@ -52,13 +66,12 @@ class GuideCLI(ConfigCLI):
         if os.path.isfile(run):
             raise ValueError(f"trainer.default_root_dir is the file {run}; expected the folder of the run")
         if config.get("logger") in (None, True):
-            newest = newest_checkpoint(run) if self.subcommand == "fit" else None
             kwargs["logger"] = TensorBoardLogger(
                 run,
                 name="tensorboard",
                 version="",
                 default_hp_metric=False,
-                purge_step=checkpoint_step(newest) + 1 if newest else None,
+                purge_step=self._first_step(run),
             )
         kwargs["callbacks"] = list(config.get("callbacks") or [])
         for default in (callbacks.GracefulStop, callbacks.RunCheckpoint):
@@ -96,41 +109,68 @@ class GuideCLI(ConfigCLI):
 
     after_fit = after_validate = after_test = after_predict = _end
 
+    def _first_step(self, run: str) -> int | None:
+        """Return the step from which on earlier curves are replaced; None unless a fit continues."""
+        loaded = self._chosen_checkpoint(run) if self.subcommand == "fit" else None
+        return None if loaded is None else int(read_checkpoint(loaded).get("global_step", 0)) + 1
+
+    def _chosen_checkpoint(self, run: str) -> str | None:
+        """Return --ckpt_path, or the newest checkpoint of the run; None if it has none.
+
+        Raises:
+            ValueError: for a keyword of Lightning's that means nothing here.
+        """
+        chosen, newest = self._get(self.config_init, "ckpt_path"), newest_checkpoint(run)
+        if chosen == "last" and newest is None:
+            raise ValueError(f"--ckpt_path is last, but {run} holds no checkpoint; expected a run that has some")
+        if chosen in ("best", "hpc") or str(chosen).startswith("registry"):
+            raise ValueError(
+                f"--ckpt_path is {chosen}, which this library does not keep; expected a file such as "
+                f"{newest or f'{run}/checkpoints/step-N.ckpt'}, or last for the newest"
+            )
+        if chosen not in (None, "last"):
+            return str(chosen)
+        return None if newest is None else str(newest)
+
     def before_fit(self) -> None:
         """Resume a run that has checkpoints."""
         self._begin("fit")
-        self._continue("fit")
+        self._load("fit")
 
     def before_validate(self) -> None:
-        """Load the newest checkpoint if raw weights are to be evaluated."""
+        """Load --ckpt_path, or the newest checkpoint if raw weights are to be evaluated."""
         self._begin("validate")
-        self._raw_weights("validate")
+        self._load("validate")
         self.config_init["validate"]["verbose"] = False  # MetricsReport prints one table
 
     def before_test(self) -> None:
         """Load as for validate."""
         self._begin("test")
-        self._raw_weights("test")
+        self._load("test")
         self.config_init["test"]["verbose"] = False
 
     def before_predict(self) -> None:
         """Load as for validate; samples go to callbacks and are not gathered in memory."""
         self._begin("predict")
-        self._raw_weights("predict")
+        self._load("predict")
         self.config_init["predict"]["return_predictions"] = False
 
-    def _raw_weights(self, command: str) -> None:
-        if getattr(self.model, "average", None) is None:
-            self._continue(command)
-
-    def _continue(self, command: str) -> None:
+    def _load(self, command: str) -> None:
         arguments = self.config_init[command]
         arguments["weights_only"] = True
-        if arguments.get("ckpt_path") is None and (newest := newest_checkpoint(self.trainer.default_root_dir)):
-            rank_zero_info(f"continuing from {newest}")
-            arguments["ckpt_path"] = str(newest)
-        if arguments.get("ckpt_path"):
-            check_checkpoint(arguments["ckpt_path"], self.model)
+        raw = command == "fit" or getattr(self.model, "average", None) is None
+        if not raw:
+            if arguments.get("ckpt_path") is not None:
+                raise ValueError(
+                    f"--ckpt_path names the raw weights of a checkpoint, but {command} evaluates an average of the "
+                    f"run's snapshots (average: {self.model.average}); add --model.average null for the checkpoint, or "
+                    "--model.images N for the average after N images"
+                )
+            return
+        arguments["ckpt_path"] = self._chosen_checkpoint(str(self.trainer.default_root_dir))
+        if arguments["ckpt_path"]:
+            check_checkpoint(arguments["ckpt_path"], self.model, training=command == "fit")
+            rank_zero_info(f"{'continuing from' if command == 'fit' else 'loading'} {arguments['ckpt_path']}")
 
 
 def _any(found: Sequence[pl.Callback], kinds: type | tuple[type, ...]) -> bool:

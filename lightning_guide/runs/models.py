@@ -19,10 +19,8 @@ __all__ = [
     "DryRunModels",
     "LiveAverages",
     "RunModels",
-    "checkpoint_folder",
     "find_average",
     "finished_model",
-    "newest_checkpoint",
     "newest_images",
     "open_snapshots",
     "pretrained",
@@ -101,16 +99,6 @@ def newest_images(store: SnapshotStore) -> int:
     if not entries:
         raise ValueError(f"run {str(store.folder.parent)!r} has no averaged snapshots yet in {store.folder}")
     return entries[-1].images
-
-
-def checkpoint_folder(run: str | Path) -> Path:
-    """Return the folder of the checkpoints of a run."""
-    return Path(run).expanduser() / "checkpoints"
-
-
-def newest_checkpoint(run: str | Path) -> Path | None:
-    """Return the complete checkpoint with the most steps, or None."""
-    return max(checkpoint_folder(run).glob("step-*.ckpt"), default=None)
 
 
 def pretrained(run: str, images: int | float | str | None = None, sigma_rel: float = 0.05) -> Denoiser:

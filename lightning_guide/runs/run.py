@@ -13,13 +13,8 @@ import torch
 from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser
-from lightning_guide.runs.models import (
-    RunModels,
-    checkpoint_folder,
-    finished_model,
-    newest_checkpoint,
-    open_snapshots,
-)
+from lightning_guide.runs.checkpoints import checkpoint_folder, newest_checkpoint
+from lightning_guide.runs.models import RunModels, finished_model, open_snapshots
 from lightning_guide.runs.sampling import find_device, sample
 from lightning_guide.samplers.base import Sampler
 from lightning_guide.snapshots import SnapshotStore

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 
 from lightning_guide.snapshots.file import read_metadata
@@ -40,9 +41,9 @@ class SnapshotIndex:
         except (OSError, ValueError, KeyError, TypeError):
             return set()
 
-    def write(self) -> None:
-        """Write the index: present files and files listed before."""
-        names = self.listed() | {entry.path.name for entry in self.entries()}
+    def write(self, *, without: Collection[str] = ()) -> None:
+        """Write the index: present files and files listed before, except the names `without`."""
+        names = (self.listed() | {entry.path.name for entry in self.entries()}) - set(without)
         entries = parse_file_names(self.folder, names)
         rows = [{"images": e.images, "sigma_rel": e.sigma_rel, "file": e.path.name} for e in entries]
         with atomic(self.folder / _NAME, durable=False) as temporary:

@@ -93,6 +93,11 @@ class SnapshotStore:
         """All whole snapshots in the folder, by images, then sigma_rel; a file cut off by a copy only warns."""
         return self._index.entries()
 
+    def forget(self, names: Collection[str]) -> None:
+        """Take files that were moved elsewhere out of the index."""
+        if names:
+            self._index.write(without=names)
+
     @property
     def planned_images(self) -> int | None:
         """Planned length of the run in images, from the newest snapshot that records it."""

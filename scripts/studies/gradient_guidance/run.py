@@ -22,10 +22,10 @@ import yaml
 from jsonargparse import auto_cli
 from matplotlib.figure import Figure
 
-from callbacks.checkpoint import newest_checkpoint
 from callbacks.output import image_grid, render, write_png
 from lightning_guide.cli import main as lightning_guide
 from lightning_guide.distributions.subspace import Direction, basis
+from lightning_guide.runs.checkpoints import newest_checkpoint
 from scripts.lib.seed_summary import show, summarize
 
 Record = dict[str, float]
