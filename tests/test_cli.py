@@ -87,7 +87,13 @@ def failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 
 def test_fit_then_continue_then_test_in_one_folder(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fit(monkeypatch, run)
-    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "config.yaml", "snapshots", "tensorboard"]
+    assert sorted(path.name for path in run.iterdir()) == [
+        "checkpoints",
+        "checkpoints.json",
+        "config.yaml",
+        "snapshots",
+        "tensorboard",
+    ]
     fit(monkeypatch, run, "--trainer.max_steps", 6)
     assert [path.name for path in sorted((run / "checkpoints").iterdir())] == [
         "step-000000004.ckpt",

@@ -60,6 +60,7 @@ PRIVATE_ENGLISH = re.compile(
 WITH_OLD_NAMES = (
     "CHANGELOG.md",
     "lightning_guide/__init__.py",
+    "tests/test_cli_classes.py",
     "tests/test_layout.py",
     "tests/test_stored_run.py",
     "tests/data/",

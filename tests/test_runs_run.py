@@ -67,7 +67,8 @@ def test_grid_is_a_whole_number_of_steps(grid: object) -> None:
 
 
 def test_grid_takes_a_number_of_numpy() -> None:
-    assert len(lg.Heun(np.int64(3)).grid.sigmas()) == 4
+    grid = lg.Heun(np.int64(3)).grid
+    assert grid == 3 and type(grid) is int
 
 
 def test_recipe_without_arguments_builds_and_wrong_ones_are_named() -> None:
@@ -147,7 +148,7 @@ def test_config_may_leave_trainer_and_arguments_empty(folder: Path) -> None:
     (folder / "config.yaml").write_text("trainer:\nmodel: {class_path: DiffusionModule, init_args: }\n")
     run = lg.Run(folder)
     assert run.config["trainer"] == {"default_root_dir": str(folder)} and run.settings == {}
-    with pytest.raises(ValueError, match="run '.*run': model: .* required: denoiser, loss"):
+    with pytest.raises(ValueError, match="run '.*run': model: .* required: denoiser"):
         run.evaluate()
 
 

@@ -1,6 +1,6 @@
 """Checkpoints of a run: which of them the run wrote, the newest one, and checks of the file to be loaded.
 
-`RUN/checkpoints/index.json` records the checkpoints in the order in which they were written. Only recorded files are
+`RUN/checkpoints.json` records the checkpoints in the order in which they were written. Only recorded files are
 ever deleted, and the newest is the last that was recorded, whatever its number of steps.
 """
 
@@ -35,7 +35,7 @@ __all__ = [
 
 
 CHECKPOINT_NAME = re.compile(r"step-(\d{9,})\.ckpt")
-_RECORD = "checkpoints/index.json"
+_RECORD = "checkpoints.json"
 _TRAINING = ("optimizer_states", "lr_schedulers", "loops", "callbacks")  # keys without which no training is continued
 
 

@@ -35,7 +35,7 @@ class Sampler(HasRecipe, ABC):
         """Set the `grid` of noise levels; a number of steps (default 32) means the default grid of the denoiser."""
         if grid is not None and not isinstance(grid, Grid):
             check_num_steps(grid)
-        self.grid: Grid | int = 32 if grid is None else grid
+        self.grid: Grid | int = grid if isinstance(grid, Grid) else 32 if grid is None else int(grid)
 
     def levels(self, denoiser: Denoiser) -> Tensor:
         """Return the noise levels sigma_0 > ... > sigma_N = 0 for `denoiser`, float64 (N + 1,) on the CPU.
