@@ -6,13 +6,14 @@ Samples are gathered from all processes and kept by smallest index. Sample i is 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 
+from callbacks.output import unwritable_output
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.evaluation.sampling_loop import DrawnSamples
 from lightning_guide.modules.diffusion import DiffusionModule
@@ -26,7 +27,13 @@ class EvaluationSamples(pl.Callback, ABC):
 
     Runs at the end of every validation and test, on process 0. Each process holds at most `count` samples of an
     evaluation.
+
+    Attributes:
+        folder: of the files; None is `default_folder` in the run folder.
     """
+
+    default_folder = "report"
+    folder: str | None = None
 
     def __init__(self, count: int) -> None:
         """Configure the callback; `count`: samples of each evaluation, over all processes.
@@ -40,11 +47,15 @@ class EvaluationSamples(pl.Callback, ABC):
         self.count = count
         self._kept: dict[str, DrawnSamples] = {}
 
+    def missing(self, trainer: pl.Trainer, module: Any) -> Iterator[str]:
+        """Yield a sentence if the images cannot be written."""
+        yield from unwritable_output(trainer, self, default=self.default_folder)
+
     @abstractmethod
     def draw(self, trainer: pl.Trainer, module: DiffusionModule, samples: dict[str, DrawnSamples]) -> None:
         """Draw the samples: evaluation -> samples in order of index, on the CPU. Called on process 0.
 
-        Evaluations that were skipped or drew no samples are left out.
+        Evaluations that were skipped, failed or drew no samples are left out.
         """
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -94,8 +105,10 @@ class EvaluationSamples(pl.Callback, ABC):
         parts = all_gather_objects(kept)
         if trainer.is_global_zero:
             by_name = {name: [part[name] for part in parts if name in part] for name in module.evaluations.names}
-            samples = {name: _first(drawn, self.count) for name, drawn in by_name.items() if drawn}
-            self.draw(trainer, module, samples)
+            results = module.evaluations.results
+            samples = {n: _first(drawn, self.count) for n, drawn in by_name.items() if drawn and n in results}
+            with module.evaluations.contain(type(self).__name__):
+                self.draw(trainer, module, samples)
 
 
 def _first(parts: Sequence[DrawnSamples], count: int) -> DrawnSamples:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from lightning_guide.runs.checkpoints import (
     recorded_checkpoints,
     remove_temporary_files,
 )
+from lightning_guide.utils.distributed import all_gather_objects
 from lightning_guide.utils.files import atomic
+from lightning_guide.utils.needs import unwritable
 
 __all__ = ["RunCheckpoint"]
 
@@ -30,7 +33,8 @@ class RunCheckpoint(Checkpoint):
 
     Files are `checkpoints/step-N.ckpt` in the run folder. A file gets its name once it is complete (write, fsync,
     rename); older ones are deleted only after that, and only those that the run wrote and recorded itself. If an error
-    or a signal ends training between two optimizer steps, as in a validation, the newest step is saved first.
+    or a signal ends training between two optimizer steps, as in a validation, the newest step is saved first. An
+    evaluation that fails during the fit has a checkpoint, too.
 
     A fit that starts from an earlier checkpoint than the newest goes back: the run as it was is kept in
     `branches/N`, a run folder of its own (`lightning_guide.runs.branches`).
@@ -107,6 +111,11 @@ class RunCheckpoint(Checkpoint):
         if trainer.global_step > self._saved and due:
             self._save(trainer)
 
+    def missing(self, trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[str]:
+        """Yield a sentence if checkpoints cannot be written."""
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            yield from unwritable(checkpoint_folder(trainer.default_root_dir), type(self).__name__)
+
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the progress with which this validation is repeated if it is left."""
         if trainer.state.fn == "fit" and self._between_steps:
@@ -118,8 +127,12 @@ class RunCheckpoint(Checkpoint):
             self._validation = loops
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Nothing is left to repeat."""
+        """Nothing is left to repeat; save if an evaluation failed on any process, before training continues."""
         self._validation = {}
+        failed = bool(getattr(getattr(pl_module, "evaluations", None), "failed", None))
+        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
+        if fitting and trainer.global_step > self._saved and any(all_gather_objects(failed)):
+            self._save(trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Save the newest step if training was left in a validation, after a signal."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
 
-from callbacks.output import output_folder, tensorboard_loggers
+from callbacks.output import output_folder, tensorboard_loggers, unwritable_output
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.report.tables import Extractors, format_number, judge_networks, metric_rows
 from lightning_guide.utils.files import atomic
@@ -39,6 +39,10 @@ class MetricsReport(pl.Callback):
         super().__init__()
         self.folder = folder
 
+    def missing(self, trainer: pl.Trainer, module: Any) -> Iterator[str]:
+        """Yield a sentence if the files cannot be written."""
+        yield from unwritable_output(trainer, self)
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Report the results, on process 0."""
         self._report(trainer, pl_module)
@@ -53,6 +57,11 @@ class MetricsReport(pl.Callback):
         if not hasattr(module, "evaluations"):
             print("\n" + "\n".join(_align_columns(metric_rows({"model": _logged(trainer, "")}))), flush=True)
             return
+        with module.evaluations.contain(type(self).__name__):
+            self._write(trainer, module)
+
+    def _write(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
+        """Write file and table."""
         results, skipped = module.evaluations.results, module.evaluations.skipped
         folder = output_folder(trainer, self.folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -62,12 +71,13 @@ class MetricsReport(pl.Callback):
             f"{format_number(value)} at {key.replace('_', ' ')}" for key, value in _logged(trainer, "heldout/").items()
         ]
         lines = [f"held-out loss: {', '.join(heldout)}"] if heldout else []
-        if not results and not skipped:
+        if not results and not skipped and not module.evaluations.failed:
             print("\n".join(lines), end="\n" * len(lines), flush=True)
             return
         table = metric_rows(results)
         notes = judge_networks(module.evaluations.extractors)
         notes += [f"skipped: {name} ({reason})" for name, reason in skipped.items()]
+        notes += [f"failed: {what} ({reason})" for what, reason in module.evaluations.failed.items()]
         print("\n" + "\n".join(_align_columns(table) + notes + lines), flush=True)
         text = "\n".join(_markdown(table)) + "".join(f"\n\n{note}" for note in notes)
         for board in tensorboard_loggers(trainer):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -18,6 +20,7 @@ from torchvision.utils import make_grid
 from lightning_guide.data import DataInterface
 from lightning_guide.utils.files import atomic
 from lightning_guide.utils.images import encode_png
+from lightning_guide.utils.needs import unwritable
 
 __all__ = [
     "log_image",
@@ -28,6 +31,7 @@ __all__ = [
     "render",
     "save_image",
     "scatter",
+    "unwritable_output",
     "write_png",
 ]
 
@@ -35,6 +39,12 @@ __all__ = [
 def output_folder(trainer: pl.Trainer, folder: str | None, *, default: str = "report") -> Path:
     """Return `folder`, or `default` in the run folder if None."""
     return Path(trainer.default_root_dir) / default if folder is None else Path(folder).expanduser()
+
+
+def unwritable_output(trainer: pl.Trainer, callback: Any, *, default: str = "report") -> Iterator[str]:
+    """Yield a sentence if process 0 cannot write to the output folder of `callback`, its attribute `folder`."""
+    if trainer.is_global_zero:
+        yield from unwritable(output_folder(trainer, callback.folder, default=default), type(callback).__name__)
 
 
 def tensorboard_loggers(trainer: pl.Trainer) -> list[TensorBoardLogger]:

@@ -70,6 +70,7 @@ class PostHocEMA(pl.Callback):
         self._restored: dict[str, dict[str, torch.Tensor]] = {}
         self._source: Denoiser | None = None
         self._step = 0
+        self._since = 0
 
     # Averages and times of snapshots
 
@@ -111,18 +112,24 @@ class PostHocEMA(pl.Callback):
         """Store snapshots at further `times` in images as well, each at the first update that reaches it."""
         self._extra_times.update(times)
 
-    def times(self, planned_images: int, images_per_step: int) -> list[int]:
-        """Return all times, in images, at which a run of `planned_images` stores snapshots."""
-        pace = images_per_step * self.update_every_steps
-        requested = {*range(self.every_images, planned_images, self.every_images), *self._extra_times}
-        return sorted({min(-(-time // pace) * pace, planned_images) for time in requested} | {planned_images})
+    def times(self, last_images: int, images_per_step: int, *, images: int = 0, step: int = 0) -> dict[int, int]:
+        """Return times of snapshots to `last_images` -> images at the update before; now `step`, after `images`."""
+        every = self.update_every_steps
+        last_step = step + (last_images - images) // images_per_step
+        first = (images // self.every_images + 1) * self.every_images
+        requested = {*range(first, last_images, self.every_images), *self._extra_times, last_images}
+        steps = {step - (images - time) // images_per_step for time in requested if images < time <= last_images}
+        due = {min(-(-number // every) * every, last_step) for number in steps}  # rounded up to an update
+        pairs = ((number, max((number - 1) // every * every, step)) for number in sorted(due))
+        return {images + (now - step) * images_per_step: images + (b - step) * images_per_step for now, b in pairs}
 
-    def to_come(self, planned_images: int, images_per_step: int) -> list[Entry]:
-        """Return the snapshots that a run of `planned_images` will store; none if `folder` keeps them separate."""
+    def to_come(self, last_images: int, images_per_step: int, *, images: int = 0, step: int = 0) -> list[Entry]:
+        """Return the snapshots that the run will store (`times`); none if `folder` keeps them separate."""
         if self.folder != PostHocEMA.folder:
             return []
-        times = self.times(planned_images, images_per_step)
-        return [Entry(time, self.width(average), Path("snapshots")) for time in times for average in self.averages]
+        times = self.times(last_images, images_per_step, images=images, step=step)
+        widths = [self.width(average) for average in self.averages]
+        return [Entry(time, width, Path("snapshots"), before) for time, before in times.items() for width in widths]
 
     # Trainer hooks
 
@@ -181,7 +188,7 @@ class PostHocEMA(pl.Callback):
         weights = local_tensor(parameter.detach() for parameter in self._source.parameters())
         for average, model in self._averages.items():
             update_(local_tensor(model.parameters()), weights, self.retained(average, before, now))
-        self.images = now
+        self.images, self._since = now, before
         due = now // self.every_images > before // self.every_images
         if due or last or any(before < time <= now for time in self._extra_times):
             self._save(trainer, pl_module)
@@ -203,6 +210,7 @@ class PostHocEMA(pl.Callback):
                 recipe=module.denoiser.recipe,
                 planned_images=module.planned_images,
                 buffers=[name for name, _ in model.named_buffers()],
+                since=self._since,
             )
 
     def _store(self, trainer: pl.Trainer) -> SnapshotStore:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from callbacks.output import tensorboard_loggers
 from lightning_guide.report.run_page import ENVIRONMENT, leaves, read_facts, write_page
 from lightning_guide.report.tables import environment
 from lightning_guide.utils.files import atomic
+from lightning_guide.utils.needs import unwritable
 
 __all__ = ["RunReport"]
 
@@ -28,6 +29,11 @@ class RunReport(pl.Callback):
 
     The page shows the files of callbacks such as `MetricsReport` and `SampleGrid`; list this callback after them.
     """
+
+    def missing(self, trainer: pl.Trainer, module: Any) -> Iterator[str]:
+        """Yield a sentence if the page cannot be written."""
+        if trainer.is_global_zero:
+            yield from unwritable(trainer.default_root_dir, type(self).__name__)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Record the environment of training."""
@@ -82,7 +88,7 @@ class RunReport(pl.Callback):
             logger.experiment.flush()  # the page reads the files
         try:
             write_page(trainer.default_root_dir)
-        except ValueError as error:  # a damaged file must not end a run
+        except (ValueError, OSError) as error:  # a damaged file or a full disk must not end a run
             rank_zero_warn(f"the page of this run was not written: {error}")
 
     def _log_hparams(self, trainer: pl.Trainer, module: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
 import lightning.pytorch as pl
@@ -43,19 +43,18 @@ class EarlySnapshots(pl.Callback):
         spread = {int(Fraction(end * k, self.rebuildable)) for end in ends for k in range(1, self.rebuildable + 1)}
         return sorted(spread - {0})
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Register the times with the averages.
+    def missing(self, trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[str]:
+        """Yield sentences if the run has no planned end or no `PostHocEMA`."""
+        if not isinstance(module, DiffusionModule) or module.planned_images is None:
+            yield "EarlySnapshots needs a DiffusionModule and a planned run: set trainer.max_steps"
+        if not _averages(trainer):
+            yield "EarlySnapshots stores averages of callbacks.PostHocEMA; add that callback as well"
 
-        Raises:
-            ValueError: if the run has no planned end or no `PostHocEMA`.
-        """
-        if not isinstance(pl_module, DiffusionModule) or pl_module.planned_images is None:
-            raise ValueError("EarlySnapshots needs a DiffusionModule and a planned run: set trainer.max_steps")
-        averages = [c for c in trainer.callbacks if isinstance(c, PostHocEMA)]  # type: ignore[attr-defined]
-        if not averages:
-            raise ValueError("EarlySnapshots stores averages of callbacks.PostHocEMA; add that callback as well")
-        for average in averages:
-            average.add_times(self.times(pl_module.planned_images))
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Register the times with the averages."""
+        if isinstance(pl_module, DiffusionModule) and pl_module.planned_images is not None:
+            for average in _averages(trainer):
+                average.add_times(self.times(pl_module.planned_images))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Report a resumed run whose length differs from its plan."""
@@ -86,27 +85,34 @@ class BudgetSnapshots(pl.Callback):
             raise ValueError(f"BudgetSnapshots needs budgets >= 1 in images, got {list(budgets)}")
         self.budgets = sorted(set(budgets))
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Register the budgets with the averages.
-
-        Raises:
-            ValueError: if a budget is not a multiple of the images per update, or there is no `PostHocEMA`.
-        """
-        averages = [c for c in trainer.callbacks if isinstance(c, PostHocEMA)]  # type: ignore[attr-defined]
-        if not averages or not isinstance(pl_module, DiffusionModule):
-            raise ValueError("BudgetSnapshots stores averages of callbacks.PostHocEMA; add that callback as well")
-        step = pl_module.images_per_step * averages[0].update_every_steps
+    def missing(self, trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[str]:
+        """Yield sentences if a budget is not a multiple of the images per update, or there is no `PostHocEMA`."""
+        averages = _averages(trainer)
+        if not averages or not isinstance(module, DiffusionModule):
+            yield "BudgetSnapshots stores averages of callbacks.PostHocEMA; add that callback as well"
+            return
+        step = module.images_per_step * averages[0].update_every_steps
         for budget in self.budgets:
             if budget % step:
                 below = budget // step * step
                 near = f"{below} or {below + step}" if below else f"{step}"
-                raise ValueError(
+                yield (
                     f"the budget of {budget} images does not end with a step: averages move every {step} images "
                     f"(batch size, processes, accumulated batches, update_every_steps); expected {near}"
                 )
-        for average in averages:
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Register the budgets with the averages."""
+        if not isinstance(pl_module, DiffusionModule):
+            return
+        for average in _averages(trainer):
             average.add_times(self.budgets)
         planned = pl_module.planned_images
         beyond = [budget for budget in self.budgets if planned is not None and budget > planned]
         if beyond:
             rank_zero_info(f"this run ends after {planned} images and will not reach the budgets {beyond}")
+
+
+def _averages(trainer: pl.Trainer) -> list[PostHocEMA]:
+    """Return the callbacks that store averages."""
+    return [each for each in trainer.callbacks if isinstance(each, PostHocEMA)]  # type: ignore[attr-defined]

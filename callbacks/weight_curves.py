@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from callbacks.output import output_folder, render, save_image
+from callbacks.output import output_folder, render, save_image, unwritable_output
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance import Guided, Main, Neon, Snapshot
 from lightning_guide.modules.diffusion import DiffusionModule
@@ -42,6 +42,10 @@ class WeightCurves(pl.Callback):
         super().__init__()
         self.metric, self.folder = metric, folder
 
+    def missing(self, trainer: pl.Trainer, module: Any) -> Iterator[str]:
+        """Yield a sentence if the files cannot be written."""
+        yield from unwritable_output(trainer, self)
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Draw the curves, on process 0."""
         self._draw(trainer, pl_module)
@@ -53,6 +57,11 @@ class WeightCurves(pl.Callback):
     def _draw(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
+        with module.evaluations.contain(type(self).__name__):
+            self._write(trainer, module)
+
+    def _write(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
+        """Write the figure, if there are curves."""
         found = {n: r[self.metric] for n, r in module.evaluations.results.items() if self.metric in r}
         guidances = {name: module.evaluations.evaluations[name].guidance for name in found}
         plain = {name: found[name] for name, guidance in guidances.items() if isinstance(guidance, Main | Snapshot)}

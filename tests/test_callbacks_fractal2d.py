@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from callbacks import PostHocEMA
 from callbacks.fractal2d import figure as fractal_figure
 from callbacks.fractal2d import rows as fractal_rows
 from callbacks.fractal2d.density import DensityMap, ReferenceDensity, ViewWindow
@@ -131,9 +132,8 @@ def test_figure_of_a_test_run(tmp_path: Path, coarse: list[Figure]) -> None:
 
 
 def test_no_figure_before_the_guider_is_stored(tmp_path: Path, coarse: list[Figure]) -> None:
-    (tmp_path / "snapshots").mkdir()
-    named = evaluations(ag_2=Autoguidance(Snapshot("1/2"), 2.0))
-    run = trainer(tmp_path, FractalFigure(TREE, PANELS, CURVES, close_up=CLOSE_UP), max_steps=1)
+    named = evaluations(ag_2=Autoguidance(Snapshot(1000), 2.0))  # of a longer run
+    run = trainer(tmp_path, PostHocEMA(8), FractalFigure(TREE, PANELS, CURVES, close_up=CLOSE_UP), max_steps=1)
     options = {"batch_size": 8, "heldout_size": 8}
     run.fit(module(named), Points(TREE, **options))
     assert not coarse and not (tmp_path / "report").exists()

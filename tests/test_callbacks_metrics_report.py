@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+from callbacks import PostHocEMA
 from callbacks.metrics_report import MetricsReport
 from datamodules.points import Points
 from lightning_guide.data import Batch
@@ -63,11 +64,11 @@ def evaluation(**values: float) -> Evaluation:
     return Evaluation(sampler=SAMPLER, num_samples=4, metrics={"numbers": Numbers(**values)} if values else {})
 
 
-def trainer(folder: Path, report: MetricsReport, **options: Any) -> pl.Trainer:
+def trainer(folder: Path, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:
     return pl.Trainer(
         accelerator="cpu",
         default_root_dir=str(folder),
-        callbacks=[report],
+        callbacks=list(callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
@@ -104,10 +105,10 @@ def test_test_writes_every_evaluation_and_prints_an_aligned_table(tmp_path: Path
 
 
 def test_fit_reports_each_validation_and_skipped_evaluations(tmp_path: Path, capsys: Any) -> None:
-    (tmp_path / "snapshots").mkdir()
-    guided = Evaluation(Autoguidance(Snapshot("1/2")), SAMPLER, num_samples=4)
+    guided = Evaluation(Autoguidance(Snapshot(1000)), SAMPLER, num_samples=4)  # of a longer run
     report = trainer(
         tmp_path,
+        PostHocEMA(8),
         MetricsReport(str(tmp_path / "out")),
         logger=TensorBoardLogger(str(tmp_path), name="", version="events"),
         max_steps=4,
@@ -205,7 +206,7 @@ def test_interrupted_write_leaves_the_previous_report(tmp_path: Path, monkeypatc
         raise OSError("disk full")
 
     monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(ValueError, match="^MetricsReport failed: OSError: disk full$"):
         trainer(tmp_path, MetricsReport()).test(module({"a": evaluation(fd=2.0)}), data, verbose=False)
     assert metrics(tmp_path / "report")["a"]["fd"] == 1.0
     assert [path.name for path in (tmp_path / "report").iterdir()] == ["metrics.json"]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,8 @@ from lightning_guide.denoiser import Denoiser
 from lightning_guide.evaluation.sampling_loop import DrawnSamples
 from lightning_guide.guidance import Autoguidance, ClassifierFreeGuidance, Guided, Main, Snapshot, Unconditional
 from lightning_guide.networks import EDM2UNet
-from lightning_guide.snapshots import SnapshotMissing, SnapshotStore
+from lightning_guide.snapshots import SnapshotStore
+from lightning_guide.utils.needs import MissingNeedsError
 from tests.evaluated import Log, evaluate, finished_run
 from tests.runs import TinyImages, TinyNetwork, evaluation, tiny_module, tiny_trainer
 
@@ -46,48 +45,39 @@ def test_evaluation_is_skipped_until_its_guider_is_stored(tmp_path: Path, caplog
     assert all(isinstance(outputs, DrawnSamples) == (number > 0) for number, outputs in rest)
 
 
-def test_guider_that_was_not_stored_ends_training_with_available_snapshots(tmp_path: Path) -> None:
-    module = tiny_module(average=0.05, evaluations={"auto": evaluation(Autoguidance(Snapshot("1/3", 0.1), 2.0))})
-    log = Log()
-    trainer = tiny_trainer(tmp_path, PostHocEMA(8), log, steps=9, limit_val_batches=1.0, val_check_interval=2)
-    with pytest.raises(SnapshotMissing, match=r"images=1/3 \(12 of 36 planned\).*available: images 8, 16 \(2 in all\)"):
-        trainer.fit(module, datamodule=TinyImages())
-    assert len(log.results) == 1  # skipped at 8 images, an error at 16
-
-
 @pytest.mark.parametrize(
-    ("guider", "early", "warned"),
+    ("guider", "early", "refused"),
     [
         (Snapshot("1/2", 0.1), ["1/2"], None),
         (Snapshot("1/2", 0.1), [], "none is planned near images=1/2 of 32 .*; available: images 12, 24, 32 .3 in all"),
         (Snapshot("1/2", 0.28), ["1/2"], "images=16, sigma_rel=0.28 cannot be rebuilt well enough"),
         (Snapshot("1/2", 0.7), ["1/2"], "sigma_rel"),
-        (Snapshot(64, 0.1), [], None),  # a longer run may store it
+        (Snapshot(64, 0.1), [], None),  # a longer run may store it; skipped, with a warning
         (Snapshot("1/2", 0.1, run="other"), [], None),  # other runs are checked separately
     ],
 )
-def test_warning_before_training_of_a_guider_that_will_not_be_stored(
-    guider: Snapshot, early: list[str], warned: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_refusal_before_training_of_a_guider_that_will_not_be_stored(
+    guider: Snapshot, early: list[str], refused: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finished_run(tmp_path / "other")
     monkeypatch.chdir(tmp_path)
     module = tiny_module(average=0.05, evaluations={"auto": evaluation(Autoguidance(guider, 2.0))})
     stored = [PostHocEMA(10, update_every_steps=3), EarlySnapshots(early, rebuildable=1)]
-    if early:
-        stored = [PostHocEMA(10, update_every_steps=1), stored[1]]
+    if early or refused:
+        stored = [PostHocEMA(12), stored[1]]
     trainer = tiny_trainer(tmp_path, *stored, steps=8, limit_val_batches=1.0, val_check_interval=100)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        trainer.fit(module, datamodule=TinyImages())
-    messages = [str(each.message) for each in caught if "will find no guider" in str(each.message)]
-    assert len(messages) == (warned is not None)
-    assert warned is None or re.search(f"evaluation 'auto' will find no guider: .*{warned}", messages[0])
-    planned = stored[0].times(32, 4)  # type: ignore[attr-defined]
+    if refused is not None:
+        with pytest.raises(MissingNeedsError, match=f"^evaluation 'auto': .*{refused}"):
+            trainer.fit(module, datamodule=TinyImages())
+        assert trainer.global_step == 0 and not (tmp_path / "snapshots").exists()
+        return
+    trainer.fit(module, datamodule=TinyImages())
+    planned = sorted(stored[0].times(32, 4))  # type: ignore[attr-defined]
     assert planned == sorted({entry.images for entry in SnapshotStore(tmp_path / "snapshots").entries()})
 
 
 @pytest.mark.parametrize(
-    ("widths", "sigma_rel", "trial", "warned"),
+    ("widths", "sigma_rel", "trial", "refused"),
     [
         ([0.05, 0.1], 0.1, False, None),  # two callbacks store in one folder and complement each other
         ([0.05, 0.1], 0.05, False, None),
@@ -97,31 +87,27 @@ def test_warning_before_training_of_a_guider_that_will_not_be_stored(
         ([], 0.05, False, "no average was stored at or before images=16; there are no snapshots"),
     ],
 )
-def test_warning_considers_all_callbacks_that_store(
-    widths: list[float], sigma_rel: float, trial: bool, warned: str | None, tmp_path: Path
+def test_refusal_considers_all_callbacks_that_store(
+    widths: list[float], sigma_rel: float, trial: bool, refused: str | None, tmp_path: Path
 ) -> None:
     guided = {"auto": evaluation(Autoguidance(Snapshot(16, sigma_rel), 2.0))}
     module = tiny_module(average=0.05 if widths else None, evaluations=guided)
     stored = [PostHocEMA(16, sigma_rels=[width]) for width in widths]
     trainer = tiny_trainer(tmp_path, *stored, limit_val_batches=1.0, val_check_interval=100, fast_dev_run=8 * trial)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with contextlib.nullcontext() if refused is None else pytest.raises(MissingNeedsError, match=refused):
         trainer.fit(module, datamodule=TinyImages())
-    messages = [str(each.message) for each in caught if "will find no guider" in str(each.message)]
-    assert len(messages) == (warned is not None)
-    assert warned is None or re.search(warned, messages[0])
 
 
 @pytest.mark.parametrize("verb", ["validate", "test"])
 def test_missing_guiders_of_a_finished_run_are_errors(run: Path, verb: str) -> None:
     message = r"images=1/16 \(2 of 32 planned\).*available: images 8, 16, 24, 32 \(4 in all\), sigma_rel 0.05, 0.1"
-    with pytest.raises(SnapshotMissing, match=message):
+    with pytest.raises(MissingNeedsError, match=message):
         evaluate(run, {"auto": evaluation(Autoguidance(Snapshot("1/16", 0.1)))}, verb)
-    with pytest.raises(SnapshotMissing, match="images=64.*available"):
+    with pytest.raises(MissingNeedsError, match="images=64.*available"):
         evaluate(run, {"auto": evaluation(Autoguidance(Snapshot(64, 0.1)))}, verb)
-    with pytest.raises(SnapshotMissing, match="sigma_rel=0.25 cannot be rebuilt well enough"):
+    with pytest.raises(MissingNeedsError, match="sigma_rel=0.25 cannot be rebuilt well enough"):
         evaluate(run, {"auto": evaluation(Autoguidance(Snapshot("1/4", 0.25)))}, verb)
-    with pytest.raises(SnapshotMissing, match="images=1/16"):
+    with pytest.raises(MissingNeedsError, match="images=1/16"):
         prediction = evaluation(Autoguidance(Snapshot("1/16", 0.1)))
         tiny_trainer(run).predict(tiny_module(prediction=prediction), datamodule=TinyImages())
     with pytest.raises(ValueError, match=f"typo.* has no snapshots: .* runs with snapshots: {run}"):
@@ -155,7 +141,7 @@ def test_missing_snapshot_of_another_run_fails_before_training(run: Path, tmp_pa
         module = tiny_module(evaluations={"auto": evaluation(Autoguidance(guider))}, average=None)
         tiny_trainer(tmp_path, steps=1).fit(module, datamodule=TinyImages())
 
-    with pytest.raises(SnapshotMissing, match=r"evaluation 'auto': .*images=64.*available: images 8, 16, 24, 32"):
+    with pytest.raises(MissingNeedsError, match=r"evaluation 'auto': .*images=64.*available: images 8, 16, 24, 32"):
         fit(Snapshot(64, 0.1, run=str(run)))
     with pytest.raises(ValueError, match="evaluation 'auto': .*typo.* has no snapshots"):
         fit(Snapshot(run=str(run.parent / "typo")))
@@ -226,7 +212,7 @@ def test_warning_of_dropped_conditions_without_label_dropout(
     trainer = tiny_trainer(tmp_path, steps=1)
     with contextlib.suppress(ValueError):  # the other run does not exist
         trainer.fit(module, datamodule=TinyImages())
-    found = [w for w in recwarn if "'guided' requires predictions without a condition" in str(w.message)]
+    found = [w for w in recwarn if "'guided': it requires predictions without a condition" in str(w.message)]
     assert len(found) == warned
 
 
@@ -236,8 +222,8 @@ def test_warning_of_dropped_conditions_in_predict(run: Path, recwarn: pytest.War
         recwarn.clear()
         module = tiny_module(average=0.05, label_dropout=0.0, evaluations=evaluations, prediction=prediction)
         tiny_trainer(run).predict(module, datamodule=TinyImages(), return_predictions=False)
-        found = [w for w in recwarn if "'prediction' requires predictions without" in str(w.message)]
-        assert len(found) == warned and not [w for w in recwarn if "'guided' requires" in str(w.message)]
+        found = [w for w in recwarn if "'prediction': it requires predictions without" in str(w.message)]
+        assert len(found) == warned and not [w for w in recwarn if "'guided': it requires" in str(w.message)]
 
 
 def test_empty_evaluations_and_data_raise(run: Path, tmp_path: Path) -> None:

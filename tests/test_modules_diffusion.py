@@ -101,7 +101,11 @@ def test_plan_is_that_of_the_first_start(tmp_path: Path) -> None:
 
 
 def test_run_without_end_has_no_plan(tmp_path: Path) -> None:
-    trainer = tiny_trainer(tmp_path, PostHocEMA(8), steps=-1, max_epochs=1, limit_train_batches=4)
+    class Stop(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+            trainer.should_stop = trainer.global_step == 4
+
+    trainer = tiny_trainer(tmp_path, PostHocEMA(8), Stop(), steps=-1)
     module = tiny_module(average=None)
     trainer.fit(module, datamodule=TinyImages())
     assert module.planned_images is None and module.images_seen == 16
@@ -269,7 +273,7 @@ def test_gradients_can_be_enabled_in_every_loop(tmp_path: Path) -> None:
     trainer.validate(module, datamodule=data, verbose=False)
     trainer.test(module, datamodule=data, verbose=False)
     trainer.predict(module, datamodule=data)
-    assert TakesGradients.count == 4 * 3
+    assert TakesGradients.count == 4 * (3 + 1)  # and once before each loop
 
 
 def test_optimizer_can_be_configured(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ After figure 2 of Shen et al. 2024, https://arxiv.org/abs/2403.12404.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from callbacks.diagnostics.trajectories import save_figure
+from callbacks.output import unwritable_output
 from lightning_guide.data import data_of
 from lightning_guide.guidance.training_free import Probe
 from lightning_guide.guidance.training_free.gradient_probe import gradient_ascent, smoothness
@@ -63,6 +64,10 @@ class AccumulatedGradients(pl.Callback):
         self.probes, self.judge, self.labels = dict(probes), judge, list(labels)
         self.steps, self.seed, self.folder = steps, seed, folder
 
+    def missing(self, trainer: pl.Trainer, module: Any) -> Iterator[str]:
+        """Yield a sentence if the files cannot be written."""
+        yield from unwritable_output(trainer, self)
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Draw the images, on process 0."""
         self._draw(trainer, pl_module)
@@ -75,6 +80,11 @@ class AccumulatedGradients(pl.Callback):
     def _draw(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
+        with module.evaluations.contain(type(self).__name__):
+            self._ascend(trainer, module)
+
+    def _ascend(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
+        """Write the figure."""
         data = data_of(trainer)
         labels = torch.tensor(self.labels, device=module.device)
         images, numbers = {}, {}

@@ -6,7 +6,7 @@ import copy
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from callbacks.base import ResolvedGuidances
-from callbacks.output import output_folder, render, save_image
+from callbacks.output import output_folder, render, save_image, unwritable_output
 from lightning_guide.data import data_of
 from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory
 from lightning_guide.evaluation.sampling_loop import build_condition
@@ -128,6 +128,10 @@ class GuidedTrajectories(ResolvedGuidances, ABC):
             raise ValueError(f"{type(self).__name__} needs count >= 1 samples, got {count}")
         self.count, self.folder = count, folder
 
+    def missing(self, trainer: pl.Trainer, module: Any) -> Iterator[str]:
+        """Yield a sentence if the files cannot be written."""
+        yield from unwritable_output(trainer, self)
+
     @abstractmethod
     def draw(self, trainer: pl.Trainer, module: DiffusionModule, walks: dict[str, RecordedTrajectory]) -> None:
         """Draw the trajectories: evaluation -> walk. Called on process 0; `self.resolved` holds the guidances."""
@@ -142,11 +146,12 @@ class GuidedTrajectories(ResolvedGuidances, ABC):
 
     def _finish(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
         walks = {}
-        for name, guidance in self.resolved.items():
-            if isinstance(guidance, EnergyGuidance | ClassifierGuidance):
-                walks[name] = self._walk(guidance, name, trainer, module)
-        if walks:
-            self.draw(trainer, module, walks)
+        with module.evaluations.contain(type(self).__name__):
+            for name, guidance in self.resolved.items():
+                if isinstance(guidance, EnergyGuidance | ClassifierGuidance):
+                    walks[name] = self._walk(guidance, name, trainer, module)
+            if walks:
+                self.draw(trainer, module, walks)
         self.resolved = {}
 
     def _walk(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -17,7 +17,7 @@ from lightning_guide.guidance import Main
 from lightning_guide.samplers import Heun, Sampler
 from lightning_guide.seeds import SampleSeeds, mix
 
-__all__ = ["Evaluation", "SampleIndices", "under_guidances", "under_only_guidance"]
+__all__ = ["Evaluation", "SampleIndices", "check_names", "under_guidances", "under_only_guidance"]
 
 
 class SampleIndices(Dataset[SampleBatch]):
@@ -150,12 +150,24 @@ def under_only_guidance(prediction: Evaluation, guidances: Mapping[str, Denoiser
     return replace(prediction, guidance=next(iter(guidances.values())))
 
 
+def check_names(what: str, names: Iterable[object]) -> None:
+    """Check that the keys of a dict are names.
+
+    Raises:
+        ValueError: if one is no text or empty: with `what` they name, and the key.
+    """
+    for name in names:
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"{what} have names such as 'guided', but one is called {name!r}; expected text")
+
+
 def under_guidances(evaluations: Mapping[str, Evaluation], guidances: Mapping[str, Denoiser]) -> dict[str, Evaluation]:
     """Return the first of `evaluations` and, by name, a copy under each of `guidances`; without guidances return all.
 
     Raises:
         ValueError: if a guidance has the name of the first evaluation.
     """
+    check_names("guidances", guidances)
     if not guidances:
         return dict(evaluations)
     first, evaluation = next(iter(evaluations.items()), ("unguided", Evaluation()))

@@ -1,42 +1,58 @@
-"""Run named evaluations: metrics prepared once, one sampling loop each, results by name."""
+"""Run named evaluations: metrics prepared once, one sampling loop each, results and failures by name."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import cast
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import _TunerExitException
 
 from lightning_guide.data import DataInterface, SampleBatch
 from lightning_guide.denoiser import Denoiser, Models
-from lightning_guide.evaluation.evaluation import Evaluation
+from lightning_guide.evaluation.evaluation import Evaluation, check_names
 from lightning_guide.evaluation.features.base import FeatureExtractor, Identity
 from lightning_guide.evaluation.metrics.base import SampleMetric
 from lightning_guide.evaluation.sampling_loop import DrawnSamples, SamplingLoop
-from lightning_guide.guidance.base import Main, Snapshot
-from lightning_guide.guidance.negatives.cfg import Unconditional
 from lightning_guide.snapshots import SnapshotMissing
+from lightning_guide.utils.distributed import all_gather_objects, run_on_all_ranks
+from lightning_guide.utils.errors import explain_runtime_error
 
-__all__ = ["GuidedEvaluations"]
+__all__ = ["GuidedEvaluations", "StrictEvaluations"]
 
 
 class GuidedEvaluations:
-    """Named evaluations of one model. Not a module: its metrics and guiders stay out of checkpoints and DDP."""
+    """Named evaluations of one model. Not a module: its metrics and guiders stay out of checkpoints and DDP.
+
+    An evaluation that fails on any rank is left out on all of them, and the others continue.
+
+    Attributes:
+        results: evaluation -> metric -> value, of the newest finished evaluations.
+        skipped: evaluation -> reason, of those whose guider is not stored yet.
+        failed: "evaluation 'NAME'", or the name of a callback that draws its samples -> reason.
+    """
 
     def __init__(self, evaluations: Mapping[str, Evaluation], metrics: Mapping[str, SampleMetric]) -> None:
         """Take the evaluations and the default `metrics` of those without their own.
 
         Raises:
-            ValueError: if an evaluation has no samples, with its name.
+            ValueError: if an evaluation has no samples, with its name, or a name is no text.
         """
         self.evaluations, self.metrics = dict(evaluations), dict(metrics)
+        check_names("evaluations", self.evaluations)
+        check_names("metrics", self.metrics)
         for name, evaluation in self.evaluations.items():
+            check_names(f"metrics of the evaluation {name!r}", evaluation.metrics or {})
             for key, value in (("num_samples", evaluation.num_samples), ("batch_size", evaluation.batch_size)):
                 if value < 1:
                     raise ValueError(f"evaluation {name!r} needs {key} >= 1, got {value}")
         self.results: dict[str, dict[str, float]] = {}
         self.skipped: dict[str, str] = {}
+        self.failed: dict[str, str] = {}
         self._loops: list[SamplingLoop | None] = []
         self._prepared: dict[int, SampleMetric] = {}
         self._extractors: dict[Identity, FeatureExtractor] = {}
@@ -54,85 +70,116 @@ class GuidedEvaluations:
     @property
     def extractors(self) -> dict[str, dict[str, list[str]]]:
         """Evaluation -> metric -> identities of its feature extractors, of the newest results."""
-        chosen = {name: self._metrics_of(self.evaluations[name]) for name in self.results}
+        chosen = {name: self.metrics_of(self.evaluations[name]) for name in self.results}
         return {
             name: {key: [str(each) for each in metric.extractors] for key, metric in metrics.items()}
             for name, metrics in chosen.items()
         }
 
-    def _metrics_of(self, evaluation: Evaluation) -> dict[str, SampleMetric]:
+    def metrics_of(self, evaluation: Evaluation) -> dict[str, SampleMetric]:
+        """Return the metrics of one of the evaluations: its own, or the default ones."""
         return self.metrics if evaluation.metrics is None else evaluation.metrics
 
-    def check(self, models: Models) -> None:
-        """Resolve every guidance once and discard it, to fail before training if a guider can never exist.
-
-        Raises:
-            ValueError: with the name of the evaluation.
-        """
-        for name, evaluation in self.evaluations.items():
-            try:
-                evaluation.resolve(models)
-            except ValueError as error:
-                error.args = (f"evaluation {name!r}: {error}",)
-                raise
-
-    def warn_of_dropped_conditions(self) -> None:
-        """Warn of evaluations that require an unconditional branch, for a model trained without label dropout."""
-        for name, evaluation in self.evaluations.items():
-            dropped = [part.positive for part in evaluation.guidance.modules() if isinstance(part, Unconditional)]
-            if any(_of_this_run(model) for part in dropped for model in part.modules()):
-                rank_zero_warn(
-                    f"evaluation {name!r} requires predictions without a condition, but the model is trained "
-                    "with label_dropout 0; set it (usual: 0.1), or name an unconditional network"
-                )
+    def missing(self, find: Callable[[GuidedEvaluations], Iterator[str]]) -> Iterator[str]:
+        """Yield what `find` misses in these evaluations before they start."""
+        yield from find(self)
 
     def start(self, models: Models, data: DataInterface, device: torch.device, *, training: bool) -> None:
-        """Resolve every guidance; while `training`, skip one whose guider is not stored yet, with a message.
-
-        Raises:
-            SnapshotMissing: if a guider can never exist, or does not exist and this run is not training.
-            ValueError: if a guider does not fit the main model.
-        """
-        self.results, self.skipped, self._loops = {}, {}, []
+        """Resolve every guidance; while `training`, skip one whose guider is not stored yet, with a message."""
+        self.results, self.skipped, self.failed, self._loops = {}, {}, {}, []
         for name, evaluation in self.evaluations.items():
-            try:
-                metrics = self._metrics_of(evaluation)
+            self._loops.append(None)
+            with self.contain(f"evaluation {name!r}"):
+                metrics = self.metrics_of(evaluation)
                 ready = {key: self._prepare(metric, data, device) for key, metric in metrics.items()}
-                self._loops.append(SamplingLoop.start(name, evaluation, models, ready))
-            except SnapshotMissing as missing:
-                if not (training and missing.not_yet):
-                    missing.args = (f"evaluation {name!r}: {missing}",)
-                    raise
-                self._loops.append(None)
-                self.skipped[name] = str(missing)
-                rank_zero_info(f"evaluation {name!r} is skipped for now: {missing}")
-            except ValueError as error:
-                error.args = (f"evaluation {name!r}: {error}",)
-                raise
+                try:
+                    self._loops[-1] = SamplingLoop.start(name, evaluation, models, ready)
+                except SnapshotMissing as missing:
+                    if not (training and missing.not_yet):
+                        raise
+                    self.skipped[name] = str(missing)
+                    rank_zero_info(f"evaluation {name!r} is skipped for now: {missing}")
+        self.agree()
 
     def _prepare(self, metric: SampleMetric, data: DataInterface, device: torch.device) -> SampleMetric:
         """Return a prepared copy of `metric`; the real data are read once for each configured metric."""
         if id(metric) not in self._prepared:
-            for key, part in list(metric.named_children()):
-                if isinstance(part, FeatureExtractor):  # one network for all with the same configuration
-                    setattr(metric, key, self._extractors.setdefault(part.identity, part))
+            run_on_all_ranks(lambda: self.share_extractors(metric))
             prepared = metric.to(device)
             prepared.prepare(data.reference(device))
             self._prepared[id(metric)] = prepared
         return cast(SampleMetric, self._prepared[id(metric)].clone())
 
+    def share_extractors(self, metric: SampleMetric) -> None:
+        """Give `metric` the networks of other metrics with the same configuration.
+
+        Raises:
+            ValueError: if the weights of one cannot be found.
+        """
+        for key, part in list(metric.named_children()):
+            if isinstance(part, FeatureExtractor):
+                setattr(metric, key, self._extractors.setdefault(part.identity, part))
+
     def step(self, number: int, batch: SampleBatch, data: DataInterface) -> DrawnSamples | None:
-        """Draw one batch of loop `number`; return None if that evaluation is skipped."""
+        """Draw one batch of loop `number`; return None if that evaluation is skipped or has failed."""
         loop = self._loops[number]
-        return None if loop is None else loop.draw(batch, data)
+        if loop is not None:
+            with self.contain(f"evaluation {loop.name!r}"):
+                return loop.draw(batch, data)
+            self._loops[number] = None
+        return None
 
     def finish(self, device: torch.device) -> dict[str, dict[str, float]]:
         """Reduce all metrics over all processes: evaluation -> metric -> value."""
-        self.results = {loop.name: loop.finish(device) for loop in self._loops if loop is not None}
+        self.agree()
+        results = {}
+        for loop in self._loops:
+            if loop is not None:
+                results[loop.name] = loop.finish(device, contain=self.contain)
+        self.agree()
+        self.results = {name: values for name, values in results.items() if f"evaluation {name!r}" not in self.failed}
         self._loops = []
         return self.results
 
+    @contextmanager
+    def contain(self, what: str) -> Iterator[None]:
+        """Record an exception of the body in `failed` under `what`; interrupts, exits and requested stops pass.
 
-def _of_this_run(model: torch.nn.Module) -> bool:
-    """Return whether `model` refers to the model in training or to an earlier snapshot of it."""
-    return isinstance(model, Main) or (isinstance(model, Snapshot) and model.run is None)
+        With LIGHTNING_GUIDE_TRACEBACK=1 in the environment the traceback is shown.
+        """
+        try:
+            yield
+        except _TunerExitException:
+            raise
+        except Exception as error:
+            if os.environ.get("LIGHTNING_GUIDE_TRACEBACK"):
+                traceback.print_exc()
+            text = explain_runtime_error(str(error)) or " ".join(str(error).split())[:500]
+            self.failed[what] = text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
+
+    def all_failed(self) -> dict[str, str]:
+        """Return `failed` of all ranks. Every rank must call this."""
+        return {what: reason for failed in all_gather_objects(self.failed) for what, reason in failed.items()}
+
+    def agree(self) -> None:
+        """Leave out, on every rank, the evaluations that failed or are skipped on any of them."""
+        self.failed = self.all_failed()
+        self.skipped = {name: why for skipped in all_gather_objects(self.skipped) for name, why in skipped.items()}
+        out = {f"evaluation {name!r}" for name in self.skipped} | set(self.failed)
+        self._loops = [None if loop is None or f"evaluation {loop.name!r}" in out else loop for loop in self._loops]
+
+
+class StrictEvaluations(GuidedEvaluations):
+    """Evaluations of which the first error ends all: a prediction, or the points of a search."""
+
+    @contextmanager
+    def contain(self, what: str) -> Iterator[None]:
+        """Record nothing; put `what` before the message of a ValueError."""
+        try:
+            yield
+        except ValueError as error:
+            error.args = (f"{what}: {error}",)
+            raise
+
+    def agree(self) -> None:
+        """Compare nothing: no rank leaves out an evaluation."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
@@ -23,6 +24,10 @@ from lightning_guide.seeds import SampleSeeds
 from lightning_guide.utils.distributed import all_reduce_sum
 
 __all__ = ["DrawnSamples", "SampleStore", "SamplingLoop", "add_results", "build_condition"]
+
+
+Contain = Callable[[str], AbstractContextManager[None]]
+"""What may fail -> a context that records an exception instead of raising it."""
 
 
 class DrawnSamples(NamedTuple):
@@ -113,8 +118,10 @@ class SamplingLoop:
         self.seconds += time.perf_counter() - begin
         return DrawnSamples(batch.index, batch.condition, stored)
 
-    def finish(self, device: torch.device) -> dict[str, float]:
+    def finish(self, device: torch.device, *, contain: Contain) -> dict[str, float]:
         """Return all metrics over all processes, with `nfe` (network calls per sample), `samples` and `seconds`.
+
+        Each is computed within `contain("evaluation 'NAME'")`, so that all processes combine all of them.
 
         With repetitions KEY is the mean over them, and KEY_min and KEY_max are added. If it is not 0, `unguided` is
         the number of samples that a loss or a classifier could not guide at any step, and `diverged` the number of
@@ -126,8 +133,12 @@ class SamplingLoop:
         named = zip(("unguided", "diverged"), counts.tolist(), strict=True)
         report |= {name: count for name, count in named if count}
         for name in self.metrics:
-            values = [each[name].compute() for each in [self.metrics, *self.further]]
-            add_results(report, name, _over_repetitions(values) if self.further else values[0])
+            values = []
+            for each in [self.metrics, *self.further]:
+                with contain(f"evaluation {self.name!r}"):
+                    values.append(each[name].compute())
+            if len(values) > len(self.further):
+                add_results(report, name, _over_repetitions(values) if self.further else values[0])
         return report
 
     def cost(self, device: torch.device) -> Tensor:

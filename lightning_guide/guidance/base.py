@@ -7,6 +7,7 @@ by real models when an evaluation begins.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -74,6 +75,10 @@ class Guidance(Denoiser):
         }
         return resolved
 
+    def without_effect(self, steps: Sequence[Trajectory]) -> Iterator[str]:
+        """Yield sentences if this resolved guidance changes nothing in any of the `steps` of a sampler."""
+        yield from ()
+
 
 def _resolved(module: nn.Module, models: Models) -> nn.Module | None:
     """Return the resolution of a denoiser, None for any other module."""
@@ -95,6 +100,10 @@ class Reference(Denoiser):
     def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
         """Refuse the call with a ValueError: a reference must be resolved first."""
         raise ValueError(f"{type(self).__name__} is a reference; {_HOW}")
+
+    def without_effect(self, steps: Sequence[Trajectory]) -> Iterator[str]:
+        """Yield sentences if the model will be that of another reference."""
+        yield from ()
 
 
 class Main(Reference):

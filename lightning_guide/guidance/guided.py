@@ -7,7 +7,7 @@ B.2). w = 1 is off: that negative is not called. Papers that write s, gamma or o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
@@ -76,6 +76,19 @@ class Guided(Guidance):
             _check_fits(resolved.positive, after)
         return resolved
 
+    def without_effect(self, steps: Sequence[Trajectory]) -> Iterator[str]:
+        """Yield sentences if no step is guided, or a negative is the positive itself."""
+        who = type(self).__name__
+        weights = [[weight_at(weight, step.sigma) for weight in self.weights] for step in steps]
+        if all(self.combination.is_off(self.combination.weights(*each)) for each in zip(weights, steps, strict=True)):
+            if all(weight == 1 for each in weights for weight in each) and not _scheduled(self.weights):
+                yield f"{who} has the weight 1, which is off"
+            else:
+                levels = f"{steps[0].sigma:.4g} to {steps[-1].sigma:.4g}"
+                yield f"{who} is off in all {len(steps)} steps of its sampler: no noise level, {levels}, is guided"
+        if any(_is_same(negative, self.positive) for negative in self.negatives):
+            yield f"{who} pushes a model away from itself: a negative is the same model as the positive"
+
     def start(self, trajectory: Trajectory) -> Predict:
         """Return the guided denoiser of one trajectory."""
         combine = self.combination.start(trajectory)
@@ -88,6 +101,22 @@ class Guided(Guidance):
             return combine(positive, list(zip(weights, negatives, strict=True)), x, sigma)
 
         return predict
+
+
+def _scheduled(weights: Sequence[float | WeightSchedule]) -> bool:
+    """Return whether a weight depends on the noise level."""
+    return any(isinstance(weight, WeightSchedule) for weight in weights)
+
+
+def _is_same(one: nn.Module, other: nn.Module) -> bool:
+    """Return whether two denoisers are one object, or plain models with equal weights that are stored twice."""
+    if one is other:
+        return True
+    if type(one) is not type(other) or isinstance(one, Guidance):
+        return False
+    pairs = list(zip(one.state_dict().values(), other.state_dict().values(), strict=False))
+    apart = any(a.data_ptr() != b.data_ptr() for a, b in pairs)  # before training a snapshot is the model itself
+    return apart and all(a.shape == b.shape and a.device == b.device and bool((a == b).all()) for a, b in pairs)
 
 
 def _check_fits(positive: Denoiser, negative: nn.Module) -> None:

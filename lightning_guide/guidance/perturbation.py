@@ -8,7 +8,7 @@ shares the parameters, and thereby follows their changes, and nothing else.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -125,6 +125,16 @@ class Perturbed(Guidance):
         _, network = network_of(self.model(), type(self).__name__)
         inner = self.positive.layers() if isinstance(self.positive, Perturbed) else []
         return inner + [(perturbation, perturbation.chosen(network)) for perturbation in self.perturbations]
+
+    def without_effect(self, steps: Sequence[Trajectory]) -> Iterator[str]:
+        """Yield a sentence for each perturbation that replaces no submodule, or each by itself."""
+        _, network = network_of(self.model(), type(self).__name__)
+        for perturbation in self.perturbations:
+            names = perturbation.chosen(network)
+            started = perturbation.start(steps[0], names)
+            if all(started[name](module) is module for name in names for module in [network.get_submodule(name)]):
+                why = "its settings change nothing" if names else "it has no layers"
+                yield f"{type(perturbation).__name__} leaves the model as it is: {why}"
 
     def start(self, trajectory: Trajectory) -> Predict:
         """Return the perturbed network of one trajectory."""

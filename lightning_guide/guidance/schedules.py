@@ -100,6 +100,10 @@ class StepWindow(Combination):
             return self.combination.weights(weights, trajectory)
         return [1.0] * len(weights)
 
+    def is_off(self, weights: Sequence[float]) -> bool:
+        """Return whether the inner rule is off."""
+        return self.combination.is_off(weights)
+
     def start(self, trajectory: Trajectory) -> Combine:
         """Return the inner rule, with a new state."""
         return self.combination.start(trajectory)

@@ -7,7 +7,7 @@ function of (seed, images seen, rank), so a killed run resumes bit for bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,17 +16,19 @@ from torch import Tensor
 
 from lightning_guide.conditioning import drop_condition
 from lightning_guide.data import Batch
-from lightning_guide.denoiser import Denoiser
+from lightning_guide.denoiser import Denoiser, Models
 from lightning_guide.evaluation.evaluation import Evaluation, under_guidances, under_only_guidance
 from lightning_guide.evaluation.metrics.base import SampleMetric
-from lightning_guide.evaluation.planned_guiders import warn_of_guiders_not_to_come
+from lightning_guide.evaluation.planned_guiders import PlannedSnapshots
 from lightning_guide.modules.evaluation_mixin import EvaluatedModule
+from lightning_guide.modules.needs import fit_needs, require_needs
 from lightning_guide.runs.models import DryRunModels, find_average
 from lightning_guide.seeds import mix
 from lightning_guide.training.learning_rate import InverseSqrtRate, LearningRate, adam
 from lightning_guide.training.losses import TrainingLoss
 from lightning_guide.training.monitor import GradientGuard, NoiseLevelMeans
-from lightning_guide.training.sharding import average_gradients_
+from lightning_guide.training.sharding import average_gradients_, unshard
+from lightning_guide.utils.needs import attempt
 
 __all__ = ["DiffusionModule"]
 
@@ -105,35 +107,50 @@ class DiffusionModule(EvaluatedModule):
     # Set-up
 
     def setup(self, stage: str) -> None:
-        """Check data, network and evaluations; reset the clock and set the planned length of the run.
+        """Check data and network; reset the clock and set the planned length of the run.
 
         Raises:
-            ValueError: if data and network do not fit, an evaluation needs a snapshot that another run lacks, or no
-                callback tracks the average.
+            ValueError: if data and network do not fit.
         """
         self._check_fits_data(self.denoiser)
-        if self.denoiser.conditional and not self.label_dropout:
-            (self._prediction if stage == "predict" else self.evaluations).warn_of_dropped_conditions()
-        if stage == "fit":
-            if self.loss is None:
-                raise ValueError("fit needs a training loss (model.loss), EDMLoss or FlowMatchingLoss, for example")
-            self.evaluations.check(DryRunModels(self.denoiser, self.trainer.default_root_dir))
-            if self.average is not None and self.trainer.enable_validation:
-                find_average(self.trainer.callbacks, self.average)  # type: ignore[attr-defined]
+        if stage == "fit" and self.loss is None:
+            raise ValueError("fit needs a training loss (model.loss), EDMLoss or FlowMatchingLoss, for example")
         if stage == "fit" and self.global_step == 0:  # checkpoints are restored later
             self.images_seen = self._pending_images = 0
             steps = self.trainer.max_steps
             self.planned_images = steps * self.images_per_step if steps > 0 else None
 
     def on_fit_start(self) -> None:
-        """Warn of guiders that will never be stored, after callbacks registered their snapshots."""
-        warn_of_guiders_not_to_come(
-            self.evaluations.evaluations,
+        """Check what evaluations and callbacks will need, after callbacks have registered their snapshots.
+
+        Raises:
+            MissingNeedsError: listing everything that is missing.
+        """
+        main, was_training = unshard(self.denoiser), self.denoiser.training
+        models = DryRunModels(main.eval(), self.trainer.default_root_dir, device=self.device)
+        with self.trainer.precision_plugin.val_step_context():
+            require_needs(self, lambda: self.missing(models))
+        self.denoiser.train(was_training)
+
+    def missing(self, models: Models) -> Iterator[str]:
+        """Yield what the evaluations of a fit will miss; `models` are as far as they exist.
+
+        Guidances without effect cause warnings.
+        """
+        if self.average is not None and self.trainer.enable_validation:
+            average, callbacks = self.average, self.trainer.callbacks  # type: ignore[attr-defined]
+            if error := attempt(lambda: find_average(callbacks, average)):
+                yield error
+        if error := attempt(lambda: self._num_labels):
+            yield error
+            return
+        planned = PlannedSnapshots.of(
             self.trainer,
             images_seen=self.images_seen,
             planned_images=self.planned_images,
             images_per_step=self.images_per_step,
         )
+        yield from fit_needs(self.evaluations, self._needs(models), planned, self.trainer)
 
     @property
     def images_per_step(self) -> int:

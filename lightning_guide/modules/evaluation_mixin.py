@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from torch.utils.data import Dataset
 
 from lightning_guide.data import Batch, DataInterface, SampleBatch, data_of
-from lightning_guide.denoiser import Denoiser
+from lightning_guide.denoiser import Denoiser, Models
 from lightning_guide.ema import Average
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.metrics.base import SampleMetric
-from lightning_guide.evaluation.runner import GuidedEvaluations
+from lightning_guide.evaluation.requirements import EvaluationNeeds
+from lightning_guide.evaluation.runner import GuidedEvaluations, StrictEvaluations
 from lightning_guide.evaluation.sampling_loop import DrawnSamples, SampleStore
+from lightning_guide.modules.needs import report_failures, require_needs, samples_drawn, warn_of
 from lightning_guide.runs.class_names import check_class_names
 from lightning_guide.runs.models import RunModels, find_average, finished_model
 from lightning_guide.training.losses import TrainingLoss
@@ -32,7 +34,10 @@ class EvaluatedModule(ShardedTraining):
     Attributes:
         evaluations: evaluations of validation and test, with their newest results.
         images_seen: images of training seen so far, over all processes.
+        label_dropout: share of the examples that train without their condition.
     """
+
+    label_dropout: float = 0.0
 
     def __init__(
         self,
@@ -51,7 +56,7 @@ class EvaluatedModule(ShardedTraining):
         super().__init__()
         self.denoiser, self.loss = denoiser, loss
         self.evaluations = GuidedEvaluations(evaluations, metrics)
-        self._prediction = GuidedEvaluations({"prediction": prediction}, {})
+        self._prediction = StrictEvaluations({"prediction": prediction}, {})
         self.average, self.images = None if average is None else Average.of(average), images
         self.images_seen = 0
         self._heldout = HeldoutLoss(heldout_sigmas, seed=seed)
@@ -93,8 +98,7 @@ class EvaluatedModule(ShardedTraining):
         world = 1 if self._trainer is None else self.trainer.world_size
         if stage in ("test", "predict") and 0 < most < world:
             raise ValueError(f"{stage}: num_samples is at most {most}; {world} processes need at least one sample each")
-        count = len(self._data.prompts()) if chosen and self.denoiser.token_channels else self.denoiser.num_classes
-        return [(e.dataset(count), e.batch_size) for e in chosen.values()]
+        return [(e.dataset(self._num_labels), e.batch_size) for e in chosen.values()]
 
     def _start_evaluations(self, evaluations: GuidedEvaluations) -> None:
         """Resolve the evaluated model and the guiders, after all ranks waited for rank 0 to write its snapshots."""
@@ -106,8 +110,31 @@ class EvaluatedModule(ShardedTraining):
             until=self.images_seen if self._fitting else None,
         )
         self._check_fits_data(models.main)
+        if not self._fitting:
+            needs = self._needs(models)
+            require_needs(self, lambda: evaluations.missing(lambda each: needs.missing(each, lambda _: iter(()))))
+            warn_of(needs)
         evaluations.start(models, self._data, self.device, training=self._fitting)
         self._main = [models.main]
+
+    def _needs(self, models: Models) -> EvaluationNeeds:
+        """Return the checks of evaluations of `models.main`."""
+        trainer: Any = self.trainer
+        limits = {"fit": trainer.limit_val_batches, "validate": trainer.limit_val_batches}
+        limit = limits.get(trainer.state.fn, trainer.limit_test_batches)
+        return EvaluationNeeds(
+            models,
+            self._data,
+            self.device,
+            num_classes=self._num_labels,
+            drawn=lambda evaluation: samples_drawn(evaluation, limit, trainer.world_size),
+            dropout=self.label_dropout > 0 or not self.denoiser.conditional,
+        )
+
+    @property
+    def _num_labels(self) -> int:
+        """Number of classes or prompts that labels are drawn from."""
+        return len(self._data.prompts()) if self.denoiser.token_channels else self.denoiser.num_classes
 
     @property
     def _fitting(self) -> bool:
@@ -166,6 +193,15 @@ class EvaluatedModule(ShardedTraining):
     def on_test_epoch_end(self) -> None:
         """Log all evaluations."""
         self._report({})
+
+    def on_validation_end(self) -> None:
+        """Report failures, after callbacks have written a checkpoint."""
+        if not self.trainer.sanity_checking:
+            report_failures(self.evaluations, fitting=self._fitting)
+
+    def on_test_end(self) -> None:
+        """Report failures."""
+        report_failures(self.evaluations, fitting=False)
 
     def _report(self, values: dict[str, float]) -> None:
         """Reduce the results over all ranks and log them with `values`."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from lightning_guide.data import Batch, DataInterface, SampleBatch, data_of
+from lightning_guide.modules.needs import require_needs
 from lightning_guide.seeds import mix
 from lightning_guide.snapshots import SnapshotStore
 
@@ -72,6 +73,14 @@ class SupervisedModule(pl.LightningModule, ABC):
             raise ValueError(f"the data has shape {shape}, the {type(self.network).__name__} expects {expected}")
         if stage == "fit" and self.trainer.max_steps < 1:
             raise ValueError(f"{type(self).__name__} trains for a fixed number of steps: set trainer.max_steps")
+
+    def on_fit_start(self) -> None:
+        """Check what callbacks will need.
+
+        Raises:
+            MissingNeedsError: listing everything that is missing.
+        """
+        require_needs(self, lambda: ())
 
     def sample_sets(self, stage: str) -> list[tuple[Dataset[SampleBatch], int]]:
         """Return an empty list: guide networks draw no samples."""

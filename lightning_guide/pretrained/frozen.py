@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from lightning_guide.utils.needs import attempt
 
 __all__ = ["FrozenNetwork"]
 
@@ -23,6 +26,11 @@ class FrozenNetwork(ABC):
     @abstractmethod
     def _load(self) -> nn.Module:
         """Return the network with its weights, on the CPU."""
+
+    def missing(self) -> Iterator[str]:
+        """Yield why the network cannot be loaded; loads it, unless it is there."""
+        if error := attempt(self.network):
+            yield error
 
     def network(self, like: Tensor | torch.device | None = None) -> Any:
         """Return the network, moved to the device of `like`; None leaves it where it is.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
@@ -177,9 +178,10 @@ class RunModels:
 class DryRunModels:
     """Dry-run resolver used before training: snapshots of other runs must exist, those of this run need not."""
 
-    def __init__(self, main: Denoiser, run: str | Path) -> None:
-        """`main` takes the place of every snapshot of `run`."""
+    def __init__(self, main: Denoiser, run: str | Path, *, device: torch.device) -> None:
+        """A copy of `main`, with its weights, takes the place of every snapshot of `run`; others go to `device`."""
         self._main, self.run = main, Path(run)
+        self._others = RunModels(main, run=run, device=device)
 
     @property
     def main(self) -> Denoiser:
@@ -187,11 +189,11 @@ class DryRunModels:
         return self._main
 
     def snapshot(self, *, run: str | None, images: int | float | str, sigma_rel: float) -> Denoiser:
-        """The average of another run; of this one the model itself.
+        """The average of another run; of this one the model itself, as another object.
 
         Raises:
             ValueError: if the other run does not exist, or has no such snapshot.
         """
         if run is None or Path(run).expanduser().resolve() == self.run.resolve():
-            return self._main
-        return open_snapshots(run).guider(images=images, sigma_rel=sigma_rel)
+            return copy.copy(self._main)
+        return self._others.snapshot(run=run, images=images, sigma_rel=sigma_rel)

@@ -81,7 +81,9 @@ def write_averages(
     Raises:
         ValueError: if there are not enough snapshots for one of them.
     """
-    recipe = source.load([entry for entry in source.entries() if entry.sigma_rel > 0][-1])[1]
+    averages = [entry for entry in source.entries() if entry.sigma_rel > 0]
+    recipe = source.load(averages[-1])[1]
+    since = {entry.images: source.since(entry) for entry in averages}
     store = SnapshotStore(Path(run) / "snapshots")
     files = []
     for (images, sigma_rel), tensors in zip(targets, source.reconstruct(targets, max_error=max_error), strict=True):
@@ -92,6 +94,7 @@ def write_averages(
             recipe=recipe.recipe,
             planned_images=recipe.planned_images,
             buffers=recipe.buffers,
+            since=since.get(images),
         )
         print(f"sigma_rel {sigma_rel:g} after {images} images: {path}")
         files.append(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from lightning_guide.data import DataInterface
 from lightning_guide.denoiser import Models
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.metrics.base import SampleMetric
-from lightning_guide.evaluation.runner import GuidedEvaluations
+from lightning_guide.evaluation.runner import GuidedEvaluations, StrictEvaluations
 from lightning_guide.evaluation.sampling_loop import add_results
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.search.rebuilt_guiders import RebuiltGuiders
@@ -45,7 +45,7 @@ Totals = dict[str, Tensor]
 COST_KEY = ""  # key, in place of a metric's name, of network calls, samples and seconds
 
 
-class BlockEvaluations(GuidedEvaluations):
+class BlockEvaluations(StrictEvaluations):
     """Evaluations that end with the sums of their metrics over all ranks instead of results."""
 
     def __init__(self, metrics: Mapping[str, SampleMetric], *, before: Callable[[], None]) -> None:
@@ -67,6 +67,10 @@ class BlockEvaluations(GuidedEvaluations):
 
         run_on_all_ranks(self.before)
         run_on_all_ranks(resolve)
+
+    def missing(self, find: Callable[[GuidedEvaluations], Iterator[str]]) -> Iterator[str]:
+        """Yield nothing: a point that cannot be drawn fails by itself."""
+        yield from ()
 
     def finish(self, device: torch.device) -> dict[str, dict[str, float]]:
         """Fill `totals`: evaluation -> `METRIC.STATE` -> sum or rows; results stay empty."""

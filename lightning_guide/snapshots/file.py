@@ -1,8 +1,9 @@
 """Snapshot file: safetensors with a header of metadata and a checksum.
 
 The header's metadata holds, as strings: the format, images seen, sigma_rel (0 for raw weights), the recipe of the
-network, the planned length of the run, the names of the buffers, the version of the code, and a SHA-256 checksum
-over all of these and over names, types, shapes and bytes of the tensors. Nothing is ever unpickled.
+network, the planned length of the run, the images at the update before, the names of the buffers, the version of the
+code, and a SHA-256 checksum over all of these and over names, types, shapes and bytes of the tensors. Nothing is ever
+unpickled.
 Format: https://github.com/huggingface/safetensors#format
 """
 
@@ -41,6 +42,7 @@ class Metadata:
         planned_images: planned length of the run, if there was a plan.
         buffers: names of the tensors that are copied, not averaged.
         code_version: version of lightning-guide that wrote the file.
+        since: number of images at the update of the weights before this one, if known.
     """
 
     images: int
@@ -49,6 +51,7 @@ class Metadata:
     planned_images: int | None = None
     buffers: tuple[str, ...] = ()
     code_version: str = __version__
+    since: int | None = None
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Metadata, *, dtype: torch.dtype) -> None:
@@ -69,6 +72,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Metadata, *, dtyp
         "buffers": json.dumps(metadata.buffers),
         "code_version": metadata.code_version,
     }
+    header |= {} if metadata.since is None else {"since": str(metadata.since)}
     header["checksum"] = checksum(stored, header)
     with atomic(path) as temporary:
         save_file(stored, temporary, metadata=header)
@@ -156,6 +160,7 @@ def _decode(path: Path, header: Mapping[str, str]) -> Metadata:
             planned_images=json.loads(header["planned_images"]),
             buffers=tuple(json.loads(header["buffers"])),
             code_version=header["code_version"],
+            since=int(header["since"]) if "since" in header else None,
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} has damaged metadata: {error!r}") from None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,10 +17,10 @@ __all__ = [
     "available",
     "file_name",
     "fraction_images",
+    "named_count",
     "parse_file_names",
     "parse_images",
     "stored_exactly",
-    "stored_near",
 ]
 
 
@@ -29,11 +29,15 @@ _NAME = re.compile(r"images-(\d{12,})-sigma_rel-(0\.\d{4})\.safetensors")
 
 @dataclass(frozen=True, order=True)
 class Entry:
-    """File of a store: weights after `images` training images, averaged with `sigma_rel` (0: raw)."""
+    """File of a store: weights after `images` training images, averaged with `sigma_rel` (0: raw).
+
+    Of a file that is still to be written, `since` counts the images at the update before; others record it themselves.
+    """
 
     images: int
     sigma_rel: float
     path: Path
+    since: int | None = field(default=None, compare=False)
 
 
 class SnapshotMissing(ValueError):  # noqa: N818 - a state of the store, not a failure
@@ -105,7 +109,7 @@ def parse_images(images: int | float | str) -> int | Fraction:
 
 
 def fraction_images(fraction: float | str, planned_images: int) -> int:
-    """floor(fraction * planned_images), exactly: where in a run a fraction lies.
+    """floor(fraction * planned_images), exactly, and at least 1: where in a run a fraction lies.
 
     Raises:
         ValueError: if `fraction` is not a fraction in (0, 1] as `parse_images` reads it.
@@ -113,11 +117,34 @@ def fraction_images(fraction: float | str, planned_images: int) -> int:
     share = parse_images(fraction)
     if isinstance(share, int):
         raise ValueError(f"expected a fraction of the planned run such as 0.25, '1/16' or 1.0, got {fraction!r}")
-    return math.floor(share * planned_images)
+    return max(1, math.floor(share * planned_images))
 
 
-def stored_near(entries: Sequence[Entry], wanted: int) -> int | None:
-    """The stored count of images nearest to `wanted`, if it lies within 1 % of it."""
+def named_count(
+    images: int | float | str,
+    planned_images: int | None,
+    entries: Sequence[Entry],
+    since: Callable[[Entry], int | None],
+) -> int | None:
+    """The stored count that `images`, a count or a fraction of the planned run, names; None if there is none.
+
+    Averages move in steps of many images. A time within a step names the snapshot at the end of that step, as the
+    callbacks store it, however long the step is: the first of `entries` (sorted) at or after it, if `since`, the images
+    at the update before that snapshot, is earlier. A fraction also names a snapshot within 1 % of it, for files that do
+    not record `since`.
+    """
+    count = parse_images(images)
+    exact = isinstance(count, int)
+    if not exact and planned_images is None:
+        return None
+    wanted = count if isinstance(count, int) else fraction_images(images, planned_images or 0)
+    at_or_after = next((entry for entry in entries if entry.images >= wanted), None)
+    if at_or_after is not None:
+        before = wanted - 1 if at_or_after.images == wanted else since(at_or_after)
+        if before is not None and before < wanted:
+            return at_or_after.images
+    if exact:
+        return None
     nearest = min((entry.images for entry in entries), key=lambda stored: abs(stored - wanted), default=None)
     return nearest if nearest is not None and abs(nearest - wanted) <= 0.01 * wanted else None
 

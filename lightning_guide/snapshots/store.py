@@ -8,7 +8,6 @@ gets its final name only once it is complete, and is found again if the index do
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,10 @@ from lightning_guide.snapshots.names import (
     SnapshotMissing,
     available,
     file_name,
+    fraction_images,
+    named_count,
     parse_images,
     stored_exactly,
-    stored_near,
 )
 from lightning_guide.snapshots.post_hoc import MAX_ERROR, Rebuilt, reconstruction_shares, weighted_sums
 from lightning_guide.utils.recipe import build
@@ -64,11 +64,13 @@ class SnapshotStore:
         recipe: dict[str, Any],
         planned_images: int | None = None,
         buffers: Collection[str] = (),
+        since: int | None = None,
     ) -> Path:
         """Write one snapshot, then the index, each atomically; returns once the snapshot is on the disk.
 
-        `sigma_rel` 0 marks raw weights. `buffers` names the tensors that are not averaged: they, and all that are
-        not of a floating type, are stored bit for bit. A snapshot of the same (images, sigma_rel) is replaced.
+        `sigma_rel` 0 marks raw weights, `since` counts the images at the update before (`named_count`). `buffers` names
+        the tensors that are not averaged: they, and all that are not of a floating type, are stored bit for bit. A
+        snapshot of the same (images, sigma_rel) is replaced.
 
         Raises:
             ValueError: if `images`, `sigma_rel`, `recipe` or `buffers` cannot be recorded.
@@ -83,7 +85,8 @@ class SnapshotStore:
         except (TypeError, ValueError) as error:
             raise ValueError(f"the recipe of a snapshot must be plain data: {error}") from None
         kept = [name for name, tensor in tensors.items() if name in buffers or not tensor.is_floating_point()]
-        metadata = Metadata(images, round(float(sigma_rel), 4), recipe, planned_images, tuple(sorted(kept)))
+        width = round(float(sigma_rel), 4)
+        metadata = Metadata(images, width, recipe, planned_images, tuple(sorted(kept)), since=since)
         self._index.remove_stale()
         write(path, tensors, metadata, dtype=self.dtype)
         self._index.write()
@@ -117,31 +120,36 @@ class SnapshotStore:
         return tensors, metadata
 
     def resolve_images(self, images: int | float | str, until: int | None = None) -> int:
-        """The image count that `images` means: itself, or the stored count nearest to a fraction of the planned run.
+        """The stored count that `images`, a count or a fraction of the planned run, names (`named_count`).
 
-        For fractions (`parse_images`) the fraction of the plan (`fraction_images`) must lie within 1 % of a stored
-        count. Snapshots later than `until` do not exist.
+        A count that names no snapshot is returned as it is. Snapshots later than `until` do not exist.
 
         Raises:
-            SnapshotMissing: if no snapshot lies near the fraction, or the run recorded no plan.
+            SnapshotMissing: if a fraction names no snapshot, or the run recorded no plan.
             ValueError: if `images` cannot be understood.
         """
-        if isinstance(count := parse_images(images), int):
+        count, entries = parse_images(images), self._until(until)
+        planned = None if isinstance(count, int) else self._planned(entries)
+        if (found := named_count(images, planned, entries, self.since)) is not None:
+            return found
+        if isinstance(count, int):
             return count
-        entries = self._until(until)
-        planned = self._planned(entries)
         if entries and planned is None:
             raise SnapshotMissing(
                 f"images={images} is a fraction, but the snapshots in {self.folder} record no planned length of "
                 f"the run; give a count of images; {available(entries)}",
                 not_yet=False,
             )
-        wanted = math.floor(count * (planned or 0))
-        nearest = stored_near(entries, wanted)
-        if nearest is None:
-            detail = f" ({wanted} of {planned} planned)" if planned else ""
-            raise self._missing(f"images={images}{detail}", wanted, entries, until)
-        return nearest
+        wanted = fraction_images(images, planned or 0)
+        detail = f" ({wanted} of {planned} planned)" if planned else ""
+        raise self._missing(f"images={images}{detail}", wanted, entries, until)
+
+    def since(self, entry: Entry) -> int | None:
+        """Images at the update before a snapshot, if its file records them."""
+        try:
+            return read_metadata(entry.path).since
+        except ValueError:  # damaged, which loading it reports
+            return None
 
     def tensors(
         self,

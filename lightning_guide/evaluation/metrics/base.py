@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor
 from lightning_guide.data import Batch
 from lightning_guide.evaluation.features.base import FeatureExtractor, Identity
 from lightning_guide.evaluation.reference.cache import FeatureCache
-from lightning_guide.utils.distributed import all_reduce_sum, rank_and_world
+from lightning_guide.utils.distributed import all_reduce_sum, rank_and_world, run_on_all_ranks
+from lightning_guide.utils.needs import attempt, needs_of
 
 __all__ = ["FeatureMetric", "SampleMetric"]
 
@@ -39,6 +40,10 @@ class SampleMetric(torchmetrics.Metric, ABC):
     """
 
     full_state_update = False
+    least = 1
+    """Least number of samples and, if the metric reads them, of real examples."""
+    reads_data = True
+    """Whether `prepare` reads more than one real example."""
 
     def __init__(self) -> None:
         """Take no options: `compute` combines all processes and caches its result until the next `update`."""
@@ -77,6 +82,45 @@ class SampleMetric(torchmetrics.Metric, ABC):
             ValueError: if the weights of one cannot be found.
         """
         return [module.identity for module in self.children() if isinstance(module, FeatureExtractor)]
+
+    def missing(self, sample: Batch | None, count: int, reference: Iterable[Batch]) -> Iterator[str]:
+        """Yield what prevents the metric of `count` samples like `sample`: weights, shapes, labels, too few samples.
+
+        `sample` holds one sample with the largest label drawn, None if none could be drawn. Subclasses that read the
+        real data check `reference` as well.
+        """
+        if count < self.least:
+            yield f"{type(self).__name__} needs at least {self.least} samples, got {count}"
+        lacking = list(needs_of(*self.children()))
+        if not lacking and sample is not None and (error := attempt(lambda: self._try(sample))):
+            lacking = [f"{type(self).__name__} cannot be computed: {error}"]
+        yield from lacking
+
+    def _try(self, sample: Batch) -> None:
+        """Add `sample` to a copy, or at least extract its features."""
+        if self.reads_data:
+            for part in self.children():
+                if isinstance(part, FeatureExtractor):
+                    part(sample.x)
+        else:
+            trial = cast(SampleMetric, self.clone())
+            trial.prepare([sample])
+            trial.update(*sample)
+
+    def too_few(self, reference: Iterable[Batch], least: int) -> Iterator[str]:
+        """Yield a sentence if `reference` has fewer than `least` examples; reads no more than those."""
+        found = 0
+
+        def read() -> None:
+            nonlocal found
+            for batch in reference:
+                found += len(batch.x)
+                if found >= least:
+                    return
+
+        error = attempt(read)
+        if error is not None or found < least:
+            yield error or f"{type(self).__name__} needs at least {least} real examples, got {found}"
 
     def add_sum(self, name: str, *shape: int) -> None:
         """Declare the state `name`: float64 zeros of `shape`, summed over processes."""
@@ -148,9 +192,6 @@ class FeatureMetric(SampleMetric):
     The features are held until `compute`, which gathers them on every process.
     """
 
-    least = 1
-    """Least number of samples and of real examples."""
-
     features: list[Tensor]
     reference: Tensor
 
@@ -170,6 +211,11 @@ class FeatureMetric(SampleMetric):
             raise ValueError(f"{type(self).__name__} needs max_reference >= {self.least}, got {max_reference}")
         self.extractor, self.max_reference, self.cache = extractor, max_reference, cache
         self.register_buffer("reference", torch.empty(0, 0), persistent=False)
+
+    def missing(self, sample: Batch | None, count: int, reference: Iterable[Batch]) -> Iterator[str]:
+        """Yield what is missing, real examples included."""
+        yield from super().missing(sample, count, reference)
+        yield from self.too_few(reference, self.least)
 
     def prepare(self, reference: Iterable[Batch]) -> None:
         """Extract the features of (a subset of) the real data.
@@ -198,20 +244,28 @@ class FeatureMetric(SampleMetric):
         rank, world = rank_and_world()
         keys, chosen, begin = torch.empty(0, dtype=torch.float64), torch.empty(0, dtype=torch.int64), 0
         own, numbers = torch.empty(0, 0, device=self.device), chosen
-        for turn, batch in enumerate(reference):
-            keys = torch.cat([keys, torch.rand(len(batch.x), generator=generator, dtype=torch.float64)])
-            chosen = torch.cat([chosen, torch.arange(begin, begin + len(batch.x))])
-            smallest = keys.topk(min(self.max_reference, len(keys)), largest=False).indices.sort().values
-            keys, chosen = keys[smallest], chosen[smallest]
-            added = chosen[chosen >= begin]
-            rows, begin = (added - begin).to(batch.x.device), begin + len(batch.x)
-            if turn == 0 or (len(added) and turn % world == rank):  # all processes need the width of the first batch
-                features = self.extractor(batch.x[rows].to(self.device))
-                if turn == 0:
-                    own = features[:0]
-                if turn % world == rank:
-                    kept = torch.isin(numbers, chosen)
-                    own, numbers = torch.cat([own[kept.to(own.device)], features]), torch.cat([numbers[kept], added])
+
+        def extract_share() -> None:
+            nonlocal keys, chosen, begin, own, numbers
+            for turn, batch in enumerate(reference):
+                keys = torch.cat([keys, torch.rand(len(batch.x), generator=generator, dtype=torch.float64)])
+                chosen = torch.cat([chosen, torch.arange(begin, begin + len(batch.x))])
+                smallest = keys.topk(min(self.max_reference, len(keys)), largest=False).indices.sort().values
+                keys, chosen = keys[smallest], chosen[smallest]
+                added = chosen[chosen >= begin]
+                rows, begin = (added - begin).to(batch.x.device), begin + len(batch.x)
+                if turn == 0 or (len(added) and turn % world == rank):  # all need the first batch's width
+                    features = self.extractor(batch.x[rows].to(self.device))
+                    if turn == 0:
+                        own = features[:0]
+                    if turn % world == rank:
+                        kept = torch.isin(numbers, chosen)
+                        own, numbers = (
+                            torch.cat([own[kept.to(own.device)], features]),
+                            torch.cat([numbers[kept], added]),
+                        )
+
+        run_on_all_ranks(extract_share)  # an error on one of them must not leave the others waiting for the sum
         kept = torch.isin(numbers, chosen)
         total = own.new_zeros(len(chosen), own.shape[1])
         total[torch.searchsorted(chosen, numbers[kept]).to(total.device)] = own[kept.to(own.device)]

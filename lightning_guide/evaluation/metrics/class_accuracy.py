@@ -20,6 +20,7 @@ class ClassAccuracy(SampleMetric):
     Train the classifier on other examples than the generator; otherwise shared errors remain hidden.
     """
 
+    reads_data = False
     agreed: Tensor
     labeled: Tensor
 
@@ -59,6 +60,7 @@ class AccuracyByClass(SampleMetric):
     If conditions are embeddings, the label is the number of the prompt.
     """
 
+    reads_data = False
     table: Tensor
 
     def __init__(self, extractor: ClassifierFeatures) -> None:
@@ -101,6 +103,7 @@ class AccuracyByClass(SampleMetric):
 class ClassShares(SampleMetric):
     """Class shares `share_0`, `share_1`, ...: shares of the samples by predicted class; they sum to one."""
 
+    reads_data = False
     counts: Tensor
 
     def __init__(self, extractor: ClassifierFeatures) -> None:

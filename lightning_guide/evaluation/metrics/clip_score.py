@@ -21,6 +21,7 @@ class ClipScore(SampleMetric):
     Hessel et al. 2021, https://arxiv.org/abs/2104.08718 (with 2.5 instead of 100).
     """
 
+    reads_data = False
     total: Tensor
     count: Tensor
 

@@ -78,6 +78,7 @@ class DensityMetrics(SampleMetric):
     first `update`.
     """
 
+    reads_data = False
     threshold: Tensor
     quantiles: Tensor
     count: Tensor

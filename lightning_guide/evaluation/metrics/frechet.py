@@ -6,7 +6,8 @@ https://arxiv.org/abs/1706.08500. FID and FD_DINOv2 are this distance with two f
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,7 +17,8 @@ from lightning_guide.evaluation.features.base import FeatureExtractor
 from lightning_guide.evaluation.metrics.base import SampleMetric
 from lightning_guide.evaluation.reference.cache import StatisticsCache
 from lightning_guide.evaluation.reference.statistics import Statistics, read_statistics
-from lightning_guide.utils.distributed import rank_and_world
+from lightning_guide.utils.distributed import rank_and_world, run_on_all_ranks
+from lightning_guide.utils.needs import attempt
 
 __all__ = ["FrechetDistance", "frechet_distance", "mean_and_covariance"]
 
@@ -68,6 +70,7 @@ def mean_and_covariance(count: Tensor, total: Tensor, outer: Tensor) -> tuple[Te
 class FrechetDistance(SampleMetric):
     """Frechet distance (FD) of generated to real features; the state is sums, independent of the number of samples."""
 
+    least = 2
     count: Tensor
     total: Tensor
     outer: Tensor
@@ -97,6 +100,24 @@ class FrechetDistance(SampleMetric):
         self._declare(0)
         self.register_buffer("reference_mean", torch.empty(0, dtype=torch.float64), persistent=False)
         self.register_buffer("reference_covariance", torch.empty(0, 0, dtype=torch.float64), persistent=False)
+
+    def missing(self, sample: Batch | None, count: int, reference: Iterable[Batch]) -> Iterator[str]:
+        """Yield what is missing, a file of statistics or real examples included."""
+        yield from super().missing(sample, count, reference)
+        if self.statistics is None:
+            yield from self.too_few(reference, 2)
+        elif not list(self.extractor.missing()):
+            if error := attempt(lambda: self._fits_statistics(sample)):
+                yield error
+        elif not Path(self.statistics).is_file():
+            yield f"reference statistics: there is no file {self.statistics}"
+
+    def _fits_statistics(self, sample: Batch | None) -> None:
+        """Check that the file holds statistics of the features of `sample`."""
+        assert self.statistics is not None
+        fitted = read_statistics(self.statistics, self.extractor)
+        if sample is not None:
+            self._fitting(sample.x, fitted.data_shape, len(fitted.mean))
 
     def prepare(self, reference: Iterable[Batch]) -> None:
         """Estimate mean and covariance of the features of the real data; with `statistics` the data are not read.
@@ -149,15 +170,20 @@ class FrechetDistance(SampleMetric):
         self._declare(0)
         shape: tuple[int, ...] | None = None
         rank, world = rank_and_world()
-        for number, batch in enumerate(reference):
-            shape = tuple(batch.x.shape[1:])
-            if number and number % world != rank:
-                continue
-            features = self._features(batch.x)
-            if number == 0:  # all processes need its width
-                self._declare(features.shape[1])
-            if number % world == rank:
-                self._add(features)
+
+        def add_share() -> None:
+            nonlocal shape
+            for number, batch in enumerate(reference):
+                shape = tuple(batch.x.shape[1:])
+                if number and number % world != rank:
+                    continue
+                features = self._features(batch.x)
+                if number == 0:  # all processes need its width
+                    self._declare(features.shape[1])
+                if number % world == rank:
+                    self._add(features)
+
+        run_on_all_ranks(add_share)  # an error on one of them must not leave the others waiting for the sums
         with self.sync_context():
             self._check_count("real examples")
             mean, covariance = mean_and_covariance(self.count, self.total, self.outer)
@@ -166,17 +192,21 @@ class FrechetDistance(SampleMetric):
         return Statistics(mean, covariance, num_images=count, data_shape=shape)
 
     def _sample_features(self, x: Tensor) -> Tensor:
-        """Return features (B, F) of samples, float64, after a check against the shapes of the reference."""
+        """Return features (B, F) of samples, float64."""
         self._check_prepared(self.reference_mean.numel() > 0)
-        if self._data_shape not in (None, tuple(x.shape[1:])):
+        return self._fitting(x, self._data_shape, len(self.reference_mean))
+
+    def _fitting(self, x: Tensor, data_shape: tuple[int, ...] | None, width: int) -> Tensor:
+        """Return features (B, F) of `x`, after a check against the shapes of the reference."""
+        if data_shape not in (None, tuple(x.shape[1:])):
             raise ValueError(
-                f"{self.name}: the reference statistics are those of data of shape {self._data_shape}, "
+                f"{self.name}: the reference statistics are those of data of shape {data_shape}, "
                 f"the samples have shape {tuple(x.shape[1:])}"
             )
         features = self._features(x)
-        if features.shape[1] != len(self.reference_mean):
+        if features.shape[1] != width:
             raise ValueError(
-                f"{self.name}: the reference statistics are those of {len(self.reference_mean)} features, "
+                f"{self.name}: the reference statistics are those of {width} features, "
                 f"{self.extractor.title()} returns {features.shape[1]}"
             )
         return features

@@ -26,6 +26,7 @@ class FrechetInterval(FrechetDistance):
     Forsyth 2020, https://arxiv.org/abs/1911.07023).
     """
 
+    least = 20
     features: list[Tensor]
 
     def __init__(
@@ -85,8 +86,8 @@ class FrechetInterval(FrechetDistance):
         result = super().compute()
         distance = result[self.name]
         rows = self.rows("features").to(torch.float64)
-        if len(rows) < 20:
-            raise ValueError(f"{self.name}: an interval needs at least 20 samples, got {len(rows)}")
+        if len(rows) < self.least:
+            raise ValueError(f"{self.name}: an interval needs at least {self.least} samples, got {len(rows)}")
         rows = rows[rows.sum(1).argsort()]  # an order independent of processes
         generator = torch.Generator().manual_seed(0)
         draws = [torch.randint(len(rows), (len(rows),), generator=generator) for _ in range(self.resamples)]

@@ -28,6 +28,7 @@ class InceptionScore(SampleMetric):
     are slightly lower. The key is the same for all classifiers; scores of different classifiers are not comparable.
     """
 
+    reads_data = False
     count: Tensor
     probabilities: Tensor
     negative_entropy: Tensor

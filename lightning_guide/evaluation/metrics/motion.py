@@ -20,6 +20,7 @@ __all__ = ["MotionMetrics"]
 class MotionMetrics(SampleMetric):
     """Motion metrics: mean losses `target` and `obstacle` of paths in meters, and collision rate `hits`."""
 
+    reads_data = False
     sums: Tensor
 
     def __init__(self, goal: Goal, obstacle: Obstacle) -> None:

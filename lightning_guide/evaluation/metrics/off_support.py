@@ -6,7 +6,7 @@ orthogonal projection P on the support.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -39,6 +39,11 @@ class OffSupport(SampleMetric):
         self.subspace = subspace
         self.register_buffer("basis", torch.empty(0, 0, dtype=torch.float64))
         self.add_sum("sums", 4)  # ratio, off, on, count
+
+    def missing(self, sample: Batch | None, count: int, reference: Iterable[Batch]) -> Iterator[str]:
+        """Yield what is missing, real examples included."""
+        yield from super().missing(sample, count, reference)
+        yield from self.too_few(reference, self.subspace)
 
     def prepare(self, reference: Iterable[Batch]) -> None:
         """Estimate the support.

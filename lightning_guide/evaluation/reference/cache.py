@@ -18,7 +18,7 @@ from torch import Tensor
 from lightning_guide.data import Batch
 from lightning_guide.evaluation.features.base import FeatureExtractor
 from lightning_guide.evaluation.reference.statistics import Statistics, read_statistics, write_statistics
-from lightning_guide.utils.distributed import true_on_all_ranks
+from lightning_guide.utils.distributed import run_on_all_ranks, true_on_all_ranks
 from lightning_guide.utils.files import read_numbers, write_numbers
 
 __all__ = ["FeatureCache", "ReferenceCache", "StatisticsCache", "fingerprint"]
@@ -99,9 +99,15 @@ class ReferenceCache(ABC, Generic[Value]):
         Raises:
             ValueError: if the weights of the extractor cannot be found, or from `compute`.
         """
-        data, count = fingerprint(reference)
-        path = self.path(extractor, data, count)
-        stored = self._stored(path, extractor, data, count)
+        data, count, path, stored = "", 0, self.folder, None
+
+        def find() -> None:
+            nonlocal data, count, path, stored
+            data, count = fingerprint(reference)
+            path = self.path(extractor, data, count)
+            stored = self._stored(path, extractor, data, count)
+
+        run_on_all_ranks(find)
         if true_on_all_ranks(stored is not None):
             assert stored is not None
             return stored

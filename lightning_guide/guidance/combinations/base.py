@@ -46,6 +46,10 @@ class Combination(HasRecipe, ABC):
         """Return the `weights` in effect at this point of `trajectory`, decided before any branch is evaluated."""
         return list(weights)
 
+    def is_off(self, weights: Sequence[float]) -> bool:
+        """Return whether the rule returns the positive at the `weights` in effect."""
+        return all(weight == 1 for weight in weights)
+
     @abstractmethod
     def start(self, trajectory: Trajectory) -> Combine:
         """Return the rule for one trajectory, with a new state."""

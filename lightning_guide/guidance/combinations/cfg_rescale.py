@@ -39,6 +39,10 @@ class Rescale(Combination):
         """Return those of the inner rule."""
         return self.combination.weights(weights, trajectory)
 
+    def is_off(self, weights: Sequence[float]) -> bool:
+        """Return whether the inner rule is off."""
+        return self.combination.is_off(weights)
+
     def start(self, trajectory: Trajectory) -> Combine:
         """Return the inner rule, rescaled."""
         inner = self.combination.start(trajectory)

@@ -37,6 +37,10 @@ class FrequencyDecoupled(PairCombination):
             raise ValueError(f"FrequencyDecoupled needs a list of finite factors, lowest band first, got {factors!r}")
         self.factors = list(factors)
 
+    def is_off(self, weights: Sequence[float]) -> bool:
+        """Return whether all weights are 1, or all factors 0."""
+        return super().is_off(weights) or not any(self.factors)
+
     def start_push(self, trajectory: Trajectory) -> Push:
         """Return (w - 1) times the reweighted difference; data that are not images, or too small, are refused."""
         return self._push

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -110,6 +110,11 @@ class GradientGuidance(Guidance):
         self, predict: Predict, x: Tensor, sigma: Tensor, condition: Tensor | None, gradient: Tensor
     ) -> Linearization:
         """Return prediction, label and J at `x` (B, *) for `gradient` g (B or 1, *input_shape)."""
+
+    def without_effect(self, steps: Sequence[Trajectory]) -> Iterator[str]:
+        """Yield a sentence if there is no gradient to follow."""
+        if self.gradient is None:
+            yield f"{type(self).__name__} has no gradient and target, and guides only within an optimization by rounds"
 
     def start(self, trajectory: Trajectory) -> Predict:
         """Return the guided denoiser of one trajectory."""

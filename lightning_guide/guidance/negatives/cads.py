@@ -61,6 +61,8 @@ class AnnealedCondition(ConditionPerturbation):
 
     def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
         """Return the embedding with noise."""
+        if self.tau[0] >= 1 or (self.scale == 0 and self.mixing == 1):  # no noise at any time t <= 1
+            return module
 
         def annealed(y: Tensor) -> Tensor:
             gamma = self.gamma(1 - trajectory.step / trajectory.steps)

@@ -26,6 +26,10 @@ class RenoiseWithNegative(Combination):
     negatives push the clean estimate as in the plain rule.
     """
 
+    def is_off(self, weights: Sequence[float]) -> bool:
+        """Return False: at w = 1 the noise is still that of the negative."""
+        return False
+
     def start(self, trajectory: Trajectory) -> Combine:
         """Return the rule, which has no state."""
         plain = Plain().start(trajectory)

@@ -8,7 +8,7 @@ model with 10 % more noise in its input, guided by itself with 20 % more at w = 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
@@ -81,6 +81,11 @@ class NoisyInput(Guidance):
             raise ValueError(f"NoisyInput needs a finite amount >= 0 (0.1: 10 % more noise), got {amount}")
         self.amount = amount
         self.positive = positive if positive is not None else Main()
+
+    def without_effect(self, steps: Sequence[Trajectory]) -> Iterator[str]:
+        """Yield a sentence if there is no noise."""
+        if self.amount == 0:
+            yield "NoisyInput adds nothing with the amount 0"
 
     def start(self, trajectory: Trajectory) -> Predict:
         """Return the model of one trajectory, at noisier inputs."""

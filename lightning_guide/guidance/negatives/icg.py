@@ -6,6 +6,8 @@ https://arxiv.org/abs/2407.02687, section 3. For models trained without label dr
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from torch import Tensor, nn
 
 from lightning_guide.denoiser import Denoiser, Models, Trajectory
@@ -53,6 +55,11 @@ class RandomCondition(ConditionReplacement):
         """Return the function that draws labels; a model without labels is refused."""
         self._check_labels()
         return lambda x, condition: trajectory.seeds.integers("random condition", self.num_classes, x.device)
+
+    def without_effect(self, steps: Sequence[Trajectory]) -> Iterator[str]:
+        """Yield a sentence if there is only one class to draw."""
+        if self.num_classes == 1:
+            yield "ICG draws its random class from 1 class, which is that of the samples"
 
     def _check_labels(self) -> None:
         if self.token_channels:

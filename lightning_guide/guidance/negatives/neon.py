@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator, Sequence
 
 import torch
 
-from lightning_guide.denoiser import Denoiser, Models
+from lightning_guide.denoiser import Denoiser, Models, Trajectory
 from lightning_guide.guidance.base import Main, Reference
 
 __all__ = ["Neon", "extrapolate"]
@@ -31,6 +32,11 @@ class Neon(Reference):
             raise ValueError(f"Neon needs a finite weight, 1 is the base, got {weight}")
         self.auxiliary, self.weight = auxiliary, weight
         self.base = base if base is not None else Main()
+
+    def without_effect(self, steps: Sequence[Trajectory]) -> Iterator[str]:
+        """Yield a sentence if the weights are those of the base."""
+        if self.weight == 1:
+            yield "Neon with the weight 1 is its base"
 
     def resolve(self, models: Models) -> Denoiser:
         """Return a separate network with the extrapolated weights.

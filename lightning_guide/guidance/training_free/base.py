@@ -8,7 +8,7 @@ https://arxiv.org/abs/2409.15761.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -82,6 +82,12 @@ class EnergyGuidance(Guidance):
     def num_classes(self) -> int:  # type: ignore[override]
         """Number of labels of the positive or, for an unconditional one, of the energy."""
         return self.positive.num_classes or self.energy.num_classes
+
+    def without_effect(self, steps: Sequence[Trajectory]) -> Iterator[str]:
+        """Yield a sentence if no step is guided, or all rates are 0."""
+        yield from self.window.never_opens(steps, type(self).__name__)
+        if all(update.rule.is_off for update in self.updates):
+            yield f"{type(self).__name__} has the rate 0, which is off"
 
     def start(self, trajectory: Trajectory) -> Predict:
         """Return the guided denoiser of one trajectory."""

@@ -5,6 +5,8 @@ The classifier is trained on noisy x: the trained counterpart of training-free g
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -59,6 +61,12 @@ class ClassifierGuidance(Guidance):
         """Number of labels of the positive or, for an unconditional one, of the classifier."""
         labels = int(self.classifier.num_classes) if self.label is None else 0  # type: ignore[arg-type]
         return self.positive.num_classes or labels
+
+    def without_effect(self, steps: Sequence[Trajectory]) -> Iterator[str]:
+        """Yield a sentence if no step is guided, or the weight is 0."""
+        yield from self.window.never_opens(steps, type(self).__name__)
+        if self.rule.is_off:
+            yield f"{type(self).__name__} has the weight 0, which is off"
 
     def start(self, trajectory: Trajectory) -> Predict:
         """Return the guided denoiser of one trajectory."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -113,3 +114,9 @@ class SigmaWindow(HasRecipe):
     def opens(self, trajectory: Trajectory) -> bool:
         """Return whether the current step is guided."""
         return self.low < trajectory.sigma <= self.high and trajectory.step % self.every == 0
+
+    def never_opens(self, steps: Sequence[Trajectory], who: str) -> Iterator[str]:
+        """Yield a sentence if none of the `steps` of a sampler is guided."""
+        if not any(self.opens(step) for step in steps):
+            levels = f"{steps[0].sigma:.4g} to {steps[-1].sigma:.4g}"
+            yield f"{who} is off in all {len(steps)} steps of its sampler: no noise level, {levels}, lies in its window"

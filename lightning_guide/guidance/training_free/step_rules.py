@@ -52,6 +52,11 @@ def row_norms(v: Tensor) -> Tensor:
 class StepRule(HasRecipe, ABC):
     """Base of the rules."""
 
+    @property
+    def is_off(self) -> bool:
+        """Whether all steps are 0."""
+        return getattr(self, "rate", 1) == 0
+
     @abstractmethod
     def start(self) -> Descend:
         """Return the rule for one descent, with a fresh state."""
@@ -226,6 +231,11 @@ class ClippedStep(StepRule):
         if not cap > 0:
             raise ValueError(f"ClippedStep needs cap > 0, got {cap}")
         self.rule, self.cap = rule, cap
+
+    @property
+    def is_off(self) -> bool:
+        """Whether the inner rule is."""
+        return self.rule.is_off
 
     def start(self) -> Descend:
         """Return the clipped rule, with a fresh state."""

@@ -26,8 +26,10 @@ class Update(HasRecipe, ABC):
 
     Attributes:
         through_denoiser: the update differentiates the denoiser, at the cost of one vector-Jacobian product.
+        rule: of the steps.
     """
 
+    rule: StepRule
     through_denoiser: ClassVar[bool] = False
 
     @abstractmethod

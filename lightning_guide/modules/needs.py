@@ -1,0 +1,93 @@
+"""Needs of modules and their callbacks, checked when a run starts, and failures of evaluations, reported at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_guide.evaluation.evaluation import Evaluation
+from lightning_guide.evaluation.planned_guiders import PlannedSnapshots
+from lightning_guide.evaluation.requirements import EvaluationNeeds
+from lightning_guide.evaluation.runner import GuidedEvaluations
+from lightning_guide.training.trainer_settings import ignored_settings
+from lightning_guide.utils.needs import require
+
+__all__ = ["CallbackNeeds", "fit_needs", "report_failures", "require_needs", "samples_drawn", "warn_of"]
+
+
+@runtime_checkable
+class CallbackNeeds(Protocol):
+    """A callback that checks what it will use in a fit."""
+
+    def missing(self, trainer: pl.Trainer, module: Any) -> Iterator[str]:
+        """Yield one sentence for each need that is not met."""
+
+
+def require_needs(module: pl.LightningModule, own: Callable[[], Iterable[str]]) -> None:
+    """Check the `own` needs of a module; when a fit starts those of all callbacks and the trainer's settings, too.
+
+    Raises:
+        MissingNeedsError: listing everything that is missing, on every rank.
+    """
+    trainer = module.trainer
+
+    def find() -> Iterator[str]:
+        fitting = trainer.state.fn == "fit"
+        if fitting:
+            yield from ignored_settings(trainer)
+        yield from own()
+        for callback in trainer.callbacks if fitting else ():  # type: ignore[attr-defined]
+            if isinstance(callback, CallbackNeeds):
+                yield from callback.missing(trainer, module)
+
+    require(find)
+
+
+def fit_needs(
+    evaluations: GuidedEvaluations, needs: EvaluationNeeds, planned: PlannedSnapshots, trainer: Any
+) -> Iterator[str]:
+    """Yield what `evaluations` will miss in a fit; warn of guidances without effect and of evaluations to be skipped.
+
+    A fit without validation, or a trial, needs only the guiders of other runs.
+    """
+    if trainer.enable_validation and not trainer.fast_dev_run:
+        yield from needs.missing(evaluations, planned.missing)
+        for name, evaluation in evaluations.evaluations.items():
+            needs.notes.setdefault(name, []).extend(
+                f"it will be skipped, since {each}" for each in planned.beyond(evaluation.guidance)
+            )
+    else:
+        yield from needs.unresolved(evaluations)
+    warn_of(needs)
+
+
+def warn_of(needs: EvaluationNeeds) -> None:
+    """Warn once of each note."""
+    for name, notes in needs.notes.items():
+        for note in notes:
+            rank_zero_warn(f"evaluation {name!r}: {note}")
+
+
+def samples_drawn(evaluation: Evaluation, limit: int | float, world: int) -> int:
+    """Return the samples of each repetition of `evaluation` if `limit` batches, or a share of them, are drawn."""
+    total = evaluation.num_samples * evaluation.repetitions
+    batches = -(-total // (world * evaluation.batch_size))
+    kept = min(limit if isinstance(limit, int) else int(batches * limit), batches)
+    drawn = total if kept == batches else kept * world * evaluation.batch_size
+    return max(min(evaluation.num_samples, drawn - (evaluation.repetitions - 1) * evaluation.num_samples), 0)
+
+
+def report_failures(evaluations: GuidedEvaluations, *, fitting: bool) -> None:
+    """Warn of evaluations and callbacks that failed on any rank, if `fitting`; every rank must call this.
+
+    Raises:
+        ValueError: naming them, if not `fitting`.
+    """
+    sentences = [f"{what} failed: {reason}" for what, reason in evaluations.all_failed().items()]
+    if sentences and not fitting:
+        raise ValueError("; ".join(sentences))
+    for sentence in sentences:
+        rank_zero_warn(f"{sentence}; it is left out, a checkpoint was written, and training continues")
