@@ -33,7 +33,9 @@ def test_sources_say_what_signatures_say() -> None:
 def test_old_and_foreign_names_are_read_or_left_to_the_parser() -> None:
     assert class_arguments("lightning_guide.networks.edm2_unet.EDM2UNet") == class_arguments("EDM2UNet")
     assert class_arguments("datamodules.latents.Latents") == class_arguments("Latents")
-    assert "pictures" in (class_arguments("Latents") or ()) and "images" in (class_arguments("Latents") or ())
+    for name, renamed in RENAMED_ARGUMENTS.items():
+        known = class_arguments(name)
+        assert known is None or {*renamed, *renamed.values()} <= set(known)
     for name in ("torch.optim.Adam", "Adam", "lightning_guide.nowhere.EDM2UNet", "lightning_guide.runs.pretrained"):
         assert class_arguments(name) is None
 
