@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 GUIDE := $(BIN)/lightning-guide
 
-.PHONY: help install demo study lint test test-slow docs
+.PHONY: help install demo study lint test test-portable test-slow test-package docs
 .DEFAULT_GOAL := help
 
 help:
@@ -14,7 +14,9 @@ help:
 	@echo "make study      the published 2D recipe over five seeds"
 	@echo "make lint       ruff and mypy"
 	@echo "make test       lint and the fast tests"
+	@echo "make test-portable  numerical tests without vector instructions, on 1 and 3 threads, in random order"
 	@echo "make test-slow  the slow tests"
+	@echo "make test-package  builds sdist and wheel; the demo, shrunk, from the installed wheel"
 	@echo "make docs       the documentation site in build/site"
 
 install: $(STAMP)

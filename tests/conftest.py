@@ -1,15 +1,22 @@
-"""Common settings and fixtures: one thread, a headless backend, no downloads, a fixed random state."""
+"""Common settings and fixtures: threads, order, a headless backend, no downloads, a global state that is kept.
+
+`TEST_THREADS=3 pytest` computes with three threads, `pytest --shuffle 7` runs files, and the tests of each file, in the
+random order of seed 7.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
+import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 # Set in the environment before torch and matplotlib are imported, so that child processes inherit it.
 # One thread is steadier and no slower for small networks, and two ranks do not compete for two cores.
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = os.environ.get("TEST_THREADS", "1")
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -20,14 +27,51 @@ import torch  # noqa: E402
 from lightning_guide.snapshots import SnapshotStore  # noqa: E402
 from tests.processes import Processes  # noqa: E402
 
+LOGGERS = ("lightning.pytorch", "lightning.fabric", "lightning_guide", "PIL", "matplotlib")
+
 matplotlib.use("Agg")
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --shuffle."""
+    parser.addoption("--shuffle", type=int, metavar="SEED", help="run files, and tests of a file, in a random order")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Shuffle the tests; those of one file stay together and share its fixtures."""
+    if (seed := config.getoption("shuffle")) is not None:
+        places = random.Random(seed)
+        of_file = {path: places.random() for path in dict.fromkeys(item.path for item in items)}
+        order = {item: (of_file[item.path], places.random()) for item in items}
+        items.sort(key=order.__getitem__)
 
 
 @pytest.fixture(autouse=True)
-def global_seed() -> None:
-    """Seed torch's global generator, which initializes networks, so that tests pass in any order."""
+def global_state() -> Iterator[None]:
+    """Seed torch's global generator, which initializes networks, and undo changes of global settings after the test."""
     torch.manual_seed(0)
+    environment, folder, paths = dict(os.environ), os.getcwd(), list(sys.path)
+    threads, dtype, exact = (
+        torch.get_num_threads(),
+        torch.get_default_dtype(),
+        torch.are_deterministic_algorithms_enabled(),
+    )
+    levels = {name: logging.getLogger(name).level for name in LOGGERS}
+    yield
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.path[:] = paths
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(dtype)
+    torch.use_deterministic_algorithms(exact)
+    torch.set_grad_enabled(True)
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+    if "torch._dynamo" in sys.modules:
+        sys.modules["torch._dynamo"].reset()  # which counts recompilations per line of code, not per test
 
 
 @pytest.fixture

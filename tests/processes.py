@@ -14,7 +14,7 @@ from typing import Any
 SERVER = """
 import importlib, json, os, signal, sys, time, traceback
 import torch, lightning.pytorch, tests.runs
-torch.set_num_threads(1)
+torch.set_num_threads(1)  # no pool of threads, which a fork would not have
 print("ready", flush=True)
 for line in sys.stdin:
     request = json.loads(line)
@@ -32,6 +32,7 @@ for line in sys.stdin:
         try:
             os.setpgid(0, 0)
             os.environ.update(request["environment"])
+            torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
             log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             for number in (1, 2):
                 os.dup2(log, number)

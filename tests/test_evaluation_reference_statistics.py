@@ -114,6 +114,16 @@ def test_unwritable_folder_only_warns(tmp_path: Path) -> None:
     assert found == distance(FrechetDistance(Counted()), real, samples)
 
 
+def test_a_file_holds_the_bits_that_were_computed(tmp_path: Path) -> None:
+    """The covariance is symmetric to the bit, whatever its rounding: a file is read as the mean with its transpose."""
+    fresh = [FrechetDistance(Counted()), FrechetDistance(Counted(), cache=str(tmp_path))]
+    for metric in (*fresh, cached := FrechetDistance(Counted(), cache=str(tmp_path))):
+        metric.prepare(batches(points(1000)))
+        assert torch.equal(metric.reference_covariance, metric.reference_covariance.mT)
+        assert torch.equal(metric.reference_covariance, fresh[0].reference_covariance)
+    assert cached.extractor.seen == 0
+
+
 def test_flipped_bits_are_detected(tmp_path: Path) -> None:
     real = batches(points(30))
     metric = FrechetDistance(Counted(), cache=str(tmp_path))

@@ -134,7 +134,18 @@ def test_single_bad_elements_zero_only_themselves(tmp_path: Path, value: float) 
     assert all(not torch.equal(*pair) for pair in zip(spoil.weights, spoil.weights[1:], strict=False))
 
 
-def test_bad_steps_leave_weights_unchanged_and_training_continues(tmp_path: Path) -> None:
+@pytest.mark.parametrize("factor", [1, 1 + 2**-20])
+def test_bad_steps_leave_weights_unchanged_and_training_continues(
+    factor: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit, although weights that are normalized twice may differ by a rounding from those normalized once."""
+    normalize = runs.TinyNetwork.constrain
+
+    def with_rounding(network: runs.TinyNetwork) -> None:
+        normalize(network)
+        network.last.weight.data.mul_(factor)
+
+    monkeypatch.setattr(runs.TinyNetwork, "constrain", with_rounding)
     spoil = Spoil(range(2, 4), math.nan, everything=True)
     tiny_trainer(tmp_path, spoil, steps=6).fit(tiny_module(average=None, max_bad_steps=3), datamodule=TinyImages())
     changed = [not torch.equal(*pair) for pair in zip(spoil.weights, spoil.weights[1:], strict=False)]

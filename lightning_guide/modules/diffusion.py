@@ -195,9 +195,10 @@ class DiffusionModule(EvaluatedModule):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.images_seen += self._pending_images
         self._pending_images = 0
-        self.denoiser.constrain()
-        if self.loss is not None:
-            self.loss.constrain()
+        if not self._guard.bad_steps:  # to normalize unchanged weights again would change their last bits
+            self.denoiser.constrain()
+            if self.loss is not None:
+                self.loss.constrain()
         step = self.global_step + 1  # Lightning counts it after this hook
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and step % every == 0:

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -44,10 +45,10 @@ _OF_TORCH_SAVE = re.compile("PytorchStreamWriter|inline_container|basic_ios")
 def atomic(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Write a file atomically: yield a temporary path in the folder of `path`, then rename it to `path`.
 
-    The folder is created. The file gets the mode of the umask, whichever library writes it. Several processes may write
-    the same path: each has a temporary file of its own. A process killed inside leaves `path` unchanged and at most the
-    temporary file, a dot file ending in ``.tmp``. If `durable`, the new file is on disk when this returns, so that it
-    survives a power failure.
+    The folder is created. The file gets the mode of the umask, whichever library writes it. Several threads and
+    processes may write the same path: each has a temporary file of its own. A process killed inside leaves `path`
+    unchanged and at most the temporary file, a dot file ending in ``.tmp``. If `durable`, the new file is on disk when
+    this returns, so that it survives a power failure.
 
     Raises:
         OSError: naming `path`, or the file in place of its folder, if writing fails; `path` is unchanged.
@@ -101,8 +102,8 @@ def remove_temporary(folder: str | Path, pattern: str = "*") -> None:
 
 
 def _temporary(path: Path) -> Path:
-    """Return the temporary file of this process for `path`; names that would be too long are cut."""
-    writer = zlib.crc32(f"{platform.node()} {os.getpid()}".encode())
+    """Return the temporary file of this thread for `path`; names that would be too long are cut."""
+    writer = zlib.crc32(f"{platform.node()} {os.getpid()} {threading.get_ident()}".encode())
     name = path.name if len(os.fsencode(path.name)) < 240 else path.name[:50]
     return path.with_name(f".{name}.{writer:08x}.tmp")
 

@@ -62,9 +62,13 @@ def frechet_distance(mean_1: Tensor, cov_1: Tensor, mean_2: Tensor, cov_2: Tenso
 
 
 def mean_and_covariance(count: Tensor, total: Tensor, outer: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean (F,) and unbiased covariance (F, F) from n (), sum f (F,) and sum f f^T (F, F), in float64."""
+    """Return mean (F,) and unbiased covariance (F, F) from n (), sum f (F,) and sum f f^T (F, F), in float64.
+
+    The covariance is symmetric to the bit, so that it is the same when it is read from a file.
+    """
     mean = total / count
-    return mean, (outer - torch.outer(total, mean)) / (count - 1)
+    covariance = (outer - torch.outer(total, mean)) / (count - 1)
+    return mean, (covariance + covariance.mT) / 2
 
 
 class FrechetDistance(SampleMetric):
