@@ -4,20 +4,23 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 GUIDE := $(BIN)/lightning-guide
+# Order of the tests of test-portable; and the files of tests that test-portable leaves out.
+SEED ?= $(shell od -An -N2 -tu2 /dev/urandom)
+WITHOUT_NUMBERS := cli commands configs docs doctests layout packaging report runs_edm2 runs_hub scripts search stored utils
 
 .PHONY: help install demo study lint test test-portable test-slow test-package docs
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make install    create $(VENV) and install everything into it"
-	@echo "make demo       train, guide and evaluate the 2D fractal; figure and table in runs/fractal2d/report"
-	@echo "make study      the published 2D recipe over five seeds"
-	@echo "make lint       ruff and mypy"
-	@echo "make test       lint and the fast tests"
+	@echo "make install        create $(VENV) and install everything into it"
+	@echo "make demo           train, guide and evaluate the 2D fractal; figure and table in runs/fractal2d/report"
+	@echo "make study          the published 2D recipe over five seeds"
+	@echo "make lint           ruff and mypy"
+	@echo "make test           lint and the fast tests"
 	@echo "make test-portable  numerical tests without vector instructions, on 1 and 3 threads, in random order"
-	@echo "make test-slow  the slow tests"
-	@echo "make test-package  builds sdist and wheel; the demo, shrunk, from the installed wheel"
-	@echo "make docs       the documentation site in build/site"
+	@echo "make test-slow      the slow tests"
+	@echo "make test-package   builds sdist and wheel; the demo, shrunk, from the installed wheel"
+	@echo "make docs           the documentation site in build/site"
 
 install: $(STAMP)
 
@@ -44,8 +47,18 @@ lint: $(STAMP)
 test: lint
 	$(BIN)/python -m pytest -q -n 2
 
+# Results that depend on the CPU show up without vector instructions and with other numbers of threads.
+test-portable: $(STAMP)
+	for threads in 1 3; do \
+	  TEST_THREADS=$$threads ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 \
+	  $(BIN)/python -m pytest -q -n 2 --shuffle $(SEED) $(WITHOUT_NUMBERS:%=--ignore-glob='tests/test_%*.py') || exit 1; \
+	done
+
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow
+
+test-package: $(STAMP)
+	$(BIN)/python -m pytest -q -m "slow or not slow" tests/test_packaging.py
 
 docs: $(STAMP)
 	$(BIN)/python -m pip install -q -e '.[docs]' -c constraints.txt
