@@ -21,7 +21,7 @@ class Gallery(EvaluationSamples):
     """Image of samples 0 ... `count` - 1: one row for each evaluation, one column for each sample.
 
     A row is labeled with the evaluation, its network calls per sample (NFE) and its milliseconds per sample. Points
-    are drawn as one panel for each evaluation. Logged to TensorBoard as `gallery` and written to
+    are drawn as one panel for each evaluation. Logged as `gallery` and written to
     `<folder>/gallery.png`.
     """
 

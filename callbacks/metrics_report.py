@@ -1,4 +1,4 @@
-"""Metrics report of all evaluations: a JSON file, a table on the terminal and one in TensorBoard."""
+"""Metrics report of all evaluations: a JSON file, a table on the terminal and one in the loggers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from callbacks.output import output_folder, tensorboard_loggers, unwritable_output
+from callbacks.loggers import log_table
+from callbacks.output import output_folder, unwritable_output
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.report.tables import Extractors, format_number, judge_networks, metric_rows
 from lightning_guide.utils.files import atomic
@@ -21,15 +22,15 @@ Results = Mapping[str, Mapping[str, float]]
 
 
 class MetricsReport(pl.Callback):
-    """Report at the end of each validation and test: `metrics.json`, a table on the terminal and one in TensorBoard.
+    """Report at the end of each validation and test: `metrics.json`, a table on the terminal and one in the loggers.
 
     Below the table the terminal shows the held-out loss. Of a module without evaluations it shows what was logged, and
     nothing is written.
 
     The file maps evaluation -> metric -> value and holds the newest results; values that are not finite are null.
     `extractors` of an evaluation maps the names of its metrics to their feature networks, each with a hash of its
-    weights. Evaluations that were skipped are listed below the tables, with the reason. In TensorBoard the table is
-    the text `report/metrics`.
+    weights. Evaluations that were skipped are listed below the tables, with the reason. In loggers the table is
+    `report/metrics`, at the step of the evaluated model.
     """
 
     default_folder = "report"
@@ -79,9 +80,7 @@ class MetricsReport(pl.Callback):
         notes += [f"skipped: {name} ({reason})" for name, reason in skipped.items()]
         notes += [f"failed: {what} ({reason})" for what, reason in module.evaluations.failed.items()]
         print("\n" + "\n".join(_align_columns(table) + notes + lines), flush=True)
-        text = "\n".join(_markdown(table)) + "".join(f"\n\n{note}" for note in notes)
-        for board in tensorboard_loggers(trainer):
-            board.experiment.add_text("report/metrics", text, trainer.global_step)
+        log_table(trainer, "report/metrics", table, notes=notes)
 
 
 def _logged(trainer: pl.Trainer, prefix: str) -> dict[str, float]:
@@ -110,12 +109,4 @@ def _align_columns(rows: list[list[str]]) -> list[str]:
         lines.append("  ".join(cells))
     if lines:
         lines.insert(1, "-" * len(lines[0]))
-    return lines
-
-
-def _markdown(rows: list[list[str]]) -> list[str]:
-    """Return the lines of a Markdown table."""
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    if lines:
-        lines.insert(1, "| :-- |" + " --: |" * (len(rows[0]) - 1))
     return lines

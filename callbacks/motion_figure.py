@@ -19,7 +19,7 @@ __all__ = ["MotionFigure"]
 class MotionFigure(EvaluationSamples):
     """Figure of the ground paths of each evaluation, at the end of each validation and test.
 
-    Written to `<folder>/paths.png` and logged to TensorBoard as `report/paths`.
+    Written to `<folder>/paths.png` and logged as `report/paths`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Output of callbacks: folders of a run, PNG files, TensorBoard images, image grids and scatter plots."""
+"""Output of callbacks: folders of a run, PNG files, image grids and scatter plots."""
 
 from __future__ import annotations
 
@@ -11,20 +11,18 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from callbacks.loggers import log_image
 from lightning_guide.data import DataInterface
 from lightning_guide.utils.files import atomic
 from lightning_guide.utils.images import encode_png
 from lightning_guide.utils.needs import unwritable
 
 __all__ = [
-    "log_image",
-    "tensorboard_loggers",
     "output_folder",
     "limits_of",
     "image_grid",
@@ -47,11 +45,6 @@ def unwritable_output(trainer: pl.Trainer, callback: Any, *, default: str = "rep
         yield from unwritable(output_folder(trainer, callback.folder, default=default), type(callback).__name__)
 
 
-def tensorboard_loggers(trainer: pl.Trainer) -> list[TensorBoardLogger]:
-    """Return all TensorBoard loggers of `trainer`."""
-    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-
-
 def write_png(path: Path, image: Tensor) -> None:
     """Write `image` (1 or 3, H, W), uint8, to `path` atomically; create the folder.
 
@@ -71,14 +64,8 @@ def render(figure: Figure) -> Tensor:
     return torch.from_numpy(np.array(canvas.buffer_rgba())[:, :, :3]).permute(2, 0, 1)
 
 
-def log_image(trainer: Trainer, tag: str, image: Tensor) -> None:
-    """Log `image` (3, H, W), uint8, at the global step to all TensorBoard loggers."""
-    for board in tensorboard_loggers(trainer):
-        board.experiment.add_image(tag, image, trainer.global_step)
-
-
 def save_image(trainer: Trainer, image: Tensor, path: Path, *, tag: str) -> None:
-    """Write `image` (3, H, W), uint8, to the PNG file `path` and log it to TensorBoard as `tag`."""
+    """Write `image` (3, H, W), uint8, to the PNG file `path` and log it as `tag`, at `log_step`."""
     write_png(path, image)
     log_image(trainer, tag, image)
 

@@ -17,7 +17,7 @@ __all__ = ["RoundStrips"]
 class RoundStrips(pl.Callback):
     """Image of the first samples of a test's rounds, one row for each: `report/rounds.png` in the run folder.
 
-    With rounds that share their noise (`redraw: false`) a column shows how one sample changes. In TensorBoard the
+    With rounds that share their noise (`redraw: false`) a column shows how one sample changes. In loggers the
     image is `rounds/samples`. It shows the samples of process 0 only, and after a resume only those drawn since.
     """
 

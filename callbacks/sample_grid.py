@@ -11,19 +11,17 @@ from callbacks.output import image_grid, limits_of, output_folder, save_image, s
 from lightning_guide.data import data_of
 from lightning_guide.evaluation.sampling_loop import DrawnSamples
 from lightning_guide.modules.diffusion import DiffusionModule
+from lightning_guide.report.run_page import UNSAFE
 
 __all__ = ["SampleGrid"]
-
-
-UNSAFE = r"[^\w.=+-]+"  # in file names
 
 
 class SampleGrid(EvaluationSamples):
     """Grid of samples 0 ... `count` - 1 of each evaluation, at the end of validation and test.
 
     Points are drawn as a scatter plot of their first two coordinates, on axes that cover the real data. Each image is
-    logged to TensorBoard (`samples/<evaluation>`, at the global step) and written to
-    `<folder>/<fit, validate or test>-<images seen>-<evaluation>.png`.
+    logged as `samples/<evaluation>`, at the step of the evaluated model, and written to
+    `<folder>/<fit, validate or test>-<images that model has seen>-<evaluation>.png`.
     """
 
     default_folder = "grids"
@@ -43,11 +41,11 @@ class SampleGrid(EvaluationSamples):
         """Log and write one image for each evaluation."""
         folder = output_folder(trainer, self.folder, default=self.default_folder)
         assert trainer.state.fn is not None
-        stage = f"{trainer.state.fn.value}-{module.images_seen}"
+        stage = f"{trainer.state.fn.value}-{module.evaluated_images}"
         real = data_of(trainer)
         for name, drawn in samples.items():
             if drawn.x.ndim == 2:
-                image = scatter(drawn.x, f"{name}, {module.images_seen:,} images seen", limits_of(real))
+                image = scatter(drawn.x, f"{name}, {module.evaluated_images:,} images seen", limits_of(real))
             else:
                 image = image_grid(drawn.x, self.columns)
             save_image(trainer, image, folder / f"{stage}-{re.sub(UNSAFE, '_', name)}.png", tag=f"samples/{name}")

@@ -34,7 +34,7 @@ class WeightCurves(pl.Callback):
     One row for each method (`SIMS`, `Neon`, `Autoguidance`, ...): to the left the metric against w = 1 + omega, one
     curve for each age of the guider; to the right against the age, one curve for each weight. Evaluations of a plain
     model, `Main` or `Snapshot`, are horizontal lines. Other evaluations and methods with a single point are left out.
-    Logged to TensorBoard as `curves/<metric>` and written to `<folder>/curves_<metric>.png`.
+    Logged as `curves/<metric>` and written to `<folder>/curves_<metric>.png`.
     """
 
     def __init__(self, metric: str = "fd", *, folder: str | None = None) -> None:

@@ -11,13 +11,14 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
 from callbacks import AccumulatedGradients, GradientCosines, LossCurves, PostHocEMA
 from callbacks.diagnostics.gradient_cosines import cosines
 from callbacks.diagnostics.loss_curves import _numbers
-from callbacks.diagnostics.trajectories import GuidedTrajectories, RecordedTrajectory, record_trajectory
+from callbacks.diagnostics.trajectories import GuidedTrajectories, RecordedTrajectory, record_trajectory, save_figure
 from datamodules import DigitCaptions
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.distributions.gaussian_mixture import GaussianMixture
@@ -183,6 +184,16 @@ def test_callbacks_write_figures_and_numbers_in_a_run(tmp_path: Path) -> None:
     assert set(found["accumulated_gradients"]["plain"]) == {"loss", "judge", "smoothness"}
     assert found["accumulated_gradients"]["plain"] == found["accumulated_gradients"]["levels"]
     assert any((tmp_path / "tensorboard").rglob("events.*"))
+
+
+def test_numbers_that_are_not_finite_are_null_in_the_files(tmp_path: Path) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    numbers = {"dps": {"gap": math.nan, "guide": [1.0, math.inf]}}
+    save_figure(tiny_trainer(tmp_path), None, "loss_curves", Figure(figsize=(1, 1)), numbers)
+    written = json.loads((tmp_path / "report/loss_curves.json").read_text(), parse_constant=refuse)
+    assert written == {"dps": {"gap": None, "guide": [1.0, None]}}
 
 
 class RecordedWalks(GuidedTrajectories):

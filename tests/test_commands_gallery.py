@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_guide.cli import main
 from lightning_guide.commands.gallery import gallery
+from tests.event_files import opened
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
@@ -21,6 +21,11 @@ SMALL = {
     "model": {"init_args": {"evaluations": {"plain": {"num_samples": 100}}, "metrics": {}}},
     "data": {"init_args": {"batch_size": 8}},
 }
+
+
+def contents(folder: Path) -> dict[Path, int]:
+    """All files and folders in `folder` with the times of their last change."""
+    return {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]}
 
 
 def methods(path: Path, **guidances: dict) -> str:
@@ -43,7 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_fits_is_drawn_and_the_rest_is_named(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    guider = {"class_path": "Snapshot", "init_args": {"images": 7}}
+    guider = {"class_path": "Snapshot", "init_args": {"images": 1000}}
     unfit = {"class_path": "Autoguidance", "init_args": {"guider": guider}}
     file = methods(
         tmp_path / "methods.yaml",
@@ -52,7 +57,7 @@ def test_what_fits_is_drawn_and_the_rest_is_named(
         missing=unfit,
         odd={"class_path": "SlidingWindowGuidance"},
     )
-    out = tmp_path / "out"
+    out, before = tmp_path / "out", contents(run)
     words = ["gallery", str(run), json.dumps([file]), "--out", str(out), "--count", "3", "--labels", "4"]
     monkeypatch.setattr(sys, "argv", ["lightning-guide", *words])
     main()
@@ -68,11 +73,21 @@ def test_what_fits_is_drawn_and_the_rest_is_named(
     rows = [image[i * third : (i + 1) * third, 220:] for i in range(3)]  # to the right of the labels
     assert np.abs(rows[0] - rows[1]).max() <= 2, "w = 1 is the unguided row"
     assert np.abs(rows[0] - rows[2]).max() > 20
-    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0})
-    events.Reload()
-    assert "gallery" in events.Tags()["images"]
+    (event,) = opened(out / "tensorboard/version_0").Images("gallery")
+    assert event.step == 2 and contents(run) == before, "the run is only read"
     label = yaml.safe_load((out / "gallery.yaml").read_text())["model"]["init_args"]["evaluations"]["plain"]["labels"]
     assert label == 4
+
+
+def test_a_label_that_the_model_lacks_is_named_before_anything_is_written(run: Path, tmp_path: Path) -> None:
+    before, file = contents(run), methods(tmp_path / "a.yaml", scaled={"class_path": "ScoreScaling"})
+    for labels, count, message in (
+        (10, 2, "label 10 is out of range: there are 10 classes"),
+        (0, 0, "num_samples >= 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            gallery(str(run), [file], labels=labels, count=count)
+    assert contents(run) == before
 
 
 def test_mistakes_are_named(run: Path, tmp_path: Path) -> None:
@@ -90,7 +105,7 @@ def test_mistakes_are_named(run: Path, tmp_path: Path) -> None:
     unknown = methods(tmp_path / "d.yaml", what={"class_path": "NoSuchGuidance"})
     with pytest.raises(ValueError, match="NoSuchGuidance"):
         gallery(str(run), [unknown])
-    guider = {"class_path": "Snapshot", "init_args": {"images": 7}}
+    guider = {"class_path": "Snapshot", "init_args": {"images": 1000}}
     unfit = methods(tmp_path / "c.yaml", missing={"class_path": "Autoguidance", "init_args": {"guider": guider}})
     with pytest.raises(ValueError, match="none of the guidances missing fits"):
         gallery(str(run), [unfit])

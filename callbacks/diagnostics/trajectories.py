@@ -25,6 +25,7 @@ from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.samplers import Sampler
 from lightning_guide.seeds import SampleSeeds
 from lightning_guide.utils.files import atomic
+from lightning_guide.utils.resume import plain_data
 
 __all__ = ["GuidedTrajectories", "RecordedTrajectory", "nan_to_none", "none_to_nan", "save_figure", "record_trajectory"]
 
@@ -170,11 +171,14 @@ class GuidedTrajectories(ResolvedGuidances, ABC):
 
 
 def save_figure(trainer: pl.Trainer, folder: str | None, name: str, figure: Figure, numbers: Mapping[str, Any]) -> None:
-    """Write `<folder>/<name>.png` and `.json` (default: `report` in the run folder) and log `report/<name>`."""
+    """Write `<folder>/<name>.png` and `.json` (default: `report` in the run folder) and log `report/<name>`.
+
+    Numbers that are not finite are null in the file.
+    """
     place = output_folder(trainer, folder)
     save_image(trainer, render(figure), place / f"{name}.png", tag=f"report/{name}")
     with atomic(place / f"{name}.json", durable=False) as temporary:
-        temporary.write_text(json.dumps(numbers, indent=1), encoding="utf-8")
+        temporary.write_text(json.dumps(plain_data(numbers), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def nan_to_none(values: Tensor) -> list[float | None]:

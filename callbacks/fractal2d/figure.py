@@ -45,7 +45,7 @@ TRUE_SAMPLES = {"outliers (%)": 1.0, "lost mass (%)": 0.0}
 
 
 class FractalFigure(ResolvedGuidances, EvaluationSamples):
-    """Figure `figure.png`, and `report/figure` in TensorBoard, at the end of each validation and test.
+    """Figure `figure.png`, and `report/figure` in loggers, at the end of each validation and test.
 
     First row: reference samples and those of the evaluations `panels`, on the true density and the outline of the
     region that holds 99 % of its mass. Second row, a close-up: trajectories from the same starting points without and

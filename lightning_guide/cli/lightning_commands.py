@@ -20,6 +20,7 @@ import callbacks
 from callbacks.progress import NamedProgress
 from lightning_guide.cli.closing import Results
 from lightning_guide.runs.checkpoints import check_checkpoint, newest_checkpoint, read_checkpoint
+from lightning_guide.runs.log_folders import use_own_folder
 from lightning_guide.runs.session import CLI_OPTIONS, ConfigCLI
 from lightning_guide.utils.files import atomic
 
@@ -78,7 +79,10 @@ class GuideCLI(ConfigCLI):
             if not any(isinstance(callback, default) for callback in kwargs["callbacks"]):
                 kwargs["callbacks"].append(default())
         self._add_output(config, kwargs)
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        for logger in trainer.loggers:
+            use_own_folder(logger, str(self.subcommand))
+        return trainer
 
     def _add_output(self, config: Any, kwargs: dict[str, Any]) -> None:
         """Add what shows and writes results, unless the config has it."""

@@ -10,7 +10,9 @@ import yaml
 
 from lightning_guide.commands.guidance_files import build_guidances, read_guidances
 from lightning_guide.denoiser import Denoiser
+from lightning_guide.evaluation.evaluation import SampleIndices
 from lightning_guide.runs.run import Run
+from lightning_guide.utils.files import atomic, make_folder
 
 __all__ = ["applicable_guidances", "gallery"]
 
@@ -31,31 +33,37 @@ def gallery(
     Args:
         run: folder of a finished run.
         methods: files such as configs/guidance/pag.yaml, or folders of them.
-        out: folder of gallery.png, metrics.json and gallery.yaml, the settings as a config; default RUN/gallery.
+        out: folder of gallery.png, metrics.json, gallery.yaml (the settings as a config) and TensorBoard's files;
+            default RUN/gallery. With another folder the run is only read.
         count: samples of each method.
         labels: "balanced", "random", or one class for all samples.
         seed: of the samples.
 
     Raises:
-        ValueError: if the run has no config, a file holds no guidances, two guidances share a name, or none fits.
+        ValueError: if the run has no config or the model no such label, a file holds no guidances, two guidances share
+            a name, or none fits.
     """
     opened = Run(run)
     settings = opened.config["model"].get("init_args") or {}
-    guidances = applicable_guidances(read_guidances(methods), opened, methods=methods)
     first, evaluation = next(iter((settings.get("evaluations") or {"unguided": {}}).items()))
+    main = opened.model()
+    if not main.token_channels:
+        SampleIndices(count, evaluation.get("num_classes") or main.num_classes, labels=labels, seed=seed)
+    guidances = applicable_guidances(read_guidances(methods), opened, methods=methods)
     drawn: dict[str, Any] = {"num_samples": count, "batch_size": count, "labels": labels, "seed": seed, "metrics": {}}
     folder = Path(out) if out is not None else opened.folder / "gallery"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     model: dict[str, Any] = {"evaluations": {first: evaluation | drawn}, "guidances": guidances}
     callbacks = [
         {"class_path": "Gallery", "init_args": {"count": count, "folder": str(folder)}},
         {"class_path": "MetricsReport", "init_args": {"folder": str(folder)}},
     ]
-    written = {"trainer": {"callbacks": callbacks, "default_root_dir": run}, "model": {"init_args": model}}
-    (folder / "gallery.yaml").write_text(yaml.safe_dump(written, sort_keys=False), encoding="utf-8")
-    board = {"save_dir": run, "name": "tensorboard", "version": "", "default_hp_metric": False}
+    board = {"save_dir": str(folder), "name": "tensorboard", "default_hp_metric": False}
     logger = {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": board}
     opened.test(model=model, trainer={"callbacks": callbacks, "logger": logger})
+    written = {"trainer": {"callbacks": callbacks, "default_root_dir": run}, "model": {"init_args": model}}
+    with atomic(folder / "gallery.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(written, sort_keys=False), encoding="utf-8")
     print(f"{folder / 'gallery.png'}")
 
 

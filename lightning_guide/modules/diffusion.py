@@ -152,11 +152,6 @@ class DiffusionModule(EvaluatedModule):
         )
         yield from fit_needs(self.evaluations, self._needs(models), planned, self.trainer)
 
-    @property
-    def images_per_step(self) -> int:
-        """Images in one optimizer step, over all processes and micro-steps."""
-        return self._data.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
-
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimizer without a scheduler: `optimizer_step` sets the rate from the images seen."""
         scaled = self._trainer is not None and self.trainer.precision == "16-mixed"

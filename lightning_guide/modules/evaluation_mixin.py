@@ -17,7 +17,7 @@ from lightning_guide.evaluation.runner import GuidedEvaluations, StrictEvaluatio
 from lightning_guide.evaluation.sampling_loop import DrawnSamples, SampleStore
 from lightning_guide.modules.needs import report_failures, require_needs, samples_drawn, warn_of
 from lightning_guide.runs.class_names import check_class_names
-from lightning_guide.runs.models import RunModels, find_average, finished_model
+from lightning_guide.runs.models import RunModels, evaluated_images, find_average, finished_model
 from lightning_guide.training.losses import TrainingLoss
 from lightning_guide.training.monitor import HeldoutLoss
 from lightning_guide.training.sharding import ShardedTraining, unshard
@@ -35,6 +35,9 @@ class EvaluatedModule(ShardedTraining):
         evaluations: evaluations of validation and test, with their newest results.
         images_seen: images of training seen so far, over all processes.
         label_dropout: share of the examples that train without their condition.
+        evaluated_images: images of training that the model of the newest evaluations has seen.
+        evaluated_step: optimizer steps in which it saw them, x of the results in loggers; after training this is
+            `evaluated_images` over the images in one step of the present config.
     """
 
     label_dropout: float = 0.0
@@ -58,7 +61,7 @@ class EvaluatedModule(ShardedTraining):
         self.evaluations = GuidedEvaluations(evaluations, metrics)
         self._prediction = StrictEvaluations({"prediction": prediction}, {})
         self.average, self.images = None if average is None else Average.of(average), images
-        self.images_seen = 0
+        self.images_seen = self.evaluated_images = self.evaluated_step = 0
         self._heldout = HeldoutLoss(heldout_sigmas, seed=seed)
         self._main: list[Denoiser] = []  # in a list: it must not become a submodule
 
@@ -116,6 +119,21 @@ class EvaluatedModule(ShardedTraining):
             warn_of(needs)
         evaluations.start(models, self._data, self.device, training=self._fitting)
         self._main = [models.main]
+        self.evaluated_images, self.evaluated_step = self._find_evaluated()
+
+    def _find_evaluated(self) -> tuple[int, int]:
+        """Return images and steps of the evaluated model."""
+        if self._fitting:
+            return self.images_seen, self.global_step
+        images = self.images_seen  # of the checkpoint whose raw weights were loaded
+        if self.average is not None:
+            images = evaluated_images(self.trainer.default_root_dir, self.images, self.average)
+        return images, round(images / self.images_per_step)
+
+    @property
+    def images_per_step(self) -> int:
+        """Images in one optimizer step, over all processes and micro-steps."""
+        return self._data.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     def _needs(self, models: Models) -> EvaluationNeeds:
         """Return the checks of evaluations of `models.main`."""
@@ -208,7 +226,8 @@ class EvaluatedModule(ShardedTraining):
         for name, metrics in self.evaluations.finish(self.device).items():
             values |= {f"{name}/{metric}": value for metric, value in metrics.items()}
         values |= {f"{name}/skipped": 1.0 for name in self.evaluations.skipped}
-        if self._fitting:
-            values["step"] = float(self.global_step)  # x of these values in loggers; the default is one step too early
+        if not self._fitting:
+            values["images_seen"] = float(self.evaluated_images)
+        values["step"] = float(self.evaluated_step)  # x of these values in loggers
         # the values are equal on all ranks already; sync_dist only avoids a warning of Lightning about each of them
         self.log_dict(values, sync_dist=True, batch_size=1)

@@ -161,6 +161,11 @@ class GradientOptimization(pl.LightningModule):
             self.log_dict(values, sync_dist=True, batch_size=1)
 
     @property
+    def evaluated_step(self) -> int:
+        """Rounds so far, x of images in loggers."""
+        return self.rounds.round
+
+    @property
     def _state(self) -> Path:
         return Path(self.trainer.default_root_dir) / "rounds" / "state.ckpt"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from lightning_guide.utils.distributed import all_reduce_sum
 from lightning_guide.utils.files import atomic, parse_json
+from lightning_guide.utils.resume import plain_data
 
 __all__ = ["RoundBuffers", "append_record", "read_records", "write_records"]
 
@@ -89,21 +91,27 @@ def append_record(run: str | Path, record: Record, *, first: bool) -> None:
     path = _path(run)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w" if first else "a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+        file.write(_line(record))
 
 
 def read_records(run: str | Path, rounds: int) -> list[Record]:
     """Return the records of the first `rounds` rounds; later ones will be drawn again."""
     path = _path(run)
     lines = path.read_bytes().splitlines() if path.exists() else []
-    return [parse_json(line, path) for line in lines[:rounds]]
+    records = [parse_json(line, path) for line in lines[:rounds]]
+    return [{name: math.nan if value is None else value for name, value in record.items()} for record in records]
 
 
 def write_records(run: str | Path, records: Sequence[Record]) -> None:
     """Write all records at once."""
     path = _path(run)
     with atomic(path) as temporary:
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+        temporary.write_text("".join(map(_line, records)), encoding="utf-8")
+
+
+def _line(record: Record) -> str:
+    """Return a record as strict JSON; numbers that are not finite are null."""
+    return json.dumps(plain_data(record), allow_nan=False) + "\n"
 
 
 def _path(run: str | Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from types import MappingProxyType
 
 __all__ = ["COLORS", "line_chart", "ticks"]
 
@@ -36,19 +37,26 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(number * step, digits) for number in range(first, last + 1)]
 
 
-def line_chart(series: Mapping[str, Points], *, title: str, x_label: str) -> str:
+def line_chart(
+    series: Mapping[str, Points],
+    *,
+    title: str,
+    x_label: str,
+    bands: Mapping[str, tuple[Points, Points]] = MappingProxyType({}),
+) -> str:
     """Return an SVG chart of the first ten `series`, name -> (x, y) pairs; "" if no point is finite.
 
+    `bands` are the lower and upper ends of intervals, name -> (lower points, upper points), drawn behind their lines.
     The y axis is logarithmic where all values are positive and span more than a factor of 30.
     """
-    finite = {name: [p for p in points if all(map(math.isfinite, p))] for name, points in series.items()}
-    drawn = {name: points for name, points in finite.items() if points}
+    drawn = {name: finite for name, points in series.items() if (finite := _finite(points))}
     left_out = len(drawn) - MOST
     drawn = dict(list(drawn.items())[:MOST])
     if not drawn:
         return ""
+    edges = {name: [*_finite(low), *reversed(_finite(high))] for name, (low, high) in bands.items() if name in drawn}
     xs = [x for points in drawn.values() for x, _ in points]
-    ys = [y for points in drawn.values() for _, y in points]
+    ys = [y for points in [*drawn.values(), *edges.values()] for _, y in points]
     logarithmic = min(ys) > 0 and max(ys) / min(ys) > 30
     x_axis, y_axis = _Axis(xs, (LEFT, LEFT + WIDTH)), _Axis(ys, (TOP + HEIGHT, TOP), logarithmic=logarithmic)
     parts = [f"<title>{escape(title)}</title>", _text(LEFT, 16, title, weight="bold")]
@@ -63,6 +71,8 @@ def line_chart(series: Mapping[str, Points], *, title: str, x_label: str) -> str
     for number, (name, points) in enumerate(drawn.items()):
         color, height = COLORS[number], TOP + 10 + 18 * number
         places = [(x_axis(x), y_axis(y)) for x, y in points]
+        if edge := " ".join(f"{x_axis(x):.1f},{y_axis(y):.1f}" for x, y in edges.get(name, [])):
+            parts.append(f'<polygon points="{edge}" fill="{color}" fill-opacity="0.15"/>')
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         parts.append(f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="1.6"/>')
         if len(places) <= 40:
@@ -75,6 +85,10 @@ def line_chart(series: Mapping[str, Points], *, title: str, x_label: str) -> str
     size = (LEFT + WIDTH + RIGHT + LEGEND, TOP + HEIGHT + BOTTOM)
     head = f'<svg role="img" viewBox="0 0 {size[0]} {size[1]}" width="{size[0]}" height="{size[1]}"'
     return head + ' font-family="sans-serif" font-size="12">' + "".join(parts) + "</svg>"
+
+
+def _finite(points: Points) -> list[tuple[float, float]]:
+    return [point for point in points if all(map(math.isfinite, point))]
 
 
 class _Axis:

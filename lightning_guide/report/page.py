@@ -5,23 +5,31 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from html import escape
+from urllib.parse import quote
+
+from lightning_guide.report.results import Cell
 
 __all__ = ["Page"]
 
 
 _STYLE = """
-body { font: 15px/1.5 sans-serif; margin: 2em auto; max-width: 1100px; padding: 0 1em; color: #222; background: #fff }
+body { font: 15px/1.5 sans-serif; margin: 2em auto; max-width: 1900px; padding: 0 2em; color: #222; background: #fff }
 h1 { margin-bottom: 0 }
 h2 { margin-top: 2em; border-bottom: 1px solid #ccc }
-figure { display: inline-block; margin: 8px }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 440px), 1fr)); gap: 16px 24px }
+.grid.wide { grid-template-columns: repeat(auto-fill, minmax(min(100%, 560px), 1fr)) }
+figure { margin: 0 }
 figcaption { color: #555 }
-img { max-width: 100%; image-rendering: pixelated }
-svg { max-width: 100%; height: auto }
-table { border-collapse: collapse; display: block; overflow-x: auto }
-td, th { padding: 2px 10px; text-align: right }
+img { display: block; width: 100%; max-width: max-content; min-width: min(100%, 420px); image-rendering: pixelated }
+svg { display: block; width: 100%; height: auto }
+.table { overflow-x: auto }
+table { border-collapse: collapse; width: 100% }
+td, th { padding: 2px 10px; text-align: right; white-space: nowrap }
 th { border-bottom: 1px solid #888 }
 td:first-child, th:first-child { text-align: left }
-tr:nth-child(even) { background: #f4f4f4 }
+tbody tr:nth-child(even) { background: #f4f4f4 }
+tr.baseline { border: 1px solid #888 }
+small { color: #555 }
 pre { background: #f4f4f4; padding: 1em; overflow-x: auto; font-size: 13px }
 summary { cursor: pointer }
 """
@@ -47,24 +55,26 @@ class Page:
         """Add a paragraph."""
         self._parts.append(f"<p>{escape(text)}</p>")
 
-    def table(self, rows: Sequence[Sequence[str]]) -> None:
-        """Add a table whose first row is the header; nothing without rows."""
+    def table(self, rows: Sequence[Sequence[str | Cell]], *, folded: str = "") -> None:
+        """Add a table whose first row is the header, collapsed under `folded` if given; nothing without rows."""
         if rows:
-            head = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
-            body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows[1:])
-            self._parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+            head = "".join(f"<th>{_cell(cell)}</th>" for cell in rows[0])
+            body = "".join(map(_row, rows[1:]))
+            table = f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+            self._parts.append(f"<details><summary>{escape(folded)}</summary>{table}</details>" if folded else table)
 
-    def image(self, png: bytes, caption: str) -> None:
-        """Add an image with its caption."""
-        data = base64.b64encode(png).decode()
-        self._parts.append(
-            f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
+    def images(self, images: Sequence[tuple[bytes, str]]) -> None:
+        """Add PNG images with their captions, side by side."""
+        figures = [
+            f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
             f"<figcaption>{escape(caption)}</figcaption></figure>"
-        )
+            for png, caption in images
+        ]
+        self._parts.append(f'<div class="grid">{"".join(figures)}</div>')
 
-    def chart(self, svg: str) -> None:
-        """Add an SVG of `charts.line_chart`, whose text is escaped already."""
-        self._parts.append(f"<figure>{svg}</figure>")
+    def charts(self, svgs: Sequence[str]) -> None:
+        """Add SVGs of `charts.line_chart`, whose text is escaped already, side by side."""
+        self._parts.append('<div class="grid wide">' + "".join(f"<figure>{svg}</figure>" for svg in svgs) + "</div>")
 
     def folded(self, summary: str, text: str) -> None:
         """Add preformatted text, collapsed by default."""
@@ -80,3 +90,21 @@ class Page:
         )
         body = "\n".join(self._parts)
         return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
+
+
+def _row(cells: Sequence[str | Cell]) -> str:
+    baseline = any(isinstance(cell, Cell) and cell.mark == "baseline" for cell in cells)
+    start = '<tr class="baseline">' if baseline else "<tr>"
+    return start + "".join(f"<td>{_cell(cell)}</td>" for cell in cells) + "</tr>"
+
+
+def _cell(cell: str | Cell) -> str:
+    """Return the HTML inside a cell; only relative links are made."""
+    if isinstance(cell, str):
+        return escape(cell)
+    text = escape(cell.text)
+    if cell.link:
+        text = f'<a href="./{escape(quote(cell.link))}">{text}</a>'
+    if cell.mark == "best":
+        return f"<strong>{text}</strong>"
+    return f"{text} <small>(baseline)</small>" if cell.mark == "baseline" else text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -12,19 +13,26 @@ from typing import Any
 import yaml
 
 from lightning_guide.report.charts import line_chart
-from lightning_guide.report.history import History, read_history
+from lightning_guide.report.history import History, read_history, read_rounds
 from lightning_guide.report.page import Page
-from lightning_guide.report.tables import environment, judge_networks, metric_rows
+from lightning_guide.report.results import Cell, find_baseline, in_order, interval_keys, result_cells
+from lightning_guide.report.tables import environment, judge_networks
 from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.utils.files import atomic
 
-__all__ = ["leaves", "read_facts", "report", "run_page", "write_page"]
+__all__ = ["UNSAFE", "leaves", "read_facts", "report", "run_page", "write_page"]
+
+
+UNSAFE = r"[^\w.=+-]+"  # characters of an evaluation's name that are replaced in names of files
 
 
 METRICS, ENVIRONMENT = "report/metrics.json", "report/environment.json"
 
 
 _FIGURES = ("report", "gallery")  # folders of a run
+
+
+_STORES = {"snapshots": "", "half_life/snapshots": "half_life"}  # folder -> name of its average, or by sigma_rel
 
 
 _GRID = re.compile(r"(?P<stage>[a-z]+)-(?P<images>\d+)-(?P<name>.+)\.png")
@@ -50,15 +58,17 @@ def write_page(run: str | Path, out: str | Path | None = None, *, figures: Seque
     Raises:
         ValueError: as `run_page`.
     """
-    page = run_page(run, figures=figures)
     path = Path(run) / "report.html" if out is None else Path(out)
+    page = run_page(run, figures=figures, beside=path.parent)
     with atomic(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
 
 
-def run_page(run: str | Path, *, figures: Sequence[str | Path] = ()) -> str:
+def run_page(run: str | Path, *, figures: Sequence[str | Path] = (), beside: Path | None = None) -> str:
     """Return the HTML page of the run folder `run`, with more `figures`: PNG files, or folders of them.
+
+    Links to snapshots are relative to the folder `beside`, by default the run.
 
     Raises:
         ValueError: if the folder holds no run, or a file in it is damaged or missing.
@@ -69,18 +79,19 @@ def run_page(run: str | Path, *, figures: Sequence[str | Path] = ()) -> str:
     if not (configs or events.is_dir() or (run / METRICS).is_file()):
         raise ValueError(f"{run} holds no run: expected config.yaml, tensorboard or {METRICS} in it")
     settings = {path.name: _text(path) for path in configs}
-    history = read_history(events)
+    loaded = {name: _loaded(name, text) for name, text in settings.items()}
+    evaluations = _evaluations(loaded)
+    history = read_history(run)
     page = Page(f"Run {run.resolve().name}")
     page.paragraph(_summary(run, history))
-    _results(page, run)
-    _samples(page, run)
+    results = read_facts(run / METRICS)
+    order = list(dict.fromkeys([*evaluations, *results]))
+    _results(page, {name: results[name] for name in order if name in results}, evaluations, place=run / METRICS)
+    _samples(page, run, order)
     _figures(page, [*(run / folder for folder in _FIGURES if (run / folder).is_dir()), *map(Path, figures)])
-    charts = [line_chart(lines, title=title, x_label=history.x_label) for title, lines in history.charts().items()]
-    if any(charts):
-        page.heading("Curves")
-        for chart in charts:
-            page.chart(chart)
-    _seeds(page, settings)
+    _curves(page, [history, read_rounds(run)], order)
+    _snapshots(page, run, Path(run) if beside is None else beside)
+    _seeds(page, loaded)
     if settings:
         page.heading("Settings")
         for name, text in settings.items():
@@ -110,34 +121,39 @@ def _summary(run: Path, history: History) -> str:
     return " ".join(sentences) or "Nothing was trained here."
 
 
-def _results(page: Page, run: Path) -> None:
-    results = read_facts(run / METRICS)
+def _results(
+    page: Page, results: Mapping[str, Mapping[str, Any]], evaluations: Mapping[str, Any], *, place: Path
+) -> None:
     if not results:
         return
     try:
-        table = metric_rows(results)
+        table = result_cells(results, find_baseline(results, evaluations))
         lines = judge_networks({name: metrics.get("extractors", {}) for name, metrics in results.items()})
     except (AttributeError, TypeError) as error:
-        raise ValueError(f"{run / METRICS} is damaged: expected numbers and names of extractors: {error}") from None
+        raise ValueError(f"{place} is damaged: expected numbers and names of extractors: {error}") from None
     page.heading("Results")
     page.table(table)
-    page.paragraph("nfe: network calls per sample; seconds: sum over all processes.")
+    page.paragraph(
+        "nfe: network calls per sample; seconds: sum over all processes. Bold: the best of a metric; brackets: its "
+        "interval, or smallest and largest value of the repetitions."
+    )
     for line in lines:
         page.paragraph(line)
 
 
-def _samples(page: Page, run: Path) -> None:
+def _samples(page: Page, run: Path, order: Sequence[str]) -> None:
     """Add the newest grid of each evaluation."""
+    order = [re.sub(UNSAFE, "_", name) for name in order]
     newest: dict[str, tuple[float, str, Path]] = {}
     for path in run.glob("grids/*.png"):
         if parsed := _GRID.fullmatch(path.name):
-            after = f" after {int(parsed['images']):,} images" if parsed["stage"] == "fit" else ""
+            after = f" after {int(parsed['images']):,} images" if int(parsed["images"]) else ""
             entry = (path.stat().st_mtime, f"{parsed['name']} ({parsed['stage']}{after})", path)
             newest[parsed["name"]] = max(entry, newest.get(parsed["name"], entry))
     if newest:
         page.heading("Samples")
-        for _, (_, caption, path) in sorted(newest.items()):
-            page.image(path.read_bytes(), caption)
+        chosen = [newest[name] for name in in_order(sorted(newest), order)]
+        page.images([(path.read_bytes(), caption) for _, caption, path in chosen])
 
 
 def _figures(page: Page, places: Sequence[Path]) -> None:
@@ -148,18 +164,70 @@ def _figures(page: Page, places: Sequence[Path]) -> None:
             raise ValueError(f"{path} is not a figure: expected a PNG file, or a folder of them")
     if paths:
         page.heading("Figures")
-        for path in paths:
-            page.image(path.read_bytes(), path.stem)
+        page.images([(path.read_bytes(), path.stem) for path in paths])
 
 
-def _seeds(page: Page, settings: Mapping[str, str]) -> None:
+def _curves(page: Page, histories: Sequence[History], order: Sequence[str]) -> None:
+    """Add a chart for each metric, whose lines are in the order of the evaluations."""
+    charts = []
+    for history in histories:
+        found = history.charts()
+        ends = interval_keys(found)
+        for title, lines in found.items():
+            if any(title in pair for pair in ends.values()):
+                continue
+            low, high = (found[end] for end in ends[title]) if title in ends else ({}, {})
+            charts.append(
+                line_chart(
+                    {name: lines[name] for name in in_order(list(lines), order)},
+                    title=title,
+                    x_label=history.x_label,
+                    bands={name: (low[name], high[name]) for name in low.keys() & high.keys()},
+                )
+            )
+    if any(charts):
+        page.heading("Curves")
+        page.charts([chart for chart in charts if chart])
+
+
+def _snapshots(page: Page, run: Path, beside: Path) -> None:
+    """Add links to the stored averages, a row for each number of images and a column for each length."""
+    stores = [(SnapshotStore(run / folder), average) for folder, average in _STORES.items() if (run / folder).is_dir()]
+    files = {(e.images, average or f"{e.sigma_rel:g}"): e.path for store, average in stores for e in store.entries()}
+    columns = list(dict.fromkeys(sorted({column for _, column in files})))
+    rows: list[list[str | Cell]] = [["images seen", *(f"average {each}" for each in columns)]]
+    for images in sorted({images for images, _ in files}):
+        found = [files.get((images, column)) for column in columns]
+        links = [os.path.relpath(path.resolve(), beside.resolve()) if path else "" for path in found]
+        rows.append([f"{images:,}", *(Cell(Path(link).name, link=link) if link else "-" for link in links)])
+    if len(rows) > 1:
+        page.heading("Snapshots")
+        page.table(rows, folded=f"{len(files)} files" if len(rows) > 12 else "")
+
+
+def _loaded(name: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _evaluations(loaded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the evaluations in all configs, name -> settings; those of the fit come first."""
+    found: dict[str, Any] = {}
+    for settings in loaded.values():
+        model = settings.get("model") if isinstance(settings, dict) else None
+        arguments = model.get("init_args") or {} if isinstance(model, dict) else {}
+        evaluations, guidances = (arguments.get(key) or {} for key in ("evaluations", "guidances"))
+        if isinstance(evaluations, dict) and isinstance(guidances, dict):
+            found = evaluations | {name: {"guidance": each} for name, each in guidances.items()} | found
+    return found
+
+
+def _seeds(page: Page, loaded: Mapping[str, Any]) -> None:
     found = [["seed", "value", "in"]]
-    for name, text in settings.items():
-        try:
-            loaded = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{name} is not valid YAML: {' '.join(str(error).split())}") from None
-        found += [[key, str(value), name] for key, value in leaves(loaded) if "seed" in key.rpartition(".")[2]]
+    for name, settings in loaded.items():
+        found += [[key, str(value), name] for key, value in leaves(settings) if "seed" in key.rpartition(".")[2]]
     if len(found) > 1:
         page.heading("Seeds")
         page.table(found)

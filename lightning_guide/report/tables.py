@@ -6,9 +6,12 @@ import math
 import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from lightning_guide.report.commit import code_commit
 
 __all__ = ["environment", "judge_networks", "format_number", "metric_rows"]
 
@@ -17,8 +20,14 @@ _PACKAGES = ("lightning-guide", "torch", "torchvision", "lightning", "torchmetri
 
 
 def environment() -> dict[str, str]:
-    """Return versions, processors and threads by name; no machine, user or path names."""
+    """Return versions, processors and threads by name; no machine, user or path names.
+
+    `commit` is that of this library if it is a checkout, `commit of the project` that of the current folder.
+    """
     facts = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+    own, project = code_commit(Path(__file__).parents[1]), code_commit(Path.cwd())
+    facts |= {"commit": own} if own else {}
+    facts |= {"commit of the project": project} if project and project.split()[0] != (own or "").split(" ")[0] else {}
     for package in _PACKAGES:
         try:
             facts[package] = version(package)

@@ -26,7 +26,10 @@ __all__ = ["check_branch", "finish_branch", "later_files", "set_aside"]
 
 
 _STORES = ("snapshots", "half_life/snapshots")
-_COPIED = ("config.yaml", "report.html", "report/metrics.json", "report/environment.json", "rounds/history.jsonl")
+_COPIED = (
+    *("config.yaml", "report.html", "report/metrics.json", "report/environment.json"),
+    *("report/history.jsonl", "rounds/history.jsonl"),
+)
 _RESULTS = ("report.html", "report/metrics.json")  # of the newest model, which is set aside
 _GRID = re.compile(r"(?:fit|validate|test)-(\d+)-.*\.png")
 

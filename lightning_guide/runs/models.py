@@ -20,6 +20,7 @@ __all__ = [
     "DryRunModels",
     "LiveAverages",
     "RunModels",
+    "evaluated_images",
     "find_average",
     "finished_model",
     "newest_images",
@@ -81,13 +82,23 @@ def finished_model(
     """
     chosen = Average.of(average)
     store = open_snapshots(Path(run) / chosen.folder)
-    count = newest_images(store) if images is None else store.resolve_images(images)
+    count = evaluated_images(run, images, chosen)
     width = chosen.sigma_rel
     if width is None:  # stored under the width that its profile had at that time
         width = next((entry.sigma_rel for entry in store.entries() if entry.images == count), 0.05)
     model = store.guider(images=count, sigma_rel=width)
     model.class_names = read_class_names(run)
     return model
+
+
+def evaluated_images(run: str | Path, images: int | float | str | None, average: Average | float | str) -> int:
+    """Return the images seen by the model that `finished_model` returns.
+
+    Raises:
+        ValueError: if the run has no such snapshot.
+    """
+    store = open_snapshots(Path(run) / Average.of(average).folder)
+    return newest_images(store) if images is None else store.resolve_images(images)
 
 
 def newest_images(store: SnapshotStore) -> int:

@@ -1,0 +1,32 @@
+"""Event files as TensorBoard shows them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+Curves = dict[str, list[tuple[int, float]]]
+
+
+def opened(folder: Path | str) -> EventAccumulator:
+    """Read all events in a folder."""
+    log = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "tensors": 0})
+    log.Reload()
+    return log
+
+
+def shown(folder: Path | str) -> Curves:
+    """Return the curves of one run in TensorBoard: tag -> (step, value).
+
+    Its data server drops the points of a tag from the step of a later event on, which `EventAccumulator` does not.
+    """
+    log = opened(folder)
+    curves: Curves = {}
+    for tag in log.Tags()["scalars"]:
+        curve = curves.setdefault(tag, [])
+        for event in log.Scalars(tag):
+            while curve and curve[-1][0] >= event.step:
+                curve.pop()
+            curve.append((event.step, event.value))
+    return curves
