@@ -27,6 +27,7 @@ from lightning_guide.seeds import mix
 from lightning_guide.training.learning_rate import InverseSqrtRate, LearningRate, adam
 from lightning_guide.training.losses import TrainingLoss
 from lightning_guide.training.monitor import GradientGuard, NoiseLevelMeans
+from lightning_guide.training.resumed_optimizer import check_optimizer, optimizer_name, update_optimizer
 from lightning_guide.training.sharding import average_gradients_, unshard
 from lightning_guide.utils.needs import attempt
 
@@ -204,12 +205,23 @@ class DiffusionModule(EvaluatedModule):
                 logger.log_metrics(report | {"images_seen": self.images_seen}, step=step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the clock and the counts of bad gradients."""
+        """Add the clock, the counts of bad gradients and the class of the optimizer."""
+        if self.trainer.optimizers:
+            checkpoint["optimizer"] = optimizer_name(self.trainer.optimizers[0])
         checkpoint["clock"] = {"images_seen": self.images_seen, "planned_images": self.planned_images}
         checkpoint["gradient_guard"] = {"zeroed": self._guard.zeroed, "bad_steps": self._guard.bad_steps}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the clock and the counts of bad gradients."""
+        """Restore the clock and the counts of bad gradients; a named optimizer keeps its settings of this config.
+
+        Raises:
+            ValueError: if it is of another class than that of the checkpoint.
+        """
+        if self._trainer is not None and self.trainer.state.fn == "fit":
+            made = self.configure_optimizers()
+            check_optimizer(made, checkpoint)
+            if self.optimizer is not None:
+                update_optimizer(made, checkpoint)
         clock, guard = checkpoint["clock"], checkpoint["gradient_guard"]
         self.images_seen, self.planned_images = clock["images_seen"], clock["planned_images"]
         self._guard.zeroed, self._guard.bad_steps = guard["zeroed"], guard["bad_steps"]

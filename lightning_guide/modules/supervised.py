@@ -18,6 +18,7 @@ from lightning_guide.data import Batch, DataInterface, SampleBatch, data_of
 from lightning_guide.modules.needs import require_needs
 from lightning_guide.seeds import mix
 from lightning_guide.snapshots import SnapshotStore
+from lightning_guide.training.resumed_optimizer import check_optimizer, optimizer_name, update_optimizer
 
 __all__ = ["SupervisedModule"]
 
@@ -128,12 +129,22 @@ class SupervisedModule(pl.LightningModule, ABC):
             self.log_dict(means, prog_bar=True, batch_size=1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the clock."""
+        """Add the clock and the class of the optimizer."""
         checkpoint["images_seen"] = self.images_seen
+        if self.trainer.optimizers:
+            checkpoint["optimizer"] = optimizer_name(self.trainer.optimizers[0])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the clock."""
+        """Restore the clock; the optimizer keeps its settings of this config.
+
+        Raises:
+            ValueError: if it is of another class than that of the checkpoint.
+        """
         self.images_seen = checkpoint["images_seen"]
+        if self._trainer is not None and self.trainer.state.fn == "fit":
+            made = self.optimizer(self.parameters())
+            check_optimizer(made, checkpoint)
+            update_optimizer(made, checkpoint)
 
     def on_fit_end(self) -> None:
         """Store the weights, unless the fit was a trial or was stopped before its last step."""
