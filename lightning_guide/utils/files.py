@@ -24,6 +24,7 @@ from lightning_guide.utils.arrays import reason_for_refusal
 from lightning_guide.utils.config_base import read_with_base
 from lightning_guide.utils.errors import nearest
 from lightning_guide.utils.shipped import find_config
+from lightning_guide.utils.yaml_keys import keep_keys
 
 __all__ = [
     "atomic",
@@ -166,6 +167,7 @@ def _read(path: str | Path, result: Callable[[Any, yaml.Node | None], Any]) -> A
             node = loader.get_single_node()
             if node is not None:
                 _every_key_once(node)
+                keep_keys(node)
             return result(loader, node)
         finally:
             loader.dispose()
@@ -203,9 +205,9 @@ def _every_key_once(root: yaml.Node) -> None:
         if not isinstance(node, yaml.MappingNode):
             waiting += reversed(node.value)
             continue
-        lines: dict[tuple[str, str], int] = {}
+        lines: dict[str, int] = {}
         for key, _ in node.value:
-            name, line = (key.tag, str(key.value)), key.start_mark.line + 1
+            name, line = str(key.value), key.start_mark.line + 1
             if name in lines and key.tag != _MERGE:
                 raise ValueError(f"line {line}: duplicate key {key.value!r} (first defined on line {lines[name]})")
             lines[name] = line

@@ -18,6 +18,7 @@ from lightning_guide import PUBLIC, RENAMED
 from lightning_guide.utils.config_base import BASE, read_with_base
 from lightning_guide.utils.errors import one_line
 from lightning_guide.utils.recipe import current_arguments, current_path
+from lightning_guide.utils.yaml_keys import quote_keys
 
 __all__ = ["ConfigError", "LightningParser", "Parser", "one_sentence", "update_paths", "with_merged_files"]
 
@@ -55,7 +56,7 @@ def update_paths(value: Any) -> Any:
 
 
 def _load(text: str) -> Any:
-    return update_paths(get_loader("yaml")(text))
+    return update_paths(get_loader("yaml")(quote_keys(text)))
 
 
 set_loader("lightning_guide", _load, exceptions=(yaml.YAMLError,))

@@ -117,7 +117,7 @@ def _evaluations(folder: Path, seed: int, num_samples: int) -> dict[str, Any]:
     guidances["autoguidance_earlier_2"] = {"class_path": "Autoguidance", "init_args": arguments}
     arguments = {"weight": 4.0, "unconditional": both}
     guidances["cfg_4"] = {"class_path": "ClassifierFreeGuidance", "init_args": arguments}
-    guidances["truncation_1.4"] = {"class_path": "ScoreScaling", "init_args": {"scale": 1.4}}
+    guidances["truncation_1_4"] = {"class_path": "ScoreScaling", "init_args": {"scale": 1.4}}
     truth = {"class_path": "lightning_guide.distributions.FractalTree", "init_args": {"classes": "A"}}
     grid = {
         "class_path": "lightning_guide.noise.KarrasGrid",
