@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -113,6 +114,17 @@ def test_command_line_beats_config_and_checkpoint(run: Path, monkeypatch: pytest
     saved = yaml.safe_load((run / "config.yaml").read_text())
     assert saved["model"]["init_args"]["seed"] == 7
     assert saved["trainer"]["max_steps"] == 5
+
+
+def test_folder_of_a_run_takes_the_place_of_its_config(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit(monkeypatch, run)
+    copied = Path(shutil.copytree(run, run.with_name("copied")))
+    Path("over.yaml").write_text("model: {init_args: {evaluations: {other: {num_samples: 2}}}}\n")
+    guide(monkeypatch, "test", copied, "-c", "over.yaml")
+    assert json.loads((copied / "report/metrics.json").read_text())["other"]["samples"] == 2
+    guide(monkeypatch, "fit", copied, "--trainer.max_steps", 6)
+    assert open_snapshots(copied).entries()[-1].images == 48
+    assert open_snapshots(run).entries()[-1].images == 32 and not (run / "report").exists()
 
 
 def test_reconstruct(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
