@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -216,3 +217,40 @@ def test_bad_sources_and_arguments(source: Path, tmp_path: Path) -> None:
         write_shards([(pixels(0), 0)], tmp_path / "out", quality=0)
     with pytest.raises(ValueError, match="records_per_shard is 0"):
         write_shards([(pixels(0), 0)], tmp_path / "out", records_per_shard=0)
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_shards_of_images_that_were_corrected_since_are_refused(kind: str, tmp_path: Path) -> None:
+    """The same command would keep the shards of the old images and say that all is well."""
+    source, shards = tmp_path / "source", tmp_path / "shards"
+    for name, color in (("a", 10), ("b", 200)):
+        (source / name).mkdir(parents=True)
+        Image.new("RGB", (4, 4), (color, 0, 0)).save(source / name / "0.png")
+
+    def place() -> str:
+        if kind == "folder":
+            return str(source)
+        shutil.make_archive(str(tmp_path / "images"), "zip", source)
+        return str(tmp_path / "images.zip")
+
+    first = place()
+    convert(first, str(shards))
+    written = (shards / "train-00000.tar").read_bytes()
+    convert(first, str(shards))  # nothing changed: nothing to do
+    assert (shards / "train-00000.tar").read_bytes() == written
+    Image.new("RGB", (4, 4), (99, 98, 97)).save(source / "a" / "0.png")
+    with pytest.raises(ValueError, match=r"train\.json was made with other settings: source was '.*expected the same"):
+        convert(place(), str(shards))
+    (shards / "train-00000.tar").unlink()
+    convert(place(), str(shards))
+    assert (shards / "train-00000.tar").read_bytes() != written
+
+
+def test_conversions_of_versions_that_did_not_record_the_source_are_continued(tmp_path: Path) -> None:
+    (tmp_path / "source/a").mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / "source/a/0.png")
+    convert(str(tmp_path / "source"), str(tmp_path / "shards"))
+    record = json.loads((tmp_path / "shards/train.json").read_text())
+    del record["settings"]["source"]
+    (tmp_path / "shards/train.json").write_text(json.dumps(record))
+    convert(str(tmp_path / "source"), str(tmp_path / "shards"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -47,6 +49,11 @@ class ImageArchive(Sequence[tuple[Tensor, int]]):
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def state(self) -> str:
+        """Return a hash that changes when an image or its label does."""
+        labels = [self.labels[name] for name in self.names]
+        return f"{self.files.state(self.names)}-{hashlib.sha256(json.dumps(labels).encode()).hexdigest()[:8]}"
 
     def name(self, index: int) -> str:
         """Return the name of an image for messages."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from datamodules.storage.image_codec import SUFFIXES, UndecodableError
@@ -36,10 +38,27 @@ class ImageFiles(ABC):
                 unknown method.
         """
 
+    def state(self, names: Sequence[str]) -> str:
+        """Return a hash that changes when one of the files `names` is replaced: of names, sizes and times."""
+        found = [(name, *_size_and_time(path)) for name, path in self._paths(names)]
+        return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
+
+    def _paths(self, names: Sequence[str]) -> list[tuple[str, Path]]:
+        """Return the files on disk that hold the files `names`."""
+        return [(name, self.place) for name in names]
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
 
 class _Folder(ImageFiles):
     def __init__(self, place: Path) -> None:
         self.place = place
+
+    def _paths(self, names: Sequence[str]) -> list[tuple[str, Path]]:
+        return [(name, path) for name in names if (path := self.place / name).is_file()]
 
     def names(self) -> list[str]:
         return sorted(self._walk()[1])

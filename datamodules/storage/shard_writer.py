@@ -19,7 +19,7 @@ from datamodules.storage.shard_classes import check_same_classes, other_classes
 from datamodules.storage.tar_index import IMAGES, index_shard
 from datamodules.stream import epoch_order
 from lightning_guide.utils.files import atomic
-from lightning_guide.utils.resume import ResumableFolder
+from lightning_guide.utils.resume import ResumableFolder, read_record
 
 __all__ = ["is_complete", "write_shards"]
 
@@ -37,11 +37,12 @@ def write_shards(
     """Write (image, label) pairs as KEY.png (or .jpg) and KEY.cls, KEY being the number in the source.
 
     An image is a PIL image, a uint8 array (H, W) or (H, W, C), or a uint8 tensor (C, H, W) with C = 1 or 3; it is
-    stored as 8-bit RGB. A source can have the optional attribute `classes` and method `name(index)` of an image. A
-    source with `__len__` and `__getitem__` is read at random, one image at a time; any other iterable is read into
-    memory first. A shard appears under its name only when it is complete. Complete shards of an interrupted conversion
-    are kept. Corrupt images are counted and left out. Returns the inventory, which is also in `NAME.json`: settings,
-    classes, records, counts (per class), size ([H, W], None if they differ), corrupt, shards.
+    stored as 8-bit RGB. A source can have the optional attribute `classes` and methods `name(index)` of an image and
+    `state()`, a text that changes with the images: shards of other images are not kept. A source with `__len__` and
+    `__getitem__` is read at random, one image at a time; any other iterable is read into memory first. A shard appears
+    under its name only when it is complete. Complete shards of an interrupted conversion are kept. Corrupt images are
+    counted and left out. Returns the inventory, which is also in `NAME.json`: settings, classes, records, counts (per
+    class), size ([H, W], None if they differ), corrupt, shards.
 
     Raises:
         ValueError: for an empty source, a label that is not a class number, an unusable image or argument, or a folder
@@ -64,6 +65,8 @@ def write_shards(
         "classes": None if classes is None else [str(label) for label in classes],
     }
     path = Path(folder).expanduser() / f"{name}.json"
+    if hasattr(source, "state") and not _made_before_states(path):
+        settings["source"] = source.state()
     others = other_classes(path.parent, name)
     if classes is not None and others is not None:
         check_same_classes(f"the source of {name}", [str(label) for label in classes], str(folder), others)
@@ -83,6 +86,11 @@ def write_shards(
     totals = _totals(shards, classes)
     inventory.write({**totals, "shards": shards}, durable=False)
     return {"settings": settings, **totals, "shards": shards}
+
+
+def _made_before_states(path: Path) -> bool:
+    """Return whether an inventory was written by a version that did not record the state of the source."""
+    return path.is_file() and "source" not in read_record(path)[0]
 
 
 def _write_shard(
