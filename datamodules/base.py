@@ -79,7 +79,9 @@ class DiffusionData(pl.LightningDataModule, ABC):
             ValueError: naming the classes, if they differ.
         """
         if self.trainer is not None and self.class_names is not None:
-            run = self.trainer.default_root_dir
+            module = self.trainer.lightning_module
+            evaluated = None if stage == "fit" else getattr(module, "run", None)
+            run = self.trainer.default_root_dir if evaluated is None else evaluated
             check_class_names(self.class_names, read_class_names(run), of=f"the run {run}")
             if stage == "fit" and self.trainer.is_global_zero:
                 write_class_names(run, self.class_names)

@@ -23,6 +23,8 @@ from lightning_guide.runs.checkpoints import check_checkpoint, newest_checkpoint
 from lightning_guide.runs.log_folders import use_own_folder
 from lightning_guide.runs.session import CLI_OPTIONS, ConfigCLI
 from lightning_guide.utils.files import atomic
+from lightning_guide.utils.needs import unwritable
+from lightning_guide.utils.run_places import holds_models, run_of_config
 
 __all__ = ["GuideCLI", "run_lightning"]
 
@@ -66,6 +68,7 @@ class GuideCLI(ConfigCLI):
             raise ValueError("trainer.default_root_dir is not set; expected the folder of the run, such as runs/first")
         if os.path.isfile(run):
             raise ValueError(f"trainer.default_root_dir is the file {run}; expected the folder of the run")
+        self._check_writable(run, config.get("callbacks") or [])
         if config.get("logger") in (None, True):
             kwargs["logger"] = TensorBoardLogger(
                 run,
@@ -97,6 +100,20 @@ class GuideCLI(ConfigCLI):
             chosen, (callbacks.SampleWriter, pl.callbacks.BasePredictionWriter)
         ):
             chosen.append(callbacks.SampleWriter())
+
+    def _check_writable(self, run: str, chosen: Sequence[pl.Callback]) -> None:
+        """Refuse folders that cannot be written, before anything is drawn; a fit checks those of callbacks later.
+
+        Raises:
+            ValueError: naming the folder.
+        """
+        folders = [] if self.subcommand == "fit" else [getattr(each, "folder", None) for each in chosen]
+        for folder in dict.fromkeys([run, *(each for each in folders if isinstance(each, str | Path))]):
+            for sentence in unwritable(folder, str(self.subcommand)):
+                what = "the run" if self.subcommand == "fit" else "the results"
+                raise ValueError(
+                    f"{sentence}; expected another folder for {what}, as --trainer.default_root_dir FOLDER"
+                )
 
     def _begin(self, command: str) -> None:
         """Say what begins, and remember what is there, to say at the end what was written."""
@@ -142,22 +159,31 @@ class GuideCLI(ConfigCLI):
         self._load("fit")
 
     def before_validate(self) -> None:
-        """Load --ckpt_path, or the newest checkpoint if raw weights are to be evaluated."""
+        """Find the run and a place for the results; load --ckpt_path, or the newest checkpoint if raw weights are to be evaluated."""
+        self._place("validate")
         self._begin("validate")
         self._load("validate")
         self.config_init["validate"]["verbose"] = False  # MetricsReport prints one table
 
     def before_test(self) -> None:
-        """Load as for validate."""
+        """Find and load as for validate."""
+        self._place("test")
         self._begin("test")
         self._load("test")
         self.config_init["test"]["verbose"] = False
 
     def before_predict(self) -> None:
-        """Load as for validate; samples go to callbacks and are not gathered in memory."""
+        """Find and load as for validate; samples go to callbacks and are not gathered in memory."""
+        self._place("predict")
         self._begin("predict")
         self._load("predict")
         self.config_init["predict"]["return_predictions"] = False
+
+    def _place(self, command: str) -> None:
+        """Evaluate the run of the config if `trainer.default_root_dir` is a folder for the results alone."""
+        runs = [run for file in self.config_init[command].get("config") or () if (run := run_of_config(str(file)))]
+        if runs and not holds_models(self.trainer.default_root_dir) and hasattr(self.model, "evaluations"):
+            self.model.run = runs[-1]
 
     def _load(self, command: str) -> None:
         arguments = self.config_init[command]
@@ -171,7 +197,9 @@ class GuideCLI(ConfigCLI):
                     "--model.images N for the average after N images"
                 )
             return
-        arguments["ckpt_path"] = self._chosen_checkpoint(str(self.trainer.default_root_dir))
+        arguments["ckpt_path"] = self._chosen_checkpoint(
+            str(getattr(self.model, "run", None) or self.trainer.default_root_dir)
+        )
         if arguments["ckpt_path"]:
             check_checkpoint(arguments["ckpt_path"], self.model, training=command == "fit")
             rank_zero_info(f"{'continuing from' if command == 'fit' else 'loading'} {arguments['ckpt_path']}")

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 from jsonargparse import Namespace
@@ -21,7 +21,7 @@ from lightning_guide.search.config import SearchFile, SearchObjective, check_obj
 from lightning_guide.search.figures import draw_heat_maps, draw_sensitivity
 from lightning_guide.search.halving import Halving
 from lightning_guide.search.rebuilt_guiders import RebuiltGuiders
-from lightning_guide.search.results_file import ResultsFile, run_identity
+from lightning_guide.search.results_file import ResultsFile, run_identity, with_identities
 from lightning_guide.search.space import Space
 from lightning_guide.search.sweep import COST, Swept, run_sweep, sweep_results, write_csv, write_hparams
 from lightning_guide.search.tune_report import all_results, guidance_file, write_guidances
@@ -140,13 +140,10 @@ class Search(ABC):
     def identity(self, scorer: SampledBlocks) -> dict[str, Any]:
         """Everything that the results depend on."""
         space = scorer.space
-        return {
-            **scorer.about,
-            "evaluation": space.base,
-            "axes": {axis.name: {"path": axis.path, "values": list(axis.values)} for axis in space.axes},
-            "runs": scorer.runs,
-            "seed": self.file.seed,
-        }
+        axes = {axis.name: {"path": axis.path, "values": list(axis.values)} for axis in space.axes}
+        runs = {"-".join(run["weights"]): run for run in scorer.runs.values()}
+        found = {**scorer.about, "evaluation": space.base, "axes": axes, "runs": runs, "seed": self.file.seed}
+        return cast(dict[str, Any], with_identities(found, scorer.runs))
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from torch.utils.data import Dataset
@@ -38,8 +39,11 @@ class EvaluatedModule(ShardedTraining):
         evaluated_images: images of training that the model of the newest evaluations has seen.
         evaluated_step: optimizer steps in which it saw them, x of the results in loggers; after training this is
             `evaluated_images` over the images in one step of the present config.
+        run: folder of the run whose snapshots are evaluated after training; None: trainer.default_root_dir, where
+            results are written.
     """
 
+    run: str | Path | None = None
     label_dropout: float = 0.0
 
     def __init__(
@@ -108,7 +112,7 @@ class EvaluatedModule(ShardedTraining):
         self.trainer.strategy.barrier()
         models = RunModels(
             self._main_model(),
-            run=self.trainer.default_root_dir,
+            run=self._run,
             device=self.device,
             until=self.images_seen if self._fitting else None,
         )
@@ -127,7 +131,7 @@ class EvaluatedModule(ShardedTraining):
             return self.images_seen, self.global_step
         images = self.images_seen  # of the checkpoint whose raw weights were loaded
         if self.average is not None:
-            images = evaluated_images(self.trainer.default_root_dir, self.images, self.average)
+            images = evaluated_images(self._run, self.images, self.average)
         return images, round(images / self.images_per_step)
 
     @property
@@ -155,6 +159,11 @@ class EvaluatedModule(ShardedTraining):
         return len(self._data.prompts()) if self.denoiser.token_channels else self.denoiser.num_classes
 
     @property
+    def _run(self) -> str | Path:
+        """Folder of the run that is trained or evaluated."""
+        return self.trainer.default_root_dir if self._fitting or self.run is None else self.run
+
+    @property
     def _fitting(self) -> bool:
         return self.trainer.state.fn == "fit"
 
@@ -163,7 +172,7 @@ class EvaluatedModule(ShardedTraining):
         if self.average is None or self.trainer.sanity_checking:  # nothing is averaged before the first step
             return unshard(self.denoiser)
         if not self._fitting:
-            return finished_model(self.trainer.default_root_dir, self.images, self.average).to(self.device)
+            return finished_model(self._run, self.images, self.average).to(self.device)
         return find_average(self.trainer.callbacks, self.average).live(self.average)  # type: ignore[attr-defined]
 
     def on_validation_epoch_start(self) -> None:

@@ -213,9 +213,12 @@ class Run:
         try:
             from lightning_guide.runs.session import open_session
 
-            return open_session(chosen, files=[self.folder / "config.yaml"])
+            session = open_session(chosen, files=[self.folder / "config.yaml"])
         except ValueError as error:
             raise ValueError(f"run {str(self.folder)!r}: {error}") from None
+        if hasattr(session.model, "evaluations"):
+            session.model.run = self.folder
+        return session
 
 
 def _mapping(name: str, value: Mapping[str, Any]) -> Mapping[str, Any]:

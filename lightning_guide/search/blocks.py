@@ -26,7 +26,7 @@ from lightning_guide.evaluation.runner import GuidedEvaluations, StrictEvaluatio
 from lightning_guide.evaluation.sampling_loop import add_results
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.search.rebuilt_guiders import RebuiltGuiders
-from lightning_guide.search.results_file import named_runs, runs_in
+from lightning_guide.search.results_file import named_runs, with_identities
 from lightning_guide.search.scores import ScoreBlock, Scorer, Scores, leave_one_out
 from lightning_guide.search.space import Point, Space
 from lightning_guide.utils.distributed import rank_and_world, run_on_all_ranks
@@ -105,7 +105,7 @@ class SampledBlocks(Scorer):
     Every rank must make the same calls. Scores are computed on rank 0 and broadcast.
 
     Attributes:
-        runs: other runs that points refer to, with their identity (`run_identity`).
+        runs: other runs that points and metrics refer to, with their identity (`run_identity`).
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class SampledBlocks(Scorer):
         self.folder, self.size, self.build = Path(folder), size, build
         self.about, self.rebuilt = dict(about), cast(RebuiltGuiders | None, rebuilt)
         self.evaluations = module.evaluations = BlockEvaluations(metrics, before=self._rebuild)
-        self.runs = named_runs([space.evaluation(point) for point in [(), *space.points]])
+        self.runs = named_runs([self.about, *map(space.evaluation, [(), *space.points])])
         self._keys = {self._key(point): point for point in [(), *space.points]}
         self._on_disk: dict[Point, set[ScoreBlock]] = {}
         for path in sorted(self.folder.glob("*.safetensors")):
@@ -223,8 +223,7 @@ class SampledBlocks(Scorer):
     def _key(self, point: Point) -> str:
         """A name for the evaluation at a point: depends on its own settings and runs alone, so that axes may grow."""
         evaluation = self.space.evaluation(point)
-        runs = {run: self.runs[run] for run in runs_in(evaluation)}
-        written = json.dumps([self.about, evaluation, runs], sort_keys=True, default=str)
+        written = json.dumps(with_identities([self.about, evaluation], self.runs), sort_keys=True, default=str)
         return hashlib.sha256(written.encode()).hexdigest()[:16]
 
     def _path(self, point: Point, block: ScoreBlock) -> Path:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lightning_guide.runs.models import open_snapshots
 from lightning_guide.utils.resume import ResumableFolder
 
-__all__ = ["ResultsFile", "named_runs", "run_identity", "runs_in"]
+__all__ = ["ResultsFile", "named_runs", "run_identity", "runs_in", "with_identities"]
 
 
 class ResultsFile:
@@ -34,7 +35,7 @@ class ResultsFile:
 
 
 def run_identity(run: str | Path) -> dict[str, Any]:
-    """Identity of a run: its newest weights, so that a retrained run differs.
+    """Identity of a run: its newest weights, so that a retrained run differs, and one that was moved does not.
 
     Raises:
         ValueError: if it has none.
@@ -48,7 +49,7 @@ def run_identity(run: str | Path) -> dict[str, Any]:
         if entry.images == entries[-1].images:
             with entry.path.open("rb") as file:
                 digests.append(hashlib.file_digest(file, "sha256").hexdigest()[:16])
-    return {"folder": str(Path(run).resolve()), "images": entries[-1].images, "weights": digests}
+    return {"images": entries[-1].images, "weights": digests}
 
 
 def runs_in(settings: Any) -> set[str]:
@@ -60,14 +61,20 @@ def runs_in(settings: Any) -> set[str]:
 
 
 def named_runs(settings: Any) -> dict[str, Any]:
-    """`run_identity` of each run that plain data name, None where there is no run: folder -> identity."""
+    """`run_identity` of each run that plain data name, where there is one: folder -> identity."""
     found: dict[str, Any] = {}
     for run in sorted(runs_in(settings)):
-        try:
+        with suppress(ValueError):
             found[run] = run_identity(run)
-        except ValueError:
-            found[run] = None
     return found
+
+
+def with_identities(settings: Any, runs: dict[str, Any]) -> Any:
+    """Return plain data in which the identities of `runs` replace their folders, so that runs may be moved."""
+    if isinstance(settings, dict):
+        found = {key: with_identities(value, runs) for key, value in settings.items()}
+        return found | ({"run": runs.get(found["run"], found["run"])} if isinstance(found.get("run"), str) else {})
+    return [with_identities(value, runs) for value in settings] if isinstance(settings, list | tuple) else settings
 
 
 def _found_something(content: dict[str, Any]) -> bool:

@@ -17,6 +17,7 @@ import yaml
 from yaml.constructor import SafeConstructor
 
 from lightning_guide.utils.errors import nearest
+from lightning_guide.utils.run_places import in_place, run_of_config
 from lightning_guide.utils.shipped import find_config
 
 __all__ = ["BASE", "check_config", "config_files", "merge_settings", "read_with_base"]
@@ -26,6 +27,8 @@ BASE = "base"
 
 def read_with_base(path: str | Path, load: Callable[[Path], Any]) -> Any:
     """Return the content of a YAML file merged over the files of its `base`; `load` reads one file.
+
+    Paths in the config of a run are where the run is now (`run_places.in_place`).
 
     Raises:
         ValueError: if `base` names no file, a file twice, a file that does not exist or that inherits from itself.
@@ -44,6 +47,8 @@ def config_files(path: str | Path) -> Iterator[Path]:
 
 def _read(path: Path, load: Callable[[Path], Any], above: tuple[Path, ...]) -> Any:
     content = load(path)
+    if run := run_of_config(path):
+        content = in_place(content, run.absolute() if above else run)
     if not isinstance(content, dict) or BASE not in content:
         return content
     inherited: dict[Any, Any] = {}

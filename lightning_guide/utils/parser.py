@@ -18,6 +18,7 @@ from lightning_guide import PUBLIC, RENAMED
 from lightning_guide.utils.config_base import BASE, read_with_base
 from lightning_guide.utils.errors import one_line
 from lightning_guide.utils.recipe import current_arguments, current_path
+from lightning_guide.utils.run_places import run_of_config
 from lightning_guide.utils.yaml_keys import quote_keys
 
 __all__ = ["ConfigError", "LightningParser", "Parser", "one_sentence", "update_paths", "with_merged_files"]
@@ -108,6 +109,13 @@ class Parser(ArgumentParser):
         for package in PUBLIC:
             importlib.import_module(package)
         super().__init__(*args, **({"parser_mode": "lightning_guide"} | kwargs))
+
+    def parse_path(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Namespace:
+        """Parse a config file; the paths in the config of a run are where the run is now."""
+        if run_of_config(path) is None:
+            return super().parse_path(path, *args, **kwargs)
+        settings = read_with_base(os.fspath(path), lambda file: _load(file.read_text(encoding="utf-8")))
+        return self.parse_string(yaml.dump(settings, Dumper=_Quoting, sort_keys=False, width=1 << 16), **kwargs)
 
     def parse_string(self, content: str, path: str | os.PathLike[str] = "", *args: Any, **kwargs: Any) -> Namespace:
         """Parse a config, of a file together with those of its `base`.
