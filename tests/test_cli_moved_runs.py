@@ -87,7 +87,7 @@ def evaluate(run: Path, command: str = "validate", *words: str) -> dict[str, dic
     return found
 
 
-@pytest.mark.parametrize("kept", [True, False], ids=["original exists", "original is gone"])
+@pytest.mark.parametrize("kept", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["exists", "is gone"])
 def test_a_copied_run_is_evaluated_and_written_where_it_is(original: Path, tmp_path: Path, kept: bool) -> None:
     root = original if kept else Path(shutil.copytree(original, tmp_path / "first"))
     if not kept:
@@ -127,6 +127,7 @@ def test_a_linked_run_is_the_run(original: Path, tmp_path: Path) -> None:
     assert (copies / "main/own/report/metrics.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_copied_run_works_with_all_other_commands(
     original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -159,7 +159,7 @@ class GuideCLI(ConfigCLI):
         self._load("fit")
 
     def before_validate(self) -> None:
-        """Find the run and a place for the results; load --ckpt_path, or the newest checkpoint if raw weights are to be evaluated."""
+        """Find the run; load --ckpt_path, or the newest checkpoint if raw weights are to be evaluated."""
         self._place("validate")
         self._begin("validate")
         self._load("validate")

@@ -48,7 +48,8 @@ def in_place(settings: Any, folder: str | Path) -> Any:
     """
     if not isinstance(settings, dict):
         return settings
-    trainer = settings.get("trainer") if isinstance(settings.get("trainer"), dict) else {}
+    given = settings.get("trainer")
+    trainer = given if isinstance(given, dict) else {}
     written = trainer.get("default_root_dir")
     moved = settings
     if isinstance(written, str) and not (os.path.isdir(written) and os.path.samefile(written, folder)):
