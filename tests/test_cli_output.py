@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import pty
 import re
-import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import yaml
 
 from lightning_guide.cli import main
 from tests.processes import Processes
+from tests.terminals import ERASE, run_on_terminal, states
 from tests.test_cli import TINY
 
 FUNCTION = ("tests.test_cli_output", "train_validate_predict")
@@ -63,27 +62,9 @@ def test_a_log_has_a_table_and_the_places_and_no_noise(tmp_path: Path, processes
 
 
 def test_a_terminal_has_bars_with_the_names_of_evaluations(tmp_path: Path, processes: Processes) -> None:
-    controller, terminal = pty.openpty()
-    read: list[bytes] = []
-
-    def drain() -> None:
-        try:
-            while part := os.read(controller, 4096):
-                read.append(part)
-        except OSError:  # the terminal is closed
-            pass
-
-    reader = threading.Thread(target=drain)
-    reader.start()
-    environment = {"TERM": "xterm", "COLUMNS": "60"}
-    pid = processes.start(FUNCTION, Path(os.ttyname(terminal)), environment=environment, folder=str(tmp_path))
-    status = processes.wait(pid)
-    os.close(terminal)
-    reader.join(10)
-    text = b"".join(read).decode()
-    assert status == 0, text
-    states = [state.split("\n")[0] for state in text.replace("\r\n", "\n").split("\r\x1b[2K")]
-    shown = " | ".join(states)
+    text = run_on_terminal(processes, FUNCTION, folder=str(tmp_path))
+    found = states(text)
+    shown = " | ".join(found)
     for name in (
         "training  [#",
         "4/4 steps",
@@ -93,10 +74,10 @@ def test_a_terminal_has_bars_with_the_names_of_evaluations(tmp_path: Path, proce
         "left",
     ):
         assert name in shown, shown
-    assert not [word for word in NOISE if word in shown] and max(map(len, states[1:-1])) < 200
-    bars = [state for state in states if "[" in state and "has ended" not in state]
+    assert not [word for word in NOISE if word in shown] and max(map(len, found[1:-1])) < 200
+    bars = [state for state in found if "[" in state and "has ended" not in state]
     assert max(map(len, bars)) < 60
-    check_closing_lines(text.replace("\r\x1b[2K", "\n").replace("\r\n", "\n"))
+    check_closing_lines(text.replace(ERASE, "\n"))
 
 
 def test_warnings_and_loggers_of_python_stay_as_they_were(

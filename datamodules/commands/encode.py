@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from webdataset import TarWriter
 
 from datamodules.shard_examples import MASK, TOKENS
@@ -23,6 +22,7 @@ from datamodules.stored_latents import INVENTORY, shard_fingerprint
 from lightning_guide.pretrained.autoencoders import VariationalAutoencoder
 from lightning_guide.utils.files import atomic
 from lightning_guide.utils.resume import ResumableFolder
+from lightning_guide.utils.terminal import Progress
 
 __all__ = ["encode"]
 
@@ -73,20 +73,23 @@ def encode(
     done = inventory.read().get("shards", {})
     if not done:
         inventory.write({"shards": {}}, durable=False)
-    for source in tqdm(paths, unit="shard", disable=None):
-        if remote is not None:
-            remote.fetch([source])
-        target, entry = path.with_name(source.name), done.get(source.name, {})
-        origin = shard_fingerprint(source)
-        if not is_complete(target, entry or None, extensions=("npy",)):
-            entry = _encode_shard(source, target, vae, size=size, batch_size=batch_size, device=chosen)
-            done[source.name] = entry | {"origin": origin}
-            inventory.write({"shards": done}, durable=False)
-        elif entry.get("origin") not in (None, origin):
-            raise ValueError(
-                f"{target} holds latents of other images than {source}, which has the same name; expected another "
-                "folder, or other names"
-            )
+    with Progress("encode", len(paths), unit="shards") as bar:
+        for source in paths:
+            if remote is not None:
+                remote.fetch([source])
+            target, entry = path.with_name(source.name), done.get(source.name, {})
+            origin = shard_fingerprint(source)
+            if not is_complete(target, entry or None, extensions=("npy",)):
+                entry = _encode_shard(source, target, vae, size=size, batch_size=batch_size, device=chosen, bar=bar)
+                done[source.name] = entry | {"origin": origin}
+                inventory.write({"shards": done}, durable=False)
+            elif entry.get("origin") not in (None, origin):
+                raise ValueError(
+                    f"{target} holds latents of other images than {source}, which has the same name; expected another "
+                    "folder, or other names"
+                )
+            else:
+                bar.skip()
     rows = [torch.tensor([entry["sum"], entry["squares"]], dtype=torch.float64) for entry in done.values()]
     mean, square = torch.stack(rows).sum(0) / sum(entry["values"] for entry in done.values())
     std = (square - mean**2).sqrt()
@@ -100,15 +103,24 @@ def encode(
 
 
 def _encode_shard(
-    source: Path, target: Path, vae: VariationalAutoencoder, *, size: int | None, batch_size: int, device: torch.device
+    source: Path,
+    target: Path,
+    vae: VariationalAutoencoder,
+    *,
+    size: int | None,
+    batch_size: int,
+    device: torch.device,
+    bar: Progress,
 ) -> dict[str, Any]:
     """Write one shard atomically; return its entry in the inventory."""
     index = index_shard(source, num_classes=0, beside=("cls", TOKENS, MASK))
     keys, corrupt, sums, written = index.keys(), 0, [], 0
     with atomic(target) as temporary, temporary.open("wb") as file, TarWriter(file, mtime=0) as tar:
         for first in range(0, len(index), batch_size):
-            readable, images = _images(index, range(first, min(first + batch_size, len(index))), size)
-            corrupt += min(batch_size, len(index) - first) - len(readable)
+            count = min(batch_size, len(index) - first)
+            readable, images = _images(index, range(first, first + count), size)
+            corrupt += count - len(readable)
+            bar.add(count / len(index))
             if not readable:
                 continue
             with torch.no_grad():

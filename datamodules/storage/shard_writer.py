@@ -11,7 +11,6 @@ from typing import Any
 
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 from webdataset import TarWriter
 
 from datamodules.storage.image_codec import UndecodableError, from_array, from_pil, shrink
@@ -20,6 +19,7 @@ from datamodules.storage.tar_index import IMAGES, index_shard
 from datamodules.stream import epoch_order
 from lightning_guide.utils.files import atomic
 from lightning_guide.utils.resume import ResumableFolder, read_record
+from lightning_guide.utils.terminal import Progress
 
 __all__ = ["is_complete", "write_shards"]
 
@@ -75,14 +75,15 @@ def write_shards(
     shards = inventory.read().get("shards", {})
     inventory.write({"shards": shards}, durable=False)
     indices = list(range(len(items))) if shuffle_seed is None else epoch_order(shuffle_seed, 0, len(items)).tolist()
-    with tqdm(total=len(items), unit="image", desc=name, disable=None) as bar:
+    with Progress(name, len(items), unit="images") as bar:
         for number, first in enumerate(range(0, len(items), records_per_shard)):
             chosen = indices[first : first + records_per_shard]
             shard = path.with_name(f"{name}-{number:05d}.tar")
             if not is_complete(shard, shards.get(shard.name)):
                 shards[shard.name] = _write_shard(shard, items, chosen, size=size, quality=quality, bar=bar)
                 inventory.write({"shards": shards}, durable=False)
-            bar.update(first + len(chosen) - bar.n)
+            else:
+                bar.skip(len(chosen))
     totals = _totals(shards, classes)
     inventory.write({**totals, "shards": shards}, durable=False)
     return {"settings": settings, **totals, "shards": shards}
@@ -94,7 +95,7 @@ def _made_before_states(path: Path) -> bool:
 
 
 def _write_shard(
-    path: Path, items: Any, indices: list[int], *, size: int | None, quality: int | None, bar: Any
+    path: Path, items: Any, indices: list[int], *, size: int | None, quality: int | None, bar: Progress
 ) -> dict[str, Any]:
     """Write one shard atomically; return its entry in the inventory."""
     labels: Counter[str] = Counter()
@@ -111,7 +112,7 @@ def _write_shard(
                 tar.write({"__key__": f"{index:08d}", extension: data, "cls": str(label).encode()})
                 labels[str(label)] += 1
                 sizes.add((x.shape[1], x.shape[2]))
-            bar.update()
+            bar.add()
         if not labels:
             raise ValueError(f"all {len(indices)} images meant for {path} are corrupt, first {corrupt[0]}")
     counts = dict(sorted(labels.items(), key=lambda entry: int(entry[0])))

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 import torch.distributed
 from torch import Tensor
-from tqdm import tqdm
 from webdataset import TarWriter
 
 from datamodules.storage.image_codec import decode_sample
@@ -24,6 +23,7 @@ from lightning_guide.samplers import Sampler
 from lightning_guide.seeds import SampleSeeds, mix
 from lightning_guide.utils.files import atomic
 from lightning_guide.utils.images import encode_sample
+from lightning_guide.utils.terminal import Progress
 
 __all__ = ["Synthesis"]
 
@@ -60,13 +60,15 @@ class Synthesis:
             ValueError: if samples are not finite or out of bounds.
         """
         chunks = list(enumerate(self.shards))[rank::world]
-        with tqdm(total=len(chunks), unit="shard", desc=f"{self.folder}", disable=True if rank else None) as bar:
+        with Progress(f"synthesize {self.folder}", len(chunks), unit="shards", silent=rank > 0) as bar:
             for number, path in chunks:
                 first = number * self.chunk_size
                 indices = range(first, min(first + self.chunk_size, len(self.labels)))
-                if not _is_complete(path, len(indices)):
+                if _is_complete(path, len(indices)):
+                    bar.skip()
+                else:
                     self._write_chunk(path, indices, self._draw(data, indices, device))
-                bar.update()
+                    bar.add()
 
     def _draw(self, data: DataInterface, indices: range, device: torch.device) -> Tensor:
         """Draw the samples `indices` in stored form, on the CPU."""

@@ -60,11 +60,13 @@ def gallery(
     ]
     board = {"save_dir": str(folder), "name": "tensorboard", "default_hp_metric": False}
     logger = {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": board}
-    opened.test(model=model, trainer={"callbacks": callbacks, "logger": logger})
+    shown = {"callbacks": [{"class_path": "NamedProgress"}, *callbacks], "enable_progress_bar": True}
+    opened.test(model=model, trainer={**shown, "logger": logger})
     written = {"trainer": {"callbacks": callbacks, "default_root_dir": run}, "model": {"init_args": model}}
     with atomic(folder / "gallery.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(written, sort_keys=False), encoding="utf-8")
-    print(f"{folder / 'gallery.png'}")
+    files = {"image": "gallery.png", "costs": "metrics.json", "config": "gallery.yaml"}
+    print("gallery has ended; " + "; ".join(f"{what} {folder / name}" for what, name in files.items()))
 
 
 def applicable_guidances(

@@ -32,6 +32,7 @@ from lightning_guide.utils.explain import explain
 from lightning_guide.utils.files import read_yaml
 from lightning_guide.utils.parser import Parser, update_paths
 from lightning_guide.utils.shipped import find_config
+from lightning_guide.utils.terminal import Progress
 
 __all__ = ["Search", "Sweep", "Tune"]
 
@@ -155,7 +156,9 @@ class Sweep(Search):
         scorer = self.scorer(trainer, module, data, settings)
         space = scorer.space
         ledger = ResultsFile(self.out / "results.json", self.identity(scorer) | {"blocks": self.file.blocks})
-        run_sweep(space, scorer, ledger, self.file.objectives, blocks=self.file.blocks, seed=self.file.seed)
+        samples = (1 + len(space.points)) * self.file.blocks * self.file.block
+        with _progress("sweep", samples, scorer):
+            run_sweep(space, scorer, ledger, self.file.objectives, blocks=self.file.blocks, seed=self.file.seed)
         if not trainer.is_global_zero:
             return
         found = sweep_results(space, ledger)
@@ -167,7 +170,9 @@ class Sweep(Search):
         write_hparams(space, found, self.out / "tensorboard")
         draw_sensitivity(space, found, objectives, self.out / "sensitivity.png")
         draw_heat_maps(space, found, objectives, self.out / "averages.png")
-        print(f"{len(found)} points scored, {len(failed)} failed: {self.out / 'results.csv'}")
+        figures = [str(path) for name in ("sensitivity.png", "averages.png") if (path := self.out / name).is_file()]
+        points = f"{len(found)} points scored, {len(failed)} failed"
+        print(f"{points}; table {self.out / 'results.csv'}; figures {', '.join(figures)}; all {ledger.path}")
 
 
 @dataclass
@@ -196,7 +201,8 @@ class Tune(Search):
             return
         if trainer.is_global_zero:
             ledger.write()
-        found = halving.run()
+        with _progress("tune", halving.samples, scorer):
+            found = halving.run()
         if not trainer.is_global_zero:
             return
         model = {key: value for key in ("images", "average") if (value := getattr(self.file, key)) is not None}
@@ -206,9 +212,16 @@ class Tune(Search):
         ledger.write()
         self._print(ledger)
 
-    @staticmethod
-    def _print(ledger: ResultsFile) -> None:
-        print("\n".join([*ledger.content["statements"], f"{ledger.content['samples']} samples drawn: {ledger.path}"]))
+    def _print(self, ledger: ResultsFile) -> None:
+        files = ", ".join(str(guidance_file(self.out, objective.metric)) for objective in self.file.objectives)
+        last = f"{ledger.content['samples']} samples drawn; guidance to be used with -c: {files}; all {ledger.path}"
+        print("\n".join([*ledger.content["statements"], last]))
+
+
+def _progress(command: str, samples: int, scorer: SampledBlocks) -> Progress:
+    """Progress of all samples of a search, shown by `scorer`, on rank 0."""
+    scorer.evaluations.progress = Progress(command, samples, unit="samples", silent=not scorer.trainer.is_global_zero)
+    return scorer.evaluations.progress
 
 
 def _first_metric(found: Swept) -> tuple[SearchObjective, ...]:

@@ -18,12 +18,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lightning_guide.data import DataInterface
+from lightning_guide.data import DataInterface, SampleBatch
 from lightning_guide.denoiser import Models
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.metrics.base import SampleMetric
 from lightning_guide.evaluation.runner import GuidedEvaluations, StrictEvaluations
-from lightning_guide.evaluation.sampling_loop import add_results
+from lightning_guide.evaluation.sampling_loop import DrawnSamples, add_results
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.search.rebuilt_guiders import RebuiltGuiders
 from lightning_guide.search.results_file import named_runs, with_identities
@@ -32,6 +32,7 @@ from lightning_guide.search.space import Point, Space
 from lightning_guide.utils.distributed import rank_and_world, run_on_all_ranks
 from lightning_guide.utils.errors import as_value_error
 from lightning_guide.utils.files import atomic
+from lightning_guide.utils.terminal import Progress
 
 __all__ = ["BlockEvaluations", "SampledBlocks"]
 
@@ -53,6 +54,13 @@ class BlockEvaluations(StrictEvaluations):
         super().__init__({}, metrics)
         self.before = before
         self.totals: dict[str, Totals] = {}
+        self.progress = Progress("", None, unit="samples", silent=True)
+
+    def step(self, number: int, batch: SampleBatch, data: DataInterface) -> DrawnSamples | None:
+        """As `GuidedEvaluations.step`, with progress: other ranks draw as many."""
+        drawn = super().step(number, batch, data)
+        self.progress.add(len(batch.index) * rank_and_world()[1])
+        return drawn
 
     def start(self, models: Models, data: DataInterface, device: torch.device, *, training: bool) -> None:
         """As `GuidedEvaluations.start`; a failure of one rank fails on all.
@@ -133,6 +141,7 @@ class SampledBlocks(Scorer):
         self.runs = named_runs([self.about, *map(space.evaluation, [(), *space.points])])
         self._keys = {self._key(point): point for point in [(), *space.points]}
         self._on_disk: dict[Point, set[ScoreBlock]] = {}
+        self._shown: dict[Point, set[ScoreBlock]] = {}
         for path in sorted(self.folder.glob("*.safetensors")):
             key, *numbers = path.stem.split("-")
             if key in self._keys:
@@ -150,6 +159,9 @@ class SampledBlocks(Scorer):
             ValueError: if the point cannot be drawn from.
         """
         missing = [block for block in blocks if block not in self.drawn(point)]
+        known = self._shown.setdefault(point, set())
+        self.evaluations.progress.skip(self.size * len(set(blocks) - known - set(missing)))
+        known.update(blocks)
         if not missing:
             return
         with as_value_error():
@@ -196,6 +208,12 @@ class SampledBlocks(Scorer):
             raise ValueError(found)
         assert found is not None
         return found
+
+    def show_best(self, best: Mapping[str, tuple[Point, str]]) -> None:
+        """Show the best points beside the progress."""
+        note = "; ".join(f"{metric} {score} at {self.space.name(point)}" for metric, (point, score) in best.items())
+        if note:
+            self.evaluations.progress.add(0, note=f"best: {note}")
 
     def discard(self, point: Point) -> None:
         """Remove the blocks of a point from the folder."""

@@ -116,6 +116,11 @@ class Halving:
         found.samples = (self._spent + sum(found.raced.drawn.values())) * self.scorer.size
         return found
 
+    @property
+    def samples(self) -> int:
+        """Samples that the search draws at most."""
+        return (self.search_blocks + self.race.cost) * self.scorer.size
+
     def _schedule(self) -> tuple[int, int]:
         """Number of rounds such that the last has room for all candidates of the race, and the blocks of the first."""
         last = self.race.candidates
@@ -145,6 +150,7 @@ class Halving:
             try:
                 self._draw(point, {ScoreBlock(self.seed, first + i) for i in range(level)})
                 self._changes[point] = self._change(point)
+                self._show_best()
             except ValueError as error:
                 found.failed[point] = str(error)
                 self._changes.pop(point, None)
@@ -163,6 +169,15 @@ class Halving:
         blocks = sorted(self._blocks[point])
         here, plain = (self.scorer.scores(each, blocks, interval=False) for each in (point, UNGUIDED))
         return [objective.loss(here) - objective.loss(plain) for objective in self.objectives]
+
+    def _show_best(self) -> None:
+        """Show the points with the best change against no guidance so far."""
+        best = {}
+        for i, objective in enumerate(self.objectives):
+            point = min(self._changes, key=lambda each: self._changes[each][i])  # noqa: B023
+            change = self._changes[point][i] * (1 if objective.lowest else -1)
+            best[objective.metric] = point, f"{change:+.4g}"
+        self.scorer.show_best(best)
 
     def _spread(self) -> list[Point]:
         """All points, farthest first, beginning at the priors."""

@@ -9,7 +9,7 @@ from lightning_guide.search.config import SearchObjective
 from lightning_guide.search.scores import ScoreBlock, Scorer, Scores
 from lightning_guide.search.space import UNGUIDED, Point
 
-__all__ = ["Race", "RaceResult", "interleave"]
+__all__ = ["Race", "RaceResult", "best_scores", "interleave"]
 
 
 MIN_BLOCKS = 4
@@ -102,6 +102,7 @@ class Race:
                 self.scorer.draw(point, blocks)
                 raced.drawn[point] = number
                 scores[point] = self.scorer.scores(point, blocks)
+                self.scorer.show_best(best_scores(self.objectives, scores))
             except ValueError as error:
                 if point == UNGUIDED:
                     raise
@@ -109,6 +110,12 @@ class Race:
         if len(scores) == 1:
             raise ValueError(f"no candidate could be scored; the last one: {raced.failed[points[-1]]}")
         return scores
+
+
+def best_scores(objectives: Sequence[SearchObjective], scores: Mapping[Point, Scores]) -> dict[str, tuple[Point, str]]:
+    """Return the best point and its score for each metric."""
+    best = {each.metric: _ranked(each, scores)[0] for each in objectives}
+    return {metric: (point, f"{scores[point].values[metric]:.4g}") for metric, point in best.items()}
 
 
 def _ranked(objective: SearchObjective, scores: Mapping[Point, Scores]) -> list[Point]:

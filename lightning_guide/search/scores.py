@@ -138,3 +138,6 @@ class Scorer(ABC):
         Raises:
             ValueError: if a metric cannot be computed from them.
         """
+
+    def show_best(self, best: Mapping[str, tuple[Point, str]]) -> None:  # noqa: B027  # nothing by default
+        """Show the best point so far and its score for each metric."""

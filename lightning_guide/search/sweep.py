@@ -18,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lightning_guide.search.blocks import SampledBlocks
 from lightning_guide.search.config import SearchObjective, check_objectives
+from lightning_guide.search.race import best_scores
 from lightning_guide.search.results_file import ResultsFile
 from lightning_guide.search.scores import ScoreBlock, Scores, difference
 from lightning_guide.search.space import UNGUIDED, Point, Space
@@ -102,6 +103,7 @@ def run_sweep(
     for number, point in enumerate(points, 1):
         name = space.name(point)
         if "values" in recorded.get(name, {}):
+            scorer.evaluations.progress.skip(blocks * scorer.size)
             continue
         recorded[name] = {"axes": space.values(point)}
         try:
@@ -109,6 +111,7 @@ def run_sweep(
             scores = scorer.scores(point, chosen)
         except ValueError as error:
             recorded[name]["failed"] = str(error)
+            scorer.evaluations.progress.skip(blocks * scorer.size)
             rank_zero_info(f"[{number}/{len(points)}] {name}: failed: {error}")
         else:
             recorded[name] |= {"values": dict(scores.values), "without": [dict(each) for each in scores.without]}
@@ -119,6 +122,7 @@ def run_sweep(
         scorer.discard(point)
         if "values" in recorded[name]:
             check_objectives(objectives, Scores(recorded[name]["values"]))
+            scorer.show_best(best_scores(objectives, sweep_results(space, ledger)))
     failed = [each["failed"] for name, each in recorded.items() if "failed" in each and name != space.name(UNGUIDED)]
     if len(failed) == len(points) - 1:
         raise ValueError(f"every point of the sweep failed, the last one: {failed[-1]}")

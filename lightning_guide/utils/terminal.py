@@ -46,7 +46,7 @@ class Progress:
     then each time that another twentieth of the time has passed, at least half a minute.
     """
 
-    def __init__(self, what: str, total: int | None, *, unit: str, done: int = 0, silent: bool = False) -> None:
+    def __init__(self, what: str, total: int | None, *, unit: str, done: float = 0, silent: bool = False) -> None:
         """Begin with `done` units, which took no time; `total` None: unknown. `silent`: as on ranks other than 0."""
         self.what, self.total, self.unit, self.note, self.silent = what, total, unit, "", silent
         self._first = self._done = done
@@ -63,7 +63,7 @@ class Progress:
     ) -> None:
         self.close()
 
-    def update(self, done: int, *, note: str | None = None) -> None:
+    def update(self, done: float, *, note: str | None = None) -> None:
         """Show `done` units in all, with a `note` that stays until the next one."""
         self._done, self.note = done, self.note if note is None else note
         now = time.monotonic()
@@ -79,11 +79,11 @@ class Progress:
             self._stream.write(f"{self._text(elapsed)}\n")
         self._stream.flush()
 
-    def add(self, units: int = 1, *, note: str | None = None) -> None:
+    def add(self, units: float = 1, *, note: str | None = None) -> None:
         """Show `units` more."""
         self.update(self._done + units, note=note)
 
-    def skip(self, units: int) -> None:
+    def skip(self, units: float = 1) -> None:
         """Count `units` that took no time, such as those of an interrupted call."""
         self._first += units
         self._done += units
@@ -95,16 +95,16 @@ class Progress:
             self._stream.flush()
 
     def _text(self, elapsed: float) -> str:
-        parts = [self.what]
+        parts, done = [self.what], f"{self._done:.1f}".removesuffix(".0")
         if self.total:
-            filled = min(WIDTH * self._done // self.total, WIDTH)
+            filled = min(int(WIDTH * self._done / self.total), WIDTH)
             parts += [f"[{'#' * filled}{'.' * (WIDTH - filled)}]"] if self._rewritten else []
-            parts.append(f"{self._done}/{self.total} {self.unit}")
+            parts.append(f"{done}/{self.total} {self.unit}")
             if self._done > self._first:
                 left = elapsed / (self._done - self._first) * max(self.total - self._done, 0)
                 parts.append(f"{format_duration(elapsed)}, {format_duration(left)} left")
         else:
-            parts += [f"{self._done} {self.unit}", format_duration(elapsed)]
+            parts += [f"{done} {self.unit}", format_duration(elapsed)]
         return "  ".join([*parts, self.note] if self.note else parts)
 
 
