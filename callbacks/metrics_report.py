@@ -62,25 +62,22 @@ class MetricsReport(pl.Callback):
             self._write(trainer, module)
 
     def _write(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
-        """Write file and table."""
-        results, skipped = module.evaluations.results, module.evaluations.skipped
+        """Print the table, then write it: the numbers are shown on a read-only disk, too."""
+        results, evaluations = module.evaluations.results, module.evaluations
+        table = metric_rows(results)
+        notes = judge_networks(evaluations.extractors)
+        notes += [f"skipped: {name} ({reason})" for name, reason in evaluations.skipped.items()]
+        notes += [f"failed: {what} ({reason})" for what, reason in evaluations.failed.items()]
+        errors = [f"{format_number(x)} at {name.replace('_', ' ')}" for name, x in _logged(trainer, "heldout/").items()]
+        lines = [*_align_columns(table), *notes, *([f"held-out loss: {', '.join(errors)}"] if errors else [])]
+        if lines:
+            print("\n" + "\n".join(lines), flush=True)
         folder = output_folder(trainer, self.folder)
         folder.mkdir(parents=True, exist_ok=True)
         with atomic(folder / "metrics.json") as temporary:
-            temporary.write_text(_json(results, module.evaluations.extractors), encoding="utf-8")
-        heldout = [
-            f"{format_number(value)} at {key.replace('_', ' ')}" for key, value in _logged(trainer, "heldout/").items()
-        ]
-        lines = [f"held-out loss: {', '.join(heldout)}"] if heldout else []
-        if not results and not skipped and not module.evaluations.failed:
-            print("\n".join(lines), end="\n" * len(lines), flush=True)
-            return
-        table = metric_rows(results)
-        notes = judge_networks(module.evaluations.extractors)
-        notes += [f"skipped: {name} ({reason})" for name, reason in skipped.items()]
-        notes += [f"failed: {what} ({reason})" for what, reason in module.evaluations.failed.items()]
-        print("\n" + "\n".join(_align_columns(table) + notes + lines), flush=True)
-        log_table(trainer, "report/metrics", table, notes=notes)
+            temporary.write_text(_json(results, evaluations.extractors), encoding="utf-8")
+        if table or notes:
+            log_table(trainer, "report/metrics", table, notes=notes)
 
 
 def _logged(trainer: pl.Trainer, prefix: str) -> dict[str, float]:
