@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.examples import Examples, Slices, Visits, read_prompts
+from datamodules.examples import Examples, Slices, Visits
+from datamodules.prompts import PromptFile
 from datamodules.stream import Stream, split_evenly
-from lightning_guide.data import Batch, SampleBatch, SampleSource
+from lightning_guide.data import Batch, Prompts, SampleBatch, SampleSource
 from lightning_guide.runs.class_names import check_class_names, read_class_names, write_class_names
 
 __all__ = ["DiffusionData"]
@@ -44,7 +45,7 @@ class DiffusionData(pl.LightningDataModule, ABC):
         num_classes: number of labels, 0 for data without labels.
         class_names: names of the labels in their order, None if they have none.
         token_channels: C of the embeddings (L, C) of the elements, 0 for data without embeddings.
-        prompt_file: npy or npz of the embeddings that condition samples (`read_prompts`).
+        prompt_file: npy or npz of the embeddings that condition samples (`PromptFile`).
         num_prompts: number of held-out embeddings that condition samples if there is no `prompt_file`.
     """
 
@@ -102,7 +103,7 @@ class DiffusionData(pl.LightningDataModule, ABC):
     def decode(self, x: Tensor) -> Tensor:
         """Invert `encode`, rounded and clipped to the stored range."""
 
-    def prompts(self) -> Tensor:
+    def prompts(self) -> Prompts:
         """Return the embeddings (P, L, C) that condition samples: from `prompt_file`, or of held-out elements.
 
         Raises:
@@ -111,11 +112,11 @@ class DiffusionData(pl.LightningDataModule, ABC):
         return self._prompts
 
     @cached_property
-    def _prompts(self) -> Tensor:
+    def _prompts(self) -> Prompts:
         if not self.token_channels:
             raise ValueError(f"{type(self).__name__} has no embeddings; expected data with token_channels above 0")
         if self.prompt_file is not None:
-            return read_prompts(self.prompt_file, self.token_channels)
+            return PromptFile(self.prompt_file, self.token_channels)
         examples = self.heldout()
         if not len(examples):
             raise ValueError(f"{type(self).__name__} holds no embeddings to draw samples under; set prompt_file")

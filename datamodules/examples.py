@@ -7,21 +7,16 @@ gathered in one indexing operation.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from pathlib import Path
-from zipfile import is_zipfile
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.stream import epoch_order
-from lightning_guide.conditioning import mask_tokens
 from lightning_guide.data import Batch
 from lightning_guide.seeds import mix
-from lightning_guide.utils.arrays import as_numbers, read_array
-from lightning_guide.utils.files import read_numbers
 
-__all__ = ["Examples", "Slices", "TensorExamples", "Visits", "read_prompts"]
+__all__ = ["Examples", "Slices", "TensorExamples", "Visits"]
 
 
 class Examples(Dataset[tuple[Tensor, int | Tensor]], ABC):
@@ -135,29 +130,3 @@ class Visits(Dataset[Batch]):
 def _tensor(indices: range) -> Tensor:
     """Convert a range to an int64 tensor."""
     return torch.arange(indices.start, indices.stop, indices.step)
-
-
-def read_prompts(path: str, channels: int) -> Tensor:
-    """Read embeddings (P, L, channels), float32: npy with zeros for padding, or npz with `tokens` and `mask`.
-
-    Raises:
-        ValueError: naming the file, if it is missing, holds something else, or `mask_tokens` refuses its content.
-    """
-    if not Path(path).is_file():
-        raise ValueError(f"the file of prompts {path} does not exist; expected npy or npz of (P, L, {channels})")
-    try:
-        archive = is_zipfile(path)
-        arrays = read_numbers(path, what="prompts") if archive else {"tokens": read_array(path, "prompts")}
-        if "tokens" not in arrays:
-            raise ValueError(f"it holds no array 'tokens'; found {sorted(arrays)}")
-        tokens = torch.from_numpy(as_numbers(arrays["tokens"]))
-        mask = torch.from_numpy(as_numbers(arrays["mask"])) if "mask" in arrays else None
-    except ValueError as error:
-        raise ValueError(f"the file of prompts {path} cannot be read: {error}") from None
-    if tokens.ndim != 3 or tokens.shape[2] != channels or not len(tokens):
-        raise ValueError(f"the prompts in {path} have shape {tuple(tokens.shape)}; expected (P, L, {channels}), P >= 1")
-    tokens = tokens.to(torch.float32)
-    try:
-        return mask_tokens(tokens, (tokens != 0).any(dim=-1) if mask is None else mask)
-    except ValueError as error:
-        raise ValueError(f"the prompts in {path}: {error}") from None

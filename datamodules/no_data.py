@@ -54,7 +54,7 @@ class NoData(DiffusionData):
             data_shape: shape of one x.
             num_classes: number of labels, 0 for none.
             token_channels: C of the embeddings that condition the model, 0 for none.
-            prompt_file: npy or npz of embeddings, see `read_prompts`.
+            prompt_file: npy or npz of embeddings, see `PromptFile`.
             vae: decodes latents to images.
             mean: means of these latents for each channel; default: EDM2's.
             std: standard deviations, likewise.

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-__all__ = ["Batch", "DataInterface", "SampleBatch", "SampleSource", "data_of"]
+__all__ = ["Batch", "DataInterface", "Prompts", "SampleBatch", "SampleSource", "data_of"]
 
 
 class Batch(NamedTuple):
@@ -39,6 +39,16 @@ class SampleBatch(NamedTuple):
     condition: Tensor
 
 
+class Prompts(Protocol):
+    """Embeddings (P, L, C) that condition samples, a tensor or rows of a file that are read when they are needed."""
+
+    def __len__(self) -> int:
+        """Return P."""
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """Return the embeddings (R, L, C) of `rows` (R,), int64 on the CPU, float32."""
+
+
 class DataInterface(Protocol):
     """Interface of a datamodule that modules, metrics and callbacks use, with nothing else.
 
@@ -58,7 +68,7 @@ class DataInterface(Protocol):
     token_channels: int
     batch_size: int
 
-    def prompts(self) -> Tensor:
+    def prompts(self) -> Prompts:
         """Return the embeddings (P, L, C) that samples are conditioned on, identical on every rank."""
 
     def encode(self, raw: Tensor) -> Tensor:

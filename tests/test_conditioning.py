@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from datamodules import DigitCaptions, NoData
 from datamodules.digit_captions import NAMES, embed_spelling
+from datamodules.prompts import PromptFile
 from lightning_guide.conditioning import concatenate_conditions, drop_condition, mask_tokens, pad_tokens, token_mask
 from lightning_guide.data import SampleBatch
 from lightning_guide.denoiser import Denoiser
@@ -198,9 +199,11 @@ def test_prompts_of_a_file(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", tokens)
     np.savez(tmp_path / "b.npz", tokens=tokens, mask=np.array([[1, 1, 0], [1, 0, 0]]))
     options = {"data_shape": (1, 8, 8), "token_channels": 4}
-    plain = NoData(**options, prompt_file=str(tmp_path / "a.npy")).prompts()  # type: ignore[arg-type]
+    file = NoData(**options, prompt_file=str(tmp_path / "a.npy")).prompts()  # type: ignore[arg-type]
+    assert isinstance(file, PromptFile) and isinstance(file.tokens, np.memmap) and file.tokens.dtype == np.float16
+    plain = file[torch.arange(2)]
     assert plain.dtype == torch.float32 and torch.equal(plain, torch.from_numpy(tokens).float())
-    hidden = NoData(**options, prompt_file=str(tmp_path / "b.npz")).prompts()  # type: ignore[arg-type]
+    hidden = NoData(**options, prompt_file=str(tmp_path / "b.npz")).prompts()[torch.arange(2)]  # type: ignore[arg-type]
     assert token_mask(hidden).int().tolist() == [[1, 1, 0], [1, 0, 0]] and torch.equal(hidden[0, :2], plain[0, :2])
     np.save(tmp_path / "wrong.npy", tokens[0])
     (tmp_path / "text.npy").write_text("a cat")
@@ -213,6 +216,19 @@ def test_prompts_of_a_file(tmp_path: Path) -> None:
         file = None if name is None else str(tmp_path / name)
         with pytest.raises(ValueError, match=message):
             NoData(**options, prompt_file=file).prompts()  # type: ignore[arg-type]
+
+
+def test_rows_of_a_large_file_are_checked_when_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = np.ones((3, 2, 4), dtype=np.float16)
+    tokens[2, 0, 0] = np.nan
+    np.save(tmp_path / "a.npy", tokens)
+    with pytest.raises(ValueError, match=r"the prompts in .*a\.npy: an embedding holds numbers that are not finite"):
+        PromptFile(str(tmp_path / "a.npy"), 4)
+    monkeypatch.setattr(PromptFile, "CHECKED", 0)
+    file = PromptFile(str(tmp_path / "a.npy"), 4)
+    assert file[torch.tensor([0, 1])].shape == (2, 2, 4)
+    with pytest.raises(ValueError, match="numbers that are not finite"):
+        file[torch.tensor([2])]
 
 
 def module(**options: Any) -> DiffusionModule:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from datamodules import Latents, Shards
 from datamodules.commands.encode import encode
-from datamodules.examples import read_prompts
+from datamodules.prompts import PromptFile
 from datamodules.storage.image_codec import UndecodableError, decode_sample
 from lightning_guide.pretrained.autoencoders import Posterior
 from lightning_guide.pretrained.latent_space import LatentSpace
@@ -106,7 +106,7 @@ def test_arrays_other_than_samples_are_refused(array: object) -> None:
 def test_damaged_prompt_archive_is_refused(tmp_path: Path) -> None:
     (tmp_path / "prompts.npz").write_bytes(b"PK\x03\x04damaged")
     with pytest.raises(ValueError, match="prompts.npz cannot be read"):
-        read_prompts(str(tmp_path / "prompts.npz"), 2)
+        PromptFile(str(tmp_path / "prompts.npz"), 2)
     shard(tmp_path / "a.tar", range(2), **{"tokens.npy": lambda i: b"PK\x03\x04damaged"})
     with pytest.raises(ValueError, match="tokens.npy of record '0000' .*not an array of real numbers"):
         Shards(*[str(tmp_path / "a.tar")] * 2, token_channels=2).training()

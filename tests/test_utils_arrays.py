@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.examples import read_prompts
+from datamodules.prompts import PromptFile
 from lightning_guide.objectives.reference import load_references
 from lightning_guide.pretrained.loading import read_weights
 from lightning_guide.utils.arrays import read_array
@@ -76,7 +76,7 @@ def test_damaged_npy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: st
     with pytest.raises(ValueError, match="^cannot be read as numbers: "):
         read_array(data, "numbers")
     with pytest.raises(ValueError, match="^the file of prompts .*a.npy cannot be read: .*a.npy: cannot be read as"):
-        read_prompts("a.npy", 4)
+        PromptFile("a.npy", 4)
     with pytest.raises(ValueError, match="^reference examples: .*a.npy: cannot be read as a .npy file of numbers"):
         load_references(str(tmp_path / "a.npy"), torch.zeros(2, 3, 4))
     assert not (tmp_path / "executed").exists()
@@ -99,13 +99,13 @@ def test_damaged_npz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content[70] ^= 255
     path.write_bytes(content)
     with pytest.raises(ValueError, match="^the file of prompts .* cannot be read: .*'tokens' in it is damaged"):
-        read_prompts(str(path), 4)
+        PromptFile(str(path), 4)
     path.write_bytes(npz(tokens=np.array([Bomb()], dtype=object)))
     with pytest.raises(ValueError, match="'tokens' in it is damaged: it holds Python objects, which are not read"):
-        read_prompts(str(path), 4)
+        PromptFile(str(path), 4)
     path.write_bytes(npz(other=NUMBERS))
     with pytest.raises(ValueError, match=r"holds no array 'tokens'; found \['other'\]"):
-        read_prompts(str(path), 4)
+        PromptFile(str(path), 4)
     assert not (tmp_path / "executed").exists()
 
 
