@@ -18,7 +18,15 @@ from torch.nn import functional as F
 
 from lightning_guide.denoiser import Denoiser
 
-__all__ = ["concatenate_conditions", "mask_tokens", "pad_tokens", "token_mask", "condition_for", "drop_condition"]
+__all__ = [
+    "concatenate_conditions",
+    "mask_tokens",
+    "pad_tokens",
+    "token_mask",
+    "condition_for",
+    "drop_condition",
+    "fill_empty",
+]
 
 
 def mask_tokens(tokens: Tensor, mask: Tensor) -> Tensor:
@@ -74,6 +82,24 @@ def drop_condition(condition: Tensor, dropped: Tensor) -> Tensor:
     if condition.is_floating_point():
         return condition.masked_fill(dropped[:, None, None], 0)
     return condition.masked_fill(dropped, -1)
+
+
+def fill_empty(tokens: Tensor | None, empty: Tensor, batch: int) -> Tensor:
+    """Return `tokens` (B, L, C) with `empty` (L', C), the embedding of "no condition", in rows without any token.
+
+    None means that all `batch` rows have none. The shorter of both is padded with zeros.
+
+    Examples:
+        >>> tokens = drop_condition(torch.ones(2, 1, 2), torch.tensor([True, False]))
+        >>> fill_empty(tokens, torch.tensor([[3.0, 4.0]]), 2).tolist()
+        [[[3.0, 4.0]], [[1.0, 1.0]]]
+    """
+    if tokens is None:
+        return empty.expand(batch, *empty.shape)
+    length = max(tokens.shape[1], len(empty))
+    tokens = pad_tokens(tokens, length)
+    missing = ~token_mask(tokens).any(dim=1)
+    return torch.where(missing[:, None, None], pad_tokens(empty.to(tokens), length), tokens)
 
 
 def concatenate_conditions(conditions: Sequence[Tensor | None], batch: int, device: torch.device) -> Tensor:

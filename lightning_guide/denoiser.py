@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from lightning_guide.data import Prompts
 from lightning_guide.noise import Grid, KarrasGrid
 from lightning_guide.seeds import SampleSeeds
 from lightning_guide.utils.recipe import HasRecipe
@@ -82,6 +83,10 @@ class Models(Protocol):
     @property
     def main(self) -> Denoiser:
         """Return the model under evaluation."""
+
+    @property
+    def prompts(self) -> Prompts | None:
+        """Return the prompts of the evaluation, for models that take embeddings; None if there are none."""
 
     def snapshot(self, *, run: str | None, images: int | float | str, sigma_rel: float) -> Denoiser:
         """Return a model from the snapshots of `run` (None: the run under evaluation)."""

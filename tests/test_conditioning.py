@@ -13,16 +13,29 @@ from torch import Tensor, nn
 from datamodules import DigitCaptions, NoData
 from datamodules.digit_captions import NAMES, embed_spelling
 from datamodules.prompts import PromptFile
-from lightning_guide.conditioning import concatenate_conditions, drop_condition, mask_tokens, pad_tokens, token_mask
+from lightning_guide.conditioning import (
+    concatenate_conditions,
+    drop_condition,
+    fill_empty,
+    mask_tokens,
+    pad_tokens,
+    token_mask,
+)
 from lightning_guide.data import SampleBatch
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.evaluation import AccuracyByClass
 from lightning_guide.evaluation.sampling_loop import SamplingLoop, build_condition
 from lightning_guide.guidance import ClassifierFreeGuidance, ConditionAnnealedGuidance, Guided
-from lightning_guide.guidance.negatives import AnnealedCondition, GaussianCondition, RandomCondition
+from lightning_guide.guidance.negatives import (
+    AnnealedCondition,
+    GaussianCondition,
+    IndependentConditionGuidance,
+    RandomCondition,
+)
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.networks import DiffusionTransformer, EDM2UNet
 from lightning_guide.preconditioning import Preconditioned
+from lightning_guide.seeds import SampleSeeds
 from lightning_guide.training.losses import EDMLoss
 from tests.runs import evaluation, tiny_trainer
 from tests.small_networks import NETWORKS, SIGMA, noisy_images, trajectory
@@ -157,8 +170,42 @@ def test_noise_on_embeddings_keeps_padding(kind: str) -> None:
     with torch.no_grad():
         cads = ConditionAnnealedGuidance(1.0, scale=0.5, positive=model).start(place)(place.x, SIGMA, WORDS).clean
     assert (cads - run(model, WORDS)).abs().max() > 1e-3
-    with pytest.raises(ValueError, match="cannot be drawn: take GaussianCondition"):
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_icg_draws_other_prompts_of_the_evaluation(kind: str) -> None:
+    model = network(kind)
+    prompts = torch.randn(7, 4, WORDS.shape[2], generator=torch.Generator().manual_seed(3))
+
+    class Evaluated:
+        main = model
+
+        def __init__(self) -> None:
+            self.prompts = prompts
+
+    with pytest.raises(ValueError, match="another prompt of the evaluation, and there are none here"):
         RandomCondition(model).start_condition(trajectory())
+    guidance = IndependentConditionGuidance(2.0).resolve(Evaluated())  # type: ignore[arg-type]
+    place = trajectory()
+    drawn = prompts[SampleSeeds(0, range(3)).integers("random condition", 7)]
+    with torch.no_grad():
+        guided = guidance.start(place)(place.x, SIGMA, WORDS).clean
+    positive, negative = run(model, WORDS), run(model, drawn)
+    torch.testing.assert_close(guided, negative + 2.0 * (positive - negative), rtol=1e-3, atol=1e-4)
+    one = IndependentConditionGuidance(2.0, prompts=prompts[:1], positive=model).start(place)(place.x, SIGMA, WORDS)
+    negative = run(model, prompts[:1].expand(3, -1, -1))
+    torch.testing.assert_close(one.clean, negative + 2.0 * (positive - negative), rtol=1e-3, atol=1e-4)
+
+
+def test_rows_without_tokens_become_the_empty_condition_of_the_model() -> None:
+    empty = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    tokens = torch.tensor([[[5.0, 6.0]], [[0.0, 0.0]]])
+    assert fill_empty(tokens, empty, 2).tolist() == [[[5.0, 6.0], [0.0, 0.0]], empty.tolist()]
+    assert fill_empty(None, empty, 3).tolist() == [empty.tolist()] * 3
+    longer = torch.ones(1, 3, 2)
+    assert torch.equal(fill_empty(longer, empty, 1), longer)
+    joint = concatenate_conditions([longer, None], 1, torch.device("cpu"))
+    assert fill_empty(joint, empty, 2)[1, :2].tolist() == empty.tolist()
 
 
 def test_guiders_must_have_the_same_embeddings() -> None:

@@ -99,7 +99,7 @@ def test_models_without_labels_are_refused(kind: str) -> None:
         def snapshot(self, **_: object) -> Denoiser:
             return self.main
 
-    with pytest.raises(ValueError, match=r"ICG draws random labels; this model has none \(num_classes=0\)"):
+    with pytest.raises(ValueError, match=r"labels or prompts; this model has neither \(num_classes=0\)"):
         IndependentConditionGuidance().resolve(Models())
     with pytest.raises(ValueError, match="ICG draws random labels"):
         run(IndependentConditionGuidance(positive=Models.main), None)

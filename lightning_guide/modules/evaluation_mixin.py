@@ -115,6 +115,7 @@ class EvaluatedModule(ShardedTraining):
             run=self._run,
             device=self.device,
             until=self.images_seen if self._fitting else None,
+            prompts=self._data.prompts() if self.denoiser.token_channels else None,
         )
         self._check_fits_data(models.main)
         if not self._fitting:

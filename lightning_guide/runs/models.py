@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 import torch
 from torch import nn
 
+from lightning_guide.data import Prompts
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.ema import Average
 from lightning_guide.runs.class_names import read_class_names
@@ -158,9 +159,25 @@ def find_average(callbacks: Iterable[object], average: Average) -> LiveAverages:
 class RunModels:
     """The models of one evaluation: `main`, and snapshots of this or other runs, each loaded once."""
 
-    def __init__(self, main: Denoiser, *, run: str | Path, device: torch.device, until: int | None = None) -> None:
-        """`run` is the folder of the run under evaluation; its snapshots later than `until` images do not exist yet."""
-        self._main = main
+    def __init__(
+        self,
+        main: Denoiser,
+        *,
+        run: str | Path,
+        device: torch.device,
+        until: int | None = None,
+        prompts: Prompts | None = None,
+    ) -> None:
+        """Set the models and data of the evaluation.
+
+        Args:
+            main: the model under evaluation.
+            run: folder of its run.
+            device: that of the evaluation.
+            until: images after which snapshots of the run do not exist yet.
+            prompts: those of the evaluation, if the model takes embeddings.
+        """
+        self._main, self.prompts = main, prompts
         self.run, self.device, self.until = Path(run), device, until
         self._loaded: dict[tuple[str | None, int | float | str, float], Denoiser] = {}
 
@@ -191,7 +208,7 @@ class DryRunModels:
 
     def __init__(self, main: Denoiser, run: str | Path, *, device: torch.device) -> None:
         """A copy of `main`, with its weights, takes the place of every snapshot of `run`; others go to `device`."""
-        self._main, self.run = main, Path(run)
+        self._main, self.run, self.prompts = main, Path(run), None
         self._others = RunModels(main, run=run, device=device)
 
     @property

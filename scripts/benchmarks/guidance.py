@@ -29,6 +29,8 @@ class Pair:
     def __init__(self, main: Denoiser) -> None:
         self.main = main
 
+    prompts = None
+
     def snapshot(self, *, run: str | None, images: int | float | str, sigma_rel: float) -> Denoiser:
         """The model itself."""
         return self.main

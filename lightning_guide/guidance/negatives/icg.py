@@ -1,4 +1,4 @@
-"""Independent condition guidance (ICG): the negative has an independent random label, or noise as its embedding.
+"""Independent condition guidance (ICG): the negative has an independent random label or prompt, or noise instead.
 
 Sadat et al. 2024, "No Training, No Problem: Rethinking Classifier-Free Guidance for Diffusion Models",
 https://arxiv.org/abs/2407.02687, section 3. For models trained without label dropout.
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
+from lightning_guide.data import Prompts
 from lightning_guide.denoiser import Denoiser, Models, Trajectory
 from lightning_guide.guidance.branches import ConditionReplacement, Replace
 from lightning_guide.guidance.combinations.base import Combination
@@ -38,41 +39,56 @@ class GaussianCondition(ConditionPerturbation):
 
 
 class RandomCondition(ConditionReplacement):
-    """D(x, sigma, c'), each sample's class c' uniform over all classes and drawn at each call."""
+    """D(x, sigma, c'), each sample's c' drawn uniformly at each call from all classes, or from prompts."""
+
+    def __init__(self, positive: Denoiser | None = None, *, prompts: Prompts | None = None) -> None:
+        """Draw classes of the model `positive`, default the one under evaluation, or rows of `prompts`.
+
+        A model that takes embeddings needs `prompts` (P, L, C); default: those of the evaluation.
+        """
+        super().__init__(positive)
+        self.prompts = prompts
 
     def resolve(self, models: Models) -> Denoiser:
-        """Return a copy on real models.
+        """Return a copy on real models, with the prompts of their evaluation unless others are given.
 
         Raises:
-            ValueError: if the model has no labels.
+            ValueError: if the model has neither labels nor embeddings.
         """
         resolved = super().resolve(models)
         assert isinstance(resolved, RandomCondition)
-        resolved._check_labels()
+        resolved._check_condition()
+        if resolved.token_channels and resolved.prompts is None:
+            resolved.prompts = models.prompts
         return resolved
 
     def start_condition(self, trajectory: Trajectory) -> Replace:
-        """Return the function that draws labels; a model without labels is refused."""
-        self._check_labels()
-        return lambda x, condition: trajectory.seeds.integers("random condition", self.num_classes, x.device)
+        """Return the function that draws conditions; a model without a condition is refused."""
+        self._check_condition()
+        seeds, prompts = trajectory.seeds, self.prompts
+        if not self.token_channels:
+            return lambda x, condition: seeds.integers("random condition", self.num_classes, x.device)
+        if prompts is None:
+            raise ValueError(
+                "ICG draws another prompt of the evaluation, and there are none here; give the embeddings to draw from "
+                "(prompts), or take GaussianCondition, as configs/guidance/icg_gaussian.yaml does"
+            )
+        return lambda x, condition: prompts[seeds.integers("random condition", len(prompts))].to(x)
 
     def without_effect(self, steps: Sequence[Trajectory]) -> Iterator[str]:
-        """Yield a sentence if there is only one class to draw."""
+        """Yield a sentence if there is only one class or prompt to draw."""
         if self.num_classes == 1:
             yield "ICG draws its random class from 1 class, which is that of the samples"
+        if self.token_channels and self.prompts is not None and len(self.prompts) == 1:
+            yield "ICG draws its random prompt from 1 prompt, which is that of the samples"
 
-    def _check_labels(self) -> None:
-        if self.token_channels:
-            raise ValueError(
-                "ICG draws random labels; this model reads embeddings, which cannot be drawn: take GaussianCondition, "
-                "as configs/guidance/icg_gaussian.yaml does"
-            )
-        if self.num_classes == 0:
-            raise ValueError("ICG draws random labels; this model has none (num_classes=0)")
+    def _check_condition(self) -> None:
+        if not self.conditional:
+            raise ValueError("ICG draws random labels or prompts; this model has neither (num_classes=0)")
 
 
 class IndependentConditionGuidance(Guided):
-    """ICG, D(c') + w (D(c) - D(c')), c' a random class. Two evaluations; needs labels, but no training without them.
+    """ICG, D(c') + w (D(c) - D(c')), c' a random class or prompt. Two evaluations; needs no training without condition.
 
     Published: w = 1.4 for DiT-XL/2, 1.25 for EDM2, where classifier-free guidance has 1.5 and 1.25.
     """
@@ -81,8 +97,11 @@ class IndependentConditionGuidance(Guided):
         self,
         weight: float | WeightSchedule = 1.25,
         *,
+        prompts: Prompts | None = None,
         positive: Denoiser | None = None,
         combination: Combination | None = None,
     ) -> None:
-        """`positive` is the model with labels; default: the one under evaluation."""
-        super().__init__([RandomCondition(positive)], [weight], positive=positive, combination=combination)
+        """`positive` is the model; `prompts` as of `RandomCondition`. Defaults: those of the evaluation."""
+        super().__init__(
+            [RandomCondition(positive, prompts=prompts)], [weight], positive=positive, combination=combination
+        )
