@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -32,6 +33,7 @@ class PromptFile:
         Raises:
             ValueError: naming the file, if it is missing, damaged, holds something else, or `mask_tokens` refuses it.
         """
+        path = os.path.expanduser(path)
         self.path, expected = path, f"(P, L, {channels})"
         if not Path(path).is_file():
             raise ValueError(f"the file of prompts {path} does not exist; expected npy or npz of {expected}")

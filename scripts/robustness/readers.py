@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules import ImageFolder, Latents, Shards, write_shards
-from datamodules.examples import read_prompts
+from datamodules.prompts import PromptFile
 from datamodules.storage.shard_classes import shard_classes
 from lightning_guide.evaluation.features import RawPixels
 from lightning_guide.evaluation.reference.statistics import Statistics, read_statistics, write_statistics
@@ -172,6 +172,11 @@ def _make_npz(folder: Path) -> Path:
     return folder / "a.npz"
 
 
+def _read_prompts(path: Path) -> str:
+    file = PromptFile(str(path), 4)
+    return digest(file[torch.arange(len(file))])
+
+
 def _read_references(path: Path) -> str:
     _read.cache_clear()
     return digest(load_references(str(path), torch.zeros(1, 2, 3)))
@@ -297,9 +302,9 @@ SUBJECTS: dict[str, Subject] = {
     "inventory of shards": Subject(_make_inventory, lambda path: shard_classes([path.with_name("train-00000.tar")])),
     "prompts npy": Subject(
         lambda folder: _make_file(folder, "a.npy", _npy(np.ones((3, 2, 4)))),
-        lambda path: digest(read_prompts(str(path), 4)),
+        _read_prompts,
     ),
-    "prompts npz": Subject(_make_npz, lambda path: digest(read_prompts(str(path), 4)), checked=True),
+    "prompts npz": Subject(_make_npz, _read_prompts, checked=True),
     "references npy": Subject(lambda folder: _make_file(folder, "a.npy", _npy(np.ones((5, 2, 3)))), _read_references),
     "statistics npz": Subject(_make_statistics, _read_statistics, checked=True),
     "statistics pickle": Subject(_make_published, partial(_read_statistics, published=True)),
