@@ -278,7 +278,8 @@ def test_gradients_can_be_enabled_in_every_loop(tmp_path: Path) -> None:
 
 def test_optimizer_can_be_configured(tmp_path: Path) -> None:
     module = tiny_module(average=None, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1.0))
-    fit(tmp_path, module=module, steps=1)
+    with pytest.warns(UserWarning, match="lr=1 of model.optimizer has no effect: model.learning_rate sets"):
+        fit(tmp_path, module=module, steps=1)
     assert isinstance(module.optimizers(use_pl_optimizer=False), torch.optim.SGD)
     default = tiny_module(average=None).configure_optimizers()
     assert isinstance(default, torch.optim.Adam) and default.param_groups[0]["betas"] == (0.9, 0.99)

@@ -6,12 +6,14 @@ function of (seed, images seen, rank), so a killed run resumes bit for bit.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_guide.conditioning import drop_condition
@@ -157,7 +159,14 @@ class DiffusionModule(EvaluatedModule):
         """Return the optimizer without a scheduler: `optimizer_step` sets the rate from the images seen."""
         scaled = self._trainer is not None and self.trainer.precision == "16-mixed"
         elements = math.prod(self.denoiser.data_shape)
-        return (self.optimizer or adam(scaled=scaled, elements=elements))(self.parameters())
+        optimizer = (self.optimizer or adam(scaled=scaled, elements=elements))(self.parameters())
+        given = optimizer.defaults.get("lr")
+        default = inspect.signature(type(optimizer)).parameters.get("lr")
+        if self.optimizer and default and given not in (default.default, getattr(self.learning_rate, "peak", None)):
+            rank_zero_warn(
+                f"lr={given:g} of model.optimizer has no effect: model.learning_rate sets the rate of each step"
+            )
+        return optimizer
 
     # Training
 

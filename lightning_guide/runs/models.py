@@ -16,6 +16,7 @@ from lightning_guide.ema import Average
 from lightning_guide.runs.class_names import read_class_names
 from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.utils.recipe import build
+from lightning_guide.utils.shipped import how_to_train
 
 __all__ = [
     "DryRunModels",
@@ -45,7 +46,7 @@ def raw_network(run: str | Path, *, kind: type[Kind], what: str = "network") -> 
         state = "holds no raw weights" if store.folder.is_dir() else "does not exist"
         raise ValueError(
             f"no {what} in the run {str(run)!r}: {store.folder} {state}; expected the default_root_dir of a "
-            "finished fit of lightning_guide.modules.classifiers.ClassifierModule"
+            f"finished fit of lightning_guide.modules.classifiers.ClassifierModule{how_to_train(run)}"
         )
     tensors, metadata = store.load(entries[-1])
     with torch.random.fork_rng(devices=[]):
@@ -67,6 +68,7 @@ def open_snapshots(run: str | Path) -> SnapshotStore:
     if not folder.is_dir():
         near = place if place.is_dir() else place.parent
         found = ", ".join(sorted(str(path.parent) for path in near.glob("*/snapshots"))) or "none"
+        found += how_to_train(run)
         raise ValueError(f"run {str(run)!r} has no snapshots: {folder} does not exist; runs with snapshots: {found}")
     return SnapshotStore(folder)
 

@@ -59,7 +59,7 @@ class ConstantRate(LearningRate):
 
     def __init__(self, peak: float = 1e-3, *, rampup_images: float = 0.0) -> None:
         """Configure the rate `peak` and the ramp (`rampup_images` = 0: no ramp)."""
-        self.rate = InverseSqrtRate(peak, rampup_images=rampup_images)
+        self.peak, self.rate = peak, InverseSqrtRate(peak, rampup_images=rampup_images)
 
     def at(self, images: int) -> float:
         """Return the rate after `images` images."""

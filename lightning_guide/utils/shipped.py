@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["find_config", "shipped_configs", "with_shipped_configs"]
+__all__ = ["find_config", "how_to_train", "shipped_configs", "with_shipped_configs"]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _OPTION = re.compile(r"(?P<option>-c|--config=)?(?P<path>configs/.+)")
@@ -37,6 +37,19 @@ def find_config(path: str | Path, folder: str | Path = "") -> Path:
         return beside
     shipped = shipped_configs().joinpath(*parts)
     return shipped if shipped.exists() else beside
+
+
+def how_to_train(run: str | Path) -> str:
+    """Return the command that trains `run`, for the end of a message, if it is the run of a config of the package."""
+    place = re.compile(rf"^  default_root_dir: {re.escape(Path(run).as_posix())}\s*(#.*)?$", re.MULTILINE)
+    try:
+        folder = shipped_configs()
+    except ValueError:
+        return ""
+    for path in sorted(folder.rglob("*.yaml")):
+        if place.search(path.read_text(encoding="utf-8")):
+            return f"; train it first: lightning-guide fit -c configs/{path.relative_to(folder).as_posix()}"
+    return ""
 
 
 def with_shipped_configs(words: Sequence[str]) -> list[str]:
