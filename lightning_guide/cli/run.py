@@ -18,6 +18,7 @@ from lightning_guide.runs.session import run_keys
 from lightning_guide.training.monitor import TrainingDivergedError
 from lightning_guide.utils.errors import explain_os_error, explain_runtime_error
 from lightning_guide.utils.mistakes import arguments_of
+from lightning_guide.utils.needs import MissingNeedsError
 from lightning_guide.utils.parser import ConfigError, Parser, one_sentence, with_merged_files
 from lightning_guide.utils.terminal import plain_messages
 
@@ -25,7 +26,7 @@ __all__ = ["run"]
 
 
 def run(words: Sequence[str]) -> None:
-    """Run the command `words`; user errors end in one sentence and exit status 1."""
+    """Run the command `words`; user errors end in one sentence, or a list of what is missing, and exit status 1."""
     with plain_messages():
         warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # a command may run another
         _run(words)
@@ -52,7 +53,7 @@ def _run(words: Sequence[str]) -> None:
         if os.environ.get("LIGHTNING_GUIDE_TRACEBACK"):
             raise
         said = explain_os_error(error) if isinstance(error, OSError) else str(error)
-        sys.exit(f"lightning-guide: error: {one_sentence(said)}")
+        sys.exit(f"lightning-guide: error: {said if isinstance(error, MissingNeedsError) else one_sentence(said)}")
     except RuntimeError as error:
         if os.environ.get("LIGHTNING_GUIDE_TRACEBACK") or (found := explain_runtime_error(str(error))) is None:
             raise
