@@ -18,6 +18,7 @@ from lightning_guide.search.blocks import BlockEvaluations, SampledBlocks
 from lightning_guide.search.halving import Halving
 from lightning_guide.search.rebuilt_guiders import RebuiltGuiders
 from lightning_guide.snapshots import SnapshotStore
+from tests.event_files import opened
 from tests.searches import METRICS, PIXELS, SEARCH, own_metrics, search
 
 
@@ -72,7 +73,8 @@ def test_a_sweep_scores_every_point_as_test_does_and_goes_on_where_it_stood(
     assert float(row["weight"]) == 3 and float(row["fd_change_half_width"]) > 0
     assert table["weight=nan sigma_rel=0.08"]["failed"].startswith("Autoguidance needs")
     assert (out / "sensitivity.png").stat().st_size > 5000
-    assert len(list((out / "tensorboard").rglob("events.out.*"))) >= 1
+    assert opened(out / "tensorboard/sweep").Tags()["images"] == ["sweep/sensitivity"]
+    assert any((out / "tensorboard/sweep").glob("point-*/events.out.*"))
 
     # run again, it draws only what failed or was interrupted
     assert len(drawn) == 5

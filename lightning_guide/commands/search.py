@@ -167,12 +167,14 @@ class Sweep(Search):
             check_objectives(objectives, scores)
         failed = {n: point["failed"] for n, point in ledger.content["points"].items() if "failed" in point}
         write_csv(space, found, failed, self.out / "results.csv")
-        write_hparams(space, found, self.out / "tensorboard")
-        draw_sensitivity(space, found, objectives, self.out / "sensitivity.png")
-        draw_heat_maps(space, found, objectives, self.out / "averages.png")
-        figures = [str(path) for name in ("sensitivity.png", "averages.png") if (path := self.out / name).is_file()]
+        figures = [self.out / "sensitivity.png", self.out / "averages.png"]
+        draw_sensitivity(space, found, objectives, figures[0])
+        draw_heat_maps(space, found, objectives, figures[1])
+        figures = [path for path in figures if path.is_file()]
+        write_hparams(space, found, self.out / "tensorboard" / "sweep", figures=figures)
         points = f"{len(found)} points scored, {len(failed)} failed"
-        print(f"{points}; table {self.out / 'results.csv'}; figures {', '.join(figures)}; all {ledger.path}")
+        shown = ", ".join(map(str, figures))
+        print(f"{points}; table {self.out / 'results.csv'}; figures {shown}; all {ledger.path}")
 
 
 @dataclass

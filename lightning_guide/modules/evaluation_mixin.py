@@ -17,6 +17,7 @@ from lightning_guide.evaluation.requirements import EvaluationNeeds
 from lightning_guide.evaluation.runner import GuidedEvaluations, StrictEvaluations
 from lightning_guide.evaluation.sampling_loop import DrawnSamples, SampleStore
 from lightning_guide.modules.needs import report_failures, require_needs, samples_drawn, warn_of
+from lightning_guide.runs.checkpoints import images_per_step
 from lightning_guide.runs.class_names import check_class_names
 from lightning_guide.runs.models import RunModels, evaluated_images, find_average, finished_model
 from lightning_guide.training.losses import TrainingLoss
@@ -37,8 +38,8 @@ class EvaluatedModule(ShardedTraining):
         images_seen: images of training seen so far, over all processes.
         label_dropout: share of the examples that train without their condition.
         evaluated_images: images of training that the model of the newest evaluations has seen.
-        evaluated_step: optimizer steps in which it saw them, x of the results in loggers; after training this is
-            `evaluated_images` over the images in one step of the present config.
+        evaluated_step: optimizer steps in which it saw them, x of the results in loggers; after training by the images
+            in one step of the fit, or of the present config if the run has no checkpoint.
         run: folder of the run whose snapshots are evaluated after training; None: trainer.default_root_dir, where
             results are written.
     """
@@ -133,7 +134,7 @@ class EvaluatedModule(ShardedTraining):
         images = self.images_seen  # of the checkpoint whose raw weights were loaded
         if self.average is not None:
             images = evaluated_images(self._run, self.images, self.average)
-        return images, round(images / self.images_per_step)
+        return images, round(images / (images_per_step(self._run) or self.images_per_step))
 
     @property
     def images_per_step(self) -> int:

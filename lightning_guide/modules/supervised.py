@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from lightning_guide.data import Batch, DataInterface, SampleBatch, data_of
 from lightning_guide.modules.needs import require_needs
+from lightning_guide.runs.checkpoints import images_per_step
 from lightning_guide.seeds import mix
 from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.training.resumed_optimizer import check_optimizer, optimizer_name, update_optimizer
@@ -126,7 +127,16 @@ class SupervisedModule(pl.LightningModule, ABC):
         *sums, count = self.trainer.strategy.reduce(self._heldout, reduce_op="sum").tolist()
         if count:
             means = {f"heldout/{name}": value / count for name, value in zip(self.measured, sums, strict=True)}
-            self.log_dict(means, prog_bar=True, batch_size=1)
+            self.log_dict(means, prog_bar=True, logger=False, batch_size=1)
+            for logger in [] if self.trainer.sanity_checking else self.loggers:
+                logger.log_metrics(means, step=self.evaluated_step)
+
+    @property
+    def evaluated_step(self) -> int:
+        """Steps of the evaluated weights, x of their results in loggers."""
+        if self.trainer.state.fn == "fit":
+            return self.trainer.global_step
+        return round(self.images_seen / (images_per_step(self.trainer.default_root_dir) or self._data.batch_size))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the clock and the class of the optimizer."""

@@ -108,11 +108,15 @@ def read_rounds(run: str | Path) -> History:
     """
     path = Path(run) / "rounds/history.jsonl"
     found: dict[str, list[tuple[float, float]]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
         record = parse_json(line, path)
-        for name, value in record.items():
-            if name != "round" and value is not None:
-                found.setdefault(f"rounds/{name}", []).append((float(record["round"]), float(value)))
+        try:
+            values = {name: float(value) for name, value in record.items() if value is not None}
+            place = values.pop("round")
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise ValueError(f"{path} is damaged: expected numbers and their round, found {line[:80]!r}") from None
+        for name, value in values.items():
+            found.setdefault(f"rounds/{name}", []).append((place, value))
     return History(dict(found), "rounds", 0.0)
 
 
@@ -169,7 +173,7 @@ def _lines(path: Path) -> Iterator[_Row]:
             record = json.loads(line)
             values = {str(tag): math.nan if v is None else float(v) for tag, v in record["values"].items()}
             yield _Row(int(record["step"]), float(record["time"]), values, bool(record.get("resumes")))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
 
 
@@ -196,8 +200,8 @@ def _tables(run: Path) -> Iterator[_Row]:
     files = [path for path in run.rglob("metrics.csv") if "branches" not in path.relative_to(run).parts]
     for path in sorted(files, key=lambda each: each.stat().st_mtime):
         written = path.stat().st_mtime
-        with path.open(encoding="utf-8", newline="") as file:
-            for record in csv.DictReader(file):
+        with path.open(encoding="utf-8", errors="replace", newline="") as file:
+            for record in csv.DictReader(line.replace("\0", "") for line in file):
                 try:
                     step = int(record.pop("step"))
                     values = {tag: float(value) for tag, value in record.items() if value}

@@ -24,6 +24,7 @@ __all__ = [
     "check_checkpoint",
     "checkpoint_folder",
     "checkpoint_step",
+    "images_per_step",
     "newest_checkpoint",
     "own_checkpoints",
     "read_checkpoint",
@@ -92,6 +93,17 @@ def remove_temporary_files(run: str | Path) -> None:
 def newest_checkpoint(run: str | Path) -> Path | None:
     """Return the complete checkpoint that the run wrote last, or None; see `own_checkpoints`."""
     return next(reversed(own_checkpoints(run)), None)
+
+
+def images_per_step(run: str | Path) -> float | None:
+    """Return the images that a run saw in each step on average, by its newest checkpoint; None without a whole one."""
+    newest = newest_checkpoint(run)
+    try:
+        content = {} if newest is None else torch.load(newest, map_location="cpu", weights_only=True, mmap=True)
+        images = content["clock"]["images_seen"] if "clock" in content else content["images_seen"]
+        return float(images / content["global_step"])
+    except Exception:  # damaged in any way, or of the first step
+        return None
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

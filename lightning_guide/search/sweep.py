@@ -13,7 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_guide.search.blocks import SampledBlocks
@@ -61,11 +63,17 @@ def write_csv(space: Space, swept: Mapping[Point, Scores], failed: Mapping[str, 
         temporary.write_text(text.getvalue(), encoding="utf-8")
 
 
-def write_hparams(space: Space, swept: Mapping[Point, Scores], folder: Path) -> None:
-    """The points as hyperparameters with their metrics, for TensorBoard's HPARAMS tab, in a fresh `folder`."""
+def write_hparams(space: Space, swept: Mapping[Point, Scores], folder: Path, *, figures: Sequence[Path] = ()) -> None:
+    """The points as hyperparameters with their metrics, and PNG `figures`, for TensorBoard.
+
+    Earlier event files in `folder` are replaced: it is for one sweep alone.
+    """
     for old in folder.rglob("events.out.tfevents.*"):
         old.unlink()
     with SummaryWriter(str(folder)) as writer:
+        for path in figures:
+            pixels = np.asarray(Image.open(path).convert("RGB"))
+            writer.add_image(f"sweep/{path.stem}", pixels, len(swept), dataformats="HWC")
         for number, (point, scores) in enumerate(swept.items()):
             if point != UNGUIDED:
                 values = {name: _cell(value) for name, value in space.shown(point).items()}
