@@ -12,7 +12,8 @@ import pytest
 
 from scripts.robustness import mutate as trials
 from scripts.robustness.mutations import mutate
-from scripts.robustness.readers import SUBJECTS, Subject
+from scripts.robustness.readers import SUBJECTS
+from scripts.robustness.subject import Subject
 
 # of Python 3.12, if a library has started threads
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")

@@ -16,6 +16,7 @@ import torch
 from datamodules.prompts import PromptFile
 from lightning_guide.objectives.reference import load_references
 from lightning_guide.pretrained.loading import read_weights
+from lightning_guide.runs.checkpoints import read_checkpoint
 from lightning_guide.utils.arrays import read_array
 from lightning_guide.utils.files import read_numbers
 from lightning_guide.utils.safe_pickle import read_arrays
@@ -137,3 +138,15 @@ def test_altered_weights_of_torch_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.pt").write_bytes(data)
     with pytest.raises(ValueError, match="a.pt .the checksum of .* in it is wrong"):
         read_weights(network, str(tmp_path / "a.pt"))
+
+
+@pytest.mark.parametrize(("field", "value"), [(46, b"\xff"), (6, b"\x5a"), (28, b"\xff")])  # name, version, length
+def test_damaged_directory_of_a_checkpoint(tmp_path: Path, field: int, value: bytes) -> None:
+    torch.save({"state_dict": torch.nn.Linear(2, 2).state_dict()}, tmp_path / "step-000000001.ckpt")
+    data = bytearray((tmp_path / "step-000000001.ckpt").read_bytes())
+    at = data.index(b"PK\1\2") + field
+    data[at : at + 1] = value
+    data[data.index(b"PK\1\2") + 9] |= 8  # names are UTF-8
+    (tmp_path / "step-000000001.ckpt").write_bytes(data)
+    with pytest.raises(ValueError, match="^the checkpoint .*step-000000001.ckpt is damaged"):
+        read_checkpoint(tmp_path / "step-000000001.ckpt")

@@ -197,8 +197,8 @@ def _foreign(file: Path) -> str | None:
         try:
             with zipfile.ZipFile(file) as archive:
                 names = archive.namelist()
-        except zipfile.BadZipFile:
-            return None  # cut off: damaged
+        except Exception:  # of many types: cut off or damaged
+            return None
         return None if any(name.endswith("data.pkl") for name in names) else "a zip archive without weights"
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 2**32:
         return _safetensors(file)
@@ -223,7 +223,7 @@ def _safetensors(file: Path) -> str:
             header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
         about = header.get("__metadata__") or {}
         images, sigma_rel = about["images"], float(about["sigma_rel"])
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return "a safetensors file of weights, which holds no state of training"
     which = f"the average sigma_rel={sigma_rel:g}" if sigma_rel else "the raw weights"
     return (

@@ -26,7 +26,8 @@ from typing import Any
 from jsonargparse import auto_cli
 
 from scripts.robustness.mutations import mutate
-from scripts.robustness.readers import SUBJECTS, Subject
+from scripts.robustness.readers import SUBJECTS
+from scripts.robustness.subject import Subject
 
 __all__ = ["main"]
 

@@ -7,12 +7,8 @@ those that are left out. Files without checksums (npy, JSON, YAML, BMP, JPEG, ..
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-import pickle
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,55 +17,22 @@ import numpy as np
 import torch
 import yaml
 from PIL import Image
-from torch import Tensor
 
 from datamodules import ImageFolder, Latents, Shards, write_shards
 from datamodules.prompts import PromptFile
 from datamodules.storage.shard_classes import shard_classes
-from lightning_guide.evaluation.features import RawPixels
-from lightning_guide.evaluation.reference.statistics import Statistics, read_statistics, write_statistics
-from lightning_guide.networks.classifiers import SmallClassifier
 from lightning_guide.objectives.reference import _read, load_references
 from lightning_guide.optimization.round_buffers import append_record, read_records
-from lightning_guide.pretrained.loading import read_weights
 from lightning_guide.runs.class_names import read_class_names, write_class_names
-from lightning_guide.runs.edm2_pickle import read_edm2_pickle, tensors_of
-from lightning_guide.snapshots import SnapshotStore
-from lightning_guide.snapshots.file import read
 from lightning_guide.utils.files import read_yaml
 from lightning_guide.utils.resume import ResumableFolder, read_record
-from scripts.robustness.edm2_file import write_edm2_pickle
+from scripts.robustness.model_files import MODELS
+from scripts.robustness.subject import LEFT_OUT, Subject, digest, make_file
 
-__all__ = ["SUBJECTS", "Subject"]
-
-Reader = Callable[[Path], Any]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A kind of file: `make` writes one into a folder and returns its path, `read` returns what the product reads."""
-
-    make: Callable[[Path], Path]
-    read: Reader
-    checked: bool = False
-    parts: bool = False
-
-    def is_silent(self, whole: Any, found: Any) -> bool:
-        """Return whether another value was accepted although checksums cover it."""
-        if not self.parts:
-            return self.checked and found != whole
-        return len(found) != len(whole) or any(part not in [*whole, _LEFT_OUT, [_LEFT_OUT] * 2] for part in found)
-
+__all__ = ["SUBJECTS"]
 
 _PIXELS = np.random.default_rng(0).integers(0, 256, (24, 16, 3), dtype=np.uint8)
-_LEFT_OUT = "left out"
 _CLASSES = ("ant", "bee")
-
-
-def digest(x: Tensor) -> str:
-    """Return a hash of type, shape and bytes."""
-    content = f"{x.dtype}{tuple(x.shape)}".encode() + x.detach().contiguous().view(torch.uint8).numpy().tobytes()
-    return hashlib.sha256(content).hexdigest()
 
 
 def _image(kind: str, number: int = 0, **options: Any) -> bytes:
@@ -93,7 +56,7 @@ def _read_images(path: Path, source: Path | None = None) -> list[Any]:
     data = ImageFolder(place, place, num_classes=2 if source else 1)
     examples = data.training()
     pairs = [[label, digest(x)] for x, label in (examples[i] for i in range(len(examples)))]
-    return pairs + [[_LEFT_OUT, _LEFT_OUT]] * len(data.corrupt)
+    return pairs + [[LEFT_OUT, LEFT_OUT]] * len(data.corrupt)
 
 
 def _read_pixels(path: Path) -> list[str]:
@@ -138,7 +101,7 @@ def _read_shard(path: Path) -> list[Any]:
     data = Shards(str(path), str(path), num_classes=2)
     examples = data.training()
     pixels = [digest(examples[i][0]) for i in range(len(examples))]  # labels are text without a checksum
-    return pixels + [_LEFT_OUT] * len(data.corrupt)
+    return pixels + [LEFT_OUT] * len(data.corrupt)
 
 
 def _npy(array: Any) -> bytes:
@@ -162,11 +125,6 @@ def _read_latents(path: Path) -> list[str]:
     return [digest(data[i][0]) for i in range(len(data))]
 
 
-def _make_file(folder: Path, name: str, data: bytes) -> Path:
-    (folder / name).write_bytes(data)
-    return folder / name
-
-
 def _make_npz(folder: Path) -> Path:
     np.savez_compressed(folder / "a.npz", tokens=np.random.default_rng(0).random((3, 2, 4)), mask=np.ones((3, 2)))
     return folder / "a.npz"
@@ -180,77 +138,6 @@ def _read_prompts(path: Path) -> str:
 def _read_references(path: Path) -> str:
     _read.cache_clear()
     return digest(load_references(str(path), torch.zeros(1, 2, 3)))
-
-
-def _gaussian() -> tuple[np.ndarray, np.ndarray]:
-    x = np.random.default_rng(0).random((40, 4))
-    return x.mean(0), np.cov(x.T)
-
-
-def _make_statistics(folder: Path) -> Path:
-    mean, covariance = (torch.from_numpy(each) for each in _gaussian())
-    statistics = Statistics(mean, covariance, 40, RawPixels().identity, (1, 2, 2), "data")
-    return write_statistics(folder / "a.npz", statistics)
-
-
-def _make_published(folder: Path) -> Path:
-    mu, sigma = _gaussian()
-    return _make_file(folder, "a.pkl", pickle.dumps({"fid": {"mu": mu, "sigma": sigma}, "num_images": 40}))
-
-
-class _Published(RawPixels):
-    published = "fid"
-
-
-def _read_statistics(path: Path, published: bool = False) -> list[Any]:
-    found = read_statistics(path, _Published() if published else RawPixels())
-    return [digest(found.mean), digest(found.covariance), found.num_images, found.data_shape, found.data]
-
-
-def _network() -> SmallClassifier:
-    torch.manual_seed(0)
-    return SmallClassifier((1, 8, 8), num_classes=3, widths=(8, 8), num_features=8)
-
-
-def _make_snapshot(folder: Path) -> Path:
-    network = _network()
-    tensors = {name: tensor for name, tensor in network.state_dict().items()}
-    return SnapshotStore(folder).save(tensors, images=8, sigma_rel=0.05, recipe=network.recipe)
-
-
-def _read_snapshot(path: Path) -> list[Any]:
-    tensors, metadata = read(path)
-    return [{name: digest(x) for name, x in tensors.items()}, str(metadata)]
-
-
-def _make_index(folder: Path) -> Path:
-    _make_snapshot(folder)
-    return folder / "index.json"
-
-
-def _read_index(path: Path) -> list[str]:
-    return [entry.path.name for entry in SnapshotStore(path.parent).entries()]
-
-
-def _make_weights(folder: Path, name: str) -> Path:
-    from safetensors.torch import save_file
-
-    (torch.save if name.endswith(".pt") else save_file)(_network().state_dict(), folder / name)
-    return folder / name
-
-
-def _read_weights(path: Path) -> list[str]:
-    network = _network()
-    read_weights(network, str(path))
-    return [digest(x) for x in network.state_dict().values()]
-
-
-def _make_edm2(folder: Path) -> Path:
-    return write_edm2_pickle(folder / "a.pkl", _network().state_dict())
-
-
-def _read_edm2(path: Path) -> list[Any]:
-    return [(name, digest(x)) for name, x in tensors_of(read_edm2_pickle(path)["ema"])]
 
 
 def _make_record(folder: Path) -> Path:
@@ -277,7 +164,7 @@ def _make_class_names(folder: Path) -> Path:
 
 def _make_config(folder: Path) -> Path:
     content = read_yaml(Path(__file__).parents[2] / "configs" / "digits" / "main.yaml")
-    return _make_file(folder, "a.yaml", yaml.safe_dump(content).encode())
+    return make_file(folder, "a.yaml", yaml.safe_dump(content).encode())
 
 
 SUBJECTS: dict[str, Subject] = {
@@ -301,18 +188,12 @@ SUBJECTS: dict[str, Subject] = {
     "shard of latents": Subject(_make_latents, _read_latents),
     "inventory of shards": Subject(_make_inventory, lambda path: shard_classes([path.with_name("train-00000.tar")])),
     "prompts npy": Subject(
-        lambda folder: _make_file(folder, "a.npy", _npy(np.ones((3, 2, 4)))),
+        lambda folder: make_file(folder, "a.npy", _npy(np.ones((3, 2, 4)))),
         _read_prompts,
     ),
     "prompts npz": Subject(_make_npz, _read_prompts, checked=True),
-    "references npy": Subject(lambda folder: _make_file(folder, "a.npy", _npy(np.ones((5, 2, 3)))), _read_references),
-    "statistics npz": Subject(_make_statistics, _read_statistics, checked=True),
-    "statistics pickle": Subject(_make_published, partial(_read_statistics, published=True)),
-    "snapshot": Subject(_make_snapshot, _read_snapshot, checked=True),
-    "snapshot index": Subject(_make_index, _read_index, checked=True),
-    "weights safetensors": Subject(partial(_make_weights, name="a.safetensors"), _read_weights),
-    "weights torch": Subject(partial(_make_weights, name="a.pt"), _read_weights, checked=True),
-    "edm2 pickle": Subject(_make_edm2, _read_edm2),
+    "references npy": Subject(lambda folder: make_file(folder, "a.npy", _npy(np.ones((5, 2, 3)))), _read_references),
+    **MODELS,
     "record json": Subject(_make_record, read_record),
     "history jsonl": Subject(_make_history, lambda path: read_records(path.parent.parent, 3)),
     "class names json": Subject(_make_class_names, lambda path: read_class_names(path.parent)),
