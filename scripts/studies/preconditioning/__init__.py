@@ -1,0 +1,1 @@
+"""Models of other predictions, trained with equal budgets, unguided and autoguided."""
