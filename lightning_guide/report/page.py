@@ -16,12 +16,14 @@ _STYLE = """
 body { font: 15px/1.5 sans-serif; margin: 2em auto; max-width: 1900px; padding: 0 2em; color: #222; background: #fff }
 h1 { margin-bottom: 0 }
 h2 { margin-top: 2em; border-bottom: 1px solid #ccc }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 440px), 1fr)); gap: 16px 24px }
-.grid.wide { grid-template-columns: repeat(auto-fill, minmax(min(100%, 560px), 1fr)) }
+.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 16px 24px }
+.flow { display: flex; flex-wrap: wrap; gap: 16px 24px }
+.grid.wide { grid-template-columns: repeat(auto-fit, minmax(min(100%, 560px), 1fr)) }
 figure { margin: 0 }
 figcaption { color: #555 }
-img { display: block; width: 100%; max-width: max-content; min-width: min(100%, 420px); image-rendering: pixelated }
-svg { display: block; width: 100%; height: auto }
+img { display: block; max-width: 100%; image-rendering: pixelated }
+.grid img { width: 100%; max-width: 900px }
+svg { display: block; width: 100%; max-width: 1000px; height: auto }
 .table { overflow-x: auto }
 table { border-collapse: collapse; width: 100% }
 td, th { padding: 2px 10px; text-align: right; white-space: nowrap }
@@ -63,14 +65,14 @@ class Page:
             table = f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
             self._parts.append(f"<details><summary>{escape(folded)}</summary>{table}</details>" if folded else table)
 
-    def images(self, images: Sequence[tuple[bytes, str]]) -> None:
-        """Add PNG images with their captions, side by side."""
+    def images(self, images: Sequence[tuple[bytes, str]], *, scaled: bool = False) -> None:
+        """Add PNG images with their captions, side by side in their own size, or `scaled` to equal columns."""
         figures = [
             f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
             f"<figcaption>{escape(caption)}</figcaption></figure>"
             for png, caption in images
         ]
-        self._parts.append(f'<div class="grid">{"".join(figures)}</div>')
+        self._parts.append(f'<div class="{"grid" if scaled else "flow"}">{"".join(figures)}</div>')
 
     def charts(self, svgs: Sequence[str]) -> None:
         """Add SVGs of `charts.line_chart`, whose text is escaped already, side by side."""

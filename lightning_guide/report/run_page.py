@@ -153,7 +153,7 @@ def _samples(page: Page, run: Path, order: Sequence[str]) -> None:
     if newest:
         page.heading("Samples")
         chosen = [newest[name] for name in in_order(sorted(newest), order)]
-        page.images([(path.read_bytes(), caption) for _, caption, path in chosen])
+        page.images([(path.read_bytes(), caption) for _, caption, path in chosen], scaled=True)
 
 
 def _figures(page: Page, places: Sequence[Path]) -> None:
