@@ -30,6 +30,7 @@ from tests.processes import Processes  # noqa: E402
 LOGGERS = ("lightning.pytorch", "lightning.fabric", "lightning_guide", "PIL", "matplotlib")
 
 matplotlib.use("Agg")
+torch.set_warn_always(True)  # else a warning is one of the first test that causes it, in whatever order they run
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 

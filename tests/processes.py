@@ -108,6 +108,8 @@ class Processes:
         self._server.stdin.close()
         if self._server.wait(60) != 0:
             raise RuntimeError("the server of forked processes failed")
+        assert self._server.stdout is not None
+        self._server.stdout.close()
 
     def _request(self, request: dict[str, Any]) -> str:
         assert self._server.stdin is not None

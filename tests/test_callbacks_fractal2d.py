@@ -95,6 +95,7 @@ def coarse(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Figure]]:
     yield drawn
 
 
+@pytest.mark.filterwarnings("ignore:.*samples are not finite")  # an untrained network
 def test_figure_of_a_test_run(tmp_path: Path, coarse: list[Figure]) -> None:
     figure = FractalFigure(TREE, PANELS, CURVES, close_up=CLOSE_UP, count=20)
     run = trainer(tmp_path, figure, logger=TensorBoardLogger(str(tmp_path), name="", version="events"))
@@ -131,6 +132,8 @@ def test_figure_of_a_test_run(tmp_path: Path, coarse: list[Figure]) -> None:
     assert colors["young"] != colors["scaled"]
 
 
+@pytest.mark.filterwarnings("ignore:.*it will be skipped")
+@pytest.mark.filterwarnings("ignore:.*samples are not finite")  # an untrained network
 def test_no_figure_before_the_guider_is_stored(tmp_path: Path, coarse: list[Figure]) -> None:
     named = evaluations(ag_2=Autoguidance(Snapshot(1000), 2.0))  # of a longer run
     run = trainer(tmp_path, PostHocEMA(8), FractalFigure(TREE, PANELS, CURVES, close_up=CLOSE_UP), max_steps=1)

@@ -104,6 +104,8 @@ def test_test_writes_every_evaluation_and_prints_an_aligned_table(tmp_path: Path
         assert all(row[end - 1] != " " and row[end : end + 1] in (" ", "") for row in rows)
 
 
+@pytest.mark.filterwarnings("ignore:.*it will be skipped")
+@pytest.mark.filterwarnings("ignore:.*samples are not finite")  # an untrained network
 def test_fit_reports_each_validation_and_skipped_evaluations(tmp_path: Path, capsys: Any) -> None:
     guided = Evaluation(Autoguidance(Snapshot(1000)), SAMPLER, num_samples=4)  # of a longer run
     report = trainer(
@@ -148,6 +150,7 @@ class Some(Energy):
         return loss
 
 
+@pytest.mark.filterwarnings("ignore:.*is off in all")
 def test_samples_without_a_guidance_gradient_are_reported(tmp_path: Path, capsys: Any) -> None:
     guided = [EnergyGuidance(Some(), [AtClean(ConstantStep(0.01))]), DPS(SquaredDistance([3.0, 3.0], 1.0), 0.1)]
     never = EnergyGuidance(Some(), [AtClean(ConstantStep(0.01))], window=SigmaWindow(low=1e4))

@@ -89,6 +89,7 @@ def test_prediction_is_under_the_only_guidance_of_a_config() -> None:
         assert found is expected or (expected is Main and isinstance(found, Main))
 
 
+@pytest.mark.filterwarnings("ignore:predict returned None")  # for samples that are written
 def test_interrupted_prediction_continues_with_the_same_images(tmp_path: Path) -> None:
     whole, broken = SampleWriter(), SampleWriter()
     Counting.calls = 0
@@ -114,6 +115,7 @@ def test_interrupted_prediction_continues_with_the_same_images(tmp_path: Path) -
     assert Counting.calls == all_calls  # a finished one is drawn anew
 
 
+@pytest.mark.filterwarnings("ignore:predict returned None")  # for samples that are written
 def test_images_of_another_prediction_are_not_taken_for_those_of_an_interrupted_one(tmp_path: Path) -> None:
     folder = str(tmp_path / "samples")
     predict(tmp_path, SampleWriter(folder), num_samples=20)

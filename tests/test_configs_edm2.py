@@ -151,7 +151,10 @@ def test_edm_of_2022_is_the_published_one() -> None:
     assert (network["dropout"], network["augmentation_channels"], network["num_classes"]) == (0.13, 9, 10)
     assert model["learning_rate"]["class_path"] == "ConstantRate"
     assert model["learning_rate"]["init_args"] == {"peak": 0.001, "rampup_images": 10_000_000}
-    assert model["optimizer"] == {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.001, "betas": [0.9, 0.999]}}
+    assert model["optimizer"] == {
+        "class_path": "torch.optim.Adam",
+        "init_args": {"lr": 0.001, "betas": [0.9, 0.999], "eps": 3.255e-12},
+    }
     loss = model["loss"]["init_args"]
     assert loss["augmentation"]["init_args"] == {"probability": 0.12}
     assert loss["loss"]["init_args"]["uncertainty"] is False

@@ -43,7 +43,7 @@ def test_metrics_are_means_over_all_paths() -> None:
     x = torch.linspace(0.5, 3, 6)
     straight, around = torch.stack([x, 0 * x]), torch.stack([x, 1.0 - (x == 3.0).float()])
     metric = MotionMetrics(goal, obstacle)
-    with pytest.raises(ValueError, match="has no samples"):
+    with pytest.raises(ValueError, match="has no samples"), pytest.warns(UserWarning, match="before the ``update``"):
         metric.compute()
     metric.update(straight[None])
     metric.update(torch.stack([around, around + 1]))

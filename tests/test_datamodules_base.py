@@ -82,6 +82,7 @@ def make_trainer(folder: Path, **arguments: Any) -> pl.Trainer:
     )
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # the resumed run does not save
 def test_fit_is_one_endless_epoch_and_resumes_at_its_position(tmp_path: Path) -> None:
     """1,437 images, batches of 32, 60 steps of two micro-steps, past the end of a pass, resumed at step 25."""
     full, second = Watcher(), Watcher()
@@ -99,6 +100,7 @@ def test_fit_is_one_endless_epoch_and_resumes_at_its_position(tmp_path: Path) ->
     assert full.batches["train"][0].x.min() == -1 and full.batches["train"][0].x.max() == 1
 
 
+@pytest.mark.filterwarnings("ignore:predict returned None")  # by Watcher
 def test_evaluation_loaders(tmp_path: Path) -> None:
     """Held-out batches first, then each sample set; sample sets only for test and predict."""
     module, data = Watcher(), Digits(batch_size=100)

@@ -122,6 +122,7 @@ def test_images_are_shrunk_and_mixed_sizes_refused(tmp_path: Path) -> None:
         ImageFolder(folder(tmp_path / "small"), other).heldout()
 
 
+@pytest.mark.filterwarnings("ignore:.* is corrupt")
 @pytest.mark.parametrize("cache", [True, False])
 def test_corrupt_images_are_counted_and_left_out(tmp_path: Path, cache: bool) -> None:
     files = contents()

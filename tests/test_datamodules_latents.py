@@ -28,6 +28,8 @@ from lightning_guide.pretrained.autoencoders import DiffusersVAE, Posterior, Var
 from lightning_guide.training.losses import EDMLoss
 from tests.runs import TinyNetwork, evaluation, tiny_trainer
 
+pytestmark = pytest.mark.filterwarnings("ignore:the latents in")  # random networks of arbitrary scale
+
 
 class Halves(VariationalAutoencoder):
     """Latents are the mean of 2x2 pixels of each channel, times `gain`; their std is 0.01 (c + 1)."""

@@ -60,14 +60,15 @@ def test_training_on_two_ranks(processes: Processes, pair: Path, tmp_path: Path)
 
 
 def test_signal_to_one_rank_stops_both_and_the_run_resumes(processes: Processes, pair: Path, tmp_path: Path) -> None:
-    # ranks agree every 10 steps; the run of 8 ends before that, so this one is longer
+    # ranks agree once a second and after 10 steps; the run of 8 ends before that, so this one is longer
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     for folder, signal_rank in ((whole, -1), (parted, 1), (parted, -1)):
         folder.mkdir(exist_ok=True)
         processes.call_ranks(2, TRAIN, folder / "log", folder=str(folder), world=2, steps=12, signal_rank=signal_rank)
         if signal_rank == 1:
-            assert runs.checkpoint(parted)["global_step"] == 10
-            assert "requested a stop: stopping after step 10" in (parted / "log.0").read_text()
+            stopped = runs.checkpoint(parted)["global_step"]
+            assert 3 <= stopped <= 10
+            assert f"requested a stop: stopping after step {stopped}" in (parted / "log.0").read_text()
     one, two = seen(parted)
     assert_same(one["weights"], two["weights"])
     assert_same(runs.checkpoint(parted), runs.checkpoint(whole))

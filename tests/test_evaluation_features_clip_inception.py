@@ -128,6 +128,7 @@ def test_inception_features_and_score_are_those_of_torch_fidelity(inception: tup
     assert torch.equal(extractor(gray), extractor(gray.expand(-1, 3, -1, -1)))
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol 4")
 def test_inception_loading_errors_execute_no_pickle(tmp_path: Path) -> None:
     x = images(1, 3, 8, 8)
     with pytest.raises(ValueError, match="there is no file missing.pth"):

@@ -85,6 +85,7 @@ def test_density_balls_include_their_border(sets: tuple[Tensor, Tensor]) -> None
     assert score(DensityCoverage(RawPixels(), k=4), real, real.clone()) == {"density": 1.25, "coverage": 1.0}
 
 
+@pytest.mark.filterwarnings("ignore:The `disp` argument:DeprecationWarning")  # in clean-fid
 def test_frechet_distance_equals_clean_fid_and_torch_fidelity(sets: tuple[Tensor, Tensor]) -> None:
     real, fake = (part.double().numpy() for part in sets)
     ours = score(FrechetDistance(RawPixels()), *sets)["fd"]

@@ -52,6 +52,7 @@ def test_learns_the_digits_and_features_load_its_weights(tmp_path: Path) -> None
     assert (predicted == labels).double().mean().item() == pytest.approx(accuracy, abs=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # the resumed run does not save
 def test_resumed_fit_equals_the_uninterrupted_one(tmp_path: Path) -> None:
     whole = module(augment=1)
     saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=5, save_top_k=-1)

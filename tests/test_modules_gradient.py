@@ -111,6 +111,7 @@ def test_gradients_at_each_sample(tmp_path: Path) -> None:
     assert module.rounds.history[0]["objective"] < 2
 
 
+@pytest.mark.filterwarnings("ignore:Total length of")  # no round is left
 def test_a_killed_optimization_resumes_with_the_same_samples(tmp_path: Path) -> None:
     whole = optimize(tmp_path / "whole", Quadratic(Direction()), rounds=6)
 
@@ -137,6 +138,7 @@ def test_a_killed_optimization_resumes_with_the_same_samples(tmp_path: Path) -> 
         optimize(tmp_path / "parted", Quadratic(Direction()), rounds=6, sampling=sampling(samples=8))
 
 
+@pytest.mark.filterwarnings("ignore:Total length of")  # no round is left
 @pytest.mark.parametrize(
     ("message", "options"),
     [

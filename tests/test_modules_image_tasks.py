@@ -87,9 +87,9 @@ def test_learns_and_is_loaded_from_its_run(name: str, tmp_path: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = make()
-        before = float(task.losses(network, images()).mean())
+        before = float(task.losses(network, images()).mean().detach())
         trainer = trained(tmp_path, network, task)
-    after = float(task.losses(network, images()).mean())
+    after = float(task.losses(network, images()).mean().detach())
     assert after < most < before, (before, after)
     assert 0 < float(trainer.callback_metrics["heldout/loss"]) < before
     seen = RunNetwork(str(tmp_path))(images())

@@ -154,6 +154,7 @@ def test_it_is_stored_in_float16_as_published(tmp_path: Path, published: tuple[P
     assert metadata.recipe["init_args"]["network"]["init_args"]["attention_resolutions"] == [4]
 
 
+@pytest.mark.filterwarnings("ignore:Total length of")  # NoData
 def test_predict_and_validate_run_on_it(tmp_path: Path, published: tuple[Path, DirectEDM2]) -> None:
     run = tmp_path / "run"
     main(["import", "edm2", str(published[0]), str(run)])
@@ -240,7 +241,7 @@ def test_functions_of_the_reader_cannot_be_altered(tmp_path: Path) -> None:
 
 def test_a_tensor_beyond_its_storage_is_refused(tmp_path: Path) -> None:
     rebuild = torch._utils._rebuild_tensor_v2
-    storage = torch.zeros(4).storage()
+    storage = torch.TypedStorage(wrap_storage=torch.zeros(4).untyped_storage(), dtype=torch.float32, _internal=True)
     path = tmp_path / NAME
     path.write_bytes(pickle.dumps({"ema": Bomb(rebuild, storage, 0, (9,), (1,), False, OrderedDict())}))
     with pytest.raises(ValueError, match="out of bounds"):

@@ -54,7 +54,7 @@ class SaveConfig(SaveConfigCallback, Checkpoint):
         command = trainer.state.fn.value if trainer.state.fn else stage
         name = "config.yaml" if command == "fit" else f"config.{command}.yaml"
         with atomic(Path(trainer.default_root_dir, name)) as temporary:
-            temporary.write_text(self.parser.dump(self.config, skip_none=False), encoding="utf-8")
+            temporary.write_text(self.parser.dump(self.config, skip_unset=False), encoding="utf-8")
 
 
 class GuideCLI(ConfigCLI):

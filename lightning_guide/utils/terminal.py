@@ -133,6 +133,8 @@ def plain_messages() -> Iterator[None]:
         if not sys.warnoptions:
             for category in (DeprecationWarning, FutureWarning, PossibleUserWarning):
                 warnings.simplefilter("ignore", category)
+            # data without held-out examples, and samples that were written before an interruption
+            warnings.filterwarnings("ignore", "Total length of .* is zero|predict returned None")
         warnings.formatwarning = sentence  # type: ignore[assignment]
         for handler in handlers:
             handler.addFilter(was_asked_for)
