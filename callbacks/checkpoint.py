@@ -89,7 +89,7 @@ class RunCheckpoint(Checkpoint):
         run, step, loaded = Path(trainer.default_root_dir), trainer.global_step, trainer.ckpt_path
         finish_branch(run)
         newest = newest_checkpoint(run)
-        if newest is None or (loaded is not None and Path(loaded).resolve() == newest.resolve()):
+        if newest is None or (Path(loaded).resolve() == newest.resolve() if loaded else not recorded_checkpoints(run)):
             return
         if later_files(run, step=step, images=images):
             branch = set_aside(run, checkpoint=loaded, step=step, images=images)

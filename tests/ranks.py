@@ -41,13 +41,21 @@ class Notes(pl.Callback):
         self.signal_at, self.number = signal_at, number
         self.data: list[Tensor] = []
         self.images: list[int] = []
-        self.micro_steps = 0
+        self.micro_steps = self.validated = 0
+        self.in_validation = False
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, *args: Any) -> None:
         self.data.append(batch.x)
         self.micro_steps += 1
         if self.micro_steps == self.signal_at:
             os.kill(os.getpid(), self.number)
+
+    def on_validation_batch_end(self, *args: Any) -> None:
+        if self.in_validation:
+            os.kill(os.getpid(), self.number)
+
+    def on_validation_end(self, *args: Any) -> None:
+        self.validated += 1
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *args: Any) -> None:
         self.images.append(module.images_seen)
@@ -66,9 +74,19 @@ class Draws(EDMLoss):
 
 
 def train(
-    folder: str, world: int, *, steps: int = STEPS, signal_rank: int = -1, dies: bool = False, batch: int = 4
+    folder: str,
+    world: int,
+    *,
+    steps: int = STEPS,
+    signal_rank: int = -1,
+    validation_rank: int = -1,
+    dies: bool = False,
+    batch: int = 4,
 ) -> None:
-    """Train a full run on `world` ranks; rank `signal_rank` gets SIGTERM in step 2, or SIGKILL in step 5."""
+    """Train a full run on `world` ranks; rank `signal_rank` gets SIGTERM in step 2, or SIGKILL in step 5.
+
+    Rank `validation_rank` gets SIGTERM in the first validation.
+    """
     runs.EDMLoss = Draws  # type: ignore[misc]
     runs.TinyImages.__init__.__kwdefaults__["batch_size"] = batch  # type: ignore[index]
     saved: list[str] = []
@@ -81,6 +99,7 @@ def train(
     SnapshotStore.save = noting  # type: ignore[method-assign]
     hit = rank() == signal_rank
     notes = Notes(9, signal.SIGKILL) if hit and dies else Notes(3 if hit else None)
+    notes.in_validation = rank() == validation_rank
     module = runs.full_run(folder, steps=steps, callbacks=[notes], **options(world))
     callbacks: list[pl.Callback] = module.trainer.callbacks  # type: ignore[attr-defined]
     (averages,) = (callback for callback in callbacks if isinstance(callback, PostHocEMA))
@@ -90,6 +109,7 @@ def train(
         "images": notes.images,
         "noise": Draws.noise_seen,
         "saved": saved,
+        "validated": notes.validated,
         "weights": dict(module.state_dict()),
         "results": module.evaluations.results,
     }

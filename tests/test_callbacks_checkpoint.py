@@ -71,6 +71,50 @@ def test_temporary_files_of_a_killed_process_are_removed(tmp_path: Path) -> None
     assert not stray.exists() and other.exists()
 
 
+def test_only_files_that_the_run_recorded_are_deleted(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    own = [
+        "step-000000001-best.ckpt",
+        "step-000000001.ckpt",
+        "step-1.ckpt",
+        ".step-mine.ckpt.tmp",
+        "step-000000099.ckpt",
+    ]
+    for name in own:
+        (folder / name).write_bytes(b"mine")
+    fit(tmp_path, RunCheckpoint(2, keep=1), steps=6)
+    assert all((folder / name).read_bytes() == b"mine" for name in own)
+    assert newest_checkpoint(tmp_path) == folder / "step-000000006.ckpt"
+    assert len(list(folder.iterdir())) == len(own) + 1
+
+
+def test_all_kept_checkpoints_are_kept(tmp_path: Path) -> None:
+    fit(tmp_path, RunCheckpoint(1, keep=5), steps=4)
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 4
+
+
+def test_an_error_after_a_step_loses_nothing(tmp_path: Path) -> None:
+    class Fails(pl.Callback):
+        def on_validation_batch_start(self, *args: Any) -> None:
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        fit(tmp_path, RunCheckpoint(100), Fails(), steps=6, limit_val_batches=1.0, val_check_interval=3)
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step-000000003.ckpt"
+
+
+def test_an_error_within_a_step_saves_no_half_of_it(tmp_path: Path) -> None:
+    class Fails(pl.Callback):
+        def on_after_backward(self, trainer: pl.Trainer, *args: Any) -> None:
+            if trainer.global_step == 3:
+                raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        fit(tmp_path, RunCheckpoint(100), Fails(), steps=6)
+    assert newest_checkpoint(tmp_path) is None
+
+
 def test_full_disk_leaves_the_older_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save = pl.Trainer.save_checkpoint
 

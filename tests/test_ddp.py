@@ -60,17 +60,33 @@ def test_training_on_two_ranks(processes: Processes, pair: Path, tmp_path: Path)
 
 
 def test_signal_to_one_rank_stops_both_and_the_run_resumes(processes: Processes, pair: Path, tmp_path: Path) -> None:
-    # ranks agree once a second and after 10 steps; the run of 8 ends before that, so this one is longer
+    # ranks agree once a second, at least every 10 steps; the run of 8 may end before that, so this one is longer
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     for folder, signal_rank in ((whole, -1), (parted, 1), (parted, -1)):
         folder.mkdir(exist_ok=True)
         processes.call_ranks(2, TRAIN, folder / "log", folder=str(folder), world=2, steps=12, signal_rank=signal_rank)
         if signal_rank == 1:
-            stopped = runs.checkpoint(parted)["global_step"]
-            assert 3 <= stopped <= 10
-            assert f"requested a stop: stopping after step {stopped}" in (parted / "log.0").read_text()
+            step = runs.checkpoint(parted)["global_step"]
+            assert 2 <= step <= 11
+            assert f"requested a stop: stopping after step {step}" in (parted / "log.0").read_text()
     one, two = seen(parted)
     assert_same(one["weights"], two["weights"])
+    assert_same(runs.checkpoint(parted), runs.checkpoint(whole))
+    assert_same(runs.snapshots(parted), runs.snapshots(whole))
+
+
+def test_signal_to_one_rank_in_a_validation_stops_both_at_once(processes: Processes, tmp_path: Path) -> None:
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    for folder, in_validation in ((whole, False), (parted, True), (parted, False)):
+        folder.mkdir(exist_ok=True)
+        log, rank = folder / f"log-{in_validation}", 1 if in_validation else -1
+        processes.call_ranks(2, TRAIN, log, folder=str(folder), world=2, validation_rank=rank)
+        if in_validation:
+            assert runs.checkpoint(parted)["global_step"] == 4  # where it validates first, every 8 micro-steps
+            assert "requested a stop: stopping after step 4" in log.with_name(f"{log.name}.0").read_text()
+            assert all(each["validated"] == 0 for each in seen(parted))
+    assert [each["validated"] for each in seen(parted)] == [2, 2]  # that of step 4 is repeated
+    assert_same(*(each["weights"] for each in seen(parted)))
     assert_same(runs.checkpoint(parted), runs.checkpoint(whole))
     assert_same(runs.snapshots(parted), runs.snapshots(whole))
 

@@ -223,9 +223,13 @@ class DiffusionModule(EvaluatedModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the clock and the counts of bad gradients; a named optimizer keeps its settings of this config.
 
+        Weights that were saved alone can be evaluated.
+
         Raises:
             ValueError: if it is of another class than that of the checkpoint.
         """
+        if "clock" not in checkpoint and not self._fitting:
+            return
         if self._trainer is not None and self.trainer.state.fn == "fit":
             made = self.configure_optimizers()
             check_optimizer(made, checkpoint)

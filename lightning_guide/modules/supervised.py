@@ -145,12 +145,12 @@ class SupervisedModule(pl.LightningModule, ABC):
             checkpoint["optimizer"] = optimizer_name(self.trainer.optimizers[0])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the clock; the optimizer keeps its settings of this config.
+        """Restore the clock, unless weights alone were saved; the optimizer keeps its settings of this config.
 
         Raises:
             ValueError: if it is of another class than that of the checkpoint.
         """
-        self.images_seen = checkpoint["images_seen"]
+        self.images_seen = checkpoint.get("images_seen", 0)
         if self._trainer is not None and self.trainer.state.fn == "fit":
             made = self.optimizer(self.parameters())
             check_optimizer(made, checkpoint)
