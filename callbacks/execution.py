@@ -6,9 +6,9 @@ from typing import Literal
 
 import lightning.pytorch as pl
 
+from lightning_guide.guidance.perturbation import network_of
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.networks import EDM2UNet
-from lightning_guide.preconditioning import Preconditioned
 
 __all__ = ["TrainingOptimizations"]
 
@@ -38,15 +38,11 @@ class TrainingOptimizations(pl.Callback):
         """Apply the settings to the network.
 
         Raises:
-            ValueError: if the denoiser is not a `Preconditioned`, or its network cannot recompute its blocks.
+            ValueError: if nothing with a network is trained, or its network cannot recompute its blocks.
         """
-        denoiser = pl_module.denoiser if isinstance(pl_module, DiffusionModule) else None
-        if not isinstance(denoiser, Preconditioned):
-            trained = type(pl_module if denoiser is None else denoiser).__name__
-            raise ValueError(
-                f"TrainingOptimizations is for the network of a Preconditioned denoiser in training, got a {trained}"
-            )
-        network = denoiser.network
+        if not isinstance(pl_module, DiffusionModule):
+            raise ValueError(f"TrainingOptimizations is for diffusion models, got a {type(pl_module).__name__}")
+        _, network = network_of(pl_module.denoiser, "TrainingOptimizations")
         if self.recompute:
             if not isinstance(network, EDM2UNet):
                 raise ValueError(f"a {type(network).__name__} cannot recompute its blocks; set recompute to false")

@@ -33,7 +33,7 @@ def fuse_weights(denoiser: Denoiser, *, compile: bool = False) -> Denoiser:
     result = map_modules(denoiser, fuse)
     assert isinstance(result, Denoiser)
     if compile and result is denoiser:
-        raise ValueError(f"compile is for networks of Preconditioned denoisers; a {type(denoiser).__name__} has none")
+        raise ValueError(f"compile is for denoisers with a network; a {type(denoiser).__name__} has none")
     return result
 
 

@@ -95,12 +95,17 @@ def test_a_network_without_such_a_part_is_refused() -> None:
 
 def test_models_that_cannot_be_perturbed_are_refused() -> None:
     mixture = GaussianMixture(torch.zeros(1, 2), torch.eye(2)[None])
-    with pytest.raises(ValueError, match="layers of the network of a model; this GaussianMixture has no network"):
+    with pytest.raises(ValueError, match="acts on the network of a model; this GaussianMixture has no network"):
         Perturbed([IdentityAttention()], positive=mixture)(torch.zeros(1, 2), SIGMA)
-    with pytest.raises(ValueError, match="got a Unconditional"):
-        Perturbed([IdentityAttention()], positive=Unconditional()).resolve(Models(unet()))
     with pytest.raises(ValueError, match="at least one perturbation"):
         Perturbed([])
+
+
+def test_an_unconditional_branch_is_perturbed_like_its_model() -> None:
+    models = Models(unet())
+    inside = Perturbed([IdentityAttention()], positive=Unconditional()).resolve(models)
+    outside = Unconditional(positive=Perturbed([IdentityAttention()])).resolve(models)
+    assert torch.equal(run(inside), run(outside)) and not torch.equal(run(inside), run(models.main))
 
 
 def test_modules_are_replaced_in_a_clone() -> None:

@@ -224,7 +224,7 @@ def test_models_it_cannot_guide_are_refused_by_resolve() -> None:
     with pytest.raises(ValueError, match=r"needs images .* shape \(2, 8\)"):
         SelfAttentionGuidance(mask=FullMask()).resolve(Models(sequences))
     linear = Linear(torch.eye(8), (2, 2, 2))
-    with pytest.raises(ValueError, match="layers of the network of a model; this Linear has no network"):
+    with pytest.raises(ValueError, match="acts on the network of a model; this Linear has no network"):
         SelfAttentionGuidance().resolve(Models(linear))
     SelfAttentionGuidance(mask=FullMask()).resolve(Models(linear))
     with pytest.raises(ValueError, match="no layer of DiffusionTransformer is called 'blocks.7.attention.core'"):

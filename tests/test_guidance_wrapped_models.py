@@ -94,7 +94,7 @@ def test_shifted_model_is_guided_like_its_inner_model_on_shifted_data() -> None:
 
 def test_two_networks_in_one_model_are_refused_by_name() -> None:
     pair = Guided([NETWORKS["unet"]()], [2.0], positive=NETWORKS["unet"]())
-    with pytest.raises(ValueError, match=r"replaces layers .* Guided has 2 networks: positive\.network, "):
+    with pytest.raises(ValueError, match=r"acts on .* Guided has 2 networks: positive\.network, "):
         Perturbed([SamplingDropout(0.1)], positive=pair).layers()
 
 

@@ -135,7 +135,7 @@ def test_compiling_does_not_change_the_original() -> None:
 
 def test_compile_without_networks_is_refused() -> None:
     model = GaussianMixture(torch.zeros(1, 2), torch.eye(2)[None])
-    with pytest.raises(ValueError, match="compile is for networks of Preconditioned denoisers; a Gaussian.* has none"):
+    with pytest.raises(ValueError, match="compile is for denoisers with a network; a Gaussian.* has none"):
         fuse_weights(model, compile=True)
 
 

@@ -165,7 +165,7 @@ def network_of(denoiser: Denoiser, who: str) -> tuple[str, Network]:
     if len(found) != 1:
         kind = type(denoiser).__name__
         count = f"{len(found)} networks: {', '.join(name for name, _ in found)}" if found else "no network"
-        raise ValueError(f"{who} replaces layers of the network of a model; this {kind} has {count}")
+        raise ValueError(f"{who} acts on the network of a model; this {kind} has {count}")
     return found[0]
 
 

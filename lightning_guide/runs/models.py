@@ -208,10 +208,10 @@ class RunModels:
 class DryRunModels:
     """Dry-run resolver used before training: snapshots of other runs must exist, those of this run need not."""
 
-    def __init__(self, main: Denoiser, run: str | Path, *, device: torch.device) -> None:
+    def __init__(self, main: Denoiser, run: str | Path, *, device: torch.device | str = "cpu") -> None:
         """A copy of `main`, with its weights, takes the place of every snapshot of `run`; others go to `device`."""
         self._main, self.run, self.prompts = main, Path(run), None
-        self._others = RunModels(main, run=run, device=device)
+        self._others = RunModels(main, run=run, device=torch.device(device))
 
     @property
     def main(self) -> Denoiser:
