@@ -20,9 +20,9 @@ from lightning_guide.guidance.gradient import LookAhead, NaiveGradient, Strength
 from lightning_guide.modules.gradient_fine_tuning import GradientFineTuning
 from lightning_guide.modules.gradient_optimization import GradientOptimization
 from lightning_guide.noise import KarrasGrid
-from lightning_guide.objectives import NegativeDistance, Objective, Quadratic
+from lightning_guide.objectives import Decoded, NegativeDistance, Objective, Quadratic
 from lightning_guide.optimization import GainTarget, GeometricReplay, MeanRefit, Shifted
-from lightning_guide.runs.checkpoints import newest_checkpoint
+from lightning_guide.runs.checkpoints import check_checkpoint, newest_checkpoint
 from lightning_guide.samplers import DPMSolver2M, Euler
 from lightning_guide.training.learning_rate import InverseSqrtRate
 from tests.runs import assert_same, checkpoint, tiny_trainer
@@ -283,6 +283,34 @@ def test_fine_tuning_killed_within_a_round_resumes_bitwise(tmp_path: Path) -> No
     assert_same(before["rounds"], after["rounds"])
     assert_same(before["state_dict"], after["state_dict"])
     assert len(before["rounds"]["found"]) == 4
+
+
+def test_an_objective_with_weights_and_statistics_stays_frozen_and_resumes(tmp_path: Path) -> None:
+    def run(folder: Path, steps: int) -> Any:
+        torch.manual_seed(0)
+        decoder = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.BatchNorm1d(64))
+        objective = Decoded(NegativeDistance(3.0), decoder)
+        module = fine_tune(folder, Shifted(SubspaceGaussian()), steps=steps, objective=objective, steps_per_round=3)
+        assert decoder[1].num_batches_tracked == 0 and not any(each.requires_grad for each in decoder.parameters())
+        return module
+
+    run(tmp_path / "whole", 6)
+    for steps in (2, 4):
+        run(tmp_path / "parted", steps)
+    path = newest_checkpoint(tmp_path / "parted")
+    assert path is not None
+    content = torch.load(path, weights_only=True)
+    assert not any(name.startswith("objective") for name in content["state_dict"])
+    # as in an older version, whose checkpoints held the objective under names of its own
+    content["state_dict"]["objective.objective.b"] = torch.full((64,), 3.0)
+    group = content["optimizer_states"][0]["param_groups"][0]
+    group["params"] = [*group["params"], len(group["params"])]
+    torch.save(content, path)
+    module = run(tmp_path / "parted", 6)
+    check_checkpoint(path, module, training=True)
+    one, other = (checkpoint(tmp_path / name) for name in ("whole", "parted"))
+    assert_same(one["rounds"], other["rounds"])
+    assert_same(one["state_dict"], other["state_dict"])
 
 
 def test_training_ends_when_the_budget_is_spent(tmp_path: Path) -> None:

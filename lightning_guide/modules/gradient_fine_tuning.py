@@ -45,6 +45,8 @@ class GradientFineTuning(DiffusionModule):
     loggers (`rounds/...`) and to `rounds/history.jsonl` in the run folder.
     """
 
+    unsaved = "objective."  # beginning of names of weights that a checkpoint need not hold
+
     def __init__(
         self,
         denoiser: Denoiser,
@@ -92,12 +94,18 @@ class GradientFineTuning(DiffusionModule):
                 f"{steps_per_round}, {warm_up} and {max_evaluations}"
             )
         super().__init__(_pretrained(denoiser), loss, average=average, **options)
-        self.objective = objective.requires_grad_(False)
+        # in a tuple: it is frozen, and neither trained, saved nor set to training mode
+        self._objective = (objective.requires_grad_(False).eval(),)
         self.rounds = Rounds(objective, sampling, target, at=at, floor=floor, redraw=redraw)
         self.replay = replay or GeometricReplay()
         self.steps_per_round, self.warm_up, self.max_evaluations = steps_per_round, warm_up, max_evaluations
         self._replayed: list[Tensor] = []  # x (n, *) of each replayed round, on the CPU
         self._labels: list[Tensor] = []
+
+    @property
+    def objective(self) -> Energy:
+        """The objective, which is not a submodule."""
+        return self._objective[0]
 
     def setup(self, stage: str) -> None:
         """As `DiffusionModule`, with a check that each process has samples to draw.
@@ -141,6 +149,7 @@ class GradientFineTuning(DiffusionModule):
     def _draw_round(self) -> None:
         """Draw one round on all processes with the current weights in eval mode."""
         was_training = self.denoiser.training
+        self.objective.to(self.device)
         main = self.denoiser.eval() if self.average is None or not self.images_seen else self._main_model()
         data, sampling = self._data, self.rounds.sampling
         models = RunModels(main, run=self.trainer.default_root_dir, device=self.device, until=self.images_seen)
@@ -183,7 +192,16 @@ class GradientFineTuning(DiffusionModule):
         checkpoint["rounds"] = self.rounds.state_dict() | {"found": self._replayed, "labels": self._labels}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the rounds and their replayed samples."""
+        """Restore the rounds and their replayed samples.
+
+        Checkpoints of older versions hold the weights of the objective, which are left out.
+        """
+        for name in [name for name in checkpoint["state_dict"] if name.startswith(self.unsaved)]:
+            del checkpoint["state_dict"][name]
+        trained = len(list(self.parameters()))
+        for state in checkpoint.get("optimizer_states", []):
+            if len(state["param_groups"]) == 1:
+                state["param_groups"][0]["params"] = state["param_groups"][0]["params"][:trained]
         super().on_load_checkpoint(checkpoint)
         self.rounds.load_state_dict(checkpoint["rounds"])
         self.rounds.read_history(self.trainer.default_root_dir)

@@ -154,7 +154,8 @@ def check_checkpoint(path: str | Path, module: LightningModule, *, training: boo
         ValueError: as `read_checkpoint`, or if something is missing, or a weight differs (the first one is named).
     """
     content = read_checkpoint(path)
-    weights = content["state_dict"]
+    unsaved = getattr(module, "unsaved", None)  # held by checkpoints of older versions
+    weights = {k: w for k, w in content["state_dict"].items() if unsaved is None or not k.startswith(unsaved)}
     stored = {name: tuple(weight.shape) for name, weight in weights.items() if isinstance(weight, Tensor)}
     needed = {name: tuple(weight.shape) for name, weight in module.state_dict().items()}
     if not stored.keys() & needed.keys():
