@@ -15,6 +15,7 @@ from callbacks.motion_figure import MotionFigure
 from callbacks.post_hoc_ema import HalfLifeEMA, PostHocEMA
 from callbacks.progress import NamedProgress
 from callbacks.round_strips import RoundStrips
+from callbacks.run_lock import RunLock
 from callbacks.run_report import RunReport
 from callbacks.sample_formats import NpzArchive, PngFolder, SampleFormat, TarShards
 from callbacks.sample_grid import SampleGrid
@@ -38,6 +39,7 @@ __all__ = [
     "ResolvedGuidances",
     "RoundStrips",
     "RunCheckpoint",
+    "RunLock",
     "RunReport",
     "SampleFormat",
     "SampleGrid",

@@ -21,6 +21,7 @@ from lightning_guide.guidance import Main
 from lightning_guide.modules.evaluation_mixin import EvaluatedModule
 from lightning_guide.snapshots.file import checksum
 from lightning_guide.utils.distributed import all_gather_objects
+from lightning_guide.utils.locks import FolderLock
 from lightning_guide.utils.resume import describe_settings
 
 __all__ = ["SampleWriter"]
@@ -75,6 +76,7 @@ class SampleWriter(SampleStore, pl.Callback):
         self._resumes = False
         self._skipped: list[int] = []
         self._writers: list[SampleFormat] = []
+        self._lock: FolderLock | None = None
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Keep no samples in memory."""
@@ -95,6 +97,7 @@ class SampleWriter(SampleStore, pl.Callback):
         if trainer.is_global_zero:
             try:
                 found = self._choose(trainer, pl_module)
+                self._lock = FolderLock(found.path / ".lock", what=f"the folder of samples {found.path}").acquire()
             except ValueError as error:
                 found = str(error)
         found = trainer.strategy.broadcast(found)
@@ -143,12 +146,19 @@ class SampleWriter(SampleStore, pl.Callback):
             self._folder.finish(written | self._draw_overview())
         trainer.strategy.barrier("samples merged")
         self._writers = []
+        self._unlock()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Remove incomplete files."""
         for writer in self._writers:
             writer.discard()
         self._writers = []
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def _choose(self, trainer: pl.Trainer, module: EvaluatedModule) -> SampleFolder:
         """Folder of the prediction; on process 0."""

@@ -6,7 +6,8 @@ an auxiliary model initialized as the base is trained.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from lightning_guide.runs.models import RunModels, finished_model
 from lightning_guide.samplers import Heun, Sampler
 from lightning_guide.snapshots.file import checksum
 from lightning_guide.utils.distributed import run_on_all_ranks
+from lightning_guide.utils.files import remove_temporary
+from lightning_guide.utils.locks import FolderLock
 from lightning_guide.utils.resume import ResumableFolder, check_same_settings, plain_data, read_record
 
 __all__ = ["SelfSynthesized"]
@@ -121,8 +124,26 @@ class SelfSynthesized(DiffusionData):
         run_on_all_ranks(lambda: self._describe(settings, counts) if rank == 0 else None)
         self._made_of = plain_data({**settings, "counts": counts})
         set_ = Synthesis(fuse_weights(denoiser), self.sampler, labels, self.sampling_seed, self.chunk_size, self.folder)
-        run_on_all_ranks(lambda: set_.write(self.data, device, rank=rank, world=world))
+        with self._lock(set_, owner=rank == 0):
+            run_on_all_ranks(lambda: set_.write(self.data, device, rank=rank, world=world))
         self.__dict__.pop("_examples", None)
+
+    @contextmanager
+    def _lock(self, set_: Synthesis, *, owner: bool) -> Iterator[None]:
+        """Lock the folder while samples are drawn, on the `owner` for all ranks; a complete set can be used at once."""
+        lock = FolderLock(self.folder / ".lock", what=f"the synthetic set {self.folder}")
+        missing = owner and not all(path.is_file() for path in set_.shards)
+
+        def begin() -> None:
+            if missing:
+                lock.acquire()
+                remove_temporary(self.folder, "synthetic-*.tar")
+
+        run_on_all_ranks(begin)
+        try:
+            yield
+        finally:
+            lock.release()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the settings of the set, for checkpoints."""

@@ -14,6 +14,7 @@ import yaml
 
 import lightning_guide as lg
 from lightning_guide.cli import main
+from tests.disks import forked, make_read_only, said
 from tests.searches import PIXELS, SEARCH
 from tests.test_cli import TINY
 
@@ -171,3 +172,58 @@ def test_a_search_of_a_run_that_was_moved_continues(original: Path, tmp_path: Pa
             drawn.clear()
         main(["sweep", str(place / "main"), *words])
     assert drawn == []
+
+
+def test_results_of_a_read_only_run_go_where_the_user_says(original: Path, tmp_path: Path) -> None:
+    copies = Path(shutil.copytree(original / "runs", tmp_path / "runs"))
+    run, before = copies / "main", content(copies)
+    plain = ["-c", str(run / "config.yaml"), "--trainer.callbacks=[MetricsReport]", "--trainer.logger=true"]
+    out = tmp_path / "out"
+
+    def act() -> None:
+        make_read_only(copies)
+        for command in ("fit", "validate", "test", "predict"):
+            with said([command, str(run), "--trainer.default_root_dir"]):
+                main([command, *plain])
+        with said(["predict", str(run / "own")]):  # folders of callbacks in the run
+            main(["predict", "-c", str(run / "config.yaml"), "--trainer.default_root_dir", str(out)])
+        for command in ("validate", "predict"):
+            main([command, *plain, "--trainer.default_root_dir", str(out)])
+        assert json.loads((out / "report/metrics.json").read_text()).keys() == {"self", "sibling"}
+        assert any((out / "samples").rglob("*.npz")) and any((out / "tensorboard").rglob("events*"))
+        assert lg.load(run).data_shape == (2,)
+
+    forked(act)
+    assert content(copies) == before
+
+
+@pytest.mark.slow
+def test_other_commands_read_a_read_only_run(original: Path, tmp_path: Path) -> None:
+    copies = Path(shutil.copytree(original / "runs", tmp_path / "runs"))
+    run, before = str(copies / "main"), content(copies)
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(SMALL))
+    cfg = {"model": {"init_args": {"guidances": {"half": {"class_path": "ScoreScaling"}}}}}
+    (tmp_path / "guidance.yaml").write_text(yaml.safe_dump(cfg))
+    methods = f"[{tmp_path / 'guidance.yaml'}]"
+
+    def act() -> None:
+        make_read_only(copies)
+        main(["gallery", run, methods, "--count", "2", "--out", str(tmp_path / "gallery")])
+        assert (tmp_path / "gallery/gallery.png").is_file()
+        main(["sweep", run, str(tmp_path / "search.yaml"), "--out", str(tmp_path / "sweep")])
+        main(["export", run, str(tmp_path / "exported")])
+        main(["report", run, "--out", str(tmp_path / "page.html")])
+        main(["reconstruct", run, "[0.08]", "--max_error", "0.9", "--out", str(tmp_path / "rebuilt")])
+        for words in (
+            ["gallery", run, methods],
+            ["reconstruct", run, "[0.08]", "--max_error", "0.9"],
+            ["report", run],
+            ["export", run, str(copies / "exported")],
+            ["sweep", run, str(tmp_path / "search.yaml"), "--out", str(copies / "sweep")],
+        ):
+            with said([str(copies)]):
+                main(words)
+        assert set(lg.Run(run).evaluate()) == {"self", "sibling"}
+
+    forked(act)
+    assert content(copies) == before

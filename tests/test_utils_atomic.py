@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,18 +13,7 @@ from safetensors.torch import save_file
 from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.utils.errors import explain_os_error
 from lightning_guide.utils.files import atomic, make_folder, remove_temporary, write_numbers
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 256 KiB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting needs the rights of root")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
+from tests.disks import forked, mount
 
 
 @pytest.mark.parametrize("mask", [0o002, 0o022, 0o077])
@@ -66,20 +53,25 @@ def test_each_process_has_a_temporary_file_of_its_own(tmp_path: Path) -> None:
     assert (tmp_path / "a.json").read_text() == "first"
 
 
-def test_a_full_disk_ends_in_one_sentence_and_keeps_the_old_file(small_disk: Path) -> None:
+def test_a_full_disk_ends_in_one_sentence_and_keeps_the_old_file(tmp_path: Path) -> None:
     content = torch.ones(100_000)
-    for write in (
-        lambda path: save_file({"x": content}, path),
-        lambda path: torch.save({"x": content}, path),
-        lambda path: path.write_bytes(content.numpy().tobytes()),
-    ):
-        (small_disk / "file").write_text("old")
-        with pytest.raises(OSError) as failed, atomic(small_disk / "file") as temporary:
-            write(temporary)
-        said = explain_os_error(failed.value)
-        assert str(small_disk / "file") in said and "\n" not in said
-        assert (small_disk / "file").read_text() == "old"
-        assert [path.name for path in small_disk.iterdir()] == ["file"]
+
+    def act() -> None:
+        mount("-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path))
+        for write in (
+            lambda path: save_file({"x": content}, path),
+            lambda path: torch.save({"x": content}, path),
+            lambda path: path.write_bytes(content.numpy().tobytes()),
+        ):
+            (tmp_path / "file").write_text("old")
+            with pytest.raises(OSError) as failed, atomic(tmp_path / "file") as temporary:
+                write(temporary)
+            sentence = explain_os_error(failed.value)
+            assert str(tmp_path / "file") in sentence and "\n" not in sentence
+            assert (tmp_path / "file").read_text() == "old"
+            assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+    forked(act)
 
 
 def test_errors_name_the_file_or_the_folder(tmp_path: Path) -> None:

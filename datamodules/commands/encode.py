@@ -20,7 +20,7 @@ from datamodules.storage.shard_writer import is_complete
 from datamodules.storage.tar_index import ShardIndex, index_shard
 from datamodules.stored_latents import INVENTORY, shard_fingerprint
 from lightning_guide.pretrained.autoencoders import VariationalAutoencoder
-from lightning_guide.utils.files import atomic
+from lightning_guide.utils.files import atomic, remove_temporary
 from lightning_guide.utils.resume import ResumableFolder
 from lightning_guide.utils.terminal import Progress
 
@@ -70,31 +70,33 @@ def encode(
     chosen = _device(device)
     vae = vae.to(chosen).eval()
     inventory = ResumableFolder(path, {"vae": vae.recipe, "size": size}, results="*.tar")
-    done = inventory.read().get("shards", {})
-    if not done:
-        inventory.write({"shards": {}}, durable=False)
-    with Progress("encode", len(paths), unit="shards") as bar:
-        for source in paths:
-            if remote is not None:
-                remote.fetch([source])
-            target, entry = path.with_name(source.name), done.get(source.name, {})
-            origin = shard_fingerprint(source)
-            if not is_complete(target, entry or None, extensions=("npy",)):
-                entry = _encode_shard(source, target, vae, size=size, batch_size=batch_size, device=chosen, bar=bar)
-                done[source.name] = entry | {"origin": origin}
-                inventory.write({"shards": done}, durable=False)
-            elif entry.get("origin") not in (None, origin):
-                raise ValueError(
-                    f"{target} holds latents of other images than {source}, which has the same name; expected another "
-                    "folder, or other names"
-                )
-            else:
-                bar.skip()
-    rows = [torch.tensor([entry["sum"], entry["squares"]], dtype=torch.float64) for entry in done.values()]
-    mean, square = torch.stack(rows).sum(0) / sum(entry["values"] for entry in done.values())
-    std = (square - mean**2).sqrt()
-    moments = {"mean": [round(m, 4) for m in mean.tolist()], "std": [round(s, 4) for s in std.tolist()]}
-    inventory.write({**moments, "classes": classes, "shards": done}, durable=False)
+    with inventory.lock():
+        remove_temporary(path.parent, "*.tar")
+        done = inventory.read().get("shards", {})
+        if not done:
+            inventory.write({"shards": {}}, durable=False)
+        with Progress("encode", len(paths), unit="shards") as bar:
+            for source in paths:
+                if remote is not None:
+                    remote.fetch([source])
+                target, entry = path.with_name(source.name), done.get(source.name, {})
+                origin = shard_fingerprint(source)
+                if not is_complete(target, entry or None, extensions=("npy",)):
+                    entry = _encode_shard(source, target, vae, size=size, batch_size=batch_size, device=chosen, bar=bar)
+                    done[source.name] = entry | {"origin": origin}
+                    inventory.write({"shards": done}, durable=False)
+                elif entry.get("origin") not in (None, origin):
+                    raise ValueError(
+                        f"{target} holds latents of other images than {source}, which has the same name; expected "
+                        "another folder, or other names"
+                    )
+                else:
+                    bar.skip()
+        rows = [torch.tensor([entry["sum"], entry["squares"]], dtype=torch.float64) for entry in done.values()]
+        mean, square = torch.stack(rows).sum(0) / sum(entry["values"] for entry in done.values())
+        std = (square - mean**2).sqrt()
+        moments = {"mean": [round(m, 4) for m in mean.tolist()], "std": [round(s, 4) for s in std.tolist()]}
+        inventory.write({**moments, "classes": classes, "shards": done}, durable=False)
     records, corrupt = (sum(entry[key] for entry in done.values()) for key in ("records", "corrupt"))
     print(
         f"latents of {records} images in {len(done)} shards: {folder}/*.tar ({corrupt} corrupt images left out); "

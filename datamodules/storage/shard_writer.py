@@ -17,7 +17,7 @@ from datamodules.storage.image_codec import UndecodableError, from_array, from_p
 from datamodules.storage.shard_classes import check_same_classes, other_classes
 from datamodules.storage.tar_index import IMAGES, index_shard
 from datamodules.stream import epoch_order
-from lightning_guide.utils.files import atomic
+from lightning_guide.utils.files import atomic, remove_temporary
 from lightning_guide.utils.resume import ResumableFolder, read_record
 from lightning_guide.utils.terminal import Progress
 
@@ -72,20 +72,22 @@ def write_shards(
         check_same_classes(f"the source of {name}", [str(label) for label in classes], str(folder), others)
     alternative = "another folder, or another name"
     inventory = ResumableFolder(path, settings, results=f"{name}-*.tar", alternative=alternative)
-    shards = inventory.read().get("shards", {})
-    inventory.write({"shards": shards}, durable=False)
-    indices = list(range(len(items))) if shuffle_seed is None else epoch_order(shuffle_seed, 0, len(items)).tolist()
-    with Progress(name, len(items), unit="images") as bar:
-        for number, first in enumerate(range(0, len(items), records_per_shard)):
-            chosen = indices[first : first + records_per_shard]
-            shard = path.with_name(f"{name}-{number:05d}.tar")
-            if not is_complete(shard, shards.get(shard.name)):
-                shards[shard.name] = _write_shard(shard, items, chosen, size=size, quality=quality, bar=bar)
-                inventory.write({"shards": shards}, durable=False)
-            else:
-                bar.skip(len(chosen))
-    totals = _totals(shards, classes)
-    inventory.write({**totals, "shards": shards}, durable=False)
+    with inventory.lock():
+        remove_temporary(path.parent, f"{name}-*.tar")
+        shards = inventory.read().get("shards", {})
+        inventory.write({"shards": shards}, durable=False)
+        indices = list(range(len(items))) if shuffle_seed is None else epoch_order(shuffle_seed, 0, len(items)).tolist()
+        with Progress(name, len(items), unit="images") as bar:
+            for number, first in enumerate(range(0, len(items), records_per_shard)):
+                chosen = indices[first : first + records_per_shard]
+                shard = path.with_name(f"{name}-{number:05d}.tar")
+                if not is_complete(shard, shards.get(shard.name)):
+                    shards[shard.name] = _write_shard(shard, items, chosen, size=size, quality=quality, bar=bar)
+                    inventory.write({"shards": shards}, durable=False)
+                else:
+                    bar.skip(len(chosen))
+        totals = _totals(shards, classes)
+        inventory.write({**totals, "shards": shards}, durable=False)
     return {"settings": settings, **totals, "shards": shards}
 
 

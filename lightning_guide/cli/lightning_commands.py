@@ -78,11 +78,14 @@ class GuideCLI(ConfigCLI):
                 purge_step=self._first_step(run),
             )
         kwargs["callbacks"] = list(config.get("callbacks") or [])
-        for default in (callbacks.GracefulStop, callbacks.RunCheckpoint):
+        for default in (callbacks.GracefulStop, callbacks.RunCheckpoint, callbacks.RunLock):
             if not any(isinstance(callback, default) for callback in kwargs["callbacks"]):
                 kwargs["callbacks"].append(default())
         self._add_output(config, kwargs)
         trainer = super().instantiate_trainer(**kwargs)
+        for callback in trainer.callbacks if self.subcommand == "fit" else ():  # type: ignore[attr-defined]
+            if isinstance(callback, callbacks.RunLock):
+                callback.acquire(trainer)  # before any file of the run is read or written
         for logger in trainer.loggers:
             use_own_folder(logger, str(self.subcommand))
         return trainer

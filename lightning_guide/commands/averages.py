@@ -12,6 +12,8 @@ from lightning_guide.runs.writing import write_averages
 from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.snapshots.post_hoc import MAX_ERROR
 from lightning_guide.utils.files import atomic
+from lightning_guide.utils.locks import FolderLock
+from lightning_guide.utils.run_places import LOCK
 
 __all__ = ["neon", "reconstruct"]
 
@@ -85,33 +87,34 @@ def neon(
         raise ValueError(f"Neon needs a finite weight, 1 is the base, got {weight}")
     folder = Path(out or f"{base}/neon")
     target = SnapshotStore(folder / "snapshots")
-    if target.entries():
-        raise ValueError(f"{folder} has snapshots already; expected a folder without them")
-    stores = [open_snapshots(base), open_snapshots(auxiliary)]
-    wanted = (base_images, auxiliary_images)
-    ages = [
-        newest_images(store) if age is None else store.resolve_images(age)
-        for store, age in zip(stores, wanted, strict=True)
-    ]
-    thetas = [
-        store.guider(images=age, sigma_rel=width)
-        for store, age, width in zip(stores, ages, (base_sigma_rel, auxiliary_sigma_rel), strict=True)
-    ]
-    merged = extrapolate(thetas[0], thetas[1], weight)
-    path = target.save(
-        merged.state_dict(),
-        images=ages[0],
-        sigma_rel=base_sigma_rel,
-        recipe=merged.recipe,
-        planned_images=stores[0].planned_images,
-        buffers=[name for name, _ in merged.named_buffers()],
-    )
-    made_of = {
-        "base": {"run": base, "images": ages[0], "sigma_rel": base_sigma_rel},
-        "auxiliary": {"run": auxiliary, "images": ages[1], "sigma_rel": auxiliary_sigma_rel},
-        "weight": weight,
-    }
-    with atomic(folder / "neon.json") as temporary:
-        temporary.write_text(json.dumps(made_of, indent=1) + "\n", encoding="utf-8")
+    with FolderLock(folder / LOCK, what=f"the run {folder}"):
+        if target.entries():
+            raise ValueError(f"{folder} has snapshots already; expected a folder without them")
+        stores = [open_snapshots(base), open_snapshots(auxiliary)]
+        wanted = (base_images, auxiliary_images)
+        ages = [
+            newest_images(store) if age is None else store.resolve_images(age)
+            for store, age in zip(stores, wanted, strict=True)
+        ]
+        thetas = [
+            store.guider(images=age, sigma_rel=width)
+            for store, age, width in zip(stores, ages, (base_sigma_rel, auxiliary_sigma_rel), strict=True)
+        ]
+        merged = extrapolate(thetas[0], thetas[1], weight)
+        path = target.save(
+            merged.state_dict(),
+            images=ages[0],
+            sigma_rel=base_sigma_rel,
+            recipe=merged.recipe,
+            planned_images=stores[0].planned_images,
+            buffers=[name for name, _ in merged.named_buffers()],
+        )
+        made_of = {
+            "base": {"run": base, "images": ages[0], "sigma_rel": base_sigma_rel},
+            "auxiliary": {"run": auxiliary, "images": ages[1], "sigma_rel": auxiliary_sigma_rel},
+            "weight": weight,
+        }
+        with atomic(folder / "neon.json") as temporary:
+            temporary.write_text(json.dumps(made_of, indent=1) + "\n", encoding="utf-8")
     print(f"Neon of {base} and {auxiliary} at w = {weight:g}: {path}")
     return str(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -157,7 +158,7 @@ class Sweep(Search):
         space = scorer.space
         ledger = ResultsFile(self.out / "results.json", self.identity(scorer) | {"blocks": self.file.blocks})
         samples = (1 + len(space.points)) * self.file.blocks * self.file.block
-        with _progress("sweep", samples, scorer):
+        with _owner(ledger, trainer), _progress("sweep", samples, scorer):
             run_sweep(space, scorer, ledger, self.file.objectives, blocks=self.file.blocks, seed=self.file.seed)
         if not trainer.is_global_zero:
             return
@@ -201,9 +202,9 @@ class Tune(Search):
             if trainer.is_global_zero:
                 self._print(ledger)
             return
-        if trainer.is_global_zero:
-            ledger.write()
-        with _progress("tune", halving.samples, scorer):
+        with _owner(ledger, trainer), _progress("tune", halving.samples, scorer):
+            if trainer.is_global_zero:
+                ledger.write()
             found = halving.run()
         if not trainer.is_global_zero:
             return
@@ -218,6 +219,11 @@ class Tune(Search):
         files = ", ".join(str(guidance_file(self.out, objective.metric)) for objective in self.file.objectives)
         last = f"{ledger.content['samples']} samples drawn; guidance to be used with -c: {files}; all {ledger.path}"
         print("\n".join([*ledger.content["statements"], last]))
+
+
+def _owner(ledger: ResultsFile, trainer: pl.Trainer) -> AbstractContextManager[object]:
+    """Lock of the results, held on rank 0 for all."""
+    return ledger.lock() if trainer.is_global_zero else nullcontext()
 
 
 def _progress(command: str, samples: int, scorer: SampledBlocks) -> Progress:

@@ -12,6 +12,8 @@ from torch import Tensor
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.utils.files import atomic
+from lightning_guide.utils.locks import FolderLock
+from lightning_guide.utils.run_places import LOCK
 
 __all__ = ["check_new", "write_averages", "write_run"]
 
@@ -40,17 +42,18 @@ def write_run(
     The tensors keep the type of the first of them.
     """
     dtype = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
-    path = SnapshotStore(Path(run) / "snapshots", dtype=dtype).save(
-        tensors,
-        images=images,
-        sigma_rel=sigma_rel,
-        recipe=denoiser.recipe,
-        planned_images=planned_images,
-        buffers=[name for name, _ in denoiser.named_buffers()],
-    )
-    config = _config(denoiser, Path(run), sigma_rel)
-    with atomic(Path(run) / "config.yaml") as temporary:
-        temporary.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    with FolderLock(Path(run) / LOCK, what=f"the run {run}"):
+        path = SnapshotStore(Path(run) / "snapshots", dtype=dtype).save(
+            tensors,
+            images=images,
+            sigma_rel=sigma_rel,
+            recipe=denoiser.recipe,
+            planned_images=planned_images,
+            buffers=[name for name, _ in denoiser.named_buffers()],
+        )
+        config = _config(denoiser, Path(run), sigma_rel)
+        with atomic(Path(run) / "config.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     return path
 
 
@@ -86,16 +89,17 @@ def write_averages(
     since = {entry.images: source.since(entry) for entry in averages}
     store = SnapshotStore(Path(run) / "snapshots")
     files = []
-    for (images, sigma_rel), tensors in zip(targets, source.reconstruct(targets, max_error=max_error), strict=True):
-        path = store.save(
-            tensors,
-            images=images,
-            sigma_rel=sigma_rel,
-            recipe=recipe.recipe,
-            planned_images=recipe.planned_images,
-            buffers=recipe.buffers,
-            since=since.get(images),
-        )
-        print(f"sigma_rel {sigma_rel:g} after {images} images: {path}")
-        files.append(path)
+    with FolderLock(Path(run) / LOCK, what=f"the run {run}"):
+        for (images, sigma_rel), tensors in zip(targets, source.reconstruct(targets, max_error=max_error), strict=True):
+            path = store.save(
+                tensors,
+                images=images,
+                sigma_rel=sigma_rel,
+                recipe=recipe.recipe,
+                planned_images=recipe.planned_images,
+                buffers=recipe.buffers,
+                since=since.get(images),
+            )
+            print(f"sigma_rel {sigma_rel:g} after {images} images: {path}")
+            files.append(path)
     return files

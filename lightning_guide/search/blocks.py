@@ -31,7 +31,7 @@ from lightning_guide.search.scores import ScoreBlock, Scorer, Scores, leave_one_
 from lightning_guide.search.space import Point, Space
 from lightning_guide.utils.distributed import rank_and_world, run_on_all_ranks
 from lightning_guide.utils.errors import as_value_error
-from lightning_guide.utils.files import atomic
+from lightning_guide.utils.files import atomic, remove_temporary
 from lightning_guide.utils.terminal import Progress
 
 __all__ = ["BlockEvaluations", "SampledBlocks"]
@@ -229,6 +229,7 @@ class SampledBlocks(Scorer):
         """
         with as_value_error():
             if self.rebuilt is not None and self.trainer.is_global_zero:
+                remove_temporary(self.folder)
                 self.rebuilt.write()
         self.rebuilt = None
 

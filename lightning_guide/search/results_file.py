@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_guide.runs.models import open_snapshots
+from lightning_guide.utils.locks import FolderLock
 from lightning_guide.utils.resume import ResumableFolder
 
 __all__ = ["ResultsFile", "named_runs", "run_identity", "runs_in", "with_identities"]
@@ -28,6 +29,10 @@ class ResultsFile:
         alternative = "another folder with --out"
         self._folder = ResumableFolder(path, search, results=_found_something, key="search", alternative=alternative)
         self.content = self._folder.read()
+
+    def lock(self) -> FolderLock:
+        """Return the lock of the file, for the one process that writes it."""
+        return self._folder.lock()
 
     def write(self) -> None:
         """Write the file atomically."""

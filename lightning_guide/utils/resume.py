@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_guide.utils.files import atomic, parse_json
+from lightning_guide.utils.locks import FolderLock
 from lightning_guide.utils.recipe import HasRecipe
 
 __all__ = ["ResumableFolder", "check_same_settings", "describe_settings", "plain_data", "read_record"]
@@ -132,6 +133,10 @@ class ResumableFolder:
         if self.has_results(content):
             check_same_settings(saved, self.settings, place=self.path, alternative=self.alternative)
         return {} if _first_difference(saved, self.settings) else content
+
+    def lock(self) -> FolderLock:
+        """Return the lock of the folder, for the one process that writes these results."""
+        return FolderLock(self.path.with_name(f".{self.path.name}.lock"), what=f"{self.path}")
 
     def has_results(self, content: dict[str, Any]) -> bool:
         """Return whether the folder has results, with `content` in its file."""

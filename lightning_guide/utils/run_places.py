@@ -8,7 +8,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-__all__ = ["holds_models", "in_place", "run_of_config"]
+__all__ = ["LOCK", "holds_models", "in_place", "run_of_config"]
+
+LOCK = ".lock"
+"""Lock file of a run folder."""
 
 _CONFIG = re.compile(r"config(\.\w+)?\.yaml")
 _TRACES = (  # what only a run writes beside its config
@@ -18,7 +21,7 @@ _TRACES = (  # what only a run writes beside its config
     "tensorboard/events.out.*",
     "rounds/state.ckpt",
     "report/environment.json",
-    ".lock",
+    LOCK,
 )
 _KEYS = ("run", "folder", "save_dir", "dirpath", "path", "ckpt_path")  # whose values are paths, even without a slash
 _NO_PATH = re.compile(r"[\d./]*|[A-Za-z][\w+.-]+:.*", re.DOTALL)  # fractions such as 1/16, URLs
