@@ -25,18 +25,20 @@ from lightning_guide.evaluation import (
     SampleMetric,
 )
 from lightning_guide.evaluation.reference.statistics import Statistics, write_statistics
-from lightning_guide.guidance import Autoguidance, Snapshot
+from lightning_guide.guidance import Autoguidance, LookAhead, Snapshot
 from lightning_guide.guidance.training_free import MPGD
-from lightning_guide.modules import ClassifierModule
+from lightning_guide.modules import ClassifierModule, GradientFineTuning
 from lightning_guide.modules.needs import samples_drawn
 from lightning_guide.networks import SmallClassifier
-from lightning_guide.objectives import ClassLabel, NetworkDistance
+from lightning_guide.objectives import ClassLabel, ClassLogProbability, NetworkDistance
+from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.pretrained import RunNetwork
 from lightning_guide.runs.checkpoints import checkpoint_step, newest_checkpoint
 from lightning_guide.snapshots import SnapshotStore
+from lightning_guide.training.losses import EDMLoss
 from lightning_guide.utils.needs import MissingNeedsError
 from tests.evaluated import Log, evaluate, finished_run
-from tests.runs import TinyImages, evaluation, tiny_module, tiny_trainer
+from tests.runs import TinyImages, TinyNetwork, evaluation, tiny_module, tiny_trainer
 
 
 def fit(folder: Path, *callbacks: pl.Callback, steps: int = 4, **options: Any) -> pl.Trainer:
@@ -193,6 +195,17 @@ def test_settings_without_meaning_are_refused_by_name(
     with pytest.raises(MissingNeedsError, match=message) as caught:
         trainer.fit(module, datamodule=TinyImages())
     assert len(caught.value.sentences) == 1 and trainer.global_step == 0
+
+
+def test_rounds_check_their_objective_and_metrics(tmp_path: Path) -> None:
+    objective = ClassLogProbability(str(tmp_path / "judge"), 1)
+    sampling = evaluation(LookAhead(), num_samples=1, metrics={"fd": FrechetDistance(RawPixels())})
+    loss = EDMLoss()
+    module = GradientFineTuning(Preconditioned(TinyNetwork()), loss, objective=objective, sampling=sampling)
+    with pytest.raises(MissingNeedsError) as caught:
+        tiny_trainer(tmp_path, steps=1).fit(module, datamodule=TinyImages())
+    first, second = caught.value.sentences
+    assert "no network in the run" in first and "needs at least 2 samples, got 1" in second
 
 
 # --- failures in spite of that ---------------------------------------------------------------------

@@ -6,6 +6,7 @@ https://arxiv.org/abs/2403.12404, find those of ordinary classifiers misaligned.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
@@ -22,6 +23,7 @@ from callbacks.diagnostics.trajectories import (
 )
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.modules.diffusion import DiffusionModule
+from lightning_guide.utils.needs import require
 
 __all__ = ["GradientCosines", "cosines"]
 
@@ -53,14 +55,23 @@ class GradientCosines(GuidedTrajectories):
         self.exact = exact
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        """Check that the evaluation `exact` exists.
+        """Check before validation and test that the evaluation `exact` exists; `missing` does so before a fit.
 
         Raises:
-            ValueError: if it does not.
+            MissingNeedsError: if it does not.
         """
-        names = pl_module.evaluations.names
-        if isinstance(self.exact, str) and self.exact not in names and stage != "predict":
-            raise ValueError(f"GradientCosines: no evaluation {self.exact!r}; existing: {', '.join(names)}")
+        if stage in ("validate", "test"):
+            require(lambda: self._absent(pl_module))
+
+    def missing(self, trainer: pl.Trainer, module: Any) -> Iterator[str]:
+        """Yield sentences if the evaluation `exact` does not exist, or the files cannot be written."""
+        yield from super().missing(trainer, module)
+        yield from self._absent(module)
+
+    def _absent(self, module: Any) -> Iterator[str]:
+        names = module.evaluations.names
+        if isinstance(self.exact, str) and self.exact not in names:
+            yield f"GradientCosines: no evaluation {self.exact!r}; existing: {', '.join(names)}"
 
     @torch.no_grad()
     def draw(self, trainer: pl.Trainer, module: DiffusionModule, walks: dict[str, RecordedTrajectory]) -> None:

@@ -6,7 +6,7 @@ Itself", https://arxiv.org/abs/2406.02507.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, cast
 
@@ -25,6 +25,7 @@ from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.sampling_loop import DrawnSamples
 from lightning_guide.guidance import Guided, WeightSchedule
 from lightning_guide.modules.diffusion import DiffusionModule
+from lightning_guide.utils.needs import require
 
 __all__ = ["FractalFigure"]
 
@@ -93,26 +94,35 @@ class FractalFigure(ResolvedGuidances, EvaluationSamples):
         self._colors = {method: COLORS[i % len(COLORS)] for i, method in enumerate(self.curves)}
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        """Check that all evaluations to be drawn exist.
+        """Check before validation and test that all evaluations to be drawn exist; `missing` does so before a fit.
 
         Raises:
-            ValueError: if an evaluation, its guider or the learned density is missing; existing evaluations are named.
+            MissingNeedsError: if an evaluation, its guider or the learned density is missing.
         """
-        if stage == "predict":
-            return
-        evaluations: dict[str, Evaluation] = pl_module.evaluations.evaluations
+        if stage in ("validate", "test"):
+            require(lambda: self._absent(pl_module))
+
+    def missing(self, trainer: pl.Trainer, module: Any) -> Iterator[str]:
+        """Yield sentences if an evaluation, its guider or the learned density is missing, or the file unwritable."""
+        yield from super().missing(trainer, module)
+        yield from self._absent(module)
+
+    def _absent(self, module: Any) -> Iterator[str]:
+        """Yield what cannot be drawn; existing evaluations are named."""
+        evaluations: dict[str, Evaluation] = module.evaluations.evaluations
         found = f"there are {', '.join(evaluations) or 'none'}"
         for name in self._needed:
             if name not in evaluations:
-                raise ValueError(f"FractalFigure draws the evaluation {name!r}, which does not exist; {found}")
+                yield f"FractalFigure draws the evaluation {name!r}, which does not exist; {found}"
         for method, pattern in self.curves.items():
             if not any(fnmatchcase(name, pattern) for name in evaluations):
-                raise ValueError(f"FractalFigure: {pattern!r} of the curve {method!r} matches no evaluation; {found}")
-        if not isinstance(evaluations[self.close_up.guided].guidance, Guided):
-            raise ValueError(f"FractalFigure: the evaluation {self.close_up.guided!r} of the close-up has no guider")
-        if not callable(getattr(pl_module.denoiser, "log_density", None)):
-            raise ValueError(
-                f"FractalFigure draws learned densities, but a {type(pl_module.denoiser).__name__} has none; "
+                yield f"FractalFigure: {pattern!r} of the curve {method!r} matches no evaluation; {found}"
+        guided = evaluations.get(self.close_up.guided)
+        if guided is not None and not isinstance(guided.guidance, Guided):
+            yield f"FractalFigure: the evaluation {self.close_up.guided!r} of the close-up has no guider"
+        if not callable(getattr(module.denoiser, "log_density", None)):
+            yield (
+                f"FractalFigure draws learned densities, but a {type(module.denoiser).__name__} has none; "
                 "expected a denoiser with log_density, such as LogDensityMLP"
             )
 

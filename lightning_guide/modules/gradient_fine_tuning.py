@@ -9,6 +9,7 @@ rounds so far, with weights w_{k,i}. The denoiser determines the trained paramet
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_guide.data import Batch, SampleBatch
-from lightning_guide.denoiser import Denoiser
+from lightning_guide.denoiser import Denoiser, Models
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.guidance.base import Reference
 from lightning_guide.modules.diffusion import DiffusionModule
@@ -122,6 +123,11 @@ class GradientFineTuning(DiffusionModule):
             raise ValueError(
                 f"{folder} holds rounds of GradientOptimization; expected another trainer.default_root_dir"
             )
+
+    def missing(self, models: Models) -> Iterator[str]:
+        """Yield what the evaluations and the rounds of a fit will miss."""
+        yield from super().missing(models)
+        yield from self.rounds.missing(self._data.reference(self.device))
 
     # Rounds
 

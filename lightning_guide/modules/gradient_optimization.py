@@ -21,6 +21,7 @@ from lightning_guide.data import DataInterface, SampleBatch, data_of
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.sampling_loop import DrawnSamples
+from lightning_guide.modules.needs import require_needs
 from lightning_guide.objectives.energy import Energy
 from lightning_guide.optimization.round_buffers import write_records
 from lightning_guide.optimization.rounds import Rounds
@@ -104,6 +105,14 @@ class GradientOptimization(pl.LightningModule):
         if shape != tuple(model.data_shape):
             raise ValueError(f"the data has shape {shape}, the model {tuple(model.data_shape)}")
         self._models = RunModels(model, run=self.trainer.default_root_dir, device=self.device)
+
+    def on_test_start(self) -> None:
+        """Check what the rounds need.
+
+        Raises:
+            MissingNeedsError: listing everything that is missing.
+        """
+        require_needs(self, lambda: self.rounds.missing(self._data.reference(self.device)))
 
     def sample_sets(self, stage: str) -> list[tuple[Dataset[SampleBatch], int]]:
         """Return the sample indices of each remaining round, the same in all rounds; the noise differs.

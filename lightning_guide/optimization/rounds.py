@@ -7,13 +7,14 @@ only on (seed, k, i) and the `Feedback` of earlier rounds, not on the number of 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from lightning_guide.data import DataInterface, SampleBatch
+from lightning_guide.data import Batch, DataInterface, SampleBatch
 from lightning_guide.denoiser import Denoiser, Models
 from lightning_guide.evaluation.evaluation import Evaluation, SampleIndices
 from lightning_guide.evaluation.metrics.base import SampleMetric
@@ -24,6 +25,7 @@ from lightning_guide.optimization.feedback import Feedback
 from lightning_guide.optimization.round_buffers import RoundBuffers, append_record, read_records
 from lightning_guide.optimization.targets import GainTarget, Target
 from lightning_guide.seeds import SampleSeeds, mix
+from lightning_guide.utils.needs import needs_of
 from lightning_guide.utils.resume import check_same_settings, describe_settings
 
 __all__ = ["Rounds"]
@@ -86,6 +88,12 @@ class Rounds:
         self._guidance: GradientGuidance | None = None
         self._metrics: dict[str, SampleMetric] | None = None
         self._buffers: RoundBuffers | None = None
+
+    def missing(self, reference: Iterable[Batch]) -> Iterator[str]:
+        """Yield what the objective, the guidance and the metrics miss; `reference` holds the real data."""
+        yield from needs_of(self.feedback.objective, self.sampling.guidance)
+        for metric in (self.sampling.metrics or {}).values():
+            yield from metric.missing(None, self.sampling.num_samples, reference)
 
     def indices(self, num_classes: int) -> SampleIndices:
         """Return the sample indices of each round."""
