@@ -38,7 +38,7 @@ def folder(search_folder: Path) -> Path:
             "its evaluation sets metrics, num_samples, which the search",
         ),
         ({"metrics": ["fd"]}, r"metrics is \['fd'\]; expected a mapping from names"),
-        ({1: 2, "axis": 4}, r"\[1, 'axis'\] is not a key of a search .did you mean axes.."),
+        ({1: 2, "axis": 4}, r"\['1', 'axis'\] is not a key of a search .did you mean axes.."),
         ({"objectives": {"fd": ["lowest"]}}, r"objective 'fd' is \['lowest'\]; expected lowest or highest"),
         ({"axes": {"w": {"path": "a", "values": {"x": 1}, "prior": {"x": 1}}}}, "its prior {'x': 1} is not one of its"),
     ],
