@@ -218,9 +218,17 @@ def test_raw_weights_are_those_of_the_newest_checkpoint(folder: Path) -> None:
     session.trainer.test(session.model, datamodule=session.datamodule, verbose=False)
     expected = session.model.evaluations.results["a"]["nearest"]
     assert lg.Run(folder).test(model=settings)["a"]["nearest"] == expected
+    loaded = lg.Run(folder).model().state_dict()
+    assert all(torch.equal(loaded[name], stored[f"denoiser.{name}"]) for name in loaded)
+    averaged = lg.Run(folder).model(sigma_rel=0.05).state_dict()
+    assert any(not torch.equal(loaded[name], averaged[name]) for name in loaded)
+    with pytest.raises(ValueError, match="raw weights .average: null.*expected sigma_rel as well for .*images=1/2"):
+        lg.Run(folder).model(images="1/2")
     shutil.rmtree(folder / "checkpoints")
     with pytest.raises(ValueError, match="checkpoints holds no checkpoint; the config evaluates the raw weights"):
         lg.Run(folder).test(model=settings)
+    with pytest.raises(ValueError, match="checkpoints holds no checkpoint; the config evaluates the raw weights"):
+        lg.Run(folder).sample(count=1)
 
 
 def test_missing_run_of_a_search_is_named(tmp_path: Path) -> None:

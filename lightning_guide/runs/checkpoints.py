@@ -12,13 +12,15 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lightning_guide.utils.files import atomic
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule
 
 __all__ = [
     "CHECKPOINT_NAME",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser
-from lightning_guide.runs.checkpoints import checkpoint_folder, newest_checkpoint
+from lightning_guide.runs.checkpoints import check_checkpoint, checkpoint_folder, newest_checkpoint
 from lightning_guide.runs.models import RunModels, finished_model, open_snapshots
 from lightning_guide.runs.sampling import find_device, sample
 from lightning_guide.samplers.base import Sampler
@@ -81,20 +81,50 @@ class Run:
         return dict(found.get("init_args") or {})
 
     def model(self, *, images: int | float | str | None = None, sigma_rel: float | str | None = None) -> Denoiser:
-        """Return the average `sigma_rel` after `images`, stored or reconstructed, frozen, on the CPU.
+        """Return the model that the config evaluates, or another average of the run, frozen, on the CPU.
 
         Args:
             images: training images seen, or a fraction of the planned run such as "1/8"; default: as the config
                 evaluates it, the newest snapshot.
-            sigma_rel: relative width of the average, or "half_life"; default: as the config evaluates it, 0.05 if that
-                is the raw weights.
+            sigma_rel: relative width of the average, stored or reconstructed, or "half_life"; default: as the config
+                evaluates it. With `average: null` those are the raw weights of the newest checkpoint.
 
         Raises:
-            ValueError: if the run has no such snapshot and it cannot be reconstructed.
+            ValueError: if the run has no such snapshot and it cannot be reconstructed, or no checkpoint with the raw
+                weights, or `images` are given for these.
         """
-        images = self.settings.get("images") if images is None else images
-        width = self.settings.get("average") if sigma_rel is None else sigma_rel
-        return finished_model(self.folder, images, 0.05 if width is None else width)
+        settings = self.settings
+        width = settings.get("average", 0.05) if sigma_rel is None else sigma_rel
+        if width is not None:
+            return finished_model(self.folder, settings.get("images") if images is None else images, width)
+        if images is not None:
+            raise ValueError(
+                f"{self.folder} evaluates the raw weights (average: null), which are kept of its newest checkpoint "
+                f"alone; expected sigma_rel as well for the average after images={images}"
+            )
+        return self._raw_model()
+
+    def _raw_model(self) -> Denoiser:
+        """Return the raw weights of the newest checkpoint as a denoiser."""
+        from lightning_guide.runs.session import isolated
+
+        raw = self._raw_checkpoint()
+        with isolated():
+            module = self._open(None, {"accelerator": "cpu", "devices": 1, "strategy": "auto", "precision": None}).model
+        stored = check_checkpoint(raw, module, training=False)["state_dict"]
+        module.load_state_dict({name: stored[name] for name in module.state_dict()})
+        denoiser: Denoiser = module.denoiser.eval().requires_grad_(False)
+        return denoiser
+
+    def _raw_checkpoint(self) -> Path:
+        """Return the newest checkpoint, or raise ValueError."""
+        if (newest := newest_checkpoint(self.folder)) is None:
+            folder = checkpoint_folder(self.folder)
+            raise ValueError(
+                f"{folder} holds no checkpoint; the config evaluates the raw weights (average: null), expected one, or "
+                "the sigma_rel of a stored average"
+            )
+        return newest
 
     def resolve(self, guidance: Denoiser | None = None, *, device: torch.device | str = "cpu") -> Denoiser:
         """Return `guidance` with this run's models for its references `Main` and `Snapshot`; None: the model itself.
@@ -176,13 +206,9 @@ class Run:
             if not hasattr(session.model, "evaluations"):
                 kind = type(session.model).__name__
                 raise ValueError(f"{self.folder} is a run of {kind}; expected a module with evaluations")
-            raw = None
-            if session.model.average is None:
-                if (raw := newest_checkpoint(self.folder)) is None:
-                    folder = checkpoint_folder(self.folder)
-                    raise ValueError(
-                        f"{folder} holds no checkpoint; the config evaluates the raw weights (average: null)"
-                    )
+            raw = self._raw_checkpoint() if session.model.average is None else None
+            if raw is not None:
+                check_checkpoint(raw, session.model, training=False)
             session.trainer.test(
                 session.model, datamodule=session.datamodule, ckpt_path=raw, weights_only=True, verbose=False
             )
