@@ -10,9 +10,10 @@ from callbacks.execution import TrainingOptimizations
 from callbacks.fractal2d import *
 from callbacks.gallery import Gallery
 from callbacks.graceful_stop import GracefulStop
+from callbacks.half_life_ema import HalfLifeEMA
 from callbacks.metrics_report import MetricsReport
 from callbacks.motion_figure import MotionFigure
-from callbacks.post_hoc_ema import HalfLifeEMA, PostHocEMA
+from callbacks.post_hoc_ema import PostHocEMA
 from callbacks.progress import NamedProgress
 from callbacks.round_strips import RoundStrips
 from callbacks.run_lock import RunLock

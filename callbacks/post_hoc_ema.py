@@ -15,14 +15,14 @@ import lightning.pytorch as pl
 import torch
 
 from lightning_guide.denoiser import Denoiser
-from lightning_guide.ema import Average, gamma, half_life_retention, half_life_width, retention, update_
+from lightning_guide.ema import Average, gamma, retention, update_
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.snapshots import Entry, SnapshotStore
 from lightning_guide.snapshots.file import read_metadata
 from lightning_guide.training.sharding import clone_sharded, load_unsharded_, local_tensor, unshard, unsharded_state
 from lightning_guide.utils.recipe import equivalent
 
-__all__ = ["HalfLifeEMA", "PostHocEMA"]
+__all__ = ["PostHocEMA"]
 
 
 class PostHocEMA(pl.Callback):
@@ -234,11 +234,13 @@ class PostHocEMA(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep the averages of a checkpoint for `on_fit_start`.
+        """Keep the averages of a checkpoint for `on_fit_start`; none for another command than fit.
 
         Raises:
             ValueError: if the checkpoint was written with other widths.
         """
+        if trainer.state.fn != "fit":
+            return
         if self.state_key not in checkpoint:
             raise ValueError(
                 f"the checkpoint holds no averages with sigma_rels {self.names}; "
@@ -246,54 +248,3 @@ class PostHocEMA(pl.Callback):
             )
         self.images = checkpoint[self.state_key]["images"]
         self._restored = checkpoint[self.state_key]["averages"]
-
-
-class HalfLifeEMA(PostHocEMA):
-    """Exponential average (EDM) with half-life min(`half_life`, `ramp` n) after n images, stored every `every_images`.
-
-    Evaluated by `average: half_life` of the module. Its snapshots are kept apart, in `half_life/snapshots` of the run
-    folder, and named by the width of its profile at that time (`half_life_width`): other averages cannot be
-    reconstructed from it exactly. As a guider: `Snapshot(run: RUN/half_life, images: ..., sigma_rel: ...)` with exactly
-    that width.
-    """
-
-    folder = "half_life"
-
-    def __init__(
-        self,
-        every_images: int,
-        *,
-        half_life: float = 500_000,
-        ramp: float = 0.05,
-        update_every_steps: int = 1,
-        dtype: Literal["float32", "float16", "bfloat16"] = "float32",
-    ) -> None:
-        """Configure the average; the other arguments are those of `PostHocEMA`.
-
-        Args:
-            every_images: images between snapshots.
-            half_life: in images.
-            ramp: upper limit of the half-life as a fraction of the images seen.
-            update_every_steps: optimizer steps between updates.
-            dtype: type of the stored weights.
-
-        Raises:
-            ValueError: if one of them is not positive.
-        """
-        super().__init__(every_images, update_every_steps=update_every_steps, dtype=dtype)
-        if not (half_life > 0 and ramp > 0):
-            raise ValueError(f"HalfLifeEMA needs half_life > 0 and ramp > 0, got {half_life} and {ramp}")
-        self.half_life, self.ramp = half_life, ramp
-
-    @property
-    def averages(self) -> list[Average]:
-        """The one half-life average."""
-        return [Average(None)]
-
-    def retained(self, average: Average, before: int, now: int) -> float:
-        """Return `half_life_retention`."""
-        return half_life_retention(before, now, half_life=self.half_life, ramp=self.ramp)
-
-    def width(self, average: Average) -> float:
-        """Return the current width of the profile, to four decimals."""
-        return round(half_life_width(self.images, half_life=self.half_life, ramp=self.ramp), 4)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from hashlib import sha256
+from collections.abc import Mapping, Sequence
+from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from lightning_guide.pretrained.autoencoders import VariationalAutoencoder
 from lightning_guide.utils.recipe import equivalent
 from lightning_guide.utils.resume import read_record
 
-__all__ = ["INVENTORY", "LatentDecoder", "Spread", "check_compatibility", "shard_fingerprint"]
+__all__ = ["INVENTORY", "LatentDecoder", "Spread", "check_compatibility", "is_same_shard", "shard_identity"]
 
 
 Spread = Literal["std", "log_variance"]
@@ -63,10 +63,28 @@ class LatentDecoder:
 INVENTORY = "latents.json"
 
 
-def shard_fingerprint(shard: Path) -> str:
-    """Hash size and first 64 KiB of a shard, to distinguish shards of the same name."""
+def shard_identity(shard: Path) -> dict[str, Any]:
+    """Return what tells a shard from another: a hash of its bytes, and size and time, by which it need not be read."""
     with shard.open("rb") as file:
-        return sha256(f"{shard.stat().st_size} ".encode() + file.read(2**16)).hexdigest()[:16]
+        return {"sha256": file_digest(file, "sha256").hexdigest(), "stat": _stat(shard)}
+
+
+def is_same_shard(shard: Path, recorded: Mapping[str, Any]) -> bool:
+    """Return whether `shard` is the one recorded with `shard_identity`.
+
+    Records of older versions hold a hash of size and first 64 KiB, or nothing, which fits every shard.
+    """
+    if "sha256" in recorded:
+        return recorded["stat"] == _stat(shard) or recorded["sha256"] == shard_identity(shard)["sha256"]
+    with shard.open("rb") as file:
+        start = sha256(f"{shard.stat().st_size} ".encode() + file.read(2**16)).hexdigest()[:16]
+    return recorded.get("origin") in (None, start)
+
+
+def _stat(path: Path) -> list[int]:
+    """Return size and time of the last change."""
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
 
 
 def check_compatibility(

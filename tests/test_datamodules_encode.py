@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import tarfile
 import warnings
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from datamodules import Latents, Shards
 from datamodules.commands.encode import encode
 from datamodules.prompts import PromptFile
 from datamodules.storage.image_codec import UndecodableError, decode_sample
+from datamodules.stored_latents import is_same_shard, shard_identity
 from lightning_guide.pretrained.autoencoders import Posterior
 from lightning_guide.pretrained.latent_space import LatentSpace
 from tests.test_datamodules_latents import Halves, npy, shard
@@ -58,6 +61,34 @@ def test_other_images_of_same_name_are_refused(images: str, tmp_path: Path) -> N
     with pytest.raises(ValueError, match="holds latents of other images than .*others/train-00000.tar"):
         encode(str(tmp_path / "others/train-*.tar"), str(folder), vae=Halves())
     assert (folder / "train-00000.tar").read_bytes() == before
+
+
+def test_shards_that_were_corrected_since_are_noticed(images: str, tmp_path: Path) -> None:
+    folder, source = tmp_path / "latents", Path(images)
+    sources = sorted(source.parent.glob(source.name))
+    encode(images, str(folder), vae=Halves())
+    for each in sources:  # copied again: the same bytes, another time
+        os.utime(each, ns=(1, 1))
+    encode(images, str(folder), vae=Halves())
+    content = bytearray(sources[-1].read_bytes())
+    with tarfile.open(sources[-1]) as tar:
+        last = tar.getmembers()[-1]
+    content[last.offset_data + last.size] ^= 1  # the same sizes
+    sources[-1].write_bytes(content)
+    with pytest.raises(ValueError, match=f"of other images than .*{sources[-1].name}, .*or was changed since"):
+        encode(images, str(folder), vae=Halves())
+    (folder / sources[-1].name).unlink()
+    encode(images, str(folder), vae=Halves())
+    assert (folder / sources[-1].name).is_file()
+
+
+def test_a_change_far_behind_the_start_of_a_shard_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(bytes(200_000))
+    recorded = shard_identity(path)
+    assert is_same_shard(path, recorded) and is_same_shard(path, {})
+    path.write_bytes(bytes(199_999) + b"1")
+    assert not is_same_shard(path, recorded)
 
 
 def test_invalid_arguments_and_latents_of_encode(images: str, tmp_path: Path) -> None:

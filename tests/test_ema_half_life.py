@@ -90,3 +90,19 @@ def test_updates_follow_the_rule(tmp_path: Path) -> None:
         kept = 0.5 ** (4 / min(40, 0.5 * n))
         expected, n = kept * expected + (1 - kept) * weight, n + 4
     torch.testing.assert_close(edm.live("half_life").network.first.weight, expected)  # type: ignore[union-attr]
+
+
+def test_another_half_life_is_refused_when_a_run_continues(tmp_path: Path) -> None:
+    def fit(steps: int, **options: float) -> None:
+        trainer = tiny_trainer(tmp_path, HalfLifeEMA(16, **options), RunCheckpoint(2), steps=steps)
+        path = newest_checkpoint(tmp_path)
+        trainer.fit(tiny_module(average=None), datamodule=TinyImages(), ckpt_path=path, weights_only=True)
+
+    fit(2, half_life=100.0)
+    with pytest.raises(
+        ValueError, match="of the checkpoint has half_life 100 and HalfLifeEMA has 200; expected the same"
+    ):
+        fit(4, half_life=200.0)
+    with pytest.raises(ValueError, match=r"has ramp 0.05 and HalfLifeEMA has 0.1; expected the same"):
+        fit(4, half_life=100.0, ramp=0.1)
+    fit(4, half_life=100.0)

@@ -18,7 +18,7 @@ from datamodules.storage.image_codec import UndecodableError, decode_image, shri
 from datamodules.storage.shard_classes import shard_classes
 from datamodules.storage.shard_writer import is_complete
 from datamodules.storage.tar_index import ShardIndex, index_shard
-from datamodules.stored_latents import INVENTORY, shard_fingerprint
+from datamodules.stored_latents import INVENTORY, is_same_shard, shard_identity
 from lightning_guide.pretrained.autoencoders import VariationalAutoencoder
 from lightning_guide.utils.files import atomic, remove_temporary
 from lightning_guide.utils.resume import ResumableFolder
@@ -80,15 +80,15 @@ def encode(
                 if remote is not None:
                     remote.fetch([source])
                 target, entry = path.with_name(source.name), done.get(source.name, {})
-                origin = shard_fingerprint(source)
                 if not is_complete(target, entry or None, extensions=("npy",)):
+                    made_of = shard_identity(source)
                     entry = _encode_shard(source, target, vae, size=size, batch_size=batch_size, device=chosen, bar=bar)
-                    done[source.name] = entry | {"origin": origin}
+                    done[source.name] = entry | made_of
                     inventory.write({"shards": done}, durable=False)
-                elif entry.get("origin") not in (None, origin):
+                elif not is_same_shard(source, entry):
                     raise ValueError(
-                        f"{target} holds latents of other images than {source}, which has the same name; expected "
-                        "another folder, or other names"
+                        f"{target} holds latents of other images than {source}, which has the same name or was changed "
+                        f"since; expected another folder, or other names, or no {target.name} there to encode it again"
                     )
                 else:
                     bar.skip()
