@@ -71,7 +71,8 @@ class MetricsReport(pl.Callback):
         errors = [f"{format_number(x)} at {name.replace('_', ' ')}" for name, x in _logged(trainer, "heldout/").items()]
         lines = [*_align_columns(table), *notes, *([f"held-out loss: {', '.join(errors)}"] if errors else [])]
         if lines:
-            print("\n" + "\n".join(lines), flush=True)
+            when = [f"after {module.images_seen:,} images"] if trainer.state.fn == "fit" else []
+            print("\n".join(["", *when, *lines]), flush=True)
         folder = output_folder(trainer, self.folder)
         folder.mkdir(parents=True, exist_ok=True)
         with atomic(folder / "metrics.json") as temporary:

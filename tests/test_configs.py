@@ -85,9 +85,6 @@ def test_config_is_parsed(
     assert {"trainer", "model", "data"} <= set(printed)
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*SIMS pushes a model away from itself"
-)  # as few images end the run before its first budget
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in FILES if n not in PARTS]
 )

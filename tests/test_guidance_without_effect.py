@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from callbacks import PostHocEMA
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance import (
     SIMS,
@@ -40,6 +41,7 @@ from lightning_guide.guidance.training_free import MPGD, SigmaWindow
 from lightning_guide.networks import EDM2UNet
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.objectives import SquaredDistance
+from lightning_guide.runs.models import pretrained
 from lightning_guide.samplers import Euler
 from tests.evaluated import evaluate, finished_run
 from tests.runs import TinyImages, TinyNetwork, evaluation, tiny_module, tiny_trainer
@@ -139,3 +141,17 @@ def test_guider_with_the_weights_of_the_model(tmp_path: Path) -> None:
     run = finished_run(tmp_path / "run")
     with pytest.warns(UserWarning, match="'self': Autoguidance pushes a model away from itself"):
         evaluate(run, {"self": evaluation(Autoguidance(Snapshot("1/1", 0.05), 2.0))}, average=0.05)
+
+
+def test_model_in_training_is_not_taken_for_the_one_that_it_begins_with(tmp_path: Path) -> None:
+    """SIMS trains a copy of its base: equal at the start, but no longer when its snapshots are stored."""
+    base = str(finished_run(tmp_path / "base"))
+    sims = SIMS(Snapshot("1/2", 0.05), 2.0, base=Snapshot("1/1", 0.05, run=base))
+    module = tiny_module(evaluations={"sims": evaluation(sims)}, average=None)
+    module.denoiser.load_state_dict(pretrained(base).state_dict())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        tiny_trainer(tmp_path / "run", PostHocEMA(4), steps=2, limit_val_batches=1.0).fit(
+            module, datamodule=TinyImages()
+        )
+    assert not [each for each in caught if "away from itself" in str(each.message)]

@@ -79,12 +79,16 @@ def test_a_sweep_scores_every_point_as_test_does_and_goes_on_where_it_stood(
     # run again, it draws only what failed or was interrupted
     assert len(drawn) == 5
     before = (out / "results.csv").read_text()
+    logged = len(list((out / "tensorboard").rglob("events.out.*")))
+    (out / "tensorboard" / "events.out.tfevents.mine").write_bytes(b"of the user")
     del content["points"]["weight=3 sigma_rel=0.08"]
     (out / "results.json").write_text(json.dumps(content))
     drawn.clear()
     search(folder, "sweep", "sweep")
     assert {name for name, _ in drawn} == set(failed) | {"weight=3 sigma_rel=0.08"}
     assert _without_seconds(out / "results.csv") == _without_seconds_of(before)
+    assert (out / "tensorboard" / "events.out.tfevents.mine").exists(), "only what the sweep wrote is replaced"
+    assert len(list((out / "tensorboard").rglob("events.out.*"))) == logged + 1
 
 
 @pytest.mark.slow

@@ -46,6 +46,7 @@ class Results:
             "page": [run / "report.html"],
             "samples in": [path for path in samples if path is not None],
             "images and metrics in": sorted({run / "report", *folders}),
+            "rounds in": [run / "rounds"],
             "model in": [run / "snapshots", run / "half_life" / "snapshots"],
             "checkpoints in": [run / "checkpoints"],
             "config": [run / ("config.yaml" if self.command == "fit" else f"config.{self.command}.yaml")],

@@ -97,7 +97,8 @@ class GuideCLI(ConfigCLI):
             chosen.insert(0, NamedProgress())  # first, so that others print below its last state
         if not _any(chosen, pl.callbacks.ModelSummary):
             kwargs["enable_model_summary"] = False
-        if self.subcommand in ("validate", "test") and not _any(chosen, callbacks.MetricsReport):
+        shown = self.subcommand in ("validate", "test") or not hasattr(self.model, "evaluations")
+        if shown and not _any(chosen, callbacks.MetricsReport):
             chosen.append(callbacks.MetricsReport())
         if self.subcommand == "predict" and not _any(
             chosen, (callbacks.SampleWriter, pl.callbacks.BasePredictionWriter)
@@ -123,7 +124,7 @@ class GuideCLI(ConfigCLI):
         parameters = sum(each.numel() for each in self.model.parameters())
         processes = f", {self.trainer.world_size} processes" if self.trainer.world_size > 1 else ""
         where = f"on {self.trainer.strategy.root_device.type}{processes}: {self.trainer.default_root_dir}"
-        rank_zero_info(f"{command} of {parameters:,} parameters {where}")
+        rank_zero_info(f"{command} of {parameters:,} parameters {where}" if parameters else f"{command} {where}")
         self._results = Results(self.trainer, command)
 
     def _end(self) -> None:

@@ -53,6 +53,7 @@ class GuidedEvaluations:
         self.results: dict[str, dict[str, float]] = {}
         self.skipped: dict[str, str] = {}
         self.failed: dict[str, str] = {}
+        self._announced: set[str] = set()  # skipped evaluations, named once
         self._loops: list[SamplingLoop | None] = []
         self._prepared: dict[int, SampleMetric] = {}
         self._extractors: dict[Identity, FeatureExtractor] = {}
@@ -98,7 +99,9 @@ class GuidedEvaluations:
                     if not (training and missing.not_yet):
                         raise
                     self.skipped[name] = str(missing)
-                    rank_zero_info(f"evaluation {name!r} is skipped for now: {missing}")
+                    if name not in self._announced:
+                        rank_zero_info(f"evaluation {name!r} is skipped for now: {missing}")
+                    self._announced.add(name)
         self.agree()
 
     def _prepare(self, metric: SampleMetric, data: DataInterface, device: torch.device) -> SampleMetric:

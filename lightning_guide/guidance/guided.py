@@ -114,9 +114,15 @@ def _is_same(one: nn.Module, other: nn.Module) -> bool:
         return True
     if type(one) is not type(other) or isinstance(one, Guidance):
         return False
+    if _in_training(one) != _in_training(other):  # as long as they are equal at the start alone
+        return False
     pairs = list(zip(one.state_dict().values(), other.state_dict().values(), strict=False))
     apart = any(a.data_ptr() != b.data_ptr() for a, b in pairs)  # before training a snapshot is the model itself
     return apart and all(a.shape == b.shape and a.device == b.device and bool((a == b).all()) for a, b in pairs)
+
+
+def _in_training(denoiser: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in denoiser.parameters())
 
 
 def _check_fits(positive: Denoiser, negative: nn.Module) -> None:

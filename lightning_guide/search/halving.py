@@ -176,7 +176,7 @@ class Halving:
         for i, objective in enumerate(self.objectives):
             point = min(self._changes, key=lambda each: self._changes[each][i])  # noqa: B023
             change = self._changes[point][i] * (1 if objective.lowest else -1)
-            best[objective.metric] = point, f"{change:+.4g}"
+            best[objective.metric] = point, f"{change:+.4g} against none"
         self.scorer.show_best(best)
 
     def _spread(self) -> list[Point]:

@@ -66,10 +66,12 @@ def write_csv(space: Space, swept: Mapping[Point, Scores], failed: Mapping[str, 
 def write_hparams(space: Space, swept: Mapping[Point, Scores], folder: Path, *, figures: Sequence[Path] = ()) -> None:
     """The points as hyperparameters with their metrics, and PNG `figures`, for TensorBoard.
 
-    Earlier event files in `folder` are replaced: it is for one sweep alone.
+    The event files of an earlier call, which `folder`/written.json lists, are removed; others stay.
     """
-    for old in folder.rglob("events.out.tfevents.*"):
-        old.unlink()
+    record = folder / "written.json"
+    for old in json.loads(record.read_text(encoding="utf-8")) if record.is_file() else []:
+        (folder / old).unlink(missing_ok=True)
+    others = set(folder.rglob("events.out.tfevents.*"))
     with SummaryWriter(str(folder)) as writer:
         for path in figures:
             pixels = np.asarray(Image.open(path).convert("RGB"))
@@ -79,6 +81,9 @@ def write_hparams(space: Space, swept: Mapping[Point, Scores], folder: Path, *, 
                 values = {name: _cell(value) for name, value in space.shown(point).items()}
                 metrics = {f"sweep/{key}": value for key, value in scores.values.items()}
                 writer.add_hparams(values, metrics, run_name=f"point-{number:04d}")
+    written = sorted(str(path.relative_to(folder)) for path in {*folder.rglob("events.out.tfevents.*")} - others)
+    with atomic(record) as temporary:
+        temporary.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
 
 
 def _cell(value: Any) -> Any:

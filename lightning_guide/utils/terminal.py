@@ -20,6 +20,11 @@ ERASE = "\r\x1b[2K"  # the line of a progress bar
 REDRAW = 0.1  # seconds between two states of a bar
 FIRST_LINE, SHARE = 10.0, 0.05  # in a log: seconds before the first line, and between lines as a share of the time
 WIDTH = 16  # of the bar
+HARMLESS = (
+    "Total length of .* is zero",  # data without held-out examples
+    "predict returned None",  # samples that were written before an interruption
+    "Grad strides do not match bucket view strides",  # weights of 1x1 convolutions under DDP
+)
 
 
 def is_terminal(stream: TextIO) -> bool:
@@ -133,8 +138,8 @@ def plain_messages() -> Iterator[None]:
         if not sys.warnoptions:
             for category in (DeprecationWarning, FutureWarning, PossibleUserWarning):
                 warnings.simplefilter("ignore", category)
-            # data without held-out examples, and samples that were written before an interruption
-            warnings.filterwarnings("ignore", "Total length of .* is zero|predict returned None")
+            for harmless in HARMLESS:
+                warnings.filterwarnings("ignore", harmless)
         warnings.formatwarning = sentence  # type: ignore[assignment]
         for handler in handlers:
             handler.addFilter(was_asked_for)
