@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -26,6 +28,15 @@ from lightning_guide.utils.files import atomic
 from lightning_guide.utils.needs import unwritable
 
 __all__ = ["RunCheckpoint"]
+
+
+class _InPlace(TorchCheckpointIO):
+    """Writer of checkpoints in their place; Lightning's goes through the temporary folder of the system."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write `checkpoint` to `path`."""
+        with Path(path).open("wb") as file:
+            torch.save(checkpoint, file)
 
 
 class RunCheckpoint(Checkpoint):
@@ -53,6 +64,11 @@ class RunCheckpoint(Checkpoint):
         self._saved = self._step = 0
         self._between_steps = False
         self._validation: dict[str, Any] | None = None  # progress of the loops before a validation; {} after it
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write checkpoints in place, unless the trainer has another writer."""
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = _InPlace()
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

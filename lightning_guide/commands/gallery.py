@@ -13,6 +13,7 @@ from lightning_guide.denoiser import Denoiser
 from lightning_guide.evaluation.evaluation import SampleIndices
 from lightning_guide.runs.run import Run
 from lightning_guide.utils.files import atomic, make_folder
+from lightning_guide.utils.needs import check_writable
 
 __all__ = ["applicable_guidances", "gallery"]
 
@@ -44,6 +45,8 @@ def gallery(
             a name, or none fits.
     """
     opened = Run(run)
+    folder = Path(out) if out is not None else opened.folder / "gallery"
+    check_writable(folder, "gallery")
     settings = opened.config["model"].get("init_args") or {}
     first, evaluation = next(iter((settings.get("evaluations") or {"unguided": {}}).items()))
     main = opened.model()
@@ -51,7 +54,6 @@ def gallery(
         SampleIndices(count, evaluation.get("num_classes") or main.num_classes, labels=labels, seed=seed)
     guidances = applicable_guidances(read_guidances(methods), opened, methods=methods)
     drawn: dict[str, Any] = {"num_samples": count, "batch_size": count, "labels": labels, "seed": seed, "metrics": {}}
-    folder = Path(out) if out is not None else opened.folder / "gallery"
     make_folder(folder)
     model: dict[str, Any] = {"evaluations": {first: evaluation | drawn}, "guidances": guidances}
     callbacks = [

@@ -12,6 +12,7 @@ from lightning_guide.evaluation.features.base import FeatureExtractor
 from lightning_guide.evaluation.metrics.frechet import FrechetDistance
 from lightning_guide.evaluation.reference.cache import fingerprint
 from lightning_guide.evaluation.reference.statistics import write_statistics
+from lightning_guide.utils.needs import check_writable
 
 __all__ = ["reference_statistics"]
 
@@ -38,6 +39,7 @@ def reference_statistics(
         raise ValueError(f"{type(data).__name__} has no examples to compare with; expected a class of `datamodules`")
     if Path(out).exists():
         raise ValueError(f"{out} exists; expected the name of a new file")
+    check_writable(Path(out).parent, "statistics")
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     hashed, count = fingerprint(reference(torch.device("cpu")))
     metric = FrechetDistance(extractor)

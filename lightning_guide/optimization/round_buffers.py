@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_guide.utils.distributed import all_reduce_sum
-from lightning_guide.utils.files import atomic, parse_json
+from lightning_guide.utils.files import append_to, atomic, parse_json
 from lightning_guide.utils.resume import plain_data
 
 __all__ = ["RoundBuffers", "append_record", "read_records", "write_records"]
@@ -89,9 +89,10 @@ Record = dict[str, float]
 def append_record(run: str | Path, record: Record, *, first: bool) -> None:
     """Append one line; the `first` record of a run replaces the file."""
     path = _path(run)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w" if first else "a", encoding="utf-8") as file:
-        file.write(_line(record))
+    with append_to(path) as file:
+        if first:
+            file.truncate(0)
+        file.write(_line(record).encode())
 
 
 def read_records(run: str | Path, rounds: int) -> list[Record]:

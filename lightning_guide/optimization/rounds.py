@@ -216,7 +216,15 @@ class Rounds:
         shared = [key for key in self.settings if key in state["settings"]]  # an older version may lack some
         saved, present = ({key: each[key] for key in shared} for each in (state["settings"], self.settings))
         place, alternative = "the checkpoint of the rounds", "another trainer.default_root_dir"
-        check_same_settings(saved, present, place=place, alternative=alternative)
+        check_same_settings(_by_name(saved), _by_name(present), place=place, alternative=alternative)
         self.round, self.evaluations = state["round"], state["evaluations"]
         self.feedback.gradient, self.feedback.target = state["gradient"], state["target"]
         self.feedback.prior, self.samples = state["prior"], state["samples"]
+
+
+def _by_name(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return described settings in which other runs have their names alone, so that folders of runs may be moved."""
+    return {
+        key: Path(value).name if key.endswith(".run") and isinstance(value, str) else value
+        for key, value in settings.items()
+    }

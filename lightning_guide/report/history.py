@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_guide.report.charts import Points
-from lightning_guide.utils.files import atomic, parse_json
+from lightning_guide.utils.files import append_to, atomic, parse_json
 from lightning_guide.utils.resume import plain_data
 
 __all__ = ["HISTORY", "NO_METRICS", "History", "append_scalars", "keep_earlier_scalars", "read_history", "read_rounds"]
@@ -123,8 +123,7 @@ def read_rounds(run: str | Path) -> History:
 def append_scalars(path: Path, values: Mapping[str, Any], *, step: int, resumes: bool = False) -> None:
     """Append a line of strict JSON; `resumes`: values that were logged at later steps before belong to no run now."""
     line = _line(_Row(step, time.time(), {tag: float(value) for tag, value in values.items()}, resumes))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
+    with append_to(path) as file:
         end = file.tell()
         file.seek(max(end - 1, 0))
         torn = file.read() not in (b"", b"\n")  # by a process that was killed

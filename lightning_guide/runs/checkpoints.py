@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_guide.utils.files import atomic
+from lightning_guide.utils.files import atomic, remove_temporary
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
@@ -88,9 +88,7 @@ def checkpoint_step(checkpoint: Path) -> int:
 
 def remove_temporary_files(run: str | Path) -> None:
     """Remove checkpoints that a killed process left unfinished."""
-    for stray in checkpoint_folder(run).glob(".step-*.ckpt.tmp"):
-        if CHECKPOINT_NAME.fullmatch(stray.name[1:-4]):
-            stray.unlink(missing_ok=True)
+    remove_temporary(checkpoint_folder(run), "step-*.ckpt")
 
 
 def newest_checkpoint(run: str | Path) -> Path | None:

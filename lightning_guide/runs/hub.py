@@ -19,6 +19,7 @@ from lightning_guide.denoiser import Denoiser
 from lightning_guide.runs.models import newest_images, open_snapshots
 from lightning_guide.runs.writing import check_new, write_run
 from lightning_guide.utils.files import atomic
+from lightning_guide.utils.needs import check_writable
 from lightning_guide.utils.recipe import build
 
 __all__ = ["export", "pull", "push", "read_export"]
@@ -48,6 +49,7 @@ def _write(run: str, target: Path, images: int | float | str | None, sigma_rel: 
     """Write both files, the weights last; returns the age of the model."""
     if (target / "model.safetensors").exists():
         raise ValueError(f"{target} already holds a model; expected another folder")
+    check_writable(target, "the export")
     store = open_snapshots(run)
     age = newest_images(store) if images is None else store.resolve_images(images)
     model = store.guider(images=age, sigma_rel=sigma_rel)

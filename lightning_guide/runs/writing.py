@@ -13,19 +13,21 @@ from lightning_guide.denoiser import Denoiser
 from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.utils.files import atomic
 from lightning_guide.utils.locks import FolderLock
+from lightning_guide.utils.needs import check_writable
 from lightning_guide.utils.run_places import LOCK
 
 __all__ = ["check_new", "write_averages", "write_run"]
 
 
 def check_new(run: str | Path) -> None:
-    """Refuse the folder of a run that exists.
+    """Refuse the folder of a run that exists, or that cannot be written.
 
     Raises:
         ValueError: naming it.
     """
     if (Path(run) / "snapshots").exists():
         raise ValueError(f"{run} already holds a run; expected the folder of a new one")
+    check_writable(run, "the new run")
 
 
 def write_run(

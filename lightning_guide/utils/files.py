@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import yaml
@@ -27,6 +27,7 @@ from lightning_guide.utils.shipped import find_config
 from lightning_guide.utils.yaml_keys import keep_keys
 
 __all__ = [
+    "append_to",
     "atomic",
     "make_folder",
     "parse_json",
@@ -69,7 +70,8 @@ def atomic(path: Path, *, durable: bool = True) -> Iterator[Path]:
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(temporary)):
+        here = {None, str(temporary)}
+        if isinstance(error, OSError) and error.errno and (error.filename in here or error.filename2 in here - {None}):
             raise OSError(error.errno, error.strerror, str(path)) from error
         if isinstance(error, SafetensorError) or (
             isinstance(error, RuntimeError) and _OF_TORCH_SAVE.search(str(error))
@@ -78,6 +80,21 @@ def atomic(path: Path, *, durable: bool = True) -> Iterator[Path]:
         raise
     if durable:
         _sync(path.parent)
+
+
+@contextmanager
+def append_to(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to be read and appended to, create its folder, and name the file in errors.
+
+    Raises:
+        OSError: naming `path`.
+    """
+    make_folder(path.parent)
+    try:
+        with path.open("ab+") as file:
+            yield file
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def make_folder(path: str | Path) -> Path:

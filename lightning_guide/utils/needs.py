@@ -22,7 +22,7 @@ from lightning_guide.utils.distributed import all_gather_objects, run_on_all_ran
 from lightning_guide.utils.errors import as_value_error
 from lightning_guide.utils.recipe import HasRecipe
 
-__all__ = ["HasNeeds", "MissingNeedsError", "attempt", "needs_of", "require", "unwritable"]
+__all__ = ["HasNeeds", "MissingNeedsError", "attempt", "check_writable", "needs_of", "require", "unwritable"]
 
 
 class MissingNeedsError(ValueError):
@@ -88,6 +88,16 @@ def needs_of(*roots: Any) -> Iterator[str]:
             yield from visit(each)
 
     yield from visit(list(roots))
+
+
+def check_writable(folder: str | Path, who: str) -> None:
+    """Refuse a folder that `who` cannot write, before work is done for it.
+
+    Raises:
+        ValueError: naming both.
+    """
+    for sentence in unwritable(folder, who):
+        raise ValueError(f"{sentence}; expected a folder that can be written")
 
 
 def unwritable(folder: str | Path, who: str) -> Iterator[str]:
