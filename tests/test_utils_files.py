@@ -18,7 +18,7 @@ from lightning_guide.utils.files import read_node, read_one, read_yaml
         ("a: 1\t# one\nb: 2\t\n", {"a": 1, "b": 2}),
         ("x: &x {a: 1}\ny: &y {b: 2}\nz:\n  <<: *x\n  <<: *y\n", {"x": {"a": 1}, "y": {"b": 2}, "z": {"a": 1, "b": 2}}),
         ("x: &x {a: 1}\ny: *x\nz: {<<: *x, a: 2}\n", {"x": {"a": 1}, "y": {"a": 1}, "z": {"a": 2}}),
-        ("1: a\n'1': b\n", {1: "a", "1": "b"}),
+        ("1: a\n'2': b\n", {"1": "a", "2": "b"}),
     ],
 )
 def test_reads_what_the_config_parser_accepts(text: str, expected: Any, tmp_path: Path) -> None:

@@ -94,6 +94,6 @@ def test_a_tuner_shows_progress_and_the_best_so_far(search_folder: Path, process
     shown = [state for state in states(text) if state.startswith("tune  [")]
     assert shown[0].count(" samples") and any(" left" in state for state in shown), text
     assert any("  best: fd -" in state or "  best: fd +" in state for state in shown), shown
-    assert "; recall " in shown[-1] and " at weight=" in shown[-1]
+    assert "; recall " in shown[-1] and " at " in shown[-1]  # the best point depends on the last digits
     last = text.splitlines()[-1]
     assert "guidance to be used with -c: " in last and "fd.yaml" in last and "tune.json" in last, text

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_guide.utils.files import atomic, remove_temporary
+from lightning_guide.utils.files import atomic
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
@@ -87,8 +87,10 @@ def checkpoint_step(checkpoint: Path) -> int:
 
 
 def remove_temporary_files(run: str | Path) -> None:
-    """Remove checkpoints that a killed process left unfinished."""
-    remove_temporary(checkpoint_folder(run), "step-*.ckpt")
+    """Remove checkpoints that a killed process left unfinished, also those of older versions; no other dot files."""
+    for stray in checkpoint_folder(run).glob(".step-*.tmp"):
+        if CHECKPOINT_NAME.fullmatch(re.sub(r"(\.[0-9a-f]{8})?\.tmp$", "", stray.name[1:])):
+            stray.unlink(missing_ok=True)
 
 
 def newest_checkpoint(run: str | Path) -> Path | None:
