@@ -24,7 +24,7 @@ from lightning_guide.utils.arrays import reason_for_refusal
 from lightning_guide.utils.config_base import read_with_base
 from lightning_guide.utils.errors import nearest
 from lightning_guide.utils.shipped import find_config
-from lightning_guide.utils.yaml_keys import keep_keys
+from lightning_guide.utils.yaml_keys import MERGE, keep_keys, mapping_nodes
 
 __all__ = [
     "append_to",
@@ -144,9 +144,6 @@ except ImportError:  # PyYAML was built without libyaml
     from yaml import SafeLoader as Loader
 
 
-_MERGE = "tag:yaml.org,2002:merge"  # a merge key may occur twice: neither of the merges is lost
-
-
 def read_yaml(path: str | Path) -> Any:
     """Return the content of a YAML file, merged over the files of its `base`.
 
@@ -213,22 +210,13 @@ def _explain(error: yaml.YAMLError) -> str:
 
 def _every_key_once(root: yaml.Node) -> None:
     """Raise ValueError for a duplicate key in any mapping under `root`, before merge keys are resolved."""
-    seen, waiting = set[int](), [root]
-    while waiting:
-        node = waiting.pop()
-        if id(node) in seen or isinstance(node, yaml.ScalarNode):
-            continue
-        seen.add(id(node))  # an alias is the node itself, and may lead back to it
-        if not isinstance(node, yaml.MappingNode):
-            waiting += reversed(node.value)
-            continue
+    for node in mapping_nodes(root):
         lines: dict[str, int] = {}
         for key, _ in node.value:
             name, line = str(key.value), key.start_mark.line + 1
-            if name in lines and key.tag != _MERGE:
+            if name in lines and key.tag != MERGE:
                 raise ValueError(f"line {line}: duplicate key {key.value!r} (first defined on line {lines[name]})")
             lines[name] = line
-        waiting += [value for _, value in reversed(node.value)]
 
 
 def parse_json(text: str | bytes, place: str | Path) -> Any:

@@ -6,13 +6,15 @@ YAML reads such keys as a bool, a float and None. Here every key is text.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 import yaml
 
-__all__ = ["keep_keys", "quote_keys"]
+__all__ = ["MERGE", "keep_keys", "mapping_nodes", "quote_keys"]
 
 
-_TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
+_TEXT = "tag:yaml.org,2002:str"
+MERGE = "tag:yaml.org,2002:merge"  # a merge key may occur twice: neither of the merges is lost
 
 # what any loader might read as a bool, None, number or time, before a colon
 _OTHER = re.compile(
@@ -20,8 +22,8 @@ _OTHER = re.compile(
 )
 
 
-def keep_keys(root: yaml.Node) -> None:
-    """Make every key below `root` text, in place; merge keys (``<<``) stay."""
+def mapping_nodes(root: yaml.Node) -> Iterator[yaml.MappingNode]:
+    """Yield every mapping below `root` once, in the order of the document."""
     seen, waiting = set[int](), [root]
     while waiting:
         node = waiting.pop()
@@ -29,12 +31,18 @@ def keep_keys(root: yaml.Node) -> None:
             continue
         seen.add(id(node))  # an alias is the node itself, and may lead back to it
         if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
-                    key.tag, key.style = _TEXT, '"'
-                waiting.append(value)
+            yield node
+            waiting += [value for _, value in reversed(node.value)]
         else:
-            waiting += node.value
+            waiting += reversed(node.value)
+
+
+def keep_keys(root: yaml.Node) -> None:
+    """Make every key below `root` text, in place; merge keys (``<<``) stay."""
+    for node in mapping_nodes(root):
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != MERGE:
+                key.tag, key.style = _TEXT, '"'
 
 
 def quote_keys(text: str) -> str:
