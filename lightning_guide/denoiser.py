@@ -20,7 +20,7 @@ from lightning_guide.noise import Grid, KarrasGrid
 from lightning_guide.seeds import SampleSeeds
 from lightning_guide.utils.recipe import HasRecipe
 
-__all__ = ["Denoiser", "Models", "Predict", "Prediction", "Trajectory", "expand"]
+__all__ = ["Denoiser", "DerivedDenoiser", "Models", "Predict", "Prediction", "Trajectory", "expand"]
 
 
 def expand(values: Tensor, x: Tensor) -> Tensor:
@@ -139,3 +139,41 @@ class Denoiser(HasRecipe, nn.Module, ABC):
 
     def constrain(self) -> None:
         """Project the parameters after an optimizer step (forced weight normalization); nothing by default."""
+
+
+class DerivedDenoiser(Denoiser):
+    """Base of denoisers made of another one, with its shapes, its condition and its noise levels."""
+
+    @property
+    @abstractmethod
+    def underlying(self) -> Denoiser:
+        """The denoiser that this one is made of."""
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Shape of one x."""
+        return self.underlying.data_shape
+
+    @property
+    def num_classes(self) -> int:  # type: ignore[override]
+        """Number of labels."""
+        return self.underlying.num_classes
+
+    @property
+    def token_channels(self) -> int:  # type: ignore[override]
+        """C of embeddings."""
+        return self.underlying.token_channels
+
+    @property
+    def sigma_data(self) -> float:  # type: ignore[override]
+        """Standard deviation of the data."""
+        return self.underlying.sigma_data
+
+    @property
+    def sigma_max(self) -> float:  # type: ignore[override]
+        """Highest noise level."""
+        return self.underlying.sigma_max
+
+    def grid(self, num_steps: int) -> Grid:
+        """Return the default grid of the denoiser that this one is made of."""
+        return self.underlying.grid(num_steps)

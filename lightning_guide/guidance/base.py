@@ -12,47 +12,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_guide.denoiser import Denoiser, Models, Trajectory
-from lightning_guide.noise import Grid
+from lightning_guide.denoiser import Denoiser, DerivedDenoiser, Models, Trajectory
 from lightning_guide.seeds import SampleSeeds
 from lightning_guide.utils.modules import map_modules
 
 __all__ = ["Guidance", "Main", "Reference", "Snapshot"]
 
 
-class Guidance(Denoiser):
+class Guidance(DerivedDenoiser):
     """Base of guidances: denoisers made of denoisers, with the shapes of `positive`."""
 
     positive: Denoiser
 
     @property
-    def data_shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        """Shape of one x."""
-        return self.positive.data_shape
-
-    @property
-    def num_classes(self) -> int:  # type: ignore[override]
-        """Number of labels."""
-        return self.positive.num_classes
-
-    @property
-    def token_channels(self) -> int:  # type: ignore[override]
-        """C of embeddings."""
-        return self.positive.token_channels
-
-    @property
-    def sigma_data(self) -> float:  # type: ignore[override]
-        """Standard deviation of the data."""
-        return self.positive.sigma_data
-
-    @property
-    def sigma_max(self) -> float:  # type: ignore[override]
-        """Highest noise level."""
-        return self.positive.sigma_max
-
-    def grid(self, num_steps: int) -> Grid:
-        """Return the default grid of `positive`."""
-        return self.positive.grid(num_steps)
+    def underlying(self) -> Denoiser:
+        """`positive`."""
+        return self.positive
 
     def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
         """Return the guided D (B, *) at one common `sigma` (), as the first step of a new trajectory.

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lightning_guide.denoiser import Denoiser, Models
+from lightning_guide.denoiser import Denoiser, DerivedDenoiser, Models
 from lightning_guide.guidance.base import Reference
-from lightning_guide.noise import Grid
 from lightning_guide.seeds import mix
 from lightning_guide.utils.modules import names_of_layers
 
@@ -38,7 +37,7 @@ class _LowRankSum(nn.Module):
         return weight + self.scale * (self.up @ self.down).reshape(weight.shape)
 
 
-class LowRank(Denoiser):
+class LowRank(DerivedDenoiser):
     """Low-rank adaptation (LoRA): `denoiser` with frozen weights and trained low-rank additions to them."""
 
     def __init__(
@@ -70,9 +69,6 @@ class LowRank(Denoiser):
             self.denoiser: Denoiser = denoiser
             return
         self.denoiser = copy.deepcopy(denoiser).requires_grad_(False)
-        self.data_shape, self.num_classes = tuple(denoiser.data_shape), denoiser.num_classes
-        self.token_channels, self.sigma_data = denoiser.token_channels, denoiser.sigma_data
-        self.sigma_max = denoiser.sigma_max
         adapted = [name for name, layer in self._chosen_layers() if self._adapt(name, layer)]
         if not adapted:
             raise ValueError(f"LowRank finds no layer of rank {rank} or more to adapt in a {type(denoiser).__name__}")
@@ -93,9 +89,10 @@ class LowRank(Denoiser):
         parametrize.register_parametrization(layer, "weight", low_rank_sum)
         return True
 
-    def grid(self, num_steps: int) -> Grid:
-        """Return the default grid of the model."""
-        return self.denoiser.grid(num_steps)
+    @property
+    def underlying(self) -> Denoiser:
+        """The model."""
+        return self.denoiser
 
     def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
         """Return D (B, *data_shape)."""

@@ -10,15 +10,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lightning_guide.denoiser import Denoiser, Models
+from lightning_guide.denoiser import Denoiser, DerivedDenoiser, Models
 from lightning_guide.guidance.base import Reference
-from lightning_guide.noise import Grid
 from lightning_guide.training.losses import LossTerms, TrainingLoss
 
 __all__ = ["MeanRefit", "Shifted"]
 
 
-class Shifted(Denoiser):
+class Shifted(DerivedDenoiser):
     """D(x, sigma) = m + D_0(x - m, sigma): the data of `denoiser`, shifted by the learned `offset` m."""
 
     def __init__(self, denoiser: Denoiser) -> None:
@@ -28,14 +27,12 @@ class Shifted(Denoiser):
             self.denoiser: Denoiser = denoiser
             return
         self.denoiser = denoiser.requires_grad_(False)
-        self.data_shape, self.num_classes = tuple(denoiser.data_shape), denoiser.num_classes
-        self.token_channels, self.sigma_data = denoiser.token_channels, denoiser.sigma_data
-        self.sigma_max = denoiser.sigma_max
         self.offset = nn.Parameter(torch.zeros(self.data_shape))
 
-    def grid(self, num_steps: int) -> Grid:
-        """Return the default grid of the model."""
-        return self.denoiser.grid(num_steps)
+    @property
+    def underlying(self) -> Denoiser:
+        """The model."""
+        return self.denoiser
 
     def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
         """Return D (B, *data_shape)."""
