@@ -18,6 +18,7 @@ from lightning_guide.denoiser import Denoiser
 from lightning_guide.evaluation.sampling_loop import DrawnSamples
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.utils.distributed import all_gather_objects
+from lightning_guide.utils.needs import require
 
 __all__ = ["EvaluationSamples", "ResolvedGuidances"]
 
@@ -127,6 +128,19 @@ class ResolvedGuidances(pl.Callback):
     """
 
     resolved: Mapping[str, Denoiser] = MappingProxyType({})
+
+    def absent(self, module: Any) -> Iterator[str]:
+        """Yield a sentence for each thing to be drawn that `module` does not have; nothing by default."""
+        yield from ()
+
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        """Check before validation and test that nothing is `absent`; `missing` does so before a fit.
+
+        Raises:
+            MissingNeedsError: if something is.
+        """
+        if stage in ("validate", "test"):
+            require(lambda: self.absent(pl_module))
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Keep the resolved guidances."""

@@ -79,14 +79,6 @@ class NamedProgress(pl.callbacks.ProgressBar):
         if self.has_dataloader_changed(dataloader_idx):
             self._begin("test", self.total_test_batches_current_dataloader, pl_module, dataloader_idx)
 
-    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        """Count a batch."""
-        self._count()
-
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Erase the bar."""
-        self._end()
-
     def on_predict_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
@@ -94,13 +86,8 @@ class NamedProgress(pl.callbacks.ProgressBar):
         if self.has_dataloader_changed(dataloader_idx):
             self._begin("predict", self.total_predict_batches_current_dataloader, None, 0)
 
-    def on_predict_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        """Count a batch."""
-        self._count()
-
-    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Erase the bar."""
-        self._end()
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
+    on_test_end = on_predict_end = on_validation_end
 
     def _begin(self, command: str, batches: float, module: Any, number: int) -> None:
         """Begin the bar of evaluation `number` of `module`; -1 is the held-out data."""

@@ -253,4 +253,6 @@ def test_conversions_of_versions_that_did_not_record_the_source_are_continued(tm
     record = json.loads((tmp_path / "shards/train.json").read_text())
     del record["settings"]["source"]
     (tmp_path / "shards/train.json").write_text(json.dumps(record))
+    written = (tmp_path / "shards/train-00000.tar").stat().st_mtime_ns
     convert(str(tmp_path / "source"), str(tmp_path / "shards"))
+    assert (tmp_path / "shards/train-00000.tar").stat().st_mtime_ns == written

@@ -23,7 +23,6 @@ from callbacks.diagnostics.trajectories import (
 )
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.modules.diffusion import DiffusionModule
-from lightning_guide.utils.needs import require
 
 __all__ = ["GradientCosines", "cosines"]
 
@@ -54,21 +53,13 @@ class GradientCosines(GuidedTrajectories):
         super().__init__(count, folder)
         self.exact = exact
 
-    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        """Check before validation and test that the evaluation `exact` exists; `missing` does so before a fit.
-
-        Raises:
-            MissingNeedsError: if it does not.
-        """
-        if stage in ("validate", "test"):
-            require(lambda: self._absent(pl_module))
-
     def missing(self, trainer: pl.Trainer, module: Any) -> Iterator[str]:
         """Yield sentences if the evaluation `exact` does not exist, or the files cannot be written."""
         yield from super().missing(trainer, module)
-        yield from self._absent(module)
+        yield from self.absent(module)
 
-    def _absent(self, module: Any) -> Iterator[str]:
+    def absent(self, module: Any) -> Iterator[str]:
+        """Yield a sentence if the evaluation `exact` does not exist."""
         names = module.evaluations.names
         if isinstance(self.exact, str) and self.exact not in names:
             yield f"GradientCosines: no evaluation {self.exact!r}; existing: {', '.join(names)}"

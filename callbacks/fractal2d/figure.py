@@ -25,7 +25,6 @@ from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.sampling_loop import DrawnSamples
 from lightning_guide.guidance import Guided, WeightSchedule
 from lightning_guide.modules.diffusion import DiffusionModule
-from lightning_guide.utils.needs import require
 
 __all__ = ["FractalFigure"]
 
@@ -93,21 +92,12 @@ class FractalFigure(ResolvedGuidances, EvaluationSamples):
         self.window, self.folder = ViewWindow((center[0], center[1]), half_width), folder
         self._colors = {method: COLORS[i % len(COLORS)] for i, method in enumerate(self.curves)}
 
-    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        """Check before validation and test that all evaluations to be drawn exist; `missing` does so before a fit.
-
-        Raises:
-            MissingNeedsError: if an evaluation, its guider or the learned density is missing.
-        """
-        if stage in ("validate", "test"):
-            require(lambda: self._absent(pl_module))
-
     def missing(self, trainer: pl.Trainer, module: Any) -> Iterator[str]:
         """Yield sentences if an evaluation, its guider or the learned density is missing, or the file unwritable."""
         yield from super().missing(trainer, module)
-        yield from self._absent(module)
+        yield from self.absent(module)
 
-    def _absent(self, module: Any) -> Iterator[str]:
+    def absent(self, module: Any) -> Iterator[str]:
         """Yield what cannot be drawn; existing evaluations are named."""
         evaluations: dict[str, Evaluation] = module.evaluations.evaluations
         found = f"there are {', '.join(evaluations) or 'none'}"
