@@ -56,6 +56,7 @@ def test_evaluation_is_skipped_until_its_guider_is_stored(tmp_path: Path, caplog
         (Snapshot("1/2", 0.1, run="other"), [], None),  # other runs are checked separately
     ],
 )
+@pytest.mark.filterwarnings("ignore:.*it will be skipped")  # of images 64
 def test_refusal_before_training_of_a_guider_that_will_not_be_stored(
     guider: Snapshot, early: list[str], refused: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

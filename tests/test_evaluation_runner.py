@@ -151,6 +151,7 @@ def test_real_data_are_read_once_for_each_metric(run: Path) -> None:
     assert first["c"]["mean"] == first["a"]["mean"] and first["a"]["mean_samples"] == 5
 
 
+@pytest.mark.filterwarnings("ignore:.*has the weight 1")  # which is the point
 def test_weight_one_has_no_cost_and_no_effect(run: Path) -> None:
     off = Autoguidance(Snapshot("1/2", 0.1), 1.0)
     loops = {"plain": evaluation(), "off": evaluation(off), "main": evaluation(Main())}

@@ -318,6 +318,6 @@ def test_steps_are_those_of_the_summed_loss_with_the_published_epsilon() -> None
         for gradient in (1e-6, -3e-7, 2e-6):
             weight.grad = torch.full_like(weight, gradient * scale)
             optimizer.step()
-        steps[name] = float(weight)
+        steps[name] = float(weight.detach())
     assert steps["mean"] == pytest.approx(steps["sum"], rel=1e-9)
     assert abs(steps["unscaled"]) < 0.1 * abs(steps["sum"])

@@ -82,6 +82,7 @@ def run(folder: Path, logger: object) -> Path:
     return folder
 
 
+@pytest.mark.filterwarnings("ignore:the page of this run was not written")  # without a config
 def test_going_back_keeps_both_lines_of_the_history(tmp_path: Path) -> None:
     folder, curves = tmp_path / "run", {}
     for name, steps in (("first", 4), ("straight", 12), ("back", 8)):

@@ -109,6 +109,7 @@ FILES: dict[str, tuple[Callable[[Path, dict[str, Any]], object], str]] = {
 
 
 @pytest.mark.parametrize("name", FILES)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:FutureWarning")  # a file of TorchScript
 def test_each_file_is_named_for_what_it_is(
     name: str, tmp_path: Path, whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,6 +129,7 @@ def test_a_snapshot_says_which_and_how_it_is_used(run: Path) -> None:
         read_checkpoint(path)
 
 
+@pytest.mark.filterwarnings("ignore:Total length of")  # no training data
 def test_weights_alone_can_be_evaluated(whole: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "weights.ckpt"
     torch.save({key: whole[key] for key in ("state_dict", "pytorch-lightning_version", "global_step")}, path)

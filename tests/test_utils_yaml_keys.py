@@ -72,6 +72,7 @@ def test_axes_of_a_search_have_the_names_that_were_written(tmp_path: Path) -> No
     assert (axis.name, axis.names) == ("on", ("off", "1.50"))
 
 
+@pytest.mark.filterwarnings("ignore:.*samples are not finite")  # of an untrained network
 def test_evaluations_may_be_called_off_and_1_5(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From the config to the results, the saved config and the command line."""
     config = tmp_path / "odd.yaml"
