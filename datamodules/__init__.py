@@ -20,6 +20,7 @@ from datamodules.shards import Shards
 from datamodules.storage.image_files import ImageFiles
 from datamodules.storage.shard_writer import write_shards
 from datamodules.stream import Stream
+from datamodules.text_prompts import Prompts
 
 __all__ = [
     "DiffusionData",
@@ -35,6 +36,7 @@ __all__ = [
     "ImageFiles",
     "ImageFolder",
     "Points",
+    "Prompts",
     "RecordExamples",
     "RecordImages",
     "NoData",

@@ -124,6 +124,11 @@ class DiffusionData(pl.LightningDataModule, ABC):
         assert embeddings is not None
         return embeddings
 
+    @property
+    def prompt_texts(self) -> Sequence[str] | None:
+        """Texts of the prompts in their order, None if they are not known."""
+        return getattr(self.prompts(), "texts", None) if self.token_channels else None
+
     def in_order(self, examples: Examples) -> Dataset[Batch]:
         """Return a dataset that maps a range of elements of a finite set to their batch."""
         return Slices(examples)

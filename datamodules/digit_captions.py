@@ -62,6 +62,11 @@ class DigitCaptions(Digits):
         """Return the embeddings of the ten names, (10, 5, token_channels)."""
         return self._names
 
+    @property
+    def prompt_texts(self) -> Sequence[str]:
+        """The ten names."""
+        return NAMES
+
     def training(self) -> TensorExamples:
         """Return the training set, conditioned on names in place of labels."""
         return self._with_names(super().training())

@@ -64,7 +64,9 @@ class NoData(DiffusionData):
         """
         super().__init__(batch_size=1)
         self.data_shape, self.num_classes = tuple(data_shape), num_classes
-        self.token_channels, self.prompt_file = token_channels, prompt_file
+        self.prompt_file = prompt_file
+        if token_channels:
+            self.token_channels = token_channels
         self.space = None if vae is None else LatentSpace(vae, mean, std)
         if vae is not None and len(mean) != self.data_shape[0]:
             raise ValueError(f"the latents have {self.data_shape[0]} channels; mean and std have {len(mean)}")

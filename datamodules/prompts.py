@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_guide.conditioning import mask_tokens
 from lightning_guide.utils.arrays import as_numbers, read_array
-from lightning_guide.utils.files import read_numbers
+from lightning_guide.utils.files import parse_json, read_numbers
 
 __all__ = ["PromptFile"]
 
@@ -23,18 +23,21 @@ class PromptFile:
 
     The tokens of an npy file of numbers in the machine's byte order are mapped into memory and stay in their precision;
     rows are converted and checked when they are read. Smaller files are checked at once.
+
+    Attributes:
+        texts: the prompts of OUT.json beside OUT.npy (the command `prompts`); None without this file.
     """
 
     CHECKED = 2**26  # bytes of the tokens up to which all rows are checked when the file is opened
 
-    def __init__(self, path: str, channels: int) -> None:
-        """Open `path`; `channels` is C.
+    def __init__(self, path: str, channels: int | None = None) -> None:
+        """Open `path`; `channels` is C, None for any.
 
         Raises:
             ValueError: naming the file, if it is missing, damaged, holds something else, or `mask_tokens` refuses it.
         """
         path = os.path.expanduser(path)
-        self.path, expected = path, f"(P, L, {channels})"
+        self.path, expected = path, f"(P, L, {channels or 'C'})"
         if not Path(path).is_file():
             raise ValueError(f"the file of prompts {path} does not exist; expected npy or npz of {expected}")
         try:
@@ -42,10 +45,11 @@ class PromptFile:
         except ValueError as error:
             raise ValueError(f"the file of prompts {path} cannot be read: {error}") from None
         self.shape = tuple(self.tokens.shape)
-        if len(self.shape) != 3 or self.shape[2] != channels or not self.shape[0]:
+        if len(self.shape) != 3 or self.shape[2] != (channels or self.shape[2]) or not self.shape[0]:
             raise ValueError(f"the prompts in {path} have shape {self.shape}; expected {expected}, P >= 1")
         if self.mask is not None and self.mask.shape != self.shape[:2]:
             raise ValueError(f"the mask in {path} has shape {self.mask.shape}; expected {self.shape[:2]}")
+        self.texts = _texts(Path(path).with_suffix(".json"), len(self))
         if self.tokens.nbytes <= self.CHECKED:
             self[torch.arange(len(self))]
 
@@ -66,6 +70,15 @@ class PromptFile:
             return mask_tokens(tokens, mask)
         except ValueError as error:
             raise ValueError(f"the prompts in {self.path}: {error}") from None
+
+
+def _texts(path: Path, count: int) -> list[str] | None:
+    """Return the prompts in a JSON file; None if there is none, or it describes something else."""
+    content = parse_json(path.read_bytes(), path) if path.is_file() else None
+    texts = content.get("prompts") if isinstance(content, dict) else None
+    if texts is not None and (not isinstance(texts, list) or len(texts) != count):
+        raise ValueError(f"{path} does not describe the {count} prompts beside it; encode them again")
+    return None if texts is None else [str(each) for each in texts]
 
 
 def _open(path: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]:

@@ -6,7 +6,7 @@ A module reads its datamodule only as `DataInterface` (`data_of`); a datamodule 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import torch
@@ -70,6 +70,10 @@ class DataInterface(Protocol):
 
     def prompts(self) -> Prompts:
         """Return the embeddings (P, L, C) that samples are conditioned on, identical on every rank."""
+
+    @property
+    def prompt_texts(self) -> Sequence[str] | None:
+        """Texts of these prompts in their order, None if they are not known."""
 
     def encode(self, raw: Tensor) -> Tensor:
         """Convert stored data (uint8 images, float points) to the denoiser's scale, float32 in units of sigma_data."""

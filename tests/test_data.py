@@ -22,6 +22,7 @@ class MinimalData:
     data_shape: tuple[int, ...] = (1, 4, 4)
     num_classes = CLASSES
     token_channels = 0
+    prompt_texts = None
     batch_size = 4
 
     def prompts(self) -> Tensor:

@@ -66,6 +66,7 @@ EXAMPLES = {
     "sweep": ["runs/digits/main configs/search/digits.yaml --out runs/digits/sweep"],
     "convert": ["data/flowers data/shards --size 32", "torchvision:CIFAR10:data data/cifar10 --download true"],
     "encode": ["'data/train-*.tar' data/latents --vae DiffusersVAE --vae.path stabilityai/sd-vae-ft-mse"],
+    "prompts": ["stabilityai/stable-diffusion-xl-base-1.0 prompts.txt prompts.npy --dtype float16"],
     "statistics": ["reference.npz --data Digits --extractor RawPixels"],
     "reconstruct": ["runs/digits/main 0.03 0.07 --images 1/2"],
     "neon": ["runs/digits/main runs/digits/on_samples --weight 1.5"],

@@ -43,6 +43,9 @@ COMMANDS: dict[str, Command] = {
     "sweep": Command(SEARCH, "score every point of a grid of settings", "lightning_guide.cli.searches:sweep"),
     "convert": Command(DATA, "write images to WebDataset shards", "datamodules.commands.convert:convert"),
     "encode": Command(DATA, "encode shards of images into latents", "datamodules.commands.encode:encode"),
+    "prompts": Command(
+        DATA, "encode prompts by the text encoders of a model", "lightning_guide.commands.encode_prompts:encode_prompts"
+    ),
     "statistics": Command(
         DATA, "store reference statistics for the metrics", "lightning_guide.commands.statistics:reference_statistics"
     ),

@@ -14,11 +14,14 @@ from lightning_guide.pretrained.backbones import Backbone, OpenClipBackbone, Tim
 from lightning_guide.pretrained.frozen import FrozenNetwork
 from lightning_guide.pretrained.latent_space import LatentSpace
 from lightning_guide.pretrained.networks import AtLevel, GuideNetwork, NamedNetwork, RunNetwork, TimmNetwork
+from lightning_guide.pretrained.prompts import CachedPrompts
+from lightning_guide.pretrained.text_encoders import TextEncoders, encode_prompts
 
 __all__ = [
     "AtLevel",
     "Autoencoder",
     "Backbone",
+    "CachedPrompts",
     "DiffusersVAE",
     "FrozenNetwork",
     "GuideNetwork",
@@ -29,7 +32,9 @@ __all__ = [
     "RunAutoencoder",
     "RunNetwork",
     "Subspace",
+    "TextEncoders",
     "TimmBackbone",
     "TimmNetwork",
     "VariationalAutoencoder",
+    "encode_prompts",
 ]

@@ -1,0 +1,253 @@
+"""Text encoders of published text-to-image models, run by their own diffusers pipeline without its network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_guide.pretrained.text_families import FAMILIES
+from lightning_guide.runs.sampling import find_device
+from lightning_guide.utils.files import parse_json
+
+__all__ = ["TextEncoders", "encode_prompts"]
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+class TextEncoders:
+    """Text encoders of a diffusers folder, loaded at first use; `free` drops them.
+
+    Attributes:
+        folder: the folder, of a name on the Hugging Face hub its local copy.
+        pipeline: name of the pipeline.
+    """
+
+    ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
+
+    def __init__(
+        self,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        dtype: Precision = "float32",
+        device: torch.device | str = "cpu",
+        batch_size: int = 16,
+    ) -> None:
+        """Open a folder with `model_index.json`, or a name on the Hugging Face hub; only its encoders are read.
+
+        Args:
+            source: the folder or name.
+            revision: branch, tag or commit on the hub.
+            dtype: precision in which the encoders compute.
+            device: where they compute.
+            batch_size: prompts in one call.
+
+        Raises:
+            ValueError: naming the source, if it is no folder of a supported pipeline or cannot be downloaded, or there
+                is no such device.
+        """
+        self.folder = _find_folder(source, revision)
+        self.dtype, self.device, self.batch_size = dtype, find_device(device), batch_size
+        index = _read_index(self.folder)
+        self.pipeline, self._index = str(index.get("_class_name")), index
+        if self.pipeline not in FAMILIES:
+            supported = ", ".join(FAMILIES)
+            raise ValueError(f"{self.folder} is a {self.pipeline}, whose texts are not read; supported: {supported}")
+        self._family = FAMILIES[self.pipeline]
+        self._loaded: list[Any] = []
+
+    @property
+    def identity(self) -> str:
+        """Hash of the pipeline and of the names, sizes and times of change of all files of encoders and tokenizers."""
+        files = sorted(path for part in self.parts for path in (self.folder / part).rglob("*") if path.is_file())
+        stats = [(path.relative_to(self.folder).as_posix(), path.stat()) for path in files]
+        cleans = bool(find_spec("bs4") and find_spec("ftfy"))
+        described = [self.pipeline, self.dtype, cleans, [(name, s.st_size, s.st_mtime_ns) for name, s in stats]]
+        return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:24]
+
+    @property
+    def parts(self) -> list[str]:
+        """Subfolders of the encoders and tokenizers that the folder has."""
+        named = [name for name in self._index if name.startswith(("text_encoder", "tokenizer"))]
+        return [name for name in named if (self._index[name] or [None])[-1] is not None]
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Return the tokens (P, L, C) of `prompts`, float32 on the CPU. Prompts that are cut cause warnings.
+
+        Raises:
+            ValueError: if the encoders cannot be loaded, or their output is not finite.
+        """
+        return torch.cat(list(self.batches(prompts)))
+
+    def batches(self, prompts: Sequence[str]) -> Iterator[Tensor]:
+        """Yield the tokens of `encode` batch by batch."""
+        pipe = self._load()
+        self._warn_of_cuts(prompts)
+        for first in range(0, len(prompts), self.batch_size):
+            texts = list(prompts[first : first + self.batch_size])
+            with torch.no_grad(), _quiet():
+                tokens = self._family.encode(pipe, texts).to("cpu", torch.float32)
+            if not bool(tokens.isfinite().all()):
+                raise ValueError(f"the text encoders of {self.folder} give numbers that are not finite in {self.dtype}")
+            yield tokens
+
+    def empty(self, negative_prompt: str | None = None) -> Tensor:
+        """Return what "no condition" is, (L, C): `negative_prompt`, or the pipeline's default without one.
+
+        That is the empty prompt, or zeros where the folder says so (SDXL's `force_zeros_for_empty_prompt`).
+        """
+        tokens = self.encode([negative_prompt or ""])[0]
+        zeros = negative_prompt is None and self._index.get("force_zeros_for_empty_prompt", self._family.zeros)
+        return torch.zeros_like(tokens) if zeros else tokens
+
+    def free(self) -> None:
+        """Drop the encoders from memory."""
+        self._loaded.clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _load(self) -> Any:
+        """Return the pipeline without its network."""
+        if not self._loaded:
+            diffusers, transformers = _libraries()
+            models = {part: self._encoder(transformers, part) for part in self.parts if part.startswith("text_encoder")}
+            absent = [name for name, each in self._index.items() if isinstance(each, list) and name not in self.parts]
+            with _quiet(), torch.random.fork_rng(devices=[]):
+                try:
+                    pipe = getattr(diffusers, self.pipeline).from_pretrained(
+                        self.folder, **dict.fromkeys(absent), **models, local_files_only=True
+                    )
+                except (OSError, ValueError, TypeError) as error:
+                    raise ValueError(f"the tokenizers of {self.folder} cannot be loaded: {_short(error)}") from None
+            config = self.folder / self._family.network / "config.json"
+            if config.is_file():  # without T5, SD3 asks its network for the number of channels
+                setattr(pipe, self._family.network, SimpleNamespace(config=SimpleNamespace(**_read(config))))
+            self._loaded = [pipe]
+        return self._loaded[0]
+
+    def _encoder(self, transformers: Any, part: str) -> Any:
+        """Load one encoder from safetensors, with all its weights."""
+        kind = self._index[part][-1]
+        if kind not in self.ENCODERS:
+            raise ValueError(f"{part} of {self.folder} is a {kind}; expected {', '.join(self.ENCODERS)}")
+        options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
+        try:
+            with _quiet(), torch.random.fork_rng(devices=[]):
+                model, report = getattr(transformers, kind).from_pretrained(
+                    self.folder / part, dtype=getattr(torch, self.dtype), **options
+                )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{part} of {self.folder} cannot be loaded from safetensors: {_short(error)}") from None
+        if missing := sorted(report["missing_keys"]):
+            raise ValueError(f"the weights of {part} of {self.folder} lack {missing[0]}, and {len(missing) - 1} more")
+        return model.to(self.device).eval().requires_grad_(False)
+
+    def _warn_of_cuts(self, prompts: Sequence[str]) -> None:
+        pipe, most = self._load(), self._family.length
+        tokenizer = getattr(pipe, self._family.tokenizer)
+        if tokenizer is None:  # SD3 without T5
+            tokenizer, most = pipe.tokenizer, pipe.tokenizer.model_max_length
+        for number, text in enumerate(prompts):
+            tokens = tokenizer(text, truncation=False, verbose=False).input_ids
+            if len(tokens) > most:
+                read = tokenizer.decode(tokens[: most - 1], skip_special_tokens=True)
+                warnings.warn(
+                    f"prompt {number}, {text[:40]!r}..., has {len(tokens)} tokens, of which {self.pipeline} reads "
+                    f"{most}: it is cut after {read[-40:]!r}",
+                    stacklevel=4,
+                )
+
+
+def encode_prompts(
+    source: str | Path,
+    prompts: Sequence[str],
+    *,
+    revision: str | None = None,
+    dtype: Precision = "float32",
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Return the tokens (P, L, C) of `prompts` by the text encoders of a diffusers folder, as `lg.sample` takes them.
+
+    The encoders are dropped from memory afterwards. Arguments as those of `TextEncoders`.
+
+    Raises:
+        ValueError: as `TextEncoders`, or for anything but a list of texts.
+    """
+    if isinstance(prompts, str) or not prompts or not all(isinstance(each, str) for each in prompts):
+        raise ValueError(f"the prompts are {prompts!r:.100}; expected a list of one text or more")
+    return TextEncoders(source, revision=revision, dtype=dtype, device=device).encode(prompts)
+
+
+def _find_folder(source: str | Path, revision: str | None) -> Path:
+    """Return the folder `source`, or the local copy of the encoders of a name on the hub."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if len(Path(source).parts) != 2 or folder.is_absolute() or str(source).startswith("."):
+        raise ValueError(f"the folder {source} does not exist; expected one with model_index.json, or OWNER/NAME")
+    from huggingface_hub import snapshot_download
+
+    wanted = [
+        "model_index.json",
+        "tokenizer*/*",
+        "text_encoder*/*.json",
+        "text_encoder*/*.safetensors",
+        "*/config.json",
+    ]
+    try:
+        return Path(snapshot_download(str(source), revision=revision, allow_patterns=wanted))
+    except Exception as error:  # of many types: offline, gated, no such name
+        raise ValueError(
+            f"{source} is neither a folder nor can it be read from the Hugging Face hub: {_short(error)}"
+        ) from None
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(f"{folder} has no model_index.json; expected a folder written by a pipeline of diffusers")
+    return _read(folder / "model_index.json")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = parse_json(path.read_bytes(), path)
+    return content
+
+
+def _libraries() -> tuple[Any, Any]:
+    try:
+        import diffusers
+        import transformers
+    except ImportError as error:
+        raise ValueError(
+            f"text encoders need diffusers and transformers ({error}): `pip install lightning-guide[pretrained]`"
+        ) from None
+    return diffusers, transformers
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the libraries' messages about cut prompts and cleaning to those of this file."""
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    levels = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
