@@ -6,11 +6,12 @@ random order of seed 7.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,15 @@ def search_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("search")
     finished_run(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folder of a tiny random pipeline by its name in `tests.tiny_pipelines`, written at first use."""
+    pytest.importorskip("diffusers", reason="needs the extra `pretrained`")
+    from tests.tiny_pipelines import write_pipeline
+
+    return functools.cache(lambda name: write_pipeline(name, tmp_path_factory.mktemp("pipelines") / name))
 
 
 @pytest.fixture

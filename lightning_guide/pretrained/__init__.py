@@ -11,6 +11,7 @@ from lightning_guide.pretrained.autoencoders import (
     VariationalAutoencoder,
 )
 from lightning_guide.pretrained.backbones import Backbone, OpenClipBackbone, TimmBackbone
+from lightning_guide.pretrained.diffusers_network import DiffusersNetwork
 from lightning_guide.pretrained.frozen import FrozenNetwork
 from lightning_guide.pretrained.latent_space import LatentSpace
 from lightning_guide.pretrained.networks import AtLevel, GuideNetwork, NamedNetwork, RunNetwork, TimmNetwork
@@ -22,6 +23,7 @@ __all__ = [
     "Autoencoder",
     "Backbone",
     "CachedPrompts",
+    "DiffusersNetwork",
     "DiffusersVAE",
     "FrozenNetwork",
     "GuideNetwork",

@@ -50,7 +50,8 @@ def record_shapes(network: Network, names: Sequence[str]) -> dict[str, Shapes]:
     replacements = [(name, lambda block, name=name: _ShapeRecorder(block, recorded, name)) for name in names]
     tree = rebuild_with(network, replacements).eval()
     like = next(network.parameters())
-    tree(like.new_zeros(1, *network.data_shape), like.new_zeros(1), tree.embed(None, 1))
+    label = torch.zeros(1, dtype=torch.long, device=like.device) if network.num_classes else None
+    tree(like.new_zeros(1, *network.data_shape), like.new_zeros(1), tree.embed(label, 1))
     return recorded
 
 

@@ -1,0 +1,199 @@
+"""Denoising networks of the diffusers library as networks under a preconditioning."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_guide.conditioning import fill_empty
+from lightning_guide.network import Network
+from lightning_guide.networks.inputs import check_labels, check_size, check_tokens
+from lightning_guide.pretrained.diffusers_families import FAMILIES
+
+__all__ = ["DiffusersNetwork"]
+
+
+class DiffusersNetwork(Network):
+    """A network of the diffusers library, `model`; its architecture is one of `diffusers_families.FAMILIES`.
+
+    Texts are tokens (B, L, C). A pooled vector is their first row, padded with zeros to C. Samples without any token
+    get the buffer `empty` (L, C): the output of the text encoder for the empty prompt, or for a negative one. Numbers
+    that belong to the model, such as the sizes that SDXL is conditioned on, are `constants`.
+
+    The network computes in the precision of its weights; the time stays float32. Predicted variances are left out.
+    Submodules: ``model``, and ``tokens``, the identity through which all tokens pass.
+    """
+
+    resizable = True
+    empty: Tensor
+
+    def __init__(
+        self,
+        architecture: str,
+        config: Mapping[str, Any],
+        *,
+        data_shape: Sequence[int] | None = None,
+        empty_length: int = 0,
+        vector: int = 0,
+        constants: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Build the network with random weights; `of` takes one that exists.
+
+        Args:
+            architecture: name of the class in diffusers.
+            config: its `config.json`.
+            data_shape: (C, H, W) of x; default: that of the config.
+            empty_length: L of `empty` and of all texts, for networks that read texts.
+            vector: length of the pooled vector; 0: as the config says.
+            constants: values for constants of the architecture that differ from its defaults.
+
+        Raises:
+            ValueError: naming what is not supported, does not fit, or is missing.
+        """
+        super().__init__()
+        cls = _find_class(architecture)
+        given = {key: value for key, value in config.items() if not key.startswith("_")}
+        defaults = {name: each.default for name, each in list(inspect.signature(cls.__init__).parameters.items())[1:]}
+        if unknown := sorted(given.keys() - defaults):
+            raise ValueError(
+                f"the config of {architecture} has the setting {unknown[0]}, which diffusers does not have"
+            )
+        self.architecture = architecture
+        self.family = family = FAMILIES[architecture](architecture, defaults | given)
+
+        self.data_shape = _find_shape(architecture, data_shape, family.channels, family.size)
+        check_size(architecture, *self.data_shape[1:], stride=family.stride)
+        self.num_classes, self.token_channels = family.num_classes, family.token_channels
+        if vector not in (0, family.vector):
+            raise ValueError(f"vector is {vector}; the config of {architecture} says {family.vector}")
+        if (empty_length > 0) != (self.token_channels > 0):
+            needed = "the number of tokens of a text" if self.token_channels else "0, since it reads no texts"
+            raise ValueError(f"empty_length of {architecture} is {empty_length}; expected {needed}")
+        unknown = sorted((constants or {}).keys() - family.constants)
+        if unknown:
+            known = ", ".join(family.constants) or "none"
+            raise ValueError(f"{architecture} has no constant {unknown[0]}; it has {known}")
+
+        # on the CPU even if the weights are on the meta device
+        with torch.device("cpu"):
+            self._constants = tuple(family.constants)
+            for name, value in (family.constants | dict(constants or {})).items():
+                self.register_buffer(name, torch.tensor(value, dtype=torch.float32), persistent=False)
+            self.tokens = nn.Identity()
+            if self.token_channels:
+                self.register_buffer("empty", torch.zeros(empty_length, self.token_channels))
+        self.model: nn.Module
+        self._insert(cls(**given))
+
+    @classmethod
+    def of(cls, model: Any, **options: Any) -> DiffusersNetwork:
+        """Return the network with the `model` of diffusers, weights shared; `options` as of the constructor."""
+        config = {key: value for key, value in model.config.items() if not key.startswith("_")}
+        with torch.device("meta"):
+            network = cls(type(model).__name__, config, **options)
+        network.set_model(model)
+        return network
+
+    def set_model(self, model: Any) -> None:
+        """Exchange `model` for another one of the same architecture and config, with its weights and its device.
+
+        Raises:
+            ValueError: if a weight has another name or shape, or the copies of a shared one differ.
+        """
+        if type(model).__name__ != self.architecture:
+            raise ValueError(f"the model is a {type(model).__name__}; expected a {self.architecture}")
+        expected = {name: tuple(weight.shape) for name, weight in self.model.state_dict().items()}
+        self.family.check(model)
+        self._insert(model)
+        found = {name: tuple(weight.shape) for name, weight in self.model.state_dict().items()}
+        for name in sorted(expected.keys() | found):
+            if expected.get(name) != found.get(name):
+                raise ValueError(
+                    f"the weight {name} of the {self.architecture} has the shape {found.get(name, 'of none')}; "
+                    f"expected {expected.get(name, 'no such weight')} by the config"
+                )
+
+    def _insert(self, model: Any) -> None:
+        """Take `model`, with the parts that methods look for, and follow it to its device."""
+        self.family.adapt(model, {name: self.get_buffer(name) for name in self._constants})
+        self.model, self.parts = model, self.family.parts(model)
+        device = next(model.parameters()).device
+        if device.type != "meta":
+            for name, buffer in self.named_buffers(recurse=False):
+                setattr(self, name, buffer.to(device))
+
+    @property
+    def recompute(self) -> bool:
+        """Whether activations inside blocks are recomputed in the backward pass, to save memory."""
+        return bool(self.model.is_gradient_checkpointing)
+
+    @recompute.setter
+    def recompute(self, recompute: bool) -> None:
+        """Switch it."""
+        (self.model.enable_gradient_checkpointing if recompute else self.model.disable_gradient_checkpointing)()  # type: ignore[operator]
+
+    def embed(self, condition: Tensor | None, batch: int) -> Tensor | None:
+        """Return tokens with `empty` in rows without any, or labels with the null class for -1.
+
+        Raises:
+            ValueError: if the condition has another shape or type, a label is out of range, or there is no condition
+                for a network that has no null class.
+        """
+        if self.token_channels:
+            if condition is not None:
+                condition = check_tokens(condition, self.token_channels, batch=batch, like=self.empty)
+                if condition.shape[1] != len(self.empty) and not self.family.masked:
+                    raise ValueError(
+                        f"a text has {condition.shape[1]} tokens; {self.architecture} has no mask for them and expects "
+                        f"as many as of no condition, {len(self.empty)}"
+                    )
+            tokens: Tensor = self.tokens(fill_empty(condition, self.empty, batch))
+            return tokens
+        if not self.num_classes:
+            return None
+        null, device = self.family.null_class, next(self.model.parameters()).device
+        if condition is None:
+            condition = torch.full((batch,), -1, device=device)
+        labels = check_labels(condition, self.num_classes, batch=batch, lowest=0 if null is None else -1)
+        return labels.to(device) if null is None else torch.where(labels < 0, null, labels).to(device)
+
+    def forward(self, x: Tensor, c_noise: Tensor, embedding: Tensor | None) -> Tensor:
+        """Return F `(B, *data_shape)` for the scaled input `x`, the time `c_noise` (B,) and `embedding` of `embed`.
+
+        Raises:
+            ValueError: if the sides of `x` cannot be halved, or cut into patches, as the network does.
+        """
+        check_size(self.architecture, *x.shape[2:], stride=self.family.stride)
+        x = x.to(next(self.model.parameters()).dtype)
+        constants = {name: self.get_buffer(name) for name in self._constants}
+        return self.family.call(self.model, x, c_noise, embedding, constants)[:, : self.family.channels]
+
+
+def _find_class(architecture: str) -> Any:
+    """Return the class of diffusers."""
+    if architecture not in FAMILIES:
+        raise ValueError(f"the architecture {architecture} is not supported; supported: {', '.join(FAMILIES)}")
+    try:
+        import diffusers  # takes seconds, and most runs do not need it
+
+        return getattr(diffusers, architecture)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"{architecture} needs the diffusers library ({error}); `pip install lightning-guide[pretrained]`"
+        ) from None
+
+
+def _find_shape(
+    architecture: str, data_shape: Sequence[int] | None, channels: int, size: Sequence[int] | None
+) -> tuple[int, int, int]:
+    """Return (C, H, W)."""
+    shape = data_shape or (None if size is None else (channels, *size))
+    if shape is None:
+        raise ValueError(f"the config of {architecture} has no sample_size; expected data_shape=(C, H, W)")
+    if len(shape) != 3 or shape[0] != channels:
+        raise ValueError(f"data_shape of {architecture} is {tuple(shape)}; expected ({channels}, height, width)")
+    return (shape[0], shape[1], shape[2])

@@ -1,0 +1,173 @@
+"""Networks of diffusers: outputs, conditions, precision, recipes, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_guide.network import Network
+from lightning_guide.pretrained import DiffusersNetwork
+from lightning_guide.utils.modules import names_of_layers
+from lightning_guide.utils.recipe import build
+
+diffusers = pytest.importorskip("diffusers", reason="needs the extra `pretrained`")
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
+
+Tiny = Callable[[str], Path]
+FOLDERS = {"sd": "unet", "ddpm": "unet", "dit": "transformer"}
+
+
+def model(tiny: Tiny, name: str) -> Any:
+    """The denoising network in the folder of a pipeline."""
+    folder = tiny(name) / FOLDERS[name]
+    kind = json.loads((folder / "config.json").read_text())["_class_name"]
+    return getattr(diffusers, kind).from_pretrained(folder, local_files_only=True)
+
+
+def network(tiny: Tiny, name: str, **options: Any) -> DiffusersNetwork:
+    """Our network around it."""
+    found = model(tiny, name)
+    if name == "sd":
+        options = {"empty_length": 77} | options
+    return DiffusersNetwork.of(found, **options)
+
+
+def condition(network: Network, batch: int = 3) -> Tensor | None:
+    """Random labels or tokens."""
+    generator = torch.Generator().manual_seed(2)
+    if network.token_channels:
+        return torch.randn(batch, len(network.empty), network.token_channels, generator=generator)  # type: ignore[arg-type]
+    return torch.randint(network.num_classes, (batch,), generator=generator) if network.num_classes else None
+
+
+def evaluate(network: Network, given: Tensor | None, batch: int = 3) -> Tensor:
+    """F at random x and three times."""
+    x = torch.randn(batch, *network.data_shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return network(x, torch.tensor([1.0, 250.5, 999.0])[:batch], network.embed(given, batch))
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_recipe_and_a_state_dict_rebuild_the_network(tiny_pipeline: Tiny, name: str) -> None:
+    one = network(tiny_pipeline, name)
+    other = build(json.loads(json.dumps(one.recipe))).eval()
+    assert not torch.equal(evaluate(other, condition(one)), evaluate(one, condition(one)))
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(evaluate(other, condition(one)), evaluate(one, condition(one)))
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_parts_exist(tiny_pipeline: Tiny, name: str) -> None:
+    found = network(tiny_pipeline, name)
+    for kind, patterns in found.parts.items():
+        if kind != "attention":
+            assert names_of_layers(found, patterns, kind)
+
+
+def test_samples_without_a_text_get_the_empty_one(tiny_pipeline: Tiny) -> None:
+    found = network(tiny_pipeline, "sd")
+    given = condition(found)
+    assert given is not None
+    found.empty.copy_(given[1])
+    missing = given.clone()
+    missing[0] = 0
+    assert torch.equal(evaluate(found, missing)[0], evaluate(found, given[[1, 1, 2]])[0])
+    assert torch.equal(evaluate(found, None), evaluate(found, given[[1, 1, 1]]))
+
+
+def test_the_null_class_and_the_shared_embedder_of_a_dit(tiny_pipeline: Tiny) -> None:
+    theirs, ours = model(tiny_pipeline, "dit"), network(tiny_pipeline, "dit", constants={"downscale_freq_shift": 1.0})
+    x = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    t, labels = torch.tensor([1.0, 250.5, 999.0]), torch.tensor([3, 10, 0])
+    with torch.no_grad():
+        expected = theirs(x, timestep=t, class_labels=labels).sample[:, :4]
+    assert torch.allclose(evaluate(ours, torch.tensor([3, -1, 0])), expected, atol=1e-5)
+    assert not torch.allclose(evaluate(network(tiny_pipeline, "dit"), torch.tensor([3, -1, 0])), expected, atol=1e-3)
+    assert torch.equal(evaluate(ours.train(), torch.tensor([3, -1, 0])), evaluate(ours, torch.tensor([3, -1, 0])))
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.1), (torch.float64, 1e-5)])
+def test_other_precisions(tiny_pipeline: Tiny, name: str, dtype: torch.dtype, tolerance: float) -> None:
+    found = network(tiny_pipeline, name)
+    expected = evaluate(found, condition(found))
+    other = evaluate(found.to(dtype), condition(found))
+    assert other.dtype == dtype
+    assert float((other - expected).abs().max() / expected.abs().max()) < tolerance
+
+
+def test_recomputed_activations_give_the_same_gradients(tiny_pipeline: Tiny) -> None:
+    found = network(tiny_pipeline, "sd")
+    gradients = []
+    for found.recompute in (False, True):
+        found.zero_grad()
+        x = torch.randn(2, *found.data_shape, generator=torch.Generator().manual_seed(1))
+        found(x, torch.tensor([1.0, 500.0]), found.embed(condition(found, 2), 2)).square().sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in found.parameters() if p.grad is not None]))
+    assert found.recompute and torch.allclose(*gradients, rtol=1e-4, atol=1e-6)
+
+
+UNET = {"sample_size": 8, "block_out_channels": [8, 8], "norm_num_groups": 4, "layers_per_block": 1}
+CROSS = UNET | {
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    "cross_attention_dim": 8,
+}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config", "options", "sentence"),
+    [
+        ("UVit2DModel", {}, {}, "the architecture UVit2DModel is not supported; supported: UNet2DModel, "),
+        (
+            "UNet2DConditionModel",
+            CROSS | {"time_cond_proj_dim": 256},
+            {},
+            "with time_cond_proj_dim=256 is not supported",
+        ),
+        ("UNet2DConditionModel", CROSS | {"in_channels": 9}, {}, "in_channels=9 and out_channels=4 is not supported"),
+        ("UNet2DConditionModel", CROSS | {"addition_embed_type": "image"}, {}, "addition_embed_type='image' is not"),
+        ("UNet2DConditionModel", CROSS | {"depth": 3}, {}, "has the setting depth, which diffusers does not have"),
+        ("UNet2DConditionModel", CROSS, {}, "empty_length of UNet2DConditionModel is 0; expected the number of tokens"),
+        ("UNet2DConditionModel", CROSS, {"empty_length": 4, "data_shape": (3, 8, 8)}, r"expected \(4, height, width\)"),
+        ("UNet2DConditionModel", CROSS, {"empty_length": 4, "data_shape": (4, 9, 8)}, "the size 9x8 cannot be halved"),
+        ("UNet2DConditionModel", CROSS, {"empty_length": 4, "vector": 8}, "vector is 8; the config of UNet2DCondition"),
+        ("UNet2DConditionModel", CROSS, {"empty_length": 4, "constants": {"guidance": 1}}, "has no constant guidance"),
+    ],
+)
+def test_refusals(architecture: str, config: dict[str, Any], options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        DiffusersNetwork(architecture, config, **options)
+
+
+def test_conditions_that_do_not_fit_are_refused(tiny_pipeline: Tiny) -> None:
+    found = network(tiny_pipeline, "sd")
+    with pytest.raises(ValueError, match="a text has 76 tokens; UNet2DConditionModel has no mask for them and expects"):
+        found.embed(torch.ones(2, 76, 16), 2)
+    with pytest.raises(ValueError, match=r"expected embeddings \(2, tokens, 16\)"):
+        found.embed(torch.ones(2, 77, 8), 2)
+    labels = DiffusersNetwork(
+        "UNet2DModel", network(tiny_pipeline, "ddpm").recipe["init_args"]["config"] | {"num_class_embeds": 5}
+    )
+    with pytest.raises(ValueError, match="-1 is out of range; expected 0 to 4, this network has no class for no"):
+        labels.embed(None, 2)
+
+
+def test_another_model_is_refused_by_its_first_weight(tiny_pipeline: Tiny) -> None:
+    found = network(tiny_pipeline, "ddpm")
+    config = dict(found.model.config) | {"block_out_channels": (8, 8)}
+    with pytest.raises(ValueError, match="the weight .* of the UNet2DModel has the shape .*; expected "):
+        found.set_model(diffusers.UNet2DModel.from_config(config))
+    with pytest.raises(ValueError, match="the model is a UNet2DConditionModel; expected a UNet2DModel"):
+        found.set_model(model(tiny_pipeline, "sd"))
+    with pytest.raises(ValueError, match="the embedders of blocks 0 and 1 of this DiTTransformer2DModel differ"):
+        network(tiny_pipeline, "dit").set_model(
+            diffusers.DiTTransformer2DModel.from_config(model(tiny_pipeline, "dit").config)
+        )
