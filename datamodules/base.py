@@ -103,6 +103,10 @@ class DiffusionData(pl.LightningDataModule, ABC):
     def decode(self, x: Tensor) -> Tensor:
         """Invert `encode`, rounded and clipped to the stored range."""
 
+    def stored(self, x: Tensor) -> Tensor:
+        """Return samples x in the form in which training data are stored, which `encode` takes; by default decoded."""
+        return self.decode(x)
+
     def prompts(self) -> Prompts:
         """Return the embeddings (P, L, C) that condition samples: from `prompt_file`, or of held-out elements.
 

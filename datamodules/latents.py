@@ -122,6 +122,10 @@ class Latents(DiffusionData):
         """Return images uint8 (B, 3, H, W), clipped; without an autoencoder the latents z = 2 std x + mean, float32."""
         return self.space.decode(x)
 
+    def stored(self, x: Tensor) -> Tensor:
+        """Return the latents z = 2 std x + mean, float32."""
+        return self.space.latent(x.to(torch.float32))
+
     def visits(self) -> Dataset[Batch]:
         """Return the training stream, with a fresh sample at each visit."""
         return DrawnLatents(super().visits(), seed=self.seed, purpose="latent")

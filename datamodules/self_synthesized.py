@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from datamodules.base import DiffusionData
 from datamodules.class_mix import ClassMix, class_labels, class_shares
@@ -47,7 +48,7 @@ class SelfSynthesized(DiffusionData):
     """Samples of the model in `run` as training data; held-out and reference data are those of `data`.
 
     `setup("fit")` draws the missing samples in `folder` on all ranks, and resumes if it was interrupted. The folder
-    holds the shards `synthetic-*.tar` (`.png`, or `.npy` for data other than images, and `.cls`), the same bytes for
+    holds the shards `synthetic-*.tar` (`.png`, or `.npy` for latents and other data, and `.cls`), the same bytes for
     any number of processes, and `synthetic.json`. `datamodules.Shards` reads shards of images as well.
     """
 
@@ -125,7 +126,7 @@ class SelfSynthesized(DiffusionData):
         self._made_of = plain_data({**settings, "counts": counts})
         set_ = Synthesis(fuse_weights(denoiser), self.sampler, labels, self.sampling_seed, self.chunk_size, self.folder)
         with self._lock(set_, owner=rank == 0):
-            run_on_all_ranks(lambda: set_.write(self.data, device, rank=rank, world=world))
+            run_on_all_ranks(lambda: set_.write(self.data.stored, device, rank=rank, world=world))
         self.__dict__.pop("_examples", None)
 
     @contextmanager
@@ -183,6 +184,10 @@ class SelfSynthesized(DiffusionData):
     def decode(self, x: Tensor) -> Tensor:
         """Decode as the real data."""
         return self.data.decode(x)
+
+    def in_order(self, examples: Examples) -> Dataset[Batch]:
+        """Return the held-out set as the real data do: latents are drawn of their means and deviations, for example."""
+        return self.data.in_order(examples)
 
     @cached_property
     def _examples(self) -> Examples:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,3 +57,19 @@ def trajectory(indices: list[int] | range = range(3), *, step: int = 1, steps: i
     """Return a trajectory of the samples `indices` at a step where every method is active."""
     x = noisy_images(max(indices) + 1)[list(indices)]
     return Trajectory(x=x, seeds=SampleSeeds(seed, indices), sigma=float(SIGMA), step=step, steps=steps)
+
+
+def save_autoencoder(folder: Path) -> None:
+    """Save an AutoencoderKL of diffusers with random weights, from images (3, 2 h, 2 w) to latents (4, h, w)."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    model = AutoencoderKL(
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )
+    model.save_pretrained(folder)

@@ -14,8 +14,9 @@ from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.pretrained import DiffusersVAE, LatentSpace
 from lightning_guide.samplers import Euler
 from lightning_guide.seeds import SampleSeeds
+from tests.small_networks import save_autoencoder
 
-diffusers = pytest.importorskip("diffusers", reason="needs the autoencoder class of diffusers, which is missing")
+pytest.importorskip("diffusers", reason="needs the autoencoder class of diffusers, which is missing")
 
 SAMPLER = Euler(KarrasGrid(6, sigma_min=0.02, sigma_max=10.0))
 
@@ -24,16 +25,7 @@ SAMPLER = Euler(KarrasGrid(6, sigma_min=0.02, sigma_max=10.0))
 def space(tmp_path_factory: pytest.TempPathFactory) -> LatentSpace:
     """A space of 4 channels whose random autoencoder doubles the sides."""
     folder = tmp_path_factory.mktemp("vae")
-    torch.manual_seed(0)
-    model = diffusers.AutoencoderKL(
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        down_block_types=["DownEncoderBlock2D"] * 2,
-        up_block_types=["UpDecoderBlock2D"] * 2,
-    )
-    model.save_pretrained(folder)
+    save_autoencoder(folder)
     return LatentSpace(DiffusersVAE(str(folder), lowest=-1.0), mean=0.1, std=1 / (2 * 0.18215))
 
 

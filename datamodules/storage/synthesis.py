@@ -6,6 +6,7 @@ same bytes on any process. The file `synthetic.json` in the folder of the shards
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from webdataset import TarWriter
 
 from datamodules.storage.image_codec import decode_sample
 from datamodules.storage.tar_index import SAMPLES, index_shard
-from lightning_guide.data import DataInterface
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.inference import is_diverged
 from lightning_guide.samplers import Sampler
@@ -53,8 +53,8 @@ class Synthesis:
         """Paths of the shards of all chunks."""
         return [self.folder / f"synthetic-{c:06d}.tar" for c in range(-(-len(self.labels) // self.chunk_size))]
 
-    def write(self, data: DataInterface, device: torch.device, *, rank: int = 0, world: int = 1) -> None:
-        """Draw the missing chunks c = `rank` modulo `world`; samples are stored in the stored form of `data`.
+    def write(self, stored: Callable[[Tensor], Tensor], device: torch.device, *, rank: int = 0, world: int = 1) -> None:
+        """Draw the missing chunks c = `rank` modulo `world`; `stored` gives the stored form of samples x.
 
         Raises:
             ValueError: if samples are not finite or out of bounds.
@@ -67,11 +67,11 @@ class Synthesis:
                 if _is_complete(path, len(indices)):
                     bar.skip()
                 else:
-                    self._write_chunk(path, indices, self._draw(data, indices, device))
+                    self._write_chunk(path, indices, stored(self._draw(indices, device)).cpu())
                     bar.add()
 
-    def _draw(self, data: DataInterface, indices: range, device: torch.device) -> Tensor:
-        """Draw the samples `indices` in stored form, on the CPU."""
+    def _draw(self, indices: range, device: torch.device) -> Tensor:
+        """Draw the samples `indices`."""
         seeds = SampleSeeds(mix(self.seed, "synthesis"), indices)
         labels = self.labels[indices.start : indices.stop].to(device) if self.denoiser.num_classes else None
         x = self.sampler.sample(self.denoiser, seeds=seeds, condition=labels, device=device).x
@@ -82,7 +82,7 @@ class Synthesis:
                 f"finite or out of bounds, first {indices[int(bad.nonzero()[0])]}; the weight of the guidance may "
                 f"be too large, or the model diverged (none of them was written to {self.folder})"
             )
-        return data.decode(x).cpu()
+        return x
 
     def _write_chunk(self, path: Path, indices: range, x: Tensor) -> None:
         """Write one shard; the same samples give the same bytes."""
