@@ -1,4 +1,4 @@
-"""Output of callbacks: folders of a run, PNG files, image grids and scatter plots."""
+"""Output of callbacks: folders of a run, PNG files, image grids, scatter plots, and the prompts of samples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from callbacks.loggers import log_image
-from lightning_guide.data import DataInterface
+from lightning_guide.data import DataInterface, data_of
 from lightning_guide.utils.files import atomic
 from lightning_guide.utils.images import encode_png
 from lightning_guide.utils.needs import unwritable
@@ -25,6 +25,7 @@ from lightning_guide.utils.needs import unwritable
 __all__ = [
     "output_folder",
     "limits_of",
+    "prompts_of",
     "image_grid",
     "render",
     "save_image",
@@ -43,6 +44,13 @@ def unwritable_output(trainer: pl.Trainer, callback: Any, *, default: str = "rep
     """Yield a sentence if process 0 cannot write to the output folder of `callback`, its attribute `folder`."""
     if trainer.is_global_zero:
         yield from unwritable(output_folder(trainer, callback.folder, default=default), type(callback).__name__)
+
+
+def prompts_of(trainer: pl.Trainer, condition: Tensor) -> list[str] | None:
+    """Return the texts of the prompts `condition` (B,), "" for -1; None without texts, or for a model of none."""
+    denoiser = getattr(trainer.lightning_module, "denoiser", None)
+    texts = data_of(trainer).prompt_texts if getattr(denoiser, "token_channels", 0) else None
+    return None if texts is None else [texts[number] if number >= 0 else "" for number in condition.tolist()]
 
 
 def write_png(path: Path, image: Tensor) -> None:

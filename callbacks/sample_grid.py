@@ -7,11 +7,13 @@ import re
 import lightning.pytorch as pl
 
 from callbacks.base import EvaluationSamples
-from callbacks.output import image_grid, limits_of, output_folder, save_image, scatter
+from callbacks.loggers import log_text
+from callbacks.output import image_grid, limits_of, output_folder, prompts_of, save_image, scatter
 from lightning_guide.data import data_of
 from lightning_guide.evaluation.sampling_loop import DrawnSamples
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.report.run_page import UNSAFE
+from lightning_guide.utils.files import atomic
 
 __all__ = ["SampleGrid"]
 
@@ -21,7 +23,8 @@ class SampleGrid(EvaluationSamples):
 
     Points are drawn as a scatter plot of their first two coordinates, on axes that cover the real data. Each image is
     logged as `samples/<evaluation>`, at the step of the evaluated model, and written to
-    `<folder>/<fit, validate or test>-<images that model has seen>-<evaluation>.png`.
+    `<folder>/<fit, validate or test>-<images that model has seen>-<evaluation>.png`. Prompts of the samples are logged
+    as text, `samples/<evaluation>/prompts`, and written beside the image as `.txt`.
     """
 
     default_folder = "grids"
@@ -48,4 +51,9 @@ class SampleGrid(EvaluationSamples):
                 image = scatter(drawn.x, f"{name}, {module.evaluated_images:,} images seen", limits_of(real))
             else:
                 image = image_grid(drawn.x, self.columns)
-            save_image(trainer, image, folder / f"{stage}-{re.sub(UNSAFE, '_', name)}.png", tag=f"samples/{name}")
+            path = folder / f"{stage}-{re.sub(UNSAFE, '_', name)}.png"
+            save_image(trainer, image, path, tag=f"samples/{name}")
+            if prompts := prompts_of(trainer, drawn.condition):
+                log_text(trainer, f"samples/{name}/prompts", "\n".join(f"1. {text}" for text in prompts))
+                with atomic(path.with_suffix(".txt"), durable=False) as temporary:
+                    temporary.write_text("\n".join(prompts) + "\n", encoding="utf-8")

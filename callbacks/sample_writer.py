@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from callbacks.output import write_png
+from callbacks.output import prompts_of, write_png
 from callbacks.sample_folder import SampleFolder
 from callbacks.sample_formats import NpzArchive, PngFolder, SampleFormat, TarShards, png_name
 from callbacks.sample_overview import draw_overview
@@ -21,6 +22,7 @@ from lightning_guide.guidance import Main
 from lightning_guide.modules.evaluation_mixin import EvaluatedModule
 from lightning_guide.snapshots.file import checksum
 from lightning_guide.utils.distributed import all_gather_objects
+from lightning_guide.utils.files import atomic
 from lightning_guide.utils.locks import FolderLock
 from lightning_guide.utils.resume import describe_settings
 
@@ -28,7 +30,7 @@ __all__ = ["SampleWriter"]
 
 
 Format = Literal["png", "npz", "shards"]
-OVERVIEW = "samples.png"
+OVERVIEW, PROMPTS = "samples.png", "prompts.csv"
 _END_OF_PNG = b"IEND\xaeB`\x82"
 
 
@@ -39,6 +41,8 @@ class SampleWriter(SampleStore, pl.Callback):
     - npz: `<folder>/samples.npz` with `x`, `index` and `condition`, sorted by index. Held in memory until the end.
     - shards: WebDataset shards `<folder>/samples-<rank>-<number>.tar` with `.png` or `.npy`, and `.cls`. The assignment
       of samples to shards does depend on the number of processes.
+
+    `prompts.csv` has the prompt of each sample, if their texts are known.
 
     `samples.json` in the folder records the settings of the prediction and its files. The folder holds exactly what the
     last prediction drew: files that it records from an earlier one are removed, others never. An interrupted prediction
@@ -143,7 +147,7 @@ class SampleWriter(SampleStore, pl.Callback):
         if trainer.is_global_zero:
             for writer in self._writers:
                 written |= set(writer.merge())
-            self._folder.finish(written | self._draw_overview())
+            self._folder.finish(written | self._draw_overview() | self._write_prompts(_prompts(trainer, pl_module)))
         trainer.strategy.barrier("samples merged")
         self._writers = []
         self._unlock()
@@ -164,14 +168,17 @@ class SampleWriter(SampleStore, pl.Callback):
         """Folder of the prediction; on process 0."""
         evaluation, denoiser = module.prediction.evaluations["prediction"], module.prediction.resolved["prediction"]
         settings = _settings(evaluation)
+        prompts = _prompts(trainer, module)
+        settings |= describe_settings("prompts", list(prompts.values())) if prompts else {}
         settings["weights_sha256"] = checksum({k: v.cpu() for k, v in denoiser.state_dict().items()}, {})
         writers = self._build(Path(), self.formats or ("png", "npz"), trainer)
-        indices = _indices(evaluation)
+        names = [name for each in writers for name in each.names(_indices(evaluation))]
+        names += [PROMPTS] if prompts else []
         if self.folder is None:
             path = Path(trainer.default_root_dir) / "samples" / _title(evaluation)
-            return SampleFolder.free(path, settings, lambda: (n for each in writers for n in each.names(indices)))
+            return SampleFolder.free(path, settings, lambda: names)
         folder = SampleFolder(Path(self.folder).expanduser(), settings)
-        if name := folder.foreign(n for each in writers for n in each.names(indices)):
+        if name := folder.foreign(names):
             raise ValueError(
                 f"{folder.path} holds {name}, which no prediction has recorded in samples.json; expected an empty "
                 "folder, or one of an earlier prediction"
@@ -189,6 +196,7 @@ class SampleWriter(SampleStore, pl.Callback):
         if trainer.is_global_zero:
             indices = _indices(module.prediction.evaluations["prediction"])
             overview = [] if image or self.formats is not None else [OVERVIEW]
+            overview += [PROMPTS] if _prompts(trainer, module) else []
             self._folder.begin([*(name for each in self._writers for name in each.names(indices)), *overview])
         trainer.strategy.barrier("samples begin")
 
@@ -199,6 +207,16 @@ class SampleWriter(SampleStore, pl.Callback):
             kinds[name](*place) if name in kinds else TarShards(*place, records=self.records_per_shard)
             for name in formats
         ]
+
+    def _write_prompts(self, prompts: dict[int, str]) -> set[str]:
+        """Write the prompt of each sample beside the samples, if there are any; return the name."""
+        assert self._folder is not None
+        if not prompts:
+            return set()
+        with atomic(self._folder.path / PROMPTS, durable=False) as temporary:
+            with temporary.open("w", encoding="utf-8", newline="") as file:
+                csv.writer(file).writerows([("index", "prompt"), *prompts.items()])
+        return {PROMPTS}
 
     def _draw_overview(self) -> set[str]:
         """Draw the samples of the archive if they are no images and no format was chosen; return the name."""
@@ -211,6 +229,15 @@ class SampleWriter(SampleStore, pl.Callback):
             return set()
         write_png(self._folder.path / OVERVIEW, image)
         return {OVERVIEW}
+
+
+def _prompts(trainer: pl.Trainer, module: EvaluatedModule) -> dict[int, str]:
+    """Return sample -> text of its prompt; empty if the texts are not known."""
+    if prompts_of(trainer, torch.empty(0)) is None:
+        return {}
+    drawn: Any = module.sample_sets("predict")[0][0]
+    index, condition = torch.tensor([list(drawn[i]) for i in range(len(drawn))]).unbind(1)
+    return dict(zip(index.tolist(), prompts_of(trainer, condition) or [], strict=True))
 
 
 def _indices(evaluation: Evaluation) -> range:

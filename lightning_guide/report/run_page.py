@@ -154,6 +154,10 @@ def _samples(page: Page, run: Path, order: Sequence[str]) -> None:
         page.heading("Samples")
         chosen = [newest[name] for name in in_order(sorted(newest), order)]
         page.images([(path.read_bytes(), caption) for _, caption, path in chosen], scaled=True)
+        listed = {path.with_suffix(".txt"): caption for _, caption, path in chosen}
+        texts = {_text(path): caption for path, caption in reversed(listed.items()) if path.is_file()}
+        for text, caption in reversed(texts.items()):  # each list once, under the first image that it belongs to
+            page.folded(f"prompts of {caption}, row by row", text)
 
 
 def _figures(page: Page, places: Sequence[Path]) -> None:

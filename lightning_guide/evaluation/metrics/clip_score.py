@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from lightning_guide.data import Batch
 from lightning_guide.evaluation.features.clip import ClipFeatures
 from lightning_guide.evaluation.metrics.base import SampleMetric
+from lightning_guide.pretrained.prompts import read_prompts
 
 __all__ = ["ClipScore"]
 
@@ -25,12 +26,12 @@ class ClipScore(SampleMetric):
     total: Tensor
     count: Tensor
 
-    def __init__(self, extractor: ClipFeatures, prompts: Sequence[str]) -> None:
-        """Take CLIP features and one prompt per class, such as "a photo of an airplane"."""
+    def __init__(self, extractor: ClipFeatures, prompts: Sequence[str] | str) -> None:
+        """Take CLIP features and a text per class or prompt, as "a photo of an airplane", or a file with one a line."""
         super().__init__()
         if not prompts:
             raise ValueError("ClipScore needs a prompt for each class, got none")
-        self.extractor, self.prompts = extractor, list(prompts)
+        self.extractor, self.prompts = extractor, read_prompts(prompts)
         self.register_buffer("words", torch.empty(0, 0), persistent=False)
         self.add_sum("total")
         self.add_sum("count")
