@@ -6,6 +6,7 @@ from lightning_guide.guidance.negatives.autoguidance import Autoguidance, Autogu
 from lightning_guide.guidance.negatives.cads import AnnealedCondition, ConditionAnnealedGuidance
 from lightning_guide.guidance.negatives.cfg import ClassifierFreeGuidance, Unconditional
 from lightning_guide.guidance.negatives.cfg_pp import ClassifierFreeGuidancePP, RenoiseWithNegative
+from lightning_guide.guidance.negatives.compressed import PrunedWeights, QuantizedWeights
 from lightning_guide.guidance.negatives.degraded import NoisyInput, SamplingDropout
 from lightning_guide.guidance.negatives.erg import EntropyRectifyingGuidance, ScaledQueries
 from lightning_guide.guidance.negatives.icg import GaussianCondition, IndependentConditionGuidance, RandomCondition
@@ -68,6 +69,8 @@ __all__ = [
     "NoisyNoiseEmbedding",
     "OffDiagonalMask",
     "PerturbedAttentionGuidance",
+    "PrunedWeights",
+    "QuantizedWeights",
     "RandomCondition",
     "RandomMask",
     "RandomPixels",
