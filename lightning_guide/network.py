@@ -19,6 +19,7 @@ class Network(HasRecipe, nn.Module, ABC):
         data_shape: shape of one x, without the batch.
         num_classes: number of labels, 0 for a network without labels.
         token_channels: C of the tokens of embeddings (B, L, C), 0 for a network without embeddings.
+        null_condition: whether its weights came trained for no condition as well, whatever this run trains.
         resizable: whether x may have other axes than those of `data_shape` after the first (crops, for example).
         parts: name patterns of the submodules that a method acts on by default, by kind of part: "attention"
             (replaceable attention cores), "block", "dropout", "noise_embedding", "label_embedding".
@@ -27,6 +28,7 @@ class Network(HasRecipe, nn.Module, ABC):
     data_shape: tuple[int, ...]
     num_classes: int
     token_channels: int = 0
+    null_condition: bool = False
     resizable: bool = False
     parts: Mapping[str, Sequence[str]] = {}
 

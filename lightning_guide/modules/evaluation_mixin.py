@@ -17,6 +17,7 @@ from lightning_guide.evaluation.requirements import EvaluationNeeds
 from lightning_guide.evaluation.runner import GuidedEvaluations, StrictEvaluations
 from lightning_guide.evaluation.sampling_loop import DrawnSamples, SampleStore
 from lightning_guide.modules.needs import report_failures, require_needs, samples_drawn, warn_of
+from lightning_guide.network import Network
 from lightning_guide.runs.checkpoints import images_per_step
 from lightning_guide.runs.class_names import check_class_names
 from lightning_guide.runs.models import RunModels, evaluated_images, find_average, finished_model
@@ -152,7 +153,7 @@ class EvaluatedModule(ShardedTraining):
             self.device,
             num_classes=self._num_labels,
             drawn=lambda evaluation: samples_drawn(evaluation, limit, trainer.world_size),
-            dropout=self.label_dropout > 0 or not self.denoiser.conditional,
+            dropout=self.label_dropout > 0 or not self.denoiser.conditional or _has_null_condition(self.denoiser),
         )
 
     @property
@@ -242,3 +243,8 @@ class EvaluatedModule(ShardedTraining):
         values["step"] = float(self.evaluated_step)  # x of these values in loggers
         # the values are equal on all ranks already; sync_dist only avoids a warning of Lightning about each of them
         self.log_dict(values, sync_dist=True, batch_size=1)
+
+
+def _has_null_condition(denoiser: Denoiser) -> bool:
+    """Return whether a network of `denoiser` came trained for no condition."""
+    return any(isinstance(module, Network) and module.null_condition for module in denoiser.modules())

@@ -68,6 +68,7 @@ class DiffusersNetwork(Network):
         self.data_shape = _find_shape(architecture, data_shape, family.channels, family.size)
         check_size(architecture, *self.data_shape[1:], stride=family.stride)
         self.num_classes, self.token_channels = family.num_classes, family.token_channels
+        self.null_condition = bool(family.token_channels) or family.null_class is not None
         if vector not in (0, family.vector):
             raise ValueError(f"vector is {vector}; the config of {architecture} says {family.vector}")
         if (empty_length > 0) != (self.token_channels > 0):
