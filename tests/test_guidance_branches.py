@@ -17,7 +17,7 @@ from lightning_guide.guidance import (
     Neon,
     Unconditional,
 )
-from lightning_guide.guidance.branches import SMALL
+from lightning_guide.guidance.branches import MEMORY, SMALL
 from lightning_guide.guidance.combinations import RectifiedGradient
 from lightning_guide.guidance.negatives import RandomCondition
 from lightning_guide.samplers import Euler
@@ -44,15 +44,15 @@ def trajectory_of(x: Tensor) -> Trajectory:
     return Trajectory(x=x, seeds=SampleSeeds(0, range(len(x))), sigma=1.0)
 
 
-@pytest.mark.parametrize("count", [2, SMALL, SMALL + 1])
-def test_small_batches_run_together(count: int) -> None:
-    model, x, sigma = Labeled(), torch.randn(count, 3, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
+@pytest.mark.parametrize(("count", "width"), [(2, 3), (SMALL, 3), (SMALL + 1, 3), (4, MEMORY // 4), (4, MEMORY // 2)])
+def test_small_batches_run_together(count: int, width: int) -> None:
+    model, x, sigma = Labeled(), torch.randn(count, width, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
     labels = torch.arange(count) % 4
     guided = Guided([Unconditional(model), RandomCondition(model)], [3.0, 1.5], positive=model)
     trajectory = trajectory_of(x)
     with torch.no_grad():
         together = guided.start(trajectory)(x, sigma, labels)
-    assert model.batches == ([3 * count] if count <= SMALL else [count] * 3)
+    assert model.batches == ([3 * count] if count <= SMALL and count * width <= MEMORY else [count] * 3)
     assert trajectory.evaluations == 3
     random = SampleSeeds(0, range(count)).integers("random condition", 4)
     pos, none, other = (0.1 * (labels[:, None] + 1)) * x, 0.9 * x, (0.1 * (random[:, None] + 1)) * x

@@ -3,7 +3,7 @@
 * `ConditionReplacement`: the model under another condition than that of the sample, as in classifier-free guidance. It
   has weights and input in common with its positive, and runs with it as one batch while both are needed and the batch
   is small: on a CPU that takes 0.59 to 0.75 times as long as two calls at 1 to 16 samples, 0.93 times at 64 and 0.98 at
-  256 (scripts/benchmarks/joint.py).
+  256 (scripts/benchmarks/joint.py). Large images run one after another, to save memory.
 * `PredictionNegative`: a negative computed from the positive prediction. Self-attention guidance blurs the prediction
   where the attention of the positive is high; masked sliding windows replace a part of it.
 
@@ -71,6 +71,9 @@ class PredictionNegative(Guidance, ABC):
 
 
 SMALL = 64  # most samples that run with their negatives as one batch
+MEMORY = (
+    2**20
+)  # and most numbers in their x, as activations take memory in proportion: 16 latents of 1024 x 1024 pixels
 
 
 class Branches:
@@ -107,7 +110,8 @@ class Branches:
         self, weights: Sequence[float], x: Tensor, sigma: Tensor, condition: Tensor | None
     ) -> tuple[Branch, list[Branch]]:
         """Return the positive and all negatives as functions of (x, sigma), for this point or others."""
-        joint = [i for i in self.conditions if weights[i] not in (0, 1) and len(x) <= SMALL]
+        small = len(x) <= SMALL and x.numel() <= MEMORY
+        joint = [i for i in self.conditions if small and weights[i] not in (0, 1)]
         found: list[Prediction] = []
 
         def joint_predictions(at: Tensor) -> list[Prediction]:
