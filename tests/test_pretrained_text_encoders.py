@@ -11,12 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from datamodules import Prompts
+from datamodules import Latents, Prompts
+from datamodules.commands.encode import encode
 from datamodules.prompts import PromptFile
 from lightning_guide.commands.encode_prompts import encode_prompts as command
 from lightning_guide.conditioning import token_mask
 from lightning_guide.pretrained import CachedPrompts, TextEncoders, encode_prompts
 from lightning_guide.pretrained.prompts import half_precision, read_prompts
+from tests.test_datamodules_latents import Halves, shard
 from tests.tiny_text_encoders import PARTS, write_text_encoders
 
 transformers = pytest.importorskip("transformers", reason="the extra `pretrained` is not installed")
@@ -193,6 +195,25 @@ def test_typed_prompts_are_data(folders: dict[str, Path], tmp_path: Path) -> Non
     assert stored.token_channels == 32 and stored.prompt_texts is None
     with pytest.raises(ValueError, match="source is None for the prompts .*; expected the model whose text encoders"):
         Prompts((3, 8, 8), [CAT])
+
+
+@pytest.mark.filterwarnings("ignore:the latents in")  # random networks of arbitrary scale
+def test_captions_of_shards_become_embeddings(folders: dict[str, Path], tmp_path: Path) -> None:
+    words = {i: f"{CAT}\n{i}" for i in range(3)}
+    shard(tmp_path / "pixels/train-00000.tar", range(3), txt=lambda i: words[i].encode())
+    source, out = str(folders["PixArtAlphaPipeline"]), str(tmp_path / "latents")
+    encode(str(tmp_path / "pixels/*.tar"), out, vae=Halves(), texts=source, batch_size=2, device="cpu")
+    shards, options = f"{out}/train-*.tar", {"mean": [0.0] * 3, "std": [1.0] * 3, "token_channels": 32}
+    data = Latents(shards, shards, vae=Halves(), token_length=120, **options)  # type: ignore[arg-type]
+    condition = data.training().take(torch.arange(3)).condition
+    assert condition is not None
+    expected = encode_prompts(source, [f"{CAT} {i}" for i in range(3)])
+    torch.testing.assert_close(condition, expected, atol=2e-3, rtol=1e-3)
+    with pytest.raises(ValueError, match="made with other settings: texts was '.*' and is now None"):
+        encode(str(tmp_path / "pixels/*.tar"), out, vae=Halves(), batch_size=2, device="cpu")
+    shard(tmp_path / "bare/train-00000.tar", range(3), txt=lambda i: words[i].encode() if i < 2 else None)
+    with pytest.raises(ValueError, match=r"record '0002' of .* has no caption; expected KEY\.txt in UTF-8"):
+        encode(str(tmp_path / "bare/*.tar"), str(tmp_path / "b"), vae=Halves(), texts=source, device="cpu")
 
 
 def test_each_mistake_is_one_sentence(tmp_path: Path) -> None:

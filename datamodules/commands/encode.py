@@ -1,4 +1,4 @@
-"""The command `encode`: encode shards of images into shards of latents."""
+"""The command `encode`: encode shards of images, and captions, into shards of latents and embeddings."""
 
 from __future__ import annotations
 
@@ -19,12 +19,17 @@ from datamodules.storage.shard_classes import shard_classes
 from datamodules.storage.shard_writer import is_complete
 from datamodules.storage.tar_index import ShardIndex, index_shard
 from datamodules.stored_latents import INVENTORY, is_same_shard, shard_identity
+from lightning_guide.conditioning import token_mask
 from lightning_guide.pretrained.autoencoders import VariationalAutoencoder
+from lightning_guide.pretrained.prompts import half_precision
+from lightning_guide.pretrained.text_encoders import TextEncoders
 from lightning_guide.utils.files import atomic, remove_temporary
 from lightning_guide.utils.resume import ResumableFolder
 from lightning_guide.utils.terminal import Progress
 
 __all__ = ["encode"]
+
+CAPTION = "txt"
 
 
 def encode(
@@ -32,6 +37,7 @@ def encode(
     folder: str,
     *,
     vae: VariationalAutoencoder,
+    texts: str | None = None,
     size: int | None = None,
     batch_size: int = 16,
     device: str | None = None,
@@ -47,14 +53,16 @@ def encode(
         shards: tar files of images, as "data/train-*.tar".
         folder: folder of the shards of latents.
         vae: the autoencoder, as --vae DiffusersVAE --vae.path stabilityai/sd-vae-ft-mse.
+        texts: folder of a pipeline of diffusers, or its name on the Hugging Face hub, whose text encoders turn the
+            captions, KEY.txt, into KEY.tokens.npy, float16, and KEY.mask.npy; None: no captions.
         size: crop to the central square and shrink to `size` x `size` first; None keeps the size.
-        batch_size: number of images in one call of the autoencoder.
+        batch_size: number of images in one call of the autoencoder, and of captions in one of the text encoders.
         device: device; None: a GPU if available.
         downloads: folder for copies of shards given by URL, as for `datamodules.Shards`.
 
     Raises:
-        ValueError: for missing or damaged shards, images of different sizes, latents that are not finite, a device
-            that is not available, or a folder encoded with other settings or from other images.
+        ValueError: for missing or damaged shards, images of different sizes or without captions, latents that are not
+            finite, a device that is not available, or a folder encoded with other settings or from other images.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; expected at least 1 image in one call of the autoencoder")
@@ -69,7 +77,9 @@ def encode(
     classes = shard_classes(paths)
     chosen = _device(device)
     vae = vae.to(chosen).eval()
-    inventory = ResumableFolder(path, {"vae": vae.recipe, "size": size}, results="*.tar")
+    encoders = None if texts is None else TextEncoders(texts, device=chosen, batch_size=batch_size)
+    settings = {"vae": vae.recipe, "size": size} | ({} if encoders is None else {"texts": encoders.identity})
+    inventory = ResumableFolder(path, settings, results="*.tar")
     with inventory.lock():
         remove_temporary(path.parent, "*.tar")
         done = inventory.read().get("shards", {})
@@ -82,7 +92,8 @@ def encode(
                 target, entry = path.with_name(source.name), done.get(source.name, {})
                 if not is_complete(target, entry or None, extensions=("npy",)):
                     made_of = shard_identity(source)
-                    entry = _encode_shard(source, target, vae, size=size, batch_size=batch_size, device=chosen, bar=bar)
+                    options: dict[str, Any] = {"size": size, "batch_size": batch_size, "device": chosen, "bar": bar}
+                    entry = _encode_shard(source, target, vae, encoders, **options)
                     done[source.name] = entry | made_of
                     inventory.write({"shards": done}, durable=False)
                 elif not is_same_shard(source, entry):
@@ -108,6 +119,7 @@ def _encode_shard(
     source: Path,
     target: Path,
     vae: VariationalAutoencoder,
+    encoders: TextEncoders | None,
     *,
     size: int | None,
     batch_size: int,
@@ -115,7 +127,8 @@ def _encode_shard(
     bar: Progress,
 ) -> dict[str, Any]:
     """Write one shard atomically; return its entry in the inventory."""
-    index = index_shard(source, num_classes=0, beside=("cls", TOKENS, MASK))
+    copied = ("cls", TOKENS, MASK) if encoders is None else ("cls", CAPTION)
+    index = index_shard(source, num_classes=0, beside=copied)
     keys, corrupt, sums, written = index.keys(), 0, [], 0
     with atomic(target) as temporary, temporary.open("wb") as file, TarWriter(file, mtime=0) as tar:
         for first in range(0, len(index), batch_size):
@@ -131,8 +144,11 @@ def _encode_shard(
             for record, latent in zip(readable, latents, strict=True):
                 if not bool(latent.isfinite().all()):
                     raise ValueError(f"the latents of record {keys[record]!r} of {source} are not finite")
-            for record, latent in zip(readable, latents, strict=True):
-                tar.write({"__key__": keys[record], "npy": _npy(latent), **_beside(index, record)})
+            further = [_beside(index, record) for record in readable]
+            if encoders is not None:
+                _add_tokens(further, encoders, [f"record {keys[record]!r} of {source}" for record in readable])
+            for record, latent, beside in zip(readable, latents, further, strict=True):
+                tar.write({"__key__": keys[record], "npy": _npy(latent.numpy()), **beside})
             mean, std = mean.double().cpu(), std.double().cpu()
             sums.append(torch.stack([mean.sum((0, 2, 3)), (mean**2 + std**2).sum((0, 2, 3))]))
             written += mean.numel() // mean.shape[1]
@@ -178,10 +194,23 @@ def _beside(index: ShardIndex, record: int) -> dict[str, bytes]:
     return found
 
 
-def _npy(x: Tensor) -> bytes:
+def _add_tokens(beside: list[dict[str, bytes]], encoders: TextEncoders, names: list[str]) -> None:
+    """Add the embeddings of the captions to the files of records, which are called `names` in errors."""
+    captions = []
+    for files, name in zip(beside, names, strict=True):
+        try:
+            captions.append(" ".join(files[CAPTION].decode("utf-8").split()))
+        except (KeyError, UnicodeDecodeError):
+            raise ValueError(f"{name} has no caption; expected KEY.{CAPTION} in UTF-8 beside each image") from None
+    encoded = encoders.encode(captions)
+    for files, tokens, mask in zip(beside, half_precision(encoded), token_mask(encoded).numpy(), strict=True):
+        files[TOKENS], files[MASK] = _npy(tokens), _npy(mask)
+
+
+def _npy(x: np.ndarray[Any, Any]) -> bytes:
     """Encode an array as npy."""
     buffer = io.BytesIO()
-    np.save(buffer, x.numpy())
+    np.save(buffer, x)
     return buffer.getvalue()
 
 
