@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from scripts.examples.bad_version import guide
+from scripts.examples.tiny_pipeline import tiny_pipeline
 
 
 def test_autoguidance_narrows_the_modes_and_keeps_their_weights(capsys: pytest.CaptureFixture[str]) -> None:
@@ -14,3 +17,15 @@ def test_autoguidance_narrows_the_modes_and_keeps_their_weights(capsys: pytest.C
     assert spreads == sorted(spreads, reverse=True) and spreads[2] < 0.6 * spreads[0]
     plain, *guided = ([float(share) for share in line.split("modes ")[1].split(", ")] for line in lines)
     assert all(shares == pytest.approx(plain, abs=0.05) for shares in guided)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+def test_a_tiny_pipeline_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    diffusers = pytest.importorskip("diffusers", reason="needs the extra `pretrained`")
+    tiny_pipeline("ddpm", str(tmp_path / "tiny"))
+    assert "Written to" in capsys.readouterr().out
+    assert diffusers.DDPMPipeline.from_pretrained(tmp_path / "tiny").unet.config.in_channels == 3
+    with pytest.raises(ValueError, match="is not empty; expected a new folder"):
+        tiny_pipeline("ddpm", str(tmp_path / "tiny"))
+    with pytest.raises(ValueError, match="there is no tiny pipeline 'sd4'; expected sd, "):
+        tiny_pipeline("sd4", str(tmp_path / "other"))

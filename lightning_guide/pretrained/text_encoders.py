@@ -47,7 +47,7 @@ class TextEncoders:
         """Open a folder with `model_index.json`, or a name on the Hugging Face hub; only its encoders are read.
 
         Args:
-            source: the folder or name.
+            source: the folder or name, with or without "diffusers:" before it.
             revision: branch, tag or commit on the hub.
             dtype: precision in which the encoders compute.
             device: where they compute.
@@ -57,7 +57,7 @@ class TextEncoders:
             ValueError: naming the source, if it is no folder of a supported pipeline or cannot be downloaded, or there
                 is no such device.
         """
-        self.folder = _find_folder(source, revision)
+        self.folder = _find_folder(str(source).removeprefix("diffusers:"), revision)
         self.dtype, self.device, self.batch_size = dtype, find_device(device), batch_size
         index = _read_index(self.folder)
         self.pipeline, self._index = str(index.get("_class_name")), index
