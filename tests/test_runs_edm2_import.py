@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import pickle
 import sys
-import types
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from torch import Tensor, nn
 
 from lightning_guide.cli import main
@@ -23,67 +25,19 @@ from lightning_guide.runs.edm2_pickle import read_edm2_pickle
 from lightning_guide.runs.models import finished_model
 from lightning_guide.snapshots import SnapshotStore
 from scripts.benchmarks.direct_edm2 import DirectEDM2
+from tests.persistent_pickles import Written, published_modules, tree
+from tests.small_networks import save_autoencoder
 
 NAME = "edm2-img64-s-0134217-0.075.pkl"
 IMAGES = 134_217_728  # 2^27
 SETTINGS: dict[str, Any] = {"model_channels": 64, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]}
 
 
-class Written:
-    """An object as the published classes write themselves: one dict, handed to a function of theirs."""
-
-    def __init__(self, class_name: str, **state: Any) -> None:
-        self.class_name, self.attributes = class_name, state
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        meta = {
-            "type": "class",
-            "version": 6,
-            "module_src": "raise SystemExit('the source text was run')",
-            "class_name": self.class_name,
-            "state": self.attributes,
-        }
-        return sys.modules["torch_utils.persistence"]._reconstruct_persistent_obj, (meta,)
-
-
-@pytest.fixture
-def published_modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@pytest.fixture(name="published_modules")
+def modules() -> Iterator[None]:
     """The modules that the writer of such a file has, alive only while it is written."""
-
-    class EasyDict(dict):
-        __module__, __qualname__ = "dnnlib.util", "EasyDict"
-
-    def reconstruct(meta: Any) -> Any:
-        raise AssertionError("the importer called the writer's code")
-
-    reconstruct.__module__ = "torch_utils.persistence"
-    reconstruct.__name__ = reconstruct.__qualname__ = "_reconstruct_persistent_obj"
-    util = types.ModuleType("dnnlib.util")
-    persistence = types.ModuleType("torch_utils.persistence")
-    util.EasyDict, persistence._reconstruct_persistent_obj = EasyDict, reconstruct  # type: ignore[attr-defined]
-    parts = {"dnnlib": types.ModuleType("dnnlib"), "torch_utils": types.ModuleType("torch_utils")}
-    for name, module in {**parts, "dnnlib.util": util, "torch_utils.persistence": persistence}.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    yield
-
-
-def tree(tensors: dict[str, Tensor]) -> Written:
-    """Published names as nested modules; `unet.enc` and `unet.dec` are containers of torch."""
-
-    def module(prefix: str, class_name: str) -> Any:
-        inside = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
-        own = {name: value for name, value in inside.items() if "." not in name}
-        buffers = OrderedDict((n, v) for n, v in own.items() if not isinstance(v, nn.Parameter))
-        parameters = OrderedDict((n, v) for n, v in own.items() if isinstance(v, nn.Parameter))
-        children = dict.fromkeys(name.split(".")[0] for name in inside if "." in name)
-        modules = OrderedDict((child, module(f"{prefix}{child}.", "Block")) for child in children)
-        if prefix in ("unet.enc.", "unet.dec."):
-            container = nn.ModuleDict()
-            container.__dict__["_modules"] = modules
-            return container
-        return Written(class_name, training=False, _parameters=parameters, _buffers=buffers, _modules=modules)
-
-    return module("", "Precond")
+    with published_modules():
+        yield
 
 
 def half(net: DirectEDM2) -> dict[str, Tensor]:
@@ -94,9 +48,9 @@ def half(net: DirectEDM2) -> dict[str, Tensor]:
     }
 
 
-def direct(num_classes: int = 4) -> DirectEDM2:
+def direct(num_classes: int = 4, channels: int = 3) -> DirectEDM2:
     """A small network with no silent branch, rounded to float16."""
-    net = DirectEDM2(3, 8, num_classes=num_classes, **SETTINGS).eval()
+    net = DirectEDM2(channels, 8, num_classes=num_classes, **SETTINGS).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, tensor in net.tensors.items():
@@ -106,15 +60,21 @@ def direct(num_classes: int = 4) -> DirectEDM2:
     return net
 
 
-def write(path: Path, net: DirectEDM2, **changes: Any) -> Path:
+def write(path: Path, net: DirectEDM2, *, encoder: Written | None = None, protocol: int = 4, **changes: Any) -> Path:
     """The file, as published: float16, inside a dict with attributes."""
     ema = tree(half(net))
-    ema.attributes["_init_args"] = ()
-    arguments = {"img_resolution": 8, "img_channels": 3, "label_dim": net.num_classes, "use_fp16": True, **SETTINGS}
+    ema.attributes["_init_args"], channels = (), len(net.tensors["unet.out_conv.weight"])
+    arguments = {
+        "img_resolution": 8,
+        "img_channels": channels,
+        "label_dim": net.num_classes,
+        "use_fp16": True,
+        **SETTINGS,
+    }
     ema.attributes["_init_kwargs"] = sys.modules["dnnlib.util"].EasyDict(arguments | changes)
-    encoder, loss = Written("StandardRGBEncoder"), Written("EDM2Loss", P_mean=-0.8, P_std=1.6)
+    encoder, loss = encoder or Written("StandardRGBEncoder"), Written("EDM2Loss", P_mean=-0.8, P_std=1.6)
     content = sys.modules["dnnlib.util"].EasyDict(ema=ema, encoder=encoder, loss_fn=loss, dataset_kwargs={"path": "x"})
-    path.write_bytes(pickle.dumps(content))
+    path.write_bytes(pickle.dumps(content, protocol))
     return path
 
 
@@ -184,6 +144,55 @@ def test_age_and_width_may_be_said(tmp_path: Path, published: tuple[Path, Direct
         import_snapshot("edm2", str(other), str(tmp_path / "run"), images=7, sigma_rel=0.1)
 
 
+MEAN, STD = np.array([5.81, 3.25, 0.12, -2.15], "f4"), np.array([4.17, 4.62, 3.71, 3.28], "f4")
+
+
+def latent_encoder(vae: Path, **changes: Any) -> Written:
+    """The encoder of the published latent models, whose statistics are arrays of numpy."""
+    scale = np.float32(0.5) / STD
+    state = {"vae_name": str(vae), "batch_size": 8, "_vae": None, "scale": scale, "bias": -MEAN * scale}
+    return Written("StabilityVAEEncoder", **state | changes)
+
+
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_latents_are_decoded_by_the_autoencoder_in_the_file(
+    tmp_path: Path, published_modules: None, protocol: int
+) -> None:
+    pytest.importorskip("diffusers", reason="needs the extra `latents`")
+    save_autoencoder(tmp_path / "vae")
+    path = write(tmp_path / NAME, direct(channels=4), encoder=latent_encoder(tmp_path / "vae"), protocol=protocol)
+    main(["import", "edm2", str(path), str(tmp_path / "run")])
+    data = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["data"]["init_args"]
+    assert data["mean"] == pytest.approx(MEAN.tolist(), abs=1e-6) and data["data_shape"] == [4, 8, 8]
+    assert data["std"] == pytest.approx(STD.tolist(), abs=1e-6)
+    if protocol == 4:
+        writer = {"class_path": "callbacks.SampleWriter"}
+        trainer = {"accelerator": "cpu", "devices": 1, "logger": False, "callbacks": [writer]}
+        few = {"trainer": trainer, "model": {"init_args": {"prediction": {"num_samples": 2}}}}
+        (tmp_path / "few.yaml").write_text(yaml.safe_dump(few))
+        main(["predict", "-c", str(tmp_path / "run/config.yaml"), "-c", str(tmp_path / "few.yaml")])
+        assert {Image.open(file).size for file in (tmp_path / "run").rglob("*.png")} == {(16, 16)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"scale": np.zeros(4, "f4")}, "is damaged"),
+        ({"scale": None}, "is damaged"),
+        ({"bias": np.zeros(3, "f4")}, "is damaged"),
+        ({"bias": np.array([None])}, "cannot be read as an EDM2 snapshot: it holds an array of 'O8', expected numbers"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:(divide by zero|invalid value) encountered:RuntimeWarning")
+def test_damaged_statistics_of_latents(
+    tmp_path: Path, published_modules: None, changes: dict[str, Any], sentence: str
+) -> None:
+    path = write(tmp_path / NAME, direct(channels=4), encoder=latent_encoder(tmp_path, **changes))
+    with pytest.raises(ValueError, match=sentence):
+        import_snapshot("edm2", str(path), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 # What a file may not do
 
 
@@ -238,6 +247,25 @@ def test_functions_of_the_reader_cannot_be_altered(tmp_path: Path) -> None:
     path.write_bytes(b"\x80\x02ctorch._utils\n_rebuild_parameter\n}X\x01\x00\x00\x00aK\x01sb.")
     with pytest.raises(ValueError, match="it alters a function"):
         read_edm2_pickle(path)
+
+
+def test_bytes_that_are_used_again_and_again_are_refused(tmp_path: Path) -> None:
+    """1,000 arrays of one text would take a thousand times the file's size."""
+    text = "a" * 10_000
+    content = [Bomb(codecs.encode, text, "latin1") for _ in range(1000)]
+    (tmp_path / NAME).write_bytes(pickle.dumps(content))
+    with pytest.raises(ValueError, match="its arrays have more bytes than the file"):
+        read_edm2_pickle(tmp_path / NAME)
+
+
+def test_a_module_within_itself_is_refused(tmp_path: Path, published_modules: None) -> None:
+    ema = tree(half(direct()))
+    ema.attributes |= {"_init_args": (), "_init_kwargs": {"img_resolution": 8, "img_channels": 3, **SETTINGS}}
+    block = Written("Block", _modules={})
+    ema.attributes["_modules"] |= {"a": block, "b": block}
+    (tmp_path / NAME).write_bytes(pickle.dumps({"ema": ema}))
+    with pytest.raises(ValueError, match="b is a module that occurs twice; expected a stored module"):
+        import_snapshot("edm2", str(tmp_path / NAME), str(tmp_path / "run"))
 
 
 def test_a_tensor_beyond_its_storage_is_refused(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,7 +69,7 @@ def import_snapshot(
     """Turn a published snapshot into a run of one snapshot, for `validate`, `predict` or as a guider.
 
     Nothing in the file is executed. Weights keep the type they are stored in. The uncertainty of the training loss is
-    not part of a denoiser and is left out. So is the data encoder: images are encoded as published, latents stay so.
+    not part of a denoiser and is left out. Latents are decoded by the autoencoder that the file names.
 
     Args:
         format: of the file.
@@ -102,10 +103,30 @@ def import_snapshot(
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ValueError(f"{file}: the network in it cannot be built again: {reason}") from None
     _check_fits(denoiser, tensors, file)
-    path = write_run(run, denoiser, tensors, images=images, sigma_rel=sigma_rel, planned_images=images)
-    encoder = content.get("encoder")
+    latents = _latents(content.get("encoder"), file)
+    path = write_run(run, denoiser, tensors, images=images, sigma_rel=sigma_rel, planned_images=images, latents=latents)
     print(f"sigma_rel {sigma_rel:g} after {images} images: {path}")
-    print(f"data encoded by {encoder.class_name if isinstance(encoder, Stored) else 'an unnamed encoder'}")
+    print(f"decoded by {latents['vae']['init_args']['path']}" if latents else "data are not latents")
+
+
+def _latents(encoder: Any, file: str) -> dict[str, Any] | None:
+    """Return vae, mean and std of `LatentSpace` for the stored data encoder; None if it encodes no latents.
+
+    The file has x = scale z + bias.
+    """
+    if not isinstance(encoder, Stored) or encoder.class_name != "StabilityVAEEncoder":
+        return None
+    try:
+        scale, bias = (np.asarray(encoder.state[name], dtype=np.float64).reshape(-1) for name in ("scale", "bias"))
+        mean, std = (-bias / scale).tolist(), (0.5 / scale).tolist()
+        vae = {"class_path": "DiffusersVAE", "init_args": {"path": str(encoder.state["vae_name"])}}
+        if len(mean) != len(std) or not np.isfinite([mean, std]).all() or min(std) <= 0:
+            raise ValueError(f"mean {mean} and std {std}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{file}: its StabilityVAEEncoder is damaged ({type(error).__name__}: {error}); expected positive numbers"
+        ) from None
+    return {"vae": vae, "mean": [round(each, 6) for each in mean], "std": [round(each, 6) for each in std]}
 
 
 def _age(file: str) -> tuple[int | None, float | None]:

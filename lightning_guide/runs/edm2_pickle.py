@@ -1,4 +1,4 @@
-"""Reader of published EDM2 snapshots, pickles that carry source code, without executing anything.
+"""Reader of published EDM and EDM2 snapshots, pickles that carry source code, without executing anything.
 
 Names in the pickle map to inert placeholders (`utils.safe_pickle`). Source text in the file is ignored.
 """
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_guide.utils.safe_pickle import Function, Items, read_inert
+from lightning_guide.utils.safe_pickle import Function, Items, array_names, read_inert, unwrap_arrays
 
 __all__ = ["Stored", "read_edm2_pickle", "tensors_of"]
 
@@ -33,7 +33,7 @@ class Stored:
         """Take attributes over as data."""
         if not isinstance(state, dict):
             raise pickle.UnpicklingError(f"the state of a {self.class_name} is a {type(state).__name__}, not a dict")
-        self.state = state
+        self.state = unwrap_arrays(state, depth=1)
 
 
 class _Container(Stored):
@@ -49,7 +49,7 @@ def _persistent(meta: Any) -> Stored:
         raise pickle.UnpicklingError("it holds a persistent object of an unknown kind")
     if meta.get("version") != 6:
         raise pickle.UnpicklingError(f"it holds a persistent object of version {meta.get('version')}, expected 6")
-    return Stored(str(meta.get("class_name")), meta["state"])
+    return Stored(str(meta.get("class_name")), unwrap_arrays(meta["state"], depth=1))
 
 
 def _storage(data: Any) -> Any:
@@ -84,26 +84,31 @@ _KNOWN = {
 }
 
 
-def read_edm2_pickle(path: str | Path) -> dict[str, Any]:
+def read_edm2_pickle(path: str | Path, *, kind: str = "EDM2 snapshot") -> dict[str, Any]:
     """The content of a published snapshot, objects as `Stored`: `ema`, `encoder`, `loss_fn`, `dataset_kwargs`.
 
+    `kind` names the expected kind of file in errors.
+
     Raises:
-        ValueError: naming the file and what it asks for, if that is more than an EDM2 snapshot needs, if it is cut
-            off, or if it holds no network.
+        ValueError: naming the file and what it asks for, if that is more than a snapshot needs, if it is cut off, or if
+            it holds no network.
     """
-    content = read_inert(path, _KNOWN, kind="EDM2 snapshot")
+    content = read_inert(path, _KNOWN | array_names(path), kind=kind)
     if not isinstance(content, dict) or not isinstance(content.get("ema"), Stored):
         found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"{path} holds no EDM2 snapshot: expected a dict with the network under 'ema', found {found}")
+        raise ValueError(f"{path} holds no {kind}: expected a dict with the network under 'ema', found {found}")
     return content
 
 
-def tensors_of(stored: Stored, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+def tensors_of(stored: Stored, prefix: str = "", *, seen: set[int] | None = None) -> Iterator[tuple[str, Tensor]]:
     """(dotted name, tensor) of all parameters and buffers of a stored network, depth first.
 
+    `seen` are the modules that were visited, by their id.
+
     Raises:
-        ValueError: if a parameter is no tensor, or a submodule no stored object.
+        ValueError: if a parameter is no tensor, or a submodule no stored object or one that was visited.
     """
+    seen = {id(stored)} if seen is None else seen
     for kind in ("_parameters", "_buffers"):
         for name, value in stored.state.get(kind, {}).items():
             if value is None:
@@ -114,6 +119,8 @@ def tensors_of(stored: Stored, prefix: str = "") -> Iterator[tuple[str, Tensor]]
     for name, part in stored.state.get("_modules", {}).items():
         if part is None:
             continue
-        if not isinstance(part, Stored):
-            raise ValueError(f"{prefix}{name} is a {type(part).__name__}; expected a stored module")
-        yield from tensors_of(part, f"{prefix}{name}.")
+        if not isinstance(part, Stored) or id(part) in seen:
+            found = "a module that occurs twice" if isinstance(part, Stored) else f"a {type(part).__name__}"
+            raise ValueError(f"{prefix}{name} is {found}; expected a stored module")
+        seen.add(id(part))
+        yield from tensors_of(part, f"{prefix}{name}.", seen=seen)

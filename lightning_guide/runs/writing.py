@@ -38,10 +38,11 @@ def write_run(
     images: int,
     sigma_rel: float,
     planned_images: int | None,
+    latents: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `tensors` of `denoiser` as the only snapshot of a new run, with a config for sampling; returns the file.
 
-    The tensors keep the type of the first of them.
+    The tensors keep the type of the first of them. `latents`: config of vae, mean and std of latents.
     """
     dtype = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
     with FolderLock(Path(run) / LOCK, what=f"the run {run}"):
@@ -53,13 +54,13 @@ def write_run(
             planned_images=planned_images,
             buffers=[name for name, _ in denoiser.named_buffers()],
         )
-        config = _config(denoiser, Path(run), sigma_rel)
+        config = _config(denoiser, Path(run), sigma_rel, latents or {})
         with atomic(Path(run) / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     return path
 
 
-def _config(denoiser: Denoiser, run: Path, sigma_rel: float) -> dict[str, Any]:
+def _config(denoiser: Denoiser, run: Path, sigma_rel: float, latents: Mapping[str, Any]) -> dict[str, Any]:
     """Config with which the run can be sampled and evaluated."""
     sampler = {"class_path": "Heun", "init_args": {"grid": 32}}  # steps of the model's own grid
     evaluation = {"num_samples": 64, "batch_size": 16, "sampler": sampler}
@@ -74,7 +75,7 @@ def _config(denoiser: Denoiser, run: Path, sigma_rel: float) -> dict[str, Any]:
     return {
         "trainer": {"default_root_dir": str(run)},
         "model": {"class_path": "DiffusionModule", "init_args": arguments},
-        "data": {"class_path": "NoData", "init_args": shape},
+        "data": {"class_path": "NoData", "init_args": shape | dict(latents)},
     }
 
 

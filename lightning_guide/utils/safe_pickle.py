@@ -16,7 +16,7 @@ from typing import IO, Any, NoReturn
 
 import numpy as np
 
-__all__ = ["Function", "Items", "read_arrays", "read_inert"]
+__all__ = ["Function", "Items", "array_names", "read_arrays", "read_inert", "unwrap_arrays"]
 
 
 class Items(dict[str, Any]):
@@ -109,32 +109,40 @@ class _Array:
 def _from_bytes(data: Any, kind: Any, shape: Any, order: str) -> np.ndarray[Any, Any]:
     if not isinstance(kind, _Kind) or not isinstance(data, bytes | bytearray):
         raise pickle.UnpicklingError("it holds an array of something else than numbers")
-    return np.frombuffer(bytes(data), kind.numpy()).reshape(shape, order="F" if order == "F" else "C")
+    # not copied: a file may name the same bytes any number of times
+    return np.frombuffer(data, kind.numpy()).reshape(shape, order="F" if order == "F" else "C")
 
 
 def _scalar(kind: Any, data: Any) -> Any:
     return _from_bytes(data, kind, (), "C").item()
 
 
-def _encoded(text: Any, encoding: Any) -> bytes:
-    if not isinstance(text, str) or encoding != "latin1":
-        raise pickle.UnpicklingError("it encodes something else than the bytes of an array")
-    return text.encode("latin1")
-
-
-_KNOWN: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("dnnlib.util", "EasyDict"): Items,
-    ("numpy", "dtype"): _Kind,
-    ("numpy", "ndarray"): _Array,
-    ("_codecs", "encode"): Function(_encoded),
-}
+_ARRAYS: dict[tuple[str, str], Any] = {("numpy", "dtype"): _Kind, ("numpy", "ndarray"): _Array}
 
 
 for _package in ("numpy.core", "numpy._core"):  # before and after numpy 2
-    _KNOWN[f"{_package}.multiarray", "_reconstruct"] = _Array
-    _KNOWN[f"{_package}.multiarray", "scalar"] = Function(_scalar)
-    _KNOWN[f"{_package}.numeric", "_frombuffer"] = Function(_from_bytes)
+    _ARRAYS[f"{_package}.multiarray", "_reconstruct"] = _Array
+    _ARRAYS[f"{_package}.multiarray", "scalar"] = Function(_scalar)
+    _ARRAYS[f"{_package}.numeric", "_frombuffer"] = Function(_from_bytes)
+
+
+def array_names(path: str | Path) -> dict[tuple[str, str], Any]:
+    """Return the names of numpy's arrays and numbers in the pickle `path`, for `read_inert`.
+
+    Numbers become Python's; arrays are placeholders until `unwrap_arrays`. They hold no more bytes than the file.
+    """
+    left = Path(path).stat().st_size
+
+    def encode(text: Any, encoding: Any) -> bytes:
+        nonlocal left
+        if not isinstance(text, str) or encoding != "latin1":
+            raise pickle.UnpicklingError("it encodes something else than the bytes of an array")
+        left -= len(text)
+        if left < 0:
+            raise pickle.UnpicklingError("its arrays have more bytes than the file")
+        return text.encode("latin1")
+
+    return _ARRAYS | {("_codecs", "encode"): Function(encode)}
 
 
 def read_arrays(path: str | Path, *, kind: str) -> Any:
@@ -146,11 +154,12 @@ def read_arrays(path: str | Path, *, kind: str) -> Any:
         ValueError: naming the file and any other name it refers to, or if it is truncated or not a pickle.
         OSError: if it cannot be opened.
     """
-    return _unwrap_arrays(read_inert(path, _KNOWN, kind=kind), depth=2)
+    names = {("collections", "OrderedDict"): collections.OrderedDict, ("dnnlib.util", "EasyDict"): Items}
+    return unwrap_arrays(read_inert(path, names | array_names(path), kind=kind), depth=2)
 
 
-def _unwrap_arrays(value: Any, *, depth: int) -> Any:
-    """Replace placeholders of arrays by the arrays, in nested dicts."""
+def unwrap_arrays(value: Any, *, depth: int) -> Any:
+    """Return `value` with arrays in place of their placeholders, in dicts nested to `depth`."""
     if isinstance(value, dict) and depth:  # a file may hold a dict that contains itself
-        return {key: _unwrap_arrays(each, depth=depth - 1) for key, each in value.items()}
+        return {key: unwrap_arrays(each, depth=depth - 1) for key, each in value.items()}
     return value.value if isinstance(value, _Array) else value

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 __all__ = ["write_edm2_pickle"]
@@ -29,7 +30,7 @@ class _Persistent:
 
 
 def write_edm2_pickle(path: Path, tensors: Mapping[str, Tensor]) -> Path:
-    """Write `tensors` as the buffers of one network."""
+    """Write `tensors` as the buffers of one network, and an encoder whose state holds arrays and numbers of numpy."""
 
     def reconstruct(meta: Any) -> Any:
         raise AssertionError("the code of the file was called")
@@ -40,7 +41,9 @@ def write_edm2_pickle(path: Path, tensors: Mapping[str, Tensor]) -> Path:
     sys.modules |= {"torch_utils": types.ModuleType("torch_utils"), _MODULE: persistence}
     try:
         buffers = OrderedDict((name.replace(".", "_"), tensor) for name, tensor in tensors.items())
-        path.write_bytes(pickle.dumps({"ema": _Persistent("Network", {"_buffers": buffers})}))
+        state = {"scale": np.arange(4.0, dtype=np.float32), "sigma_data": np.float64(0.5)}
+        content = {"ema": _Persistent("Network", {"_buffers": buffers}), "encoder": _Persistent("Encoder", state)}
+        path.write_bytes(pickle.dumps(content))
     finally:
         del sys.modules["torch_utils"], sys.modules[_MODULE]
     return path

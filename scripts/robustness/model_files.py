@@ -15,7 +15,7 @@ from lightning_guide.evaluation.reference.statistics import Statistics, read_sta
 from lightning_guide.networks.classifiers import SmallClassifier
 from lightning_guide.pretrained.loading import read_weights
 from lightning_guide.runs.checkpoints import read_checkpoint
-from lightning_guide.runs.edm2_pickle import read_edm2_pickle, tensors_of
+from lightning_guide.runs.edm2_pickle import Stored, read_edm2_pickle, tensors_of
 from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.snapshots.file import read
 from scripts.robustness.edm2_file import write_edm2_pickle
@@ -102,7 +102,11 @@ def _make_edm2(folder: Path) -> Path:
 
 
 def _read_edm2(path: Path) -> list[Any]:
-    return [(name, digest(x)) for name, x in tensors_of(read_edm2_pickle(path)["ema"])]
+    content = read_edm2_pickle(path)
+    encoder = content.get("encoder")
+    state = encoder.state if isinstance(encoder, Stored) else {}
+    numbers = {str(name): np.asarray(value).tolist() for name, value in state.items()}
+    return [*((name, digest(x)) for name, x in tensors_of(content["ema"])), numbers]
 
 
 MODELS: dict[str, Subject] = {
