@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_guide.conditioning import fill_empty
 from lightning_guide.network import Network
 from lightning_guide.networks.inputs import check_labels, check_size, check_tokens
+from lightning_guide.pretrained.diffusers_attention import TokenGrid, add_cores
 from lightning_guide.pretrained.diffusers_families import FAMILIES
 
 __all__ = ["DiffusersNetwork"]
@@ -121,6 +122,7 @@ class DiffusersNetwork(Network):
     def _insert(self, model: Any) -> None:
         """Take `model`, with the parts that methods look for, and follow it to its device."""
         self.family.adapt(model, {name: self.get_buffer(name) for name in self._constants})
+        self.grid: TokenGrid = add_cores(model, patch=0 if hasattr(model, "mid_block") else self.family.stride)
         self.model, self.parts = model, self.family.parts(model)
         device = next(model.parameters()).device
         if device.type != "meta":
@@ -169,6 +171,7 @@ class DiffusersNetwork(Network):
             ValueError: if the sides of `x` cannot be halved, or cut into patches, as the network does.
         """
         check_size(self.architecture, *x.shape[2:], stride=self.family.stride)
+        self.grid.sides = tuple(x.shape[2:])
         x = x.to(next(self.model.parameters()).dtype)
         constants = {name: self.get_buffer(name) for name in self._constants}
         return self.family.call(self.model, x, c_noise, embedding, constants)[:, : self.family.channels]
