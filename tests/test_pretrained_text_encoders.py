@@ -93,8 +93,6 @@ def test_sd3_without_t5_has_rows_of_zeros(folders: dict[str, Path], tmp_path: Pa
     index = json.loads((folder / "model_index.json").read_text())
     index |= {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
     (folder / "model_index.json").write_text(json.dumps(index))
-    (folder / "transformer").mkdir()
-    (folder / "transformer/config.json").write_text(json.dumps({"joint_attention_dim": 32}))
     with pytest.warns(UserWarning, match="has 92 tokens, of which StableDiffusion3Pipeline reads 77"):
         tokens = encode_prompts(folder, ["x" * 90])[0]
     assert token_mask(tokens).tolist() == [True] * 78 + [False] * 256
@@ -182,19 +180,19 @@ def test_command_writes_a_file_for_prompt_file(
 
 def test_typed_prompts_are_data(folders: dict[str, Path], tmp_path: Path) -> None:
     source, cache = str(folders["IFPipeline"]), str(tmp_path / "cache")
-    data = Prompts((3, 8, 8), [CAT, DOGS], source, cache=cache)
+    data = Prompts([CAT, DOGS], source, cache=cache)
     assert not (tmp_path / "cache").exists()
     data.prepare_data()
     assert data.token_channels == 32 and data.prompt_texts == [CAT, DOGS] and len(data.prompts()) == 2
     (tmp_path / "prompts.txt").write_text(f"{DOGS}\n", encoding="utf-8")
-    lines = Prompts((3, 8, 8), str(tmp_path / "prompts.txt"), source, cache=cache)
+    lines = Prompts(str(tmp_path / "prompts.txt"), source, cache=cache)
     assert torch.equal(lines.prompts()[torch.tensor([0])], data.prompts()[torch.tensor([1])])
     np.save(tmp_path / "prompts.npy", half_precision(encode_prompts(source, [CAT])))
-    stored = Prompts((3, 8, 8), str(tmp_path / "prompts.npy"))
+    stored = Prompts(str(tmp_path / "prompts.npy"), source, data_shape=(4, 16, 16))
     assert torch.equal(stored.prompts()[torch.tensor([0])], data.prompts()[torch.tensor([0])])
     assert stored.token_channels == 32 and stored.prompt_texts is None
-    with pytest.raises(ValueError, match="source is None for the prompts .*; expected the model whose text encoders"):
-        Prompts((3, 8, 8), [CAT])
+    assert data.data_shape == (4, 8, 8) and stored.data_shape == (4, 16, 16) and data.space is None
+    assert Prompts([CAT], str(folders["FluxPipeline"])).data_shape == (16, 128, 128)
 
 
 @pytest.mark.filterwarnings("ignore:the latents in")  # random networks of arbitrary scale
@@ -238,7 +236,7 @@ def test_each_source_that_is_none_is_one_sentence(tmp_path: Path) -> None:
         TextEncoders("./nowhere")
     with pytest.raises(ValueError, match="nobody/nothing is neither a folder nor can it be read from the Hugging Face"):
         TextEncoders("nobody/nothing")
-    with pytest.raises(ValueError, match=r"has no model_index\.json"):
+    with pytest.raises(ValueError, match=r"model_index\.json does not exist; expected a folder written by"):
         TextEncoders(tmp_path)
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "DDPMPipeline"}))
     with pytest.raises(ValueError, match="is a DDPMPipeline, whose texts are not read; supported: StableDiffusion"):

@@ -94,7 +94,7 @@ class Here:
 
 @pytest.fixture(scope="module")
 def evaluated(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
-    data = Prompts((4, 8, 8), PROMPTS, str(folder), cache=str(tmp_path_factory.mktemp("cache")))
+    data = Prompts(PROMPTS, str(folder), cache=str(tmp_path_factory.mktemp("cache")))
     yield Here(model(folder)[0], data.prompts())
 
 
@@ -138,6 +138,15 @@ def test_cads_noises_the_prompts_early_and_not_late(evaluated: Here) -> None:
     expected = predict(ClassifierFreeGuidance(3.0).resolve(evaluated), annealed)
     torch.testing.assert_close(early, expected, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(early, plain, atol=1e-2) and bool(token_mask(annealed).all())
+
+
+def test_data_are_shaped_and_decoded_as_by_the_pipeline(folder: Path) -> None:
+    data, pipe = Prompts(PROMPTS, f"diffusers:{folder}"), pipeline(folder)
+    x = torch.randn(2, *data.data_shape, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        image = pipe.vae.decode(x / pipe.vae.config.scaling_factor).sample
+    expected = ((image / 2 + 0.5).clamp(0, 1) * 255).round()
+    assert int((data.decode(x).float() - expected).abs().max()) <= 1
 
 
 def test_one_prompt_alone_is_no_other_one(evaluated: Here) -> None:

@@ -59,7 +59,7 @@ class TextEncoders:
         """
         self.folder = _find_folder(str(source).removeprefix("diffusers:"), revision)
         self.dtype, self.device, self.batch_size = dtype, find_device(device), batch_size
-        index = _read_index(self.folder)
+        index = _read(self.folder / "model_index.json")
         self.pipeline, self._index = str(index.get("_class_name")), index
         if self.pipeline not in FAMILIES:
             supported = ", ".join(FAMILIES)
@@ -75,6 +75,27 @@ class TextEncoders:
         cleans = bool(find_spec("bs4") and find_spec("ftfy"))
         described = [self.pipeline, self.dtype, cleans, [(name, s.st_size, s.st_mtime_ns) for name, s in stats]]
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:24]
+
+    @property
+    def data_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what the pipeline's network denoises, by its config.
+
+        Raises:
+            ValueError: if the folder has no such config, or it names no size.
+        """
+        config = _read(self.folder / self._family.network / "config.json")
+        side = config.get("sample_size") or self._family.side
+        if not isinstance(side, int) or not isinstance(channels := config.get("in_channels"), int):
+            raise ValueError(f"the network of {self.folder} has no in_channels and sample_size; expected data_shape")
+        return channels // self._family.packed, side, side
+
+    @property
+    def latent_space(self) -> tuple[float, float] | None:
+        """Mean and standard deviation for `LatentSpace` of the pipeline's autoencoder; None if it has none."""
+        if not (self.folder / "vae/config.json").is_file():
+            return None
+        config = _read(self.folder / "vae/config.json")
+        return config.get("shift_factor") or 0.0, 1 / (2 * config.get("scaling_factor", 0.18215))
 
     @property
     def parts(self) -> list[str]:
@@ -213,13 +234,9 @@ def _find_folder(source: str | Path, revision: str | None) -> Path:
         ) from None
 
 
-def _read_index(folder: Path) -> dict[str, Any]:
-    if not (folder / "model_index.json").is_file():
-        raise ValueError(f"{folder} has no model_index.json; expected a folder written by a pipeline of diffusers")
-    return _read(folder / "model_index.json")
-
-
 def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; expected a folder written by a pipeline of diffusers")
     content: dict[str, Any] = parse_json(path.read_bytes(), path)
     return content
 
