@@ -11,11 +11,13 @@ from lightning_guide.pretrained.autoencoders import (
     VariationalAutoencoder,
 )
 from lightning_guide.pretrained.backbones import Backbone, OpenClipBackbone, TimmBackbone
+from lightning_guide.pretrained.diffusers_folder import DiffusersFolder
 from lightning_guide.pretrained.diffusers_network import DiffusersNetwork
 from lightning_guide.pretrained.frozen import FrozenNetwork
 from lightning_guide.pretrained.latent_space import LatentSpace
 from lightning_guide.pretrained.networks import AtLevel, GuideNetwork, NamedNetwork, RunNetwork, TimmNetwork
 from lightning_guide.pretrained.prompts import CachedPrompts
+from lightning_guide.pretrained.source import Pretrained, load
 from lightning_guide.pretrained.text_encoders import TextEncoders, encode_prompts
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "Autoencoder",
     "Backbone",
     "CachedPrompts",
+    "DiffusersFolder",
     "DiffusersNetwork",
     "DiffusersVAE",
     "FrozenNetwork",
@@ -31,6 +34,7 @@ __all__ = [
     "NamedNetwork",
     "OpenClipBackbone",
     "Posterior",
+    "Pretrained",
     "RunAutoencoder",
     "RunNetwork",
     "Subspace",
@@ -39,4 +43,5 @@ __all__ = [
     "TimmNetwork",
     "VariationalAutoencoder",
     "encode_prompts",
+    "load",
 ]

@@ -129,8 +129,12 @@ class TextEncoders:
         That is the empty prompt, or zeros where the folder says so (SDXL's `force_zeros_for_empty_prompt`).
         """
         tokens = self.encode([negative_prompt or ""])[0]
-        zeros = negative_prompt is None and self._index.get("force_zeros_for_empty_prompt", self._family.zeros)
-        return torch.zeros_like(tokens) if zeros else tokens
+        return torch.zeros_like(tokens) if negative_prompt is None and self.drops_empty else tokens
+
+    @property
+    def drops_empty(self) -> bool:
+        """Whether the model takes zeros for the empty prompt."""
+        return bool(self._index.get("force_zeros_for_empty_prompt", self._family.zeros))
 
     def free(self) -> None:
         """Drop the encoders from memory."""
@@ -258,13 +262,20 @@ def _short(error: Exception) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the libraries' messages about cut prompts and cleaning to those of this file."""
+    """Keep the libraries' messages about cut prompts and cleaning to those of this file, and their bars away."""
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
     levels = [each.level for each in loggers]
+    bars = [library.utils.logging for library in _libraries()]
+    shown = [each.is_progress_bar_enabled() for each in bars]
     for each in loggers:
         each.setLevel(logging.ERROR)
+    for bar in bars:
+        bar.disable_progress_bar()
     try:
         yield
     finally:
         for each, level in zip(loggers, levels, strict=True):
             each.setLevel(level)
+        for bar, enabled in zip(bars, shown, strict=True):
+            if enabled:
+                bar.enable_progress_bar()

@@ -11,7 +11,7 @@ from lightning_guide.runs.models import (
     open_snapshots,
     pretrained,
 )
-from lightning_guide.runs.run import Run, load
+from lightning_guide.runs.run import Run
 from lightning_guide.runs.sampling import sample
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "RunModels",
     "Stored",
     "finished_model",
-    "load",
     "open_snapshots",
     "pretrained",
     "sample",

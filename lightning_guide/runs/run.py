@@ -24,14 +24,9 @@ from lightning_guide.utils.files import read_yaml
 if TYPE_CHECKING:
     from lightning_guide.runs.session import ConfigCLI
 
-__all__ = ["QUIET", "Run", "load"]
+__all__ = ["QUIET", "Run"]
 
 QUIET = {"callbacks": [], "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-
-
-def load(run: str | Path, *, images: int | float | str | None = None, sigma_rel: float | str | None = None) -> Denoiser:
-    """Return a model of a run as a frozen denoiser on the CPU: `Run(run).model(images=..., sigma_rel=...)`."""
-    return Run(run).model(images=images, sigma_rel=sigma_rel)
 
 
 class Run:

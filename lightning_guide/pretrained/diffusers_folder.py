@@ -1,0 +1,216 @@
+"""Folders written by diffusers, and names on the Hugging Face hub: read as denoisers and latent spaces.
+
+Weights are read from safetensors alone. What the folder says is used: the class and config of the network, the
+scheduler (prediction, noise levels), the scaling of latents, the null prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_guide.denoiser import Denoiser
+from lightning_guide.preconditioning import Preconditioned
+from lightning_guide.pretrained.autoencoders import DiffusersVAE
+from lightning_guide.pretrained.diffusers_families import FAMILIES
+from lightning_guide.pretrained.diffusers_network import DiffusersNetwork
+from lightning_guide.pretrained.latent_space import LatentSpace
+from lightning_guide.pretrained.prompts import CachedPrompts
+from lightning_guide.pretrained.schedulers import ScheduledSampling, scheduled_sampling
+from lightning_guide.pretrained.text_encoders import TextEncoders
+from lightning_guide.utils.files import parse_json
+
+__all__ = ["DiffusersFolder", "read_diffusers"]
+
+WEIGHTS = "diffusion_pytorch_model"
+
+
+class DiffusersFolder:
+    """A folder with a pipeline of diffusers, or with a network alone; nothing but JSON is read at first.
+
+    Attributes:
+        folder: the folder, of a name on the hub its local copy.
+        architecture: class of the network.
+        config: its config.
+    """
+
+    def __init__(self, source: str | Path, *, revision: str | None = None, variant: str | None = None) -> None:
+        """Find the folder, or download a name on the hub: configs and safetensors of network and autoencoder.
+
+        Raises:
+            ValueError: naming what is missing or not supported.
+        """
+        self.source, self.variant, self.revision = str(source), variant, revision
+        self.folder = _find(source, revision, variant)
+        found = [
+            part for part in ("unet", "transformer", "") if (self.folder / part / "config.json").is_file()
+        ]  # a network alone lies in the folder itself
+        if not found:
+            raise ValueError(
+                f"{self.source} holds no network: expected unet/config.json, transformer/config.json or config.json"
+            )
+        self.part = self.folder / found[0]
+        self.config = _read(self.part / "config.json")
+        self.architecture = str(self.config.get("_class_name"))
+        if self.architecture not in FAMILIES:
+            raise ValueError(f"the network of {self.source} is a {self.architecture}; supported: {', '.join(FAMILIES)}")
+        self.index = _read(self.folder / "model_index.json") if (self.folder / "model_index.json").is_file() else {}
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether the network reads texts."""
+        return self.architecture not in ("UNet2DModel", "DiTTransformer2DModel")
+
+    @property
+    def has_vae(self) -> bool:
+        """Whether x are latents of an autoencoder in the folder."""
+        return (self.folder / "vae" / "config.json").is_file()
+
+    def scheduled(self, num_steps: int = 20, *, data_shape: Sequence[int] | None = None) -> ScheduledSampling:
+        """Return how the scheduler of the folder reads and samples the model.
+
+        Raises:
+            ValueError: if there is none, or it is not supported.
+        """
+        places = [self.folder / part / "scheduler_config.json" for part in ("scheduler", "")]
+        found = next((place for place in places if place.is_file()), None)
+        if found is None:
+            raise ValueError(f"{self.source} does not say what its network predicts: it has no {places[0].name}")
+        tokens = None if data_shape is None else (data_shape[1] // 2) * (data_shape[2] // 2)
+        return scheduled_sampling(_read(found), num_steps, tokens=tokens)
+
+    def latent_space(self) -> LatentSpace | None:
+        """Return the space of the folder's autoencoder, x = scaling (z - shift); None if x are images."""
+        if not self.has_vae:
+            return None
+        config = _read(self.folder / "vae" / "config.json")
+        channels = int(config.get("latent_channels", 4))
+        vae = DiffusersVAE(str(self.folder), subfolder="vae", lowest=-1.0)
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        if mean is not None and std is not None:
+            return LatentSpace(vae, list(mean), [each / (2 * config["scaling_factor"]) for each in std])
+        shift, scaling = config.get("shift_factor") or 0.0, config.get("scaling_factor") or 0.18215
+        return LatentSpace(vae, [float(shift)] * channels, [1 / (2 * float(scaling))] * channels)
+
+    def empty(self, negative_prompt: str | None = None) -> Tensor | None:
+        """Return what "no condition" is (L, C), by the text encoders of the folder; None without texts.
+
+        Raises:
+            ValueError: if the folder has no text encoders, or a negative prompt is given without texts.
+        """
+        if not self.has_texts:
+            if negative_prompt is not None:
+                raise ValueError(f"{self.source} reads no texts; expected no negative_prompt, got {negative_prompt!r}")
+            return None
+        if not self.index:
+            raise ValueError(
+                f"{self.source} holds a network that reads texts, but no model_index.json with text encoders; expected "
+                "the folder of the whole pipeline"
+            )
+        encoders = TextEncoders(self.folder)
+        tokens = CachedPrompts(encoders, [negative_prompt or ""]).encode()[torch.tensor([0])][0]
+        return torch.zeros_like(tokens) if encoders.drops_empty and negative_prompt is None else tokens
+
+    def network(self, *, dtype: str = "float32", **options: Any) -> DiffusersNetwork:
+        """Return the network with its weights; `options` as of `DiffusersNetwork`.
+
+        Raises:
+            ValueError: naming the first weight that is missing, unexpected or of another shape.
+        """
+        import diffusers  # takes seconds, and most runs do not need it
+
+        with torch.device("meta"):  # refuses what is not supported before gigabytes are read
+            network = DiffusersNetwork(self.architecture, self.config, **options)
+        self._check_weights()
+        try:
+            model, report = getattr(diffusers, self.architecture).from_pretrained(
+                self.part,
+                torch_dtype=getattr(torch, dtype),
+                variant=self.variant,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise ValueError(f"the weights of {self.part} cannot be loaded: {_short(error)}") from None
+        for kind, said in (("missing_keys", "lack"), ("unexpected_keys", "hold"), ("mismatched_keys", "do not fit in")):
+            names = sorted(map(str, report.get(kind) or ()))
+            if names:
+                raise ValueError(
+                    f"the weights in {self.part} {said} {names[0]}"
+                    + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+                    + f"; expected those of the {self.architecture} of its config.json"
+                )
+        network.set_model(model)
+        return network
+
+    def _check_weights(self) -> None:
+        """Refuse a folder without safetensors, which would be read from pickles."""
+        stem = WEIGHTS if self.variant is None else f"{WEIGHTS}.{self.variant}"
+        indexed = [f"{WEIGHTS}.safetensors.index.json" if self.variant is None else
+                   f"{WEIGHTS}.safetensors.index.{self.variant}.json"]  # fmt: skip
+        if any((self.part / name).is_file() for name in (f"{stem}.safetensors", *indexed)):
+            return
+        there = sorted(path.name for path in self.part.iterdir() if path.suffix in (".bin", ".safetensors", ".pt"))
+        pickled = "; pickled weights are not read" if any(name.endswith(".bin") for name in there) else ""
+        raise ValueError(f"{self.part} holds no {stem}.safetensors, but {', '.join(there) or 'no weights'}{pickled}")
+
+
+def read_diffusers(
+    place: str,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    dtype: str = "float32",
+    negative_prompt: str | None = None,
+    data_shape: Sequence[int] | None = None,
+    constants: Mapping[str, Any] | None = None,
+) -> Denoiser:
+    """Return the denoiser of a folder or a name on the hub; arguments as those of `Pretrained`.
+
+    Raises:
+        ValueError: naming what is missing or not supported.
+    """
+    folder = DiffusersFolder(place, revision=revision, variant=variant)
+    folder.scheduled()  # refused before gigabytes are read
+    empty = folder.empty(negative_prompt)
+    options = {"empty_length": 0 if empty is None else len(empty), "constants": constants, "data_shape": data_shape}
+    network = folder.network(dtype=dtype, **options)
+    if empty is not None:
+        network.empty.copy_(empty)
+    preconditioning = folder.scheduled(data_shape=network.data_shape).preconditioning
+    return Preconditioned(network, preconditioning, sigma_data=1.0 if folder.has_vae else 0.5)
+
+
+def _find(source: str | Path, revision: str | None, variant: str | None) -> Path:
+    """Return the folder `source`, or the local copy of a name on the hub, without pickles."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if len(Path(source).parts) != 2 or folder.is_absolute() or str(source).startswith((".", "~")):
+        raise ValueError(f"the folder {source} does not exist; expected one written by diffusers, or OWNER/NAME")
+    from huggingface_hub import snapshot_download
+
+    end = f"*.{variant}" if variant else "*"
+    wanted = ["*.json", "*/*.json", f"unet/{end}.safetensors", f"transformer/{end}.safetensors", "vae/*.safetensors"]
+    wanted += [f"{WEIGHTS}{end}.safetensors", "tokenizer*/*", "text_encoder*/*.safetensors"]
+    try:
+        return Path(snapshot_download(str(source), revision=revision, allow_patterns=wanted))
+    except Exception as error:  # of many types: offline, gated, no such name
+        raise ValueError(
+            f"{source} is neither a folder nor can it be read from the Hugging Face hub: {_short(error)}"
+        ) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = parse_json(path.read_bytes(), path)
+    return content
+
+
+def _short(error: Exception) -> str:
+    """The message in one line, without advice on how to load weights that do not fit."""
+    return " ".join(str(error).split()).partition(". If you want")[0][:300]

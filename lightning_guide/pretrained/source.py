@@ -1,0 +1,101 @@
+"""Published models as denoisers: `Pretrained("KIND:PLACE")`, the one class path by which configs name them."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from lightning_guide.denoiser import Denoiser
+from lightning_guide.runs.run import Run
+
+__all__ = ["Pretrained", "load", "split_source"]
+
+# kind of a source -> where its reader is, a function of the place and of options that returns a denoiser
+READERS: dict[str, str] = {
+    "diffusers": "lightning_guide.pretrained.diffusers_folder:read_diffusers",
+}
+
+
+def split_source(source: str) -> tuple[str, str]:
+    """Return the kind and the place of a source KIND:PLACE.
+
+    Raises:
+        ValueError: if there is no such kind.
+    """
+    kind, colon, place = str(source).partition(":")
+    if not colon or kind not in READERS or not place:
+        known = ", ".join(f"{each}:PLACE" for each in READERS)
+        raise ValueError(f"the source of a published model is {source!r}; expected {known}")
+    return kind, place
+
+
+def Pretrained(  # noqa: N802, the name by which configs know it
+    source: str,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    negative_prompt: str | None = None,
+    data_shape: Sequence[int] | None = None,
+    constants: Mapping[str, Any] | None = None,
+) -> Denoiser:
+    """Return a published model, trainable, on the CPU; in configs the denoiser of a module, or a guider.
+
+    In configs: `denoiser: {class_path: Pretrained, init_args: {source: "diffusers:runwayml/stable-diffusion-v1-5"}}`.
+
+    Args:
+        source: KIND:PLACE; the place is a folder, a file, or a name on the Hugging Face hub. Kinds: docs/pretrained.md.
+        revision: branch, tag or commit on the hub.
+        variant: files such as "fp16", which some folders hold beside others.
+        dtype: type of the weights and precision of the network; D is float32.
+        negative_prompt: text that is "no condition" instead of the model's own.
+        data_shape: (C, H, W) of x; default: as the model was trained.
+        constants: numbers that belong to the model, such as SDXL's sizes; default: as published.
+
+    Raises:
+        ValueError: naming what is missing or not supported.
+    """
+    kind, place = split_source(source)
+    module, _, name = READERS[kind].partition(":")
+    read = getattr(importlib.import_module(module), name)
+    given = {
+        "revision": revision,
+        "variant": variant,
+        "dtype": None if dtype == "float32" else dtype,
+        "negative_prompt": negative_prompt,
+        "data_shape": data_shape,
+        "constants": constants,
+    }
+    options = {key: value for key, value in given.items() if value is not None}
+    for key in options:
+        if key not in inspect.signature(read).parameters:
+            raise ValueError(f"{source} has the option {key}, which models of the kind {kind} do not have")
+    with torch.random.fork_rng(devices=[]):
+        denoiser: Denoiser = read(place, **options)
+    return denoiser
+
+
+def load(
+    source: str | Path, *, images: int | float | str | None = None, sigma_rel: float | str | None = None, **options: Any
+) -> Denoiser:
+    """Return a model as a frozen denoiser on the CPU: that of a run folder, or a published one by its KIND:PLACE.
+
+    `load("runs/digits/main", images="1/8")` is `Run(...).model(images=..., sigma_rel=...)`;
+    `load("diffusers:FOLDER")` is `Pretrained(...)`, with its `options`.
+
+    Raises:
+        ValueError: as these do, or if arguments of one are given for the other.
+    """
+    published = str(source).partition(":")[0] in READERS and not Path(source).exists()
+    if not published:
+        if options:
+            raise ValueError(f"{source} is a run, which has no {next(iter(options))}; expected images and sigma_rel")
+        return Run(source).model(images=images, sigma_rel=sigma_rel)
+    if images is not None or sigma_rel is not None:
+        raise ValueError(f"{source} is a published model, which has no images and sigma_rel; those are of runs")
+    return Pretrained(str(source), **options).eval().requires_grad_(False)

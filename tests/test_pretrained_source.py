@@ -1,0 +1,176 @@
+"""Published models by one name: folders of diffusers, read as the denoisers and latent spaces that they describe."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import lightning_guide as lg
+from lightning_guide.preconditioning import EpsilonPrediction, Preconditioned
+from lightning_guide.pretrained import DiffusersFolder, DiffusersNetwork, Pretrained
+from lightning_guide.utils.recipe import build
+
+diffusers = pytest.importorskip("diffusers", reason="needs diffusers (the extra pretrained), which is missing")
+pytest.importorskip("transformers", reason="needs transformers (the extra pretrained), which is missing")
+
+from tests.tiny_pipelines import write_pipeline  # noqa: E402
+
+Change = Callable[[Path], None]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny pipelines as they are published."""
+    return {name: write_pipeline(name, tmp_path_factory.mktemp(name)) for name in ("sd", "ddpm", "dit")}
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path_factory.getbasetemp()))
+
+
+def test_a_folder_is_the_model_that_it_describes(folders: dict[str, Path]) -> None:
+    model = lg.load(f"diffusers:{folders['sd']}")
+    assert isinstance(model, Preconditioned) and isinstance(model.network, DiffusersNetwork)
+    assert isinstance(model.preconditioning, EpsilonPrediction) and model.sigma_data == 1
+    assert model.sigma_max == pytest.approx(14.6146, abs=1e-3) and (model.data_shape, model.token_channels) == (
+        (4, 8, 8),
+        16,
+    )
+    assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
+    unet = diffusers.UNet2DConditionModel.from_pretrained(folders["sd"], subfolder="unet")
+    tokens, x, sigma = torch.randn(2, 77, 16), torch.randn(2, 4, 8, 8), torch.tensor([3.0, 0.4])
+    levels = model.preconditioning.schedule.timestep(sigma.double()).float()  # type: ignore[union-attr]
+    s = sigma.reshape(2, 1, 1, 1)
+    with torch.no_grad():
+        expected = x - s * unet(x / (1 + s**2).sqrt(), levels, tokens).sample
+    torch.testing.assert_close(model(x, sigma, tokens), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_no_condition_is_the_empty_or_a_negative_prompt(folders: dict[str, Path]) -> None:
+    source = f"diffusers:{folders['sd']}"
+    texts = lg.encode_prompts(folders["sd"], ["", "ugly"])
+    x, sigma = torch.randn(2, 4, 8, 8), torch.tensor(2.0)
+    for number, chosen in enumerate((None, "ugly")):
+        model = lg.load(source, negative_prompt=chosen)
+        expected = model(x, sigma, texts[number].expand(2, 77, 16))
+        torch.testing.assert_close(model(x, sigma), expected, rtol=2e-3, atol=2e-3)  # kept in half precision
+    with pytest.raises(ValueError, match="reads no texts; expected no negative_prompt, got 'ugly'"):
+        lg.load(f"diffusers:{folders['ddpm']}", negative_prompt="ugly")
+
+
+def test_latents_are_those_of_the_autoencoder(folders: dict[str, Path]) -> None:
+    space = DiffusersFolder(folders["sd"]).latent_space()
+    vae = diffusers.AutoencoderKL.from_pretrained(folders["sd"], subfolder="vae").eval()
+    x = torch.randn(2, 4, 8, 8)
+    assert space is not None and DiffusersFolder(folders["ddpm"]).latent_space() is None
+    with torch.no_grad():
+        torch.testing.assert_close(space(x), vae.decode(x / 0.18215).sample, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_gives_float32_samples(folders: dict[str, Path], dtype: Any) -> None:
+    x, sigma = torch.randn(2, 3, 8, 8), torch.tensor(2.0)
+    half, full = (lg.load(f"diffusers:{folders['ddpm']}", dtype=each) for each in (dtype, "float32"))
+    assert {weight.dtype for weight in half.parameters()} == {getattr(torch, dtype)}
+    assert half(x, sigma).dtype == torch.float32
+    torch.testing.assert_close(half(x, sigma), full(x, sigma), rtol=0.1, atol=0.1)
+
+
+def test_it_trains_and_is_built_again_without_its_folder(folders: dict[str, Path]) -> None:
+    model = Pretrained(f"diffusers:{folders['dit']}")
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    x, sigma, labels = torch.randn(2, 4, 8, 8), torch.tensor(1.5), torch.tensor([3, -1])
+    copy = build(json.loads(json.dumps(model.recipe)))
+    copy.load_state_dict(model.state_dict())
+    model.eval()
+    torch.testing.assert_close(copy.eval()(x, sigma, labels), model(x, sigma, labels))
+
+
+def unet_weights(change: Callable[[dict[str, torch.Tensor]], Any]) -> Change:
+    """A change of the tensors of the network."""
+
+    def changed(folder: Path) -> None:
+        path = folder / "unet/diffusion_pytorch_model.safetensors"
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path)
+
+    return changed
+
+
+def json_of(part: str, **settings: Any) -> Change:
+    """A change of settings in a JSON file."""
+
+    def changed(folder: Path) -> None:
+        content = json.loads((folder / part).read_text())
+        (folder / part).write_text(json.dumps(content | settings))
+
+    return changed
+
+
+def pickled(folder: Path) -> None:
+    path = folder / "unet/diffusion_pytorch_model.safetensors"
+    torch.save(load_file(path), path.with_suffix(".bin"))
+    path.unlink()
+
+
+BROKEN: dict[str, tuple[Change, str]] = {
+    "no network": (lambda f: shutil.rmtree(f / "unet"), "holds no network: expected unet/config.json"),
+    "no weights": (
+        lambda f: (f / "unet/diffusion_pytorch_model.safetensors").unlink(),
+        "holds no diffusion_pytorch_model.safetensors, but no weights",
+    ),
+    "pickles": (pickled, "but diffusion_pytorch_model.bin; pickled weights are not read"),
+    "missing": (unet_weights(lambda t: t.pop("conv_in.weight")), r"lack conv_in.weight; expected those of the UNet2D"),
+    "unexpected": (unet_weights(lambda t: t.update(more=torch.zeros(1))), "hold more; expected those of the UNet2D"),
+    "other shape": (unet_weights(lambda t: t.update({"conv_in.bias": torch.zeros(5)})), "conv_in.bias"),
+    "no scheduler": (lambda f: shutil.rmtree(f / "scheduler"), "does not say what its network predicts"),
+    "unknown scheduler": (
+        json_of("scheduler/scheduler_config.json", _class_name="KDPM2DiscreteScheduler"),
+        "the scheduler KDPM2DiscreteScheduler is not supported",
+    ),
+    "unknown network": (json_of("unet/config.json", _class_name="UVit2DModel"), "is a UVit2DModel; supported: UNet2D"),
+    "inpainting": (json_of("unet/config.json", in_channels=9), "in_channels=9 and out_channels=4"),
+    "damaged": (lambda f: (f / "unet/config.json").write_text("{"), "config.json"),
+    "no encoders": (lambda f: (f / "model_index.json").unlink(), "no model_index.json with text encoders"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_wrong_is_named(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    change, expected = BROKEN[name]
+    folder = tmp_path / "model"
+    shutil.copytree(folders["sd"], folder)
+    change(folder)
+    with pytest.raises(ValueError, match=expected) as refused:
+        lg.load(f"diffusers:{folder}")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("diffusers:", "the source of a published model is 'diffusers:'; expected diffusers:PLACE"),
+        ("keras:model", "the source of a published model is 'keras:model'"),
+        ("diffusers:/nowhere/model", "the folder /nowhere/model does not exist; expected one written by diffusers"),
+        ("diffusers:owner/name", "owner/name is neither a folder nor can it be read from the Hugging Face hub"),
+    ],
+)
+def test_sources_that_do_not_exist_are_named(source: str, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        Pretrained(source)
+
+
+def test_options_of_runs_and_of_published_models_are_kept_apart(folders: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is a published model, which has no images and sigma_rel"):
+        lg.load(f"diffusers:{folders['sd']}", images=3)
+    with pytest.raises(ValueError, match="is a run, which has no variant; expected images and sigma_rel"):
+        lg.load(tmp_path, variant="fp16")
