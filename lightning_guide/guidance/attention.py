@@ -1,7 +1,8 @@
 """Replacement attention cores, and cores around another core: with other queries, or with another attention map.
 
-A core is linear in its values, so core(q, k, I) is its attention map A `(B, heads, N, N)`. The map of any core can be
-read, changed and applied to the values in this way, at the cost of the memory of the map.
+A core is linear in its values, so core(q, k, I) is its attention map A `(B, heads, N, M)`. The map of any core can be
+read, changed and applied to the values in this way, at the cost of the memory of the map. The first N columns are the
+tokens of the image, whose attention to each other is perturbed; those of texts keep their part.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class ChangedQueries(AttentionCore):
 
 
 class ChangedMap(AttentionCore):
-    """change(A) v with the map A `(B, heads, N, N)` of the core; row i of A holds the weights of token i."""
+    """change(A) v with the map A `(B, heads, N, M)` of the core; row i of A holds the weights of token i."""
 
     def __init__(self, core: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -64,6 +65,6 @@ class ChangedMap(AttentionCore):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, size: Size) -> Tensor:
         """`(B, heads, N, d)`."""
-        N = v.shape[-2]
-        identity = torch.eye(N, dtype=v.dtype, device=v.device).expand(*v.shape[:2], N, N)
+        M = v.shape[-2]
+        identity = torch.eye(M, dtype=v.dtype, device=v.device).expand(*v.shape[:2], M, M)
         return self.change(self.core(q, k, identity, size)) @ v

@@ -28,7 +28,8 @@ class AttentionCore(nn.Module, ABC):
     """Base of attention cores, which compute A v with an attention map A from queries, keys and values.
 
     Every self-attention of the networks has a core, named ``attention.core``. A perturbation of attention (identity
-    map, blurred queries, ...) replaces it by another core.
+    map, blurred queries, ...) replaces it by another core. In joint attention with M > N keys, the core computes the N
+    rows of the image.
     """
 
     @abstractmethod
@@ -37,8 +38,8 @@ class AttentionCore(nn.Module, ABC):
 
         Args:
             q: queries `(B, heads, N, d)`.
-            k: keys `(B, heads, N, d)`.
-            v: values `(B, heads, N, d)`.
+            k: keys `(B, heads, M, d)`, M >= N: those of the tokens themselves, then those of texts.
+            v: values `(B, heads, M, d)`.
             size: (height, width) of the token grid, for cores that act on neighborhoods; None for tokens without one.
 
         Returns:

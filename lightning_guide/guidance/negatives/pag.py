@@ -2,10 +2,13 @@
 
 Ahn et al. 2024, "Self-Rectifying Diffusion Sampling with Perturbed-Attention Guidance",
 https://arxiv.org/abs/2403.17377; soft interpolation: https://arxiv.org/abs/2506.10978.
+In joint attention a token attends to itself and to all texts, as only the attention between tokens of the image is
+perturbed.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -23,10 +26,17 @@ __all__ = ["IdentityAttention", "PerturbedAttentionGuidance", "SoftIdentityAtten
 
 
 class _IdentityCore(AttentionCore):
-    """A = I: every token attends to itself."""
+    """A = I: every token attends to itself; in joint attention to itself and to texts."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, size: tuple[int, int] | None) -> Tensor:
-        return v
+        N = q.shape[-2]
+        if N == v.shape[-2]:
+            return v
+        own = (q * k[..., :N, :]).sum(-1, keepdim=True)
+        A = (torch.cat([own, q @ k[..., N:, :].mT], -1) / math.sqrt(q.shape[-1])).softmax(
+            -1
+        )  # (B, heads, N, 1 + M - N)
+        return A[..., :1] * v[..., :N, :] + A[..., 1:] @ v[..., N:, :]
 
 
 class _SoftIdentityCore(AttentionCore):
@@ -34,10 +44,10 @@ class _SoftIdentityCore(AttentionCore):
 
     def __init__(self, core: nn.Module, alpha: float) -> None:
         super().__init__()
-        self.core, self.alpha = core, alpha
+        self.core, self.alpha, self.identity = core, alpha, _IdentityCore()
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, size: tuple[int, int] | None) -> Tensor:
-        return torch.lerp(self.core(q, k, v, size), v, self.alpha)
+        return torch.lerp(self.core(q, k, v, size), self.identity(q, k, v, size), self.alpha)
 
 
 class IdentityAttention(AttentionPerturbation):

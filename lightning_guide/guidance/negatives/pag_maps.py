@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lightning_guide.denoiser import Trajectory
 from lightning_guide.guidance.attention import AttentionPerturbation, ChangedMap
@@ -24,6 +25,8 @@ __all__ = ["BlurredAttention", "NoisyAttention", "OffDiagonalMask", "RandomMask"
 
 class BlurredAttention(AttentionPerturbation):
     """K A K^T over its row sums: the map A (N, N) blurred over queries and keys, in the order of the tokens.
+
+    In joint attention the weights of texts are blurred over queries alone.
 
     K is `blur_matrix` of N cells; sigma = 0.8 gives 5 taps. sigma <= 1/6 changes nothing, sigma = infinity is uniform
     attention. Neighbors are neighbors in the sequence, in an image those of the same row.
@@ -46,8 +49,10 @@ class BlurredAttention(AttentionPerturbation):
             return module
 
         def change(A: Tensor) -> Tensor:
-            K = blur_matrix(A.shape[-1], self.sigma, A)
-            A = K @ A @ K.mT
+            N = A.shape[-2]
+            K = blur_matrix(N, self.sigma, A)
+            A = K @ A
+            A = torch.cat([A[..., :N] @ K.mT, A[..., N:]], -1)
             return A / A.sum(-1, keepdim=True)
 
         return ChangedMap(module, change)
@@ -74,7 +79,9 @@ class NoisyAttention(AttentionPerturbation):
         """Return the core with noise on its map."""
 
         def change(A: Tensor) -> Tensor:
-            return A + self.scale * trajectory.seeds.normal("attention noise", A.shape[1:], A.device).to(A.dtype)
+            heads, N, M = A.shape[1:]
+            noise = trajectory.seeds.normal("attention noise", (heads, N, N), A.device).to(A.dtype)
+            return A + self.scale * F.pad(noise, (0, M - N))
 
         return ChangedMap(module, change) if self.scale else module
 
@@ -100,12 +107,14 @@ class RandomMask(AttentionPerturbation):
         """Return the core with its map masked."""
 
         def change(A: Tensor) -> Tensor:
-            return self.masked(A, trajectory.seeds.uniform("attention mask", A.shape[1:], A.device) >= self.probability)
+            heads, N, M = A.shape[1:]
+            kept = trajectory.seeds.uniform("attention mask", (heads, N, N), A.device) >= self.probability
+            return self.masked(A, F.pad(kept, (0, M - N), value=True))
 
         return ChangedMap(module, change) if self.probability else module
 
     def masked(self, A: Tensor, kept: Tensor) -> Tensor:
-        """Return the map `A` (B, heads, N, N) where `kept` (B, heads, N, N), its rows scaled back to sum 1."""
+        """Return the map `A` (B, heads, N, M) where `kept` (B, heads, N, M), its rows scaled back to sum 1."""
         A = A * kept
         return A / A.sum(-1, keepdim=True).clamp(min=torch.finfo(A.dtype).tiny)
 
@@ -115,7 +124,7 @@ class OffDiagonalMask(RandomMask):
 
     def masked(self, A: Tensor, kept: Tensor) -> Tensor:
         """Return the masked map with the diagonal kept, and above 0, so that every row keeps a positive sum."""
-        diagonal = torch.eye(A.shape[-1], dtype=torch.bool, device=A.device)
+        diagonal = torch.eye(*A.shape[-2:], dtype=torch.bool, device=A.device)
         return super().masked(torch.where(diagonal, A.clamp(min=torch.finfo(A.dtype).tiny), A), kept | diagonal)
 
 
@@ -123,7 +132,7 @@ class _ZeroCore(AttentionCore):
     """A = 0."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, size: tuple[int, int] | None) -> Tensor:
-        return torch.zeros_like(v)
+        return torch.zeros_like(v[..., : q.shape[-2], :])
 
 
 class SkipAttention(AttentionPerturbation):

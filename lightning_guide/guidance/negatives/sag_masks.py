@@ -4,7 +4,8 @@ The six of the ablation in Hong et al. 2022, https://arxiv.org/abs/2210.00939: e
 pixels, a square, an external model's saliency (`SaliencyMask`) and the network's own attention (`AttentionMask`).
 
 `AttentionMask` reads the self-attention of the positive pass: of A = softmax(q k^T / sqrt(d)) `(B, heads, N, N)`, the
-mean over heads, summed over queries, is the attention that each key receives, 1 on average; M = (that > psi).
+mean over heads, summed over queries, is the attention that each key receives, 1 on average; M = (that > psi). In joint
+attention, where texts receive a part, that of the image is scaled to 1 on average.
 """
 
 from __future__ import annotations
@@ -160,9 +161,12 @@ class _RecordingCore(AttentionCore):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, size: tuple[int, int] | None) -> Tensor:
         if size is None:
             raise ValueError("AttentionMask needs attention over a 2D token grid; this network has no grid")
-        scores = q @ k.mT / math.sqrt(q.shape[-1])  # (B, heads, N, N)
+        scores = q @ k.mT / math.sqrt(q.shape[-1])  # (B, heads, N, M)
         dtype = torch.promote_types(scores.dtype, torch.float32)
-        self.record.received = scores.softmax(dim=-1, dtype=dtype).mean(dim=1).sum(dim=1).unflatten(1, (1, *size))
+        received = scores.softmax(dim=-1, dtype=dtype).mean(dim=1).sum(dim=1)[:, : q.shape[-2]]
+        if k.shape[-2] > q.shape[-2]:
+            received = received / received.mean(dim=1, keepdim=True)
+        self.record.received = received.unflatten(1, (1, *size))
         return self.core(q, k, v, size)
 
 
