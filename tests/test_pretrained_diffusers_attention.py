@@ -19,19 +19,19 @@ from lightning_guide.networks.attention import AttentionCore
 from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.pretrained import DiffusersNetwork
 from lightning_guide.utils.modules import rebuild_with
-from tests.test_pretrained_diffusers_network import FOLDERS, condition, evaluate, model, network
+from tests.test_pretrained_diffusers_network import condition, evaluate, model, network
 
 pytest.importorskip("diffusers", reason="needs the extra `pretrained`")
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
 
 Tiny = Callable[[str], Path]
-TREES = list(FOLDERS)
 CALLS: dict[str, list[tuple[int, int, tuple[int, int] | None]]] = {  # tokens of queries and keys, grid, at 8 x 4
     "sd": [(32, 32, (8, 4)), (8, 8, (4, 2))] + [(32, 32, (8, 4))] * 2,
     "ddpm": [(8, 8, (4, 2))] * 4,
     "dit": [(8, 8, (4, 2))] * 3,
 }
+TREES = list(CALLS)
 
 
 class Recorder(AttentionCore):

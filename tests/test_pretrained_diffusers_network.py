@@ -15,13 +15,24 @@ from lightning_guide.network import Network
 from lightning_guide.pretrained import DiffusersNetwork
 from lightning_guide.utils.modules import names_of_layers
 from lightning_guide.utils.recipe import build
+from tests.tiny_pipelines import TEXT_LENGTHS
 
 diffusers = pytest.importorskip("diffusers", reason="needs the extra `pretrained`")
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
 
 Tiny = Callable[[str], Path]
-FOLDERS = {"sd": "unet", "ddpm": "unet", "dit": "transformer"}
+FOLDERS = {
+    "sd": "unet",
+    "sdxl": "unet",
+    "if": "unet",
+    "ddpm": "unet",
+    "consistency": "unet",
+    "dit": "transformer",
+    "pixart": "transformer",
+    "sd3": "transformer",
+    "flux": "transformer",
+}
 
 
 def model(tiny: Tiny, name: str) -> Any:
@@ -33,10 +44,10 @@ def model(tiny: Tiny, name: str) -> Any:
 
 def network(tiny: Tiny, name: str, **options: Any) -> DiffusersNetwork:
     """Our network around it."""
-    found = model(tiny, name)
-    if name == "sd":
-        options = {"empty_length": 77} | options
-    return DiffusersNetwork.of(found, **options)
+    defaults: dict[str, Any] = {"empty_length": TEXT_LENGTHS[name]} if name in TEXT_LENGTHS else {}
+    if name == "flux":
+        defaults["data_shape"] = (4, 8, 8)
+    return DiffusersNetwork.of(model(tiny, name), **defaults | options)
 
 
 def condition(network: Network, batch: int = 3) -> Tensor | None:
@@ -134,7 +145,6 @@ CROSS = UNET | {
         ),
         ("UNet2DConditionModel", CROSS | {"in_channels": 9}, {}, "in_channels=9 and out_channels=4 is not supported"),
         ("UNet2DConditionModel", CROSS | {"addition_embed_type": "image"}, {}, "addition_embed_type='image' is not"),
-        ("UNet2DConditionModel", CROSS | {"depth": 3}, {}, "has the setting depth, which diffusers does not have"),
         ("UNet2DConditionModel", CROSS, {}, "empty_length of UNet2DConditionModel is 0; expected the number of tokens"),
         ("UNet2DConditionModel", CROSS, {"empty_length": 4, "data_shape": (3, 8, 8)}, r"expected \(4, height, width\)"),
         ("UNet2DConditionModel", CROSS, {"empty_length": 4, "data_shape": (4, 9, 8)}, "the size 9x8 cannot be halved"),

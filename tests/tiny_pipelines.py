@@ -1,12 +1,12 @@
 """Tiny random pipelines of the real classes of diffusers, in folders as they are published.
 
 `write_pipeline("sd", folder)` writes one; the fixture `tiny_pipeline` of conftest does so once for each session. No
-weight is zero: layers that start at zero would hide most of a network.
+weight of a network is zero: layers that start at zero would hide most of it. Images have 16 x 16 pixels, latents
+(4, 8, 8); DDPM, consistency models and IF have pixels (3, 8, 8). Texts have 16 (Stable Diffusion 1) or 32 channels.
 """
 
 from __future__ import annotations
 
-import string
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,22 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["PIPELINES", "refill", "write_pipeline"]
+from tests.tiny_text_encoders import PARTS, write_text_encoders
 
-LETTERS = list(string.ascii_lowercase + string.digits + string.punctuation)
+__all__ = ["CLASSES", "PIPELINES", "TEXT_LENGTHS", "refill", "write_pipeline"]
+
 UNET = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4, "sample_size": 8}
+CROSS = UNET | {
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "attention_head_dim": 2,
+}
+TRANSFORMER = {"num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 4, "num_layers": 3}
+LATENT = TRANSFORMER | {"sample_size": 8, "patch_size": 2}
+STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
+
+# rows of the embedding of a text, with the pooled vector; FLUX and PixArt read any number
+TEXT_LENGTHS = {"sd": 77, "controlnet": 77, "sdxl": 78, "sd3": 334, "flux": 33, "pixart": 120, "if": 77}
 
 
 def refill(model: nn.Module) -> Any:
@@ -31,118 +43,217 @@ def refill(model: nn.Module) -> Any:
 
 def write_pipeline(name: str, folder: Path) -> Path:
     """Write the pipeline `name` of `PIPELINES` into `folder`, in safetensors."""
+    import diffusers
+
+    kind, components = CLASSES[name], PIPELINES[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        PIPELINES[name]().save_pretrained(folder, safe_serialization=True)
+        if kind in PARTS:
+            write_text_encoders(folder, kind)
+            pipeline = getattr(diffusers, kind).from_pretrained(folder, local_files_only=True, **components())
+        elif name == "controlnet":
+            parts = diffusers.StableDiffusionPipeline.from_pretrained(write_pipeline("sd", folder)).components
+            parts.pop("image_encoder")
+            pipeline = getattr(diffusers, kind)(**parts, **components(), requires_safety_checker=False)
+        else:
+            pipeline = getattr(diffusers, kind)(**components())
+        pipeline.save_pretrained(folder, safe_serialization=True)
     return folder
 
 
-def autoencoder(latent_channels: int = 4, **settings: Any) -> Any:
+def autoencoder(**settings: Any) -> Any:
     """An AutoencoderKL that halves the sides of images."""
     from diffusers import AutoencoderKL
 
-    options: dict[str, Any] = {
-        "block_out_channels": (4, 8),
-        "down_block_types": ("DownEncoderBlock2D",) * 2,
-        "up_block_types": ("UpDecoderBlock2D",) * 2,
-        "norm_num_groups": 2,
-        "sample_size": 16,
+    model = AutoencoderKL(
+        latent_channels=4,
+        block_out_channels=(4, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=2,
+        sample_size=16,
+        **settings,
+    )
+    return refill(model)
+
+
+def stable_diffusion() -> dict[str, Any]:
+    """Stable Diffusion 1."""
+    from diffusers import PNDMScheduler, UNet2DConditionModel
+
+    scheduler = PNDMScheduler(**STABLE_DIFFUSION, skip_prk_steps=True, set_alpha_to_one=False)
+    return {
+        "unet": refill(UNet2DConditionModel(cross_attention_dim=16, **CROSS)),
+        "vae": autoencoder(),
+        "scheduler": scheduler,
     }
-    return refill(AutoencoderKL(latent_channels=latent_channels, **options, **settings))
 
 
-def clip(kind: str = "CLIPTextModel", width: int = 16) -> tuple[Any, Any]:
-    """A CLIP text encoder with a tokenizer of single letters."""
-    import transformers
+def controlnet() -> dict[str, Any]:
+    """A ControlNet for Stable Diffusion 1, beside its parts."""
+    from diffusers import ControlNetModel
 
-    words = [*LETTERS, *(letter + "</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
-    tokenizer = transformers.CLIPTokenizer(vocab={w: i for i, w in enumerate(words)}, merges=[], model_max_length=77)
-    config = transformers.CLIPTextConfig(
-        vocab_size=len(words),
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        projection_dim=width,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+    settings = {key: value for key, value in CROSS.items() if key not in ("up_block_types", "sample_size")}
+    model = ControlNetModel(cross_attention_dim=16, conditioning_embedding_out_channels=(4, 8), **settings)
+    return {"controlnet": refill(model)}
+
+
+def sdxl() -> dict[str, Any]:
+    """Stable Diffusion XL: a pooled vector of 16 numbers, and 6 sizes of 4 features each."""
+    from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
+
+    unet = UNet2DConditionModel(
+        cross_attention_dim=32,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=16 + 6 * 4,
+        use_linear_projection=True,
+        transformer_layers_per_block=2,
+        **CROSS,
     )
-    encoder = getattr(transformers, kind)(config)
-    for weights in encoder.parameters():
-        nn.init.normal_(weights, std=0.3)
-    return encoder.eval(), tokenizer
+    scheduler = EulerDiscreteScheduler(**STABLE_DIFFUSION, timestep_spacing="leading")
+    return {"unet": refill(unet), "vae": autoencoder(scaling_factor=0.13025), "scheduler": scheduler}
 
 
-def stable_diffusion() -> Any:
-    """Stable Diffusion 1: latents (4, 8, 8), texts (77, 16)."""
-    import diffusers
+def deep_floyd() -> dict[str, Any]:
+    """DeepFloyd IF, first stage, without its learned variance while sampling."""
+    from diffusers import DDPMScheduler, UNet2DConditionModel
 
-    unet = diffusers.UNet2DConditionModel(
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=16,
-        attention_head_dim=2,
-        **UNET,
-    )
-    scheduler = diffusers.PNDMScheduler(
-        beta_schedule="scaled_linear",
-        beta_start=0.00085,
-        beta_end=0.012,
-        steps_offset=1,
-        skip_prk_steps=True,
-        set_alpha_to_one=False,
-    )
-    encoder, tokenizer = clip()
-    return diffusers.StableDiffusionPipeline(
-        unet=refill(unet),
-        vae=autoencoder(),
-        text_encoder=encoder,
-        tokenizer=tokenizer,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-
-
-def ddpm() -> Any:
-    """Pixels (3, 8, 8)."""
-    import diffusers
-
-    unet = diffusers.UNet2DModel(
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        flip_sin_to_cos=False,
-        freq_shift=1,
+    unet = UNet2DConditionModel(
+        in_channels=3,
+        out_channels=6,
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        cross_attention_dim=32,
+        encoder_hid_dim=32,
+        encoder_hid_dim_type="text_proj",
+        addition_embed_type="text",
+        addition_embed_type_num_heads=2,
+        cross_attention_norm="group_norm",
+        resnet_time_scale_shift="scale_shift",
+        act_fn="gelu",
         attention_head_dim=4,
         **UNET,
     )
-    return diffusers.DDPMPipeline(unet=refill(unet), scheduler=diffusers.DDPMScheduler())
+    settings = {"thresholding": True, "dynamic_thresholding_ratio": 0.95, "sample_max_value": 1.5}
+    return {"unet": refill(unet), "scheduler": DDPMScheduler(beta_schedule="squaredcos_cap_v2", **settings)}
 
 
-def dit() -> Any:
-    """DiT: latents (4, 8, 8), 10 labels."""
-    import diffusers
+def ddpm() -> dict[str, Any]:
+    """DDPM."""
+    from diffusers import DDPMScheduler
 
-    transformer = diffusers.DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=8,
-        in_channels=4,
-        out_channels=8,
-        num_layers=3,
-        sample_size=8,
-        patch_size=2,
-        num_embeds_ada_norm=10,
-    )
+    return {"unet": pixel_unet(flip_sin_to_cos=False, freq_shift=1), "scheduler": DDPMScheduler()}
+
+
+def consistency() -> dict[str, Any]:
+    """A consistency model of 10 classes."""
+    from diffusers import CMStochasticIterativeScheduler
+
+    return {"unet": pixel_unet(num_class_embeds=10), "scheduler": CMStochasticIterativeScheduler()}
+
+
+def pixel_unet(**settings: Any) -> Any:
+    """A U-Net without texts."""
+    from diffusers import UNet2DModel
+
+    blocks = {
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    }
+    return refill(UNet2DModel(attention_head_dim=4, **blocks, **UNET, **settings))
+
+
+def dit() -> dict[str, Any]:
+    """DiT of 10 labels, whose blocks hold copies of one embedder, as published."""
+    from diffusers import DDIMScheduler, DiTTransformer2DModel
+
+    transformer = DiTTransformer2DModel(out_channels=8, num_embeds_ada_norm=10, **LATENT)
     first, *others = [block.norm1.emb for block in transformer.transformer_blocks]
-    for other in others:  # copies of one embedder, as published
+    for other in others:
         other.load_state_dict(first.state_dict())
-    names = {i: f"class {i}" for i in range(10)}
-    scheduler = diffusers.DDIMScheduler(clip_sample=False)
-    return diffusers.DiTPipeline(
-        transformer=refill(transformer), vae=autoencoder(), scheduler=scheduler, id2label=names
+    return {
+        "transformer": refill(transformer),
+        "vae": autoencoder(),
+        "scheduler": DDIMScheduler(clip_sample=False),
+        "id2label": {i: f"class {i}" for i in range(10)},
+    }
+
+
+def pixart() -> dict[str, Any]:
+    """PixArt-alpha at 512 pixels, which is not conditioned on sizes."""
+    from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
+
+    transformer = PixArtTransformer2DModel(out_channels=8, cross_attention_dim=16, caption_channels=32, **LATENT)
+    return {
+        "transformer": refill(transformer),
+        "vae": autoencoder(),
+        "scheduler": DPMSolverMultistepScheduler(final_sigmas_type="zero"),
+    }
+
+
+def sd3() -> dict[str, Any]:
+    """Stable Diffusion 3.5 medium: normalized queries and keys, a second attention in the first block."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+
+    transformer = SD3Transformer2DModel(
+        out_channels=4,
+        joint_attention_dim=32,
+        caption_projection_dim=16,
+        pooled_projection_dim=32,
+        pos_embed_max_size=8,
+        qk_norm="rms_norm",
+        dual_attention_layers=(0,),
+        **LATENT,
     )
+    return {
+        "transformer": refill(transformer),
+        "vae": autoencoder(scaling_factor=1.5305, shift_factor=0.0609),
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
+    }
 
 
-PIPELINES: dict[str, Callable[[], Any]] = {"sd": stable_diffusion, "ddpm": ddpm, "dit": dit}
+def flux() -> dict[str, Any]:
+    """FLUX.1 dev, with a guidance embedding."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+
+    transformer = FluxTransformer2DModel(
+        **TRANSFORMER | {"in_channels": 16, "num_layers": 2},
+        num_single_layers=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=16,
+        axes_dims_rope=(2, 2, 4),
+        guidance_embeds=True,
+    )
+    return {
+        "transformer": refill(transformer),
+        "vae": autoencoder(scaling_factor=0.3611, shift_factor=0.1159),
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+    }
+
+
+PIPELINES: dict[str, Callable[[], dict[str, Any]]] = {
+    "sd": stable_diffusion,
+    "controlnet": controlnet,
+    "sdxl": sdxl,
+    "if": deep_floyd,
+    "ddpm": ddpm,
+    "consistency": consistency,
+    "dit": dit,
+    "pixart": pixart,
+    "sd3": sd3,
+    "flux": flux,
+}
+CLASSES = {
+    "sd": "StableDiffusionPipeline",
+    "controlnet": "StableDiffusionControlNetPipeline",
+    "sdxl": "StableDiffusionXLPipeline",
+    "if": "IFPipeline",
+    "ddpm": "DDPMPipeline",
+    "consistency": "ConsistencyModelPipeline",
+    "dit": "DiTPipeline",
+    "pixart": "PixArtAlphaPipeline",
+    "sd3": "StableDiffusion3Pipeline",
+    "flux": "FluxPipeline",
+}

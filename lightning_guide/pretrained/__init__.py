@@ -11,6 +11,7 @@ from lightning_guide.pretrained.autoencoders import (
     VariationalAutoencoder,
 )
 from lightning_guide.pretrained.backbones import Backbone, OpenClipBackbone, TimmBackbone
+from lightning_guide.pretrained.diffusers_controlnet import ControlledNetwork
 from lightning_guide.pretrained.diffusers_folder import DiffusersFolder
 from lightning_guide.pretrained.diffusers_network import DiffusersNetwork
 from lightning_guide.pretrained.frozen import FrozenNetwork
@@ -26,6 +27,7 @@ __all__ = [
     "Backbone",
     "CachedPrompts",
     "DiffusersFolder",
+    "ControlledNetwork",
     "DiffusersNetwork",
     "DiffusersVAE",
     "FrozenNetwork",

@@ -1,210 +1,113 @@
-"""How the denoising networks of the diffusers library are called: one class for each architecture.
+"""The denoising networks of the diffusers library that are supported.
 
-| architecture | condition | time | constants |
+| architecture | models | condition | constants |
 |---|---|---|---|
-| UNet2DModel | none, or labels without a null class | timestep | |
-| UNet2DConditionModel | tokens | timestep | |
-| DiTTransformer2DModel | labels, the last row of the table is the null class | timestep | downscale_freq_shift |
+| UNet2DModel | DDPM, consistency models, ADM | none, or labels without a null class | |
+| UNet2DConditionModel | Stable Diffusion 1, 2 | CLIP tokens | |
+| the same, "text_time" | SDXL and its refiner | pooled vector and CLIP tokens | time_ids |
+| the same, "text" | DeepFloyd IF, first stage | T5 tokens | |
+| DiTTransformer2DModel | DiT, SiT | labels with a null class | downscale_freq_shift |
+| PixArtTransformer2DModel | PixArt-alpha, -Sigma | T5 tokens, masked | resolution, aspect_ratio |
+| SD3Transformer2DModel | Stable Diffusion 3, 3.5 | pooled vector, CLIP and T5 tokens | |
+| FluxTransformer2DModel | FLUX.1 dev, schnell | pooled vector of CLIP, T5 tokens | guidance |
 
-Networks that predict variances as well (twice the channels) give the first half.
+Of networks that predict variances as well (IF, DiT, PixArt, ADM) only the first half of the output is used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-__all__ = ["FAMILIES", "Family"]
+from lightning_guide.pretrained.diffusers_family import Family, Parts, dropout_layers
+from lightning_guide.pretrained.diffusers_transformers import DiT, Flux, PixArt, StableDiffusion3
 
-Constants = Mapping[str, Tensor]
-
-
-class Family:
-    """One architecture, read from its `config` (complete, with defaults).
-
-    Attributes:
-        channels: of x.
-        size: (height, width) of x by the config; None if it has none.
-        stride: height and width of x must be multiples of it.
-        num_classes: labels.
-        null_class: index of "no condition" among the labels; None if the network has none.
-        token_channels: C of tokens.
-        vector: length of the pooled vector in the first row of the tokens, 0 for none.
-        masked: whether tokens of zeros are masked, so that their number is free.
-        constants: names and defaults of numbers that belong to the model.
-    """
-
-    stride: int = 1
-    num_classes: int = 0
-    null_class: int | None = None
-    token_channels: int = 0
-    vector: int = 0
-    masked: ClassVar[bool] = False
-
-    def __init__(self, architecture: str, config: Mapping[str, Any]) -> None:
-        self.architecture, self.config = architecture, config
-        self.constants: dict[str, float | Sequence[float]] = {}
-        self.channels: int = config["in_channels"]
-        size = config.get("sample_size")
-        self.size = None if size is None else tuple(size) if isinstance(size, list | tuple) else (size, size)
-        out = config.get("out_channels") or self.channels
-        if out not in (self.channels, 2 * self.channels):
-            self.refuse(
-                f"in_channels={self.channels} and out_channels={out}", "a network that denoises its whole input"
-            )
-
-    def refuse(self, found: str, expected: str) -> None:
-        """Raise the error for a setting that is not supported."""
-        raise ValueError(f"{self.architecture} with {found} is not supported; expected {expected}")
-
-    def require(self, **values: Any) -> None:
-        """Refuse settings with other values."""
-        for key, value in values.items():
-            if self.config.get(key, value) != value:
-                self.refuse(f"{key}={self.config[key]!r}", repr(value))
-
-    def check(self, model: Any) -> None:
-        """Refuse weights that the network cannot use; by default none."""
-
-    def adapt(self, model: Any, constants: Constants) -> None:
-        """Change a model in place so that methods find its parts; by default not at all."""
-
-    def parts(self, model: Any) -> dict[str, tuple[str, ...]]:
-        """Return the name patterns of `Network.parts` in `model`."""
-        raise NotImplementedError
-
-    def call(self, model: Any, x: Tensor, t: Tensor, embedding: Tensor | None, constants: Constants) -> Tensor:
-        """Return the output (B, C, H, W), or with twice the channels, for `x` in the dtype of the model."""
-        raise NotImplementedError
+__all__ = ["FAMILIES", "find_architecture"]
 
 
 class UNet2D(Family):
-    """DDPM, consistency models, ADM. A U-Net without texts."""
+    """U-Net without texts."""
 
-    def __init__(self, architecture: str, config: Mapping[str, Any]) -> None:
-        super().__init__(architecture, config)
-        if config["class_embed_type"] is not None:
-            self.refuse(f"class_embed_type={config['class_embed_type']!r}", "None")
+    def _read(self, config: Mapping[str, Any]) -> None:
         self.stride = 2 ** (len(config["down_block_types"]) - 1)
+        self.require(class_embed_type=None)
         self.num_classes = config["num_class_embeds"] or 0
 
-    def parts(self, model: Any) -> dict[str, tuple[str, ...]]:
-        """U-Nets: the middle of the network."""
-        found = _middle(model) | _dropout(model, "resnets.") | {"noise_embedding": ("model.time_embedding",)}
-        return found | ({"label_embedding": ("model.class_embedding",)} if self.num_classes else {})
-
-    def call(self, model: Any, x: Tensor, t: Tensor, embedding: Tensor | None, constants: Constants) -> Tensor:
-        """Return the output."""
-        output: Tensor = model(x, t, class_labels=embedding).sample
-        return output
-
-
-class UNet2DCondition(Family):
-    """Stable Diffusion 1 and 2. A U-Net with cross-attention to texts."""
-
-    def __init__(self, architecture: str, config: Mapping[str, Any]) -> None:
-        super().__init__(architecture, config)
-        self.require(addition_embed_type=None, time_cond_proj_dim=None, class_embed_type=None, num_class_embeds=None)
-        self.stride = 2 ** (len(config["down_block_types"]) - 1)
-        width = config["encoder_hid_dim"] or config["cross_attention_dim"]
-        if not isinstance(width, int):
-            self.refuse(f"cross_attention_dim={width}", "one number")
-        self.token_channels = width
-
-    def parts(self, model: Any) -> dict[str, tuple[str, ...]]:
-        """U-Nets: the middle of the network."""
-        found = _middle(model) | _dropout(model, "resnets.")
-        return found | {"noise_embedding": ("model.time_embedding",), "label_embedding": ("tokens",)}
-
-    def call(self, model: Any, x: Tensor, t: Tensor, embedding: Tensor | None, constants: Constants) -> Tensor:
-        """Return the output."""
-        assert embedding is not None
-        output: Tensor = model(x, t, embedding.to(x.dtype)).sample
-        return output
-
-
-class _Embedded(nn.Module):
-    """Embedder of a block whose "timestep" is the embedding (B, E) already."""
-
-    def forward(self, timestep: Tensor, class_labels: Any, hidden_dtype: Any = None) -> Tensor:
-        return timestep
-
-
-class DiT(Family):
-    """DiT and SiT. Every block holds a copy of the embedder of time and label: one is kept, called once.
-
-    The constant `downscale_freq_shift` of the embedding of the time is 0 as in the networks that were published;
-    diffusers' own class has 1, for networks that were trained with it.
-    """
-
-    def __init__(self, architecture: str, config: Mapping[str, Any]) -> None:
-        super().__init__(architecture, config)
-        self.stride = config["patch_size"]
-        self.num_classes = self.null_class = config["num_embeds_ada_norm"]
-        self.constants = {"downscale_freq_shift": 0.0}
-
-    def check(self, model: Any) -> None:
-        """Refuse embedders that differ."""
-        embedders = [
-            block.norm1.emb for block in model.transformer_blocks if not isinstance(block.norm1.emb, _Embedded)
-        ]
-        for i, other in enumerate(embedders):
-            if any(not torch.equal(*pair) for pair in zip(embedders[0].parameters(), other.parameters(), strict=True)):
-                raise ValueError(
-                    f"the embedders of blocks 0 and {i} of this {self.architecture} differ; expected copies of one"
-                )
-
-    def adapt(self, model: Any, constants: Constants) -> None:
-        """Keep one embedder, as `model.embedder`, without random label dropout."""
-        if not hasattr(model, "embedder"):
-            model.embedder = model.transformer_blocks[0].norm1.emb
-            for block in model.transformer_blocks:
-                block.norm1.emb = _Embedded()
-        model.embedder.class_embedder.dropout_prob = 0.0
-        model.embedder.time_proj.downscale_freq_shift = float(constants["downscale_freq_shift"])
-
-    def parts(self, model: Any) -> dict[str, tuple[str, ...]]:
-        """Transformers: the block in the middle, as of `DiffusionTransformer`."""
-        middle = f"model.transformer_blocks.{len(model.transformer_blocks) // 2}"
-        return {
-            "attention": (f"{middle}.attn1.core",),
-            "block": (middle,),
-            "dropout": ("model.transformer_blocks.*.ff.net.1",),
-            "noise_embedding": ("model.embedder.timestep_embedder",),
-            "label_embedding": ("model.embedder.class_embedder",),
-        }
-
-    def call(self, model: Any, x: Tensor, t: Tensor, embedding: Tensor | None, constants: Constants) -> Tensor:
-        """Return the output."""
-        embedder = model.embedder
-        e = embedder.timestep_embedder(embedder.time_proj(t).to(x.dtype)) + embedder.class_embedder(embedding)
-        output: Tensor = model(x, timestep=e).sample
-        return output
-
-
-def _middle(model: Any) -> dict[str, tuple[str, ...]]:
-    """Return attention and block in the middle of a U-Net; a block is a transformer's if there is one."""
-    found: dict[str, tuple[str, ...]] = {"block": ("model.mid_block.resnets.0",)}
-    attentions = [each for each in getattr(model.mid_block, "attentions", []) or [] if each is not None]
-    if not attentions:
+    def parts(self, model: Any) -> Parts:
+        """Return the parts, those in the middle for attention and blocks; these are transformer blocks, or resnets."""
+        found = dropout_layers(model, inside="resnets.")
+        found |= {"block": ("model.mid_block.resnets.0",), "noise_embedding": ("model.time_embedding",)}
+        if self.num_classes or self.token_channels:
+            found["label_embedding"] = ("tokens",) if self.token_channels else ("model.class_embedding",)
+        attentions = [each for each in getattr(model.mid_block, "attentions", None) or [] if each is not None]
+        if attentions and hasattr(attentions[0], "transformer_blocks"):
+            found["block"] = ("model.mid_block.attentions.0.transformer_blocks.0",)
+            found["attention"] = ("model.mid_block.attentions.*.attn1.core",)
+        elif attentions:
+            found["attention"] = ("model.mid_block.attentions.*.core",)
         return found
-    if hasattr(attentions[0], "transformer_blocks"):
-        inside = "model.mid_block.attentions.*.transformer_blocks.*"
-        return {"block": ("model.mid_block.attentions.0.transformer_blocks.0",), "attention": (f"{inside}.attn1.core",)}
-    return found | {"attention": ("model.mid_block.attentions.*.core",)}
+
+    def arguments(self, x: Tensor, embedding: Tensor | None) -> dict[str, Any]:
+        """Return the labels."""
+        return {"class_labels": embedding}
 
 
-def _dropout(model: nn.Module, where: str) -> dict[str, tuple[str, ...]]:
-    """Return the dropout modules whose names contain `where`, as one list of names."""
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Dropout) and where in name]
-    return {"dropout": tuple(f"model.{name}" for name in names)} if names else {}
+class UNet2DCondition(UNet2D):
+    """U-Net with cross-attention to texts, and for SDXL a pooled vector and sizes."""
+
+    def _read(self, config: Mapping[str, Any]) -> None:
+        super()._read(config)
+        self.require(addition_embed_type=(None, "text", "text_time"), encoder_hid_dim_type=(None, "text_proj"))
+        self.require(time_cond_proj_dim=None, num_class_embeds=None)
+        self.token_channels = config["encoder_hid_dim"] or config["cross_attention_dim"]
+        if not isinstance(self.token_channels, int):
+            self.refuse(f"cross_attention_dim={self.token_channels}", "one number")
+
+    def _defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return SDXL's sizes: of the original image, the corner of the crop, and the target size."""
+        if self.config["addition_embed_type"] != "text_time":
+            return {}
+        height, width = 8.0 * self.size[0], 8.0 * self.size[1]
+        ids = given.get("time_ids", (height, width, 0.0, 0.0, height, width))
+        self.vector = self.config["projection_class_embeddings_input_dim"]
+        self.vector -= len(ids) * self.config["addition_time_embed_dim"]
+        if self.vector <= 0:
+            self.refuse(f"{len(ids)} time_ids", "fewer, by its projection_class_embeddings_input_dim")
+        return {"time_ids": ids}
+
+    def arguments(self, x: Tensor, embedding: Tensor | None) -> dict[str, Any]:
+        """Return the tokens, with the pooled vector and the sizes."""
+        assert embedding is not None
+        pooled, tokens = self.split(embedding, x)
+        if not self.vector:
+            return {"encoder_hidden_states": tokens}
+        added = {"text_embeds": pooled, "time_ids": self.constant("time_ids", x)}
+        return {"encoder_hidden_states": tokens, "added_cond_kwargs": added}
 
 
 FAMILIES: dict[str, type[Family]] = {
     "UNet2DModel": UNet2D,
     "UNet2DConditionModel": UNet2DCondition,
     "DiTTransformer2DModel": DiT,
+    "PixArtTransformer2DModel": PixArt,
+    "SD3Transformer2DModel": StableDiffusion3,
+    "FluxTransformer2DModel": Flux,
 }
+
+_OLD_TRANSFORMERS = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
+
+
+def find_architecture(config: Mapping[str, Any]) -> str:
+    """Return the name of the architecture of a `config.json`; DiT and PixArt were once one class, Transformer2DModel.
+
+    Raises:
+        ValueError: naming the architecture, if it is not supported.
+    """
+    name = str(config.get("_class_name"))
+    if name == "Transformer2DModel":
+        name = _OLD_TRANSFORMERS.get(str(config.get("norm_type")), name)
+    if name not in FAMILIES:
+        raise ValueError(f"the architecture {name} is not supported; supported: {', '.join(FAMILIES)}")
+    return name

@@ -13,9 +13,9 @@ from lightning_guide.conditioning import fill_empty
 from lightning_guide.network import Network
 from lightning_guide.networks.inputs import check_labels, check_size, check_tokens
 from lightning_guide.pretrained.diffusers_attention import TokenGrid, add_cores
-from lightning_guide.pretrained.diffusers_families import FAMILIES
+from lightning_guide.pretrained.diffusers_families import FAMILIES, find_architecture
 
-__all__ = ["DiffusersNetwork"]
+__all__ = ["DiffusersNetwork", "check_weights", "find_class"]
 
 
 class DiffusersNetwork(Network):
@@ -56,18 +56,17 @@ class DiffusersNetwork(Network):
             ValueError: naming what is not supported, does not fit, or is missing.
         """
         super().__init__()
-        cls = _find_class(architecture)
-        given = {key: value for key, value in config.items() if not key.startswith("_")}
-        defaults = {name: each.default for name, each in list(inspect.signature(cls.__init__).parameters.items())[1:]}
-        if unknown := sorted(given.keys() - defaults):
-            raise ValueError(
-                f"the config of {architecture} has the setting {unknown[0]}, which diffusers does not have"
-            )
-        self.architecture = architecture
-        self.family = family = FAMILIES[architecture](architecture, defaults | given)
-
-        self.data_shape = _find_shape(architecture, data_shape, family.channels, family.size)
-        check_size(architecture, *self.data_shape[1:], stride=family.stride)
+        self.architecture = architecture = find_architecture({**config, "_class_name": architecture})
+        cls = find_class(architecture)
+        settings = {name: each.default for name, each in list(inspect.signature(cls.__init__).parameters.items())[1:]}
+        settings |= {key: value for key, value in config.items() if key in settings}  # old settings are left out
+        size = None if data_shape is None else tuple(data_shape)[1:]
+        self.family = family = FAMILIES[architecture](architecture, settings, size, **dict(constants or {}))
+        self.data_shape = (family.channels, *family.size)
+        if data_shape is not None and tuple(data_shape) != self.data_shape:
+            expected = f"({family.channels}, height, width)"
+            raise ValueError(f"data_shape of {architecture} is {tuple(data_shape)}; expected {expected}")
+        check_size(architecture, *family.size, stride=family.stride)
         self.num_classes, self.token_channels = family.num_classes, family.token_channels
         self.null_condition = bool(family.token_channels) or family.null_class is not None
         if vector not in (0, family.vector):
@@ -75,21 +74,11 @@ class DiffusersNetwork(Network):
         if (empty_length > 0) != (self.token_channels > 0):
             needed = "the number of tokens of a text" if self.token_channels else "0, since it reads no texts"
             raise ValueError(f"empty_length of {architecture} is {empty_length}; expected {needed}")
-        unknown = sorted((constants or {}).keys() - family.constants)
-        if unknown:
-            known = ", ".join(family.constants) or "none"
-            raise ValueError(f"{architecture} has no constant {unknown[0]}; it has {known}")
-
-        # on the CPU even if the weights are on the meta device
-        with torch.device("cpu"):
-            self._constants = tuple(family.constants)
-            for name, value in (family.constants | dict(constants or {})).items():
-                self.register_buffer(name, torch.tensor(value, dtype=torch.float32), persistent=False)
-            self.tokens = nn.Identity()
-            if self.token_channels:
-                self.register_buffer("empty", torch.zeros(empty_length, self.token_channels))
+        self.tokens = nn.Identity()
+        if self.token_channels:  # on the CPU even if the weights are on the meta device
+            self.register_buffer("empty", torch.zeros(empty_length, self.token_channels, device="cpu"))
         self.model: nn.Module
-        self._insert(cls(**given))
+        self._insert(cls(**settings))
 
     @classmethod
     def of(cls, model: Any, **options: Any) -> DiffusersNetwork:
@@ -108,26 +97,19 @@ class DiffusersNetwork(Network):
         """
         if type(model).__name__ != self.architecture:
             raise ValueError(f"the model is a {type(model).__name__}; expected a {self.architecture}")
-        expected = {name: tuple(weight.shape) for name, weight in self.model.state_dict().items()}
+        expected = self.model.state_dict()
         self.family.check(model)
         self._insert(model)
-        found = {name: tuple(weight.shape) for name, weight in self.model.state_dict().items()}
-        for name in sorted(expected.keys() | found):
-            if expected.get(name) != found.get(name):
-                raise ValueError(
-                    f"the weight {name} of the {self.architecture} has the shape {found.get(name, 'of none')}; "
-                    f"expected {expected.get(name, 'no such weight')} by the config"
-                )
+        check_weights(model, expected)
 
     def _insert(self, model: Any) -> None:
         """Take `model`, with the parts that methods look for, and follow it to its device."""
-        self.family.adapt(model, {name: self.get_buffer(name) for name in self._constants})
+        self.family.adapt(model)
         self.grid: TokenGrid = add_cores(model, patch=0 if hasattr(model, "mid_block") else self.family.stride)
         self.model, self.parts = model, self.family.parts(model)
         device = next(model.parameters()).device
-        if device.type != "meta":
-            for name, buffer in self.named_buffers(recurse=False):
-                setattr(self, name, buffer.to(device))
+        if self.token_channels and device.type != "meta":
+            self.empty = self.empty.to(device)
 
     @property
     def recompute(self) -> bool:
@@ -170,17 +152,22 @@ class DiffusersNetwork(Network):
         Raises:
             ValueError: if the sides of `x` cannot be halved, or cut into patches, as the network does.
         """
+        return self.evaluate(x, c_noise, embedding)
+
+    def evaluate(self, x: Tensor, c_noise: Tensor, embedding: Tensor | None, **more: Any) -> Tensor:
+        """Return `forward` with `more` arguments of the model, such as the residuals of a ControlNet."""
         check_size(self.architecture, *x.shape[2:], stride=self.family.stride)
         self.grid.sides = tuple(x.shape[2:])
         x = x.to(next(self.model.parameters()).dtype)
-        constants = {name: self.get_buffer(name) for name in self._constants}
-        return self.family.call(self.model, x, c_noise, embedding, constants)[:, : self.family.channels]
+        return self.family.call(self.model, x, c_noise, embedding, **more)[:, : self.family.channels]
 
 
-def _find_class(architecture: str) -> Any:
-    """Return the class of diffusers."""
-    if architecture not in FAMILIES:
-        raise ValueError(f"the architecture {architecture} is not supported; supported: {', '.join(FAMILIES)}")
+def find_class(architecture: str) -> Any:
+    """Return a class of diffusers.
+
+    Raises:
+        ValueError: if the library is missing, or does not have it.
+    """
     try:
         import diffusers  # takes seconds, and most runs do not need it
 
@@ -191,13 +178,15 @@ def _find_class(architecture: str) -> Any:
         ) from None
 
 
-def _find_shape(
-    architecture: str, data_shape: Sequence[int] | None, channels: int, size: Sequence[int] | None
-) -> tuple[int, int, int]:
-    """Return (C, H, W)."""
-    shape = data_shape or (None if size is None else (channels, *size))
-    if shape is None:
-        raise ValueError(f"the config of {architecture} has no sample_size; expected data_shape=(C, H, W)")
-    if len(shape) != 3 or shape[0] != channels:
-        raise ValueError(f"data_shape of {architecture} is {tuple(shape)}; expected ({channels}, height, width)")
-    return (shape[0], shape[1], shape[2])
+def check_weights(model: nn.Module, expected: Mapping[str, Tensor]) -> None:
+    """Refuse a `model` whose weights have other names or shapes than those `expected`, naming the first.
+
+    Raises:
+        ValueError: naming the first weight that differs.
+    """
+    found = model.state_dict()
+    for name in sorted(expected.keys() | found):
+        here, there = (tuple(each[name].shape) if name in each else None for each in (found, expected))
+        if here != there:
+            kind = type(model).__name__
+            raise ValueError(f"the weight {name} of the {kind} has the shape {here}; expected {there} by its config")

@@ -1,0 +1,132 @@
+"""ControlNets of the diffusers library beside their U-Nets.
+
+Zhang et al. 2023, "Adding Conditional Control to Text-to-Image Diffusion Models", https://arxiv.org/abs/2302.05543.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from lightning_guide.pretrained.diffusers_network import DiffusersNetwork, check_weights, find_class
+
+__all__ = ["ControlledNetwork"]
+
+
+class ControlledNetwork(DiffusersNetwork):
+    """A U-Net of diffusers with a `controlnet` that reads one control image, the same for all samples.
+
+    F = U-Net(x, residuals of ControlNet(x, image) times `scale`). The image belongs to the model: positives and
+    negatives of a guidance see it. Perturbations act on the U-Net.
+    """
+
+    resizable = False
+    image: Tensor
+
+    def __init__(
+        self,
+        architecture: str,
+        config: Mapping[str, Any],
+        controlnet: Mapping[str, Any],
+        *,
+        image: str | Tensor,
+        scale: float = 1.0,
+        data_shape: Sequence[int] | None = None,
+        empty_length: int = 0,
+        vector: int = 0,
+        constants: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Build both networks with random weights.
+
+        Args:
+            architecture: as `DiffusersNetwork`, UNet2DConditionModel.
+            config: that of the U-Net.
+            controlnet: config of the ControlNetModel.
+            image: control image: a file, or a tensor (3, H, W) in [0, 1], of the size of the decoded samples.
+            scale: factor of the residuals.
+            data_shape: as `DiffusersNetwork`.
+            empty_length: as `DiffusersNetwork`.
+            vector: as `DiffusersNetwork`.
+            constants: as `DiffusersNetwork`.
+
+        Raises:
+            ValueError: as `DiffusersNetwork`; if the image is missing or has another size; if the ControlNet is that of
+                another U-Net.
+        """
+        options = {"data_shape": data_shape, "empty_length": empty_length, "vector": vector, "constants": constants}
+        super().__init__(architecture, config, **options)  # type: ignore[arg-type]
+        if self.architecture != "UNet2DConditionModel":
+            raise ValueError(f"a ControlNet is for a UNet2DConditionModel; this network is a {self.architecture}")
+        self.scale = scale
+        self.controlnet: nn.Module = find_class("ControlNetModel").from_config(dict(controlnet))
+        for key in ("in_channels", "cross_attention_dim", "block_out_channels", "addition_embed_type"):
+            inside, expected = self.controlnet.config[key], self.model.config[key]  # type: ignore[index]
+            if inside != expected and list(inside or []) != list(expected or []):
+                raise ValueError(f"the ControlNet has {key}={inside}, its U-Net {expected}; expected the same")
+        factor = 2 ** (len(self.controlnet.config["conditioning_embedding_out_channels"]) - 1)
+        pixels, shape = _read_image(image), (3, factor * self.data_shape[1], factor * self.data_shape[2])
+        if tuple(pixels.shape) != shape:
+            raise ValueError(f"the control image has the shape {tuple(pixels.shape)}; expected {shape}")
+        self.register_buffer("image", pixels, persistent=False)
+        self._move_image()
+
+    @classmethod
+    def of(cls, model: Any, **options: Any) -> ControlledNetwork:
+        """Return the network with a U-Net `model` and a ControlNet `controlnet` of diffusers, weights shared."""
+        controlnet = options.pop("controlnet")
+        network = super().of(model, controlnet=dict(controlnet.config), **options)
+        assert isinstance(network, ControlledNetwork)
+        network.set_controlnet(controlnet)
+        return network
+
+    def set_controlnet(self, controlnet: Any) -> None:
+        """Exchange `controlnet` for another one of the same config, with its weights and its device.
+
+        Raises:
+            ValueError: if a weight has another name or shape.
+        """
+        check_weights(controlnet, self.controlnet.state_dict())
+        self.controlnet = controlnet
+        self._move_image()
+
+    def _move_image(self) -> None:
+        """Follow the ControlNet to its device."""
+        device = next(self.controlnet.parameters()).device
+        if device.type != "meta":
+            self.image = self.image.to(device)
+
+    def forward(self, x: Tensor, c_noise: Tensor, embedding: Tensor | None) -> Tensor:
+        """Return F `(B, *data_shape)`, as `DiffusersNetwork`."""
+        inside = x.to(self.image.dtype)
+        image = self.image.expand(len(x), *self.image.shape)
+        down, middle = self.controlnet(
+            inside,
+            c_noise,
+            controlnet_cond=image,
+            conditioning_scale=self.scale,
+            return_dict=False,
+            **self.family.arguments(inside, embedding),
+        )
+        return self.evaluate(
+            x, c_noise, embedding, down_block_additional_residuals=down, mid_block_additional_residual=middle
+        )
+
+
+def _read_image(image: str | Tensor) -> Tensor:
+    """Return the image (3, H, W) in [0, 1], float32."""
+    if isinstance(image, Tensor):
+        return image.float()
+    path = Path(image).expanduser()
+    if not path.is_file():
+        raise ValueError(f"a ControlNet needs a control image; there is no file {image}")
+    try:
+        pixels = np.asarray(Image.open(path).convert("RGB"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"the control image {image} cannot be read: {error}") from None
+    return torch.from_numpy(pixels.copy()).movedim(-1, 0) / 255
