@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,6 +13,13 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info
 
+from callbacks.repeated_validation import (
+    count_from_the_start,
+    progress_before_validation,
+    repeat_last_validation,
+    validates_after_batch,
+    validation_was_left,
+)
 from lightning_guide.runs.branches import check_branch, finish_branch, later_files, set_aside
 from lightning_guide.runs.checkpoints import (
     checkpoint_folder,
@@ -63,10 +69,14 @@ class RunCheckpoint(Checkpoint):
         self.every_steps, self.keep = every_steps, keep
         self._saved = self._step = 0
         self._between_steps = False
+        self._validates = False  # after the present batch
+        self._repeats = False  # the newest checkpoint a validation
         self._validation: dict[str, Any] | None = None  # progress of the loops before a validation; {} after it
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write checkpoints in place, unless the trainer has another writer."""
+        """Write checkpoints in place, unless the trainer has another writer; repeat a last validation that was left."""
+        if stage == "fit":
+            repeat_last_validation(trainer)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = _InPlace()
 
@@ -95,6 +105,7 @@ class RunCheckpoint(Checkpoint):
         """Skip saving right after loading; if the fit goes back in the run, set aside what is later."""
         self._saved = self._step = trainer.global_step
         self._between_steps, self._validation = False, None
+        self._repeats = validation_was_left(trainer)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._go_back(trainer, images=int(getattr(pl_module, "images_seen", 0)))
         trainer.strategy.barrier()
@@ -116,14 +127,21 @@ class RunCheckpoint(Checkpoint):
     ) -> None:
         """From here on nothing can be saved until the optimizer step is complete."""
         self._between_steps = False
+        self._validates = validates_after_batch(trainer)  # before a requested stop takes the validation away
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save after an optimizer step that is due, or at once if a stop was requested."""
+        """Save after an optimizer step that is due, before the last validation, or at once if a stop was requested.
+
+        A validation that follows is repeated when the run continues, unless a later checkpoint was written.
+        """
         self._between_steps, self._validation = trainer.global_step > self._step, None
         self._step = trainer.global_step
-        due = trainer.global_step % self.every_steps == 0 or trainer.should_stop
+        if self._validates and self._between_steps:
+            self._validation = progress_before_validation(trainer)
+        last = self._validates and trainer.global_step == trainer.max_steps
+        due = trainer.global_step % self.every_steps == 0 or last or trainer.should_stop
         if trainer.global_step > self._saved and due:
             self._save(trainer)
 
@@ -134,13 +152,10 @@ class RunCheckpoint(Checkpoint):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the progress with which this validation is repeated if it is left."""
-        if trainer.state.fn == "fit" and self._between_steps:
-            loops = copy.deepcopy(trainer._checkpoint_connector._get_loops_state_dict())
-            progress = loops["fit_loop"]["epoch_loop.val_loop.batch_progress"]
-            progress["current"] = dict.fromkeys(progress["current"], 0)
-            for part in ("total", "current"):  # a first batch was begun and not completed
-                progress[part] |= {key: progress[part]["completed"] + 1 for key in ("ready", "started")}
-            self._validation = loops
+        if trainer.state.fn == "fit":
+            count_from_the_start(trainer)
+            if self._between_steps:
+                self._validation = progress_before_validation(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Nothing is left to repeat; save if an evaluation failed on any process, before training continues."""
@@ -166,14 +181,14 @@ class RunCheckpoint(Checkpoint):
             self._save(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the final state."""
+        """Save the final state, after the last validation again: nothing is left to repeat."""
         self._between_steps = False
-        if trainer.global_step > self._saved:
+        if trainer.global_step > self._saved or (self._repeats and self._validation == {}):
             self._save(trainer)
 
     def _save(self, trainer: pl.Trainer) -> None:
         """Save on rank 0, with all ranks taking part; nothing in a trial (`fast_dev_run`), which is never resumed."""
-        self._saved = trainer.global_step
+        self._saved, self._repeats = trainer.global_step, bool(self._validation)
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         run = Path(trainer.default_root_dir)

@@ -9,14 +9,19 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
 from lightning_guide.modules.gradient_optimization import GradientOptimization
+from lightning_guide.utils.files import remove_temporary
 from lightning_guide.utils.locks import FolderLock
 from lightning_guide.utils.run_places import LOCK
 
 __all__ = ["RunLock"]
 
+_STALE = 60.0  # seconds without a change after which a temporary file is that of a killed process
+
 
 class RunLock(Checkpoint):
     """Lock of the run folder during `fit`: a second one is refused, naming host, process and command of the first.
+
+    The owner removes the temporary files that killed processes left.
 
     The processes of one run hold one lock, in `RUN/.lock`. That of a process that has ended is taken over
     (`lightning_guide.utils.locks`). Validation, test and prediction beside a fit need no lock. A `Checkpoint`, so that
@@ -37,6 +42,8 @@ class RunLock(Checkpoint):
         if self._lock is None and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             run = trainer.default_root_dir
             self._lock = FolderLock(Path(run) / LOCK, what=f"the run {run}").acquire()
+            for folder in ("", "report", "grids"):  # to which a validation beside the fit may write
+                remove_temporary(Path(run) / folder, seconds=_STALE)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Become the owner, unless it is; the test loop of `GradientOptimization` writes a run, too."""

@@ -98,6 +98,18 @@ def test_signal_in_validation_saves_at_once_and_the_validation_is_repeated(
     assert_same(checkpoint(tmp_path), checkpoint(tmp_path / "whole"))
 
 
+@pytest.mark.parametrize("sender", [Signal(signal.SIGTERM, validation=5), Signal(signal.SIGTERM, 39)])
+def test_the_last_validation_is_repeated_and_once_only(tmp_path: Path, sender: Signal) -> None:
+    """A signal within it, and in the step before it."""
+    assert fit(tmp_path, sender).global_step == 20 and sender.batches == 7 * 4
+    for batches in (7, 0):  # all of it; nothing is left
+        resumed = Signal(0)
+        trainer = fit(tmp_path, resumed, ckpt_path=newest_checkpoint(tmp_path))
+        assert trainer.global_step == 20 and resumed.batches == batches and resumed.micro_steps == 0
+    fit(tmp_path / "whole", Signal(0))
+    assert_same(checkpoint(tmp_path), checkpoint(tmp_path / "whole"))
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_signal_within_a_batch_of_samples_does_not_wait_for_its_end(tmp_path: Path, accumulate: int) -> None:
     seconds = [0.0]

@@ -203,8 +203,10 @@ def test_log_continues_after_the_checkpoint(tmp_path: Path, monkeypatch: pytest.
     config["trainer"]["callbacks"] += [{"class_path": "RunCheckpoint", "init_args": {"every_steps": 2}}]
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
     monkeypatch.chdir(tmp_path)
-    for steps in (3, 5):
+    for steps in (1, 3, 5):
         fit(monkeypatch, run, "--trainer.max_steps", steps)
+        if steps == 1:  # killed before the first checkpoint
+            (run / "checkpoints" / "step-000000001.ckpt").unlink()
         if steps == 3:  # killed after the third step, which is in the log but not in a checkpoint
             (run / "checkpoints" / "step-000000003.ckpt").unlink()
     events = EventAccumulator(str(run / "tensorboard"))

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_info
 import callbacks
 from callbacks.progress import NamedProgress
 from lightning_guide.cli.closing import Results
-from lightning_guide.runs.checkpoints import check_checkpoint, newest_checkpoint, read_checkpoint
+from lightning_guide.runs.checkpoints import check_checkpoint, newest_checkpoint
 from lightning_guide.runs.log_folders import use_own_folder
 from lightning_guide.runs.session import CLI_OPTIONS, ConfigCLI
 from lightning_guide.utils.files import atomic
@@ -62,6 +62,7 @@ class GuideCLI(ConfigCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Build the trainer, with checkpoints, graceful stops and TensorBoard in the run folder unless configured."""
+        self._steps: dict[str, int] = {}  # of checkpoints that were checked
         config = self._get(self.config_init, "trainer")
         run = config.get("default_root_dir")
         if run is None:
@@ -69,14 +70,7 @@ class GuideCLI(ConfigCLI):
         if os.path.isfile(run):
             raise ValueError(f"trainer.default_root_dir is the file {run}; expected the folder of the run")
         self._check_writable(run, config.get("callbacks") or [])
-        if config.get("logger") in (None, True):
-            kwargs["logger"] = TensorBoardLogger(
-                run,
-                name="tensorboard",
-                version="",
-                default_hp_metric=False,
-                purge_step=self._first_step(run),
-            )
+        kwargs["logger"] = False if (own := config.get("logger") in (None, True)) else config["logger"]
         kwargs["callbacks"] = list(config.get("callbacks") or [])
         for default in (callbacks.GracefulStop, callbacks.RunCheckpoint, callbacks.RunLock):
             if not any(isinstance(callback, default) for callback in kwargs["callbacks"]):
@@ -86,6 +80,11 @@ class GuideCLI(ConfigCLI):
         for callback in trainer.callbacks if self.subcommand == "fit" else ():  # type: ignore[attr-defined]
             if isinstance(callback, callbacks.RunLock):
                 callback.acquire(trainer)  # before any file of the run is read or written
+        if own and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            first = self._first_step(run)
+            trainer.logger = TensorBoardLogger(
+                run, name="tensorboard", version="", default_hp_metric=False, purge_step=first
+            )
         for logger in trainer.loggers:
             use_own_folder(logger, str(self.subcommand))
         return trainer
@@ -135,9 +134,18 @@ class GuideCLI(ConfigCLI):
     after_fit = after_validate = after_test = after_predict = _end
 
     def _first_step(self, run: str) -> int | None:
-        """Return the step from which on earlier curves are replaced; None unless a fit continues."""
-        loaded = self._chosen_checkpoint(run) if self.subcommand == "fit" else None
-        return None if loaded is None else int(read_checkpoint(loaded).get("global_step", 0)) + 1
+        """Return the step from which on earlier curves are replaced: 0 for a fit that starts, None for other commands."""
+        if self.subcommand != "fit":
+            return None
+        loaded = self._chosen_checkpoint(run)
+        return 0 if loaded is None else self._step_of(loaded) + 1
+
+    def _step_of(self, checkpoint: str) -> int:
+        """Check the file that the command loads, once, and return its step."""
+        if checkpoint not in self._steps:
+            content = check_checkpoint(checkpoint, self.model, training=self.subcommand == "fit")
+            self._steps[checkpoint] = int(content.get("global_step", 0))
+        return self._steps[checkpoint]
 
     def _chosen_checkpoint(self, run: str) -> str | None:
         """Return --ckpt_path, or the newest checkpoint of the run; None if it has none.
@@ -205,7 +213,7 @@ class GuideCLI(ConfigCLI):
             str(getattr(self.model, "run", None) or self.trainer.default_root_dir)
         )
         if arguments["ckpt_path"]:
-            check_checkpoint(arguments["ckpt_path"], self.model, training=command == "fit")
+            self._step_of(arguments["ckpt_path"])
             rank_zero_info(f"{'continuing from' if command == 'fit' else 'loading'} {arguments['ckpt_path']}")
 
 

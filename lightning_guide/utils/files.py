@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import threading
+import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -112,11 +113,16 @@ def make_folder(path: str | Path) -> Path:
     return folder
 
 
-def remove_temporary(folder: str | Path, pattern: str = "*") -> None:
-    """Remove the temporary files that killed writers of files like `pattern` left in `folder`, which nobody writes."""
+def remove_temporary(folder: str | Path, pattern: str = "*", *, seconds: float = 0) -> None:
+    """Remove the temporary files that killed writers of files like `pattern` left in `folder`, which nobody writes.
+
+    Where somebody may write, those alone that were not changed for so many `seconds`.
+    """
     for part in (".tmp", ".*.tmp"):
         for stray in Path(folder).glob(f".{pattern}{part}"):
-            stray.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                if not seconds or time.time() - stray.stat().st_mtime > seconds:
+                    stray.unlink()
 
 
 def _temporary(path: Path) -> Path:

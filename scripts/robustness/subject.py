@@ -36,7 +36,9 @@ class Subject:
 
 def digest(x: Tensor) -> str:
     """Return a hash of type, shape and bytes."""
-    content = f"{x.dtype}{tuple(x.shape)}".encode() + x.detach().contiguous().view(torch.uint8).numpy().tobytes()
+    content = (
+        f"{x.dtype}{tuple(x.shape)}".encode() + x.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    )
     return hashlib.sha256(content).hexdigest()
 
 
