@@ -144,3 +144,15 @@ def test_the_processes_of_one_run_hold_one_lock(words: list[str], tmp_path: Path
     two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_steps", "3"]
     processes.call_ranks(2, MAIN, tmp_path / "log", arguments=[*words, *two])
     assert not (tmp_path / "run/.lock").exists() and (tmp_path / "run/config.yaml").is_file()
+
+
+def test_a_fit_removes_the_temporary_files_of_killed_ones(tmp_path: Path) -> None:
+    old, new = [".config.yaml.0a1b2c3d.tmp", "report/.metrics.json.0a1b2c3d.tmp"], "grids/.fit-8.png.0a1b2c3d.tmp"
+    for name in (*old, new, "report/mine.tmp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    for name in (*old, "report/mine.tmp"):
+        os.utime(tmp_path / name, (time.time() - 100,) * 2)
+    tiny_trainer(tmp_path, RunCheckpoint(2), RunLock(), steps=1).fit(tiny_module(average=None), datamodule=TinyImages())
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.tmp")}
+    assert left == {new, "report/mine.tmp"}  # of a validation that runs now, and what is not ours

@@ -134,7 +134,7 @@ class GuideCLI(ConfigCLI):
     after_fit = after_validate = after_test = after_predict = _end
 
     def _first_step(self, run: str) -> int | None:
-        """Return the step from which on earlier curves are replaced: 0 for a fit that starts, None for other commands."""
+        """Return the step from which on earlier curves are replaced: 0 if a fit starts, None for other commands."""
         if self.subcommand != "fit":
             return None
         loaded = self._chosen_checkpoint(run)

@@ -2,7 +2,7 @@
 
 Left out is what legitimately differs: times and durations, intervals of durations, the progress of Lightning's loops in
 checkpoints, the names of event files (their curves are compared), the log folder of each call of predict, the facts
-about the machine in environment.json, and locks.
+about the machine in environment.json, locks, and small temporary files, which a fit removes when they are a minute old.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from scripts.robustness.subject import digest
 __all__ = ["differences", "read_results"]
 
 _TIMES = ("seconds", "time", "times", "half_widths")
-_LEFT_OUT = re.compile(r"(^|/)(\.lock$|environment\.json$|tensorboard/predict)")
+_LEFT_OUT = re.compile(
+    r"(^|/)(\.lock$|environment\.json$|tensorboard/predict|((report|grids)/\.|\.(config|checkpoints|report)\.).*\.tmp$)"
+)
 _COST = ".total"
 _OF_LOOPS = ("loops", "epoch")  # counted anew in a resumed fit
 
