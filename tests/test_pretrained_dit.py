@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_guide.denoiser import Denoiser
 from lightning_guide.preconditioning import Preconditioned
-from lightning_guide.pretrained import dit
-from lightning_guide.pretrained.dit import read_dit, read_sit
+from lightning_guide.pretrained import Pretrained, dit
 from lightning_guide.pretrained.published import assign_weights, rename, without_weights
 from lightning_guide.utils.recipe import build
 from tests.direct_dit import direct_dit, dit_weights
@@ -22,7 +22,7 @@ X = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
 SIGMA = torch.tensor([0.05, 0.8, 20.0])
 
 
-def evaluate(denoiser: Preconditioned, labels: Tensor) -> Tensor:
+def evaluate(denoiser: Denoiser, labels: Tensor) -> Tensor:
     with torch.no_grad():
         return denoiser(X, SIGMA, labels)
 
@@ -31,8 +31,9 @@ def evaluate(denoiser: Preconditioned, labels: Tensor) -> Tensor:
 def test_dit(tmp_path: Path, wrapped: bool) -> None:
     weights = dit_weights()
     torch.save({"ema": weights, "model": {}, "opt": {"step": 3}} if wrapped else weights, tmp_path / "a.pt")
-    denoiser = read_dit(tmp_path / "a.pt", heads=2)
+    denoiser = Pretrained(f"dit:{tmp_path}/a.pt", constants={"heads": 2})
     assert (denoiser.data_shape, denoiser.num_classes, denoiser.sigma_data) == ((4, 8, 8), 10, 1.0)
+    assert isinstance(denoiser, Preconditioned)
     c_in = (1 + SIGMA**2).rsqrt()[:, None, None, None]
     t = denoiser.preconditioning.coefficients(SIGMA).noise
     expected = (
@@ -49,7 +50,7 @@ def test_sit(tmp_path: Path) -> None:
     """F = x_0 - n at the time 1 / (1 + sigma), 1 at the data."""
     weights = dit_weights(out=4)
     torch.save(weights, tmp_path / "a.pt")
-    denoiser = read_sit(tmp_path / "a.pt", heads=2)
+    denoiser = Pretrained(f"sit:{tmp_path}/a.pt", constants={"heads": 2})
     t, sigma = 1 / (1 + SIGMA), SIGMA[:, None, None, None]
     F = direct_dit(weights, X / (1 + sigma), t, torch.tensor([3, 10, 0]), heads=2)
     expected = (X + sigma * F) / (1 + sigma)
@@ -89,12 +90,15 @@ def test_other_files_are_refused(tmp_path: Path, changes: dict[str, Any], senten
     weights = {name: each for name, each in (dit_weights() | changes).items() if each is not None}
     torch.save(weights, tmp_path / "a.pt")
     with pytest.raises(ValueError, match=sentence):
-        read_dit(tmp_path / "a.pt", heads=2)
+        Pretrained(f"dit:{tmp_path}/a.pt", constants={"heads": 2})
 
 
 def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no file .*b.pt; expected a checkpoint"):
-        read_dit(tmp_path / "b.pt")
+        Pretrained(f"dit:{tmp_path}/b.pt")
+    with pytest.raises(ValueError, match="a.pt: there is no constant depth; expected some of heads"):
+        torch.save(dit_weights(), tmp_path / "a.pt")
+        Pretrained(f"dit:{tmp_path}/a.pt", constants={"depth": 3})
     torch.save({"a": Path("x")}, tmp_path / "a.pt")
     with pytest.raises(ValueError, match="a.pt cannot be read .*; expected a checkpoint of tensors"):
-        read_dit(tmp_path / "a.pt")
+        Pretrained(f"dit:{tmp_path}/a.pt")

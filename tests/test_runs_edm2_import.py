@@ -19,6 +19,7 @@ import yaml
 from PIL import Image
 from torch import Tensor, nn
 
+import lightning_guide as lg
 from lightning_guide.cli import main
 from lightning_guide.runs.edm2_import import import_snapshot
 from lightning_guide.runs.edm2_pickle import read_edm2_pickle
@@ -89,7 +90,8 @@ def test_the_imported_denoiser_is_the_published_one(
     tmp_path: Path, published_modules: None, num_classes: int, generator: torch.Generator
 ) -> None:
     net = direct(num_classes)
-    import_snapshot("edm2", str(write(tmp_path / NAME, net)), str(tmp_path / "run"))
+    path = write(tmp_path / NAME, net)
+    import_snapshot("edm2", str(path), str(tmp_path / "run"))
     (entry,) = SnapshotStore(tmp_path / "run" / "snapshots").entries()
     assert (entry.images, entry.sigma_rel) == (IMAGES, 0.075)
     model = finished_model(tmp_path / "run", None, 0.075)
@@ -98,7 +100,8 @@ def test_the_imported_denoiser_is_the_published_one(
     one_hot[0, 0] = one_hot[1, 3] = 1
     with torch.no_grad():
         expected = net(x, sigma, one_hot if num_classes else None)
-        torch.testing.assert_close(model(x, sigma, labels if num_classes else None), expected, rtol=1e-4, atol=1e-4)
+        for each in (model, lg.load(f"edm2:{path}")):
+            torch.testing.assert_close(each(x, sigma, labels if num_classes else None), expected, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(expected, x * (0.25 / (sigma**2 + 0.25))[:, None, None, None], atol=0.1)
 
 
@@ -330,3 +333,5 @@ def test_attributes_that_are_none_are_one_sentence(tmp_path: Path, published_mod
         import_snapshot("edm2", str(tmp_path / NAME), str(tmp_path / "run"))
     with pytest.raises(ValueError, match="missing.pkl does not exist; expected a published snapshot"):
         import_snapshot("edm2", str(tmp_path / "missing.pkl"), str(tmp_path / "run"))
+    with pytest.raises(ValueError, match="missing.pkl does not exist; expected a published snapshot"):
+        lg.load(f"edm2:{tmp_path}/missing.pkl")

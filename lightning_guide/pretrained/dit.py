@@ -17,44 +17,55 @@ from torch import Tensor
 from lightning_guide.noise_schedule import NoiseSchedule
 from lightning_guide.preconditioning import EpsilonPrediction, Preconditioned, Preconditioning, RectifiedFlow
 from lightning_guide.pretrained.diffusers_network import DiffusersNetwork
-from lightning_guide.pretrained.published import Rule, assign_weights, read_state_dict, rename, without_weights
+from lightning_guide.pretrained.published import (
+    Rule,
+    assign_weights,
+    read_state_dict,
+    rename,
+    with_defaults,
+    without_weights,
+)
 
 __all__ = ["read_dit", "read_sit"]
 
 
-def read_dit(path: str | Path, *, heads: int | None = None) -> Preconditioned:
+def read_dit(
+    place: str | Path, *, dtype: str = "float32", constants: Mapping[str, Any] | None = None
+) -> Preconditioned:
     """Return the denoiser of a DiT checkpoint, of latents scaled by 0.18215, with the class -1 for none.
 
-    Sizes are read from the shapes; the number of `heads` is that of the published sizes, 16 of 72 channels for XL and
-    heads of 64 channels for all others, unless it is given.
+    Sizes are read from the shapes. The constant `heads` is 16 for XL, with its 1152 channels, and one for each 64
+    channels else, as published.
 
     Raises:
         ValueError: if the file is no such checkpoint, naming the first weight that is missing or wrong.
     """
-    return Preconditioned(_network(path, heads), EpsilonPrediction(NoiseSchedule()), sigma_data=1.0)
+    return Preconditioned(_network(place, dtype, constants), EpsilonPrediction(NoiseSchedule()), sigma_data=1.0)
 
 
-def read_sit(path: str | Path, *, heads: int | None = None) -> Preconditioned:
+def read_sit(
+    place: str | Path, *, dtype: str = "float32", constants: Mapping[str, Any] | None = None
+) -> Preconditioned:
     """Return the denoiser of an SiT checkpoint on the linear path that predicts the velocity, as `read_dit`.
 
     Raises:
         ValueError: as `read_dit`.
     """
     preconditioning: Preconditioning = RectifiedFlow(scale=1.0, reverse=True)
-    return Preconditioned(_network(path, heads), preconditioning, sigma_data=1.0)
+    return Preconditioned(_network(place, dtype, constants), preconditioning, sigma_data=1.0)
 
 
-def _network(path: str | Path, heads: int | None) -> DiffusersNetwork:
+def _network(path: str | Path, dtype: str, constants: Mapping[str, Any] | None) -> DiffusersNetwork:
     tensors = read_state_dict(path)
     positions = tensors.pop("pos_embed", None)
-    config = _config(tensors, positions, path, heads)
+    config = _config(tensors, positions, path, **with_defaults(constants, file=path, heads=None))
     with without_weights():
         network = DiffusersNetwork("DiTTransformer2DModel", config)
     assign_weights(network.model, rename(tensors, _RULES, file=path, kind="a DiT"), file=path)
     sines = network.model.get_buffer("pos_embed.pos_embed")
     if positions is None or not torch.allclose(positions.reshape(sines.shape).float(), sines, atol=1e-4):
         raise ValueError(f"{path}: pos_embed are not the sines and cosines of a {config['sample_size']}-pixel grid")
-    return network.eval()
+    return network.to(getattr(torch, dtype)).eval()
 
 
 def _config(
@@ -68,7 +79,7 @@ def _config(
     channels, inputs, patch = tensors[needed[0]].shape[:3]
     heads = heads or (16 if channels == 1152 else max(channels // 64, 1))
     if channels % heads:
-        raise ValueError(f"{path}: {channels} channels are no multiple of {heads} heads; expected another `heads`")
+        raise ValueError(f"{path}: {channels} channels are no multiple of {heads} heads; expected the constant heads")
     return {
         "num_attention_heads": heads,
         "attention_head_dim": channels // heads,

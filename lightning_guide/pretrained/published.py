@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-__all__ = ["assign_weights", "read_state_dict", "rename", "without_weights"]
+__all__ = ["assign_weights", "read_state_dict", "rename", "with_defaults", "without_weights"]
 
 # entries of training checkpoints that hold the weights, the averaged ones first
 _ENTRIES = ("ema", "state_dict", "model")
@@ -42,11 +42,24 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} cannot be read ({reason}); expected a checkpoint of tensors") from None
     if isinstance(content, dict):
         content = next((content[key] for key in _ENTRIES if isinstance(content.get(key), dict)), content)
-    other = None if isinstance(content, dict) else type(content).__name__
-    other = other or next((str(key) for key, value in content.items() if not isinstance(value, Tensor)), None)
-    if other is not None or not content:
-        raise ValueError(f"{path} holds {other or 'nothing'}; expected the tensors of a network by name")
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}; expected the tensors of a network by name")
+    other = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    if other or not content:
+        raise ValueError(f"{path} holds {other[0] if other else 'nothing'}; expected the tensors of a network by name")
     return {str(key): value for key, value in content.items()}
+
+
+def with_defaults(given: Mapping[str, Any] | None, *, file: str | Path, **defaults: Any) -> dict[str, Any]:
+    """Return the `defaults` of numbers that weights do not tell, replaced by those `given`.
+
+    Raises:
+        ValueError: naming one that there is not.
+    """
+    for name in given or {}:
+        if name not in defaults:
+            raise ValueError(f"{file}: there is no constant {name}; expected some of {', '.join(defaults)}")
+    return defaults | dict(given or {})
 
 
 # A rule turns the values of a match of its pattern, and a tensor, into tensors by their new names

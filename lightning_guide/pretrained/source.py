@@ -18,6 +18,9 @@ __all__ = ["Pretrained", "load", "split_source"]
 # kind of a source -> where its reader is, a function of the place and of options that returns a denoiser
 READERS: dict[str, str] = {
     "diffusers": "lightning_guide.pretrained.diffusers_folder:read_diffusers",
+    "edm2": "lightning_guide.runs.edm2_import:read_edm2",
+    "dit": "lightning_guide.pretrained.dit:read_dit",
+    "sit": "lightning_guide.pretrained.dit:read_sit",
 }
 
 

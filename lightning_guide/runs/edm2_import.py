@@ -15,7 +15,7 @@ from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.runs.edm2_pickle import Stored, read_edm2_pickle, tensors_of
 from lightning_guide.runs.writing import check_new, write_run
 
-__all__ = ["import_snapshot"]
+__all__ = ["import_snapshot", "read_edm2"]
 
 
 # arguments of the published network -> ours
@@ -83,8 +83,7 @@ def import_snapshot(
             the run exists.
     """
     check_new(run)
-    if not Path(file).is_file():
-        raise ValueError(f"{file} does not exist; expected a published snapshot, a pickle")
+    _check_exists(file)
     age, width = _age(file)
     images, sigma_rel = images if images is not None else age, sigma_rel if sigma_rel is not None else width
     if images is None or sigma_rel is None:
@@ -92,6 +91,32 @@ def import_snapshot(
             f"the name of {file} does not end in -<thousands of images>-<sigma_rel>.pkl; expected --images and "
             "--sigma_rel, or such a name"
         )
+    content, denoiser, tensors = _read(file)
+    latents = _latents(content.get("encoder"), file)
+    path = write_run(run, denoiser, tensors, images=images, sigma_rel=sigma_rel, planned_images=images, latents=latents)
+    print(f"sigma_rel {sigma_rel:g} after {images} images: {path}")
+    print(f"decoded by {latents['vae']['init_args']['path']}" if latents else "data are not latents")
+
+
+def read_edm2(place: str, *, dtype: str = "float32") -> Preconditioned:
+    """Return the denoiser of a published snapshot, without a run.
+
+    Raises:
+        ValueError: as `import_snapshot`.
+    """
+    _check_exists(place)
+    _, denoiser, tensors = _read(place)
+    denoiser.load_state_dict(tensors, assign=True)
+    return denoiser.to(getattr(torch, dtype)).eval()
+
+
+def _check_exists(file: str) -> None:
+    if not Path(file).is_file():
+        raise ValueError(f"{file} does not exist; expected a published snapshot, a pickle")
+
+
+def _read(file: str) -> tuple[dict[str, Any], Preconditioned, dict[str, Tensor]]:
+    """Return the content of a file, its denoiser on the meta device, and the tensors of the denoiser."""
     content = read_edm2_pickle(file)
     try:
         with torch.device("meta"):  # only names and shapes are needed
@@ -103,10 +128,7 @@ def import_snapshot(
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ValueError(f"{file}: the network in it cannot be built again: {reason}") from None
     _check_fits(denoiser, tensors, file)
-    latents = _latents(content.get("encoder"), file)
-    path = write_run(run, denoiser, tensors, images=images, sigma_rel=sigma_rel, planned_images=images, latents=latents)
-    print(f"sigma_rel {sigma_rel:g} after {images} images: {path}")
-    print(f"decoded by {latents['vae']['init_args']['path']}" if latents else "data are not latents")
+    return content, denoiser, tensors
 
 
 def _latents(encoder: Any, file: str) -> dict[str, Any] | None:
