@@ -21,6 +21,7 @@ class Network(HasRecipe, nn.Module, ABC):
         token_channels: C of the tokens of embeddings (B, L, C), 0 for a network without embeddings.
         null_condition: whether its weights came trained for no condition as well, whatever this run trains.
         resizable: whether x may have other axes than those of `data_shape` after the first (crops, for example).
+        stride: height and width of images must be multiples of it.
         parts: name patterns of the submodules that a method acts on by default, by kind of part: "attention"
             (replaceable attention cores), "block", "dropout", "noise_embedding", "label_embedding".
     """
@@ -30,6 +31,7 @@ class Network(HasRecipe, nn.Module, ABC):
     token_channels: int = 0
     null_condition: bool = False
     resizable: bool = False
+    stride: int = 1
     parts: Mapping[str, Sequence[str]] = {}
 
     @abstractmethod

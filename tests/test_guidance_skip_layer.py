@@ -78,9 +78,9 @@ def test_recording_shapes_leaves_the_network_unchanged() -> None:
     before = torch.get_rng_state()
     found = record_shapes(model.network, ["encoder.4x4_down", "decoder.4x4_in0", "decoder.4x4_in0.residual_in"])
     assert found == {
-        "encoder.4x4_down": ((1, 8, 8, 8), (1, 8, 4, 4)),
-        "decoder.4x4_in0": ((1, 16, 4, 4), (1, 16, 4, 4)),
-        "decoder.4x4_in0.residual_in": ((1, 16, 4, 4), (1, 16, 4, 4)),
+        "encoder.4x4_down": (((1, 8, 8, 8),), ((1, 8, 4, 4),)),
+        "decoder.4x4_in0": (((1, 16, 4, 4),), ((1, 16, 4, 4),)),
+        "decoder.4x4_in0.residual_in": (((1, 16, 4, 4),), ((1, 16, 4, 4),)),
     }
     assert model.training and torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())

@@ -104,6 +104,12 @@ def test_windows(height, width, fraction, n, sizes, starts) -> None:  # type: ig
     assert windows(height, width, fraction=fraction, count=n) == expected
 
 
+def test_windows_are_rounded_up_to_the_stride_of_the_network() -> None:
+    expected = [(slice(i, i + 6), slice(j, j + 10)) for i in (0, 2) for j in (0, 6)]
+    assert SlidingWindow(positive=unet()).places((1, 2, 8, 16)) == expected  # 5 x 10 and a stride of 2
+    assert windows(8, 16, fraction=5 / 8, count=2, stride=8) == [(slice(0, 8), slice(0, 16))]
+
+
 def test_windows_leave_no_gaps() -> None:
     for side in range(1, 30):
         for n in (2, 3, 4):
@@ -276,8 +282,6 @@ def test_models_that_do_not_take_crops_are_refused_by_resolve(kind: type[Guided]
         kind(positive=Guided([Preconditioned(Fixed())], [2.0])).resolve(Models(unet((1, 8, 8))))
     with pytest.raises(ValueError, match="2 windows of 2 pixels leave gaps on a side of 8"):
         kind(crop=0.25).resolve(Models(unet()))
-    with pytest.raises(ValueError, match="size 5x10 cannot be halved"):
-        kind(positive=unet())(torch.zeros(1, 2, 8, 16), torch.tensor(1.0))
     for crop, n in ((0, 2), (1.1, 2), (0.5, 1)):
         with pytest.raises(ValueError, match=f"a crop in .0, 1. and n >= 2, got {crop} and {n}"):
             kind(crop=crop, n=n)

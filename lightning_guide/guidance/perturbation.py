@@ -7,6 +7,7 @@ shares the parameters, and thereby follows their changes, and nothing else.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from lightning_guide.utils.modules import ModuleReplacement, names_of_layers, re
 from lightning_guide.utils.recipe import HasRecipe
 
 __all__ = [
+    "BlockWrapper",
     "ModuleWrapper",
     "ChangedEmbedding",
     "ConditionPerturbation",
@@ -185,6 +187,37 @@ class ModuleWrapper(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("inner"), name)
+
+
+class BlockWrapper(ModuleWrapper):
+    """Wrapper of a block, whose tokens or feature maps come in as its first argument, and go out as its result.
+
+    A block of two streams, as of joint attention, has the attribute `streams`: the names of its arguments that go out,
+    in the order of its results; the last one is x.
+    """
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__(inner)
+        if not isinstance(inner, BlockWrapper):  # else those of the block inside
+            self.names = tuple(inspect.signature(inner.forward).parameters)
+
+    def passed(self, arguments: Sequence[Any], named: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        """Return the streams among the arguments of a call."""
+        values = {**dict(zip(self.names, arguments, strict=False)), **named}
+        return tuple(values[name] for name in getattr(self, "streams", self.names[:1]))
+
+    def skip(self, arguments: Sequence[Any], named: Mapping[str, Any]) -> Any:
+        """Return what comes in, as it would go out."""
+        streams = self.passed(arguments, named)
+        return streams if len(streams) > 1 else streams[0]
+
+    def call_with(self, x: Tensor, arguments: Sequence[Any], named: Mapping[str, Any]) -> Any:
+        """Return the result of the block for another `x`."""
+        name = getattr(self, "streams", self.names[:1])[-1]
+        if name in named:
+            return self.inner(*arguments, **{**named, name: x})
+        at = self.names.index(name)
+        return self.inner(*arguments[:at], x, *arguments[at + 1 :], **named)
 
 
 class ChangedEmbedding(ModuleWrapper):

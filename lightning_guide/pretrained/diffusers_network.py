@@ -67,7 +67,7 @@ class DiffusersNetwork(Network):
             expected = f"({family.channels}, height, width)"
             raise ValueError(f"data_shape of {architecture} is {tuple(data_shape)}; expected {expected}")
         check_size(architecture, *family.size, stride=family.stride)
-        self.num_classes, self.token_channels = family.num_classes, family.token_channels
+        self.num_classes, self.token_channels, self.stride = family.num_classes, family.token_channels, family.stride
         self.null_condition = bool(family.token_channels) or family.null_class is not None
         if vector not in (0, family.vector):
             raise ValueError(f"vector is {vector}; the config of {architecture} says {family.vector}")

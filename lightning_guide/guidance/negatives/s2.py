@@ -11,13 +11,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_guide.denoiser import Denoiser, Trajectory
 from lightning_guide.guidance.combinations.base import Combination
 from lightning_guide.guidance.guided import Guided
 from lightning_guide.guidance.negatives.skip_layer import check_skippable, record_shapes
-from lightning_guide.guidance.perturbation import ModuleWrapper, Perturbation, Perturbed
+from lightning_guide.guidance.perturbation import BlockWrapper, Perturbation, Perturbed
 from lightning_guide.guidance.schedules import StepWindow, WeightSchedule
 from lightning_guide.network import Network
 from lightning_guide.utils.modules import ModuleReplacement, names_of_layers
@@ -43,15 +43,15 @@ class _Draw:
         return self.skipped
 
 
-class _SometimesSkipped(ModuleWrapper):
-    """A block, or its first argument in the steps that skip it."""
+class _SometimesSkipped(BlockWrapper):
+    """A block, or its input in the steps that skip it."""
 
     def __init__(self, inner: nn.Module, name: str, draw: _Draw) -> None:
         super().__init__(inner)
         self.name, self.draw = name, draw
 
-    def forward(self, x: Tensor, *arguments: Any, **named: Any) -> Tensor:
-        return x if self.name in self.draw() else self.inner(x, *arguments, **named)
+    def forward(self, *arguments: Any, **named: Any) -> Any:
+        return self.skip(arguments, named) if self.name in self.draw() else self.inner(*arguments, **named)
 
 
 class StochasticSkip(Perturbation):

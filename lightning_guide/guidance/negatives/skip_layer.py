@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lightning_guide.denoiser import Denoiser, Trajectory
 from lightning_guide.guidance.combinations.base import Combination
 from lightning_guide.guidance.guided import Guided
-from lightning_guide.guidance.perturbation import ModuleWrapper, Perturbed, Replacement
+from lightning_guide.guidance.perturbation import BlockWrapper, Perturbed, Replacement
 from lightning_guide.guidance.schedules import StepWindow, WeightSchedule
 from lightning_guide.network import Network
 from lightning_guide.utils.modules import rebuild_with
@@ -24,29 +24,34 @@ from lightning_guide.utils.modules import rebuild_with
 __all__ = ["Shapes", "SkipBlocks", "SkipLayerGuidance", "check_skippable", "record_shapes"]
 
 
-Shapes = tuple[tuple[int, ...], tuple[int, ...]]  # of a block's first argument and of its result
+Shapes = tuple[tuple[int, ...] | None, ...]
+"""Shape of each stream of a block; None for a stream that it does not return."""
 
 
-class _ShapeRecorder(ModuleWrapper):
+class _ShapeRecorder(BlockWrapper):
     """A block that records the shapes of its input and output."""
 
-    def __init__(self, inner: nn.Module, recorded: dict[str, Shapes], name: str) -> None:
+    def __init__(self, inner: nn.Module, recorded: dict[str, tuple[Shapes, Shapes]], name: str) -> None:
         super().__init__(inner)
         self.recorded, self.name = recorded, name
 
-    def forward(self, x: Tensor, *arguments: Any, **named: Any) -> Tensor:
-        y = self.inner(x, *arguments, **named)
-        self.recorded[self.name] = (tuple(x.shape), tuple(y.shape))
+    def forward(self, *arguments: Any, **named: Any) -> Any:
+        x, y = self.passed(arguments, named), self.inner(*arguments, **named)
+        self.recorded[self.name] = (_shapes(x), _shapes(y if isinstance(y, tuple) else (y,)))
         return y
 
 
+def _shapes(streams: Sequence[Tensor | None]) -> Shapes:
+    return tuple(None if each is None else tuple(each.shape) for each in streams)
+
+
 @torch.no_grad()
-def record_shapes(network: Network, names: Sequence[str]) -> dict[str, Shapes]:
-    """Return the shapes of the first argument and the result of each of the submodules `names`, for one sample.
+def record_shapes(network: Network, names: Sequence[str]) -> dict[str, tuple[Shapes, Shapes]]:
+    """Return the shapes of what comes in and what goes out of each of the submodules `names`, for one sample.
 
     This costs one evaluation of a single sample, in a clone of the network.
     """
-    recorded: dict[str, Shapes] = {}
+    recorded: dict[str, tuple[Shapes, Shapes]] = {}
     replacements = [(name, lambda block, name=name: _ShapeRecorder(block, recorded, name)) for name in names]
     tree = rebuild_with(network, replacements).eval()
     like = next(network.parameters())
@@ -62,14 +67,15 @@ def check_skippable(network: Network, names: Sequence[str], who: str) -> None:
         raise ValueError(f"{who} cannot skip {idle[0]}: {type(network).__name__} never calls it, but parts of it")
     for name, (inside, outside) in recorded.items():
         if inside != outside:
-            raise ValueError(f"{who} cannot skip {name}: it turns {inside} into {outside}, which needs the block")
+            before, after = (" and ".join(map(str, shapes)) for shapes in (inside, outside))
+            raise ValueError(f"{who} cannot skip {name}: it turns {before} into {after}, which needs the block")
 
 
-class _Skipped(ModuleWrapper):
-    """A skipped block: the first argument."""
+class _Skipped(BlockWrapper):
+    """A skipped block: its input."""
 
-    def forward(self, x: Tensor, *arguments: Any, **named: Any) -> Tensor:
-        return x
+    def forward(self, *arguments: Any, **named: Any) -> Any:
+        return self.skip(arguments, named)
 
 
 class SkipBlocks(Replacement):

@@ -11,6 +11,7 @@ in all, at the cost of 1 + 4 (5/8)^2 = 2.6 of full size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -39,18 +40,18 @@ __all__ = [
 Window = tuple[slice, slice]  # (rows, columns)
 
 
-def windows(height: int, width: int, *, fraction: float, count: int) -> list[Window]:
+def windows(height: int, width: int, *, fraction: float, count: int, stride: int = 1) -> list[Window]:
     """Return `count` x `count` windows over an image, each of `fraction` of its sides.
 
-    A window has k = round(fraction height) rows; the i-th starts at row round(i (height - k) / (count - 1)). The same
-    holds for columns. Windows that coincide are listed once.
+    A window has k = round(fraction height) rows, or the next multiple of `stride`; the i-th starts at row
+    round(i (height - k) / (count - 1)). The same holds for columns. Windows that coincide are listed once.
 
     Raises:
         ValueError: if they leave gaps.
     """
     axes = []
     for side in (height, width):
-        k = round(fraction * side)
+        k = -(-round(fraction * side) // stride) * stride
         if k * count < side:
             raise ValueError(
                 f"{count} windows of {k} pixels leave gaps on a side of {side}; "
@@ -84,10 +85,10 @@ class SlidingWindow(Guidance):
     """
 
     def __init__(self, *, crop: float = 5 / 8, n: int = 2, positive: Denoiser | None = None) -> None:
-        """`crop`: sides of a window as a fraction of those of x, rounded to pixels; `n` windows along either side.
+        """`crop`: sides of a window as a fraction of those of x; `n` windows along either side.
 
-        The network must take crops of that size: multiples of its total stride or patch size. `positive` is the model;
-        default: the one under evaluation.
+        They are rounded to pixels, and up to multiples of the total stride or patch size of the network. `positive` is
+        the model; default: the one under evaluation.
 
         Raises:
             ValueError: if `crop` is not in (0, 1], or `n` is less than 2.
@@ -128,7 +129,8 @@ class SlidingWindow(Guidance):
 
     def places(self, shape: Sequence[int]) -> list[Window]:
         """Return the windows over an image of `shape` (*, H, W)."""
-        return windows(shape[-2], shape[-1], fraction=self.crop, count=self.n)
+        stride = math.lcm(*(part.stride for part in self.positive.modules() if isinstance(part, Network)))
+        return windows(shape[-2], shape[-1], fraction=self.crop, count=self.n, stride=stride)
 
     def _check_crops(self) -> None:
         """Refuse a model that does not work on images of any size."""

@@ -14,20 +14,21 @@ from torch import Tensor, nn
 from lightning_guide.denoiser import Denoiser, Trajectory
 from lightning_guide.guidance.combinations.base import Combination
 from lightning_guide.guidance.guided import Guided
-from lightning_guide.guidance.perturbation import ModuleWrapper, Perturbed, Replacement
+from lightning_guide.guidance.perturbation import BlockWrapper, Perturbed, Replacement
 from lightning_guide.guidance.schedules import WeightSchedule
 
 __all__ = ["ShuffledTokens", "TokenPerturbationGuidance"]
 
 
-class _Shuffled(ModuleWrapper):
+class _Shuffled(BlockWrapper):
     """A block whose input tokens are shuffled."""
 
     def __init__(self, inner: nn.Module, shuffle: ShuffledTokens, trajectory: Trajectory) -> None:
         super().__init__(inner)
         self.shuffle, self.trajectory = shuffle, trajectory
 
-    def forward(self, x: Tensor, *arguments: Any, **named: Any) -> Tensor:
+    def forward(self, *arguments: Any, **named: Any) -> Any:
+        x = self.passed(arguments, named)[-1]
         if x.ndim not in (3, 4):
             raise ValueError(
                 f"TPG shuffles tokens (B, N, C) or the positions of feature maps (B, C, H, W); "
@@ -36,11 +37,13 @@ class _Shuffled(ModuleWrapper):
         count = x.shape[1] if x.ndim == 3 else x.shape[2] * x.shape[3]
         order = self.shuffle.order(count, self.trajectory).to(x.device)
         x = x[:, order] if x.ndim == 3 else x.flatten(2)[..., order].reshape(x.shape)
-        return self.inner(x, *arguments, **named)
+        return self.call_with(x, arguments, named)
 
 
 class ShuffledTokens(Replacement):
     """block(x P, ...) with a random permutation P of the tokens or positions, which is not undone after the block.
+
+    In blocks of joint attention, tokens of texts keep their order.
 
     A permutation is drawn for each block and call. All samples of a seed share it, as in the paper: it takes one gather
     for the batch, and no sample depends on the other samples of its batch.
