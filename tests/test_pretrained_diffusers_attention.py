@@ -28,8 +28,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 Tiny = Callable[[str], Path]
 CALLS: dict[str, list[tuple[int, int, tuple[int, int] | None]]] = {  # tokens of queries and keys, grid, at 8 x 4
     "sd": [(32, 32, (8, 4)), (8, 8, (4, 2))] + [(32, 32, (8, 4))] * 2,
+    "sdxl": [(32, 32, (8, 4))] * 2 + [(8, 8, (4, 2))] * 2 + [(32, 32, (8, 4))] * 4,
+    "if": [(8, 8 + 77, (4, 2))] * 4,
     "ddpm": [(8, 8, (4, 2))] * 4,
     "dit": [(8, 8, (4, 2))] * 3,
+    "pixart": [(8, 8, (4, 2))] * 3,
+    "sd3": [(8, 8 + 333, (4, 2)), (8, 8, (4, 2))] + [(8, 8 + 333, (4, 2))] * 2,  # the second attention is of images
+    "flux": [(8, 8 + 32, (4, 2))] * 4,
 }
 TREES = list(CALLS)
 
@@ -61,11 +66,11 @@ def predict(found: Any, given: Tensor | None) -> Tensor:
         return found(x, torch.tensor(2.0), given)
 
 
-@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("name", CALLS)
 def test_cores_receive_the_tokens_of_the_image_and_their_grid(tiny_pipeline: Tiny, name: str) -> None:
     theirs = model(tiny_pipeline, name)
     names = list(theirs.state_dict())
-    found = network(tiny_pipeline, name, data_shape=(theirs.config.in_channels, 8, 4))
+    found = network(tiny_pipeline, name, data_shape=(3 if name in ("if", "ddpm") else 4, 8, 4))
     plain, calls = evaluate(found, condition(found)), list[Any]()
     assert set(found.model.state_dict()) <= {*names, *(f"embedder.{n.split('emb.', 1)[-1]}" for n in names)}
     tree = rebuild_with(found, [(core, lambda _: Recorder(calls)) for core in cores(found)])
@@ -74,7 +79,7 @@ def test_cores_receive_the_tokens_of_the_image_and_their_grid(tiny_pipeline: Tin
     assert torch.equal(evaluate(found, condition(found)), plain) and len(calls) == len(CALLS[name])
 
 
-@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("name", CALLS)
 def test_a_perturbed_tree_leaves_its_model_alone_and_is_copied_with_it(tiny_pipeline: Tiny, name: str) -> None:
     one = denoiser(tiny_pipeline, name)
     assert isinstance(one.network, DiffusersNetwork)
