@@ -19,6 +19,7 @@ from lightning_guide.pretrained.autoencoders import DiffusersVAE
 from lightning_guide.pretrained.diffusers_families import FAMILIES
 from lightning_guide.pretrained.diffusers_network import DiffusersNetwork
 from lightning_guide.pretrained.latent_space import LatentSpace
+from lightning_guide.pretrained.lora import add_lora, find_lora
 from lightning_guide.pretrained.prompts import CachedPrompts
 from lightning_guide.pretrained.schedulers import ScheduledSampling, scheduled_sampling
 from lightning_guide.pretrained.text_encoders import TextEncoders
@@ -115,8 +116,10 @@ class DiffusersFolder:
         tokens = CachedPrompts(encoders, [negative_prompt or ""]).encode()[torch.tensor([0])][0]
         return torch.zeros_like(tokens) if encoders.drops_empty and negative_prompt is None else tokens
 
-    def network(self, *, dtype: str = "float32", **options: Any) -> DiffusersNetwork:
-        """Return the network with its weights; `options` as of `DiffusersNetwork`.
+    def network(
+        self, *, dtype: str = "float32", lora: str | None = None, lora_scale: float = 1.0, **options: Any
+    ) -> DiffusersNetwork:
+        """Return the network with its weights, `lora` added; `options` as of `DiffusersNetwork`.
 
         Raises:
             ValueError: naming the first weight that is missing, unexpected or of another shape.
@@ -126,6 +129,7 @@ class DiffusersFolder:
         with torch.device("meta"):  # refuses what is not supported before gigabytes are read
             network = DiffusersNetwork(self.architecture, self.config, **options)
         self._check_weights()
+        addition = None if lora is None else find_lora(lora)
         try:
             model, report = getattr(diffusers, self.architecture).from_pretrained(
                 self.part,
@@ -145,6 +149,8 @@ class DiffusersFolder:
                     + (f" and {len(names) - 1} more" if len(names) > 1 else "")
                     + f"; expected those of the {self.architecture} of its config.json"
                 )
+        if addition is not None:
+            add_lora(model, addition, scale=lora_scale, pipeline=self.index.get("_class_name"))
         network.set_model(model)
         return network
 
@@ -169,17 +175,21 @@ def read_diffusers(
     negative_prompt: str | None = None,
     data_shape: Sequence[int] | None = None,
     constants: Mapping[str, Any] | None = None,
+    lora: str | None = None,
+    lora_scale: float = 1.0,
 ) -> Denoiser:
     """Return the denoiser of a folder or a name on the hub; arguments as those of `Pretrained`.
 
     Raises:
         ValueError: naming what is missing or not supported.
     """
+    if lora is None and lora_scale != 1:
+        raise ValueError(f"lora_scale={lora_scale} without a lora has no effect; expected the file of one")
     folder = DiffusersFolder(place, revision=revision, variant=variant)
     folder.scheduled()  # refused before gigabytes are read
     empty = folder.empty(negative_prompt)
     options = {"empty_length": 0 if empty is None else len(empty), "constants": constants, "data_shape": data_shape}
-    network = folder.network(dtype=dtype, **options)
+    network = folder.network(dtype=dtype, lora=lora, lora_scale=lora_scale, **options)
     if empty is not None:
         network.empty.copy_(empty)
     preconditioning = folder.scheduled(data_shape=network.data_shape).preconditioning

@@ -46,6 +46,8 @@ def Pretrained(  # noqa: N802, the name by which configs know it
     negative_prompt: str | None = None,
     data_shape: Sequence[int] | None = None,
     constants: Mapping[str, Any] | None = None,
+    lora: str | None = None,
+    lora_scale: float = 1.0,
 ) -> Denoiser:
     """Return a published model, trainable, on the CPU; in configs the denoiser of a module, or a guider.
 
@@ -59,6 +61,8 @@ def Pretrained(  # noqa: N802, the name by which configs know it
         negative_prompt: text that is "no condition" instead of the model's own.
         data_shape: (C, H, W) of x; default: as the model was trained.
         constants: numbers that belong to the model, such as SDXL's sizes; default: as published.
+        lora: low-rank additions to the weights: FILE.safetensors, a folder, or OWNER/NAME/FILE on the hub.
+        lora_scale: their factor.
 
     Raises:
         ValueError: naming what is missing or not supported.
@@ -73,6 +77,8 @@ def Pretrained(  # noqa: N802, the name by which configs know it
         "negative_prompt": negative_prompt,
         "data_shape": data_shape,
         "constants": constants,
+        "lora": lora,
+        "lora_scale": None if lora_scale == 1 else lora_scale,
     }
     options = {key: value for key, value in given.items() if value is not None}
     for key in options:
