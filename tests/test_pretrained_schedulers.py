@@ -217,7 +217,7 @@ def test_schedulers_that_add_noise(name: str, settings: dict[str, Any], monkeypa
         ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, "algorithm_type='sde-dpmsolver"),
         ("DPMSolverMultistepScheduler", {"solver_order": 3}, "solver_order=3 is not supported; expected 2"),
         ("EulerDiscreteScheduler", {"use_beta_sigmas": True}, "use_beta_sigmas=True is not supported"),
-        ("DDPMScheduler", {"variance_type": "learned_range"}, "variance_type='learned_range' is not supported"),
+        ("DDPMScheduler", {"variance_type": "fixed_large"}, "variance_type='fixed_large' is not supported"),
         ("DDIMScheduler", {"beta_schedule": "sigmoid"}, "beta_schedule='sigmoid' is not supported"),
         ("DDIMScheduler", {"prediction_type": "flow"}, "prediction_type='flow' is not supported"),
         ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}, "needs the number of tokens"),

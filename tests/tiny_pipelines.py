@@ -28,16 +28,20 @@ TRANSFORMER = {"num_attention_heads": 2, "attention_head_dim": 8, "in_channels":
 LATENT = TRANSFORMER | {"sample_size": 8, "patch_size": 2}
 STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
 
+OF_TEXTS = ("attn2.", "add_k_proj", "add_v_proj", "add_embedding", "context_embedder", "text_embedder")
+
 # rows of the embedding of a text, with the pooled vector; FLUX and PixArt read any number
 TEXT_LENGTHS = {"sd": 77, "controlnet": 77, "sdxl": 78, "sd3": 334, "flux": 33, "pixart": 120, "if": 77}
 
 
 def refill(model: nn.Module) -> Any:
-    """Return `model` with random numbers in place of zeros, in eval mode."""
+    """Return `model` with random numbers in place of zeros and a larger influence of texts, in eval mode."""
     generator = torch.Generator().manual_seed(1)
-    for weight in model.parameters():
+    for name, weight in model.named_parameters():
         if not weight.any():
             nn.init.normal_(weight, std=0.2, generator=generator)
+        if any(part in name for part in OF_TEXTS):
+            weight.data.mul_(3.0)
     return model.eval()
 
 
@@ -116,7 +120,7 @@ def sdxl() -> dict[str, Any]:
 
 
 def deep_floyd() -> dict[str, Any]:
-    """DeepFloyd IF, first stage, without its learned variance while sampling."""
+    """DeepFloyd IF, first stage."""
     from diffusers import DDPMScheduler, UNet2DConditionModel
 
     unet = UNet2DConditionModel(
@@ -136,8 +140,14 @@ def deep_floyd() -> dict[str, Any]:
         attention_head_dim=4,
         **UNET,
     )
-    settings = {"thresholding": True, "dynamic_thresholding_ratio": 0.95, "sample_max_value": 1.5}
-    return {"unet": refill(unet), "scheduler": DDPMScheduler(beta_schedule="squaredcos_cap_v2", **settings)}
+    scheduler = DDPMScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        variance_type="learned_range",
+        thresholding=True,
+        dynamic_thresholding_ratio=0.95,
+        sample_max_value=1.5,
+    )
+    return {"unet": refill(unet), "scheduler": scheduler}
 
 
 def ddpm() -> dict[str, Any]:
@@ -166,10 +176,10 @@ def pixel_unet(**settings: Any) -> Any:
 
 
 def dit() -> dict[str, Any]:
-    """DiT of 10 labels, whose blocks hold copies of one embedder, as published."""
+    """DiT of 1000 labels, whose blocks hold copies of one embedder, as published."""
     from diffusers import DDIMScheduler, DiTTransformer2DModel
 
-    transformer = DiTTransformer2DModel(out_channels=8, num_embeds_ada_norm=10, **LATENT)
+    transformer = DiTTransformer2DModel(out_channels=8, num_embeds_ada_norm=1000, **LATENT)
     first, *others = [block.norm1.emb for block in transformer.transformer_blocks]
     for other in others:
         other.load_state_dict(first.state_dict())
@@ -177,7 +187,7 @@ def dit() -> dict[str, Any]:
         "transformer": refill(transformer),
         "vae": autoencoder(),
         "scheduler": DDIMScheduler(clip_sample=False),
-        "id2label": {i: f"class {i}" for i in range(10)},
+        "id2label": {i: f"class {i}" for i in range(1000)},
     }
 
 

@@ -6,7 +6,7 @@
 | HeunDiscreteScheduler | `Heun` | the same |
 | EulerAncestralDiscreteScheduler | `DDIM` with eta 1 | timesteps |
 | DDIMScheduler | `Euler` (eta 0) | timesteps |
-| DDPMScheduler, fixed_small | `DDIM` with eta 1 | timesteps |
+| DDPMScheduler, fixed_small or learned_range | `DDIM` with eta 1 | timesteps |
 | PNDMScheduler, skip_prk_steps | `PLMS` | timesteps |
 | DPMSolverMultistepScheduler, dpmsolver++, order 2 | `DPMSolver2M` | timesteps, Karras or exponential |
 | FlowMatchEulerDiscreteScheduler | `Euler` | flow with shift |
@@ -16,9 +16,9 @@
 
 Every row agrees with the scheduler on the same network and noise (tests/test_pretrained_schedulers.py), except for
 known differences. Grids end at sigma = 0; DDIM and PNDM without set_alpha_to_one end at the level of timestep 0. The
-"linspace" timesteps of DDIM and PNDM are not their own steps there, which always go T / N further. Consistency models
-end at sigma_min there, so that their fresh noise is sqrt(sigma'^2 - sigma_min^2). Any other class or setting is refused
-by name.
+"linspace" timesteps of DDIM and PNDM are not their own steps there, which always go T / N further. A learned range
+of variances (DeepFloyd IF) is sampled with its lower end, fixed_small. Consistency models end at sigma_min there, so
+that their fresh noise is sqrt(sigma'^2 - sigma_min^2). Any other class or setting is refused by name.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def _discrete(sampler: type[Sampler], spacing: Spacing, **fixed: Any) -> Any:
 
     def read(settings: _Settings, num_steps: int, tokens: int | None) -> ScheduledSampling:
         settings.require(use_beta_sigmas=False, final_sigmas_type="zero", skip_prk_steps=True, **REQUIRED)
-        settings.require(variance_type=("fixed_small", "fixed_small_log"), interpolation_type="linear")
+        settings.require(variance_type=("fixed_small", "fixed_small_log", "learned_range"), interpolation_type="linear")
         if sampler is PLMS:  # the other library combines earlier velocities, which belong to other levels
             settings.require(prediction_type="epsilon")
         multistep = sampler is DPMSolver2M
