@@ -14,6 +14,7 @@ from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.report.tables import Extractors, format_number, judge_networks, metric_rows
 from lightning_guide.utils.files import atomic
 from lightning_guide.utils.resume import plain_data
+from lightning_guide.utils.terminal import counted
 
 __all__ = ["MetricsReport"]
 
@@ -71,7 +72,7 @@ class MetricsReport(pl.Callback):
         errors = [f"{format_number(x)} at {name.replace('_', ' ')}" for name, x in _logged(trainer, "heldout/").items()]
         lines = [*_align_columns(table), *notes, *([f"held-out loss: {', '.join(errors)}"] if errors else [])]
         if lines:
-            when = [f"after {module.images_seen:,} images"] if trainer.state.fn == "fit" else []
+            when = [f"after {counted(module.images_seen, 'image')}"] if trainer.state.fn == "fit" else []
             print("\n".join(["", *when, *lines]), flush=True)
         folder = output_folder(trainer, self.folder)
         folder.mkdir(parents=True, exist_ok=True)

@@ -9,13 +9,11 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
 from lightning_guide.modules.gradient_optimization import GradientOptimization
-from lightning_guide.utils.files import remove_temporary
+from lightning_guide.utils.files import STALE, remove_temporary
 from lightning_guide.utils.locks import FolderLock
 from lightning_guide.utils.run_places import LOCK
 
 __all__ = ["RunLock"]
-
-_STALE = 60.0  # seconds without a change after which a temporary file is that of a killed process
 
 
 class RunLock(Checkpoint):
@@ -43,7 +41,7 @@ class RunLock(Checkpoint):
             run = trainer.default_root_dir
             self._lock = FolderLock(Path(run) / LOCK, what=f"the run {run}").acquire()
             for folder in ("", "report", "grids"):  # to which a validation beside the fit may write
-                remove_temporary(Path(run) / folder, seconds=_STALE)
+                remove_temporary(Path(run) / folder, seconds=STALE)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Become the owner, unless it is; the test loop of `GradientOptimization` writes a run, too."""

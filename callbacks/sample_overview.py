@@ -8,6 +8,7 @@ from torch import Tensor
 
 from callbacks.output import image_grid, render, scatter
 from lightning_guide.objectives.motion import ground_path
+from lightning_guide.utils.terminal import counted
 
 __all__ = ["draw_overview"]
 
@@ -25,10 +26,12 @@ def draw_overview(x: Tensor) -> Tensor | None:
         dots = x if x.shape[1] > 1 else torch.stack([x[:, 0], torch.arange(len(x), dtype=x.dtype)], dim=1)
         low, high = dots[:, :2].amin(0), dots[:, :2].amax(0)
         margin = (0.05 * (high - low)).clamp(min=1e-3)
-        return scatter(x, f"{len(x)} samples", (low - margin, high + margin))
+        return scatter(x, counted(len(x), "sample"), (low - margin, high + margin))
     if x.ndim == 3 and x.shape[1] % 2 == 0:
         figure = Figure(figsize=(6, 6), dpi=100, layout="constrained")
-        axes = figure.add_subplot(title=f"{min(len(x), PATHS)} of {len(x)} samples", aspect="equal", xlabel="meters")
+        axes = figure.add_subplot(
+            title=f"{min(len(x), PATHS)} of {counted(len(x), 'sample')}", aspect="equal", xlabel="meters"
+        )
         for path in ground_path(x[:PATHS]).tolist():
             axes.plot(*path, linewidth=0.8, color="#0072B2", alpha=0.7)
         return render(figure)

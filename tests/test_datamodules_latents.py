@@ -231,7 +231,9 @@ def test_corrupt_images_are_counted_and_left_out(tmp_path: Path, capsys: pytest.
     content[at + 40 : at + 80] = bytes(40)
     (tmp_path / "in/a.tar").write_bytes(content)
     encode(str(tmp_path / "in/a.tar"), str(tmp_path / "out"), vae=Halves(), batch_size=3)
-    assert "latents of 3 images in 1 shards" in (message := capsys.readouterr().out) and "1 corrupt images" in message
+    assert (
+        "latents of 3 images in 1 shard:" in (message := capsys.readouterr().out) and "1 corrupt image left" in message
+    )
     data = Latents(*[str(tmp_path / "out/a.tar")] * 2, mean=(0, 0, 0), std=(1, 1, 1), num_classes=3)
     assert data.training().take(torch.arange(3)).condition.tolist() == [0, 2, 0]  # type: ignore[union-attr]
     with pytest.raises(ValueError, match=r"as many numbers in mean \(4\) and std \(4\)"):

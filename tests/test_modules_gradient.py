@@ -164,7 +164,7 @@ def test_rounds_of_another_config_are_not_continued(message: str, options: dict[
     # settings without effect on the samples may change
     module = optimize(tmp_path, Quadratic(Direction()), rounds=2, sampling=sampling(batch_size=7, metrics={}))
     assert module.rounds.round == 2
-    with pytest.warns(UserWarning, match="2 rounds are drawn already, more than num_rounds = 1"):
+    with pytest.warns(UserWarning, match="2 rounds exist already, more than num_rounds = 1"):
         optimize(tmp_path, Quadratic(Direction()), rounds=1)
     with pytest.raises(ValueError, match="holds rounds of GradientOptimization; expected another"):
         fine_tune(tmp_path, Shifted(SubspaceGaussian()), steps=1)

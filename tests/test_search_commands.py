@@ -176,7 +176,7 @@ def test_a_search_stopped_by_a_scheduler_does_not_look_finished(
         return step(*words)
 
     monkeypatch.setattr(BlockEvaluations, "step", stopped)
-    with pytest.raises(SystemExit, match="stopped by SIGTERM; rerun the same command to resume"):
+    with pytest.raises(SystemExit, match="sweep was stopped by SIGTERM; rerun the same command to resume"):
         search(folder, "sweep", f"stopped_{blocks}", changes={"blocks": blocks})
 
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from lightning_guide.cli import main
+from lightning_guide.evaluation import RawPixels
 from lightning_guide.utils.terminal import Progress
 from tests.processes import Processes
 from tests.searches import search
@@ -81,6 +82,26 @@ def test_convert_shows_progress(tmp_path: Path, processes: Processes) -> None:
     text = run_on_terminal(processes, (HERE, "convert"), source=str(tmp_path / "images"), folder=str(tmp_path / "out"))
     assert any(" images  0:00, 0:00 left" in state for state in states(text)), text
     assert "12 images of 2 classes in 3 shards" in text.splitlines()[-1]
+
+
+def statistics(out: str) -> None:
+    """Store statistics by a slow extractor."""
+    extract = RawPixels.extract
+
+    def slowly(self: RawPixels, x: Any) -> Any:
+        time.sleep(0.2)
+        return extract(self, x)
+
+    RawPixels.extract = slowly  # type: ignore[method-assign]
+    main(["statistics", out, "--data", "Digits", "--data.batch_size", "500", "--extractor", "RawPixels"])
+
+
+def test_statistics_shows_progress(tmp_path: Path, processes: Processes) -> None:
+    text = run_on_terminal(processes, (HERE, "statistics"), columns=100, out=str(tmp_path / "s.npz"))
+    shown = [re.sub(r"  +0:.*", "", state) for state in states(text)]
+    assert any(state.startswith("statistics, reading  ") for state in shown), text
+    assert "statistics  [################]  1437/1437 examples" in shown, text
+    assert "s.npz: 1,437 examples" in text.splitlines()[-1]
 
 
 def tune(folder: str) -> None:

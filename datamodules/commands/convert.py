@@ -18,6 +18,7 @@ from datamodules.storage.image_files import image_files
 from datamodules.storage.labels import labels_of
 from datamodules.storage.shard_classes import other_classes
 from datamodules.storage.shard_writer import write_shards
+from lightning_guide.utils.terminal import counted
 
 __all__ = ["ImageArchive", "convert", "torchvision_dataset"]
 
@@ -139,7 +140,9 @@ def convert(
         shuffle_seed=shuffle_seed,
         quality=quality,
     )
+    classes = counted(len(inventory["classes"]), "class", "classes")
+    corrupt = counted(len(inventory["corrupt"]), "corrupt image")
     print(
-        f"{inventory['records']} images of {len(inventory['classes'])} classes in {len(inventory['shards'])} shards: "
-        f"{Path(folder) / name}-*.tar ({len(inventory['corrupt'])} corrupt images left out, listed in {name}.json)"
+        f"{counted(inventory['records'], 'image')} of {classes} in {counted(len(inventory['shards']), 'shard')}: "
+        f"{Path(folder) / name}-*.tar ({corrupt} left out, listed in {name}.json)"
     )

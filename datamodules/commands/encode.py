@@ -25,7 +25,7 @@ from lightning_guide.pretrained.prompts import half_precision
 from lightning_guide.pretrained.text_encoders import TextEncoders
 from lightning_guide.utils.files import atomic, remove_temporary
 from lightning_guide.utils.resume import ResumableFolder
-from lightning_guide.utils.terminal import Progress
+from lightning_guide.utils.terminal import Progress, counted
 
 __all__ = ["encode"]
 
@@ -110,8 +110,9 @@ def encode(
         inventory.write({**moments, "classes": classes, "shards": done}, durable=False)
     records, corrupt = (sum(entry[key] for entry in done.values()) for key in ("records", "corrupt"))
     print(
-        f"latents of {records} images in {len(done)} shards: {folder}/*.tar ({corrupt} corrupt images left out); "
-        f"for datamodules.Latents: mean: {moments['mean']}, std: {moments['std']}"
+        f"latents of {counted(records, 'image')} in {counted(len(done), 'shard')}: {folder}/*.tar "
+        f"({counted(corrupt, 'corrupt image')} left out); for datamodules.Latents: "
+        f"mean: {moments['mean']}, std: {moments['std']}"
     )
 
 

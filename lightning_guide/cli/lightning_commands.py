@@ -22,7 +22,7 @@ from lightning_guide.cli.closing import Results
 from lightning_guide.runs.checkpoints import check_checkpoint, newest_checkpoint
 from lightning_guide.runs.log_folders import use_own_folder
 from lightning_guide.runs.session import CLI_OPTIONS, ConfigCLI
-from lightning_guide.utils.files import atomic
+from lightning_guide.utils.files import STALE, atomic, remove_temporary
 from lightning_guide.utils.needs import unwritable
 from lightning_guide.utils.run_places import holds_models, run_of_config
 
@@ -53,6 +53,7 @@ class SaveConfig(SaveConfigCallback, Checkpoint):
         """Write the file; rank 0 only."""
         command = trainer.state.fn.value if trainer.state.fn else stage
         name = "config.yaml" if command == "fit" else f"config.{command}.yaml"
+        remove_temporary(trainer.default_root_dir, name, seconds=STALE)
         with atomic(Path(trainer.default_root_dir, name)) as temporary:
             temporary.write_text(self.parser.dump(self.config, skip_unset=False), encoding="utf-8")
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
+from types import FrameType
 
 from jsonargparse import auto_cli
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -29,7 +33,32 @@ def run(words: Sequence[str]) -> None:
     """Run the command `words`; user errors end in one sentence, or a list of what is missing, and exit status 1."""
     with plain_messages():
         warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # a command may run another
-        _run(words)
+        with _left_on_sigterm(words[0]):
+            _run(words)
+
+
+@contextmanager
+def _left_on_sigterm(command: str) -> Iterator[None]:
+    """Leave at once on SIGTERM with one sentence and exit status 1, with temporary files removed and locks released.
+
+    The handler of `GracefulStop` replaces this one in the loops of a fit.
+    """
+    owner, before = os.getpid(), signal.getsignal(signal.SIGTERM)
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends the process wherever it is
+        if os.getpid() != owner:  # a process that this one forked
+            os.kill(os.getpid(), signal.SIGTERM)
+        sys.exit(f"lightning-guide: {command} was stopped by SIGTERM; rerun the same command to resume")
+
+    if threading.current_thread() is not threading.main_thread() or before != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(words: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lightning_guide.utils.shipped import shipped_configs
+from lightning_guide.utils.terminal import counted
 
 __all__ = ["init"]
 
@@ -32,4 +33,4 @@ def init(folder: str) -> None:
         copy = target / file.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(file.read_bytes())
-    print(f"{len(files)} files in {target}, such as {target / 'digits' / 'main.yaml'}")
+    print(f"{counted(len(files), 'file')} in {target}, such as {target / 'digits' / 'main.yaml'}")

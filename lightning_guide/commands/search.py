@@ -33,7 +33,7 @@ from lightning_guide.utils.explain import explain
 from lightning_guide.utils.files import read_yaml
 from lightning_guide.utils.parser import Parser, update_paths
 from lightning_guide.utils.shipped import find_config
-from lightning_guide.utils.terminal import Progress
+from lightning_guide.utils.terminal import Progress, counted
 
 __all__ = ["Search", "Sweep", "Tune"]
 
@@ -173,7 +173,7 @@ class Sweep(Search):
         draw_heat_maps(space, found, objectives, figures[1])
         figures = [path for path in figures if path.is_file()]
         write_hparams(space, found, self.out / "tensorboard" / "sweep", figures=figures)
-        points = f"{len(found)} points scored, {len(failed)} failed"
+        points = f"{counted(len(found), 'point')} scored, {len(failed)} failed"
         shown = ", ".join(map(str, figures))
         print(f"{points}; table {self.out / 'results.csv'}; figures {shown}; all {ledger.path}")
 
@@ -217,7 +217,8 @@ class Tune(Search):
 
     def _print(self, ledger: ResultsFile) -> None:
         files = ", ".join(str(guidance_file(self.out, objective.metric)) for objective in self.file.objectives)
-        last = f"{ledger.content['samples']} samples drawn; guidance to be used with -c: {files}; all {ledger.path}"
+        drawn = counted(ledger.content["samples"], "sample")
+        last = f"{drawn} drawn; guidance to be used with -c: {files}; all {ledger.path}"
         print("\n".join([*ledger.content["statements"], last]))
 
 

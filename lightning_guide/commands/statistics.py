@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
 
+from lightning_guide.data import Batch
 from lightning_guide.evaluation.features.base import FeatureExtractor
 from lightning_guide.evaluation.metrics.frechet import FrechetDistance
 from lightning_guide.evaluation.reference.cache import fingerprint
 from lightning_guide.evaluation.reference.statistics import write_statistics
 from lightning_guide.utils.needs import check_writable
+from lightning_guide.utils.terminal import Progress, counted
 
 __all__ = ["reference_statistics"]
 
@@ -41,10 +44,19 @@ def reference_statistics(
         raise ValueError(f"{out} exists; expected the name of a new file")
     check_writable(Path(out).parent, "statistics")
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    hashed, count = fingerprint(reference(torch.device("cpu")))
+    with Progress("statistics, reading", None, unit="examples") as bar:
+        hashed, count = fingerprint(_shown(reference(torch.device("cpu")), bar))
     metric = FrechetDistance(extractor)
     metric.to(where)
-    fitted = metric.fit(reference(where))
+    with Progress("statistics", count, unit="examples") as bar:
+        fitted = metric.fit(_shown(reference(where), bar))
     path = write_statistics(out, replace(fitted, extractor=extractor.identity, data=hashed))
-    print(f"{path}: {count} examples, {extractor.identity}")
+    print(f"{path}: {counted(count, 'example')}, {extractor.identity}")
     return path
+
+
+def _shown(reference: Iterable[Batch], bar: Progress) -> Iterator[Batch]:
+    """Yield the batches, each counted once it has been used."""
+    for batch in reference:
+        yield batch
+        bar.add(len(batch.x))

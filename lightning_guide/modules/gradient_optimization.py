@@ -28,6 +28,7 @@ from lightning_guide.optimization.rounds import Rounds
 from lightning_guide.optimization.targets import Target
 from lightning_guide.runs.models import RunModels
 from lightning_guide.utils.files import atomic
+from lightning_guide.utils.terminal import counted
 
 __all__ = ["GradientOptimization"]
 
@@ -89,11 +90,11 @@ class GradientOptimization(pl.LightningModule):
         if self._state.exists():
             self.rounds.load_state_dict(torch.load(self._state, map_location="cpu", weights_only=True))
             self.rounds.read_history(self.trainer.default_root_dir)
-            rank_zero_info(f"continuing after {self.rounds.round} rounds from {self._state}")
+            rank_zero_info(f"continuing after {counted(self.rounds.round, 'round')} from {self._state}")
             if self.rounds.round > self.num_rounds:
                 rank_zero_warn(
-                    f"{self.rounds.round} rounds are drawn already, more than num_rounds = {self.num_rounds}; no round "
-                    "is drawn, and the numbers shown are those of the last"
+                    f"{counted(self.rounds.round, 'round')} exist already, more than num_rounds = {self.num_rounds}: "
+                    "none is drawn, and the numbers shown are those of the last"
                 )
             self.trainer.strategy.barrier()  # all processes have read before process 0 writes
             if self.trainer.is_global_zero:

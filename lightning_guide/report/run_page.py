@@ -19,6 +19,7 @@ from lightning_guide.report.results import Cell, find_baseline, in_order, interv
 from lightning_guide.report.tables import environment, judge_networks
 from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.utils.files import atomic
+from lightning_guide.utils.terminal import counted
 
 __all__ = ["UNSAFE", "leaves", "read_facts", "report", "run_page", "write_page"]
 
@@ -114,7 +115,9 @@ def _summary(run: Path, history: History) -> str:
     if entries:
         newest = entries[-1].images
         lengths = ", ".join(f"{each:g}" for each in sorted({entry.sigma_rel for entry in entries}))
-        sentences.append(f"{len(entries)} snapshots up to {newest:,} images seen, of sigma_rel {lengths}.")
+        sentences.append(
+            f"{counted(len(entries), 'snapshot')} up to {counted(newest, 'image')} seen, of sigma_rel {lengths}."
+        )
     if history.seconds:
         span = timedelta(seconds=round(history.seconds))
         sentences.append(f"From the first to the last logged step of training: {span} (h:mm:ss), pauses included.")
@@ -147,7 +150,7 @@ def _samples(page: Page, run: Path, order: Sequence[str]) -> None:
     newest: dict[str, tuple[float, str, Path]] = {}
     for path in run.glob("grids/*.png"):
         if parsed := _GRID.fullmatch(path.name):
-            after = f" after {int(parsed['images']):,} images" if int(parsed["images"]) else ""
+            after = f" after {counted(int(parsed['images']), 'image')}" if int(parsed["images"]) else ""
             entry = (path.stat().st_mtime, f"{parsed['name']} ({parsed['stage']}{after})", path)
             newest[parsed["name"]] = max(entry, newest.get(parsed["name"], entry))
     if newest:

@@ -21,6 +21,7 @@ from lightning_guide.runs.writing import check_new, write_run
 from lightning_guide.utils.files import atomic
 from lightning_guide.utils.needs import check_writable
 from lightning_guide.utils.recipe import build
+from lightning_guide.utils.terminal import counted
 
 __all__ = ["export", "pull", "push", "read_export"]
 
@@ -42,7 +43,7 @@ def export(run: str, folder: str, *, images: int | float | str | None = None, si
         OSError: if a file cannot be written.
     """
     age = _write(run, Path(folder), images, sigma_rel)
-    print(f"sigma_rel {sigma_rel:g} after {age} images: {Path(folder) / 'model.safetensors'}")
+    print(f"sigma_rel {sigma_rel:g} after {counted(age, 'image')}: {Path(folder) / 'model.safetensors'}")
 
 
 def _write(run: str, target: Path, images: int | float | str | None, sigma_rel: float) -> int:
@@ -121,7 +122,7 @@ def push(run: str, repo: str, *, images: int | float | str | None = None, sigma_
             api.upload_folder(repo_id=repo, folder_path=folder, commit_message=f"Exported from {Path(run).name}")
         except Exception as error:  # network, token, name, ...
             raise ValueError(f"the hub did not take {run} as {repo!r}: {' '.join(str(error).split())[:300]}") from None
-    print(f"sigma_rel {sigma_rel:g} after {age} images: {repo} on the hub")
+    print(f"sigma_rel {sigma_rel:g} after {counted(age, 'image')}: {repo} on the hub")
 
 
 def pull(repo: str, run: str, *, revision: str | None = None) -> None:
@@ -154,4 +155,4 @@ def pull(repo: str, run: str, *, revision: str | None = None) -> None:
         sigma_rel=description["sigma_rel"],
         planned_images=description.get("planned_images"),
     )
-    print(f"sigma_rel {description['sigma_rel']:g} after {description['images']} images: {path}")
+    print(f"sigma_rel {description['sigma_rel']:g} after {counted(description['images'], 'image')}: {path}")

@@ -15,6 +15,7 @@ from lightning_guide.utils.files import atomic
 from lightning_guide.utils.locks import FolderLock
 from lightning_guide.utils.needs import check_writable
 from lightning_guide.utils.run_places import LOCK
+from lightning_guide.utils.terminal import counted
 
 __all__ = ["check_new", "write_averages", "write_run"]
 
@@ -103,6 +104,6 @@ def write_averages(
                 buffers=recipe.buffers,
                 since=since.get(images),
             )
-            print(f"sigma_rel {sigma_rel:g} after {images} images: {path}")
+            print(f"sigma_rel {sigma_rel:g} after {counted(images, 'image')}: {path}")
             files.append(path)
     return files

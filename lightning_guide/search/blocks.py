@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -13,7 +12,6 @@ from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -35,9 +33,6 @@ from lightning_guide.utils.files import atomic, remove_temporary
 from lightning_guide.utils.terminal import Progress
 
 __all__ = ["BlockEvaluations", "SampledBlocks"]
-
-
-_STOPPED = "lightning-guide: stopped by SIGTERM; rerun the same command to resume"
 
 
 Totals = dict[str, Tensor]
@@ -153,7 +148,7 @@ class SampledBlocks(Scorer):
         return self._on_disk.get(point, set())
 
     def draw(self, point: Point, blocks: Sequence[ScoreBlock]) -> None:
-        """Draw those of `blocks` that are missing, all in one test of the trainer; SIGTERM leaves with status 1.
+        """Draw those of `blocks` that are missing, all in one test of the trainer.
 
         Raises:
             ValueError: if the point cannot be drawn from.
@@ -176,8 +171,6 @@ class SampledBlocks(Scorer):
         try:
             with as_value_error() if self.trainer.world_size == 1 else nullcontext():
                 self.trainer.test(self.module, datamodule=self.data, verbose=False)
-        except SIGTERMException:  # whose status is 0
-            sys.exit(_STOPPED)
         except ValueError as error:  # without the name that the search gave the block
             raise ValueError(str(error).removeprefix(f"evaluation {next(iter(names))!r}: ")) from error
         if self.evaluations.totals.keys() != names.keys():
@@ -186,8 +179,6 @@ class SampledBlocks(Scorer):
             if self.trainer.is_global_zero:
                 self._write(point, block, self.evaluations.totals[name])
         self._on_disk.setdefault(point, set()).update(missing)
-        if self.trainer.received_sigterm:  # arrived with the last samples; another test would reset it
-            sys.exit(_STOPPED)
 
     def scores(self, point: Point, blocks: Sequence[ScoreBlock], *, interval: bool = True) -> Scores:
         """Metrics over the union of `blocks`, all drawn; without `interval` over all of them alone.

@@ -13,6 +13,7 @@ from lightning_guide.seeds import SampleSeeds
 from lightning_guide.training.losses import LossTerms, TrainingLoss
 from lightning_guide.training.sharding import local_tensor, true_on_all_shards
 from lightning_guide.utils.distributed import all_reduce_sum
+from lightning_guide.utils.terminal import counted
 
 __all__ = ["GradientGuard", "HeldoutLoss", "NoiseLevelMeans", "TrainingDivergedError"]
 
@@ -101,9 +102,9 @@ class GradientGuard:
                 parameter.grad = None
         if self.bad_steps >= self.patience:
             raise TrainingDivergedError(
-                f"the loss was not finite for {self.bad_steps} steps in a row; training stopped before step {step}, "
-                f"the weights are those after {step - self.bad_steps + 1} steps; lower the learning rate or check the "
-                "data"
+                f"the loss was not finite for {counted(self.bad_steps, 'step')} in a row; training stopped before "
+                f"step {step}, the weights are those after {counted(step - self.bad_steps + 1, 'step')}; lower the "
+                "learning rate or check the data"
             )
 
 

@@ -28,6 +28,7 @@ from lightning_guide.utils.shipped import find_config
 from lightning_guide.utils.yaml_keys import MERGE, keep_keys, mapping_nodes
 
 __all__ = [
+    "STALE",
     "append_to",
     "atomic",
     "make_folder",
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 
+STALE = 60.0  # seconds without a change after which a temporary file is that of a killed process
 _OF_TORCH_SAVE = re.compile("PytorchStreamWriter|inline_container|basic_ios")
 
 

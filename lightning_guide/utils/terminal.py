@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-__all__ = ["Progress", "format_duration", "is_terminal", "plain_messages"]
+__all__ = ["Progress", "counted", "format_duration", "is_terminal", "plain_messages"]
 
 ERASE = "\r\x1b[2K"  # the line of a progress bar
 REDRAW = 0.1  # seconds between two states of a bar
@@ -42,6 +42,16 @@ def format_duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun; `plural` if it is not the noun with an s.
+
+    Examples:
+        >>> counted(1, "shard"), counted(1200, "class", "classes")
+        ('1 shard', '1,200 classes')
+    """
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 class Progress:

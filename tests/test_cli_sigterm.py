@@ -1,0 +1,75 @@
+"""SIGTERM in the middle of a command: it ends at once with one sentence, and the same command completes its results."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datamodules.commands import convert
+from lightning_guide.cli import main
+from lightning_guide.evaluation import FrechetDistance
+from lightning_guide.evaluation.sampling_loop import SamplingLoop
+from lightning_guide.search.blocks import BlockEvaluations
+from scripts.robustness.command_results import differences, read_results
+from tests.test_datamodules_latents import Halves
+
+PREDICT = ["--trainer.default_root_dir", "out", "--model.prediction.num_samples", "12"]
+CASES: dict[str, tuple[list[str], Any, str]] = {
+    "predict": (["run", *PREDICT, "--model.prediction.batch_size", "2"], SamplingLoop, "draw"),
+    "tune": (["run", "search.yaml", "--budget", "320", "--out", "out"], BlockEvaluations, "step"),
+    "convert": (["images", "out", "--records_per_shard", "2"], convert, "decode_image"),
+    "encode": (["shards/*.tar", "out", "--vae", "tests.test_datamodules_latents.Halves"], Halves, "posterior"),
+    "statistics": (["out/s.npz", "--data", "Digits", "--extractor", "RawPixels"], FrechetDistance, "_add"),
+}
+
+
+@pytest.fixture
+def folder(search_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with a finished run, a search, images and shards of them."""
+    for name in ("run", "search.yaml"):
+        (tmp_path / name).symlink_to(search_folder / name)
+    for i in range(8):
+        path = tmp_path / "images" / f"class{i % 2}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((4, 4, 3), i, np.uint8)).save(path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def stopping(call: Callable[..., Any], *, at: int) -> Callable[..., Any]:
+    """The same function, which receives SIGTERM in its call number `at`."""
+    calls = [0]
+
+    def stopped(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == at:
+            signal.raise_signal(signal.SIGTERM)
+        return call(*args, **kwargs)
+
+    return stopped
+
+
+@pytest.mark.parametrize("command", CASES)
+def test_it_ends_at_once_and_the_same_command_completes_it(
+    command: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words, owner, name = CASES[command]
+    if command == "encode":
+        main(["convert", "images", "shards", "--records_per_shard", "2"])
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
+        patch.setattr(owner, name, stopping(getattr(owner, name), at=1 if command == "statistics" else 4))
+        main([command, *words])
+    assert left.value.code == f"lightning-guide: {command} was stopped by SIGTERM; rerun the same command to resume"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert not [path for path in (folder / "out").rglob(".*") if path.name == ".lock" or path.suffix == ".tmp"]
+    main([command, *words])
+    completed = read_results(folder / "out")
+    (folder / "out").rename(folder / "stopped")
+    main([command, *words])
+    assert not differences(completed, read_results(folder / "out"))
