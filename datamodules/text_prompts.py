@@ -10,8 +10,8 @@ import torch
 
 from datamodules.no_data import NoData
 from datamodules.prompts import PromptFile
-from lightning_guide.pretrained.autoencoders import DiffusersVAE, VariationalAutoencoder
-from lightning_guide.pretrained.latent_space import LatentSpace
+from lightning_guide.pretrained.autoencoders import VariationalAutoencoder
+from lightning_guide.pretrained.diffusers_folder import DiffusersFolder
 from lightning_guide.pretrained.prompts import CACHE, CachedPrompts, read_prompts
 from lightning_guide.pretrained.text_encoders import TextEncoders
 
@@ -54,13 +54,12 @@ class Prompts(NoData):
             ValueError: if there is no prompt, or the source is no such model.
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self._encoders = TextEncoders(source, revision=revision, dtype=dtype, device=device)
-        super().__init__(self._encoders.data_shape if data_shape is None else data_shape)
+        folder = DiffusersFolder(source, revision=revision)
+        super().__init__(folder.data_shape if data_shape is None else data_shape)
+        self.space = folder.latent_space(vae)
+        self._encoders = TextEncoders(folder.folder, dtype=dtype, device=device)
         embedded = isinstance(prompts, str) and prompts.endswith((".npy", ".npz"))
         self.texts, self.cache = prompts if embedded else read_prompts(prompts), cache
-        if moments := self._encoders.latent_space:
-            own = DiffusersVAE(source.removeprefix("diffusers:"), subfolder="vae", lowest=-1)
-            self.space = LatentSpace(vae or own, *moments)
 
     def prepare_data(self) -> None:
         """Encode the prompts that the cache does not hold."""
@@ -73,7 +72,7 @@ class Prompts(NoData):
         return int(prompts.shape[2] if isinstance(prompts, PromptFile) else prompts[torch.tensor([0])].shape[2])
 
     @cached_property
-    def _prompts(self) -> PromptFile | CachedPrompts:  # type: ignore[override]
+    def _prompts(self) -> PromptFile | CachedPrompts:
         if isinstance(self.texts, str):
             return PromptFile(self.texts)
         return CachedPrompts(self._encoders, self.texts, folder=self.cache).encode()

@@ -38,8 +38,9 @@ BASES = [name for name in ALL if name.startswith("base/")]
 GUIDANCES = [name for name in ALL if name.startswith(("guidance/", "training_free/"))]
 # as digits/parts.yaml and digits/classifier.yaml
 SLOW = ("digits/autoencoder.yaml", "digits/robust_classifier.yaml", "digits/sketch.yaml")
-# the others: test_configs_guidance.py, ..._training_free.py, ..._gradient.py, ..._edm2.py, test_search_refusals.py
-ELSEWHERE = ("base/", "gradient/", "edm2/", "cifar32/edm1", "search/")
+# the others: test_configs_guidance.py, ..._training_free.py, ..._gradient.py, ..._edm2.py, ..._pretrained.py,
+# test_search_refusals.py
+ELSEWHERE = ("base/", "gradient/", "edm2/", "cifar32/edm1", "search/", "pretrained/")
 FILES = [name for name in ALL if name not in GUIDANCES[1:] and not name.startswith(ELSEWHERE)]
 PARTS[GUIDANCES[0]] = "digits/main.yaml"
 

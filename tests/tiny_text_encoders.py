@@ -49,7 +49,9 @@ def write_text_encoders(folder: Path, pipeline: str, *, width: int = 16, seed: i
         index |= dict.fromkeys(("safety_checker", "feature_extractor"), [None, None])
     config = {"in_channels": 64} if pipeline == "FluxPipeline" else {"in_channels": 4, "sample_size": 8}
     (folder / network).mkdir(exist_ok=True)
-    (folder / network / "config.json").write_text(json.dumps(config | {"joint_attention_dim": 2 * width}))
+    (folder / network / "config.json").write_text(
+        json.dumps(config | {"_class_name": "UNet2DConditionModel", "joint_attention_dim": 2 * width})
+    )
     (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
     return folder
 

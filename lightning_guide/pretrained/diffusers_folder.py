@@ -15,10 +15,11 @@ from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.preconditioning import Preconditioned
-from lightning_guide.pretrained.autoencoders import DiffusersVAE
+from lightning_guide.pretrained.autoencoders import DiffusersVAE, VariationalAutoencoder
 from lightning_guide.pretrained.diffusers_families import FAMILIES
 from lightning_guide.pretrained.diffusers_network import DiffusersNetwork
 from lightning_guide.pretrained.latent_space import LatentSpace
+from lightning_guide.pretrained.loading import find_folder
 from lightning_guide.pretrained.lora import add_lora, find_lora
 from lightning_guide.pretrained.prompts import CachedPrompts
 from lightning_guide.pretrained.schedulers import ScheduledSampling, scheduled_sampling
@@ -46,7 +47,7 @@ class DiffusersFolder:
             ValueError: naming what is missing or not supported.
         """
         self.source, self.variant, self.revision = str(source), variant, revision
-        self.folder = _find(source, revision, variant)
+        self.folder = find_folder(self.source.removeprefix("diffusers:"), _wanted(variant), revision=revision)
         found = [
             part for part in ("unet", "transformer", "") if (self.folder / part / "config.json").is_file()
         ]  # a network alone lies in the folder itself
@@ -60,6 +61,20 @@ class DiffusersFolder:
         if self.architecture not in FAMILIES:
             raise ValueError(f"the network of {self.source} is a {self.architecture}; supported: {', '.join(FAMILIES)}")
         self.index = _read(self.folder / "model_index.json") if (self.folder / "model_index.json").is_file() else {}
+
+    @property
+    def data_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of x by the config.
+
+        Raises:
+            ValueError: if it names no size.
+        """
+        packed = self.architecture == "FluxTransformer2DModel"  # 2 x 2 pixels of x in one token, made for 1024 pixels
+        side: int | list[int] | None = 128 if packed else self.config.get("sample_size")
+        if side is None:
+            raise ValueError(f"the config of the network of {self.source} has no sample_size; expected data_shape")
+        height, width = (side, side) if isinstance(side, int) else side
+        return int(self.config["in_channels"]) // (4 if packed else 1), height, width
 
     @property
     def has_texts(self) -> bool:
@@ -84,13 +99,13 @@ class DiffusersFolder:
         tokens = None if data_shape is None else (data_shape[1] // 2) * (data_shape[2] // 2)
         return scheduled_sampling(_read(found), num_steps, tokens=tokens)
 
-    def latent_space(self) -> LatentSpace | None:
-        """Return the space of the folder's autoencoder, x = scaling (z - shift); None if x are images."""
+    def latent_space(self, vae: VariationalAutoencoder | None = None) -> LatentSpace | None:
+        """Return the space of the folder's autoencoder, or of `vae`, x = scaling (z - shift); None if x are images."""
         if not self.has_vae:
             return None
         config = _read(self.folder / "vae" / "config.json")
         channels = int(config.get("latent_channels", 4))
-        vae = DiffusersVAE(str(self.folder), subfolder="vae", lowest=-1.0)
+        vae = vae or DiffusersVAE(str(self.folder), subfolder="vae", lowest=-1.0)
         mean, std = config.get("latents_mean"), config.get("latents_std")
         if mean is not None and std is not None:
             return LatentSpace(vae, list(mean), [each / (2 * config["scaling_factor"]) for each in std])
@@ -196,24 +211,11 @@ def read_diffusers(
     return Preconditioned(network, preconditioning, sigma_data=1.0 if folder.has_vae else 0.5)
 
 
-def _find(source: str | Path, revision: str | None, variant: str | None) -> Path:
-    """Return the folder `source`, or the local copy of a name on the hub, without pickles."""
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder
-    if len(Path(source).parts) != 2 or folder.is_absolute() or str(source).startswith((".", "~")):
-        raise ValueError(f"the folder {source} does not exist; expected one written by diffusers, or OWNER/NAME")
-    from huggingface_hub import snapshot_download
-
+def _wanted(variant: str | None) -> list[str]:
+    """Return patterns of the files that are downloaded of a name on the hub, without pickles."""
     end = f"*.{variant}" if variant else "*"
     wanted = ["*.json", "*/*.json", f"unet/{end}.safetensors", f"transformer/{end}.safetensors", "vae/*.safetensors"]
-    wanted += [f"{WEIGHTS}{end}.safetensors", "tokenizer*/*", "text_encoder*/*.safetensors"]
-    try:
-        return Path(snapshot_download(str(source), revision=revision, allow_patterns=wanted))
-    except Exception as error:  # of many types: offline, gated, no such name
-        raise ValueError(
-            f"{source} is neither a folder nor can it be read from the Hugging Face hub: {_short(error)}"
-        ) from None
+    return [*wanted, f"{WEIGHTS}{end}.safetensors", "tokenizer*/*", "text_encoder*/*.safetensors"]
 
 
 def _read(path: Path) -> dict[str, Any]:

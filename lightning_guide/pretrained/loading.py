@@ -1,9 +1,10 @@
-"""Load models of timm and open_clip, and weights from files, which are read as tensors only."""
+"""Load models of timm and open_clip, folders of the hub, and weights from files, which are read as tensors only."""
 
 from __future__ import annotations
 
 import os
 import zipfile
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,29 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-__all__ = ["clip_input", "clip_model", "read_weights", "timm_input", "timm_model"]
+__all__ = ["clip_input", "clip_model", "find_folder", "read_weights", "timm_input", "timm_model"]
+
+
+def find_folder(source: str, wanted: Sequence[str], *, revision: str | None = None) -> Path:
+    """Return the folder `source`, or the local copy of OWNER/NAME on the Hugging Face hub, of files like `wanted`.
+
+    Raises:
+        ValueError: if there is no such folder, or the name cannot be downloaded.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if len(Path(source).parts) != 2 or folder.is_absolute() or source.startswith((".", "~")):
+        raise ValueError(f"the folder {source} does not exist; expected one written by diffusers, or OWNER/NAME")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=list(wanted)))
+    except Exception as error:  # of many types: offline, gated, no such name
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"{source} is neither a folder nor can it be read from the Hugging Face hub: {reason}"
+        ) from None
 
 
 def timm_model(name: str, *, weights: str | None = None, pretrained: bool = True, **options: Any) -> Any:

@@ -16,12 +16,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lightning_guide.pretrained.loading import find_folder
 from lightning_guide.pretrained.text_families import FAMILIES
 from lightning_guide.runs.sampling import find_device
 from lightning_guide.utils.files import parse_json
 
 __all__ = ["TextEncoders", "encode_prompts"]
 
+WANTED = ("model_index.json", "tokenizer*/*", "text_encoder*/*.json", "text_encoder*/*.safetensors", "*/config.json")
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
@@ -57,7 +59,7 @@ class TextEncoders:
             ValueError: naming the source, if it is no folder of a supported pipeline or cannot be downloaded, or there
                 is no such device.
         """
-        self.folder = _find_folder(str(source).removeprefix("diffusers:"), revision)
+        self.folder = find_folder(str(source).removeprefix("diffusers:"), WANTED, revision=revision)
         self.dtype, self.device, self.batch_size = dtype, find_device(device), batch_size
         index = _read(self.folder / "model_index.json")
         self.pipeline, self._index = str(index.get("_class_name")), index
@@ -75,27 +77,6 @@ class TextEncoders:
         cleans = bool(find_spec("bs4") and find_spec("ftfy"))
         described = [self.pipeline, self.dtype, cleans, [(name, s.st_size, s.st_mtime_ns) for name, s in stats]]
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:24]
-
-    @property
-    def data_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what the pipeline's network denoises, by its config.
-
-        Raises:
-            ValueError: if the folder has no such config, or it names no size.
-        """
-        config = _read(self.folder / self._family.network / "config.json")
-        side = config.get("sample_size") or self._family.side
-        if not isinstance(side, int) or not isinstance(channels := config.get("in_channels"), int):
-            raise ValueError(f"the network of {self.folder} has no in_channels and sample_size; expected data_shape")
-        return channels // self._family.packed, side, side
-
-    @property
-    def latent_space(self) -> tuple[float, float] | None:
-        """Mean and standard deviation for `LatentSpace` of the pipeline's autoencoder; None if it has none."""
-        if not (self.folder / "vae/config.json").is_file():
-            return None
-        config = _read(self.folder / "vae/config.json")
-        return config.get("shift_factor") or 0.0, 1 / (2 * config.get("scaling_factor", 0.18215))
 
     @property
     def parts(self) -> list[str]:
@@ -212,30 +193,6 @@ def encode_prompts(
     if isinstance(prompts, str) or not prompts or not all(isinstance(each, str) for each in prompts):
         raise ValueError(f"the prompts are {prompts!r:.100}; expected a list of one text or more")
     return TextEncoders(source, revision=revision, dtype=dtype, device=device).encode(prompts)
-
-
-def _find_folder(source: str | Path, revision: str | None) -> Path:
-    """Return the folder `source`, or the local copy of the encoders of a name on the hub."""
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder
-    if len(Path(source).parts) != 2 or folder.is_absolute() or str(source).startswith("."):
-        raise ValueError(f"the folder {source} does not exist; expected one with model_index.json, or OWNER/NAME")
-    from huggingface_hub import snapshot_download
-
-    wanted = [
-        "model_index.json",
-        "tokenizer*/*",
-        "text_encoder*/*.json",
-        "text_encoder*/*.safetensors",
-        "*/config.json",
-    ]
-    try:
-        return Path(snapshot_download(str(source), revision=revision, allow_patterns=wanted))
-    except Exception as error:  # of many types: offline, gated, no such name
-        raise ValueError(
-            f"{source} is neither a folder nor can it be read from the Hugging Face hub: {_short(error)}"
-        ) from None
 
 
 def _read(path: Path) -> dict[str, Any]:

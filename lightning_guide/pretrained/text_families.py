@@ -34,8 +34,6 @@ class TextFamily(NamedTuple):
     tokenizer: str
     length: int
     network: str = "unet"
-    packed: int = 1  # pixels of x in one input of the network
-    side: int | None = None  # of x, where the config names none
     zeros: bool = False  # whether "no condition" is zeros unless the folder says otherwise
 
 
@@ -75,7 +73,7 @@ FAMILIES = {
     "StableDiffusionPipeline": TextFamily(_sd, "tokenizer", 77),
     "StableDiffusionXLPipeline": TextFamily(_sdxl, "tokenizer_2", 77, zeros=True),
     "StableDiffusion3Pipeline": TextFamily(_sd3, "tokenizer_3", 256, "transformer"),
-    "FluxPipeline": TextFamily(_flux, "tokenizer_2", 512, "transformer", packed=4, side=128),
+    "FluxPipeline": TextFamily(_flux, "tokenizer_2", 512, "transformer"),
     "PixArtAlphaPipeline": TextFamily(_pixart, "tokenizer", 120, "transformer"),
     "PixArtSigmaPipeline": TextFamily(_pixart, "tokenizer", 300, "transformer"),
     "IFPipeline": TextFamily(_if, "tokenizer", 77),

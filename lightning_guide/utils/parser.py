@@ -28,6 +28,10 @@ _OWN_CLASS = re.compile(
 )
 
 
+# Functions that configs name as if they were classes; the parser finds classes alone by their short names.
+_FUNCTIONS = {"Pretrained": "lightning_guide.pretrained.Pretrained"}
+
+
 def one_sentence(message: str) -> str:
     """Condense an error of a config or the command line to one line, with similar class names for an unknown class."""
     return one_line(message, {name for package in map(importlib.import_module, PUBLIC) for name in package.__all__})
@@ -50,7 +54,7 @@ def update_paths(value: Any) -> Any:
     updated = {key: update_paths(item) for key, item in value.items()}
     path = updated.get("class_path")
     if isinstance(path, str):
-        updated["class_path"] = path = RENAMED.get(path, path)
+        updated["class_path"] = path = _FUNCTIONS.get(path, RENAMED.get(path, path))
         if isinstance(arguments := updated.get("init_args"), dict):
             updated["init_args"] = current_arguments(path, arguments)
     return updated

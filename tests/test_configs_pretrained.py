@@ -1,0 +1,131 @@
+"""configs/pretrained/: each is parsed and run with a tiny random model of the same classes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from webdataset import TarWriter
+
+from lightning_guide.cli import main
+from lightning_guide.utils.images import encode_png
+
+pytest.importorskip("diffusers", reason="needs the extra `pretrained`")
+pytest.importorskip("transformers", reason="needs the extra `pretrained`")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # inside diffusers
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning"),
+    # random networks: samples diverge, latents have any scale, and tiny models differ little
+    pytest.mark.filterwarnings("ignore:.*samples are not finite or out of bounds"),
+    pytest.mark.filterwarnings("ignore:the latents in"),
+    pytest.mark.filterwarnings("ignore:.*pushes a model away from itself"),
+]
+
+FOLDER = Path(__file__).parent.parent / "configs/pretrained"
+Tiny = Callable[[str], Path]
+# on top of which config, and of which tiny pipeline
+PARTS = {"sd_guidances": "sd15", "sd15_autoguidance": "sd15", "metrics": "sd15"}
+TINY = {"sd15": "sd", "sdxl": "sdxl", "if": "if", "dit": "dit", "sd15_lora": "sd"}
+ALL = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def words(name: str) -> list[str]:
+    """The options -c of a config."""
+    return [word for each in (PARTS.get(name), name) if each for word in ("-c", str(FOLDER / f"{each}.yaml"))]
+
+
+def with_source(value: Any, source: str) -> Any:
+    """Settings with another `source` or `path` wherever there is one, and 4 steps of samplers."""
+    if isinstance(value, list):
+        return [with_source(each, source) for each in value]
+    if not isinstance(value, dict):
+        return value
+    there = {"source": source, "path": source.removeprefix("diffusers:"), "grid": 4}
+    return {key: there[key] if key in there else with_source(each, source) for key, each in value.items()}
+
+
+def tiny_config(command: str, name: str, source: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """The config with the model in the folder `source`, on the CPU."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as left:
+        main([command, *words(name), "--print_config"])
+    assert left.value.code == 0
+    settings = with_source(yaml.safe_load(capsys.readouterr().out), f"diffusers:{source}")
+    settings["trainer"] |= {"accelerator": "cpu", "default_root_dir": str(run), "enable_progress_bar": False}
+    data = settings["data"]["init_args"]
+    data |= {"cache": str(run / "cache")} if "prompts" in data else {}
+    data |= {"data_shape": [4, 8, 8], "num_classes": 10} if "num_classes" in data and "data_shape" in data else {}
+    path = run.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_config_is_parsed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["fit" if name == "sd15_lora" else "validate", *words(name), "--print_config"])
+    assert left.value.code == 0
+    assert {"trainer", "model", "data"} <= set(yaml.safe_load(capsys.readouterr().out))
+
+
+EVALUATIONS = {
+    "sd15": ["cfg"],
+    "sdxl": ["cfg"],
+    "sd_guidances": ["cfg", "pag", "cfg_pag", "seg", "sag", "icg", "apg", "cfg_pp", "cads", "compressed"],
+    "sd15_autoguidance": ["cfg", "autoguidance", "blend"],
+    "dit": ["icg", "cfg"],
+    "if": ["blend", "cfg", "autoguidance"],
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "sd_guidances" else [pytest.mark.slow]) for name in EVALUATIONS]
+)
+def test_every_evaluation_draws(
+    name: str, tiny_pipeline: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tiny_pipeline(TINY[PARTS.get(name, name)])
+    main(["validate", "-c", str(tiny_config("validate", name, source, tmp_path / "run", capsys))])
+    results = json.loads((tmp_path / "run/report/metrics.json").read_text())
+    assert list(results) == EVALUATIONS[name] and all(each["samples"] >= 4 for each in results.values())
+    assert (tmp_path / "run/gallery/gallery.png").is_file() and (tmp_path / "run/report.html").is_file()
+
+
+def test_prediction_writes_images(tiny_pipeline: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tiny_config("predict", "sd15", tiny_pipeline("sd"), tmp_path / "run", capsys)
+    main(["predict", "-c", str(config)])
+    assert len(list((tmp_path / "run/samples").rglob("*.png"))) == 4
+    assert "red boat" in next((tmp_path / "run/samples").rglob("prompts.csv")).read_text()
+
+
+def test_low_rank_fine_tuning_runs_two_steps(
+    tiny_pipeline: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commands in the config, from captioned images on."""
+    monkeypatch.chdir(tmp_path)
+    pixels = torch.Generator().manual_seed(0)
+    for part in ("train", "val"):
+        (tmp_path / "data/images").mkdir(parents=True, exist_ok=True)
+        with (tmp_path / f"data/images/{part}-00000.tar").open("wb") as file, TarWriter(file) as tar:
+            for i in range(8):
+                image = encode_png(torch.randint(256, (3, 16, 16), generator=pixels).to(torch.uint8))
+                tar.write({"__key__": f"{i:04d}", "png": image, "txt": f"number {i}"})
+    source = tiny_pipeline("sd")
+    vae = ["--vae", "DiffusersVAE", "--vae.path", str(source), "--vae.subfolder", "vae", "--vae.lowest", "-1"]
+    main(["encode", "data/images/*.tar", "data/latents", "--size", "16", *vae, "--texts", str(source)])
+    config = tiny_config("fit", "sd15_lora", source, tmp_path / "run", capsys)
+    sizes = ["--data.token_channels", "16", "--data.batch_size", "4", "--trainer.max_steps", "8"]
+    sizes += ["--trainer.val_check_interval", "4", "--trainer.log_every_n_steps", "1"]
+    main(["fit", "-c", str(config), *sizes])
+    results = json.loads((tmp_path / "run/report/metrics.json").read_text())
+    assert list(results) == ["unguided", "cfg", "autoguidance"]
+    assert len(list((tmp_path / "run/snapshots").glob("*.safetensors"))) >= 2
+
+
+def test_every_config_is_tried() -> None:
+    assert set(ALL) == {*EVALUATIONS, "sd15_lora", "metrics"}  # metrics: test_pretrained_end_to_end.py, smaller ones
