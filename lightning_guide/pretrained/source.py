@@ -86,7 +86,7 @@ def Pretrained(  # noqa: N802, the name by which configs know it
             raise ValueError(f"{source} has the option {key}, which models of the kind {kind} do not have")
     with torch.random.fork_rng(devices=[]):
         denoiser: Denoiser = read(place, **options)
-    return denoiser
+    return denoiser.requires_grad_(True).train()
 
 
 def load(
