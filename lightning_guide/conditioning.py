@@ -102,12 +102,14 @@ def fill_empty(tokens: Tensor | None, empty: Tensor, batch: int) -> Tensor:
     return torch.where(missing[:, None, None], pad_tokens(empty.to(tokens), length), tokens)
 
 
-def concatenate_conditions(conditions: Sequence[Tensor | None], batch: int, device: torch.device) -> Tensor:
-    """Concatenate conditions of `batch` samples each; None gives "no condition" for its part.
+def concatenate_conditions(conditions: Sequence[Tensor | None], batch: int, device: torch.device) -> Tensor | None:
+    """Concatenate conditions of `batch` samples each; None gives "no condition" for its part, None alone None.
 
     Embeddings of different lengths are padded to the longest.
     """
     given = [condition for condition in conditions if condition is not None]
+    if not given:
+        return None
     if not any(condition.is_floating_point() for condition in given):
         none = torch.full((batch,), -1, device=device)
         return torch.cat([none if condition is None else condition for condition in conditions])

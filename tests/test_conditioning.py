@@ -82,10 +82,16 @@ def test_no_condition_is_the_same_for_labels_and_embeddings() -> None:
     assert drop_condition(torch.tensor([4, 5, 6]), dropped).tolist() == [-1, 5, -1]
     assert token_mask(drop_condition(WORDS, dropped)).any(1).tolist() == [False, True, False]
     device = torch.device("cpu")
-    assert concatenate_conditions([None, torch.tensor([2, 3])], 2, device).tolist() == [-1, -1, 2, 3]
-    assert concatenate_conditions([None, None], 1, device).tolist() == [-1, -1]
+    labels = concatenate_conditions([None, torch.tensor([2, 3])], 2, device)
+    assert labels is not None and labels.tolist() == [-1, -1, 2, 3]
+    assert concatenate_conditions([None, None], 1, device) is None  # for labels and embeddings alike
     long = concatenate_conditions([WORDS[:2, :3], None, pad_tokens(WORDS[:2], 7)], 2, device)
-    assert long.shape == (6, 7, 6) and not long[2:4].any() and torch.equal(long[:2, :3], WORDS[:2, :3])
+    assert (
+        long is not None
+        and long.shape == (6, 7, 6)
+        and not long[2:4].any()
+        and torch.equal(long[:2, :3], WORDS[:2, :3])
+    )
 
 
 @pytest.mark.parametrize("kind", NETWORKS)

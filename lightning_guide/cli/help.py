@@ -70,7 +70,7 @@ EXAMPLES = {
     "statistics": ["reference.npz --data Digits --extractor RawPixels"],
     "reconstruct": ["runs/digits/main 0.03 0.07 --images 1/2"],
     "neon": ["runs/digits/main runs/digits/on_samples --weight 1.5"],
-    "import": ["edm2 edm2-img64-s-1073741-0.075.pkl runs/edm2-s"],
+    "import": ["diffusers PATH/TO/stable-diffusion-v1-5 runs/sd15", "edm2 edm2-img64-s-1073741-0.075.pkl runs/edm2-s"],
     "export": ["runs/digits/main exported --sigma_rel 0.05"],
     "push": ["runs/digits/main OWNER/NAME"],
     "pull": ["OWNER/NAME runs/pulled"],

@@ -53,9 +53,7 @@ COMMANDS: dict[str, Command] = {
         RUNS, "rebuild other averages of the weights", "lightning_guide.commands.averages:reconstruct"
     ),
     "neon": Command(RUNS, "extrapolate from a model trained on samples", "lightning_guide.commands.averages:neon"),
-    "import": Command(
-        RUNS, "make a run of a published EDM2 snapshot", "lightning_guide.runs.edm2_import:import_snapshot"
-    ),
+    "import": Command(RUNS, "make a run of a published model", "lightning_guide.commands.import_model:import_model"),
     "export": Command(RUNS, "write a model as safetensors and JSON", "lightning_guide.runs.hub:export"),
     "push": Command(RUNS, "upload a model to the Hugging Face Hub", "lightning_guide.runs.hub:push"),
     "pull": Command(RUNS, "make a run of a model on the Hugging Face Hub", "lightning_guide.runs.hub:pull"),

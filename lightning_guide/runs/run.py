@@ -106,14 +106,17 @@ class Run:
         raw = self._raw_checkpoint()
         with isolated():
             module = self._open(None, {"accelerator": "cpu", "devices": 1, "strategy": "auto", "precision": None}).model
-        stored = check_checkpoint(raw, module, training=False)["state_dict"]
-        module.load_state_dict({name: stored[name] for name in module.state_dict()})
+        if raw is not None:
+            stored = check_checkpoint(raw, module, training=False)["state_dict"]
+            module.load_state_dict({name: stored[name] for name in module.state_dict()})
         denoiser: Denoiser = module.denoiser.eval().requires_grad_(False)
         return denoiser
 
-    def _raw_checkpoint(self) -> Path:
-        """Return the newest checkpoint, or raise ValueError."""
-        if (newest := newest_checkpoint(self.folder)) is None:
+    def _raw_checkpoint(self) -> Path | None:
+        """Return the newest checkpoint; None for a published model that was not trained; or raise ValueError."""
+        denoiser = self.settings.get("denoiser")
+        published = isinstance(denoiser, dict) and str(denoiser.get("class_path")).rpartition(".")[2] == "Pretrained"
+        if (newest := newest_checkpoint(self.folder)) is None and not published:
             folder = checkpoint_folder(self.folder)
             raise ValueError(
                 f"{folder} holds no checkpoint; the config evaluates the raw weights (average: null), expected one, or "

@@ -1,0 +1,176 @@
+"""The command import: a run of a published model, with a config that samples at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from lightning_guide.denoiser import Denoiser
+from lightning_guide.guidance.clipped import Clipped
+from lightning_guide.noise import check_num_steps
+from lightning_guide.preconditioning import Consistency
+from lightning_guide.pretrained.diffusers_folder import DiffusersFolder
+from lightning_guide.pretrained.prompts import read_prompts
+from lightning_guide.pretrained.schedulers import ScheduledSampling
+from lightning_guide.pretrained.source import Pretrained
+from lightning_guide.runs.edm2_import import import_snapshot
+from lightning_guide.runs.writing import check_new, write_run
+from lightning_guide.utils.files import atomic
+from lightning_guide.utils.needs import check_writable
+
+__all__ = ["import_model"]
+
+# weights of classifier-free guidance with which models were published; 1: it is part of the network
+WEIGHTS = {
+    "StableDiffusionPipeline": 7.5,
+    "StableDiffusionXLPipeline": 5.0,
+    "StableDiffusion3Pipeline": 7.0,
+    "FluxPipeline": 1.0,
+    "PixArtAlphaPipeline": 4.5,
+    "PixArtSigmaPipeline": 4.5,
+    "IFPipeline": 7.0,
+    "DiTPipeline": 4.0,
+}
+PROMPTS = ("a photograph of a cat in the snow", "an oil painting of a harbor at dawn")
+
+
+def import_model(
+    kind: Literal["diffusers", "edm2", "edm", "adm", "dit", "sit", "mdm"],
+    source: str,
+    run: str,
+    *,
+    images: int | None = None,
+    sigma_rel: float | None = None,
+    num_steps: int | None = None,
+    prompts: str | None = None,
+    negative_prompt: str | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    copy: bool = False,
+) -> None:
+    """Make a run of a published model, for predict, validate or as a guider; nothing in its files is executed.
+
+    The run refers to the weights where they are. EDM2 snapshots are copied, with their age and width.
+
+    Args:
+        kind: what SOURCE is; diffusers: a folder written by it, or a name on the Hugging Face hub.
+        source: folder, file or name.
+        run: folder of the new run.
+        images: edm2: age of the snapshot in images; default: from the file name.
+        sigma_rel: edm2: relative width of its average; default: likewise.
+        num_steps: steps of the sampler; default: 50, of consistency models 2.
+        prompts: text file with one prompt a line, for models that read texts; the config can be edited.
+        negative_prompt: text that is "no condition" instead of the model's own.
+        revision: branch, tag or commit on the hub.
+        variant: files such as "fp16", which some folders hold beside others.
+        dtype: precision of the network.
+        copy: store the weights in the run instead.
+
+    Raises:
+        ValueError: naming what is missing or not supported, or if the run exists.
+    """
+    if kind == "edm2":
+        import_snapshot("edm2", source, run, images=images, sigma_rel=sigma_rel)
+        return
+    check_new(run)
+    if images is not None or sigma_rel is not None:
+        raise ValueError(f"images and sigma_rel are of EDM2 snapshots; {kind} models have none")
+    if (Path(run) / "config.yaml").exists():
+        raise ValueError(f"{run} already holds a run; expected the folder of a new one")
+    check_writable(run, "the new run")
+    place = str(Path(source).expanduser().resolve()) if Path(source).expanduser().exists() else source
+    given = {"revision": revision, "variant": variant, "negative_prompt": negative_prompt}
+    arguments: dict[str, Any] = {"source": f"{kind}:{place}"} | {key: each for key, each in given.items() if each}
+    arguments |= {} if dtype == "float32" else {"dtype": dtype}
+    if num_steps is not None:
+        check_num_steps(num_steps)
+    texts = None if prompts is None else read_prompts(prompts)
+    model = Pretrained(**arguments)
+    published = {"class_path": "lightning_guide.pretrained.Pretrained", "init_args": arguments}
+    if kind == "diffusers":
+        folder = DiffusersFolder(place, revision=revision, variant=variant)
+        config = _diffusers_config(folder, model, num_steps, texts)
+    else:
+        config = _config({"class_path": "Heun", "init_args": {"grid": num_steps or 32}}, model, None, weight=4.0)
+        config["data"] = _no_data(model)
+    config["model"]["init_args"] |= {"denoiser": model.recipe if copy else published, "average": None}
+    config = {"trainer": {"default_root_dir": str(run)}, **config}
+    if copy:  # as the one snapshot of the run, which does not say how old it is
+        write_run(run, model, dict(model.state_dict()), images=1, sigma_rel=0.05, planned_images=None)
+        config["model"]["init_args"]["average"] = 0.05
+    with atomic(Path(run) / "config.yaml") as temporary:
+        temporary.write_text(_yaml(config), encoding="utf-8")
+    print(f"{Path(run) / 'config.yaml'} samples {kind}:{place}; now: lightning-guide predict {run}")
+
+
+def _diffusers_config(
+    folder: DiffusersFolder, model: Denoiser, num_steps: int | None, texts: Sequence[str] | None
+) -> dict[str, Any]:
+    """Return model and data as the folder says."""
+    steps = num_steps or (2 if isinstance(folder.scheduled(1).preconditioning, Consistency) else 50)
+    scheduled = folder.scheduled(steps, data_shape=model.data_shape)
+    weight = WEIGHTS.get(str(folder.index.get("_class_name")), 4.0)
+    config = _config(_sampler(scheduled, model, steps), model, scheduled, weight=weight)
+    if model.token_channels:
+        source = {"source": str(folder.source)} | ({"revision": folder.revision} if folder.revision else {})
+        arguments = {"prompts": list(texts or PROMPTS)} | source
+        return config | {"data": {"class_path": "Prompts", "init_args": arguments}}
+    if texts is not None:
+        raise ValueError(f"{folder.source} reads no texts; expected no prompts")
+    config["data"] = _no_data(model)
+    if (space := folder.latent_space()) is not None and space.vae is not None:
+        moments = {"mean": space.mean.flatten().tolist(), "std": space.std.flatten().tolist()}
+        config["data"]["init_args"] |= {"vae": space.vae.recipe, **moments}
+    return config
+
+
+def _sampler(scheduled: ScheduledSampling, model: Denoiser, steps: int) -> dict[str, Any]:
+    """Return the sampler of the scheduler, by a number of steps if its grid is the model's own."""
+    recipe = scheduled.sampler.recipe
+    levels, own = scheduled.sampler.levels(model), model.grid(steps).sigmas()
+    if levels.shape == own.shape and levels.allclose(own, rtol=1e-9):
+        recipe["init_args"]["grid"] = steps
+    return recipe
+
+
+def _config(
+    sampler: dict[str, Any], model: Denoiser, scheduled: ScheduledSampling | None, *, weight: float
+) -> dict[str, Any]:
+    """Return the module: evaluations without guidance and under CFG, the latter for predictions."""
+    evaluation: dict[str, Any] = {"num_samples": 16, "batch_size": 4, "sampler": sampler}
+    clipping = None if scheduled is None else scheduled.clipping
+    guided = {
+        "unguided": None,
+        "cfg": {"class_path": "ClassifierFreeGuidance", "init_args": {"weight": weight}},
+    }
+    if not model.conditional or weight == 1:
+        del guided["cfg"]
+    if clipping is not None:
+        limits = Clipped(clipping.limit, quantile=clipping.quantile, ceiling=clipping.ceiling, follow=clipping.follow)
+        for name, guidance in guided.items():
+            outer = limits.recipe
+            outer["init_args"]["positive"] = guidance or outer["init_args"]["positive"]
+            guided[name] = outer
+    loops = {name: evaluation | ({} if each is None else {"guidance": each}) for name, each in guided.items()}
+    arguments = {"loss": None, "evaluations": loops, "prediction": list(loops.values())[-1]}
+    return {"model": {"class_path": "DiffusionModule", "init_args": arguments}}
+
+
+def _no_data(model: Denoiser) -> dict[str, Any]:
+    """Return data that only say what samples are."""
+    shape = {"data_shape": list(model.data_shape), "num_classes": model.num_classes}
+    return {"class_path": "NoData", "init_args": shape}
+
+
+def _yaml(config: dict[str, Any]) -> str:
+    """Return a config as text, with parts that are used twice written twice."""
+
+    class Dumper(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    return yaml.dump(config, Dumper=Dumper, sort_keys=False, allow_unicode=True)

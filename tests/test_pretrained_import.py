@@ -1,0 +1,118 @@
+"""The command import: a run of a published model samples at once, by command and from Python, and can be a guider."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import lightning_guide as lg
+from lightning_guide.cli import main
+from lightning_guide.samplers import Euler
+from lightning_guide.seeds import SampleSeeds
+
+pytest.importorskip("diffusers", reason="needs diffusers (the extra pretrained), which is missing")
+pytest.importorskip("transformers", reason="needs transformers (the extra pretrained), which is missing")
+
+from tests.tiny_pipelines import write_pipeline  # noqa: E402
+
+TRAINER = ["--trainer.accelerator", "cpu", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny pipelines as they are published."""
+    return {name: write_pipeline(name, tmp_path_factory.mktemp(name)) for name in ("sd", "ddpm", "dit")}
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path_factory.getbasetemp()))
+
+
+def config_of(run: Path) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text())
+    return content
+
+
+def test_the_config_is_what_the_folder_says(folders: dict[str, Path], tmp_path: Path) -> None:
+    for name, folder in folders.items():
+        main(["import", "diffusers", str(folder), str(tmp_path / name)])
+    assert "&id" not in (tmp_path / "sd/config.yaml").read_text()
+    models = {name: config_of(tmp_path / name)["model"]["init_args"] for name in folders}
+    assert models["sd"]["prediction"]["sampler"]["class_path"].endswith("PLMS")
+    assert models["sd"]["prediction"]["sampler"]["init_args"]["grid"] == 50
+    assert models["sd"]["prediction"]["guidance"]["init_args"] == {"weight": 7.5}
+    assert models["ddpm"]["prediction"]["guidance"]["class_path"].endswith("Clipped")
+    assert list(models["ddpm"]["evaluations"]) == ["unguided"] and list(models["dit"]["evaluations"])[1] == "cfg"
+    assert config_of(tmp_path / "dit")["data"]["init_args"]["std"] == pytest.approx([2.74499] * 4, rel=1e-5)
+
+
+def test_it_samples_at_once(folders: dict[str, Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    main(["import", "diffusers", str(folders["sd"]), str(run), "--num_steps", "2"])
+    few = ["--model.prediction.num_samples", "3", "--model.prediction.guidance.init_args.weight", "1.5"]
+    main(["predict", str(run), *TRAINER, *few])
+    images = sorted(run.rglob("*.png"))
+    assert len(images) == 3 and Image.open(images[0]).size == (16, 16)
+    model = lg.load(run)
+    assert model.token_channels == 16 and not any(weight.requires_grad for weight in model.parameters())
+    drawn = lg.Run(run).sample(lg.ClassifierFreeGuidance(1.5), Euler(2), count=2)
+    assert drawn.shape == (2, 3, 16, 16) and drawn.dtype == torch.uint8
+    results = lg.Run(run).evaluate({"pag": {"num_samples": 2, "batch_size": 2}})
+    assert results["pag"]["samples"] == 2
+
+
+def test_weights_can_be_copied(folders: dict[str, Path], tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(folders["ddpm"], source)
+    expected = lg.load(f"diffusers:{source}")
+    main(["import", "diffusers", str(source), str(tmp_path / "run"), "--copy", "true"])
+    shutil.rmtree(source)
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    x, sigma = torch.randn(2, 3, 8, 8), torch.tensor(2.0)
+    torch.testing.assert_close(lg.load(moved)(x, sigma), expected(x, sigma))
+
+
+def test_a_published_model_guides_another(folders: dict[str, Path], tmp_path: Path) -> None:
+    main(["import", "diffusers", str(folders["dit"]), str(tmp_path / "run")])
+    guider = lg.Pretrained(f"diffusers:{folders['dit']}")
+    with torch.no_grad():
+        for weight in guider.parameters():
+            weight.mul_(0.9)
+    run = lg.Run(tmp_path / "run")
+    good, x, sigma = run.model(), torch.randn(2, 4, 8, 8), torch.tensor(2.0)
+    guided = run.resolve(lg.Autoguidance(guider, 1.5))
+    labels = torch.tensor([3, 4])
+    bad = guider.eval()(x, sigma, labels)
+    torch.testing.assert_close(guided(x, sigma, labels), bad + 1.5 * (good(x, sigma, labels) - bad))
+    ends = [Euler(3).sample(each, seeds=SampleSeeds(0, range(2)), condition=labels).x for each in (good, guided)]
+    assert not torch.equal(*ends)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--images", "3"], "images and sigma_rel are of EDM2 snapshots; diffusers models have none"),
+        (["--prompts", "nowhere.txt"], "the file of prompts nowhere.txt does not exist"),
+        (["--num_steps", "0"], "steps"),
+    ],
+)
+def test_mistakes_leave_no_run(
+    words: list[str], expected: str, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["import", "diffusers", str(folders["sd"]), str(tmp_path / "run"), *words])
+    assert expected in f"{ended.value}{capsys.readouterr().err}" and not (tmp_path / "run/config.yaml").exists()
+
+
+def test_a_run_is_not_overwritten(folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["import", "diffusers", str(folders["ddpm"]), str(tmp_path / "run")])
+    with pytest.raises(SystemExit) as ended:
+        main(["import", "diffusers", str(folders["ddpm"]), str(tmp_path / "run")])
+    assert "already holds a run" in f"{ended.value}{capsys.readouterr().err}"
