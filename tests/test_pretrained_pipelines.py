@@ -65,12 +65,25 @@ def texts(folder: Path, negative: str | None) -> tuple[Tensor, Tensor]:
     return encoders.encode(PROMPTS), torch.zeros_like(empty) if encoders.drops_empty and negative is None else empty
 
 
-def sample(pipe: Any, network: DiffusersNetwork, z: Tensor, condition: Tensor | None, weight: float = 1.0) -> Tensor:
-    """Final x of our sampler by the settings of the pipeline's scheduler, from its own start noise `z`."""
+def sample(
+    pipe: Any,
+    network: DiffusersNetwork,
+    z: Tensor,
+    condition: Tensor | None,
+    weight: float = 1.0,
+    *,
+    guide: Callable[[Denoiser], Denoiser] | None = None,
+) -> Tensor:
+    """Final x of our sampler by the settings of the pipeline's scheduler, from its own start noise `z`.
+
+    `guide`: plain model -> guided one; default: classifier-free guidance of `weight`.
+    """
     settings = dict(pipe.scheduler.config) | {"_class_name": type(pipe.scheduler).__name__}
     found = scheduled_sampling(settings, STEPS, tokens=network.data_shape[1] * network.data_shape[2] // 4)
     plain = Preconditioned(network.eval(), found.preconditioning, sigma_data=1.0)
     denoiser: Denoiser = plain if weight == 1 else ClassifierFreeGuidance(weight, positive=plain)
+    if guide is not None:
+        denoiser = guide(plain)
     if found.clipping is not None:
         denoiser = Clipped(**asdict(found.clipping), positive=denoiser)
     first = float(found.sampler.levels(denoiser)[0])
