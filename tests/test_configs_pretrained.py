@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,10 +104,11 @@ def test_prediction_writes_images(tiny_pipeline: Tiny, tmp_path: Path, capsys: p
     assert "red boat" in next((tmp_path / "run/samples").rglob("prompts.csv")).read_text()
 
 
-def test_low_rank_fine_tuning_runs_two_steps(
+@pytest.mark.slow
+def test_low_rank_fine_tuning_and_the_guiders_of_the_docs(
     tiny_pipeline: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The commands in the config, from captioned images on."""
+    """The commands in the config, from captioned images on; then every guider of docs/text_to_image.md."""
     monkeypatch.chdir(tmp_path)
     pixels = torch.Generator().manual_seed(0)
     for part in ("train", "val"):
@@ -118,13 +120,22 @@ def test_low_rank_fine_tuning_runs_two_steps(
     source = tiny_pipeline("sd")
     vae = ["--vae", "DiffusersVAE", "--vae.path", str(source), "--vae.subfolder", "vae", "--vae.lowest", "-1"]
     main(["encode", "data/images/*.tar", "data/latents", "--size", "16", *vae, "--texts", str(source)])
-    config = tiny_config("fit", "sd15_lora", source, tmp_path / "run", capsys)
+    (tmp_path / "runs").mkdir()
+    config = tiny_config("fit", "sd15_lora", source, tmp_path / "runs/lora", capsys)
     sizes = ["--data.token_channels", "16", "--data.batch_size", "4", "--trainer.max_steps", "8"]
     sizes += ["--trainer.val_check_interval", "4", "--trainer.log_every_n_steps", "1"]
     main(["fit", "-c", str(config), *sizes])
-    results = json.loads((tmp_path / "run/report/metrics.json").read_text())
+    results = json.loads((tmp_path / "runs/lora/report/metrics.json").read_text())
     assert list(results) == ["unguided", "cfg", "autoguidance"]
-    assert len(list((tmp_path / "run/snapshots").glob("*.safetensors"))) >= 2
+    assert len(list((tmp_path / "runs/lora/snapshots").glob("*.safetensors"))) >= 2
+    (block,) = re.findall(r"```yaml\n(.*?)```", (FOLDER.parents[1] / "docs/text_to_image.md").read_text(), re.DOTALL)
+    guiders = with_source(yaml.safe_load(block), f"diffusers:{source}")
+    (tmp_path / "guiders.yaml").write_text(yaml.safe_dump(guiders, sort_keys=False))
+    main(
+        ["validate", "-c", str(tiny_config("validate", "sd15", source, tmp_path / "run", capsys)), "-c", "guiders.yaml"]
+    )
+    results = json.loads((tmp_path / "run/report/metrics.json").read_text())
+    assert list(results) == ["cfg", *guiders["model"]["init_args"]["guidances"]]
 
 
 def test_every_config_is_tried() -> None:

@@ -1,9 +1,10 @@
-"""Python and YAML of README, docs/python.md and docs/extending.md run as they are printed."""
+"""Python and YAML of README, docs/python.md, text_to_image.md and extending.md run as they are printed."""
 
 from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ import yaml
 from lightning_guide.cli import main
 
 ROOT = Path(__file__).parent.parent
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # inside diffusers
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning"),
+]
 BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 NAME = re.compile(r"# (my_\w+\.(?:py|yaml))")
 SMALL = {
@@ -29,12 +34,14 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with 16 steps of configs/digits/main.yaml in runs/digits/main."""
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_pipeline: Callable[[str], Path]) -> Path:
+    """A folder with 16 steps of configs/digits/main.yaml in runs/digits/main, and a tiny model in models/sd15."""
     folder = tmp_path_factory.mktemp("docs")
     (folder / "small.yaml").write_text(yaml.safe_dump(SMALL))
     words = ["fit", "-c", str(ROOT / "configs/digits/main.yaml"), "-c", str(folder / "small.yaml")]
     main([*words, "--trainer.default_root_dir", str(folder / "runs/digits/main")])
+    (folder / "models").mkdir()
+    (folder / "models/sd15").symlink_to(tiny_pipeline("sd"))
     return folder
 
 
@@ -47,7 +54,7 @@ def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md", "docs/text_to_image.md"])
 def test_python_of_a_page_runs(page: str, here: Path) -> None:
     found = blocks(page, "python")
     assert found, f"{page} shows no Python"
