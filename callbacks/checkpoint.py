@@ -160,7 +160,7 @@ class RunCheckpoint(Checkpoint):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Nothing is left to repeat; save if an evaluation failed on any process, before training continues."""
         self._validation = {}
-        failed = bool(getattr(getattr(pl_module, "evaluations", None), "failed", None))
+        failed = bool(getattr(getattr(pl_module, "failures", None), "failed", None))
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
         if fitting and trainer.global_step > self._saved and any(all_gather_objects(failed)):
             self._save(trainer)

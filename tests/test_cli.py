@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,14 @@ def test_fit_then_continue_then_test_in_one_folder(run: Path, monkeypatch: pytes
     assert results["unguided"]["samples"] == results["auto"]["samples"] == 5
     assert (results["unguided"]["nfe"], results["auto"]["nfe"]) == (63, 126)
     assert (run / "config.test.yaml").exists()
+
+
+def test_a_fit_that_continues_sums_its_checkpoint_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit(monkeypatch, run)
+    summed, test = [], zipfile.ZipFile.testzip
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda archive: [summed.append(archive.filename), test(archive)][1])
+    fit(monkeypatch, run, "--trainer.max_steps", 6)
+    assert summed == [str(run / "checkpoints/step-000000004.ckpt")]
 
 
 def test_command_line_beats_config_and_checkpoint(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,15 @@ def test_a_killed_optimization_resumes_with_the_same_samples(tmp_path: Path) -> 
     assert done.rounds.round == 6
     with pytest.raises(ValueError, match="made with other settings: num_samples was 32 and is now 8"):
         optimize(tmp_path / "parted", Quadratic(Direction()), rounds=6, sampling=sampling(samples=8))
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:100], lambda data: data.replace(b"gradient", b"gradiens")])
+def test_a_damaged_state_is_named(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    optimize(tmp_path, Quadratic(Direction()), rounds=1)
+    state = tmp_path / "rounds/state.ckpt"
+    state.write_bytes(damage(state.read_bytes()))
+    with pytest.raises(ValueError, match=r"the state of the rounds .*state.ckpt is damaged \(.*\); put back the whole"):
+        optimize(tmp_path, Quadratic(Direction()), rounds=2)
 
 
 @pytest.mark.filterwarnings("ignore:Total length of")  # no round is left

@@ -35,7 +35,7 @@ from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.pretrained import RunNetwork
 from lightning_guide.runs.checkpoints import checkpoint_step, newest_checkpoint
 from lightning_guide.snapshots import SnapshotStore
-from lightning_guide.training.losses import EDMLoss
+from lightning_guide.training.losses import EDMLoss, LossTerms
 from lightning_guide.utils.needs import MissingNeedsError
 from tests.evaluated import Log, evaluate, finished_run
 from tests.runs import TinyImages, TinyNetwork, evaluation, tiny_module, tiny_trainer
@@ -296,7 +296,7 @@ def test_prediction_that_fails_is_an_error(tmp_path: Path) -> None:
             return super().decode(x)
 
     run = finished_run(tmp_path / "run")
-    with pytest.raises(RuntimeError, match="^out of order$"):
+    with pytest.raises(ValueError, match="^evaluation 'prediction': RuntimeError: out of order$"):
         tiny_trainer(run).predict(tiny_module(average=0.05, prediction=evaluation()), datamodule=Spoiled())
 
 
@@ -323,3 +323,45 @@ def test_interrupts_are_not_contained(tmp_path: Path) -> None:
 
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         fit(tmp_path, evaluations={"plain": evaluation(metrics={"m": Interrupted("update")})})
+
+
+class FailingLoss(EDMLoss):
+    """A loss that can train and not be evaluated."""
+
+    def compare(self, *args: Any, **kwargs: Any) -> LossTerms:
+        if not torch.is_grad_enabled():
+            raise RuntimeError("out of order")
+        return super().compare(*args, **kwargs)
+
+
+class FailingClassifier(ClassifierModule):
+    """A classifier that can train and not be evaluated."""
+
+    def measures(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        raise RuntimeError("out of order")
+
+
+def test_failing_heldout_measures_of_a_classifier_end_themselves_after_a_checkpoint(tmp_path: Path) -> None:
+    module = FailingClassifier(SmallClassifier((1, 4, 4), num_classes=3, widths=(8,)))
+    trainer = tiny_trainer(tmp_path, RunCheckpoint(100), steps=3, limit_val_batches=1.0, val_check_interval=2)
+    with pytest.warns(UserWarning, match="held-out measures failed: RuntimeError: out of order; .* checkpoint"):
+        trainer.fit(module, datamodule=TinyImages(), weights_only=True)
+    assert trainer.global_step == 3 and (tmp_path / "checkpoints/step-000000002.ckpt").is_file()
+    assert not [name for name in trainer.logged_metrics if "heldout" in name]
+
+
+def test_failing_heldout_loss_ends_itself_after_a_checkpoint(tmp_path: Path) -> None:
+    log = Log()
+    with pytest.warns(UserWarning, match="held-out loss failed: RuntimeError: out of order; .* checkpoint"):
+        trainer = fit(tmp_path, log, RunCheckpoint(100), steps=3, loss=FailingLoss(), evaluations={"a": evaluation()})
+    assert trainer.global_step == 3 and [set(results) for results in log.results] == [{"a"}]
+    assert not [name for name in trainer.logged_metrics if "heldout" in name] and "a/nfe" in trainer.logged_metrics
+
+
+def test_names_that_options_and_files_cannot_hold_are_refused_before_the_first_step(tmp_path: Path) -> None:
+    guided = {"cfg.w=1.5": evaluation(), "a/b": evaluation(metrics={"m.x": Failing("")}), "cfg 2": evaluation()}
+    with pytest.raises(MissingNeedsError) as caught:
+        fit(tmp_path, steps=1, evaluations=guided)
+    first, second, third = caught.value.sentences
+    assert first.startswith("evaluation 'cfg.w=1.5' has a dot or a slash") and first.endswith("such as 'cfg_w=1_5'")
+    assert "evaluation 'a/b'" in second and "metric 'm.x'" in third

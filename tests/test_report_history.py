@@ -46,6 +46,20 @@ def test_what_is_appended_is_read_with_resumes_and_torn_lines(tmp_path: Path) ->
     assert read_history(tmp_path).scalars["train/loss"] == [(16.0, 0.1)]
 
 
+def test_lines_that_were_changed_by_hand_are_named_and_left_out(tmp_path: Path) -> None:
+    path = tmp_path / HISTORY
+    for step in (1, 2, 3, 4):
+        append_scalars(path, {"train/loss": 1.0 / step}, step=step)
+    lines = path.read_text().splitlines()
+    older = {key: value for key, value in json.loads(lines[0]).items() if key != "crc32"}
+    path.write_text("\n".join([json.dumps(older), lines[1].replace("0.5", "0.4"), lines[2], lines[3][1:]]) + "\n")
+    with pytest.warns(UserWarning) as said:
+        history = read_history(tmp_path)
+    assert history.scalars == {"train/loss": [(1.0, 1.0), (3.0, 1 / 3)]}
+    sentence = f"{path}, line %d, was changed after it was written; it is left out"
+    assert [str(each.message) for each in said] == [sentence % 2, sentence % 4]
+
+
 @pytest.mark.parametrize("kind", ["none", "csv", "tensorboard"])
 def test_a_fit_with_any_logger_has_the_same_history(tmp_path: Path, kind: str) -> None:
     reference = run(tmp_path / "reference", None)

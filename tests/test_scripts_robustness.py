@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from scripts.robustness import kill
 from scripts.robustness import mutate as trials
+from scripts.robustness.command_results import differences, read_results
 from scripts.robustness.mutations import mutate
 from scripts.robustness.readers import SUBJECTS
 from scripts.robustness.subject import Subject
@@ -90,3 +92,22 @@ def test_a_thousand_damaged_files(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         trials.main(count=1000)
     assert end.value.code == 0, capfd.readouterr().out
+
+
+def test_results_of_commands_are_compared_without_times(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"seconds": 1, "fd": [2, 3], "cfg/seconds": 4}')
+    one = read_results(tmp_path)
+    (tmp_path / "a.json").write_text('{"seconds": 9, "fd": [2, 3], "cfg/seconds": 8}')
+    assert not differences(one, read_results(tmp_path))
+    (tmp_path / "a.json").write_text('{"seconds": 1, "fd": [2, 4]}')
+    (tmp_path / ".b.tar.0.tmp").touch()
+    found = differences(read_results(tmp_path), one)
+    assert found == ["/.b.tar.0.tmp (.b.tar.0.tmp, expected None)", "/a.json/0/fd/1 (4, expected 3)"]
+
+
+@pytest.mark.slow
+def test_commands_of_every_kind_that_are_killed_end_with_the_same_results(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        kill.main(count=9, seed=11)
+    said = capfd.readouterr().out
+    assert end.value.code == 0 and said.splitlines()[-1].split()[-2:] == ["9", "0"], said

@@ -20,12 +20,44 @@ from lightning_guide.evaluation.metrics.base import SampleMetric
 from lightning_guide.evaluation.sampling_loop import DrawnSamples, SamplingLoop
 from lightning_guide.snapshots import SnapshotMissing
 from lightning_guide.utils.distributed import all_gather_objects, run_on_all_ranks
-from lightning_guide.utils.errors import explain_runtime_error
+from lightning_guide.utils.errors import as_value_error, explain_runtime_error
 
-__all__ = ["GuidedEvaluations", "StrictEvaluations"]
+__all__ = ["Failures", "GuidedEvaluations", "StrictEvaluations"]
 
 
-class GuidedEvaluations:
+class Failures:
+    """What failed in an evaluation, in place of an error that would end the training.
+
+    Attributes:
+        failed: "evaluation 'NAME'", "held-out loss", or the name of a callback that draws samples -> reason.
+    """
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.failed: dict[str, str] = {}
+
+    @contextmanager
+    def contain(self, what: str) -> Iterator[None]:
+        """Record an exception of the body in `failed` under `what`; interrupts, exits and requested stops pass.
+
+        With LIGHTNING_GUIDE_TRACEBACK=1 in the environment the traceback is shown.
+        """
+        try:
+            yield
+        except _TunerExitException:
+            raise
+        except Exception as error:
+            if os.environ.get("LIGHTNING_GUIDE_TRACEBACK"):
+                traceback.print_exc()
+            text = explain_runtime_error(str(error)) or " ".join(str(error).split())[:500]
+            self.failed[what] = text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
+
+    def all_failed(self) -> dict[str, str]:
+        """Return `failed` of all ranks. Every rank must call this."""
+        return {what: reason for failed in all_gather_objects(self.failed) for what, reason in failed.items()}
+
+
+class GuidedEvaluations(Failures):
     """Named evaluations of one model. Not a module: its metrics and guiders stay out of checkpoints and DDP.
 
     An evaluation that fails on any rank is left out on all of them, and the others continue.
@@ -33,7 +65,6 @@ class GuidedEvaluations:
     Attributes:
         results: evaluation -> metric -> value, of the newest finished evaluations.
         skipped: evaluation -> reason, of those whose guider is not stored yet.
-        failed: "evaluation 'NAME'", or the name of a callback that draws its samples -> reason.
     """
 
     def __init__(self, evaluations: Mapping[str, Evaluation], metrics: Mapping[str, SampleMetric]) -> None:
@@ -42,6 +73,7 @@ class GuidedEvaluations:
         Raises:
             ValueError: if an evaluation has no samples, with its name, or a name is no text.
         """
+        super().__init__()
         self.evaluations, self.metrics = dict(evaluations), dict(metrics)
         check_names("evaluations", self.evaluations)
         check_names("metrics", self.metrics)
@@ -52,7 +84,6 @@ class GuidedEvaluations:
                     raise ValueError(f"evaluation {name!r} needs {key} >= 1, got {value}")
         self.results: dict[str, dict[str, float]] = {}
         self.skipped: dict[str, str] = {}
-        self.failed: dict[str, str] = {}
         self._announced: set[str] = set()  # skipped evaluations, named once
         self._loops: list[SamplingLoop | None] = []
         self._prepared: dict[int, SampleMetric] = {}
@@ -144,26 +175,6 @@ class GuidedEvaluations:
         self._loops = []
         return self.results
 
-    @contextmanager
-    def contain(self, what: str) -> Iterator[None]:
-        """Record an exception of the body in `failed` under `what`; interrupts, exits and requested stops pass.
-
-        With LIGHTNING_GUIDE_TRACEBACK=1 in the environment the traceback is shown.
-        """
-        try:
-            yield
-        except _TunerExitException:
-            raise
-        except Exception as error:
-            if os.environ.get("LIGHTNING_GUIDE_TRACEBACK"):
-                traceback.print_exc()
-            text = explain_runtime_error(str(error)) or " ".join(str(error).split())[:500]
-            self.failed[what] = text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
-
-    def all_failed(self) -> dict[str, str]:
-        """Return `failed` of all ranks. Every rank must call this."""
-        return {what: reason for failed in all_gather_objects(self.failed) for what, reason in failed.items()}
-
     def agree(self) -> None:
         """Leave out, on every rank, the evaluations that failed or are skipped on any of them."""
         self.failed = self.all_failed()
@@ -177,9 +188,10 @@ class StrictEvaluations(GuidedEvaluations):
 
     @contextmanager
     def contain(self, what: str) -> Iterator[None]:
-        """Record nothing; put `what` before the message of a ValueError."""
+        """Record nothing; raise whatever fails as a ValueError with `what` before its message."""
         try:
-            yield
+            with as_value_error():
+                yield
         except ValueError as error:
             error.args = (f"{what}: {error}",)
             raise

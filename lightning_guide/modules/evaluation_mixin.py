@@ -14,7 +14,7 @@ from lightning_guide.ema import Average
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.metrics.base import SampleMetric
 from lightning_guide.evaluation.requirements import EvaluationNeeds
-from lightning_guide.evaluation.runner import GuidedEvaluations, StrictEvaluations
+from lightning_guide.evaluation.runner import Failures, GuidedEvaluations, StrictEvaluations
 from lightning_guide.evaluation.sampling_loop import DrawnSamples, SampleStore
 from lightning_guide.modules.needs import report_failures, require_needs, samples_drawn, warn_of
 from lightning_guide.network import Network
@@ -26,6 +26,8 @@ from lightning_guide.training.monitor import HeldoutLoss
 from lightning_guide.training.sharding import ShardedTraining, unshard
 
 __all__ = ["EvaluatedModule"]
+
+_HELDOUT = "held-out loss"
 
 
 class EvaluatedModule(ShardedTraining):
@@ -70,6 +72,11 @@ class EvaluatedModule(ShardedTraining):
         self.images_seen = self.evaluated_images = self.evaluated_step = 0
         self._heldout = HeldoutLoss(heldout_sigmas, seed=seed)
         self._main: list[Denoiser] = []  # in a list: it must not become a submodule
+
+    @property
+    def failures(self) -> Failures:
+        """What failed in the newest evaluations."""
+        return self.evaluations
 
     @property
     def prediction(self) -> GuidedEvaluations:
@@ -199,8 +206,9 @@ class EvaluatedModule(ShardedTraining):
             return self.evaluations.step(dataloader_idx - 1, batch, self._data)
         world, size = self.trainer.world_size, self._data.batch_size
         indices = [self.global_rank + world * (batch_idx * size + j) for j in range(len(batch.x))]
-        if self.loss is not None:
-            self._heldout.update(self.loss, self._main[0], batch, indices)
+        if self.loss is not None and _HELDOUT not in self.evaluations.failed:
+            with self.evaluations.contain(_HELDOUT):
+                self._heldout.update(self.loss, self._main[0], batch, indices)
         return None
 
     def test_step(  # type: ignore[override]
@@ -218,7 +226,7 @@ class EvaluatedModule(ShardedTraining):
 
     def on_validation_epoch_end(self) -> None:
         """Log held-out losses and all evaluations."""
-        self._report({f"heldout/{key}": value for key, value in self._heldout.compute().items()})
+        self._report(self._heldout.compute())
 
     def on_test_epoch_end(self) -> None:
         """Log all evaluations."""
@@ -233,9 +241,11 @@ class EvaluatedModule(ShardedTraining):
         """Report failures."""
         report_failures(self.evaluations, fitting=False)
 
-    def _report(self, values: dict[str, float]) -> None:
-        """Reduce the results over all ranks and log them with `values`."""
-        for name, metrics in self.evaluations.finish(self.device).items():
+    def _report(self, heldout: dict[str, float]) -> None:
+        """Reduce the results over all ranks and log them with the losses `heldout`, unless these failed."""
+        results = self.evaluations.finish(self.device)
+        values = {f"heldout/{key}": value for key, value in heldout.items() if _HELDOUT not in self.evaluations.failed}
+        for name, metrics in results.items():
             values |= {f"{name}/{metric}": value for metric, value in metrics.items()}
         values |= {f"{name}/skipped": 1.0 for name in self.evaluations.skipped}
         if not self._fitting:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -26,6 +26,7 @@ from lightning_guide.objectives.energy import Energy
 from lightning_guide.optimization.round_buffers import write_records
 from lightning_guide.optimization.rounds import Rounds
 from lightning_guide.optimization.targets import Target
+from lightning_guide.runs.checkpoints import read_whole
 from lightning_guide.runs.models import RunModels
 from lightning_guide.utils.files import atomic
 from lightning_guide.utils.terminal import counted
@@ -88,7 +89,7 @@ class GradientOptimization(pl.LightningModule):
             ValueError: if the data do not fit the model, or the rounds have other settings.
         """
         if self._state.exists():
-            self.rounds.load_state_dict(torch.load(self._state, map_location="cpu", weights_only=True))
+            self.rounds.load_state_dict(self._read_state())
             self.rounds.read_history(self.trainer.default_root_dir)
             rank_zero_info(f"continuing after {counted(self.rounds.round, 'round')} from {self._state}")
             if self.rounds.round > self.num_rounds:
@@ -174,6 +175,20 @@ class GradientOptimization(pl.LightningModule):
     def evaluated_step(self) -> int:
         """Rounds so far, x of images in loggers."""
         return self.rounds.round
+
+    def _read_state(self) -> dict[str, Any]:
+        """Return the state of the rounds so far.
+
+        Raises:
+            ValueError: if the file is damaged.
+        """
+        try:
+            return read_whole(self._state, keys=("round", "settings", "samples"))
+        except ValueError as error:
+            raise ValueError(
+                f"the state of the rounds {self._state} is damaged ({error}); put back the whole file, or move the "
+                f"folder {self._state.parent} away to draw all rounds again"
+            ) from None
 
     @property
     def _state(self) -> Path:

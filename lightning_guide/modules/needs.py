@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.planned_guiders import PlannedSnapshots
 from lightning_guide.evaluation.requirements import EvaluationNeeds
-from lightning_guide.evaluation.runner import GuidedEvaluations
+from lightning_guide.evaluation.runner import Failures, GuidedEvaluations
 from lightning_guide.training.trainer_settings import ignored_settings
 from lightning_guide.utils.needs import require
 
@@ -80,13 +80,13 @@ def samples_drawn(evaluation: Evaluation, limit: int | float, world: int) -> int
     return max(min(evaluation.num_samples, drawn - (evaluation.repetitions - 1) * evaluation.num_samples), 0)
 
 
-def report_failures(evaluations: GuidedEvaluations, *, fitting: bool) -> None:
-    """Warn of evaluations and callbacks that failed on any rank, if `fitting`; every rank must call this.
+def report_failures(failures: Failures, *, fitting: bool) -> None:
+    """Warn of evaluations, losses and callbacks that failed on any rank, if `fitting`; every rank must call this.
 
     Raises:
         ValueError: naming them, if not `fitting`.
     """
-    sentences = [f"{what} failed: {reason}" for what, reason in evaluations.all_failed().items()]
+    sentences = [f"{what} failed: {reason}" for what, reason in failures.all_failed().items()]
     if sentences and not fitting:
         raise ValueError("; ".join(sentences))
     for sentence in sentences:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from lightning_guide.data import Batch, DataInterface, SampleBatch, data_of
-from lightning_guide.modules.needs import require_needs
+from lightning_guide.evaluation.runner import Failures
+from lightning_guide.modules.needs import report_failures, require_needs
 from lightning_guide.runs.checkpoints import images_per_step
 from lightning_guide.seeds import mix
 from lightning_guide.snapshots import SnapshotStore
@@ -42,6 +43,7 @@ class SupervisedModule(pl.LightningModule, ABC):
     Attributes:
         measured: names of the held-out measures.
         images_seen: images over all processes and accumulated micro-steps, exact between optimizer steps.
+        failures: what failed in the newest validation.
     """
 
     measured: tuple[str, ...] = ("loss",)
@@ -55,6 +57,7 @@ class SupervisedModule(pl.LightningModule, ABC):
         self.images_seen = 0
         self._pending_images = 0
         self._heldout = torch.zeros(0)
+        self.failures = Failures()
 
     @abstractmethod
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -113,23 +116,30 @@ class SupervisedModule(pl.LightningModule, ABC):
 
     def on_validation_epoch_start(self) -> None:
         """Reset the held-out sums."""
+        self.failures.failed = {}
         self._heldout = torch.zeros(len(self.measured) + 1, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add one held-out batch."""
         draw = mix(self.seed, "heldout", batch_idx, self.global_rank)
-        found = self.measures(batch, torch.Generator(self.device).manual_seed(draw))
-        sums = [found[name].sum(dtype=torch.float64) for name in self.measured]
-        self._heldout += torch.stack([*sums, sums[0].new_tensor(len(batch.x))])
+        with self.failures.contain("held-out measures"):
+            found = self.measures(batch, torch.Generator(self.device).manual_seed(draw))
+            sums = [found[name].sum(dtype=torch.float64) for name in self.measured]
+            self._heldout += torch.stack([*sums, sums[0].new_tensor(len(batch.x))])
 
     def on_validation_epoch_end(self) -> None:
         """Log the means of the held-out measures over all processes, if there is held-out data."""
         *sums, count = self.trainer.strategy.reduce(self._heldout, reduce_op="sum").tolist()
-        if count:
+        if count and not self.failures.all_failed():
             means = {f"heldout/{name}": value / count for name, value in zip(self.measured, sums, strict=True)}
             self.log_dict(means, prog_bar=True, logger=False, batch_size=1)
             for logger in [] if self.trainer.sanity_checking else self.loggers:
                 logger.log_metrics(means, step=self.evaluated_step)
+
+    def on_validation_end(self) -> None:
+        """Report failures, after callbacks have written a checkpoint."""
+        if not self.trainer.sanity_checking:
+            report_failures(self.failures, fitting=self.trainer.state.fn == "fit")
 
     @property
     def evaluated_step(self) -> int:

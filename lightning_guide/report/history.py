@@ -8,6 +8,8 @@ import logging
 import math
 import re
 import time
+import warnings
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ __all__ = ["HISTORY", "NO_METRICS", "History", "append_scalars", "keep_earlier_s
 
 
 HISTORY = "report/history.jsonl"
+_SUM = "crc32"  # of the line without it
 
 
 NO_METRICS = ("nfe", "samples", "seconds", "skipped", "unguided")
@@ -141,7 +144,12 @@ def keep_earlier_scalars(run: str | Path) -> None:
 def _line(row: _Row) -> bytes:
     """Return a row as a line of strict JSON; values that are not finite are null."""
     record = {"step": row.step, "time": round(row.time, 3), "values": plain_data(dict(row.values))}
-    return json.dumps(record | ({"resumes": True} if row.resumes else {}), allow_nan=False).encode() + b"\n"
+    record |= {"resumes": True} if row.resumes else {}
+    return json.dumps(record | {_SUM: _checksum(record)}, allow_nan=False).encode() + b"\n"
+
+
+def _checksum(record: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(record).encode())
 
 
 def _earlier(run: Path) -> list[_Row]:
@@ -166,14 +174,18 @@ def _in_order(rows: Iterable[_Row]) -> dict[str, dict[int, float]]:
 
 
 def _lines(path: Path) -> Iterator[_Row]:
-    """Yield the rows of a JSON lines file; a line that a killed process left unfinished is passed over."""
-    for line in path.read_bytes().splitlines() if path.is_file() else []:
+    """Yield the rows of a JSON lines file; warn of changed ones, and pass over those that a kill left unfinished."""
+    for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], 1):
+        if not line.endswith(b"}"):
+            continue
         try:
             record = json.loads(line)
+            if record.pop(_SUM, None) not in (None, _checksum(record)):  # older versions wrote none
+                raise ValueError
             values = {str(tag): math.nan if v is None else float(v) for tag, v in record["values"].items()}
             yield _Row(int(record["step"]), float(record["time"]), values, bool(record.get("resumes")))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            continue
+            warnings.warn(f"{path}, line {number}, was changed after it was written; it is left out", stacklevel=3)
 
 
 def _events(folder: Path) -> Iterator[_Row]:

@@ -31,6 +31,7 @@ __all__ = [
     "newest_checkpoint",
     "own_checkpoints",
     "read_checkpoint",
+    "read_whole",
     "recorded_branch",
     "record_checkpoints",
     "recorded_checkpoints",
@@ -123,10 +124,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if foreign := _foreign(file):
         raise ValueError(f"{path} is {foreign}; expected a checkpoint of this run, RUN/checkpoints/step-N.ckpt")
     try:
-        with zipfile.ZipFile(file) as archive:
-            if (broken := archive.testzip()) is not None:  # torch does not compare the checksums
-                raise ValueError(f"the checksum of {broken} in it is wrong")
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        content = _load_whole(file)
     except Exception as error:  # the zip file, its pickle or its tensors may be damaged in any way
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         if isinstance(error, UnpicklingError) or "TorchScript" in reason:  # in a file whose checksums are right
@@ -144,6 +142,29 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} is {_content(content)}, not a checkpoint; expected one of this run, RUN/checkpoints/step-N.ckpt"
         )
+    return content
+
+
+def _load_whole(file: Path) -> Any:
+    """Return the content of a file of PyTorch's; raise any error if it is not whole."""
+    with zipfile.ZipFile(file) as archive:
+        if (broken := archive.testzip()) is not None:  # torch does not compare the checksums
+            raise ValueError(f"the checksum of {broken} in it is wrong")
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+
+
+def read_whole(file: Path, *, keys: Sequence[str]) -> dict[str, Any]:
+    """Return the content of a file of PyTorch's, a dict with `keys`, on the CPU; nothing in it is executed.
+
+    Raises:
+        ValueError: saying why it cannot be read.
+    """
+    try:
+        content = _load_whole(file)
+    except Exception as error:  # of many types
+        raise ValueError((str(error).splitlines() or [""])[0] or type(error).__name__) from None
+    if not isinstance(content, dict) or any(key not in content for key in keys):
+        raise ValueError(f"it holds {_content(content)}, expected {', '.join(keys)}")
     return content
 
 

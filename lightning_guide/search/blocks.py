@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -50,6 +50,12 @@ class BlockEvaluations(StrictEvaluations):
         self.before = before
         self.totals: dict[str, Totals] = {}
         self.progress = Progress("", None, unit="samples", silent=True)
+
+    @contextmanager
+    def contain(self, what: str) -> Iterator[None]:
+        """As `StrictEvaluations`; on one of several ranks any error ends the search, since the others may wait."""
+        with super().contain(what) if rank_and_world()[1] == 1 else nullcontext():
+            yield
 
     def step(self, number: int, batch: SampleBatch, data: DataInterface) -> DrawnSamples | None:
         """As `GuidedEvaluations.step`, with progress: other ranks draw as many."""
