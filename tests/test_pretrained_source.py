@@ -137,7 +137,7 @@ BROKEN: dict[str, tuple[Change, str]] = {
         json_of("scheduler/scheduler_config.json", _class_name="KDPM2DiscreteScheduler"),
         "the scheduler KDPM2DiscreteScheduler is not supported",
     ),
-    "unknown network": (json_of("unet/config.json", _class_name="UVit2DModel"), "is a UVit2DModel; supported: UNet2D"),
+    "unknown network": (json_of("unet/config.json", _class_name="UVit2DModel"), "UVit2DModel is not supported"),
     "inpainting": (json_of("unet/config.json", in_channels=9), "in_channels=9 and out_channels=4"),
     "damaged": (lambda f: (f / "unet/config.json").write_text("{"), "config.json"),
     "no encoders": (lambda f: (f / "model_index.json").unlink(), "no model_index.json with text encoders"),

@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.pretrained.autoencoders import DiffusersVAE, VariationalAutoencoder
-from lightning_guide.pretrained.diffusers_families import FAMILIES
+from lightning_guide.pretrained.diffusers_families import find_architecture
 from lightning_guide.pretrained.diffusers_network import DiffusersNetwork
 from lightning_guide.pretrained.latent_space import LatentSpace
 from lightning_guide.pretrained.loading import find_folder
@@ -57,9 +57,10 @@ class DiffusersFolder:
             )
         self.part = self.folder / found[0]
         self.config = _read(self.part / "config.json")
-        self.architecture = str(self.config.get("_class_name"))
-        if self.architecture not in FAMILIES:
-            raise ValueError(f"the network of {self.source} is a {self.architecture}; supported: {', '.join(FAMILIES)}")
+        try:
+            self.architecture = find_architecture(self.config)
+        except ValueError as error:
+            raise ValueError(f"the network of {self.source}: {error}") from None
         self.index = _read(self.folder / "model_index.json") if (self.folder / "model_index.json").is_file() else {}
 
     @property
