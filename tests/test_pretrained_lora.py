@@ -165,7 +165,7 @@ def test_places_without_a_file_are_named(folder: Path, tmp_path: Path) -> None:
         ("/nowhere/lora.safetensors", "the LoRA /nowhere/lora.safetensors does not exist"),
         (str(tmp_path), r"holds no safetensors \(pickled files are not read\)"),
         (str(tmp_path / "adapter_model.bin"), "is no safetensors file"),
-        ("owner/name", "the LoRA owner/name cannot be read from a folder or the Hugging Face hub"),
+        ("owner/name", "the LoRA owner/name is neither a folder nor can it be read from the Hugging Face hub"),
     ):
         with pytest.raises(ValueError, match=expected):
             lg.load(source, lora=place)

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
 import lightning_guide as lg
 from lightning_guide.preconditioning import EpsilonPrediction, Preconditioned
 from lightning_guide.pretrained import DiffusersFolder, DiffusersNetwork, Pretrained
+from lightning_guide.pretrained.diffusers_folder import _wanted
 from lightning_guide.utils.recipe import build
 
 diffusers = pytest.importorskip("diffusers", reason="needs diffusers (the extra pretrained), which is missing")
-pytest.importorskip("transformers", reason="needs transformers (the extra pretrained), which is missing")
+transformers = pytest.importorskip("transformers", reason="needs transformers (the extra pretrained), which is missing")
 
 from tests.tiny_pipelines import write_pipeline  # noqa: E402
 
-Change = Callable[[Path], None]
+Change = Callable[[Path], Any]
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +126,11 @@ def pickled(folder: Path) -> None:
     path.unlink()
 
 
+def wider(folder: Path) -> None:
+    config = transformers.CLIPTextConfig.from_pretrained(folder / "text_encoder", hidden_size=24)
+    transformers.CLIPTextModel(config).save_pretrained(folder / "text_encoder")
+
+
 BROKEN: dict[str, tuple[Change, str]] = {
     "no network": (lambda f: shutil.rmtree(f / "unet"), "holds no network: expected unet/config.json"),
     "no weights": (
@@ -140,6 +149,14 @@ BROKEN: dict[str, tuple[Change, str]] = {
     "unknown network": (json_of("unet/config.json", _class_name="UVit2DModel"), "UVit2DModel is not supported"),
     "inpainting": (json_of("unet/config.json", in_channels=9), "in_channels=9 and out_channels=4"),
     "damaged": (lambda f: (f / "unet/config.json").write_text("{"), "config.json"),
+    "mixed encoders": (
+        wider,
+        "the text encoders of .* give 24 channels, but its UNet2DConditionModel reads 16; expected parts of one model",
+    ),
+    "mixed autoencoder": (
+        json_of("vae/config.json", latent_channels=16),
+        "the autoencoder of .* has 16 channels, but its UNet2DConditionModel denoises 4; expected parts of one model",
+    ),
     "no encoders": (lambda f: (f / "model_index.json").unlink(), "no model_index.json with text encoders"),
 }
 
@@ -167,6 +184,59 @@ def test_what_is_wrong_is_named(name: str, folders: dict[str, Path], tmp_path: P
 def test_sources_that_do_not_exist_are_named(source: str, expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
         Pretrained(source)
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A hub that answers with the error of its status, as the real one does."""
+
+    def do_GET(self) -> None:
+        status, code = (401, "GatedRepo") if "gated" in self.path else (404, "RepoNotFound")
+        code, status = ("RevisionNotFound", 404) if "revision/old" in self.path else (code, status)
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("owner/gated", {}, r"owner/gated is gated: accept its terms at https://huggingface.co/owner/gated and log in"),
+        ("owner/none", {}, r"the Hugging Face hub has no owner/none, or it is private"),
+        ("owner/name", {"revision": "old"}, r"owner/name on the Hugging Face hub has no revision old"),
+    ],
+)
+def test_what_the_hub_refuses_is_named(
+    name: str, options: Any, expected: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with pytest.raises(ValueError, match=expected):
+        Pretrained(f"diffusers:{name}", **options)
+    server.shutdown()
+    server.server_close()
+
+
+def test_one_copy_of_the_weights_is_downloaded() -> None:
+    """Of files as they lie beside each other in published repositories."""
+    stem = "diffusion_pytorch_model"
+    copies = [f"{stem}.{end}" for end in ("safetensors", "fp16.safetensors", "non_ema.safetensors", "bin")]
+    files = [f"unet/{each}" for each in copies] + [f"vae/{stem}.safetensors", f"vae/{stem}.fp16.safetensors"]
+    files += [f"text_encoder/{each}" for each in ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin")]
+    files += ["v1-5.safetensors", "model_index.json", f"transformer/{stem}-00001-of-00002.safetensors"]
+    files += [f"transformer/{stem}.fp16-00001-of-00002.safetensors"]
+    full = list(filter_repo_objects(files, allow_patterns=_wanted(None)))
+    assert full == [files[0], files[4], files[6], files[10], files[11]]
+    half = list(filter_repo_objects(files, allow_patterns=_wanted("fp16")))
+    assert half == [files[1], files[4], files[6], files[10], files[12]]
 
 
 def test_options_of_runs_and_of_published_models_are_kept_apart(folders: dict[str, Path], tmp_path: Path) -> None:

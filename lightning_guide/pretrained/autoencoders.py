@@ -170,7 +170,13 @@ class DiffusersVAE(VariationalAutoencoder, FrozenNetwork):
             ) from None
         options = {} if self.subfolder is None else {"subfolder": self.subfolder}
         try:
-            model: nn.Module = AutoencoderKL.from_pretrained(self.path, **options)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"no AutoencoderKL can be loaded from {self.path!r}: {error}") from None
-        return model
+            model, report = AutoencoderKL.from_pretrained(
+                self.path, use_safetensors=True, output_loading_info=True, **options
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"no AutoencoderKL can be loaded from {self.path!r} (safetensors): {reason}") from None
+        if wrong := sorted([*report["missing_keys"], *report["unexpected_keys"]]):
+            raise ValueError(f"the weights of the AutoencoderKL in {self.path!r} do not fit its config: {wrong[0]}")
+        loaded: nn.Module = model
+        return loaded

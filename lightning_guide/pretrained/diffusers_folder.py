@@ -133,17 +133,26 @@ class DiffusersFolder:
         return torch.zeros_like(tokens) if encoders.drops_empty and negative_prompt is None else tokens
 
     def network(
-        self, *, dtype: str = "float32", lora: str | None = None, lora_scale: float = 1.0, **options: Any
+        self,
+        *,
+        empty: Tensor | None = None,
+        dtype: str = "float32",
+        lora: str | None = None,
+        lora_scale: float = 1.0,
+        **options: Any,
     ) -> DiffusersNetwork:
-        """Return the network with its weights, `lora` added; `options` as of `DiffusersNetwork`.
+        """Return the network with its weights, `lora` added; `empty` (L, C) of `empty()`, `options` as of its class.
 
         Raises:
-            ValueError: naming the first weight that is missing, unexpected or of another shape.
+            ValueError: naming the first weight that is missing, unexpected or of another shape, or parts of the folder
+                that do not fit each other.
         """
         import diffusers  # takes seconds, and most runs do not need it
 
         with torch.device("meta"):  # refuses what is not supported before gigabytes are read
-            network = DiffusersNetwork(self.architecture, self.config, **options)
+            length = 0 if empty is None else len(empty)
+            network = DiffusersNetwork(self.architecture, self.config, empty_length=length, **options)
+        self._check_parts(network, 0 if empty is None else empty.shape[1])
         self._check_weights()
         addition = None if lora is None else find_lora(lora)
         try:
@@ -168,7 +177,23 @@ class DiffusersFolder:
         if addition is not None:
             add_lora(model, addition, scale=lora_scale, pipeline=self.index.get("_class_name"))
         network.set_model(model)
+        if empty is not None:
+            network.empty.copy_(empty)
         return network
+
+    def _check_parts(self, network: DiffusersNetwork, width: int) -> None:
+        """Refuse text encoders and an autoencoder of another model."""
+        if width != network.token_channels:
+            raise ValueError(
+                f"the text encoders of {self.source} give {width} channels, but its {self.architecture} reads "
+                f"{network.token_channels}; expected parts of one model"
+            )
+        channels = _read(self.folder / "vae" / "config.json").get("latent_channels", 4) if self.has_vae else None
+        if channels not in (None, network.data_shape[0]):
+            raise ValueError(
+                f"the autoencoder of {self.source} has {channels} channels, but its {self.architecture} denoises "
+                f"{network.data_shape[0]}; expected parts of one model"
+            )
 
     def _check_weights(self) -> None:
         """Refuse a folder without safetensors, which would be read from pickles."""
@@ -204,19 +229,20 @@ def read_diffusers(
     folder = DiffusersFolder(place, revision=revision, variant=variant)
     folder.scheduled()  # refused before gigabytes are read
     empty = folder.empty(negative_prompt)
-    options = {"empty_length": 0 if empty is None else len(empty), "constants": constants, "data_shape": data_shape}
-    network = folder.network(dtype=dtype, lora=lora, lora_scale=lora_scale, **options)
-    if empty is not None:
-        network.empty.copy_(empty)
+    options: dict[str, Any] = {"constants": constants, "data_shape": data_shape}
+    network = folder.network(empty=empty, dtype=dtype, lora=lora, lora_scale=lora_scale, **options)
     preconditioning = folder.scheduled(data_shape=network.data_shape).preconditioning
     return Preconditioned(network, preconditioning, sigma_data=1.0 if folder.has_vae else 0.5)
 
 
 def _wanted(variant: str | None) -> list[str]:
-    """Return patterns of the files that are downloaded of a name on the hub, without pickles."""
-    end = f"*.{variant}" if variant else "*"
-    wanted = ["*.json", "*/*.json", f"unet/{end}.safetensors", f"transformer/{end}.safetensors", "vae/*.safetensors"]
-    return [*wanted, f"{WEIGHTS}{end}.safetensors", "tokenizer*/*", "text_encoder*/*.safetensors"]
+    """Return patterns of the files that are downloaded of a name on the hub: one copy of the weights, no pickles."""
+    stem = WEIGHTS if variant is None else f"{WEIGHTS}.{variant}"
+    ends = [f"{stem}.safetensors", f"{stem}-*-of-*.safetensors"]
+    ends += [] if variant is None else [f"{WEIGHTS}-*-of-*.{variant}.safetensors"]
+    networks = [f"{part}{end}" for part in ("unet/", "transformer/", "") for end in ends]
+    encoders = ["text_encoder*/model.safetensors", "text_encoder*/model-*-of-?????.safetensors", "tokenizer*/*"]
+    return ["*.json", "*/*.json", *networks, f"vae/{WEIGHTS}.safetensors", *encoders]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-__all__ = ["clip_input", "clip_model", "find_folder", "read_weights", "timm_input", "timm_model"]
+__all__ = ["clip_input", "clip_model", "explain_hub", "find_folder", "read_weights", "timm_input", "timm_model"]
 
 
 def find_folder(source: str, wanted: Sequence[str], *, revision: str | None = None) -> Path:
@@ -31,11 +31,27 @@ def find_folder(source: str, wanted: Sequence[str], *, revision: str | None = No
 
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=list(wanted)))
-    except Exception as error:  # of many types: offline, gated, no such name
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(
-            f"{source} is neither a folder nor can it be read from the Hugging Face hub: {reason}"
-        ) from None
+    except Exception as error:  # of many types
+        raise ValueError(explain_hub(source, error, revision=revision)) from None
+
+
+def explain_hub(name: str, error: Exception, *, revision: str | None = None) -> str:
+    """Say in one sentence why `name` cannot be read from the Hugging Face hub."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return f"{name} is gated: accept its terms at https://huggingface.co/{name} and log in by `hf auth login`"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"the Hugging Face hub has no {name}, or it is private; expected a folder, or a name there as OWNER/NAME"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{name} on the Hugging Face hub has no revision {revision}"
+    if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled | OSError):
+        return (
+            f"{name} is neither a folder nor can it be read from the Hugging Face hub: the cache has no copy, and the "
+            f"hub cannot be reached ({type(error).__name__}); without a network give a folder"
+        )
+    reason = " ".join(str(error).split())[:300]
+    return f"{name} is neither a folder nor can it be read from the Hugging Face hub: {reason}"
 
 
 def timm_model(name: str, *, weights: str | None = None, pretrained: bool = True, **options: Any) -> Any:

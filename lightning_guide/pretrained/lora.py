@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from lightning_guide.pretrained.loading import explain_hub
 from lightning_guide.utils.files import parse_json
 
 __all__ = ["add_lora", "find_lora"]
@@ -47,9 +48,8 @@ def find_lora(place: str, *, revision: str | None = None) -> Path:
 
     try:
         return Path(hf_hub_download("/".join(parts[:2]), parts[2] if parts[2:] else FILES[0], revision=revision))
-    except Exception as error:  # of many types: offline, gated, no such name
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"the LoRA {place} cannot be read from a folder or the Hugging Face hub: {reason}") from None
+    except Exception as error:  # of many types
+        raise ValueError(f"the LoRA {explain_hub('/'.join(parts[:2]), error, revision=revision)}") from None
 
 
 def add_lora(model: nn.Module, file: Path, *, scale: float = 1.0, pipeline: str | None = None) -> None:

@@ -23,7 +23,15 @@ from lightning_guide.utils.files import parse_json
 
 __all__ = ["TextEncoders", "encode_prompts"]
 
-WANTED = ("model_index.json", "tokenizer*/*", "text_encoder*/*.json", "text_encoder*/*.safetensors", "*/config.json")
+# of a name on the hub: no copies of the weights in other precisions
+WANTED = (
+    "model_index.json",
+    "*/config.json",
+    "tokenizer*/*",
+    "text_encoder*/*.json",
+    "text_encoder*/model.safetensors",
+    "text_encoder*/model-*-of-?????.safetensors",
+)
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
