@@ -35,7 +35,7 @@ class ControlledNetwork(DiffusersNetwork):
         config: Mapping[str, Any],
         controlnet: Mapping[str, Any],
         *,
-        image: str | Tensor,
+        image: str | Tensor | None,
         scale: float = 1.0,
         data_shape: Sequence[int] | None = None,
         empty_length: int = 0,
@@ -66,8 +66,11 @@ class ControlledNetwork(DiffusersNetwork):
         self.scale = scale
         self.controlnet: nn.Module = find_class("ControlNetModel").from_config(dict(controlnet))
         for key in ("in_channels", "cross_attention_dim", "block_out_channels", "addition_embed_type"):
-            inside, expected = self.controlnet.config[key], self.model.config[key]  # type: ignore[index]
-            if inside != expected and list(inside or []) != list(expected or []):
+            inside, expected = (
+                tuple(value) if isinstance(value := each.config[key], list) else value  # type: ignore[index]
+                for each in (self.controlnet, self.model)
+            )
+            if inside != expected:
                 raise ValueError(f"the ControlNet has {key}={inside}, its U-Net {expected}; expected the same")
         factor = 2 ** (len(self.controlnet.config["conditioning_embedding_out_channels"]) - 1)
         pixels, shape = _read_image(image), (3, factor * self.data_shape[1], factor * self.data_shape[2])
@@ -80,7 +83,8 @@ class ControlledNetwork(DiffusersNetwork):
     def of(cls, model: Any, **options: Any) -> ControlledNetwork:
         """Return the network with a U-Net `model` and a ControlNet `controlnet` of diffusers, weights shared."""
         controlnet = options.pop("controlnet")
-        network = super().of(model, controlnet=dict(controlnet.config), **options)
+        config = {key: value for key, value in controlnet.config.items() if not key.startswith("_")}
+        network = super().of(model, controlnet=config, **options)
         assert isinstance(network, ControlledNetwork)
         network.set_controlnet(controlnet)
         return network
@@ -118,10 +122,12 @@ class ControlledNetwork(DiffusersNetwork):
         )
 
 
-def _read_image(image: str | Tensor) -> Tensor:
+def _read_image(image: Any) -> Tensor:
     """Return the image (3, H, W) in [0, 1], float32."""
-    if isinstance(image, Tensor):
-        return image.float()
+    if image is None:
+        raise ValueError("a ControlNet needs a control image, got none; expected a file or a tensor (3, H, W)")
+    if not isinstance(image, str | Path):  # a tensor, or what a recipe makes of it
+        return torch.as_tensor(image, dtype=torch.float32, device="cpu")
     path = Path(image).expanduser()
     if not path.is_file():
         raise ValueError(f"a ControlNet needs a control image; there is no file {image}")
