@@ -17,6 +17,7 @@ from callbacks.repeated_validation import (
     count_from_the_start,
     progress_before_validation,
     repeat_last_validation,
+    skip_validation,
     validates_after_batch,
     validation_was_left,
 )
@@ -27,6 +28,7 @@ from lightning_guide.runs.checkpoints import (
     record_checkpoints,
     recorded_branch,
     recorded_checkpoints,
+    recorded_validated,
     remove_temporary_files,
 )
 from lightning_guide.utils.distributed import all_gather_objects
@@ -83,7 +85,7 @@ class RunCheckpoint(Checkpoint):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Refuse to continue a branch in the folder of another.
+        """Refuse to continue a branch in the folder of another; repeat no validation that has ended.
 
         Raises:
             ValueError: naming the folder in which it is continued.
@@ -91,6 +93,8 @@ class RunCheckpoint(Checkpoint):
         if trainer.state.fn == "fit":
             number, step = checkpoint.get("branch", 0), checkpoint["global_step"]
             check_branch(trainer.default_root_dir, checkpoint=trainer.ckpt_path, number=number, step=step)
+            if Path(str(trainer.ckpt_path)).name in recorded_validated(trainer.default_root_dir):
+                skip_validation(checkpoint["loops"])
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -158,12 +162,18 @@ class RunCheckpoint(Checkpoint):
                 self._validation = progress_before_validation(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Nothing is left to repeat; save if an evaluation failed on any process, before training continues."""
+        """Record that nothing is left to repeat; save if an evaluation failed on any process."""
         self._validation = {}
         failed = bool(getattr(getattr(pl_module, "failures", None), "failed", None))
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
         if fitting and trainer.global_step > self._saved and any(all_gather_objects(failed)):
             self._save(trainer)
+        elif fitting and self._repeats and trainer.global_step == self._saved and trainer.is_global_zero:
+            run = Path(trainer.default_root_dir)
+            for logger in trainer.loggers:
+                logger.save()
+            path = checkpoint_folder(run) / f"step-{self._saved:09d}.ckpt"
+            record_checkpoints(run, recorded_checkpoints(run), validated={*recorded_validated(run), path.name})
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Save the newest step if training was left in a validation, after a signal."""
@@ -181,9 +191,9 @@ class RunCheckpoint(Checkpoint):
             self._save(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the final state, after the last validation again: nothing is left to repeat."""
+        """Save the final state."""
         self._between_steps = False
-        if trainer.global_step > self._saved or (self._repeats and self._validation == {}):
+        if trainer.global_step > self._saved:
             self._save(trainer)
 
     def _save(self, trainer: pl.Trainer) -> None:
@@ -195,7 +205,10 @@ class RunCheckpoint(Checkpoint):
         path = checkpoint_folder(run) / f"step-{self._saved:09d}.ckpt"
         written = [each for each in recorded_checkpoints(run) if each != path]
         if trainer.is_global_zero:
-            record_checkpoints(run, [*written, path])  # first: what is not recorded is never deleted
+            for logger in trainer.loggers:
+                logger.save()  # curves up to a checkpoint are not lost after it
+            # first: what is not recorded is never deleted
+            record_checkpoints(run, [*written, path], validated=recorded_validated(run) - {path.name})
         with atomic(path) if trainer.is_global_zero else nullcontext(path) as temporary:
             trainer.save_checkpoint(temporary, weights_only=False)
         if trainer.is_global_zero:

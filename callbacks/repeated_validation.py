@@ -16,6 +16,7 @@ __all__ = [
     "count_from_the_start",
     "progress_before_validation",
     "repeat_last_validation",
+    "skip_validation",
     "validates_after_batch",
     "validation_was_left",
 ]
@@ -64,6 +65,13 @@ def count_from_the_start(trainer: pl.Trainer) -> None:
     """Forget the batch of a validation that was left, which Lightning would count for ever as begun."""
     total: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
     total.ready = total.started = total.completed
+
+
+def skip_validation(loops: dict[str, Any]) -> None:
+    """Change the progress in a checkpoint that was written before a validation to that after it."""
+    progress = loops["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+    for part in ("total", "current"):
+        progress[part] |= {key: progress[part]["completed"] for key in ("ready", "started")}
 
 
 def progress_before_validation(trainer: pl.Trainer) -> dict[str, Any]:

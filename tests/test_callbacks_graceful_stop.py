@@ -47,10 +47,16 @@ class Signal(pl.Callback):
 
 
 def fit(
-    folder: Path, sender: Signal, *, evaluations: Any = None, ckpt_path: Path | None = None, **options: Any
+    folder: Path,
+    sender: Signal,
+    *,
+    every: int = 100,
+    evaluations: Any = None,
+    ckpt_path: Path | None = None,
+    **options: Any,
 ) -> pl.Trainer:
     chosen: dict[str, Any] = {"accumulate_grad_batches": 2, "steps": 20, "limit_val_batches": 1.0} | options
-    trainer = tiny_trainer(folder, GracefulStop(), RunCheckpoint(100), sender, **{"val_check_interval": 8} | chosen)
+    trainer = tiny_trainer(folder, GracefulStop(), RunCheckpoint(every), sender, **{"val_check_interval": 8} | chosen)
     module = tiny_module(average=None, evaluations=evaluations or {"plain": evaluation()})
     trainer.fit(module, datamodule=TinyImages(), ckpt_path=ckpt_path, weights_only=True)
     return trainer
@@ -106,6 +112,24 @@ def test_the_last_validation_is_repeated_and_once_only(tmp_path: Path, sender: S
         resumed = Signal(0)
         trainer = fit(tmp_path, resumed, ckpt_path=newest_checkpoint(tmp_path))
         assert trainer.global_step == 20 and resumed.batches == batches and resumed.micro_steps == 0
+    fit(tmp_path / "whole", Signal(0))
+    assert_same(checkpoint(tmp_path), checkpoint(tmp_path / "whole"))
+
+
+def test_a_validation_that_has_ended_before_a_kill_is_not_repeated(tmp_path: Path) -> None:
+    class Killed(Signal):
+        def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+            super().on_train_batch_start(trainer)
+            if trainer.global_step == 8:
+                raise KeyboardInterrupt
+
+    for sender, validations in ((Killed(0), 2), (Signal(0), 3)):
+        found = newest_checkpoint(tmp_path)
+        try:
+            fit(tmp_path, sender, every=4, ckpt_path=found)
+        except (KeyboardInterrupt, SystemExit):
+            assert newest_checkpoint(tmp_path) == tmp_path / "checkpoints/step-000000008.ckpt"
+        assert sender.validations == validations and sender.batches == 7 * validations
     fit(tmp_path / "whole", Signal(0))
     assert_same(checkpoint(tmp_path), checkpoint(tmp_path / "whole"))
 

@@ -18,6 +18,7 @@ from lightning_guide.runs.checkpoints import (
     own_checkpoints,
     record_checkpoints,
     recorded_branch,
+    recorded_validated,
 )
 from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.utils.files import atomic
@@ -60,7 +61,8 @@ def set_aside(run: str | Path, *, checkpoint: str | Path | None, step: int, imag
     for file in _files(folder):
         _link(folder / file, building / file)
     old = {key: value for key, value in branch.items() if key != "set_aside"}
-    record_checkpoints(building, [checkpoint_folder(building) / path.name for path in own_checkpoints(folder)], old)
+    linked = [checkpoint_folder(building) / path.name for path in own_checkpoints(folder)]
+    record_checkpoints(building, linked, old, validated=recorded_validated(folder))
     os.replace(building, target)
     earlier = [path for path in own_checkpoints(folder) if checkpoint_step(path) <= step]
     gone = later_files(folder, step=step, images=images) + [file for file in _RESULTS if (folder / file).is_file()]

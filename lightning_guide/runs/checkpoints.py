@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ __all__ = [
     "recorded_branch",
     "record_checkpoints",
     "recorded_checkpoints",
+    "recorded_validated",
     "remove_temporary_files",
 ]
 
@@ -56,12 +57,22 @@ def recorded_checkpoints(run: str | Path) -> list[Path]:
     return [folder / name for name in names if CHECKPOINT_NAME.fullmatch(name) and (folder / name).is_file()]
 
 
-def record_checkpoints(run: str | Path, files: Sequence[Path], branch: Mapping[str, Any] | None = None) -> None:
-    """Record `files`, in the order in which they were written, as the checkpoints of the run; `branch` as recorded."""
-    path = Path(run) / _RECORD
+def record_checkpoints(
+    run: str | Path,
+    files: Sequence[Path],
+    branch: Mapping[str, Any] | None = None,
+    *,
+    validated: Collection[str] | None = None,
+) -> None:
+    """Record `files`, in the order in which they were written, as the checkpoints of the run.
+
+    `branch`, and the names `validated` of those after which the validation has ended, are by default as recorded.
+    """
+    path, known = Path(run) / _RECORD, recorded_validated(run) if validated is None else validated
     record = {
         "checkpoints": [file.name for file in files],
         "branch": recorded_branch(run) if branch is None else branch,
+        "validated": sorted({file.name for file in files}.intersection(known)),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary:
@@ -72,6 +83,12 @@ def recorded_branch(run: str | Path) -> dict[str, Any]:
     """Return what `branches.set_aside` recorded; empty for a run that never went back."""
     branch = _record(run).get("branch")
     return branch if isinstance(branch, dict) else {}
+
+
+def recorded_validated(run: str | Path) -> set[str]:
+    """Return the names of the recorded checkpoints after which the validation has ended."""
+    names = _record(run).get("validated")
+    return {str(name) for name in names} if isinstance(names, list) else set()
 
 
 def own_checkpoints(run: str | Path) -> list[Path]:

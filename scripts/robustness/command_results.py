@@ -99,12 +99,12 @@ def _is_time(key: str) -> bool:
 
 
 def _curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Return tag -> points of the scalars in the event files of a folder."""
+    """Return tag -> points of the scalars in event files; those of a repeated validation once if they are the same."""
     logging.getLogger("tensorboard").setLevel(logging.ERROR)
     log = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     log.Reload()
     return {
-        tag: [(event.step, event.value) for event in log.Scalars(tag)]
+        tag: list(dict.fromkeys((event.step, event.value) for event in log.Scalars(tag)))
         for tag in log.Tags()["scalars"]
         if not _is_time(tag)
     }
