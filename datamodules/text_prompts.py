@@ -12,7 +12,7 @@ from datamodules.no_data import NoData
 from datamodules.prompts import PromptFile
 from lightning_guide.pretrained.autoencoders import VariationalAutoencoder
 from lightning_guide.pretrained.diffusers_folder import DiffusersFolder
-from lightning_guide.pretrained.prompts import CACHE, CachedPrompts, read_prompts
+from lightning_guide.pretrained.prompts import CachedPrompts, read_prompts
 from lightning_guide.pretrained.text_encoders import TextEncoders
 
 __all__ = ["Prompts"]
@@ -34,7 +34,7 @@ class Prompts(NoData):
         revision: str | None = None,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         device: str | None = None,
-        cache: str = CACHE,
+        cache: str | None = None,
         data_shape: Sequence[int] | None = None,
         vae: VariationalAutoencoder | None = None,
     ) -> None:
@@ -46,7 +46,7 @@ class Prompts(NoData):
             revision: branch, tag or commit on the hub.
             dtype: precision in which the encoders compute.
             device: where they compute; None: a GPU if available.
-            cache: folder of the embeddings, one file each.
+            cache: folder of the embeddings, one file each; default: as of `CachedPrompts`.
             data_shape: shape of one x; default: that of the model.
             vae: decodes latents to images; default: that of the model.
 

@@ -11,6 +11,7 @@ import logging
 import os
 import random
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = os.environ.get("TEST_THREADS", "1")
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["LIGHTNING_GUIDE_CACHE"] = os.path.join(tempfile.gettempdir(), "lightning_guide_tests")
 
 import matplotlib  # noqa: E402
 import pytest  # noqa: E402

@@ -34,7 +34,7 @@ CLIP = "ViT-S-32-alt"  # the smallest that open_clip has
 
 @pytest.fixture(scope="module")
 def place(tiny_pipeline: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model, an earlier one, a random CLIP, reference statistics, and the config of a run."""
+    """A folder with a model, an earlier one, a random CLIP, reference statistics, guidances, and two imported runs."""
     folder = tmp_path_factory.mktemp("published")
     shutil.copytree(tiny_pipeline("sd"), folder / "model")
     shutil.copytree(folder / "model", folder / "earlier")
@@ -56,17 +56,17 @@ def place(tiny_pipeline: Callable[[str], Path], tmp_path_factory: pytest.TempPat
         "1",
     ]
     main(["statistics", str(folder / "real.npz"), *data, "--extractor", "RawPixels"])
-    (folder / "run.yaml").write_text(yaml.safe_dump(config(folder)), encoding="utf-8")
+    (folder / "guided.yaml").write_text(yaml.safe_dump(guided(folder), sort_keys=False), encoding="utf-8")
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS), encoding="utf-8")
+    for run in ("1", "2"):
+        words = ["--num_steps", "4", "--prompts", str(folder / "prompts.txt")]
+        main(["import", "diffusers", str(folder / "model"), str(folder / run), *words])
     return folder
 
 
-def config(folder: Path) -> dict[str, Any]:
-    """Three guidances with CLIP score and FD."""
-    drawn: dict[str, Any] = {
-        "num_samples": 7,
-        "batch_size": 2,
-        "sampler": {"class_path": "DPMSolver2M", "init_args": {"grid": 4}},
-    }
+def guided(folder: Path) -> dict[str, Any]:
+    """Three guidances with CLIP score and FD, on top of the config of the run."""
+    drawn = {"num_samples": 7, "batch_size": 2, "sampler": {"class_path": "DPMSolver2M", "init_args": {"grid": 4}}}
     earlier = {"class_path": "Pretrained", "init_args": {"source": f"diffusers:{folder / 'earlier'}"}}
     guidances = {
         "cfg": {"class_path": "ClassifierFreeGuidance", "init_args": {"weight": 4}},
@@ -76,8 +76,6 @@ def config(folder: Path) -> dict[str, Any]:
     clip = {"class_path": "ClipFeatures", "init_args": {"name": CLIP, "weights": str(folder / "clip.pt")}}
     statistics = {"extractor": {"class_path": "RawPixels"}, "statistics": str(folder / "real.npz")}
     settings = {
-        "denoiser": {"class_path": "Pretrained", "init_args": {"source": f"diffusers:{folder / 'model'}"}},
-        "average": None,
         "evaluations": {"unguided": drawn},
         "guidances": guidances,
         "prediction": drawn | {"guidance": guidances["cfg"]},
@@ -86,24 +84,20 @@ def config(folder: Path) -> dict[str, Any]:
             "fd": {"class_path": "FrechetDistance", "init_args": statistics},
         },
     }
-    source = {"prompts": PROMPTS, "source": str(folder / "model"), "cache": str(folder / "cache")}
-    trainer = {"accelerator": "cpu", "callbacks": [{"class_path": "SampleGrid"}, {"class_path": "RunReport"}]}
-    return {
-        "trainer": trainer | {"enable_progress_bar": False},
-        "model": {"class_path": "DiffusionModule", "init_args": settings},
-        "data": {"class_path": "Prompts", "init_args": source},
-    }
+    callbacks = [{"class_path": "SampleGrid"}, {"class_path": "RunReport"}]
+    trainer = {"accelerator": "cpu", "callbacks": callbacks, "enable_progress_bar": False}
+    return {"trainer": trainer, "model": {"init_args": settings}}
 
 
-def command(name: str, place: str, run: str, world: int) -> None:
-    """Run a command of the command line."""
+def command(name: str, place: str, world: int) -> None:
+    """Run a command of the command line on the run `world`."""
     ranks = ["--trainer.devices", str(world), *(["--trainer.strategy", "ddp"] if world > 1 else [])]
-    main([name, "-c", f"{place}/run.yaml", "--trainer.default_root_dir", run, *ranks])
+    main([name, f"{place}/{world}", "-c", f"{place}/guided.yaml", *ranks])
 
 
-def test_from_a_folder_to_images_with_their_prompts(place: Path, tmp_path: Path) -> None:
-    command("predict", str(place), str(tmp_path), 1)
-    (folder,) = (tmp_path / "samples").iterdir()
+def test_from_a_folder_to_images_with_their_prompts(place: Path) -> None:
+    command("predict", str(place), 1)
+    (folder,) = (place / "1/samples").iterdir()
     with (folder / "prompts.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["prompt"] for row in rows] == [PROMPTS[i % 3] for i in range(7)]
@@ -114,26 +108,25 @@ def test_from_a_folder_to_images_with_their_prompts(place: Path, tmp_path: Path)
 @pytest.mark.slow
 def test_two_ranks_give_the_numbers_of_one(place: Path, tmp_path: Path, processes: Processes) -> None:
     for world in (1, 2):
-        function, run = (__name__, "command"), tmp_path / str(world)
         for name in ("validate", "predict"):
-            options: dict[str, Any] = {"name": name, "place": str(place), "run": str(run), "world": world}
+            options: dict[str, Any] = {"name": name, "place": str(place), "world": world}
             if world == 1:
-                processes.call(function, tmp_path / f"{name}-1", **options)
+                processes.call((__name__, "command"), tmp_path / f"{name}-1", **options)
             else:
-                processes.call_ranks(world, function, tmp_path / f"{name}-2", **options)
-    one, two = (json.loads((tmp_path / f"{world}/report/metrics.json").read_text()) for world in (1, 2))
+                processes.call_ranks(world, (__name__, "command"), tmp_path / f"{name}-2", **options)
+    one, two = (json.loads((place / f"{world}/report/metrics.json").read_text()) for world in (1, 2))
     assert set(one) == {"unguided", "cfg", "pag", "autoguidance"} == set(two)
     for name, metrics in one.items():
         for key in ("clip_score", "fd", "nfe", "samples"):
             assert two[name][key] == pytest.approx(metrics[key], rel=1e-4), (name, key)
     assert len({round(metrics["clip_score"], 6) for metrics in one.values()}) == 4
-    events = shown(tmp_path / "2/tensorboard/validate_0")
+    events = shown(place / "2/tensorboard/validate_0")
     for name, metrics in two.items():
         for key in ("clip_score", "fd"):
             assert events[f"{name}/{key}"][-1][1] == pytest.approx(metrics[key], rel=1e-5)
-    for path in (tmp_path / "1/samples").rglob("*.png"):
-        other = Image.open(tmp_path / "2" / path.relative_to(tmp_path / "1"))
+    for path in (place / "1/samples").rglob("*.png"):
+        other = Image.open(place / "2" / path.relative_to(place / "1"))
         difference = torch.tensor(list(Image.open(path).tobytes())) - torch.tensor(list(other.tobytes()))
         assert int(difference.abs().max()) <= 1
-    page = (tmp_path / "2/report.html").read_text(encoding="utf-8")
+    page = (place / "2/report.html").read_text(encoding="utf-8")
     assert "row by row" in page and "a cat\ntwo dogs\na house" in page

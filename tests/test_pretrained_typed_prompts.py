@@ -82,6 +82,24 @@ def test_typed_prompts_give_the_latents_of_the_pipeline(
     assert float((end.x - theirs).abs().max() / theirs.abs().max()) < 2e-5
 
 
+def test_prompts_in_half_precision_cost_little(folder: Path, tmp_path: Path) -> None:
+    """The way of configs: the model by its name, embeddings from the cache."""
+    import lightning_guide as lg
+
+    noise = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    options: dict[str, Any] = {"num_inference_steps": 6, "guidance_scale": 7.5, "output_type": "latent"}
+    with torch.no_grad():
+        theirs = pipeline(folder)(PROMPTS, latents=noise, **options).images
+    guided = ClassifierFreeGuidance(7.5, positive=lg.load(f"diffusers:{folder}"))
+    sampler = model(folder)[1]
+    x = noise * math.sqrt(1 + float(sampler.levels(guided)[0]) ** 2)
+    stored = Prompts(PROMPTS, str(folder), cache=str(tmp_path)).prompts()[torch.arange(3)]
+    for tokens, bound in ((encode_prompts(folder, PROMPTS), 2e-5), (stored, 1e-3)):
+        with torch.no_grad():
+            *_, end = sampler.steps(guided, x, seeds=SampleSeeds(0, range(3)), condition=tokens)
+        assert float((end.x - theirs).abs().max() / theirs.abs().max()) < bound
+
+
 class Here:
     """Models of an evaluation with three prompts."""
 

@@ -129,7 +129,7 @@ class DiffusersFolder:
                 "the folder of the whole pipeline"
             )
         encoders = TextEncoders(self.folder)
-        tokens = CachedPrompts(encoders, [negative_prompt or ""]).encode()[torch.tensor([0])][0]
+        tokens = CachedPrompts(encoders, [negative_prompt or ""], exact=True).encode()[torch.tensor([0])][0]
         return torch.zeros_like(tokens) if encoders.drops_empty and negative_prompt is None else tokens
 
     def network(

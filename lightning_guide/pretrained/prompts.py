@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,7 @@ from lightning_guide.pretrained.text_encoders import TextEncoders
 from lightning_guide.utils.arrays import read_array
 from lightning_guide.utils.files import atomic
 
-__all__ = ["CACHE", "CachedPrompts", "half_precision", "read_prompts"]
-
-CACHE = "~/.cache/lightning_guide/prompts"
+__all__ = ["CachedPrompts", "half_precision", "read_prompts"]
 
 
 def read_prompts(prompts: Sequence[str] | str) -> list[str]:
@@ -62,16 +61,26 @@ def half_precision(tokens: Tensor) -> np.ndarray[Any, Any]:
 class CachedPrompts:
     """Embeddings (P, L, C) of texts, encoded at most once on a machine; rows are read when they are needed.
 
-    `folder` holds one npy file (L, C) for each encoder (`TextEncoders.identity`) and text.
+    `folder` holds one npy file (L, C) for each encoder (`TextEncoders.identity`) and text; default: `prompts` in the
+    folder that LIGHTNING_GUIDE_CACHE names in the environment, else in ~/.cache/lightning_guide. Numbers are float16,
+    or float32 if the embeddings are to be `exact`.
 
     Attributes:
         texts: the prompts.
     """
 
-    def __init__(self, encoders: TextEncoders, texts: Sequence[str], *, folder: str | Path = CACHE) -> None:
+    def __init__(
+        self,
+        encoders: TextEncoders,
+        texts: Sequence[str],
+        *,
+        folder: str | Path | None = None,
+        exact: bool = False,
+    ) -> None:
         """Choose texts; nothing is encoded or read before it is needed."""
-        self.texts, self._encoders = list(texts), encoders
-        self.folder = Path(folder).expanduser() / encoders.identity
+        self.texts, self.exact, self._encoders = list(texts), exact, encoders
+        cache = Path(os.environ.get("LIGHTNING_GUIDE_CACHE") or "~/.cache/lightning_guide")
+        self.folder = Path(folder or cache / "prompts").expanduser() / encoders.identity
 
     def __len__(self) -> int:
         """Return P."""
@@ -102,7 +111,8 @@ class CachedPrompts:
 
     def _rows(self, texts: Sequence[str]) -> Iterator[np.ndarray[Any, Any]]:
         if texts:
-            yield from (row for batch in self._encoders.batches(texts) for row in half_precision(batch))
+            for batch in self._encoders.batches(texts):
+                yield from batch.numpy() if self.exact else half_precision(batch)
 
     def _path(self, text: str) -> Path:
-        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npy"
+        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}{'.exact' * self.exact}.npy"
