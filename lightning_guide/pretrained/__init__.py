@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from lightning_guide.pretrained.adm import ADM
+from lightning_guide.pretrained.adm_classifier import ADMClassifier, ADMClassifierFile
 from lightning_guide.pretrained.autoencoders import (
     Autoencoder,
     DiffusersVAE,
@@ -22,6 +24,9 @@ from lightning_guide.pretrained.source import Pretrained, load
 from lightning_guide.pretrained.text_encoders import TextEncoders, encode_prompts
 
 __all__ = [
+    "ADM",
+    "ADMClassifier",
+    "ADMClassifierFile",
     "AtLevel",
     "Autoencoder",
     "Backbone",
