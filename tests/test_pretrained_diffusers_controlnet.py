@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import lightning_guide as lg
 from lightning_guide.guidance.negatives import IdentityAttention
 from lightning_guide.guidance.perturbation import Perturbed
 from lightning_guide.preconditioning import Preconditioned
@@ -104,3 +105,19 @@ def test_a_controlnet_of_another_model_is_refused(tiny_pipeline: Tiny) -> None:
         ControlledNetwork("DiTTransformer2DModel", dit, config, image=image())
     with pytest.raises(ValueError, match="the weight .* of the ControlNetModel has the shape"):
         network(tiny_pipeline).set_controlnet(diffusers.ControlNetModel.from_config(config))
+
+
+def test_a_published_controlnet_is_loaded_beside_its_model(tiny_pipeline: Tiny, tmp_path: Path) -> None:
+    Image.fromarray((255 * image()).byte().movedim(0, -1).numpy()).save(tmp_path / "edges.png")
+    folder, beside = tiny_pipeline("sd"), tiny_pipeline("controlnet")
+    settings = {"source": str(beside / "controlnet"), "image": str(tmp_path / "edges.png"), "scale": 0.5}
+    denoiser = lg.load(f"diffusers:{folder}", controlnet=settings)
+    assert isinstance(denoiser, Preconditioned) and isinstance(denoiser.network, ControlledNetwork)
+    expected = network(tiny_pipeline, scale=0.5)
+    expected.empty.copy_(denoiser.network.empty)
+    assert bool(expected.empty.any()) and torch.equal(evaluate(denoiser.network), evaluate(expected))
+    assert denoiser.sigma_max == lg.load(f"diffusers:{folder}").sigma_max
+    with pytest.raises(ValueError, match="controlnet has source; expected source, image and perhaps scale"):
+        lg.load(f"diffusers:{folder}", controlnet={"source": str(beside / "controlnet")})
+    with pytest.raises(ValueError, match="the ControlNet .*/vae cannot be loaded|the weights of the ControlNet .*/vae"):
+        lg.load(f"diffusers:{folder}", controlnet=settings | {"source": str(folder / "vae")})

@@ -15,8 +15,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lightning_guide.pretrained.diffusers_network import DiffusersNetwork, check_weights, find_class
+from lightning_guide.pretrained.loading import find_folder
 
-__all__ = ["ControlledNetwork"]
+__all__ = ["ControlledNetwork", "add_controlnet"]
 
 
 class ControlledNetwork(DiffusersNetwork):
@@ -120,6 +121,43 @@ class ControlledNetwork(DiffusersNetwork):
         return self.evaluate(
             x, c_noise, embedding, down_block_additional_residuals=down, mid_block_additional_residual=middle
         )
+
+
+def add_controlnet(network: DiffusersNetwork, settings: Mapping[str, Any]) -> ControlledNetwork:
+    """Return `network` with a published ControlNet; `settings`: its `source`, the `image`, and perhaps its `scale`.
+
+    The source is a folder with config.json and safetensors, or OWNER/NAME on the Hugging Face hub.
+
+    Raises:
+        ValueError: as `ControlledNetwork`, or if a setting or the folder is missing, or its weights do not fit.
+    """
+    if not {"source", "image"} <= settings.keys() <= {"source", "image", "scale"}:
+        raise ValueError(f"controlnet has {', '.join(settings) or 'nothing'}; expected source, image and perhaps scale")
+    source, stem = str(settings["source"]), "diffusion_pytorch_model"
+    folder = find_folder(source, ["config.json", f"{stem}.safetensors"])
+    try:
+        controlnet, report = find_class("ControlNetModel").from_pretrained(
+            folder,
+            torch_dtype=next(network.model.parameters()).dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"the ControlNet {source} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    if wrong := [*report["missing_keys"], *report["unexpected_keys"]]:
+        raise ValueError(f"the weights of the ControlNet {source} lack, or have beside others, {sorted(wrong)[0]}")
+    controlled = ControlledNetwork.of(
+        network.model,
+        controlnet=controlnet,
+        image=settings["image"],
+        scale=settings.get("scale", 1.0),
+        data_shape=network.data_shape,
+        empty_length=len(network.empty) if network.token_channels else 0,
+        constants=network.family.constants,
+    )
+    controlled.empty.copy_(network.empty)
+    return controlled
 
 
 def _read_image(image: Any) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.pretrained.autoencoders import DiffusersVAE, VariationalAutoencoder
+from lightning_guide.pretrained.diffusers_controlnet import add_controlnet
 from lightning_guide.pretrained.diffusers_families import find_architecture
 from lightning_guide.pretrained.diffusers_network import DiffusersNetwork
 from lightning_guide.pretrained.latent_space import LatentSpace
@@ -218,6 +219,7 @@ def read_diffusers(
     constants: Mapping[str, Any] | None = None,
     lora: str | None = None,
     lora_scale: float = 1.0,
+    controlnet: Mapping[str, Any] | None = None,
 ) -> Denoiser:
     """Return the denoiser of a folder or a name on the hub; arguments as those of `Pretrained`.
 
@@ -231,6 +233,8 @@ def read_diffusers(
     empty = folder.empty(negative_prompt)
     options: dict[str, Any] = {"constants": constants, "data_shape": data_shape}
     network = folder.network(empty=empty, dtype=dtype, lora=lora, lora_scale=lora_scale, **options)
+    if controlnet is not None:
+        network = add_controlnet(network, controlnet)
     preconditioning = folder.scheduled(data_shape=network.data_shape).preconditioning
     return Preconditioned(network, preconditioning, sigma_data=1.0 if folder.has_vae else 0.5)
 

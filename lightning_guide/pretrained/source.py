@@ -49,6 +49,7 @@ def Pretrained(  # noqa: N802, the name by which configs know it
     constants: Mapping[str, Any] | None = None,
     lora: str | None = None,
     lora_scale: float = 1.0,
+    controlnet: Mapping[str, Any] | None = None,
 ) -> Denoiser:
     """Return a published model, trainable, on the CPU; in configs the denoiser of a module, or a guider.
 
@@ -64,6 +65,8 @@ def Pretrained(  # noqa: N802, the name by which configs know it
         constants: numbers that belong to the model, such as SDXL's sizes; default: as published.
         lora: low-rank additions to the weights: FILE.safetensors, a folder, or OWNER/NAME/FILE on the hub.
         lora_scale: their factor.
+        controlnet: a ControlNet beside the network: its `source` (folder or OWNER/NAME), the file of the control
+            `image`, the same for all samples, and `scale`, the factor of its residuals, default 1.
 
     Raises:
         ValueError: naming what is missing or not supported.
@@ -80,6 +83,7 @@ def Pretrained(  # noqa: N802, the name by which configs know it
         "constants": constants,
         "lora": lora,
         "lora_scale": None if lora_scale == 1 else lora_scale,
+        "controlnet": controlnet,
     }
     options = {key: value for key, value in given.items() if value is not None}
     for key in options:
