@@ -158,6 +158,21 @@ def test_cads_noises_the_prompts_early_and_not_late(evaluated: Here) -> None:
     assert not torch.allclose(early, plain, atol=1e-2) and bool(token_mask(annealed).all())
 
 
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux", "pixart", "if"])
+def test_prompts_fit_the_model_of_their_folder(name: str, tiny_pipeline: Callable[[str], Path], tmp_path: Path) -> None:
+    import lightning_guide as lg
+
+    source = tiny_pipeline(name)
+    data, main = Prompts(PROMPTS, str(source), cache=str(tmp_path)), lg.load(f"diffusers:{source}")
+    assert data.data_shape == main.data_shape and data.token_channels == main.token_channels
+    x = torch.randn(1, main.data_shape[0], 8, 8, generator=torch.Generator().manual_seed(5)).expand(3, -1, -1, -1)
+    with torch.no_grad():
+        clean = main(x, torch.tensor(1.0), data.prompts()[torch.arange(3)])
+        images = data.decode(clean)
+    assert bool(clean.isfinite().all()) and not torch.allclose(clean[0], clean[1], atol=1e-3)
+    assert images.dtype == torch.uint8 and images.shape[:2] == (3, 3)
+
+
 def test_data_are_shaped_and_decoded_as_by_the_pipeline(folder: Path) -> None:
     data, pipe = Prompts(PROMPTS, f"diffusers:{folder}"), pipeline(folder)
     x = torch.randn(2, *data.data_shape, generator=torch.Generator().manual_seed(5))

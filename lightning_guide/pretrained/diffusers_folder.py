@@ -98,8 +98,11 @@ class DiffusersFolder:
         found = next((place for place in places if place.is_file()), None)
         if found is None:
             raise ValueError(f"{self.source} does not say what its network predicts: it has no {places[0].name}")
-        tokens = None if data_shape is None else (data_shape[1] // 2) * (data_shape[2] // 2)
-        return scheduled_sampling(_read(found), num_steps, tokens=tokens)
+        settings, shape = _read(found), data_shape
+        if shape is None and settings.get("use_dynamic_shifting"):
+            shape = self.data_shape
+        tokens = None if shape is None else (shape[1] // 2) * (shape[2] // 2)
+        return scheduled_sampling(settings, num_steps, tokens=tokens)
 
     def latent_space(self, vae: VariationalAutoencoder | None = None) -> LatentSpace | None:
         """Return the space of the folder's autoencoder, or of `vae`, x = scaling (z - shift); None if x are images."""
