@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -116,3 +117,17 @@ def test_a_run_is_not_overwritten(folders: dict[str, Path], tmp_path: Path, caps
     with pytest.raises(SystemExit) as ended:
         main(["import", "diffusers", str(folders["ddpm"]), str(tmp_path / "run")])
     assert "already holds a run" in f"{ended.value}{capsys.readouterr().err}"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:evaluation 'prediction'. 1 of 1 samples are not finite or out of bounds")
+@pytest.mark.parametrize("name", ["sdxl", "if", "consistency", "pixart", "sd3", "flux"])
+def test_every_family_samples_at_once(name: str, tmp_path: Path) -> None:
+    """Guided where the model has a "no condition": not of consistency models, and FLUX is distilled."""
+    folder, run = write_pipeline(name, tmp_path / name), tmp_path / "run"
+    main(["import", "diffusers", str(folder), str(run), "--num_steps", "2"])
+    guided = "cfg" in config_of(run)["model"]["init_args"]["evaluations"]
+    assert guided == (name not in ("consistency", "flux"))
+    main(["predict", str(run), *TRAINER, "--model.prediction.num_samples", "1"])
+    (image,) = run.glob("samples/**/*.png")
+    assert np.asarray(Image.open(image)).std() > 1

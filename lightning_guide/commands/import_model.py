@@ -11,7 +11,7 @@ import yaml
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance.clipped import Clipped
 from lightning_guide.noise import check_num_steps
-from lightning_guide.preconditioning import Consistency
+from lightning_guide.preconditioning import Consistency, Preconditioned
 from lightning_guide.pretrained.diffusers_folder import DiffusersFolder
 from lightning_guide.pretrained.prompts import read_prompts
 from lightning_guide.pretrained.schedulers import ScheduledSampling
@@ -147,7 +147,8 @@ def _config(
         "unguided": None,
         "cfg": {"class_path": "ClassifierFreeGuidance", "init_args": {"weight": weight}},
     }
-    if not model.conditional or weight == 1:
+    network = model.network if isinstance(model, Preconditioned) else None
+    if not model.conditional or weight == 1 or not getattr(network, "null_condition", True):
         del guided["cfg"]
     if clipping is not None:
         limits = Clipped(clipping.limit, quantile=clipping.quantile, ceiling=clipping.ceiling, follow=clipping.follow)
