@@ -69,6 +69,7 @@ def test_settings_reach_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # by the compiler
 def test_compiled_training_equals_eager_training(tmp_path: Path) -> None:
     """Dropout is off: compiled code draws other masks."""
     plain, compiled = trained(tmp_path / "a", dropout=0), trained(tmp_path / "b", dropout=0, compile=True)

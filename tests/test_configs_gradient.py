@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_guide.cli import main
+from tests.event_files import shown
 
 FOLDER = Path(__file__).parent.parent / "configs" / "gradient"
 
@@ -49,9 +49,8 @@ def test_subspace_configs_run_from_training_to_optimization(tmp_path: Path, monk
     for name in ("optimize", "exact"):
         command(monkeypatch, "test", "-c", FOLDER / f"{name}.yaml", *CPU, *small, *rounds)
         assert [record["round"] for record in history(run / name)] == [0, 1, 2]
-    events = EventAccumulator(str(run / "exact/tensorboard"))
-    events.Reload()
-    logged = [event.value for event in events.Scalars("rounds/objective")]
+    (folder,) = (run / "exact/tensorboard").glob("test_*")
+    logged = [value for _, value in shown(folder)["rounds/objective"]]
     assert logged == pytest.approx([record["objective"] for record in history(run / "exact")], rel=1e-5)
     command(monkeypatch, "test", "-c", FOLDER / "exact.yaml", *CPU, *small, *rounds, "--model.num_rounds", 4)
     assert len(history(run / "exact")) == 4  # resumed

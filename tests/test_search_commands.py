@@ -120,7 +120,7 @@ def test_a_tuner_hands_over_guidances_that_can_be_used(
 
     (out / "tune.json").write_text(json.dumps({"search": content["search"]}))
     next((out / "blocks").glob("*.safetensors")).write_bytes(b"cut off")
-    with pytest.raises(SystemExit, match="is damaged .*remove it and the search draws it again"):
+    with pytest.raises(SystemExit, match="is damaged .*remove it and the search redraws it"):
         search(folder, "tune", "tune", "--budget", "320", changes=changes)
 
 
