@@ -16,6 +16,7 @@ from lightning_guide.pretrained.backbones import Backbone, OpenClipBackbone, Tim
 from lightning_guide.pretrained.diffusers_controlnet import ControlledNetwork
 from lightning_guide.pretrained.diffusers_folder import DiffusersFolder
 from lightning_guide.pretrained.diffusers_network import DiffusersNetwork
+from lightning_guide.pretrained.edm import ContinuousVP
 from lightning_guide.pretrained.frozen import FrozenNetwork
 from lightning_guide.pretrained.latent_space import LatentSpace
 from lightning_guide.pretrained.networks import AtLevel, GuideNetwork, NamedNetwork, RunNetwork, TimmNetwork
@@ -33,6 +34,7 @@ __all__ = [
     "CachedPrompts",
     "DiffusersFolder",
     "ControlledNetwork",
+    "ContinuousVP",
     "DiffusersNetwork",
     "DiffusersVAE",
     "FrozenNetwork",

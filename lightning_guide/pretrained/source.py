@@ -19,6 +19,7 @@ __all__ = ["Pretrained", "load", "split_source"]
 READERS: dict[str, str] = {
     "diffusers": "lightning_guide.pretrained.diffusers_folder:read_diffusers",
     "edm2": "lightning_guide.runs.edm2_import:read_edm2",
+    "edm": "lightning_guide.pretrained.edm:read_edm",
     "adm": "lightning_guide.pretrained.adm:read_adm",
     "dit": "lightning_guide.pretrained.dit:read_dit",
     "sit": "lightning_guide.pretrained.dit:read_sit",
