@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
+from lightning_guide.commands.import_model import import_model
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.pretrained import Pretrained, dit
@@ -102,3 +104,13 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
     torch.save({"a": Path("x")}, tmp_path / "a.pt")
     with pytest.raises(ValueError, match="a.pt cannot be read .*; expected a checkpoint of tensors"):
         Pretrained(f"dit:{tmp_path}/a.pt")
+
+
+def test_an_import_decodes_latents(tmp_path: Path) -> None:
+    torch.save(dit_weights(), tmp_path / "a.pt")
+    import_model("dit", str(tmp_path / "a.pt"), str(tmp_path / "run"))
+    config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    data, model = config["data"]["init_args"], config["model"]["init_args"]
+    assert data["std"] == pytest.approx([2.74499] * 4, abs=1e-5) and data["vae"]["init_args"]["lowest"] == -1
+    assert list(model["evaluations"]) == ["unguided", "cfg"]
+    assert model["prediction"]["sampler"] == {"class_path": "DPMSolver2M", "init_args": {"grid": 50}}

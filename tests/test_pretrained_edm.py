@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
 import lightning_guide as lg
+from lightning_guide.cli import main
 from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.pretrained.edm import ContinuousVP
 from tests.direct_edm import ddpmpp_weights, direct_ddpmpp
@@ -95,3 +97,15 @@ def test_files_that_are_no_snapshots(tmp_path: Path) -> None:
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"ema": print}))
     with pytest.raises(ValueError, match="a.pkl cannot be read as an EDM snapshot: it asks for builtins.print"):
         lg.load(f"edm:{tmp_path}/a.pkl")
+
+
+@pytest.mark.filterwarnings("ignore:Total length of")  # NoData
+def test_an_import_samples_at_once(tmp_path: Path) -> None:
+    weights = {name: each * (0.01 if "aux_conv" in name else 1) for name, each in ddpmpp_weights().items()}
+    path, run = write(tmp_path / "a.pkl", weights), tmp_path / "run"
+    main(["import", "edm", str(path), str(run), "--num_steps", "8"])
+    config = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]
+    assert list(config["evaluations"]) == ["unguided"]  # labels, but no null class
+    words = ["--trainer.accelerator", "cpu", "--model.init_args.prediction.num_samples", "2"]
+    main(["predict", "-c", str(run / "config.yaml"), *words])
+    assert config["prediction"]["sampler"] == {"class_path": "Heun", "init_args": {"grid": 8}}

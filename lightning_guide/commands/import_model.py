@@ -34,6 +34,13 @@ WEIGHTS = {
     "IFPipeline": 7.0,
     "DiTPipeline": 4.0,
 }
+# kinds of files whose models denoise latents of Stable Diffusion's autoencoder, scaled by 0.18215
+_STABLE_DIFFUSION = {
+    "vae": {"class_path": "DiffusersVAE", "init_args": {"path": "stabilityai/sd-vae-ft-mse", "lowest": -1.0}},
+    "mean": [0.0] * 4,
+    "std": [1 / (2 * 0.18215)] * 4,
+}
+LATENTS: dict[str, dict[str, Any]] = {"dit": _STABLE_DIFFUSION, "sit": _STABLE_DIFFUSION}
 PROMPTS = ("a photograph of a cat in the snow", "an oil painting of a harbor at dawn")
 
 
@@ -95,8 +102,12 @@ def import_model(
         folder = DiffusersFolder(place, revision=revision, variant=variant)
         config = _diffusers_config(folder, model, num_steps, texts)
     else:
-        config = _config({"class_path": "Heun", "init_args": {"grid": num_steps or 32}}, model, None, weight=4.0)
+        # Heun's steps diverge from the first levels of discrete models and of flows
+        solver = ("Heun", 32) if kind == "edm" else ("DPMSolver2M", 50)
+        sampler = {"class_path": solver[0], "init_args": {"grid": num_steps or solver[1]}}
+        config = _config(sampler, model, None, weight=4.0 if kind in LATENTS else 1.0)  # others know no null class
         config["data"] = _no_data(model)
+        config["data"]["init_args"] |= LATENTS.get(kind, {})
     config["model"]["init_args"] |= {"denoiser": model.recipe if copy else published, "average": None}
     config = {"trainer": {"default_root_dir": str(run)}, **config}
     if copy:  # as the one snapshot of the run, which does not say how old it is
