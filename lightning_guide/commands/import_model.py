@@ -105,7 +105,8 @@ def import_model(
         # Heun's steps diverge from the first levels of discrete models and of flows
         solver = ("Heun", 32) if kind == "edm" else ("DPMSolver2M", 50)
         sampler = {"class_path": solver[0], "init_args": {"grid": num_steps or solver[1]}}
-        config = _config(sampler, model, None, weight=4.0 if kind in LATENTS else 1.0)  # others know no null class
+        weight = 4.0 if kind in LATENTS else 1.0  # EDM and ADM have no null class
+        config = _config(sampler, model, None, weight=weight)
         config["data"] = _no_data(model)
         config["data"]["init_args"] |= LATENTS.get(kind, {})
     config["model"]["init_args"] |= {"denoiser": model.recipe if copy else published, "average": None}
