@@ -26,7 +26,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 PACKAGES = ("lightning_guide", "callbacks", "datamodules")
 OWN = (*PACKAGES, "scripts", "tests", "setup")
 # Distributions that are not installed for the tests, so that their modules cannot be looked up.
-NOT_INSTALLED = {"diffusers": "diffusers"}
+NOT_INSTALLED = {"azula": "azula", "diffusers": "diffusers", "peft": "peft"}
 
 
 def distribution(requirement: str) -> str:
