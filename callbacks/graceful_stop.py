@@ -43,6 +43,7 @@ class GracefulStop(pl.Callback):
             raise ValueError(f"GracefulStop needs every_steps >= 1, got {every_steps}")
         self.every_steps = every_steps
         self.requested_by: str | None = None  # name of the signal
+        self.stopped = False  # whether the last fit was stopped
         self._step = 0
         self._next, self._since = 0, (0, 0.0)  # step of the next agreement; step and time of the last
         self._between_steps = False
@@ -53,7 +54,7 @@ class GracefulStop(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Install the handlers; nothing outside the main thread, where Python does not allow it."""
-        self.requested_by = None
+        self.requested_by, self.stopped = None, False
         self._step = self._next = trainer.global_step
         self._since = (self._step, time.monotonic())
         self._between_steps = self._interruptible = False
@@ -156,7 +157,9 @@ class GracefulStop(pl.Callback):
         return bool(requested)
 
     def _say(self, trainer: pl.Trainer) -> None:
+        self.stopped = True
+        of = f" of {trainer.max_steps}" if trainer.max_steps > 0 else ""
         rank_zero_info(
-            f"{self.requested_by or 'another process'} requested a stop: stopping after step {trainer.global_step}; "
-            "rerun the same command to resume"
+            f"{self.requested_by or 'another process'} requested a stop: stopping after step {trainer.global_step}{of};"
+            " rerun the same command to resume"
         )

@@ -11,12 +11,15 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+import yaml
 
 from callbacks import GracefulStop, RunCheckpoint
+from lightning_guide.cli import main
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.runs.checkpoints import newest_checkpoint
 from lightning_guide.samplers import Euler
 from tests.runs import TinyImages, assert_same, checkpoint, evaluation, tiny_module, tiny_trainer
+from tests.test_cli import TINY
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -190,3 +193,20 @@ def test_works_with_any_module(tmp_path: Path) -> None:
 def test_every_steps_is_at_least_one() -> None:
     with pytest.raises(ValueError, match="needs every_steps >= 1, got 0"):
         GracefulStop(every_steps=0)
+
+
+def test_a_stopped_fit_ends_with_status_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that `fit && test`, or make, does not go on with half a training."""
+    config = tmp_path / "tiny.yaml"
+    config.write_text(yaml.safe_dump(TINY))
+    words = ["fit", "-c", str(config), "--trainer.default_root_dir", str(tmp_path / "run")]
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
+        ended = GracefulStop.on_train_batch_end
+        patch.setattr(
+            GracefulStop,
+            "on_train_batch_end",
+            lambda self, *arguments: (signal.raise_signal(signal.SIGINT), ended(self, *arguments))[1],
+        )
+        main(words)
+    assert left.value.code == 1 and newest_checkpoint(tmp_path / "run") is not None
+    main(words)  # resumes

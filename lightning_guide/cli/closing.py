@@ -53,6 +53,11 @@ class Results:
         }
 
 
+_OF_EVERY_RUN = ("environment.json", "history.jsonl")  # neither images nor metrics
+
+
 def _modified(path: Path) -> int | None:
-    """Time of the last change of a file, or of the names in a folder; None if there is none."""
-    return path.stat().st_mtime_ns if path.exists() else None
+    """Time of the last change of a file, or of the files in a folder; None if there is none."""
+    if not path.is_dir():
+        return path.stat().st_mtime_ns if path.exists() else None
+    return max((each.stat().st_mtime_ns for each in path.iterdir() if each.name not in _OF_EVERY_RUN), default=None)

@@ -41,8 +41,8 @@ def answer(words: list[str]) -> list[str]:
     if name not in COMMANDS:
         near = "".join(f"; did you mean {each}?" for each in get_close_matches(name, COMMANDS, 1))
         what = "an option" if name.startswith("-") else "a command"
-        expected = "expected a command first" if name.startswith("-") else "the commands are listed above"
-        _refuse(f"{overview()}\n", f"{name!r} is not {what} of lightning-guide{near or f'; {expected}'}", "")
+        expected = f"expected a command first: {', '.join(COMMANDS)}"
+        _refuse("", f"{name!r} is not {what} of lightning-guide{near or f'; {expected}'}", "")
     if "--help" in rest or "-h" in rest:
         place = rest.index("--help" if "--help" in rest else "-h")
         if rest[place + 1 : place + 2] == ["all"]:
@@ -111,6 +111,13 @@ def _check_positionals(name: str, words: list[str]) -> list[str]:
     if len(placed) < len(expected):
         missing = expected[len(placed)]
         _refuse("", f"{name} needs {missing.name.upper()}: {missing.help.rstrip('.')}", name)
+    for each in read_signature(COMMANDS[name].function).arguments.values():
+        if (
+            not each.positional
+            and each.default is None
+            and not any(w.partition("=")[0] == f"--{each.name}" for w in words)
+        ):
+            _refuse("", f"{name} needs --{each.name}: {each.help.rstrip('.')}", name)
     last = expected[-1].type
     listed = [words[i] for i in placed[len(expected) - 1 :]]
     if last.startswith("list[") and not listed[0].startswith("["):

@@ -47,9 +47,20 @@ OPTIONS: dict[str, dict[str, str]] = {
         "--ckpt_path FILE": "checkpoint to continue from; default: the newest of the run",
     }
     | MACHINE,
-    "validate": CONFIG | EVALUATION | MACHINE,
+    "validate": CONFIG
+    | {"--model.evaluations.NAME.num_samples 500": "samples of the evaluation NAME of the config"}
+    | EVALUATION
+    | MACHINE,
     "test": CONFIG | EVALUATION | MACHINE,
-    "predict": CONFIG | EVALUATION | MACHINE,
+    "predict": CONFIG
+    | {
+        "--model.prediction.num_samples 16": "how many samples",
+        "--model.prediction.seed 1": "seed of the samples",
+        "--model.prediction.labels 3": "label of all samples; default: all classes in turn",
+        "--model.prediction.batch_size 8": "samples in one network call",
+    }
+    | EVALUATION
+    | MACHINE,
 }
 EXAMPLES = {
     "init": ["configs"],

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,13 @@ class GuideCLI(ConfigCLI):
         if self.trainer.is_global_zero:
             print(self._results.line(), flush=True)
 
-    after_fit = after_validate = after_test = after_predict = _end
+    after_validate = after_test = after_predict = _end
+
+    def after_fit(self) -> None:
+        """Say where the results lie; a fit that a signal stopped ends with status 1, so that no script continues."""
+        self._end()
+        if any(isinstance(each, callbacks.GracefulStop) and each.stopped for each in self.trainer.callbacks):  # type: ignore[attr-defined]
+            sys.exit(1)
 
     def _first_step(self, run: str) -> int | None:
         """Return the step from which on earlier curves are replaced: 0 if a fit starts, None for other commands."""

@@ -28,6 +28,8 @@ from lightning_guide.utils.terminal import plain_messages
 
 __all__ = ["run"]
 
+_FROM_THE_START = ("validate", "test", "report", "gallery", "prompts", "import", "export", "push", "pull", "neon")
+
 
 def run(words: Sequence[str]) -> None:
     """Run the command `words`; user errors end in one sentence, or a list of what is missing, and exit status 1."""
@@ -49,7 +51,8 @@ def _left_on_sigterm(command: str) -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends the process wherever it is
         if os.getpid() != owner:  # a process that this one forked
             os.kill(os.getpid(), signal.SIGTERM)
-        sys.exit(f"lightning-guide: {command} was stopped by SIGTERM; rerun the same command to resume")
+        end = "start again" if command in _FROM_THE_START else "resume"
+        sys.exit(f"lightning-guide: {command} was stopped by SIGTERM; rerun the same command to {end}")
 
     if threading.current_thread() is not threading.main_thread() or before != signal.SIG_DFL:
         yield
