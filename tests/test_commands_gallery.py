@@ -56,7 +56,7 @@ def test_what_fits_is_drawn_and_the_rest_is_named(
         off={"class_path": "ClassifierFreeGuidance", "init_args": {"weight": 1}},
         scaled={"class_path": "ScoreScaling", "init_args": {"scale": 0.5}},
         missing=unfit,
-        odd={"class_path": "SlidingWindowGuidance"},
+        odd={"class_path": "SkipLayerGuidance", "init_args": {"layers": ["input"]}},
     )
     out, before = tmp_path / "out", contents(run)
     words = ["gallery", str(run), json.dumps([file]), "--out", str(out), "--count", "3", "--labels", "4"]
@@ -64,7 +64,7 @@ def test_what_fits_is_drawn_and_the_rest_is_named(
     main()
     printed = capsys.readouterr().out
     assert "left out: missing" in printed
-    assert "left out: odd (EDM2UNet: the size 5x5 cannot be halved" in printed, "found by one evaluation"
+    assert "left out: odd (SkipBlocks cannot skip input: it turns" in printed, "found by one evaluation"
     results = json.loads((out / "metrics.json").read_text())
     assert list(results) == ["plain", "off", "scaled"]
     assert [results[name]["nfe"] for name in results] == [63, 63, 63], "w = 1 calls no negative"

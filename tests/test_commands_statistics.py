@@ -23,7 +23,7 @@ def test_the_file_is_as_good_as_the_data(
     main()
     data = Digits()
     real = torch.stack([x for x, _ in data.training()]).double().flatten(1).numpy() / 127.5 - 1
-    assert f"out/digits.npz: {len(real)} examples, RawPixels, no weights" in capsys.readouterr().out
+    assert f"out/digits.npz: {len(real):,} examples, RawPixels, no weights" in capsys.readouterr().out
     with np.load("out/digits.npz") as file:
         np.testing.assert_allclose(file["mu"], real.mean(0), atol=1e-6)
         np.testing.assert_allclose(file["sigma"], np.cov(real, rowvar=False), atol=1e-5)

@@ -149,7 +149,7 @@ def test_corrupt_images_are_counted_and_named(source: Path, tmp_path: Path, caps
     for _ in range(2):
         convert(str(source), str(tmp_path / "out"), records_per_shard=4)
         assert "8 images of 3 classes in 3 shards" in (printed := capsys.readouterr().out)
-        assert "1 corrupt images left out" in printed
+        assert "1 corrupt image left out" in printed
     inventory = json.loads((tmp_path / "out" / "train.json").read_text())
     assert inventory["counts"] == [2, 2, 4] and "bee/3.png" in inventory["corrupt"][0]
     assert content(tmp_path / "out") == expected(LABELS) - {(pixels(3).transpose(2, 0, 1).tobytes(), 1)}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -18,7 +17,7 @@ from lightning_guide.guidance import Main
 from lightning_guide.samplers import Heun, Sampler
 from lightning_guide.seeds import SampleSeeds, mix
 
-__all__ = ["Evaluation", "SampleIndices", "check_names", "unaddressable", "under_guidances", "under_only_guidance"]
+__all__ = ["Evaluation", "SampleIndices", "check_names", "under_guidances", "under_only_guidance"]
 
 
 class SampleIndices(Dataset[SampleBatch]):
@@ -160,17 +159,6 @@ def check_names(what: str, names: Iterable[object]) -> None:
     for name in names:
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"{what} have names such as 'guided', but one is called {name!r}; expected text")
-
-
-def unaddressable(what: str, names: Iterable[str]) -> Iterator[str]:
-    """Yield a sentence for each of `names`, of `what`, that cannot be part of an option or of the name of a file."""
-    for name in names:
-        if set(name) & set("./\\"):
-            plain = re.sub(r"[./\\]+", "_", name).strip("_")
-            yield (
-                f"{what} {name!r} has a dot or a slash in its name, which separate keys of the command line and "
-                f"folders; expected a name such as {plain!r}"
-            )
 
 
 def under_guidances(evaluations: Mapping[str, Evaluation], guidances: Mapping[str, Denoiser]) -> dict[str, Evaluation]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from lightning_guide.conditioning import drop_condition
 from lightning_guide.data import Batch
 from lightning_guide.denoiser import Denoiser, Models
-from lightning_guide.evaluation.evaluation import Evaluation, unaddressable, under_guidances, under_only_guidance
+from lightning_guide.evaluation.evaluation import Evaluation, under_guidances, under_only_guidance
 from lightning_guide.evaluation.metrics.base import SampleMetric
 from lightning_guide.evaluation.planned_guiders import PlannedSnapshots
 from lightning_guide.modules.evaluation_mixin import EvaluatedModule
@@ -140,11 +140,6 @@ class DiffusionModule(EvaluatedModule):
 
         Guidances without effect cause warnings.
         """
-        if not self.images_seen:  # runs of older versions continue under any names
-            chosen = self.evaluations
-            yield from unaddressable("evaluation", chosen.names)
-            metrics = dict.fromkeys(key for each in chosen.evaluations.values() for key in chosen.metrics_of(each))
-            yield from unaddressable("metric", metrics)
         if self.average is not None and self.trainer.enable_validation:
             average, callbacks = self.average, self.trainer.callbacks  # type: ignore[attr-defined]
             if error := attempt(lambda: find_average(callbacks, average)):
