@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ TRAINER = ["--trainer.accelerator", "cpu", "--trainer.logger", "false", "--train
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def folders(tiny_pipeline: Callable[[str], Path]) -> dict[str, Path]:
     """Tiny pipelines as they are published."""
-    return {name: write_pipeline(name, tmp_path_factory.mktemp(name)) for name in ("sd", "ddpm", "dit")}
+    return {name: tiny_pipeline(name) for name in ("sd", "ddpm", "dit")}
 
 
 @pytest.fixture(autouse=True)

@@ -24,15 +24,13 @@ from lightning_guide.utils.recipe import build
 diffusers = pytest.importorskip("diffusers", reason="needs diffusers (the extra pretrained), which is missing")
 transformers = pytest.importorskip("transformers", reason="needs transformers (the extra pretrained), which is missing")
 
-from tests.tiny_pipelines import write_pipeline  # noqa: E402
-
 Change = Callable[[Path], Any]
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def folders(tiny_pipeline: Callable[[str], Path]) -> dict[str, Path]:
     """Tiny pipelines as they are published."""
-    return {name: write_pipeline(name, tmp_path_factory.mktemp(name)) for name in ("sd", "ddpm", "dit")}
+    return {name: tiny_pipeline(name) for name in ("sd", "ddpm", "dit")}
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,6 @@ from lightning_guide.pretrained.source import Pretrained
 from lightning_guide.runs.edm2_import import import_snapshot
 from lightning_guide.runs.writing import check_new, write_run
 from lightning_guide.utils.files import atomic
-from lightning_guide.utils.needs import check_writable
 
 __all__ = ["import_model"]
 
@@ -45,7 +44,7 @@ PROMPTS = ("a photograph of a cat in the snow", "an oil painting of a harbor at 
 
 
 def import_model(
-    kind: Literal["diffusers", "edm2", "edm", "adm", "dit", "sit", "mdm"],
+    kind: Literal["diffusers", "edm2", "edm", "adm", "dit", "sit"],
     source: str,
     run: str,
     *,
@@ -88,7 +87,6 @@ def import_model(
         raise ValueError(f"images and sigma_rel are of EDM2 snapshots; {kind} models have none")
     if (Path(run) / "config.yaml").exists():
         raise ValueError(f"{run} already holds a run; expected the folder of a new one")
-    check_writable(run, "the new run")
     place = str(Path(source).expanduser().resolve()) if Path(source).expanduser().exists() else source
     given = {"revision": revision, "variant": variant, "negative_prompt": negative_prompt}
     arguments: dict[str, Any] = {"source": f"{kind}:{place}"} | {key: each for key, each in given.items() if each}
