@@ -1,4 +1,4 @@
-"""Networks: EDM2 U-Net, DDPM++ U-Net, diffusion transformer (DiT), MLPs for points, classifiers, and their layers."""
+"""Networks: EDM2 U-Net, DDPM++ U-Net, transformers (DiT, MDM), MLPs for points, classifiers, and their layers."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from lightning_guide.networks.magnitude_preserving import (
     normalize_weights_,
     pixel_norm,
 )
+from lightning_guide.networks.mdm import MDM, FrameAttention, MotionBlock, TimestepMLP
 from lightning_guide.networks.point_mlp import PointMLP
 
 __all__ = [
@@ -35,11 +36,14 @@ __all__ = [
     "DDPMpp",
     "DiffusionTransformer",
     "EDM2UNet",
+    "FrameAttention",
     "LogDensityMLP",
+    "MDM",
     "MPConv",
     "MPFourier",
     "MPLinear",
     "Modulation",
+    "MotionBlock",
     "NoiseEmbedding",
     "NoiseMLP",
     "NoiseWaves",
@@ -53,6 +57,7 @@ __all__ = [
     "CrossAttention",
     "SelfAttention",
     "SmallClassifier",
+    "TimestepMLP",
     "TokenAttention",
     "MeanTokenEmbedding",
     "TransformerBlock",

@@ -23,6 +23,7 @@ READERS: dict[str, str] = {
     "adm": "lightning_guide.pretrained.adm:read_adm",
     "dit": "lightning_guide.pretrained.dit:read_dit",
     "sit": "lightning_guide.pretrained.dit:read_sit",
+    "mdm": "lightning_guide.pretrained.mdm:read_mdm",
 }
 
 
@@ -62,7 +63,7 @@ def Pretrained(  # noqa: N802, the name by which configs know it
         variant: files such as "fp16", which some folders hold beside others.
         dtype: type of the weights and precision of the network; D is float32.
         negative_prompt: text that is "no condition" instead of the model's own.
-        data_shape: (C, H, W) of x; default: as the model was trained.
+        data_shape: (C, H, W) of x, of motions (features, frames); default: as the model was trained.
         constants: numbers that belong to the model, such as SDXL's sizes; default: as published.
         lora: low-rank additions to the weights: FILE.safetensors, a folder, or OWNER/NAME/FILE on the hub.
         lora_scale: their factor.
