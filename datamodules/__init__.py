@@ -20,7 +20,7 @@ from datamodules.shards import Shards
 from datamodules.storage.image_files import ImageFiles
 from datamodules.storage.shard_writer import write_shards
 from datamodules.stream import Stream
-from datamodules.text_prompts import Prompts
+from datamodules.text_prompts import MotionPrompts, Prompts, TypedPrompts
 
 __all__ = [
     "DiffusionData",
@@ -39,6 +39,7 @@ __all__ = [
     "Prompts",
     "RecordExamples",
     "RecordImages",
+    "MotionPrompts",
     "NoData",
     "SelfSynthesized",
     "ShardExamples",
@@ -48,6 +49,7 @@ __all__ = [
     "SubspacePoints",
     "TensorExamples",
     "Trajectories",
+    "TypedPrompts",
     "Visits",
     "write_shards",
 ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -15,26 +13,13 @@ from lightning_guide.noise import KarrasGrid
 from lightning_guide.objectives import TextMatch
 from lightning_guide.samplers import Euler
 from lightning_guide.seeds import SampleSeeds
-
-CONFIG = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
-}
+from tests.tiny_clip import write_clip
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Register the model "tiny-test" with open_clip and return a file of its weights."""
-    import open_clip
-
-    folder = tmp_path_factory.mktemp("clip")
-    (folder / "tiny-test.json").write_text(json.dumps(CONFIG))
-    open_clip.add_model_config(folder / "tiny-test.json")
-    torch.manual_seed(3)
-    network = open_clip.create_model("tiny-test", pretrained=None)
-    torch.save(network.state_dict(), folder / "weights.pt")
-    return str(folder / "weights.pt")
+    """Return a file of weights of the model "tiny-test"."""
+    return write_clip(tmp_path_factory.mktemp("clip"))[1]
 
 
 def test_loss_is_cosine_or_distance(weights: str) -> None:

@@ -13,6 +13,7 @@ from lightning_guide.objectives.composition import (
 )
 from lightning_guide.objectives.energy import Energy, Objective
 from lightning_guide.objectives.function import TorchFunction
+from lightning_guide.objectives.humanml3d import HumanML3D, joint_positions
 from lightning_guide.objectives.measurement import (
     Blurred,
     Boxed,
@@ -43,6 +44,7 @@ __all__ = [
     "FileHead",
     "Goal",
     "HalfSpace",
+    "HumanML3D",
     "Head",
     "Integrated",
     "Linear",
@@ -65,4 +67,5 @@ __all__ = [
     "TorchFunction",
     "Transformed",
     "WeightedSum",
+    "joint_positions",
 ]

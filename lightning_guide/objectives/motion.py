@@ -18,13 +18,17 @@ __all__ = ["Goal", "Integrated", "Obstacle", "ground_path"]
 
 
 def ground_path(x: Tensor) -> Tensor:
-    """Return the path (B, 2, frames) of motions `x` (B, 2 joints, frames), alternating x and z: the mean over joints.
+    """Return the path (B, 2, frames) of motions `x`, the mean over joints of x and z.
+
+    Motions are (B, 2 joints, frames), alternating x and z, or (B, joints, 3, frames) with the height y.
 
     Raises:
         ValueError: if `x` has another shape.
     """
+    if x.ndim == 4 and x.shape[2] == 3:
+        return x[:, :, ::2].mean(1)
     if x.ndim != 3 or x.shape[1] % 2:
-        raise ValueError(f"motions have shape {tuple(x.shape[1:])}; expected (2 joints, frames)")
+        raise ValueError(f"motions have shape {tuple(x.shape[1:])}; expected (2 joints, frames) or (joints, 3, frames)")
     return x.unflatten(1, (-1, 2)).mean(1)
 
 
@@ -66,7 +70,7 @@ class Goal(Energy):
         self.register_buffer("goal", point)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Return the loss (B,) of paths `x` (B, 2 joints, frames) in meters."""
+        """Return the loss (B,) of motions `x` in meters, as `ground_path` takes them."""
         return (ground_path(x)[..., self.frame] - self.goal.to(x)).square().sum(1)
 
 
@@ -113,6 +117,6 @@ class Obstacle(Energy):
         return (self.distance(x) < self.radius).any(1)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Return the loss (B,) of paths `x` (B, 2 joints, frames) in meters."""
+        """Return the loss (B,) of motions `x` in meters, as `ground_path` takes them."""
         depth = self.radius + self.margin - self.distance(x)
         return self.height * (self.sharpness * depth).sigmoid().mean(1)

@@ -23,6 +23,7 @@ from lightning_guide.pretrained.networks import AtLevel, GuideNetwork, NamedNetw
 from lightning_guide.pretrained.prompts import CachedPrompts
 from lightning_guide.pretrained.source import Pretrained, load
 from lightning_guide.pretrained.text_encoders import TextEncoders, encode_prompts
+from lightning_guide.pretrained.text_vectors import TextVectors
 
 __all__ = [
     "ADM",
@@ -48,6 +49,7 @@ __all__ = [
     "RunNetwork",
     "Subspace",
     "TextEncoders",
+    "TextVectors",
     "TimmBackbone",
     "TimmNetwork",
     "VariationalAutoencoder",

@@ -6,18 +6,17 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_guide.conditioning import token_mask
-from lightning_guide.pretrained.text_encoders import TextEncoders
 from lightning_guide.utils.arrays import read_array
 from lightning_guide.utils.files import atomic
 
-__all__ = ["CachedPrompts", "half_precision", "read_prompts"]
+__all__ = ["CachedPrompts", "Encoders", "half_precision", "read_prompts"]
 
 
 def read_prompts(prompts: Sequence[str] | str) -> list[str]:
@@ -58,10 +57,24 @@ def half_precision(tokens: Tensor) -> np.ndarray[Any, Any]:
     return half.numpy()
 
 
+class Encoders(Protocol):
+    """Text encoders, loaded at first use."""
+
+    @property
+    def identity(self) -> str:
+        """Return a name of what embeddings depend on beside the text."""
+
+    def batches(self, prompts: Sequence[str]) -> Iterator[Tensor]:
+        """Yield the embeddings (R, L, C) of `prompts` batch by batch."""
+
+    def free(self) -> None:
+        """Drop the encoders from memory."""
+
+
 class CachedPrompts:
     """Embeddings (P, L, C) of texts, encoded at most once on a machine; rows are read when they are needed.
 
-    `folder` holds one npy file (L, C) for each encoder (`TextEncoders.identity`) and text; default: `prompts` in the
+    `folder` holds one npy file (L, C) for each encoder (`identity`) and text; default: `prompts` in the
     folder that LIGHTNING_GUIDE_CACHE names in the environment, else in ~/.cache/lightning_guide. Numbers are float16,
     or float32 if the embeddings are to be `exact`.
 
@@ -71,7 +84,7 @@ class CachedPrompts:
 
     def __init__(
         self,
-        encoders: TextEncoders,
+        encoders: Encoders,
         texts: Sequence[str],
         *,
         folder: str | Path | None = None,
@@ -99,7 +112,7 @@ class CachedPrompts:
         """Encode the texts that have no file, drop the encoders from memory, and return the prompts.
 
         Raises:
-            ValueError: as `TextEncoders`.
+            ValueError: as the encoders.
             OSError: naming the file, if one cannot be written.
         """
         new = list(dict.fromkeys(text for text in self.texts if not self._path(text).is_file()))

@@ -33,7 +33,7 @@ class MotionMetrics(SampleMetric):
         """Do nothing: the metrics need no reference."""
 
     def update(self, x: Tensor, condition: Tensor | None = None) -> None:
-        """Add paths `x` (B, 2 joints, frames)."""
+        """Add motions `x` in meters, as `ground_path` takes them."""
         values = [self.goal(x), self.obstacle(x), self.obstacle.hit(x), torch.ones(len(x), device=x.device)]
         self.sums += torch.stack([each.to(torch.float64).sum() for each in values]).to(self.sums)
 
