@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +20,10 @@ from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.pretrained import NamedNetwork
 from lightning_guide.samplers import Euler
 from lightning_guide.seeds import SampleSeeds
-from tests.face_networks import BiSeNet, Sketcher
-from tests.test_objectives_text import CONFIG
+from tests.face_networks import BiSeNet, smaller, write_face_networks
 
 FOLDER = Path(__file__).parent.parent / "configs" / "training_free" / "images"
+FACES = ("faces_parsing", "faces_sketch", "faces_text")
 LEVELS = KarrasGrid(3, sigma_min=0.5, sigma_max=5.0)
 
 
@@ -47,47 +45,18 @@ class SmallModel:
 
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Create a working folder with the weights and reference faces that the configs expect, and a tiny CLIP."""
-    import open_clip
-
+    """A working folder with what the configs expect."""
     monkeypatch.chdir(tmp_path)
-    for folder in ("weights", "data"):
-        Path(folder).mkdir()
-    torch.manual_seed(0)
-    torch.save(BiSeNet(19).state_dict(), "weights/face_parsing.pth")
-    torch.save(Sketcher().state_dict(), "weights/face_sketch.pth")
-    np.save("data/faces.npy", np.random.default_rng(0).uniform(-1, 1, (2, 3, 32, 32)).astype(np.float32))
-    Path("tiny-test.json").write_text(json.dumps(CONFIG))
-    open_clip.add_model_config(Path("tiny-test.json"))
+    write_face_networks(side=32)
 
 
-def smaller(settings: Any) -> Any:
-    """Return the settings with small networks of random weights."""
-    if isinstance(settings, list):
-        return [smaller(each) for each in settings]
-    if not isinstance(settings, dict):
-        return settings
-    new = {key: smaller(value) for key, value in copy.deepcopy(settings).items()}
-    kind, options = str(new.get("class_path", "")).rpartition(".")[2], new.get("init_args", {})
-    if kind == "TimmNetwork":
-        options |= {"name": "test_resnet", "pretrained": False}
-    elif kind == "TextMatch":
-        options |= {"model": "tiny-test", "weights": None}
-    elif kind == "NamedNetwork":
-        options["name"] = "tests.face_networks." + options["name"].rpartition(".")[2]
-        options |= {"size": 40} if "size" in options else {}
-    elif kind == "Augmented":
-        options["copies"] = 3
-    elif kind == "Resized":
-        options["size"] = 40
-    return new
-
-
-@pytest.mark.parametrize("file", ["imagenet", "faces"])
+@pytest.mark.parametrize("file", ["imagenet", *FACES])
 def test_image_configs_run_with_networks_from_files(file: str, small: None) -> None:
     path = FOLDER / f"{file}.yaml"
     lines = path.read_text().splitlines()
-    assert lines[1].startswith("# lightning-guide ") and f"configs/training_free/images/{file}.yaml" in lines[1]
+    assert lines[1].startswith("# lightning-guide ") and f"configs/training_free/images/{file}.yaml" in "".join(
+        lines[:4]
+    )
     models = SmallModel(1000 if file == "imagenet" else 0)
     labels = torch.tensor([3, 7]) if file == "imagenet" else None
     unlabeled = None if labels is None else torch.full_like(labels, -1)
@@ -103,12 +72,11 @@ def test_image_configs_run_with_networks_from_files(file: str, small: None) -> N
 
 def test_faces_are_matched_perfectly_by_themselves(small: None) -> None:
     """The published rates are for losses without augmentation: the reference itself has the loss 0."""
-    guidances = build_guidances(smaller(read_guidances([str(FOLDER / "faces.yaml")])))
     faces = torch.from_numpy(np.load("data/faces.npy"))[:1]
     seeds = SampleSeeds(0, [0])
     trajectory = Trajectory(x=faces, seeds=seeds, sigma=1.0)
-    for name in ("parsing", "sketch"):
-        guidance: Any = guidances[name]
+    for name in ("faces_parsing", "faces_sketch"):
+        guidance: Any = build_guidances(smaller(read_guidances([str(FOLDER / f"{name}.yaml")])))["polyak"]
         context = StepContext(trajectory=trajectory, sigma=1.0, sigma_next=0.5, noise=torch.zeros_like(faces))
         copies = guidance.estimator.draw(faces, context)(faces)
         assert float(guidance.energy(copies.flatten(0, 1), None).max()) == pytest.approx(0, abs=1e-3), name
@@ -125,7 +93,7 @@ def test_a_named_network_preprocesses_as_configured(small: None) -> None:
         network = NamedNetwork(
             "tests.face_networks.BiSeNet",
             "weights/parsing.safetensors",
-            options={"n_classes": 5},
+            options={"num_class": 5},
             output=output,
             **sizes,  # type: ignore[arg-type]
         )
@@ -140,7 +108,11 @@ def test_missing_networks_and_weights_are_refused(small: None) -> None:
         ("nowhere.Network", None, "there is no network 'nowhere.Network'"),
         ("tests.face_networks.no_network", None, "returns a int; expected an nn.Module"),
         ("tests.face_networks.Sketcher", "weights/missing.pth", "there is no file weights/missing.pth"),
-        ("tests.face_networks.Sketcher", "weights/face_parsing.pth", "cannot be read from weights/face_parsing.pth"),
+        (
+            "tests.face_networks.Sketcher",
+            "weights/parsing_bisenet.pth",
+            "cannot be read from weights/parsing_bisenet.pth",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             NamedNetwork(name, weights)(x)

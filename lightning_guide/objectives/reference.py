@@ -25,7 +25,7 @@ def load_references(data: str | Sequence[float] | Tensor, like: Tensor) -> Tenso
     Raises:
         ValueError: if the file does not exist or is not a .npy file, or the examples have another shape.
     """
-    examples = _read(data) if isinstance(data, str) else torch.as_tensor(data)
+    examples = _read(os.path.expanduser(data), os.getcwd()) if isinstance(data, str) else torch.as_tensor(data)
     shape = tuple(like.shape[1:])
     if tuple(examples.shape) == shape:
         examples = examples[None]
@@ -47,8 +47,7 @@ def references_for(data: str | Sequence[float] | Tensor, trajectory: Trajectory)
 
 
 @lru_cache(maxsize=8)
-def _read(path: str) -> Tensor:
-    path = os.path.expanduser(path)
+def _read(path: str, folder: str) -> Tensor:  # relative paths begin in the folder
     if not Path(path).is_file():
         raise ValueError(f"reference examples: there is no file {path}; expected a .npy file of clean examples")
     try:
