@@ -1,4 +1,4 @@
-"""Networks: EDM2 U-Net, DDPM++ U-Net, transformers (DiT, MDM), MLPs for points, classifiers, and their layers."""
+"""Networks: U-Nets (EDM2, DDPM++, NCSN++), transformers (DiT, MDM), MLPs for points, classifiers; their layers."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from lightning_guide.networks.magnitude_preserving import (
     pixel_norm,
 )
 from lightning_guide.networks.mdm import MDM, FrameAttention, MotionBlock, TimestepMLP
+from lightning_guide.networks.ncsnpp import FourierNoise, NCSNpp
 from lightning_guide.networks.point_mlp import PointMLP
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "DiffusionTransformer",
     "EDM2UNet",
     "FrameAttention",
+    "FourierNoise",
     "LogDensityMLP",
     "MDM",
     "MPConv",
@@ -44,6 +46,7 @@ __all__ = [
     "MPLinear",
     "Modulation",
     "MotionBlock",
+    "NCSNpp",
     "NoiseEmbedding",
     "NoiseMLP",
     "NoiseWaves",

@@ -36,11 +36,15 @@ class NoiseWaves(nn.Module):
 
         The waves are cos and sin of c_noise times 1 ... 1/10,000.
         """
-        count = self.channels // 2
-        powers = torch.arange(count, device=c_noise.device, dtype=torch.float32) / max(count - 1, 1)
-        angles = torch.outer(c_noise.to(torch.float32), 1e-4**powers)
+        angles = self.angles(c_noise)
         waves = torch.cat([angles.cos(), angles.sin()], dim=1).to(self.first.weight)
         return F.silu(self.second(F.silu(self.first(waves if embedding is None else waves + embedding))))
+
+    def angles(self, c_noise: Tensor) -> Tensor:
+        """Return the arguments of cos and sin, (B, channels / 2)."""
+        count = self.channels // 2
+        powers = torch.arange(count, device=c_noise.device, dtype=torch.float32) / max(count - 1, 1)
+        return torch.outer(c_noise.to(torch.float32), 1e-4**powers)
 
 
 class DDPMpp(Network):
@@ -50,6 +54,8 @@ class DDPMpp(Network):
     attention, its last decoder block, and the first block at the lowest level. Names as in `EDM2UNet`.
     """
 
+    noise_type: type[NoiseWaves] = NoiseWaves
+    block_type: type[DDPMBlock] = DDPMBlock
     resizable = True
     parts = {
         "attention": ("decoder.*_in0.attention.core",),
@@ -90,20 +96,21 @@ class DDPMpp(Network):
         C, H, W = self.data_shape = tuple(data_shape)
         self.num_classes = num_classes
         self.stride = 2 ** (len(channel_mult) - 1)
-        check_size("DDPMpp", H, W, stride=self.stride)
+        check_size(type(self).__name__, H, W, stride=self.stride)
         if model_channels % 2:
-            raise ValueError(f"DDPMpp: model_channels is {model_channels}; expected an even number")
+            raise ValueError(f"{type(self).__name__}: model_channels is {model_channels}; expected an even number")
         width = 4 * model_channels
-        self.embedding_noise = NoiseWaves(model_channels, width)
-        self.embedding_label = xavier_init(nn.Linear(num_classes, model_channels)) if num_classes else None
+        self.embedding_noise = self.noise_type(model_channels, width)
+        inside = self.embedding_noise.channels
+        self.embedding_label = xavier_init(nn.Linear(num_classes, inside)) if num_classes else None
         self.augmentation_channels = augmentation_channels
         self.embedding_augmentation: nn.Module | None = None
         if augmentation_channels:
-            self.embedding_augmentation = xavier_init(nn.Linear(augmentation_channels, model_channels, bias=False))
+            self.embedding_augmentation = xavier_init(nn.Linear(augmentation_channels, inside, bias=False))
 
         def block(inputs: int, outputs: int, **options: object) -> DDPMBlock:
             options |= {"embedding_channels": width, "dropout": dropout}
-            return DDPMBlock(inputs, outputs, **options)  # type: ignore[arg-type]
+            return self.block_type(inputs, outputs, **options)  # type: ignore[arg-type]
 
         channels = [model_channels * multiplier for multiplier in channel_mult]
         names = [f"{H >> level}x{W >> level}" for level in range(len(channels))]
@@ -120,6 +127,7 @@ class DDPMpp(Network):
                 current = channels[level]
                 skips.append(current)
         self.encoder = nn.ModuleDict(encoder)
+        self.extend_encoder()
         decoder: dict[str, nn.Module] = {}
         for level, name in reversed(list(enumerate(names))):
             if level == len(names) - 1:
@@ -141,7 +149,7 @@ class DDPMpp(Network):
         self.output = xavier_init(nn.Conv2d(current, C, 3, padding=1), EXIT_SCALE)
 
     def embed(self, condition: Tensor | None, batch: int) -> Tensor | None:
-        """Embed labels (B,) as `(B, model_channels)`; -1 or None embeds zeros. None without labels.
+        """Embed labels (B,) as `(B, channels)` of the noise; -1 or None embeds zeros. None without labels.
 
         Raises:
             ValueError: if a label is out of range, or the labels are not B integers.
@@ -158,31 +166,39 @@ class DDPMpp(Network):
         Raises:
             ValueError: if the network was built without augmentation_channels, or with another number of them.
         """
+        name = type(self).__name__
         if self.embedding_augmentation is None:
-            raise ValueError("DDPMpp has no input for augmentation parameters; expected augmentation_channels: 9")
+            raise ValueError(f"{name} has no input for augmentation parameters; expected augmentation_channels: 9")
         if vector.shape[1] != self.augmentation_channels:
             raise ValueError(
-                f"DDPMpp got {vector.shape[1]} augmentation parameters; expected {self.augmentation_channels} "
+                f"{name} got {vector.shape[1]} augmentation parameters; expected {self.augmentation_channels} "
                 "(augmentation_channels)"
             )
         added = self.embedding_augmentation(vector.to(next(self.embedding_augmentation.parameters())))
         return added if embedding is None else embedding + added
 
     def forward(self, x: Tensor, c_noise: Tensor, embedding: Tensor | None) -> Tensor:
-        """Return F `(B, C, H, W)` for the scaled input `x`, `c_noise` (B,) and the `embedding` (B, model_channels).
+        """Return F `(B, C, H, W)` for the scaled input `x`, `c_noise` (B,) and the `embedding` (B, channels).
 
         Raises:
             ValueError: if height or width of `x` is not a multiple of the total stride.
         """
-        check_size("DDPMpp", *x.shape[2:], stride=self.stride)
+        check_size(type(self).__name__, *x.shape[2:], stride=self.stride)
         e = self.embedding_noise(c_noise, embedding)
-        x = self.input(x.to(self.input.weight.dtype))
-        skips = [x]
-        for block in self.encoder.values():
-            x = block(x, e)
-            skips.append(x)
+        skips = self.encode(x.to(self.input.weight.dtype), e)
+        x = skips[-1]
         for block in self.decoder.values():
             if block.skip_channels:
                 x = torch.cat([x, skips.pop()], dim=1)
             x = block(x, e)
         return self.output(F.silu(self.norm(x)))
+
+    def extend_encoder(self) -> None:
+        """Add the layers that `encode` uses beside the blocks; none here."""
+
+    def encode(self, x: Tensor, e: Tensor) -> list[Tensor]:
+        """Return the features after the first convolution and after each block of the encoder."""
+        features = [self.input(x)]
+        for block in self.encoder.values():
+            features.append(block(features[-1], e))
+        return features

@@ -16,7 +16,8 @@ from lightning_guide.pretrained.backbones import Backbone, OpenClipBackbone, Tim
 from lightning_guide.pretrained.diffusers_controlnet import ControlledNetwork
 from lightning_guide.pretrained.diffusers_folder import DiffusersFolder
 from lightning_guide.pretrained.diffusers_network import DiffusersNetwork
-from lightning_guide.pretrained.edm import ContinuousVP
+from lightning_guide.pretrained.edm import ContinuousVE, ContinuousVP
+from lightning_guide.pretrained.edm_adm import ADMWithoutLabels
 from lightning_guide.pretrained.frozen import FrozenNetwork
 from lightning_guide.pretrained.latent_space import LatentSpace
 from lightning_guide.pretrained.networks import AtLevel, GuideNetwork, NamedNetwork, RunNetwork, TimmNetwork
@@ -29,12 +30,14 @@ __all__ = [
     "ADM",
     "ADMClassifier",
     "ADMClassifierFile",
+    "ADMWithoutLabels",
     "AtLevel",
     "Autoencoder",
     "Backbone",
     "CachedPrompts",
     "DiffusersFolder",
     "ControlledNetwork",
+    "ContinuousVE",
     "ContinuousVP",
     "DiffusersNetwork",
     "DiffusersVAE",

@@ -27,7 +27,7 @@ from lightning_guide.pretrained.adm_layout import Layout, find_layout, rename_ad
 from lightning_guide.pretrained.diffusers_network import DiffusersNetwork
 from lightning_guide.pretrained.published import assign_weights, read_state_dict, with_defaults, without_weights
 
-__all__ = ["ADM", "adapt_unet", "length", "read_adm", "settings"]
+__all__ = ["ADM", "adapt_unet", "filled_adm", "length", "read_adm", "settings"]
 
 
 class ADM(DiffusersNetwork):
@@ -74,22 +74,44 @@ def read_adm(place: str, *, dtype: str = "float32", constants: Mapping[str, Any]
     tensors = read_state_dict(place)
     layout = find_layout(tensors, place)
     given = settings(layout, place, constants)
-    config = layout.config(tensors, sample_size=given["size"], out_channels=length(tensors, "out.2.bias", place))
-    config |= {"attention_head_dim": 64 if given["heads"] is None else 1}
-    time_channels = tensors["time_embed.0.weight"].shape[1]
+    network = filled_adm(
+        ADM, tensors, layout, size=given["size"], heads=given["heads"], by_head=given["by_head"], file=place
+    )
+    preconditioning = EpsilonPrediction(NoiseSchedule(given["schedule"]))
+    return Preconditioned(network.to(getattr(torch, dtype)), preconditioning, sigma_data=0.5).eval()
+
+
+def filled_adm(
+    kind: type[ADM],
+    tensors: Mapping[str, Tensor],
+    layout: Layout,
+    *,
+    size: int,
+    heads: int | None,
+    by_head: bool,
+    file: str | Path,
+) -> ADM:
+    """Return the network of a `kind` for images of `size` pixels with the published `tensors` as its weights.
+
+    `heads` as of `ADM`, None for heads of 64 channels; `by_head` as of `rename_adm`.
+
+    Raises:
+        ValueError: naming the first weight that is missing or wrong.
+    """
+    config = layout.config(tensors, sample_size=size, out_channels=length(tensors, "out.2.bias", file))
+    config |= {"attention_head_dim": 64 if heads is None else 1}
     with without_weights():
-        network = ADM(config, heads=given["heads"], time_channels=time_channels)
+        network = kind(config, heads=heads, time_channels=tensors["time_embed.0.weight"].shape[1])
     renamed = rename_adm(
         tensors,
         layout,
-        heads=lambda channels: given["heads"] or channels // 64,
-        by_head=given["by_head"],
-        file=place,
+        heads=lambda channels: heads or channels // 64,
+        by_head=by_head,
+        file=file,
         more={r"out\.2\.(.*)": r"conv_out.\1"},
     )
-    assign_weights(network.model, renamed, file=place)
-    preconditioning = EpsilonPrediction(NoiseSchedule(given["schedule"]))
-    return Preconditioned(network.to(getattr(torch, dtype)), preconditioning, sigma_data=0.5).eval()
+    assign_weights(network.model, renamed, file=file)
+    return network
 
 
 def settings(layout: Layout, place: str, constants: Mapping[str, Any] | None) -> dict[str, Any]:
