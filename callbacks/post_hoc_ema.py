@@ -2,12 +2,15 @@
 
 Power-function averages: Karras et al. 2024 (EDM2), https://arxiv.org/abs/2312.02696, section 3. Half-life average:
 Karras et al. 2022 (EDM), https://arxiv.org/abs/2206.00364, table 7. Each average is a separate network that evaluation
-calls directly; no weights are swapped in or out of the trained network.
+calls directly; no weights are swapped in or out of the trained network. Frozen weights are shared with it. Of low-rank
+additions the factors U and V are averaged, each by itself, so that an average is of the same rank; the product of the
+means differs from the mean of the products by the covariance of U and V over the averaged time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +23,7 @@ from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.snapshots import Entry, SnapshotStore
 from lightning_guide.snapshots.file import read_metadata
 from lightning_guide.training.sharding import clone_sharded, load_unsharded_, local_tensor, unshard, unsharded_state
+from lightning_guide.utils.modules import persistent_buffers
 from lightning_guide.utils.recipe import equivalent
 
 __all__ = ["PostHocEMA"]
@@ -185,9 +189,11 @@ class PostHocEMA(pl.Callback):
         self._step = trainer.global_step
         assert isinstance(pl_module, DiffusionModule) and self._source is not None
         before, now = self.images, pl_module.images_seen
-        weights = local_tensor(parameter.detach() for parameter in self._source.parameters())
+        trained = [parameter.requires_grad for parameter in self._source.parameters()]
+        weights = local_tensor(each.detach() for each in compress(self._source.parameters(), trained))
         for average, model in self._averages.items():
-            update_(local_tensor(model.parameters()), weights, self.retained(average, before, now))
+            averages = local_tensor(compress(model.parameters(), trained))
+            update_(averages, weights, self.retained(average, before, now))
         self.images, self._since = now, before
         due = now // self.every_images > before // self.every_images
         if due or last or any(before < time <= now for time in self._extra_times):
@@ -209,7 +215,7 @@ class PostHocEMA(pl.Callback):
                 sigma_rel=self.width(average),
                 recipe=module.denoiser.recipe,
                 planned_images=module.planned_images,
-                buffers=[name for name, _ in model.named_buffers()],
+                buffers=persistent_buffers(model),
                 since=self._since,
             )
 

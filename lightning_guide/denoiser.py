@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lightning_guide.data import Prompts
 from lightning_guide.noise import Grid, KarrasGrid
+from lightning_guide.origin import Origin
 from lightning_guide.seeds import SampleSeeds
 from lightning_guide.utils.recipe import HasRecipe
 
@@ -102,6 +103,7 @@ class Denoiser(HasRecipe, nn.Module, ABC):
         token_channels: C of embeddings (B, L, C) that are its condition, 0 for a denoiser without embeddings.
         sigma_data: standard deviation of the data.
         sigma_max: highest noise level that the denoiser was trained for; samplers refuse to start above it.
+        origin: where it was loaded from; None if unknown.
     """
 
     data_shape: tuple[int, ...]
@@ -110,6 +112,7 @@ class Denoiser(HasRecipe, nn.Module, ABC):
     token_channels: int = 0
     sigma_data: float
     sigma_max: float = math.inf
+    origin: Origin | None = None
 
     @property
     def conditional(self) -> bool:
@@ -136,6 +139,11 @@ class Denoiser(HasRecipe, nn.Module, ABC):
     def resolve(self, models: Models) -> Denoiser:
         """Return this denoiser with all references to models replaced by the models; itself if it has none."""
         return self
+
+    @property
+    def unadapted(self) -> Denoiser | None:
+        """The model that this one adapts by low-rank additions, whose weights it shares; None if there is none."""
+        return None
 
     def constrain(self) -> None:
         """Project the parameters after an optimizer step (forced weight normalization); nothing by default."""

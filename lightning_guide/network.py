@@ -23,7 +23,8 @@ class Network(HasRecipe, nn.Module, ABC):
         resizable: whether x may have other axes than those of `data_shape` after the first (crops, for example).
         stride: height and width of images must be multiples of it.
         parts: name patterns of the submodules that a method acts on by default, by kind of part: "attention"
-            (replaceable attention cores), "block", "dropout", "noise_embedding", "label_embedding".
+            (replaceable attention cores), "projection" (linear layers of attention, for low-rank adaptation), "block",
+            "dropout", "noise_embedding", "label_embedding".
     """
 
     data_shape: tuple[int, ...]

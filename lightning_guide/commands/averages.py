@@ -13,6 +13,7 @@ from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.snapshots.post_hoc import MAX_ERROR
 from lightning_guide.utils.files import atomic
 from lightning_guide.utils.locks import FolderLock
+from lightning_guide.utils.modules import persistent_buffers
 from lightning_guide.utils.run_places import LOCK
 
 __all__ = ["neon", "reconstruct"]
@@ -107,7 +108,7 @@ def neon(
             sigma_rel=base_sigma_rel,
             recipe=merged.recipe,
             planned_images=stores[0].planned_images,
-            buffers=[name for name, _ in merged.named_buffers()],
+            buffers=persistent_buffers(merged),
         )
         made_of = {
             "base": {"run": base, "images": ages[0], "sigma_rel": base_sigma_rel},

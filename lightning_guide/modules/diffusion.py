@@ -29,7 +29,13 @@ from lightning_guide.seeds import mix
 from lightning_guide.training.learning_rate import InverseSqrtRate, LearningRate, adam
 from lightning_guide.training.losses import TrainingLoss
 from lightning_guide.training.monitor import GradientGuard, NoiseLevelMeans
-from lightning_guide.training.resumed_optimizer import check_optimizer, optimizer_name, update_optimizer
+from lightning_guide.training.resumed_optimizer import (
+    check_optimizer,
+    drop_frozen,
+    optimizer_name,
+    trained_parameters,
+    update_optimizer,
+)
 from lightning_guide.training.sharding import average_gradients_, unshard
 from lightning_guide.utils.needs import attempt
 
@@ -159,7 +165,7 @@ class DiffusionModule(EvaluatedModule):
         """Return the optimizer without a scheduler: `optimizer_step` sets the rate from the images seen."""
         scaled = self._trainer is not None and self.trainer.precision == "16-mixed"
         elements = math.prod(self.denoiser.data_shape)
-        optimizer = (self.optimizer or adam(scaled=scaled, elements=elements))(self.parameters())
+        optimizer = (self.optimizer or adam(scaled=scaled, elements=elements))(trained_parameters(self))
         given = optimizer.defaults.get("lr")
         default = inspect.signature(type(optimizer)).parameters.get("lr")
         if self.optimizer and default and given not in (default.default, getattr(self.learning_rate, "peak", None)):
@@ -231,6 +237,7 @@ class DiffusionModule(EvaluatedModule):
         if "clock" not in checkpoint and not self._fitting:
             return
         if self._trainer is not None and self.trainer.state.fn == "fit":
+            drop_frozen(self, checkpoint)
             made = self.configure_optimizers()
             check_optimizer(made, checkpoint)
             if self.optimizer is not None:

@@ -26,9 +26,10 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_guide.networks.attention import CosineAttention
 
-__all__ = ["TokenGrid", "add_cores"]
+__all__ = ["TokenGrid", "add_cores", "projections"]
 
 _TEXTS_FIRST = {"JointAttnProcessor2_0": False, "FluxAttnProcessor": True, "AttnAddedKVProcessor2_0": True}
+_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 _TWO_STREAMS = ("JointTransformerBlock", "FluxTransformerBlock", "FluxSingleTransformerBlock")
 
 
@@ -138,3 +139,11 @@ def _is_cross(module: Any) -> bool:
     if getattr(module, "added_kv_proj_dim", None) is not None:
         return bool(getattr(module, "only_cross_attention", False))
     return bool(getattr(module, "is_cross_attention", False))
+
+
+def projections(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Return the linear layers of attention, which low-rank additions are usually made to, as a part of a network."""
+    ends = tuple(f".{end}" for end in _PROJECTIONS)
+    layers = ((name, layer) for name, layer in model.named_modules() if name.endswith(ends))
+    names = [name for name, layer in layers if isinstance(layer, nn.Linear)]
+    return {"projection": tuple(f"model.{name}" for name in names)} if names else {}

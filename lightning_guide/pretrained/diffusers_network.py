@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_guide.conditioning import fill_empty
 from lightning_guide.network import Network
 from lightning_guide.networks.inputs import check_labels, check_size, check_tokens
-from lightning_guide.pretrained.diffusers_attention import TokenGrid, add_cores
+from lightning_guide.pretrained.diffusers_attention import TokenGrid, add_cores, projections
 from lightning_guide.pretrained.diffusers_families import FAMILIES, find_architecture
 
 __all__ = ["DiffusersNetwork", "check_weights", "find_class"]
@@ -106,7 +106,7 @@ class DiffusersNetwork(Network):
         """Take `model`, with the parts that methods look for, and follow it to its device."""
         self.family.adapt(model)
         self.grid: TokenGrid = add_cores(model, patch=0 if hasattr(model, "mid_block") else self.family.stride)
-        self.model, self.parts = model, self.family.parts(model)
+        self.model, self.parts = model, self.family.parts(model) | projections(model)
         device = next(model.parameters()).device
         if self.token_channels and device.type != "meta":
             self.empty = self.empty.to(device)

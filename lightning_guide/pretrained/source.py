@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from lightning_guide.denoiser import Denoiser
+from lightning_guide.origin import Origin
 from lightning_guide.runs.run import Run
 
 __all__ = ["Pretrained", "load", "split_source"]
@@ -93,6 +94,7 @@ def Pretrained(  # noqa: N802, the name by which configs know it
             raise ValueError(f"{source} has the option {key}, which models of the kind {kind} do not have")
     with torch.random.fork_rng(devices=[]):
         denoiser: Denoiser = read(place, **options)
+    denoiser.origin = Origin.of(denoiser, source, **options)
     return denoiser.requires_grad_(True).train()
 
 

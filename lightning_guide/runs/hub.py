@@ -19,6 +19,7 @@ from lightning_guide.denoiser import Denoiser
 from lightning_guide.runs.models import newest_images, open_snapshots
 from lightning_guide.runs.writing import check_new, write_run
 from lightning_guide.utils.files import atomic
+from lightning_guide.utils.modules import persistent_buffers
 from lightning_guide.utils.needs import check_writable
 from lightning_guide.utils.recipe import build
 from lightning_guide.utils.terminal import counted
@@ -60,7 +61,7 @@ def _write(run: str, target: Path, images: int | float | str | None, sigma_rel: 
         "images": age,
         "sigma_rel": sigma_rel,
         "planned_images": store.planned_images,
-        "buffers": [name for name, _ in model.named_buffers()],
+        "buffers": persistent_buffers(model),
         "code_version": __version__,
     }
     with atomic(target / "config.json") as temporary:

@@ -13,6 +13,7 @@ from torch import nn
 from lightning_guide.data import Prompts
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.ema import Average
+from lightning_guide.origin import Origin
 from lightning_guide.runs.class_names import read_class_names
 from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.utils.recipe import build
@@ -90,6 +91,7 @@ def finished_model(
     if width is None:  # stored under the width that its profile had at that time
         width = next((entry.sigma_rel for entry in store.entries() if entry.images == count), 0.05)
     model = store.guider(images=count, sigma_rel=width)
+    model.origin = Origin.of(model, str(run), images=count, sigma_rel=chosen.value)
     model.class_names = read_class_names(run)
     return model
 
@@ -201,7 +203,12 @@ class RunModels:
                 store, until = SnapshotStore(self.run / "snapshots"), self.until
             else:
                 store, until = open_snapshots(run), None
-            self._loaded[key] = store.guider(images=images, sigma_rel=sigma_rel, until=until).to(self.device)
+            models = (self._main, *self._loaded.values())
+            shared = [base for model in models if (base := model.unadapted) is not None]
+            model = store.guider(images=images, sigma_rel=sigma_rel, until=until, shared=shared)
+            source = str(self.run if run is None else run)
+            model.origin = Origin.of(model, source, images=store.resolve_images(images, until), sigma_rel=sigma_rel)
+            self._loaded[key] = model.to(self.device)
         return self._loaded[key]
 
 

@@ -13,6 +13,7 @@ from lightning_guide.denoiser import Denoiser
 from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.utils.files import atomic
 from lightning_guide.utils.locks import FolderLock
+from lightning_guide.utils.modules import persistent_buffers
 from lightning_guide.utils.needs import check_writable
 from lightning_guide.utils.run_places import LOCK
 from lightning_guide.utils.terminal import counted
@@ -53,7 +54,7 @@ def write_run(
             sigma_rel=sigma_rel,
             recipe=denoiser.recipe,
             planned_images=planned_images,
-            buffers=[name for name, _ in denoiser.named_buffers()],
+            buffers=persistent_buffers(denoiser),
         )
         config = _config(denoiser, Path(run), sigma_rel, latents or {})
         with atomic(Path(run) / "config.yaml") as temporary:

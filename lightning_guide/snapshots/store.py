@@ -30,7 +30,7 @@ from lightning_guide.snapshots.names import (
     stored_exactly,
 )
 from lightning_guide.snapshots.post_hoc import MAX_ERROR, Rebuilt, reconstruction_shares, weighted_sums
-from lightning_guide.utils.recipe import build
+from lightning_guide.utils.recipe import build, key_of
 
 __all__ = ["SnapshotStore"]
 
@@ -189,10 +189,12 @@ class SnapshotStore:
         sigma_rel: float,
         until: int | None = None,
         max_error: float = MAX_ERROR,
+        shared: Sequence[Denoiser] = (),
     ) -> Denoiser:
         """The denoiser that the recipe of the snapshot describes, with these weights; frozen, in eval mode, on the CPU.
 
-        The global random state is left as it was.
+        The global random state is left as it was. Low-rank additions to one of the models in `shared` share its
+        weights, where they are, instead of loading them again.
 
         Raises:
             SnapshotMissing: as `reconstruct`.
@@ -200,7 +202,8 @@ class SnapshotStore:
         """
         ((tensors, metadata),) = self._rebuild([(images, sigma_rel)], until, max_error)
         with torch.random.fork_rng(devices=[]):
-            denoiser = build(metadata.recipe)
+            known = {key_of(model.origin.recipe): model for model in shared if model.origin is not None}
+            denoiser = build(metadata.recipe, known)
         if not isinstance(denoiser, Denoiser):
             raise ValueError(f"the snapshots in {self.folder} hold a {type(denoiser).__name__}, expected a Denoiser")
         needed = {name: tuple(tensor.shape) for name, tensor in denoiser.state_dict().items()}

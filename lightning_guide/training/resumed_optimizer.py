@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
-__all__ = ["check_optimizer", "optimizer_name", "update_optimizer"]
+__all__ = ["check_optimizer", "drop_frozen", "optimizer_name", "trained_parameters", "update_optimizer"]
 
 
 def optimizer_name(optimizer: torch.optim.Optimizer) -> str:
@@ -47,3 +48,19 @@ def update_optimizer(optimizer: torch.optim.Optimizer, checkpoint: dict[str, Any
             stored.update(settings)
     for schedule in checkpoint.get("lr_schedulers") or []:
         schedule["base_lrs"] = [group["lr"] for group in optimizer.param_groups]
+
+
+def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that an optimizer holds: those that are not frozen."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def drop_frozen(module: nn.Module, checkpoint: dict[str, Any]) -> None:
+    """Take frozen parameters out of the optimizer in a checkpoint of an older version, which held all, in one group."""
+    trained = [number for number, parameter in enumerate(module.parameters()) if parameter.requires_grad]
+    for state in checkpoint.get("optimizer_states") or []:
+        groups = state["param_groups"]
+        if len(groups) == 1 and len(groups[0]["params"]) == len(list(module.parameters())) > len(trained):
+            kept = {old: new for new, old in enumerate(trained)}
+            state["state"] = {kept[old]: each for old, each in state["state"].items() if old in kept}
+            groups[0]["params"] = list(kept.values())

@@ -135,10 +135,20 @@ def load_unsharded_(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 @torch.no_grad()
 def clone_sharded(denoiser: Denoiser) -> Denoiser:
-    """Return a frozen float32 copy in eval mode, sharded like `denoiser`."""
+    """Return a frozen copy in eval mode, float32, sharded like `denoiser`.
+
+    Without shards it shares the weights of `denoiser` that are not trained, in their precision.
+    """
     mesh = _mesh(denoiser)
     if mesh is None:
-        return copy.deepcopy(denoiser).float().eval().requires_grad_(False)
+        shared = {id(parameter): parameter for parameter in denoiser.parameters() if not parameter.requires_grad}
+        copied = copy.deepcopy(denoiser, dict(shared))
+        if not shared:
+            copied.float()
+        for parameter in copied.parameters():
+            if id(parameter) not in shared:
+                parameter.data = parameter.data.float()
+        return copied.eval().requires_grad_(False)
     second = _rebuild(denoiser).float().eval().requires_grad_(False)
     shard_(second, mesh)
     targets, sources = (local_tensor(model.state_dict().values()) for model in (second, denoiser))

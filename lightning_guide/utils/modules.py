@@ -15,6 +15,7 @@ __all__ = [
     "map_modules",
     "matching_names",
     "names_of_layers",
+    "persistent_buffers",
     "rebuild_with",
     "replace_modules",
 ]
@@ -103,6 +104,12 @@ def matching_names(network: nn.Module, pattern: str, who: str) -> list[str]:
 def names_of_layers(network: nn.Module, patterns: Sequence[str], who: str) -> list[str]:
     """Return the names of the submodules that match any of `patterns` (see `matching_names`), each once."""
     return list(dict.fromkeys(name for pattern in patterns for name in matching_names(network, pattern, who)))
+
+
+def persistent_buffers(module: nn.Module) -> list[str]:
+    """Return the names of those buffers that the state dict of `module` holds."""
+    state = module.state_dict()
+    return [name for name, _ in module.named_buffers() if name in state]
 
 
 def rebuild_with(root: Module, replacements: Sequence[tuple[str, ModuleReplacement]]) -> Module:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,7 +18,16 @@ import torch
 
 from lightning_guide import PUBLIC, RENAMED, RENAMED_ARGUMENTS
 
-__all__ = ["HasRecipe", "build", "current_arguments", "current_path", "equivalent", "find_class", "public_path"]
+__all__ = [
+    "HasRecipe",
+    "build",
+    "current_arguments",
+    "current_path",
+    "equivalent",
+    "find_class",
+    "key_of",
+    "public_path",
+]
 
 
 Recipe = dict[str, Any]
@@ -158,8 +168,8 @@ def _completed(value: Any) -> Any:
     return {"class_path": path, "init_args": defaults | arguments}
 
 
-def build(recipe: Recipe) -> Any:
-    """Build the object that a recipe describes.
+def build(recipe: Recipe, known: Mapping[str, Any] | None = None) -> Any:
+    """Build the object that a recipe describes; nested recipes of `known`, by `key_of`, are taken from there.
 
     Raises:
         ValueError: if it is not a recipe, the class does not exist or is not a `HasRecipe` class, or the arguments do
@@ -179,19 +189,24 @@ def build(recipe: Recipe) -> Any:
     written = recipe.get("init_args") or {}
     if not isinstance(written, dict):
         raise ValueError(f"recipe of {path}: init_args is {written!r}; expected a dict, name -> argument")
-    arguments = {name: _built(value) for name, value in current_arguments(public_path(cls), written).items()}
+    arguments = {name: _built(each, known or {}) for name, each in current_arguments(public_path(cls), written).items()}
     try:
         return cls(**arguments)
     except TypeError as error:
         raise ValueError(f"recipe of {path} does not fit its constructor: {error}") from None
 
 
-def _built(value: Any) -> Any:
+def key_of(recipe: Recipe) -> str:
+    """Return the recipe as text."""
+    return json.dumps(recipe, sort_keys=True)
+
+
+def _built(value: Any, known: Mapping[str, Any]) -> Any:
     """Build the recipes nested in one argument."""
     if isinstance(value, dict):
         if "class_path" in value:
-            return build(value)
-        return {key: _built(item) for key, item in value.items()}
+            return known[key] if (key := key_of(value)) in known else build(value, known)
+        return {key: _built(item, known) for key, item in value.items()}
     if isinstance(value, list):
-        return [_built(item) for item in value]
+        return [_built(item, known) for item in value]
     return value
