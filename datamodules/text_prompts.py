@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -71,6 +71,7 @@ class Prompts(TypedPrompts):
         source: str,
         *,
         revision: str | None = None,
+        variant: str | None = None,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         device: str | None = None,
         cache: str | None = None,
@@ -83,6 +84,7 @@ class Prompts(TypedPrompts):
             prompts: texts, or a text file with one a line, or the npy or npz file of their embeddings.
             source: folder written by a pipeline of diffusers, or its name on the Hugging Face hub.
             revision: branch, tag or commit on the hub.
+            variant: files such as "fp16" of the encoders.
             dtype: precision in which the encoders compute.
             device: where they compute; None: a GPU if available.
             cache: folder of the embeddings, one file each; default: as of `CachedPrompts`.
@@ -92,8 +94,9 @@ class Prompts(TypedPrompts):
         Raises:
             ValueError: if there is no prompt, or the source is no such model.
         """
-        folder = DiffusersFolder(source, revision=revision)
-        encoders = TextEncoders(folder.folder, dtype=dtype, device=device or _fastest())
+        named: dict[str, Any] = {"revision": revision, "variant": variant}
+        folder = DiffusersFolder(source, **named)
+        encoders = TextEncoders(source, **named, dtype=dtype, device=device or _fastest())
         super().__init__(folder.data_shape if data_shape is None else data_shape, prompts, encoders, cache=cache)
         self.space = folder.latent_space(vae)
 

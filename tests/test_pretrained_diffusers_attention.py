@@ -113,6 +113,21 @@ def test_cross_attention_has_no_core(tiny_pipeline: Tiny) -> None:
         Perturbed([IdentityAttention(layers=[cross])], positive=one).layers()
 
 
+def test_processors_that_are_exchanged_later_are_refused(tiny_pipeline: Tiny) -> None:
+    from diffusers.models.attention_processor import AttnProcessor2_0
+
+    one = denoiser(tiny_pipeline, "sd")
+    found: Any = one.network
+    given = condition(found)
+    perturbed = Perturbed([IdentityAttention()], positive=one)
+    expected = predict(perturbed, given)
+    found.model.set_attn_processor(AttnProcessor2_0())
+    with pytest.raises(ValueError, match="transformer_blocks.0.attn1 got another processor, AttnProcessor2_0, which"):
+        perturbed.layers()
+    found.set_model(found.model)
+    assert torch.equal(predict(perturbed, given), expected)
+
+
 def test_attention_that_cannot_be_perturbed_is_refused(tiny_pipeline: Tiny) -> None:
     from diffusers.models.attention_processor import AttnProcessor
 

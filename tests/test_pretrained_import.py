@@ -113,6 +113,17 @@ def test_mistakes_leave_no_run(
     assert expected in f"{ended.value}{capsys.readouterr().err}" and not (tmp_path / "run/config.yaml").exists()
 
 
+def test_options_of_other_kinds_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a cat\n")
+    prompts = ["--prompts", str(tmp_path / "prompts.txt")]
+    with pytest.raises(SystemExit, match="diffusers:.* reads no texts; expected no prompts"):
+        main(["import", "diffusers", str(folders["ddpm"]), str(tmp_path / "run"), *prompts])
+    for words, said in ((prompts, "prompts is"), (["--dtype", "bfloat16"], "dtype is bfloat16")):
+        with pytest.raises(SystemExit, match=f"{said}.*, which the import of EDM2 snapshots does not have"):
+            main(["import", "edm2", "a.pkl", str(tmp_path / "run"), *words])
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_is_not_overwritten(folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["import", "diffusers", str(folders["ddpm"]), str(tmp_path / "run")])
     with pytest.raises(SystemExit) as ended:

@@ -19,6 +19,7 @@ import lightning_guide as lg
 from lightning_guide.preconditioning import EpsilonPrediction, Preconditioned
 from lightning_guide.pretrained import DiffusersFolder, DiffusersNetwork, Pretrained
 from lightning_guide.pretrained.diffusers_folder import _wanted
+from lightning_guide.pretrained.text_encoders import _wanted as of_encoders
 from lightning_guide.utils.recipe import build
 
 diffusers = pytest.importorskip("diffusers", reason="needs diffusers (the extra pretrained), which is missing")
@@ -155,6 +156,7 @@ BROKEN: dict[str, tuple[Change, str]] = {
         json_of("vae/config.json", latent_channels=16),
         "the autoencoder of .* has 16 channels, but its UNet2DConditionModel denoises 4; expected parts of one model",
     ),
+    "no index": (lambda f: (f / "model_index.json").write_text("[]"), "model_index.json holds a list; expected a JSON"),
     "no encoders": (lambda f: (f / "model_index.json").unlink(), "no model_index.json with text encoders"),
 }
 
@@ -168,6 +170,15 @@ def test_what_is_wrong_is_named(name: str, folders: dict[str, Path], tmp_path: P
     with pytest.raises(ValueError, match=expected) as refused:
         lg.load(f"diffusers:{folder}")
     assert "\n" not in str(refused.value)
+
+
+def test_settings_that_the_library_does_not_know_are_named(folders: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(folders["ddpm"], tmp_path / "model")
+    json_of("unet/config.json", another_norm="layer", _name_or_path="somewhere")(tmp_path / "model")
+    with pytest.warns(UserWarning, match="config of the UNet2DModel has another_norm, which this version of diffusers"):
+        found = lg.load(f"diffusers:{tmp_path / 'model'}")
+    x, expected = torch.randn(1, 3, 8, 8), lg.load(f"diffusers:{folders['ddpm']}")
+    assert torch.equal(found(x, torch.tensor(1.0)), expected(x, torch.tensor(1.0)))
 
 
 @pytest.mark.parametrize(
@@ -231,10 +242,10 @@ def test_one_copy_of_the_weights_is_downloaded() -> None:
     files += [f"text_encoder/{each}" for each in ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin")]
     files += ["v1-5.safetensors", "model_index.json", f"transformer/{stem}-00001-of-00002.safetensors"]
     files += [f"transformer/{stem}.fp16-00001-of-00002.safetensors"]
-    full = list(filter_repo_objects(files, allow_patterns=_wanted(None)))
+    full = list(filter_repo_objects(files, allow_patterns=_wanted(None) + of_encoders(None)))
     assert full == [files[0], files[4], files[6], files[10], files[11]]
-    half = list(filter_repo_objects(files, allow_patterns=_wanted("fp16")))
-    assert half == [files[1], files[4], files[6], files[10], files[12]]
+    half = list(filter_repo_objects(files, allow_patterns=_wanted("fp16") + of_encoders("fp16")))
+    assert half == [files[1], files[4], files[7], files[10], files[12]]
 
 
 def test_options_of_runs_and_of_published_models_are_kept_apart(folders: dict[str, Path], tmp_path: Path) -> None:

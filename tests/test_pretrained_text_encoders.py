@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from datamodules import Latents, Prompts
@@ -128,6 +130,23 @@ def test_no_condition_is_the_empty_prompt_a_negative_one_or_zeros(folders: dict[
         assert torch.equal(encoders.empty(DOGS), encoders.encode([DOGS])[0]), name
     sdxl = TextEncoders(folders["StableDiffusionXLPipeline"])
     assert not sdxl.empty().any() and torch.equal(sdxl.empty(""), sdxl.encode([""])[0])
+
+
+def test_a_variant_is_read_where_an_encoder_has_it(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "sd3"
+    shutil.copytree(folders["StableDiffusion3Pipeline"], folder)
+    expected = TextEncoders(folder).encode([CAT])
+    plain = folder / "text_encoder_3/model.safetensors"
+    halves = {name: each.half() for name, each in load_file(plain).items()}
+    save_file(halves, plain.with_name("model.fp16.safetensors"), metadata={"format": "pt"})
+    plain.unlink()
+    with pytest.raises(ValueError, match="text_encoder_3 of .* cannot be loaded from safetensors"):
+        TextEncoders(folder).encode([CAT])
+    encoders = TextEncoders(folder, variant="fp16")
+    found = encoders.encode([CAT])
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0.02)
+    assert not torch.equal(found, expected) and encoders.identity != TextEncoders(folder).identity
+    assert torch.equal(encode_prompts(folder, [CAT], variant="fp16"), found)
 
 
 def test_long_prompts_are_cut_and_said_where(folders: dict[str, Path]) -> None:

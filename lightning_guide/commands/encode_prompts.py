@@ -23,6 +23,7 @@ def encode_prompts(
     out: str,
     *,
     revision: str | None = None,
+    variant: str | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     device: str | None = None,
     batch_size: int = 16,
@@ -37,6 +38,7 @@ def encode_prompts(
         prompts: text file in UTF-8, one prompt a line; blank lines are left out.
         out: npy file to write.
         revision: branch, tag or commit on the hub.
+        variant: files such as "fp16" of the encoders.
         dtype: precision in which the encoders compute.
         device: device; None: a GPU if available.
         batch_size: prompts in one call.
@@ -51,7 +53,8 @@ def encode_prompts(
         raise ValueError(f"batch_size is {batch_size}; expected at least 1 prompt in one call")
     texts = read_prompts(prompts)
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    encoders = TextEncoders(source, revision=revision, dtype=dtype, device=chosen, batch_size=batch_size)
+    named = {"revision": revision, "variant": variant}
+    encoders = TextEncoders(source, **named, dtype=dtype, device=chosen, batch_size=batch_size)
     with atomic(target) as temporary, Progress("prompts", len(texts), unit="prompts") as bar:
         rows, done = None, 0
         for tokens in encoders.batches(texts):

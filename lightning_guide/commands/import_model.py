@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance.clipped import Clipped
 from lightning_guide.noise import check_num_steps
@@ -17,8 +15,7 @@ from lightning_guide.pretrained.prompts import read_prompts
 from lightning_guide.pretrained.schedulers import ScheduledSampling
 from lightning_guide.pretrained.source import Pretrained
 from lightning_guide.runs.edm2_import import import_snapshot
-from lightning_guide.runs.writing import check_new, write_run
-from lightning_guide.utils.files import atomic
+from lightning_guide.runs.writing import check_new, write_config, write_run
 
 __all__ = ["import_model"]
 
@@ -80,6 +77,11 @@ def import_model(
         ValueError: naming what is missing or not supported, or if the run exists.
     """
     if kind == "edm2":
+        others = {"num_steps": num_steps, "prompts": prompts, "negative_prompt": negative_prompt, "revision": revision}
+        others |= {"variant": variant, "dtype": None if dtype == "float32" else dtype}
+        for name, value in others.items():
+            if value is not None:
+                raise ValueError(f"{name} is {value}, which the import of EDM2 snapshots does not have; expected none")
         import_snapshot("edm2", source, run, images=images, sigma_rel=sigma_rel)
         return
     check_new(run)
@@ -95,6 +97,8 @@ def import_model(
         check_num_steps(num_steps)
     texts = None if prompts is None else read_prompts(prompts)
     model = Pretrained(**arguments)
+    if texts is not None and not model.token_channels:
+        raise ValueError(f"{kind}:{place} reads no texts; expected no prompts")
     published = {"class_path": "lightning_guide.pretrained.Pretrained", "init_args": arguments}
     if kind == "diffusers":
         folder = DiffusersFolder(place, revision=revision, variant=variant)
@@ -112,9 +116,7 @@ def import_model(
     if copy:  # as the one snapshot of the run, which does not say how old it is
         write_run(run, model, dict(model.state_dict()), images=1, sigma_rel=0.05, planned_images=None)
         config["model"]["init_args"]["average"] = 0.05
-    with atomic(Path(run) / "config.yaml") as temporary:
-        temporary.write_text(_yaml(config), encoding="utf-8")
-    print(f"{Path(run) / 'config.yaml'} samples {kind}:{place}; now: lightning-guide predict {run}")
+    print(f"{write_config(run, config)} samples {kind}:{place}; now: lightning-guide predict {run}")
 
 
 def _diffusers_config(
@@ -126,11 +128,9 @@ def _diffusers_config(
     weight = WEIGHTS.get(str(folder.index.get("_class_name")), 4.0)
     config = _config(_sampler(scheduled, model, steps), model, scheduled, weight=weight)
     if model.token_channels:
-        source = {"source": str(folder.source)} | ({"revision": folder.revision} if folder.revision else {})
-        arguments = {"prompts": list(texts or PROMPTS)} | source
+        named = {"source": folder.source, "revision": folder.revision, "variant": folder.variant}
+        arguments = {"prompts": list(texts or PROMPTS)} | {key: each for key, each in named.items() if each}
         return config | {"data": {"class_path": "Prompts", "init_args": arguments}}
-    if texts is not None:
-        raise ValueError(f"{folder.source} reads no texts; expected no prompts")
     config["data"] = _no_data(model)
     if (space := folder.latent_space()) is not None and space.vae is not None:
         moments = {"mean": space.mean.flatten().tolist(), "std": space.std.flatten().tolist()}
@@ -175,13 +175,3 @@ def _no_data(model: Denoiser) -> dict[str, Any]:
     """Return data that only say what samples are."""
     shape = {"data_shape": list(model.data_shape), "num_classes": model.num_classes}
     return {"class_path": "NoData", "init_args": shape}
-
-
-def _yaml(config: dict[str, Any]) -> str:
-    """Return a config as text, with parts that are used twice written twice."""
-
-    class Dumper(yaml.SafeDumper):
-        def ignore_aliases(self, data: Any) -> bool:
-            return True
-
-    return yaml.dump(config, Dumper=Dumper, sort_keys=False, allow_unicode=True)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lightning_guide.guidance.perturbation import Replacement
 from lightning_guide.network import Network
 from lightning_guide.networks.attention import AttentionCore
+from lightning_guide.pretrained.diffusers_attention import check_core
 
 __all__ = ["AttentionPerturbation", "ChangedMap", "ChangedQueries"]
 
@@ -31,7 +32,7 @@ class AttentionPerturbation(Replacement):
         """Return the names of the attention cores of `network` that are replaced.
 
         Raises:
-            ValueError: if a layer is not an attention core.
+            ValueError: if a layer is not an attention core, or one that is not called.
         """
         names = super().chosen(network)
         for name in names:
@@ -41,6 +42,7 @@ class AttentionPerturbation(Replacement):
                     f"{type(self).__name__} replaces attention cores; {name} is not one, "
                     f"those of this {type(network).__name__} are {', '.join(cores) or 'none'}"
                 )
+            check_core(network, name)
         return names
 
 

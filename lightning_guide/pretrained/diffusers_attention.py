@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_guide.networks.attention import CosineAttention
 
-__all__ = ["TokenGrid", "add_cores", "projections"]
+__all__ = ["TokenGrid", "add_cores", "check_core", "projections"]
 
 _TEXTS_FIRST = {"JointAttnProcessor2_0": False, "FluxAttnProcessor": True, "AttnAddedKVProcessor2_0": True}
 _PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
@@ -132,6 +132,22 @@ def add_cores(model: nn.Module, *, patch: int) -> TokenGrid:
             module.core = CosineAttention()
             module.processor = _CoredProcessor(module.processor, grid)  # type: ignore[assignment]
     return grid
+
+
+def check_core(network: nn.Module, name: str) -> None:
+    """Refuse the core `name` of an attention whose processor was exchanged after `add_cores`: it is not called.
+
+    Raises:
+        ValueError: naming the attention.
+    """
+    attention = network.get_submodule(name.rpartition(".")[0])
+    processor = getattr(attention, "processor", None)
+    if processor is not None and not isinstance(processor, _CoredProcessor):
+        raise ValueError(
+            f"the attention {name.rpartition('.')[0]} got another processor, {type(processor).__name__}, which does "
+            "not call its core, so that a perturbation would change nothing; expected set_attn_processor before the "
+            "model becomes a network, or network.set_model(network.model) after it"
+        )
 
 
 def _is_cross(module: Any) -> bool:

@@ -20,12 +20,10 @@ from lightning_guide.pretrained.diffusers_controlnet import add_controlnet
 from lightning_guide.pretrained.diffusers_families import find_architecture
 from lightning_guide.pretrained.diffusers_network import DiffusersNetwork
 from lightning_guide.pretrained.latent_space import LatentSpace
-from lightning_guide.pretrained.loading import find_folder
+from lightning_guide.pretrained.loading import find_folder, read_object
 from lightning_guide.pretrained.lora import add_lora, find_lora
-from lightning_guide.pretrained.prompts import CachedPrompts
 from lightning_guide.pretrained.schedulers import ScheduledSampling, scheduled_sampling
 from lightning_guide.pretrained.text_encoders import TextEncoders
-from lightning_guide.utils.files import parse_json
 
 __all__ = ["DiffusersFolder", "read_diffusers"]
 
@@ -44,6 +42,8 @@ class DiffusersFolder:
     def __init__(self, source: str | Path, *, revision: str | None = None, variant: str | None = None) -> None:
         """Find the folder, or download a name on the hub: configs and safetensors of network and autoencoder.
 
+        Its text encoders are downloaded when they are needed.
+
         Raises:
             ValueError: naming what is missing or not supported.
         """
@@ -57,12 +57,14 @@ class DiffusersFolder:
                 f"{self.source} holds no network: expected unet/config.json, transformer/config.json or config.json"
             )
         self.part = self.folder / found[0]
-        self.config = _read(self.part / "config.json")
+        self.config = read_object(self.part / "config.json")
         try:
             self.architecture = find_architecture(self.config)
         except ValueError as error:
             raise ValueError(f"the network of {self.source}: {error}") from None
-        self.index = _read(self.folder / "model_index.json") if (self.folder / "model_index.json").is_file() else {}
+        self.index = (
+            read_object(self.folder / "model_index.json") if (self.folder / "model_index.json").is_file() else {}
+        )
 
     @property
     def data_shape(self) -> tuple[int, int, int]:
@@ -98,7 +100,7 @@ class DiffusersFolder:
         found = next((place for place in places if place.is_file()), None)
         if found is None:
             raise ValueError(f"{self.source} does not say what its network predicts: it has no {places[0].name}")
-        settings, shape = _read(found), data_shape
+        settings, shape = read_object(found), data_shape
         if shape is None and settings.get("use_dynamic_shifting"):
             shape = self.data_shape
         tokens = None if shape is None else (shape[1] // 2) * (shape[2] // 2)
@@ -108,7 +110,7 @@ class DiffusersFolder:
         """Return the space of the folder's autoencoder, or of `vae`, x = scaling (z - shift); None if x are images."""
         if not self.has_vae:
             return None
-        config = _read(self.folder / "vae" / "config.json")
+        config = read_object(self.folder / "vae" / "config.json")
         channels = int(config.get("latent_channels", 4))
         vae = vae or DiffusersVAE(str(self.folder), subfolder="vae", lowest=-1.0)
         mean, std = config.get("latents_mean"), config.get("latents_std")
@@ -132,9 +134,7 @@ class DiffusersFolder:
                 f"{self.source} holds a network that reads texts, but no model_index.json with text encoders; expected "
                 "the folder of the whole pipeline"
             )
-        encoders = TextEncoders(self.folder)
-        tokens = CachedPrompts(encoders, [negative_prompt or ""], exact=True).encode()[torch.tensor([0])][0]
-        return torch.zeros_like(tokens) if encoders.drops_empty and negative_prompt is None else tokens
+        return TextEncoders(self.source, revision=self.revision, variant=self.variant).empty(negative_prompt)
 
     def network(
         self,
@@ -192,7 +192,7 @@ class DiffusersFolder:
                 f"the text encoders of {self.source} give {width} channels, but its {self.architecture} reads "
                 f"{network.token_channels}; expected parts of one model"
             )
-        channels = _read(self.folder / "vae" / "config.json").get("latent_channels", 4) if self.has_vae else None
+        channels = read_object(self.folder / "vae" / "config.json").get("latent_channels", 4) if self.has_vae else None
         if channels not in (None, network.data_shape[0]):
             raise ValueError(
                 f"the autoencoder of {self.source} has {channels} channels, but its {self.architecture} denoises "
@@ -248,13 +248,7 @@ def _wanted(variant: str | None) -> list[str]:
     ends = [f"{stem}.safetensors", f"{stem}-*-of-*.safetensors"]
     ends += [] if variant is None else [f"{WEIGHTS}-*-of-*.{variant}.safetensors"]
     networks = [f"{part}{end}" for part in ("unet/", "transformer/", "") for end in ends]
-    encoders = ["text_encoder*/model.safetensors", "text_encoder*/model-*-of-?????.safetensors", "tokenizer*/*"]
-    return ["*.json", "*/*.json", *networks, f"vae/{WEIGHTS}.safetensors", *encoders]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = parse_json(path.read_bytes(), path)
-    return content
+    return ["*.json", "*/*.json", *networks, f"vae/{WEIGHTS}.safetensors"]
 
 
 def _short(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -59,7 +60,14 @@ class DiffusersNetwork(Network):
         self.architecture = architecture = find_architecture({**config, "_class_name": architecture})
         cls = find_class(architecture)
         settings = {name: each.default for name, each in list(inspect.signature(cls.__init__).parameters.items())[1:]}
-        settings |= {key: value for key, value in config.items() if key in settings}  # old settings are left out
+        unknown = sorted(key for key in config if key not in settings and not key.startswith("_"))
+        if unknown and config.get("_class_name", architecture) == architecture:  # not of an older, larger class
+            warnings.warn(
+                f"the config of the {architecture} has {', '.join(unknown)}, which this version of diffusers does not "
+                "know and leaves out: it may be of a newer version",
+                stacklevel=2,
+            )
+        settings |= {key: value for key, value in config.items() if key in settings}
         size = None if data_shape is None else tuple(data_shape)[1:]
         self.family = family = FAMILIES[architecture](architecture, settings, size, **dict(constants or {}))
         self.data_shape = (family.channels, *family.size)

@@ -13,7 +13,18 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-__all__ = ["clip_input", "clip_model", "explain_hub", "find_folder", "read_weights", "timm_input", "timm_model"]
+from lightning_guide.utils.files import parse_json
+
+__all__ = [
+    "clip_input",
+    "clip_model",
+    "explain_hub",
+    "find_folder",
+    "read_object",
+    "read_weights",
+    "timm_input",
+    "timm_model",
+]
 
 
 def find_folder(source: str, wanted: Sequence[str], *, revision: str | None = None) -> Path:
@@ -33,6 +44,20 @@ def find_folder(source: str, wanted: Sequence[str], *, revision: str | None = No
         return Path(snapshot_download(source, revision=revision, allow_patterns=list(wanted)))
     except Exception as error:  # of many types
         raise ValueError(explain_hub(source, error, revision=revision)) from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file of a folder of diffusers.
+
+    Raises:
+        ValueError: naming the file, if it does not exist, is damaged, or holds something else.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; expected a folder written by a pipeline of diffusers")
+    content = parse_json(path.read_bytes(), path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}; expected a JSON object, as diffusers writes it")
+    return content
 
 
 def explain_hub(name: str, error: Exception, *, revision: str | None = None) -> str:

@@ -16,22 +16,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lightning_guide.pretrained.loading import find_folder
+from lightning_guide.pretrained.loading import find_folder, read_object
+from lightning_guide.pretrained.prompts import CachedPrompts
 from lightning_guide.pretrained.text_families import FAMILIES
 from lightning_guide.runs.sampling import find_device
-from lightning_guide.utils.files import parse_json
 
 __all__ = ["TextEncoders", "encode_prompts"]
 
-# of a name on the hub: no copies of the weights in other precisions
-WANTED = (
-    "model_index.json",
-    "*/config.json",
-    "tokenizer*/*",
-    "text_encoder*/*.json",
-    "text_encoder*/model.safetensors",
-    "text_encoder*/model-*-of-?????.safetensors",
-)
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
@@ -50,6 +41,7 @@ class TextEncoders:
         source: str | Path,
         *,
         revision: str | None = None,
+        variant: str | None = None,
         dtype: Precision = "float32",
         device: torch.device | str = "cpu",
         batch_size: int = 16,
@@ -59,6 +51,7 @@ class TextEncoders:
         Args:
             source: the folder or name, with or without "diffusers:" before it.
             revision: branch, tag or commit on the hub.
+            variant: files such as "fp16"; an encoder without them is read from its plain ones.
             dtype: precision in which the encoders compute.
             device: where they compute.
             batch_size: prompts in one call.
@@ -67,15 +60,18 @@ class TextEncoders:
             ValueError: naming the source, if it is no folder of a supported pipeline or cannot be downloaded, or there
                 is no such device.
         """
-        self.folder = find_folder(str(source).removeprefix("diffusers:"), WANTED, revision=revision)
-        self.dtype, self.device, self.batch_size = dtype, find_device(device), batch_size
-        index = _read(self.folder / "model_index.json")
+        place = str(source).removeprefix("diffusers:")
+        self.folder = find_folder(place, _wanted(variant), revision=revision)
+        self.variant, self.dtype, self.device, self.batch_size = variant, dtype, find_device(device), batch_size
+        index = read_object(self.folder / "model_index.json")
         self.pipeline, self._index = str(index.get("_class_name")), index
         if self.pipeline not in FAMILIES:
             supported = ", ".join(FAMILIES)
             raise ValueError(f"{self.folder} is a {self.pipeline}, whose texts are not read; supported: {supported}")
         self._family = FAMILIES[self.pipeline]
         self._loaded: list[Any] = []
+        if variant and any(part.startswith("text") and not self._variant(part) for part in self.parts):
+            self.folder = find_folder(place, _wanted(None), revision=revision)
 
     @property
     def identity(self) -> str:
@@ -84,6 +80,7 @@ class TextEncoders:
         stats = [(path.relative_to(self.folder).as_posix(), path.stat()) for path in files]
         cleans = bool(find_spec("bs4") and find_spec("ftfy"))
         described = [self.pipeline, self.dtype, cleans, [(name, s.st_size, s.st_mtime_ns) for name, s in stats]]
+        described += [self.variant] if self.variant else []
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:24]
 
     @property
@@ -115,9 +112,10 @@ class TextEncoders:
     def empty(self, negative_prompt: str | None = None) -> Tensor:
         """Return what "no condition" is, (L, C): `negative_prompt`, or the pipeline's default without one.
 
-        That is the empty prompt, or zeros where the folder says so (SDXL's `force_zeros_for_empty_prompt`).
+        That is the empty prompt, or zeros where the folder says so (SDXL's `force_zeros_for_empty_prompt`). It is kept
+        by `CachedPrompts`; the encoders are dropped from memory.
         """
-        tokens = self.encode([negative_prompt or ""])[0]
+        tokens = CachedPrompts(self, [negative_prompt or ""], exact=True).encode()[torch.tensor([0])][0]
         return torch.zeros_like(tokens) if negative_prompt is None and self.drops_empty else tokens
 
     @property
@@ -146,7 +144,7 @@ class TextEncoders:
                     raise ValueError(f"the tokenizers of {self.folder} cannot be loaded: {_short(error)}") from None
             config = self.folder / self._family.network / "config.json"
             if config.is_file():  # without T5, SD3 asks its network for the number of channels
-                setattr(pipe, self._family.network, SimpleNamespace(config=SimpleNamespace(**_read(config))))
+                setattr(pipe, self._family.network, SimpleNamespace(config=SimpleNamespace(**read_object(config))))
             self._loaded = [pipe]
         return self._loaded[0]
 
@@ -156,6 +154,7 @@ class TextEncoders:
         if kind not in self.ENCODERS:
             raise ValueError(f"{part} of {self.folder} is a {kind}; expected {', '.join(self.ENCODERS)}")
         options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
+        options |= {"variant": self._variant(part)}
         try:
             with _quiet(), torch.random.fork_rng(devices=[]):
                 model, report = getattr(transformers, kind).from_pretrained(
@@ -166,6 +165,10 @@ class TextEncoders:
         if missing := sorted(report["missing_keys"]):
             raise ValueError(f"the weights of {part} of {self.folder} lack {missing[0]}, and {len(missing) - 1} more")
         return model.to(self.device).eval().requires_grad_(False)
+
+    def _variant(self, part: str) -> str | None:
+        """Return the variant of the files of an encoder, None for the plain ones."""
+        return self.variant if any((self.folder / part).glob(f"model.{self.variant}*.safetensors")) else None
 
     def _warn_of_cuts(self, prompts: Sequence[str]) -> None:
         pipe, most = self._load(), self._family.length
@@ -188,6 +191,7 @@ def encode_prompts(
     prompts: Sequence[str],
     *,
     revision: str | None = None,
+    variant: str | None = None,
     dtype: Precision = "float32",
     device: torch.device | str = "cpu",
 ) -> Tensor:
@@ -200,14 +204,16 @@ def encode_prompts(
     """
     if isinstance(prompts, str) or not prompts or not all(isinstance(each, str) for each in prompts):
         raise ValueError(f"the prompts are {prompts!r:.100}; expected a list of one text or more")
-    return TextEncoders(source, revision=revision, dtype=dtype, device=device).encode(prompts)
+    return TextEncoders(source, revision=revision, variant=variant, dtype=dtype, device=device).encode(prompts)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist; expected a folder written by a pipeline of diffusers")
-    content: dict[str, Any] = parse_json(path.read_bytes(), path)
-    return content
+def _wanted(variant: str | None) -> list[str]:
+    """Return patterns of the files that are downloaded of a name on the hub: one copy of the weights, no pickles."""
+    weights = ("model.safetensors", "model-*-of-?????.safetensors")
+    if variant is not None:
+        weights = (f"model.{variant}.safetensors", f"model.{variant}-*-of-?????.safetensors")
+    configs = ["model_index.json", "*/config.json", "tokenizer*/*", "text_encoder*/*.json"]
+    return [*configs, *(f"text_encoder*/{each}" for each in weights)]
 
 
 def _libraries() -> tuple[Any, Any]:

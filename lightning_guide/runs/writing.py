@@ -18,7 +18,7 @@ from lightning_guide.utils.needs import check_writable
 from lightning_guide.utils.run_places import LOCK
 from lightning_guide.utils.terminal import counted
 
-__all__ = ["check_new", "write_averages", "write_run"]
+__all__ = ["check_new", "write_averages", "write_config", "write_run"]
 
 
 def check_new(run: str | Path) -> None:
@@ -56,9 +56,22 @@ def write_run(
             planned_images=planned_images,
             buffers=persistent_buffers(denoiser),
         )
-        config = _config(denoiser, Path(run), sigma_rel, latents or {})
-        with atomic(Path(run) / "config.yaml") as temporary:
-            temporary.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+        write_config(run, _config(denoiser, Path(run), sigma_rel, latents or {}))
+    return path
+
+
+def write_config(run: str | Path, config: Mapping[str, Any]) -> Path:
+    """Write the config of a run, with parts that are used twice written twice; returns the file."""
+
+    class Dumper(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    path = Path(run) / "config.yaml"
+    with atomic(path) as temporary:
+        temporary.write_text(
+            yaml.dump(dict(config), Dumper=Dumper, sort_keys=False, allow_unicode=True), encoding="utf-8"
+        )
     return path
 
 
