@@ -126,7 +126,7 @@ def test_low_rank_fine_tuning_and_the_guiders_of_the_docs(
     sizes += ["--trainer.val_check_interval", "4", "--trainer.log_every_n_steps", "1"]
     main(["fit", "-c", str(config), *sizes])
     results = json.loads((tmp_path / "runs/lora/report/metrics.json").read_text())
-    assert list(results) == ["unguided", "cfg", "autoguidance"]
+    assert list(results) == ["unguided", "cfg", "autoguidance", "published"]
     assert len(list((tmp_path / "runs/lora/snapshots").glob("*.safetensors"))) >= 2
     (block,) = re.findall(r"```yaml\n(.*?)```", (FOLDER.parents[1] / "docs/text_to_image.md").read_text(), re.DOTALL)
     guiders = with_source(yaml.safe_load(block), f"diffusers:{source}")

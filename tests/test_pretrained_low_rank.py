@@ -15,7 +15,9 @@ from torch import Tensor
 import lightning_guide as lg
 from lightning_guide.cli import main
 from lightning_guide.denoiser import Denoiser
+from lightning_guide.guidance import Snapshot, Unadapted
 from lightning_guide.optimization import LowRank
+from lightning_guide.runs.models import RunModels
 from lightning_guide.training.sharding import clone_sharded
 from tests.runs import checkpoint
 from tests.test_pretrained_training import config, fit, published
@@ -46,7 +48,13 @@ def other(folder: Path) -> Path:
 def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two steps of low-rank fine-tuning."""
     place = tmp_path_factory.mktemp("runs")
-    fit(config(place / "run", low_rank(published(folder)), other(folder)), place / "config.yaml")
+    settings = config(place / "run", low_rank(published(folder)), other(folder))
+    settings["trainer"]["callbacks"][1]["init_args"]["every_images"] = 4
+    unadapted = {"class_path": "Autoguidance", "init_args": {"guider": {"class_path": "Unadapted"}, "weight": 2}}
+    early = {"class_path": "Snapshot", "init_args": {"images": "1/2", "sigma_rel": 0.05}}
+    by_early = {"class_path": "Autoguidance", "init_args": {"guider": early, "weight": 2}}
+    settings["model"]["init_args"]["guidances"] = {"unadapted": unadapted, "early": by_early}
+    fit(settings, place / "config.yaml")
     return place / "run"
 
 
@@ -203,3 +211,23 @@ def test_the_average_shares_the_model(folder: Path) -> None:
     names = {name for name, weight in model.named_parameters() if not weight.requires_grad}
     assert shared(average, model) == names
     torch.testing.assert_close(output(average), output(model), rtol=1e-4, atol=1e-4)
+
+
+def test_guiders_share_the_weights_of_the_model(run: Path, folder: Path) -> None:
+    """Autoguidance by the model that is adapted and by an early snapshot: no second copy of the published weights."""
+    tuned = lg.load(run)
+    models = RunModels(tuned, run=run, device=torch.device("cpu"))
+    frozen = {name for name, weight in tuned.named_parameters() if not name.endswith((".up", ".down"))}
+    early, plain = Snapshot("1/2", 0.05).resolve(models), Unadapted().resolve(models)
+    assert shared(early, tuned) == frozen
+    assert shared(plain, tuned) == {name for name, _ in plain.named_parameters()}
+    torch.testing.assert_close(output(plain), output(lg.load(f"diffusers:{folder}")), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output(early), output(lg.load(run, images=4)), rtol=1e-5, atol=1e-5)
+    x, sigma = torch.randn(2, 3, 8, 8), torch.tensor(1.0)
+    found = lg.Autoguidance(Unadapted(), weight=3.0).resolve(models)(x, sigma)
+    torch.testing.assert_close(found, plain(x, sigma) + 3 * (tuned(x, sigma) - plain(x, sigma)))
+    assert not torch.equal(output(early), output(tuned)) and not torch.equal(output(plain), output(early))
+    with pytest.raises(
+        ValueError, match="Unadapted is a LowRank model without its additions; .* Preconditioned, has n"
+    ):
+        Unadapted().resolve(RunModels(plain, run=run, device=torch.device("cpu")))

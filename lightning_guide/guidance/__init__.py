@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from lightning_guide.guidance import combinations, gradient, negatives, training_free
 from lightning_guide.guidance.attention import AttentionPerturbation, ChangedMap, ChangedQueries
-from lightning_guide.guidance.base import Guidance, Main, Reference, Snapshot
+from lightning_guide.guidance.base import Guidance, Main, Reference, Snapshot, Unadapted
 from lightning_guide.guidance.branches import Branches, ConditionReplacement, PredictionNegative
 from lightning_guide.guidance.clipped import Clipped
 from lightning_guide.guidance.combinations import *
@@ -52,6 +52,7 @@ __all__ = [
     "Replacement",
     "Snapshot",
     "StepWindow",
+    "Unadapted",
     "WeightSchedule",
 ]
 __all__ += combinations.__all__

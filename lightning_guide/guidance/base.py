@@ -1,7 +1,7 @@
 """Base class of guidances, and the references to models that a config can name before any model exists.
 
-`Main` is the model under evaluation, `Snapshot` a model from the snapshots of a run. `Denoiser.resolve` replaces them
-by real models when an evaluation begins.
+`Main` is the model under evaluation, `Unadapted` the same without its low-rank additions, `Snapshot` a model from the
+snapshots of a run. `Denoiser.resolve` replaces them by real models when an evaluation begins.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lightning_guide.denoiser import Denoiser, DerivedDenoiser, Models, Trajecto
 from lightning_guide.seeds import SampleSeeds
 from lightning_guide.utils.modules import map_modules
 
-__all__ = ["Guidance", "Main", "Reference", "Snapshot"]
+__all__ = ["Guidance", "Main", "Reference", "Snapshot", "Unadapted"]
 
 
 class Guidance(DerivedDenoiser):
@@ -87,6 +87,23 @@ class Main(Reference):
     def resolve(self, models: Models) -> Denoiser:
         """Return that model."""
         return models.main
+
+
+class Unadapted(Reference):
+    """The model under evaluation without its low-rank additions, whose weights it shares."""
+
+    def resolve(self, models: Models) -> Denoiser:
+        """Return that model.
+
+        Raises:
+            ValueError: if the model under evaluation has no low-rank additions.
+        """
+        if (model := models.main.unadapted) is None:
+            kind = type(models.main).__name__
+            raise ValueError(
+                f"Unadapted is a LowRank model without its additions; the model under evaluation, a {kind}, has none"
+            )
+        return model.eval().requires_grad_(False)
 
 
 class Snapshot(Reference):
