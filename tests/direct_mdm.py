@@ -6,12 +6,16 @@ The names outside the encoder are those of the published files as far as known; 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["direct_mdm", "mdm_weights"]
+from tests.human_motions import write_moments
+
+__all__ = ["direct_mdm", "mdm_weights", "write_mdm"]
 
 ENCODER = "seqTransEncoder."
 
@@ -69,6 +73,14 @@ def direct_mdm(weights: Mapping[str, Tensor], x: Tensor, t: Tensor, text: Tensor
     with torch.no_grad():
         output = encoder(sequence.transpose(0, 1)).transpose(0, 1)
     return linear("output_process.poseFinal", output[:, 1:]).transpose(1, 2)
+
+
+def write_mdm(folder: Path) -> Path:
+    """MDM of 16 channels for HumanML3D, with vectors of 16 numbers for four texts."""
+    write_moments(folder)
+    torch.save(mdm_weights(), folder / "model.pt")
+    np.save(folder / "prompts.npy", torch.randn(4, 1, 16, generator=torch.Generator().manual_seed(0)).numpy())
+    return folder
 
 
 def _encoder(channels: int, depth: int, heads: int, hidden: int) -> nn.TransformerEncoder:

@@ -30,7 +30,13 @@ pytestmark = [
 FOLDER = Path(__file__).parent.parent / "configs/pretrained"
 Tiny = Callable[[str], Path]
 # on top of which config, and of which tiny pipeline
-PARTS = {"sd_guidances": "sd15", "sd15_autoguidance": "sd15", "metrics": "sd15"}
+PARTS = {
+    "sd_guidances": "sd15",
+    "sd15_autoguidance": "sd15",
+    "metrics": "sd15",
+    "mdm_guidances": "mdm",
+    "mdm_goal": "mdm",
+}
 TINY = {"sd15": "sd", "sdxl": "sdxl", "if": "if", "dit": "dit", "sd15_lora": "sd"}
 ALL = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
@@ -139,5 +145,6 @@ def test_low_rank_fine_tuning_and_the_guiders_of_the_docs(
 
 
 def test_every_config_is_tried() -> None:
-    elsewhere = {"metrics", "celebahq", "adm"}  # test_pretrained_end_to_end.py, test_configs_pretrained_guided.py
+    # test_pretrained_end_to_end.py, test_configs_pretrained_guided.py, test_configs_mdm.py
+    elsewhere = {"metrics", "celebahq", "adm", "mdm", "mdm_guidances", "mdm_goal"}
     assert set(ALL) == {*EVALUATIONS, "sd15_lora", *elsewhere}

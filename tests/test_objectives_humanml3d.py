@@ -48,7 +48,7 @@ def test_paths_of_closed_form() -> None:
     assert float(path[1, :, -1].abs().max()) < 1e-12  # 60 frames of 6 degrees
     center, radius = path[1, :, :-1].mean(1, keepdim=True), 0.05 / (2 * math.sin(math.pi / 60))
     torch.testing.assert_close((path[1] - center).norm(dim=0), torch.full((61,), radius, dtype=torch.float64))
-    assert float(center[0]) < 0  # to the left of z if x is right
+    assert float(center[0]) < 0  # turns go from x toward z, and the walk along z toward -x
 
 
 def test_positions_are_differentiable() -> None:

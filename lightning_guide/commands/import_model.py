@@ -9,8 +9,10 @@ from typing import Any, Literal
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance.clipped import Clipped
 from lightning_guide.noise import check_num_steps
+from lightning_guide.objectives.humanml3d import read_moments
 from lightning_guide.preconditioning import Consistency, Preconditioned
 from lightning_guide.pretrained.diffusers_folder import DiffusersFolder
+from lightning_guide.pretrained.mdm import FRAMES
 from lightning_guide.pretrained.prompts import read_prompts
 from lightning_guide.pretrained.schedulers import ScheduledSampling
 from lightning_guide.pretrained.source import Pretrained
@@ -37,11 +39,18 @@ _STABLE_DIFFUSION = {
     "std": [1 / (2 * 0.18215)] * 4,
 }
 LATENTS: dict[str, dict[str, Any]] = {"dit": _STABLE_DIFFUSION, "sit": _STABLE_DIFFUSION}
+FILE_WEIGHTS = {"dit": 4.0, "sit": 4.0, "mdm": 2.5}  # EDM and ADM have no null class
+# Heun's steps diverge from the first levels of discrete models and of flows
+SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "edm": ("Heun", {"grid": 32}),
+    "mdm": ("DDIM", {"grid": 50, "eta": 1.0}),
+}
 PROMPTS = ("a photograph of a cat in the snow", "an oil painting of a harbor at dawn")
+MOTIONS = ("a person walks forward", "a person jogs in a circle")
 
 
 def import_model(
-    kind: Literal["diffusers", "edm2", "edm", "adm", "dit", "sit"],
+    kind: Literal["diffusers", "edm2", "edm", "adm", "dit", "sit", "mdm"],
     source: str,
     run: str,
     *,
@@ -49,6 +58,9 @@ def import_model(
     sigma_rel: float | None = None,
     num_steps: int | None = None,
     prompts: str | None = None,
+    mean: str | None = None,
+    std: str | None = None,
+    frames: int | None = None,
     negative_prompt: str | None = None,
     revision: str | None = None,
     variant: str | None = None,
@@ -67,6 +79,9 @@ def import_model(
         sigma_rel: edm2: relative width of its average; default: likewise.
         num_steps: steps of the sampler; default: 50, of consistency models 2.
         prompts: text file with one prompt a line, for models that read texts; the config can be edited.
+        mean: mdm: npy file of the means of the motion features, by which its data were normalized.
+        std: mdm: npy file of their standard deviations.
+        frames: mdm: length of a motion, 20 a second; default: 196.
         negative_prompt: text that is "no condition" instead of the model's own.
         revision: branch, tag or commit on the hub.
         variant: files such as "fp16", which some folders hold beside others.
@@ -96,6 +111,9 @@ def import_model(
     if num_steps is not None:
         check_num_steps(num_steps)
     texts = None if prompts is None else read_prompts(prompts)
+    motion = _motion_data(kind, mean, std, frames, texts)
+    if motion:
+        arguments["data_shape"] = [len(read_moments(motion["mean"], motion["std"])[0]), motion["frames"]]
     model = Pretrained(**arguments)
     if texts is not None and not model.token_channels:
         raise ValueError(f"{kind}:{place} reads no texts; expected no prompts")
@@ -104,13 +122,13 @@ def import_model(
         folder = DiffusersFolder(place, revision=revision, variant=variant)
         config = _diffusers_config(folder, model, num_steps, texts)
     else:
-        # Heun's steps diverge from the first levels of discrete models and of flows
-        solver = ("Heun", 32) if kind == "edm" else ("DPMSolver2M", 50)
-        sampler = {"class_path": solver[0], "init_args": {"grid": num_steps or solver[1]}}
-        weight = 4.0 if kind in LATENTS else 1.0  # EDM and ADM have no null class
-        config = _config(sampler, model, None, weight=weight)
+        solver, settings = SAMPLERS.get(kind, ("DPMSolver2M", {"grid": 50}))
+        sampler = {"class_path": solver, "init_args": settings | ({"grid": num_steps} if num_steps else {})}
+        config = _config(sampler, model, None, weight=FILE_WEIGHTS.get(kind, 1.0))
         config["data"] = _no_data(model)
         config["data"]["init_args"] |= LATENTS.get(kind, {})
+        if motion and model.token_channels:
+            config["data"] = {"class_path": "MotionPrompts", "init_args": motion}
     config["model"]["init_args"] |= {"denoiser": model.recipe if copy else published, "average": None}
     config = {"trainer": {"default_root_dir": str(run)}, **config}
     if copy:  # as the one snapshot of the run, which does not say how old it is
@@ -136,6 +154,20 @@ def _diffusers_config(
         moments = {"mean": space.mean.flatten().tolist(), "std": space.std.flatten().tolist()}
         config["data"]["init_args"] |= {"vae": space.vae.recipe, **moments}
     return config
+
+
+def _motion_data(
+    kind: str, mean: str | None, std: str | None, frames: int | None, texts: Sequence[str] | None
+) -> dict[str, Any]:
+    """Return the arguments of the data of MDM; empty for other kinds."""
+    if kind != "mdm":
+        if (mean, std, frames) != (None, None, None):
+            raise ValueError(f"mean, std and frames are of MDM; {kind} models have none")
+        return {}
+    if mean is None or std is None:
+        raise ValueError("models of the kind mdm need mean and std, npy files of the features of their training data")
+    mean, std = (str(Path(path).expanduser().resolve()) for path in (mean, std))
+    return {"prompts": list(texts or MOTIONS), "mean": mean, "std": std, "frames": frames or FRAMES}
 
 
 def _sampler(scheduled: ScheduledSampling, model: Denoiser, steps: int) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def read_mdm(
     settings = _settings(tensors, place) | {"heads": given["heads"]}
     features = settings.pop("features")
     shape = (features, FRAMES) if data_shape is None else tuple(data_shape)
-    if len(shape) != 2 or shape[0] != features:
+    if len(shape) != 2 or shape[0] != features or shape[1] < 1:
         raise ValueError(f"{place}: data_shape is {shape}; expected ({features}, frames)")
     with torch.device("meta"):
         network = MDM(shape, null_condition=settings["token_channels"] > 0, **settings)

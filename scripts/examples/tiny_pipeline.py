@@ -12,6 +12,7 @@ from pathlib import Path
 
 from jsonargparse import auto_cli
 
+from tests.direct_mdm import write_mdm
 from tests.tiny_pipelines import PIPELINES, write_pipeline
 
 __all__ = ["tiny_pipeline"]
@@ -21,19 +22,23 @@ def tiny_pipeline(kind: str, folder: str) -> None:
     """Write a tiny pipeline.
 
     Args:
-        kind: which one, as "sd"; a wrong name lists all.
+        kind: which one, as "sd"; "mdm": files of MDM, model.pt, Mean.npy, Std.npy and prompts.npy; a wrong name lists
+            all.
         folder: of the files; created.
 
     Raises:
         ValueError: for an unknown kind, or a folder that is not empty.
     """
-    if kind not in PIPELINES:
-        raise ValueError(f"there is no tiny pipeline {kind!r}; expected {', '.join(PIPELINES)}")
+    if kind not in (*PIPELINES, "mdm"):
+        raise ValueError(f"there is no tiny pipeline {kind!r}; expected {', '.join(PIPELINES)}, mdm")
     target = Path(folder).expanduser()
     if target.exists() and any(target.iterdir()):
         raise ValueError(f"{folder} is not empty; expected a new folder")
-    write_pipeline(kind, target)
-    print(f"{PIPELINES[kind].__doc__}".strip().splitlines()[0], f"Written to {folder}.")
+    if kind == "mdm":
+        write_mdm(target)
+    else:
+        write_pipeline(kind, target)
+    print(f"{PIPELINES.get(kind, write_mdm).__doc__}".strip().splitlines()[0], f"Written to {folder}.")
 
 
 if __name__ == "__main__":
