@@ -130,7 +130,7 @@ def test_frequencies_stay_in_float32(tmp_path: Path) -> None:
     path = write(tmp_path / "a.pkl", weights)
     whole, half = lg.load(f"edm:{path}"), lg.load(f"edm:{path}", dtype="bfloat16")
     assert {each.dtype for each in half.parameters()} == {torch.bfloat16}
-    assert torch.equal(half.state_dict()["network.embedding_noise.frequencies"], weights["map_noise.freqs"])
+    assert torch.equal(half.state_dict()["network.embedding_noise.waves.frequencies"], weights["map_noise.freqs"])
     assert relative(half(X, SIGMA), whole(X, SIGMA)) < 0.1
 
 

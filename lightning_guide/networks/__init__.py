@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lightning_guide.networks.attention import AttentionCore, CosineAttention, SelfAttention
 from lightning_guide.networks.classifiers import Classifier, NoisyClassifier, PatchClassifier, SmallClassifier
-from lightning_guide.networks.ddpmpp import DDPMpp, NoiseWaves
+from lightning_guide.networks.ddpmpp import DDPMpp, NoiseWaves, Waves
 from lightning_guide.networks.ddpmpp_block import DDPMBlock, ImageAttention
 from lightning_guide.networks.dit import DiffusionTransformer, NoiseMLP, PatchOutput
 from lightning_guide.networks.dit_block import Modulation, TokenAttention, TransformerBlock
@@ -25,7 +25,7 @@ from lightning_guide.networks.magnitude_preserving import (
     pixel_norm,
 )
 from lightning_guide.networks.mdm import MDM, FrameAttention, MotionBlock, TimestepMLP
-from lightning_guide.networks.ncsnpp import FourierNoise, NCSNpp
+from lightning_guide.networks.ncsnpp import FourierWaves, NCSNpp
 from lightning_guide.networks.point_mlp import PointMLP
 
 __all__ = [
@@ -38,7 +38,7 @@ __all__ = [
     "DiffusionTransformer",
     "EDM2UNet",
     "FrameAttention",
-    "FourierNoise",
+    "FourierWaves",
     "LogDensityMLP",
     "MDM",
     "MPConv",
@@ -64,6 +64,7 @@ __all__ = [
     "TokenAttention",
     "MeanTokenEmbedding",
     "TransformerBlock",
+    "Waves",
     "mp_cat",
     "mp_silu",
     "mp_sum",

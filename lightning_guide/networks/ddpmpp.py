@@ -19,32 +19,41 @@ from lightning_guide.network import Network
 from lightning_guide.networks.ddpmpp_block import EXIT_SCALE, DDPMBlock, group_norm, xavier_init
 from lightning_guide.networks.inputs import check_size, one_hot
 
-__all__ = ["DDPMpp", "NoiseWaves"]
+__all__ = ["DDPMpp", "NoiseWaves", "Waves"]
 
 
-class NoiseWaves(nn.Module):
-    """Embedding of noise level and condition: silu(linear(silu(linear(waves(c_noise) + embedding))))."""
+class Waves(nn.Module):
+    """cos and sin of c_noise times 1 ... 1/10,000, (B,) -> (B, channels)."""
 
-    def __init__(self, channels: int, embedding_channels: int) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.channels = channels
-        self.first = xavier_init(nn.Linear(channels, embedding_channels))
-        self.second = xavier_init(nn.Linear(embedding_channels, embedding_channels))
 
-    def forward(self, c_noise: Tensor, embedding: Tensor | None) -> Tensor:
-        """Return `(B, embedding_channels)` for `c_noise` (B,) and the conditions' `embedding` (B, channels) or None.
-
-        The waves are cos and sin of c_noise times 1 ... 1/10,000.
-        """
+    def forward(self, c_noise: Tensor) -> Tensor:
+        """Return `(B, channels)` for `c_noise` (B,)."""
         angles = self.angles(c_noise)
-        waves = torch.cat([angles.cos(), angles.sin()], dim=1).to(self.first.weight)
-        return F.silu(self.second(F.silu(self.first(waves if embedding is None else waves + embedding))))
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
 
     def angles(self, c_noise: Tensor) -> Tensor:
         """Return the arguments of cos and sin, (B, channels / 2)."""
         count = self.channels // 2
         powers = torch.arange(count, device=c_noise.device, dtype=torch.float32) / max(count - 1, 1)
         return torch.outer(c_noise.to(torch.float32), 1e-4**powers)
+
+
+class NoiseWaves(nn.Module):
+    """Embedding of noise level and condition: silu(linear(silu(linear(waves(c_noise) + embedding))))."""
+
+    def __init__(self, waves: Waves, embedding_channels: int) -> None:
+        super().__init__()
+        self.waves = waves
+        self.first = xavier_init(nn.Linear(waves.channels, embedding_channels))
+        self.second = xavier_init(nn.Linear(embedding_channels, embedding_channels))
+
+    def forward(self, c_noise: Tensor, embedding: Tensor | None) -> Tensor:
+        """Return `(B, embedding_channels)` for `c_noise` (B,) and the conditions' `embedding` (B, channels) or None."""
+        waves = self.waves(c_noise).to(self.first.weight)
+        return F.silu(self.second(F.silu(self.first(waves if embedding is None else waves + embedding))))
 
 
 class DDPMpp(Network):
@@ -54,14 +63,14 @@ class DDPMpp(Network):
     attention, its last decoder block, and the first block at the lowest level. Names as in `EDM2UNet`.
     """
 
-    noise_type: type[NoiseWaves] = NoiseWaves
+    waves_type: type[Waves] = Waves
     block_type: type[DDPMBlock] = DDPMBlock
     resizable = True
     parts = {
         "attention": ("decoder.*_in0.attention.core",),
         "block": ("decoder.*_in0",),
         "dropout": ("*.dropout",),
-        "noise_embedding": ("embedding_noise",),
+        "noise_embedding": ("embedding_noise.waves",),
         "label_embedding": ("embedding_label",),
     }
 
@@ -100,8 +109,9 @@ class DDPMpp(Network):
         if model_channels % 2:
             raise ValueError(f"{type(self).__name__}: model_channels is {model_channels}; expected an even number")
         width = 4 * model_channels
-        self.embedding_noise = self.noise_type(model_channels, width)
-        inside = self.embedding_noise.channels
+        waves = self.waves_type(model_channels)
+        inside = waves.channels
+        self.embedding_noise = NoiseWaves(waves, width)
         self.embedding_label = xavier_init(nn.Linear(num_classes, inside)) if num_classes else None
         self.augmentation_channels = augmentation_channels
         self.embedding_augmentation: nn.Module | None = None
@@ -149,7 +159,7 @@ class DDPMpp(Network):
         self.output = xavier_init(nn.Conv2d(current, C, 3, padding=1), EXIT_SCALE)
 
     def embed(self, condition: Tensor | None, batch: int) -> Tensor | None:
-        """Embed labels (B,) as `(B, channels)` of the noise; -1 or None embeds zeros. None without labels.
+        """Embed labels (B,) as `(B, channels)` of the waves; -1 or None embeds zeros. None without labels.
 
         Raises:
             ValueError: if a label is out of range, or the labels are not B integers.

@@ -13,23 +13,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_guide.networks.ddpmpp import DDPMpp, NoiseWaves
+from lightning_guide.networks.ddpmpp import DDPMpp, Waves
 from lightning_guide.networks.ddpmpp_block import DDPMBlock, xavier_init
 
-__all__ = ["FourierNoise", "NCSNpp"]
+__all__ = ["FourierWaves", "NCSNpp"]
 
 
-class FourierNoise(NoiseWaves):
-    """`NoiseWaves` with 2 `model_channels` waves of random frequencies 16 N(0, 1), a buffer."""
+class FourierWaves(Waves):
+    """cos and sin of 2 pi c_noise f with `model_channels` random frequencies f = 16 N(0, 1), a buffer."""
 
     frequencies: Tensor
 
-    def __init__(self, model_channels: int, embedding_channels: int) -> None:
-        super().__init__(2 * model_channels, embedding_channels)
+    def __init__(self, model_channels: int) -> None:
+        super().__init__(2 * model_channels)
         self.register_buffer("frequencies", 16 * torch.randn(model_channels))
 
     def angles(self, c_noise: Tensor) -> Tensor:
-        """Return 2 pi c_noise f, (B, model_channels), for the frequencies f."""
+        """Return the arguments of cos and sin, (B, model_channels)."""
         dtype = torch.promote_types(c_noise.dtype, torch.float32)
         return torch.outer(c_noise.to(dtype), 2 * math.pi * self.frequencies.to(dtype))
 
@@ -61,7 +61,7 @@ class NCSNpp(DDPMpp):
     y_l = h_l = (block(h_l-1) + conv(y_l-1)) / sqrt(2).
     """
 
-    noise_type = FourierNoise
+    waves_type = FourierWaves
     block_type = FilteredBlock
 
     def extend_encoder(self) -> None:

@@ -95,7 +95,7 @@ _RULES: dict[str, str | Rule] = {
     r"map_label\.(.*)": _halves(0, r"embedding_label.\1"),
     r"map_augment\.weight": _halves(0, "embedding_augmentation.weight"),
     r"enc\.\d+x\d+_conv\.(.*)": r"input.\1",
-    r"map_noise\.freqs": "embedding_noise.frequencies",
+    r"map_noise\.freqs": "embedding_noise.waves.frequencies",
     BLOCK + r"\.qkv\.(weight|bias)": _qkv,
     BLOCK + rf"\.({'|'.join(_LAYERS)})\.(weight|bias)": _layer,
 }
