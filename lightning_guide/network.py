@@ -25,6 +25,9 @@ class Network(HasRecipe, nn.Module, ABC):
         parts: name patterns of the submodules that a method acts on by default, by kind of part: "attention"
             (replaceable attention cores), "projection" (linear layers of attention, for low-rank adaptation), "block",
             "dropout", "noise_embedding", "label_embedding".
+        stages: name patterns of submodules in the order in which they run, each once in a call. A name stands for a
+            stage whose result may be read by all later ones; a pattern with ``*`` for a chain, in which each stage
+            maps its first argument and only the next one reads its result.
     """
 
     data_shape: tuple[int, ...]
@@ -34,6 +37,7 @@ class Network(HasRecipe, nn.Module, ABC):
     resizable: bool = False
     stride: int = 1
     parts: Mapping[str, Sequence[str]] = {}
+    stages: Sequence[str] = ()
 
     @abstractmethod
     def embed(self, condition: Tensor | None, batch: int) -> Tensor | None:

@@ -4,6 +4,7 @@
   has weights and input in common with its positive, and runs with it as one batch while both are needed and the batch
   is small: on a CPU that takes 0.59 to 0.75 times as long as two calls at 1 to 16 samples, 0.93 times at 64 and 0.98 at
   256 (scripts/benchmarks/joint.py). Large images run one after another, to save memory.
+* `Perturbed`: the model with replaced submodules. What runs before the first of them is the same (`SharedStages`).
 * `PredictionNegative`: a negative computed from the positive prediction. Self-attention guidance blurs the prediction
   where the attention of the positive is high; masked sliding windows replace a part of it.
 
@@ -22,6 +23,8 @@ from lightning_guide.conditioning import concatenate_conditions
 from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory
 from lightning_guide.guidance.base import Guidance, Main
 from lightning_guide.guidance.combinations.base import Branch
+from lightning_guide.guidance.perturbation import Perturbed
+from lightning_guide.guidance.stages import SharedStages
 
 __all__ = ["Branches", "ConditionReplacement", "NegativeOfPrediction", "PredictionNegative", "Replace"]
 
@@ -90,6 +93,7 @@ class Branches:
         self.from_prediction: dict[int, NegativeOfPrediction] = {}
         self.conditions: dict[int, Replace] = {}
         self.others: dict[int, Predict] = {}
+        self.stages = SharedStages()
         model = positive
         prediction_shared = any(
             isinstance(negative, PredictionNegative) and negative.positive is positive for negative in negatives
@@ -102,14 +106,18 @@ class Branches:
                 model, self.from_prediction[i] = negative.start_from_prediction(model, trajectory)
             elif shared and joinable and isinstance(negative, ConditionReplacement):
                 self.conditions[i] = negative.start_condition(trajectory)
-            else:
+            elif not (isinstance(negative, Perturbed) and negative.model() is positive):
                 self.others[i] = negative.start(trajectory)
+        for i, negative in enumerate(negatives):
+            if isinstance(negative, Perturbed) and i not in self.others:
+                model, self.others[i] = self.stages.start(negative, model, trajectory)
         self.positive = model.start(trajectory)
 
     def at(
         self, weights: Sequence[float], x: Tensor, sigma: Tensor, condition: Tensor | None
     ) -> tuple[Branch, list[Branch]]:
         """Return the positive and all negatives as functions of (x, sigma), for this point or others."""
+        self.stages.forget()
         small = len(x) <= SMALL and x.numel() <= MEMORY
         joint = [i for i in self.conditions if small and weights[i] not in (0, 1)]
         found: list[Prediction] = []
@@ -125,7 +133,10 @@ class Branches:
 
         def positive(x: Tensor, sigma: Tensor) -> Prediction:
             predictions = joint_predictions(x)
-            return predictions[0] if predictions else self.positive(x, sigma, condition)
+            if predictions:
+                return predictions[0]
+            with self.stages.kept(x, sigma):
+                return self.positive(x, sigma, condition)
 
         once = _once(positive) if self.from_prediction else positive
 
@@ -134,7 +145,8 @@ class Branches:
                 if i in self.from_prediction:
                     return self.from_prediction[i](once(x, sigma), x, sigma, condition)
                 if i in self.others:
-                    return self.others[i](x, sigma, condition)
+                    with self.stages.recalled(x, sigma):
+                        return self.others[i](x, sigma, condition)
                 predictions = joint_predictions(x) if i in joint else []
                 if predictions:
                     return predictions[1 + joint.index(i)]
@@ -148,7 +160,8 @@ class Branches:
         """Return the predictions at `x` (B, *) under each condition, in one call that counts as one for each."""
         condition = concatenate_conditions(conditions, len(x), x.device)
         sigmas = sigma if sigma.ndim == 0 else sigma.repeat(len(conditions))
-        prediction = self.positive(torch.cat([x] * len(conditions)), sigmas, condition)
+        with self.stages.kept(x, sigma):
+            prediction = self.positive(torch.cat([x] * len(conditions)), sigmas, condition)
         self.trajectory.evaluations += len(conditions) - 1
         return [Prediction(clean) for clean in prediction.clean.chunk(len(conditions))]
 

@@ -142,14 +142,22 @@ class Perturbed(Guidance):
         """Return the perturbed network of one trajectory."""
         return self.network(trajectory).start(trajectory)
 
-    def network(self, trajectory: Trajectory) -> Denoiser:
-        """Return the model with the replacements of `trajectory`; it shares the parameters and nothing else."""
+    def network(
+        self,
+        trajectory: Trajectory,
+        layers: Sequence[tuple[Perturbation, Sequence[str]]] | None = None,
+        others: Sequence[tuple[str, ModuleReplacement]] = (),
+    ) -> Denoiser:
+        """Return the model with the replacements of `trajectory`; it shares the parameters and nothing else.
+
+        `layers` is `layers()`, where it is known already; `others` are more replacements of submodules of the network.
+        """
         path, _ = network_of(self.model(), type(self).__name__)
-        replacements: list[tuple[str, ModuleReplacement]] = []
-        for perturbation, names in self.layers():
+        replacements = list(others)
+        for perturbation, names in self.layers() if layers is None else layers:
             started = perturbation.start(trajectory, names)
-            replacements += [(f"{path}.{name}", started[name]) for name in names]
-        return rebuild_with(self.model(), replacements)
+            replacements += [(name, started[name]) for name in names]
+        return rebuild_with(self.model(), [(f"{path}.{name}", replacement) for name, replacement in replacements])
 
 
 def network_of(denoiser: Denoiser, who: str) -> tuple[str, Network]:

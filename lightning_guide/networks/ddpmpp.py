@@ -155,6 +155,7 @@ class DDPMpp(Network):
                 )
                 current = channels[level]
         self.decoder = nn.ModuleDict(decoder)
+        self.stages = [*(f"encoder.{name}" for name in encoder), *(f"decoder.{name}" for name in decoder)]
         self.norm = group_norm(current)
         self.output = xavier_init(nn.Conv2d(current, C, 3, padding=1), EXIT_SCALE)
 

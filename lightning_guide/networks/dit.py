@@ -154,7 +154,7 @@ class DiffusionTransformer(Network):
         self.output = PatchOutput(channels, C * math.prod(self.patch))
         self.apply(_initialize)
 
-        middle = f"blocks.{depth // 2}"
+        middle, self.stages = f"blocks.{depth // 2}", ["blocks.*"]
         self.parts = {
             "attention": (f"{middle}.attention.core",),
             "block": (middle,),

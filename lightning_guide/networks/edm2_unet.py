@@ -168,6 +168,7 @@ class EDM2UNet(Network):
                     inputs, current, variant="decoder", skip_channels=skip, attention=attention[level]
                 )
         self.decoder = nn.ModuleDict(decoder)
+        self.stages = [*(f"encoder.{name}" for name in encoder), *(f"decoder.{name}" for name in decoder)]
         self.output = MPConv(current, C, kernel=3, learned_gain=True)
         self.constrain()
 

@@ -90,6 +90,10 @@ class ControlledNetwork(DiffusersNetwork):
         network.set_controlnet(controlnet)
         return network
 
+    def _insert(self, model: Any) -> None:
+        super()._insert(model)
+        self.stages = ["controlnet", *self.stages]
+
     def set_controlnet(self, controlnet: Any) -> None:
         """Exchange `controlnet` for another one of the same config, with its weights and its device.
 

@@ -49,6 +49,13 @@ class UNet2D(Family):
             found["attention"] = ("model.mid_block.attentions.*.core",)
         return found
 
+    def stages(self, model: Any) -> list[str]:
+        """Return the blocks; the last ones read the results of the first ones."""
+        down, up = (
+            [f"model.{side}.{i}" for i in range(len(getattr(model, side)))] for side in ("down_blocks", "up_blocks")
+        )
+        return [*down, *(["model.mid_block"] if model.mid_block is not None else []), *up]
+
     def arguments(self, x: Tensor, embedding: Tensor | None) -> dict[str, Any]:
         """Return the labels."""
         return {"class_labels": embedding}

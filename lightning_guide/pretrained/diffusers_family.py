@@ -105,6 +105,10 @@ class Family:
         """Return the name patterns of `Network.parts` in `model`."""
         raise NotImplementedError
 
+    def stages(self, model: Any) -> Sequence[str]:
+        """Return the name patterns of `Network.stages` in `model`."""
+        raise NotImplementedError
+
     def arguments(self, x: Tensor, embedding: Tensor | None) -> dict[str, Any]:
         """Return the arguments of the model besides x and the time."""
         raise NotImplementedError

@@ -114,7 +114,8 @@ class DiffusersNetwork(Network):
         """Take `model`, with the parts that methods look for, and follow it to its device."""
         self.family.adapt(model)
         self.grid: TokenGrid = add_cores(model, patch=0 if hasattr(model, "mid_block") else self.family.stride)
-        self.model, self.parts = model, self.family.parts(model) | projections(model)
+        self.model, self.stages = model, self.family.stages(model)
+        self.parts = self.family.parts(model) | projections(model)
         device = next(model.parameters()).device
         if self.token_channels and device.type != "meta":
             self.empty = self.empty.to(device)

@@ -33,6 +33,11 @@ class Transformer(Family):
             "label_embedding": ("tokens",),
         }
 
+    def stages(self, model: Any) -> list[str]:
+        """Return the chain of blocks, or both."""
+        single = ["model.single_transformer_blocks.*"] if hasattr(model, "single_transformer_blocks") else []
+        return ["model.transformer_blocks.*", *single]
+
 
 class _Embedded(nn.Module):
     """Embedder of a block whose "timestep" is the embedding (B, E) already."""

@@ -106,7 +106,7 @@ class Pair:
     def bare(self, method: str) -> Run:
         """Return the network calls of our sampling, without anything around them."""
         batches = {"cfg": [2], "pag": [1, 1], "cfg+pag": [2, 1]}[method]
-        calls = [(self.noise.expand(n, -1, -1, -1), self.texts.expand(n, -1, -1)) for n in batches]
+        calls = [(self.noise.repeat(n, 1, 1, 1), self.texts.repeat(n, 1, 1)) for n in batches]
 
         def run() -> Tensor:
             with torch.no_grad():
