@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from lightning_guide.guidance.negatives import (
 )
 from lightning_guide.guidance.perturbation import Perturbation, Perturbed
 from lightning_guide.guidance.stages import SharedStages, stages_before
-from lightning_guide.networks import DDPMpp
+from lightning_guide.networks import MDM, DDPMpp, NCSNpp
 from lightning_guide.preconditioning import EDM, Preconditioned
 from lightning_guide.utils.modules import matching_names
 from tests.small_networks import LABELS, SIGMA, noisy_images, randomize_weights, trajectory, transformer, unet
@@ -30,17 +31,18 @@ from tests.small_networks import LABELS, SIGMA, noisy_images, randomize_weights,
 Tiny = Callable[[str], Path]
 
 
-def ddpmpp() -> Preconditioned:
-    """A DDPM++ of two levels."""
-    network = DDPMpp((1, 8, 8), num_classes=4, model_channels=8, channel_mult=[1, 2], num_blocks=1)
+def ddpmpp(kind: type[DDPMpp] = DDPMpp) -> Preconditioned:
+    """A DDPM++, or an NCSN++, of two levels."""
+    network = kind((1, 8, 8), num_classes=4, model_channels=8, channel_mult=[1, 2], num_blocks=1)
     randomize_weights(network)
     return Preconditioned(network).eval()
 
 
-BUILDERS = {"unet": unet, "transformer": transformer, "ddpmpp": ddpmpp}
+BUILDERS = {"unet": unet, "transformer": transformer, "ddpmpp": ddpmpp, "ncsnpp": partial(ddpmpp, NCSNpp)}
 FIRST = {
     "unet": ("decoder.4x4_in0.attention.core", "decoder.4x4_in1", "encoder.4x4_block0.attention.core"),
     "transformer": ("blocks.2.attention.core", "blocks.2", "blocks.1.attention.core"),
+    "ncsnpp": ("decoder.4x4_in0.attention.core",),
     "ddpmpp": ("decoder.4x4_in0.attention.core", "decoder.4x4_in0", "decoder.4x4_in1"),
 }
 
@@ -93,6 +95,16 @@ def test_the_same_result_from_fewer_stages(kind: str, with_cfg: bool) -> None:
         assert kept and all(count[each] == 1 for each in kept + left_out)
         later = set(count) - set(kept) - set(left_out) - {name}
         assert later and all(count[each] == 2 for each in later)
+
+
+def test_a_network_of_motions() -> None:
+    network = MDM((5, 6), token_channels=4, channels=8, depth=3, heads=2, hidden=16)
+    randomize_weights(network)
+    model, x = Preconditioned(network).eval(), torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(1))
+    texts = torch.ones(3, 1, 4)
+    negatives: list[Denoiser] = [Perturbed([replaced("blocks.2.attention.core")], positive=model)]
+    torch.testing.assert_close(*both(model, [Unconditional(model), *negatives], x, SIGMA, texts))
+    assert computed(model, negatives, x, texts) == {"blocks.0": 1, "blocks.1": 1, "blocks.2": 2}
 
 
 def test_perturbations_of_different_depth_share_what_each_can() -> None:

@@ -141,6 +141,7 @@ class MDM(Network):
         self.blocks = nn.ModuleList(MotionBlock(channels, heads, hidden, dropout=dropout) for _ in range(depth))
         self.output = nn.Linear(channels, data_shape[0])
         middle = f"blocks.{depth // 2}"
+        self.stages = ["blocks.*"]
         self.parts = {
             "attention": (f"{middle}.attention.core",),
             "block": (middle,),
