@@ -66,7 +66,7 @@ def tiny_config(command: str, name: str, source: Path, run: Path, capsys: pytest
     settings["trainer"] |= {"accelerator": "cpu", "default_root_dir": str(run), "enable_progress_bar": False}
     data = settings["data"]["init_args"]
     data |= {"cache": str(run / "cache")} if "prompts" in data else {}
-    data |= {"data_shape": [4, 8, 8]} if {"data_shape", "vae"} <= data.keys() else {}
+    data |= {"data_shape": [4, 8, 8]} if "data_shape" in data and data["vae"] else {}
     path = run.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     return path
