@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,21 @@ def test_an_image_of_motions() -> None:
     image = draw_overview(positions)
     flat = draw_overview(ground_path(positions))
     assert image is not None and flat is not None and torch.equal(image, flat)
+
+
+def test_the_check_of_the_documentation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its lines print the largest difference to the joints in files."""
+    positions, headings = walk(WALKS["turning"])
+    for folder, values in (("new_joint_vecs", features_of(positions, headings).T), ("new_joints", positions)):
+        (tmp_path / "HumanML3D" / folder).mkdir(parents=True)
+        np.save(tmp_path / "HumanML3D" / folder / "000021.npy", values.float().numpy())
+    page = (Path(__file__).parent.parent / "docs/training_free.md").read_text()
+    (lines,) = re.findall(r"```python\n(.*?new_joints.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(lines, {})
+    assert 0 < float(capsys.readouterr().out.removeprefix("tensor(").rstrip(")\n")) < 1e-5
 
 
 def test_errors(tmp_path: Path) -> None:
