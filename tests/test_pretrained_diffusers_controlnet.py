@@ -117,6 +117,10 @@ def test_a_published_controlnet_is_loaded_beside_its_model(tiny_pipeline: Tiny, 
     expected.empty.copy_(denoiser.network.empty)
     assert bool(expected.empty.any()) and torch.equal(evaluate(denoiser.network), evaluate(expected))
     assert denoiser.sigma_max == lg.load(f"diffusers:{folder}").sigma_max
+    pipeline = lg.load(f"diffusers:{beside}", controlnet={"image": settings["image"], "scale": 0.5})
+    assert isinstance(pipeline, Preconditioned) and torch.equal(evaluate(pipeline.network), evaluate(denoiser.network))
+    with pytest.raises(ValueError, match="has a ControlNet, which needs a control image; expected controlnet: {image"):
+        lg.load(f"diffusers:{beside}")
     with pytest.raises(ValueError, match="controlnet has source; expected source, image and perhaps scale"):
         lg.load(f"diffusers:{folder}", controlnet={"source": str(beside / "controlnet")})
     with pytest.raises(ValueError, match="the ControlNet .*/vae cannot be loaded|the weights of the ControlNet .*/vae"):

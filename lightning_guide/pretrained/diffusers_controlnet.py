@@ -36,7 +36,7 @@ class ControlledNetwork(DiffusersNetwork):
         config: Mapping[str, Any],
         controlnet: Mapping[str, Any],
         *,
-        image: str | Tensor | None,
+        image: str | Tensor | Sequence[int] | None,
         scale: float = 1.0,
         data_shape: Sequence[int] | None = None,
         empty_length: int = 0,
@@ -49,7 +49,8 @@ class ControlledNetwork(DiffusersNetwork):
             architecture: as `DiffusersNetwork`, UNet2DConditionModel.
             config: that of the U-Net.
             controlnet: config of the ControlNetModel.
-            image: control image: a file, or a tensor (3, H, W) in [0, 1], of the size of the decoded samples.
+            image: control image: a file, or a tensor (3, H, W) in [0, 1], of the size of the decoded samples; or its
+                (H, W), if a state dict will bring the image, as it does for snapshots.
             scale: factor of the residuals.
             data_shape: as `DiffusersNetwork`.
             empty_length: as `DiffusersNetwork`.
@@ -77,8 +78,15 @@ class ControlledNetwork(DiffusersNetwork):
         pixels, shape = _read_image(image), (3, factor * self.data_shape[1], factor * self.data_shape[2])
         if tuple(pixels.shape) != shape:
             raise ValueError(f"the control image has the shape {tuple(pixels.shape)}; expected {shape}")
-        self.register_buffer("image", pixels, persistent=False)
+        self.register_buffer("image", pixels)
         self._move_image()
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The recipe, with the size of the image in place of its file or its pixels, which are in the state dict."""
+        recipe = super().recipe
+        recipe["init_args"]["image"] = list(self.image.shape[1:])
+        return recipe
 
     @classmethod
     def of(cls, model: Any, **options: Any) -> ControlledNetwork:
@@ -168,13 +176,14 @@ def _read_image(image: Any) -> Tensor:
     """Return the image (3, H, W) in [0, 1], float32."""
     if image is None:
         raise ValueError("a ControlNet needs a control image, got none; expected a file or a tensor (3, H, W)")
-    if not isinstance(image, str | Path):  # a tensor, or what a recipe makes of it
-        return torch.as_tensor(image, dtype=torch.float32, device="cpu")
+    if not isinstance(image, str | Path):
+        pixels = torch.as_tensor(image, dtype=torch.float32, device="cpu")
+        return pixels if pixels.ndim > 1 else torch.zeros(3, *map(int, pixels), device="cpu")
     path = Path(image).expanduser()
     if not path.is_file():
         raise ValueError(f"a ControlNet needs a control image; there is no file {image}")
     try:
-        pixels = np.asarray(Image.open(path).convert("RGB"))
+        file = np.asarray(Image.open(path).convert("RGB"))
     except (OSError, ValueError) as error:
         raise ValueError(f"the control image {image} cannot be read: {error}") from None
-    return torch.from_numpy(pixels.copy()).movedim(-1, 0) / 255
+    return torch.from_numpy(file.copy()).movedim(-1, 0) / 255

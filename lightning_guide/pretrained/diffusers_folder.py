@@ -119,6 +119,24 @@ class DiffusersFolder:
         shift, scaling = config.get("shift_factor") or 0.0, config.get("scaling_factor") or 0.18215
         return LatentSpace(vae, [float(shift)] * channels, [1 / (2 * float(scaling))] * channels)
 
+    def controlnet(self, settings: Mapping[str, Any] | None = None) -> Mapping[str, Any] | None:
+        """Return `settings` of `add_controlnet`, by default with the ControlNet of the folder as source, if it has one.
+
+        Raises:
+            ValueError: if it has one and there are no settings, or it has several.
+        """
+        named = self.index.get("controlnet")
+        kind = named[-1] if isinstance(named, list) and named else None
+        if kind is None:
+            return settings
+        if kind != "ControlNetModel":
+            raise ValueError(f"{self.source} has a {kind}, which is not supported; expected one ControlNetModel")
+        if settings is None:
+            raise ValueError(
+                f"{self.source} has a ControlNet, which needs a control image; expected controlnet: {{image: FILE}}"
+            )
+        return {"source": str(self.folder / "controlnet")} | dict(settings)
+
     def empty(self, negative_prompt: str | None = None) -> Tensor | None:
         """Return what "no condition" is (L, C), by the text encoders of the folder; None without texts.
 
@@ -232,6 +250,7 @@ def read_diffusers(
     if lora is None and lora_scale != 1:
         raise ValueError(f"lora_scale={lora_scale} without a lora has no effect; expected the file of one")
     folder = DiffusersFolder(place, revision=revision, variant=variant)
+    controlnet = folder.controlnet(controlnet)
     folder.scheduled()  # refused before gigabytes are read
     empty = folder.empty(negative_prompt)
     options: dict[str, Any] = {"constants": constants, "data_shape": data_shape}
@@ -248,6 +267,7 @@ def _wanted(variant: str | None) -> list[str]:
     ends = [f"{stem}.safetensors", f"{stem}-*-of-*.safetensors"]
     ends += [] if variant is None else [f"{WEIGHTS}-*-of-*.{variant}.safetensors"]
     networks = [f"{part}{end}" for part in ("unet/", "transformer/", "") for end in ends]
+    networks += [f"controlnet/{WEIGHTS}.safetensors"]
     return ["*.json", "*/*.json", *networks, f"vae/{WEIGHTS}.safetensors"]
 
 

@@ -68,8 +68,9 @@ def Pretrained(  # noqa: N802, the name by which configs know it
         constants: numbers that belong to the model, such as SDXL's sizes; default: as published.
         lora: low-rank additions to the weights: FILE.safetensors, a folder, or OWNER/NAME/FILE on the hub.
         lora_scale: their factor.
-        controlnet: a ControlNet beside the network: its `source` (folder or OWNER/NAME), the file of the control
-            `image`, the same for all samples, and `scale`, the factor of its residuals, default 1.
+        controlnet: a ControlNet beside the network: its `source` (folder or OWNER/NAME; default: that of a pipeline
+            with one), the file of the control `image`, the same for all samples, and `scale`, the factor of its
+            residuals, default 1.
 
     Raises:
         ValueError: naming what is missing or not supported.

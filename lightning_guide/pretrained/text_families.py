@@ -70,8 +70,11 @@ def _if(pipe: Any, texts: list[str]) -> Tensor:
 
 
 FAMILIES = {
-    "StableDiffusionPipeline": TextFamily(_sd, "tokenizer", 77),
-    "StableDiffusionXLPipeline": TextFamily(_sdxl, "tokenizer_2", 77, zeros=True),
+    **dict.fromkeys(("StableDiffusionPipeline", "StableDiffusionControlNetPipeline"), TextFamily(_sd, "tokenizer", 77)),
+    **dict.fromkeys(
+        ("StableDiffusionXLPipeline", "StableDiffusionXLControlNetPipeline"),
+        TextFamily(_sdxl, "tokenizer_2", 77, zeros=True),
+    ),
     "StableDiffusion3Pipeline": TextFamily(_sd3, "tokenizer_3", 256, "transformer"),
     "FluxPipeline": TextFamily(_flux, "tokenizer_2", 512, "transformer"),
     "PixArtAlphaPipeline": TextFamily(_pixart, "tokenizer", 120, "transformer"),
