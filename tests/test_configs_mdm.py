@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
+import lightning_guide as lg
 from lightning_guide.cli import main
 from lightning_guide.commands.guidance_files import read_guidances
 from scripts.examples.tiny_pipeline import tiny_pipeline
@@ -69,6 +71,16 @@ def test_import_samples_at_once(files: Path) -> None:
         assert content["x"].shape == (16, 22, 3, 24) and content["condition"].tolist() == [0, 1, 2, 3] * 4
         assert np.isfinite(content["x"]).all() and not content["x"][:, 0, [0, 2], 0].any()  # the root begins at 0
     assert len(Image.open(archive.with_name("samples.png")).convert("L").getcolors()) > 10
+
+
+def test_a_copy_needs_no_file(files: Path) -> None:
+    source = f"mdm:{files}/model.pt"
+    expected = lg.load(source, data_shape=[263, 24])
+    moments = ["--mean", "models/mdm/Mean.npy", "--std", "models/mdm/Std.npy", "--frames", "24", "--copy", "true"]
+    main(["import", "mdm", "models/mdm/model.pt", "runs/mdm", *moments])
+    (files / "model.pt").unlink()
+    x, sigma = torch.randn(2, 263, 24), torch.tensor(2.0)
+    torch.testing.assert_close(lg.load("runs/mdm")(x, sigma), expected(x, sigma))
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from lightning_guide.commands.guidance_files import build_guidances, read_guidances
 from lightning_guide.conditioning import drop_condition
 from lightning_guide.denoiser import Denoiser, Trajectory
 from lightning_guide.guidance.negatives import (
@@ -23,6 +26,7 @@ from lightning_guide.guidance.negatives import (
 )
 from lightning_guide.guidance.perturbation import Perturbation, Perturbed
 from lightning_guide.networks import MDM
+from lightning_guide.noise import KarrasGrid
 from lightning_guide.noise_schedule import NoiseSchedule
 from lightning_guide.preconditioning import Preconditioned, SamplePrediction
 from lightning_guide.samplers import DDIM, Euler
@@ -30,6 +34,7 @@ from lightning_guide.seeds import SampleSeeds
 from lightning_guide.utils.modules import names_of_layers
 from lightning_guide.utils.recipe import build
 
+FILES = sorted((Path(__file__).parent.parent / "configs/guidance").glob("*.yaml"))
 SHAPE = (7, 12)
 T = torch.tensor([0.0, 37.5, 999.0], dtype=torch.float64)
 
@@ -169,3 +174,49 @@ def test_samples_with_cosine_betas_from_the_highest_level() -> None:
     for sampler in (DDIM(10, eta=1.0), Euler(10)):
         x = sampler.sample(model, seeds=SampleSeeds(0, range(3)), condition=texts().float()).x
         assert x.shape == (3, *SHAPE) and bool(x.isfinite().all()) and float(x.abs().max()) < 10
+
+
+IMAGES_ALONE = {"fdg", "swg", "m_swg", "sag", "sag_masks"}
+
+
+class Models:
+    """A model, the same with weights far off, and prompts."""
+
+    def __init__(self) -> None:
+        self.main, self.other, self.prompts = denoiser().float(), denoiser().float(), torch.cat([texts(), -texts()])
+        with torch.no_grad():
+            for parameter in self.other.parameters():
+                parameter.mul_(1 + 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5)))
+        self.plain = self.sample(self.main)
+
+    def snapshot(self, **_: Any) -> Denoiser:
+        return self.other
+
+    def sample(self, model: Denoiser) -> Tensor:
+        sampler = Euler(KarrasGrid(2, sigma_min=0.3, sigma_max=5.0))
+        return sampler.sample(model, seeds=SampleSeeds(0, range(3)), condition=texts().float()).x
+
+
+@pytest.fixture(scope="module")
+def models() -> Models:
+    return Models()
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_guidance_guides_or_is_for_images(models: Models, file: Path) -> None:
+    for guidance in build_guidances(read_guidances([str(file)])).values():
+        if file.stem in IMAGES_ALONE:
+            with pytest.raises(ValueError, match="needs? images"):
+                models.sample(guidance.resolve(models))
+            continue
+        change = (models.sample(guidance.resolve(models)) - models.plain).abs().max() / models.plain.abs().max()
+        assert 1e-5 < float(change) < 100
+    assert torch.equal(models.sample(models.main), models.plain), "the positive network has changed"
+
+
+def test_every_weight_is_trained() -> None:
+    model = denoiser().float()
+    condition = drop_condition(texts().float(), torch.tensor([True, False, False]))
+    loss = (model(motions().float(), torch.tensor([0.1, 1.0, 30.0]), condition) - 1).square().mean()
+    loss.backward()
+    assert all(weight.grad is not None and weight.grad.any() for weight in model.parameters())
