@@ -97,6 +97,12 @@ def test_help_of_a_command_is_short_and_has_an_example(name: str) -> None:
         ("gallery a b --sede 1", "--sede is not an option of gallery; did you mean --seed?"),
         ("encode a b --vea.path x", "--vea.path is not an option of encode; did you mean --vae.path?"),
         ("sweep a --out b", "sweep needs SEARCH: file of the settings that vary"),
+        ("sweep --config none.yaml", "none.yaml does not exist; expected a YAML file"),
+        (
+            "tune configs none.yaml --budget 1 --out b",
+            "none.yaml does not exist; expected file of the settings that vary",
+        ),
+        ("report config", "config does not exist; did you mean configs?"),
         ("report a b c", "report takes RUN, but 3 words are given"),
         ("fit -c {digits} stray", "'stray' belongs to no option; expected --KEY VALUE"),
         ("fit -c {digits} {digits}", "belongs to no option; expected -c before each config"),

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from difflib import get_close_matches
+from pathlib import Path
 from typing import NoReturn
 
 from lightning_guide.cli.classes import check_arguments
@@ -14,10 +15,15 @@ from lightning_guide.cli.configs import check_configs, named_configs
 from lightning_guide.cli.help import command_help, overview, version
 from lightning_guide.cli.options import OF_PARSER, known_options, trainer_arguments
 from lightning_guide.cli.table import COMMANDS, read_signature
+from lightning_guide.utils.config_base import config_files
 from lightning_guide.utils.errors import nearest
+from lightning_guide.utils.files import read_node
 from lightning_guide.utils.shipped import find_config, with_shipped_configs
 
 __all__ = ["answer"]
+
+_EXISTING = ("run", "search", "base", "auxiliary")  # arguments of functions: places that exist,
+_WRITES_A_RUN = ("import", "pull")  # but not of these
 
 
 def answer(words: list[str]) -> list[str]:
@@ -104,6 +110,9 @@ def _check_options(name: str, words: list[str]) -> None:
 
 def _check_positionals(name: str, words: list[str]) -> list[str]:
     """Refuse a command of a function without its arguments, or with too many; the last may be a list of words."""
+    for file in named_configs(words):
+        for each in config_files(file):
+            read_node(each)
     if any(word.partition("=")[0] in ("--config", "--print_config") for word in words):
         return words
     expected = read_signature(COMMANDS[name].function).positionals
@@ -120,13 +129,26 @@ def _check_positionals(name: str, words: list[str]) -> list[str]:
             _refuse("", f"{name} needs --{each.name}: {each.help.rstrip('.')}", name)
     last = expected[-1].type
     listed = [words[i] for i in placed[len(expected) - 1 :]]
-    if last.startswith("list[") and not listed[0].startswith("["):
-        kept = [word for i, word in enumerate(words) if i not in placed]
-        return [*(words[i] for i in placed[: len(expected) - 1]), _listed(last, listed), *kept]
-    if len(listed) > 1:
+    if len(listed) > 1 and not last.startswith("list["):
         shown = " ".join(each.name.upper() for each in expected)
         _refuse("", f"{name} takes {shown}, but {len(placed)} words are given", name)
-    return words
+    if name not in _WRITES_A_RUN:
+        for argument, i in zip(expected, placed, strict=False):
+            if argument.name in _EXISTING:
+                _check_exists(Path(words[i]), argument.help.rstrip("."))
+    if not last.startswith("list[") or listed[0].startswith("["):
+        return words
+    kept = [word for i, word in enumerate(words) if i not in placed]
+    return [*(words[i] for i in placed[: len(expected) - 1]), _listed(last, listed), *kept]
+
+
+def _check_exists(place: Path, what: str) -> None:
+    """Refuse a path that does not exist, with the nearest one that does."""
+    if not place.exists():
+        near = nearest(place.name, [each.name for each in place.parent.glob("*")])
+        raise ValueError(
+            f"{place} does not exist; {f'did you mean {place.parent / near}?' if near else f'expected {what}'}"
+        )
 
 
 def _listed(kind: str, words: list[str]) -> str:
@@ -163,10 +185,8 @@ def _open_run(name: str, words: list[str]) -> list[str]:
             if not config.is_file():
                 raise ValueError(f"{place} holds no config.yaml; expected the folder of a run that fit has made")
             return ["-c", str(config), f"--trainer.default_root_dir={place}", *rest]
-        if not place.exists() and place.suffix not in (".yaml", ".yml"):
-            near = nearest(place.name, [each.name for each in place.parent.glob("*/")])
-            hint = f"did you mean {place.parent / near}?" if near else "expected the folder of a run, or a config"
-            raise ValueError(f"{place} does not exist; {hint}")
+        if place.suffix not in (".yaml", ".yml"):
+            _check_exists(place, "the folder of a run, or a config")
         return ["-c", str(place), *rest]
     if not any(word.startswith(("-c", "--config", "--model", "--data", "--trainer", "--print")) for word in words):
         _refuse("", f"{name} needs a config or the folder of a run, as lightning-guide {name} -c CONFIG", name)
