@@ -111,8 +111,8 @@ def _check_options(name: str, words: list[str]) -> None:
 def _check_positionals(name: str, words: list[str]) -> list[str]:
     """Refuse a command of a function without its arguments, or with too many; the last may be a list of words."""
     for file in named_configs(words):
-        for each in config_files(file):
-            read_node(each)
+        for path in config_files(file):
+            read_node(path)
     if any(word.partition("=")[0] in ("--config", "--print_config") for word in words):
         return words
     expected = read_signature(COMMANDS[name].function).positionals
