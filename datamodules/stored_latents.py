@@ -87,6 +87,12 @@ def _stat(path: Path) -> list[int]:
     return [found.st_size, found.st_mtime_ns]
 
 
+def _encoder(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return the recipe of an autoencoder without what only its decoder reads."""
+    arguments = {name: each for name, each in recipe.get("init_args", {}).items() if name != "tile"}
+    return recipe | {"init_args": arguments}
+
+
 def check_compatibility(
     folder: Path, vae: VariationalAutoencoder | None, mean: Sequence[float], std: Sequence[float]
 ) -> list[str]:
@@ -99,7 +105,7 @@ def check_compatibility(
         return []
     settings, inventory = read_record(folder / INVENTORY)
     found, made = [], settings.get("vae")
-    if vae is not None and made is not None and not equivalent(vae.recipe, made):
+    if vae is not None and made is not None and not equivalent(_encoder(vae.recipe), _encoder(made)):
         found.append(f"the latents in {folder} were encoded by {made} and are decoded by {vae.recipe}")
     own = inventory.get("mean", []), inventory.get("std", [])
     far = [

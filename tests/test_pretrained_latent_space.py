@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
+from datamodules.stored_latents import INVENTORY, check_compatibility
 from lightning_guide.guidance import DPS, LookAhead
 from lightning_guide.networks import EDM2UNet
 from lightning_guide.noise import KarrasGrid
@@ -57,6 +63,36 @@ def test_images_are_those_of_the_autoencoder_of_the_latents(space: LatentSpace) 
     torch.testing.assert_close(space.encode(z), x, rtol=1e-4, atol=1e-5)
     small = LatentSpace(space.vae, 0.1, 1 / (2 * 0.18215), decode_batch=2)
     torch.testing.assert_close(small(x), space(x), rtol=1e-5, atol=1e-6)
+
+
+def test_large_latents_are_decoded_in_tiles(space: LatentSpace) -> None:
+    whole: Any = space.vae
+    tiled = DiffusersVAE(whole.path, lowest=-1.0, tile=8)
+    z = torch.randn(2, 4, 16, 12, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(tiled.decode(z[..., :8, :8]), whole.decode(z[..., :8, :8]))  # one tile
+    found, expected = tiled.decode(z), whole.decode(z)
+    own = copy.deepcopy(whole.network())
+    own.enable_tiling()
+    own.tile_latent_min_size, own.tile_sample_min_size = 8, 16
+    assert torch.equal(found, (own.decode(z).sample + 1) / 2)
+    assert found.shape == expected.shape and not torch.equal(found, expected)
+    assert (found - expected).square().mean() < 0.6 * expected.var()  # each tile has its own normalization
+    assert torch.equal(tiled.encode(found), whole.encode(found))  # encoding is not tiled
+    at = z.clone().requires_grad_()
+    tiled.decode(at).sum().backward()
+    assert at.grad is not None and bool(at.grad.isfinite().all()) and at.grad.any()
+    for tile in (0, 6):
+        with pytest.raises(ValueError, match=f"tile is {tile}; expected a multiple of 4"):
+            DiffusersVAE(whole.path, tile=tile)
+
+
+def test_tiles_do_not_make_another_autoencoder(space: LatentSpace, tmp_path: Path) -> None:
+    whole: Any = space.vae
+    settings = {"vae": whole.recipe, "size": 16}
+    del settings["vae"]["init_args"]["tile"]  # of an older version
+    (tmp_path / INVENTORY).write_text(json.dumps({"settings": settings, "mean": [0.0] * 4, "std": [0.5] * 4}))
+    for vae, count in ((whole, 0), (DiffusersVAE(whole.path, lowest=-1.0, tile=8), 0), (DiffusersVAE(whole.path), 1)):
+        assert len(check_compatibility(tmp_path, vae, [0.0] * 4, [0.5] * 4)) == count
 
 
 def test_energy_of_decoded_latents_guides(space: LatentSpace) -> None:

@@ -127,21 +127,27 @@ class VariationalAutoencoder(Autoencoder):
 class DiffusersVAE(VariationalAutoencoder, FrozenNetwork):
     """`AutoencoderKL` of the diffusers library, loaded at first use."""
 
-    def __init__(self, path: str, *, subfolder: str | None = None, lowest: float = 0.0) -> None:
+    def __init__(
+        self, path: str, *, subfolder: str | None = None, lowest: float = 0.0, tile: int | None = None
+    ) -> None:
         """Choose the model.
 
         Args:
             path: folder written by `save_pretrained`, or a name on the Hugging Face hub.
             subfolder: folder inside of it, such as "vae".
             lowest: value of black for the model, with white 1: 0 as in EDM2's data, -1 for most models.
+            tile: larger latents are decoded in tiles of this side, overlapping by a quarter and blended by the library:
+                less memory for nearly the same image, since each tile has its own normalization. None: whole.
 
         Raises:
-            ValueError: if `lowest` is not below 1.
+            ValueError: if `lowest` is not below 1, or `tile` is no positive multiple of 4.
         """
         super().__init__()
         if not lowest < 1:
             raise ValueError(f"DiffusersVAE: lowest is {lowest}; expected the model's black, 0 or -1, below white, 1")
-        self.path, self.subfolder, self.lowest = path, subfolder, lowest
+        if tile is not None and (tile < 4 or tile % 4):
+            raise ValueError(f"DiffusersVAE: tile is {tile}; expected a multiple of 4, such as 64, or null")
+        self.path, self.subfolder, self.lowest, self.tile = path, subfolder, lowest, tile
 
     def posterior(self, x: Tensor) -> Posterior:
         """Return the posterior of images `x` (B, 3, H, W) in [0, 1].
@@ -158,7 +164,10 @@ class DiffusersVAE(VariationalAutoencoder, FrozenNetwork):
         Raises:
             ValueError: as `posterior`.
         """
-        return (self.network(z).decode(z).sample - self.lowest) / (1 - self.lowest)
+        network = self.network(z)
+        tiled = self.tile is not None and max(z.shape[2:]) > self.tile
+        images: Tensor = (network.tiled_decode(z) if tiled else network.decode(z)).sample
+        return (images - self.lowest) / (1 - self.lowest)
 
     def _load(self) -> nn.Module:
         try:
@@ -178,5 +187,8 @@ class DiffusersVAE(VariationalAutoencoder, FrozenNetwork):
             raise ValueError(f"no AutoencoderKL can be loaded from {self.path!r} (safetensors): {reason}") from None
         if wrong := sorted([*report["missing_keys"], *report["unexpected_keys"]]):
             raise ValueError(f"the weights of the AutoencoderKL in {self.path!r} do not fit its config: {wrong[0]}")
+        if self.tile is not None:
+            factor = 2 ** (len(model.config.block_out_channels) - 1)
+            model.tile_latent_min_size, model.tile_sample_min_size = self.tile, factor * self.tile
         loaded: nn.Module = model
         return loaded
