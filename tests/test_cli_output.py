@@ -66,6 +66,7 @@ def test_a_terminal_has_bars_with_the_names_of_evaluations(tmp_path: Path, proce
     found = states(text)
     shown = " | ".join(found)
     for name in (
+        "loads the libraries ...",
         "training  [#",
         "4/4 steps",
         "validate held-out loss",

@@ -13,6 +13,7 @@ from typing import Any
 
 from lightning_guide.cli.front import answer
 from lightning_guide.cli.table import COMMANDS
+from lightning_guide.utils.terminal import passing_line
 
 __all__ = ["COMMANDS", "GuideCLI", "main"]
 
@@ -29,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         sys.exit(f"lightning-guide: error: {error}")
     if words:
-        from lightning_guide.cli.run import run
+        with passing_line(f"{words[0]} loads the libraries ..."):
+            from lightning_guide.cli.run import run
 
         run(words)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-__all__ = ["Progress", "counted", "format_duration", "is_terminal", "plain_messages"]
+__all__ = ["Progress", "counted", "format_duration", "is_terminal", "passing_line", "plain_messages"]
 
 ERASE = "\r\x1b[2K"  # the line of a progress bar
 REDRAW = 0.1  # seconds between two states of a bar
@@ -30,6 +30,19 @@ HARMLESS = (
 def is_terminal(stream: TextIO) -> bool:
     """Return whether lines of `stream` can be rewritten: a terminal other than TERM=dumb."""
     return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+
+@contextmanager
+def passing_line(text: str) -> Iterator[None]:
+    """Show `text` on stderr for the time of the context; on a terminal alone, and by the first process of a run."""
+    shown = is_terminal(sys.stderr) and "LOCAL_RANK" not in os.environ
+    if shown:
+        print(text, end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if shown:
+            print(ERASE, end="", file=sys.stderr, flush=True)
 
 
 def format_duration(seconds: float) -> str:
