@@ -82,7 +82,7 @@ EXAMPLES = {
     "reconstruct": ["runs/digits/main 0.03 0.07 --images 1/2"],
     "neon": ["runs/digits/main runs/digits/on_samples --weight 1.5"],
     "import": ["diffusers PATH/TO/stable-diffusion-v1-5 runs/sd15", "edm2 edm2-img64-s-1073741-0.075.pkl runs/edm2-s"],
-    "export": ["runs/digits/main exported --sigma_rel 0.05"],
+    "export": ["runs/digits/main exported --sigma_rel 0.05", "runs/pretrained/sd15_lora loras/style --form lora"],
     "push": ["runs/digits/main OWNER/NAME"],
     "pull": ["OWNER/NAME runs/pulled"],
 }

@@ -54,7 +54,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "neon": Command(RUNS, "extrapolate from a model trained on samples", "lightning_guide.commands.averages:neon"),
     "import": Command(RUNS, "make a run of a published model", "lightning_guide.commands.import_model:import_model"),
-    "export": Command(RUNS, "write a model as safetensors and JSON", "lightning_guide.runs.hub:export"),
+    "export": Command(RUNS, "write a model for other tools, or a LoRA", "lightning_guide.commands.export:export"),
     "push": Command(RUNS, "upload a model to the Hugging Face Hub", "lightning_guide.runs.hub:push"),
     "pull": Command(RUNS, "make a run of a model on the Hugging Face Hub", "lightning_guide.runs.hub:pull"),
 }

@@ -13,55 +13,21 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from lightning_guide.denoiser import Denoiser, DerivedDenoiser, Models
 from lightning_guide.guidance.base import Reference
 from lightning_guide.network import Network
+from lightning_guide.optimization.low_rank_layers import LowRankSum, adapt, remove_last, sums_of
 from lightning_guide.origin import Origin, fingerprint, same_weights
+from lightning_guide.pretrained.diffusers_network import find_network
+from lightning_guide.pretrained.lora import Addition, find_lora, read_lora
+from lightning_guide.pretrained.lora_files import pipeline_of
 from lightning_guide.pretrained.source import load
 from lightning_guide.seeds import mix
 from lightning_guide.utils.modules import matching_names, names_of_layers, shallow_clone
 
 __all__ = ["LowRank"]
-
-
-class _LowRankSum(nn.Module):
-    """W -> W + factor (U V) reshaped, for a `weight` of shape (out, *); U and V are float32."""
-
-    def __init__(self, weight: Tensor, rank: int, factor: float, seed: int) -> None:
-        super().__init__()
-        size = weight[0].numel()
-        generator = torch.Generator().manual_seed(seed)
-        self.factor = factor
-        self.up = nn.Parameter(torch.zeros(len(weight), rank))
-        self.down = nn.Parameter(torch.randn(rank, size, generator=generator) / size**0.5)
-        self.to(weight.device)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        added = self.factor * (self.up @ self.down).reshape(weight.shape)
-        return (weight.to(torch.promote_types(weight.dtype, added.dtype)) + added).to(weight.dtype)
-
-
-def _linear(layer: Any, x: Tensor) -> Tensor:
-    """W x + b + c U (V x) of an adapted linear layer."""
-    sums = layer.parametrizations.weight
-    y = F.linear(x, sums.original, layer.bias)
-    for each in sums:
-        y = y + each.factor * F.linear(F.linear(x, each.down.to(x.dtype)), each.up.to(x.dtype))
-    return y
-
-
-def _convolution(layer: Any, x: Tensor) -> Tensor:
-    """W * x + b + c U (V * x) of an adapted convolution; V is one of the same kernel."""
-    sums = layer.parametrizations.weight
-    y = layer._conv_forward(x, sums.original, layer.bias)
-    for each in sums:
-        kernel = each.down.reshape(-1, *sums.original.shape[1:]).to(x.dtype)
-        y = y + each.factor * F.conv2d(layer._conv_forward(x, kernel, None), each.up[:, :, None, None].to(x.dtype))
-    return y
 
 
 class LowRank(DerivedDenoiser):
@@ -81,6 +47,7 @@ class LowRank(DerivedDenoiser):
         scale: float = 1.0,
         alpha: float | None = None,
         layers: Sequence[str] | str | None = "default",
+        lora: str | None = None,
         seed: int = 0,
     ) -> None:
         """Adapt `denoiser`, whose weights are shared and frozen; a reference is first replaced by its model, `resolve`.
@@ -92,11 +59,12 @@ class LowRank(DerivedDenoiser):
             alpha: the factor is scale alpha / r, as other tools write it; None: scale.
             layers: names of layers, or patterns with ``*``; "default": the projections of attention in networks of
                 diffusers, all in others; None: all with a weight of two axes or more.
+            lora: a LoRA file from which training starts, of rank r at most, as `lora` of `Pretrained`.
             seed: of V.
 
         Raises:
-            ValueError: if `rank` is below 1, a name has no match, no layer can be adapted, or the model cannot be
-                loaded.
+            ValueError: if `rank` is below 1, a name has no match, no layer can be adapted, the model cannot be loaded,
+                or `lora` does not fit it.
         """
         super().__init__()
         if rank < 1:
@@ -107,9 +75,14 @@ class LowRank(DerivedDenoiser):
             return
         model = _loaded(denoiser) if isinstance(denoiser, Origin) else denoiser
         self.denoiser = shallow_clone(model.requires_grad_(False))
-        self.adapted = [name for name, layer in self._chosen_layers() if self._adapt(name, layer)]
+        self.adapted = [
+            name for name, layer in self._chosen_layers() if adapt(layer, self.rank, self.factor, mix(seed, name))
+        ]
         if not self.adapted:
             raise ValueError(f"LowRank finds no layer of rank {rank} or more to adapt in a {type(model).__name__}")
+        if lora is not None:
+            self._start_from(lora)
+            self._arguments = self._arguments | {"lora": None}  # what is stored needs the file no more
         if model.origin is not None and model.origin.holds(model):
             self.denoiser.origin = model.origin
             self._arguments = self._arguments | {"denoiser": model.origin}
@@ -127,31 +100,48 @@ class LowRank(DerivedDenoiser):
         if layers == "default":
             layers = list(_projections(self.denoiser)) or None
         if layers is None:
-            return [(name, module) for name, module in modules.items() if not isinstance(module, _LowRankSum)]
+            return [(name, module) for name, module in modules.items() if not isinstance(module, LowRankSum)]
         patterns = [layers] if isinstance(layers, str) else layers
         return [(name, modules[name]) for name in names_of_layers(self.denoiser, patterns, "LowRank")]
 
-    def _adapt(self, name: str, layer: nn.Module) -> bool:
-        """Parametrize the weight of one layer, if it is large enough; return whether it was."""
-        stacked = _sums(layer)
-        weight = stacked.original if stacked is not None else layer._parameters.get("weight")
-        if weight is None or weight.ndim < 2 or min(len(weight), weight[0].numel()) < self.rank:
-            return False
-        kind = type(layer)
-        added = _LowRankSum(weight, self.rank, self.factor, mix(self.seed, name))
-        parametrize.register_parametrization(layer, "weight", added)
-        if kind is nn.Linear:
-            type(layer).forward = _linear  # of a class that belongs to this layer and its copies alone
-        elif kind is nn.Conv2d and layer.groups == 1:
-            type(layer).forward = _convolution
-        return True
+    def _start_from(self, place: str) -> None:
+        """Initialize U and V from a file."""
+        found = find_network(self.denoiser)
+        if found is None:
+            raise ValueError(f"lora={place} is for a network of diffusers, which this model does not have")
+        prefix, network = found
+        file, sums = find_lora(place), dict(self.additions())
+        for name, addition in read_lora(file, network.model, pipeline=pipeline_of(network)).items():
+            own = sums.get(f"{prefix}model.{name}")
+            if own is None:
+                raise ValueError(f"{file} changes {name}, which LowRank does not adapt; expected layers with it")
+            if len(addition.down) > self.rank:
+                raise ValueError(f"{file} changes {name} with rank {len(addition.down)}; LowRank has rank {self.rank}")
+            own.start(addition)
 
-    def additions(self) -> Iterator[tuple[str, _LowRankSum]]:
+    def additions(self) -> Iterator[tuple[str, LowRankSum]]:
         """Yield the names of the adapted layers in `denoiser` with their additions."""
         for name in self.adapted:
-            sums = _sums(self.denoiser.get_submodule(name))
+            sums = sums_of(self.denoiser.get_submodule(name))
             assert sums is not None
             yield name, sums[-1]
+
+    def merged_additions(self) -> dict[str, Addition]:
+        """Return the additions to each weight, all of one layer as one, by the names in `denoiser`.
+
+        Additions to a model that is adapted itself are concatenated: (U, U') (V, V') is their sum.
+        """
+        merged: dict[str, Addition] = {}
+        for name, layer in self.denoiser.named_modules():
+            if (sums := sums_of(layer)) is None:
+                continue
+            if len(sums) == 1:
+                up, down, factor = sums[0].up, sums[0].down, sums[0].factor
+            else:
+                up, factor = torch.cat([each.factor * each.up for each in sums], 1), 1.0
+                down = torch.cat([each.down for each in sums])
+            merged[name] = Addition(up.detach(), down.detach().reshape(len(down), *sums.original.shape[1:]), factor)
+        return merged
 
     @property
     def underlying(self) -> Denoiser:
@@ -165,14 +155,7 @@ class LowRank(DerivedDenoiser):
             return None
         tree = shallow_clone(self.denoiser)
         for name in self.adapted:
-            layer = tree.get_submodule(name)
-            sums: Any = _sums(layer)
-            if len(sums) > 1:
-                del sums[-1]
-            else:
-                layer.__class__ = type(layer).__bases__[0]
-                del layer.parametrizations
-                layer.register_parameter("weight", sums.original)
+            remove_last(tree.get_submodule(name))
         return tree
 
     def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -192,7 +175,7 @@ class LowRank(DerivedDenoiser):
 
     def _own(self) -> tuple[str, ...]:
         """Return the beginnings of the names of the additions."""
-        sums = ((name, _sums(self.denoiser.get_submodule(name))) for name in self.adapted)
+        sums = ((name, sums_of(self.denoiser.get_submodule(name))) for name in self.adapted)
         return tuple(f"denoiser.{name}.parametrizations.weight.{len(each or ()) - 1}." for name, each in sums)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
@@ -222,12 +205,6 @@ class LowRank(DerivedDenoiser):
             own = tuple(f"{prefix}{name}" for name in self._own())
             state_dict.update({name: each for name, each in model.items() if not name.startswith(own)})
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _sums(layer: Any) -> Any:
-    """Return the additions to the weight of a layer; None if it has none."""
-    sums = layer.parametrizations["weight"] if parametrize.is_parametrized(layer, "weight") else None
-    return sums if sums is not None and isinstance(sums[-1], _LowRankSum) else None
 
 
 def _projections(denoiser: Denoiser) -> Iterator[str]:

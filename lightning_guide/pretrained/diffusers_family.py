@@ -101,6 +101,10 @@ class Family:
     def adapt(self, model: Any) -> None:
         """Change a model in place so that methods find its parts; by default not at all."""
 
+    def published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weights of a model after `adapt` under the names that the library gives them."""
+        return dict(state)
+
     def parts(self, model: Any) -> Parts:
         """Return the name patterns of `Network.parts` in `model`."""
         raise NotImplementedError

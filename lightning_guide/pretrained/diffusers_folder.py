@@ -21,7 +21,7 @@ from lightning_guide.pretrained.diffusers_families import find_architecture
 from lightning_guide.pretrained.diffusers_network import DiffusersNetwork
 from lightning_guide.pretrained.latent_space import LatentSpace
 from lightning_guide.pretrained.loading import find_folder, read_object
-from lightning_guide.pretrained.lora import add_lora, find_lora
+from lightning_guide.pretrained.lora import add_lora, find_loras
 from lightning_guide.pretrained.schedulers import ScheduledSampling, scheduled_sampling
 from lightning_guide.pretrained.text_encoders import TextEncoders
 
@@ -159,8 +159,8 @@ class DiffusersFolder:
         *,
         empty: Tensor | None = None,
         dtype: str = "float32",
-        lora: str | None = None,
-        lora_scale: float = 1.0,
+        lora: str | Sequence[str] | None = None,
+        lora_scale: float | Sequence[float] = 1.0,
         **options: Any,
     ) -> DiffusersNetwork:
         """Return the network with its weights, `lora` added; `empty` (L, C) of `empty()`, `options` as of its class.
@@ -176,7 +176,7 @@ class DiffusersFolder:
             network = DiffusersNetwork(self.architecture, self.config, empty_length=length, **options)
         self._check_parts(network, 0 if empty is None else empty.shape[1])
         self._check_weights()
-        addition = None if lora is None else find_lora(lora)
+        additions = find_loras(lora, lora_scale)
         try:
             model, report = getattr(diffusers, self.architecture).from_pretrained(
                 self.part,
@@ -196,8 +196,8 @@ class DiffusersFolder:
                     + (f" and {len(names) - 1} more" if len(names) > 1 else "")
                     + f"; expected those of the {self.architecture} of its config.json"
                 )
-        if addition is not None:
-            add_lora(model, addition, scale=lora_scale, pipeline=self.index.get("_class_name"))
+        for addition, scale in additions:
+            add_lora(model, addition, scale=scale, pipeline=self.index.get("_class_name"))
         network.set_model(model)
         if empty is not None:
             network.empty.copy_(empty)
@@ -238,8 +238,8 @@ def read_diffusers(
     negative_prompt: str | None = None,
     data_shape: Sequence[int] | None = None,
     constants: Mapping[str, Any] | None = None,
-    lora: str | None = None,
-    lora_scale: float = 1.0,
+    lora: str | Sequence[str] | None = None,
+    lora_scale: float | Sequence[float] = 1.0,
     controlnet: Mapping[str, Any] | None = None,
 ) -> Denoiser:
     """Return the denoiser of a folder or a name on the hub; arguments as those of `Pretrained`.

@@ -16,7 +16,7 @@ from lightning_guide.networks.inputs import check_labels, check_size, check_toke
 from lightning_guide.pretrained.diffusers_attention import TokenGrid, add_cores, projections
 from lightning_guide.pretrained.diffusers_families import FAMILIES, find_architecture
 
-__all__ = ["DiffusersNetwork", "check_weights", "find_class"]
+__all__ = ["DiffusersNetwork", "check_weights", "find_class", "find_network"]
 
 
 class DiffusersNetwork(Network):
@@ -199,3 +199,11 @@ def check_weights(model: nn.Module, expected: Mapping[str, Tensor]) -> None:
         if here != there:
             kind = type(model).__name__
             raise ValueError(f"the weight {name} of the {kind} has the shape {here}; expected {there} by its config")
+
+
+def find_network(module: nn.Module) -> tuple[str, DiffusersNetwork] | None:
+    """Return the network of diffusers in `module` with the beginning of the names of its parts; None without one."""
+    for name, each in module.named_modules():
+        if isinstance(each, DiffusersNetwork):
+            return f"{name}." if name else "", each
+    return None

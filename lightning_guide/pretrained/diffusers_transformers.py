@@ -82,6 +82,14 @@ class DiT(Transformer):
         model.embedder.class_embedder.dropout_prob = 0.0
         model.embedder.time_proj.downscale_freq_shift = float(self.constants["downscale_freq_shift"])
 
+    def published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weights with a copy of the embedder in each block."""
+        shared = {name: each for name, each in state.items() if name.startswith("embedder.")}
+        found = {name: each for name, each in state.items() if name not in shared}
+        for i in range(self.config["num_layers"]):
+            found |= {f"transformer_blocks.{i}.norm1.emb.{n.removeprefix('embedder.')}": e for n, e in shared.items()}
+        return found
+
     def parts(self, model: Any) -> Parts:
         """Return the parts; labels have an embedding."""
         return super().parts(model) | {"label_embedding": ("model.embedder.class_embedder",)}

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lightning_guide.pretrained.loading import explain_hub
 from lightning_guide.utils.files import parse_json
 
-__all__ = ["add_lora", "find_lora"]
+__all__ = ["Addition", "add_lora", "find_lora", "find_loras", "read_lora"]
 
 FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 _FACTOR = re.compile(r"(.+?)[._]lora(?:_linear_layer)?[._](B|up|A|down)(?:\.default)?\.weight")
@@ -52,8 +52,38 @@ def find_lora(place: str, *, revision: str | None = None) -> Path:
         raise ValueError(f"the LoRA {explain_hub('/'.join(parts[:2]), error, revision=revision)}") from None
 
 
+def find_loras(places: str | Sequence[str] | None, scales: float | Sequence[float]) -> list[tuple[Path, float]]:
+    """Return the file of each LoRA and its factor; one factor serves all.
+
+    Raises:
+        ValueError: if there are as many of neither, or as `find_lora`.
+    """
+    names = [places] if isinstance(places, str) else list(places or ())
+    factors = list(scales) if isinstance(scales, Sequence) else [scales] * len(names)
+    if len(factors) != len(names):
+        raise ValueError(f"lora names {len(names)} and lora_scale {len(factors)}; expected one factor, or one for each")
+    return [(find_lora(name), float(factor)) for name, factor in zip(names, factors, strict=True)]
+
+
+class Addition(NamedTuple):
+    """Addition factor U V to one weight: U (out, r) and V (r, in, *)."""
+
+    up: Tensor
+    down: Tensor
+    factor: float
+
+
 def add_lora(model: nn.Module, file: Path, *, scale: float = 1.0, pipeline: str | None = None) -> None:
-    """Add the LoRA in `file` to the weights of `model`, a network of diffusers, in place.
+    """Add the LoRA in `file` to the weights of `model`, a network of diffusers, in place; see `read_lora`."""
+    for name, (up, down, factor) in read_lora(file, model, pipeline=pipeline).items():
+        weight = model.get_submodule(name).weight
+        assert isinstance(weight, Tensor)
+        with torch.no_grad():
+            weight.copy_(weight.float() + scale * factor * (up @ down.flatten(1)).reshape(weight.shape))
+
+
+def read_lora(file: Path, model: nn.Module, *, pipeline: str | None = None) -> dict[str, Addition]:
+    """Return the additions in `file` to weights of `model`, a network of diffusers, by the names of its modules.
 
     Additions to text encoders are left out, with a warning. `pipeline` reads the names of kohya's scripts.
 
@@ -70,21 +100,22 @@ def add_lora(model: nn.Module, file: Path, *, scale: float = 1.0, pipeline: str 
         if found is None:
             raise ValueError(f"{file} holds {name}, which is no low-rank addition to a weight; expected U and V alone")
         pairs.setdefault(found[1], {})["up" if found[2] in ("B", "up") else "down"] = tensor
+    additions: dict[str, Addition] = {}
     for name, pair in pairs.items():
-        weight = getattr(modules.get(name) or modules.get(_renamed(name)), "weight", None)
+        own = name if name in modules else _renamed(name)
+        weight = getattr(modules.get(own), "weight", None)
         if not isinstance(weight, Tensor):
             raise ValueError(f"{file} changes {name}, which the {type(model).__name__} does not have")
         if len(pair) < 2:
             raise ValueError(f"{file} holds one factor of {name} alone; expected two")
-        up, down = (pair[each].flatten(1).float() for each in ("up", "down"))
-        if (len(up), up.shape[1], down.shape[1]) != (len(weight), len(down), weight[0].numel()):
+        up, down = pair["up"].flatten(1).float(), pair["down"].float()
+        if (len(up), up.shape[1], down[0].numel()) != (len(weight), len(down), weight[0].numel()):
             raise ValueError(
                 f"the factors of {name} in {file} have the shapes {tuple(pair['up'].shape)} and "
                 f"{tuple(pair['down'].shape)}, which do not fit the weight {tuple(weight.shape)} of the network"
             )
-        factor = scale * alphas.get(name, float(len(down))) / len(down)
-        with torch.no_grad():
-            weight.copy_(weight.float() + factor * (up @ down).reshape(weight.shape))
+        additions[own] = Addition(up, down, alphas.get(name, float(len(down))) / len(down))
+    return additions
 
 
 def _read(file: Path, pipeline: str | None, model: Any) -> tuple[dict[str, Tensor], dict[str, float], str]:

@@ -50,8 +50,8 @@ def Pretrained(  # noqa: N802, the name by which configs know it
     negative_prompt: str | None = None,
     data_shape: Sequence[int] | None = None,
     constants: Mapping[str, Any] | None = None,
-    lora: str | None = None,
-    lora_scale: float = 1.0,
+    lora: str | Sequence[str] | None = None,
+    lora_scale: float | Sequence[float] = 1.0,
     controlnet: Mapping[str, Any] | None = None,
 ) -> Denoiser:
     """Return a published model, trainable, on the CPU; in configs the denoiser of a module, or a guider.
@@ -66,8 +66,8 @@ def Pretrained(  # noqa: N802, the name by which configs know it
         negative_prompt: text that is "no condition" instead of the model's own.
         data_shape: (C, H, W) of x, of motions (features, frames); default: as the model was trained.
         constants: numbers that belong to the model, such as SDXL's sizes; default: as published.
-        lora: low-rank additions to the weights: FILE.safetensors, a folder, or OWNER/NAME/FILE on the hub.
-        lora_scale: their factor.
+        lora: low-rank additions to the weights: FILE.safetensors, a folder, or OWNER/NAME/FILE on the hub; or several.
+        lora_scale: their factor, or a list with one for each.
         controlnet: a ControlNet beside the network: its `source` (folder or OWNER/NAME; default: that of a pipeline
             with one), the file of the control `image`, the same for all samples, and `scale`, the factor of its
             residuals, default 1.
