@@ -10,7 +10,7 @@ from lightning_guide.utils.modules import names_of_layers
 pytest.importorskip("diffusers", reason="needs the extra `pretrained`")
 pytest.importorskip("transformers", reason="needs the extra `pretrained`")
 
-from scripts.benchmarks.model_memory import LiveMemory, call_bytes  # noqa: E402
+from scripts.benchmarks.model_memory import LiveMemory, call_bytes, decode_bytes  # noqa: E402
 from scripts.lib.published_models import PUBLISHED, autoencoder, text_encoder  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
@@ -57,3 +57,9 @@ def test_memory_of_a_call_grows_with_the_batch() -> None:
     one, four = (call_bytes(network, batch=batch) for batch in (1, 4))
     largest = 2 * 256 * 32 * 32 * 2  # two feature maps of the widest level, in 16 bits
     assert largest < one and 3.9 < four / one <= 4.0
+
+
+def test_tiles_bound_the_memory_of_decoding() -> None:
+    whole, larger, tiled = decode_bytes(32), decode_bytes(64), decode_bytes(64, tile=32)
+    image = 4 * 3 * 512 * 512
+    assert 3.9 < larger / whole <= 4.0 and whole < tiled < whole + 3 * image

@@ -149,11 +149,11 @@ class DiffusersNetwork(Network):
             return tokens
         if not self.num_classes:
             return None
-        null, device = self.family.null_class, next(self.model.parameters()).device
+        null = self.family.null_class
         if condition is None:
-            condition = torch.full((batch,), -1, device=device)
+            condition = torch.full((batch,), -1, device="cpu")
         labels = check_labels(condition, self.num_classes, batch=batch, lowest=0 if null is None else -1)
-        return labels.to(device) if null is None else torch.where(labels < 0, null, labels).to(device)
+        return labels if null is None else torch.where(labels < 0, null, labels)
 
     def forward(self, x: Tensor, c_noise: Tensor, embedding: Tensor | None) -> Tensor:
         """Return F `(B, *data_shape)` for the scaled input `x`, the time `c_noise` (B,) and `embedding` of `embed`.
@@ -168,6 +168,7 @@ class DiffusersNetwork(Network):
         check_size(self.architecture, *x.shape[2:], stride=self.family.stride)
         self.grid.sides = tuple(x.shape[2:])
         x = x.to(next(self.model.parameters()).dtype)
+        embedding = None if embedding is None else embedding.to(x.device)
         return self.family.call(self.model, x, c_noise, embedding, **more)[:, : self.family.channels]
 
 

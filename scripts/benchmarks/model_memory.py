@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from lightning_guide.pretrained import DiffusersNetwork
 from scripts.lib.published_models import PUBLISHED, autoencoder, text_encoder
 
-__all__ = ["LiveMemory", "call_bytes", "main"]
+__all__ = ["LiveMemory", "call_bytes", "decode_bytes", "main"]
 
 GB = 1e9
 
@@ -79,6 +79,20 @@ def call_bytes(network: DiffusersNetwork, *, batch: int = 1, dtype: torch.dtype 
     return memory.peak
 
 
+@torch.no_grad()
+def decode_bytes(side: int, *, tile: int | None = None, dtype: torch.dtype = torch.float32) -> int:
+    """Return the most bytes beside the weights while Stable Diffusion's autoencoder decodes latents (1, 4, side, side).
+
+    `tile`: side of tiles of latents, as of `DiffusersVAE`.
+    """
+    model, z = autoencoder(4).to(dtype).eval(), torch.empty(1, 4, side, side, device="meta", dtype=dtype)
+    if tile is not None:
+        model.tile_latent_min_size, model.tile_sample_min_size = tile, 8 * tile
+    with _FusedAttention(), LiveMemory() as memory:
+        model.decode(z) if tile is None else model.tiled_decode(z)
+    return memory.peak
+
+
 def _bytes(module: nn.Module) -> float:
     return 2.0 * sum(weight.numel() for weight in module.parameters())
 
@@ -94,6 +108,9 @@ def main() -> None:
         sizes = [_bytes(network), texts, codec, call_bytes(network)]
         row = [f"{size / GB:.3g}" if size else "" for size in sizes]
         print("|", " | ".join([name, f"{published.parameters / 1e6:,.0f} M", *row]), "|")
+    for side, tile in ((64, None), (128, None), (128, 64)):
+        tiles = "" if tile is None else f" in tiles of {tile} x {tile}"
+        print(f"Decoding {side} x {side} latents{tiles}, 32 bits: {decode_bytes(side, tile=tile) / GB:.3g}")
 
 
 if __name__ == "__main__":
