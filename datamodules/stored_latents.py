@@ -88,8 +88,8 @@ def _stat(path: Path) -> list[int]:
 
 
 def _encoder(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Return the recipe of an autoencoder without what only its decoder reads."""
-    arguments = {name: each for name, each in recipe.get("init_args", {}).items() if name != "tile"}
+    """Return the recipe of an autoencoder without what latents of other settings can be decoded with."""
+    arguments = {name: each for name, each in recipe.get("init_args", {}).items() if name not in ("tile", "dtype")}
     return recipe | {"init_args": arguments}
 
 

@@ -244,7 +244,11 @@ def test_diffusers_interface(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """The interface of AutoencoderKL, by a fake; the real class is tested if diffusers is installed."""
 
     class AutoencoderKL(nn.Module):
-        device = torch.device("cpu")
+        device, dtype = torch.device("cpu"), torch.float32
+        config = SimpleNamespace(latent_channels=3)
+
+        def enable_gradient_checkpointing(self) -> None:
+            pass
 
         @classmethod
         def from_pretrained(cls, path: str, **options: Any) -> Any:

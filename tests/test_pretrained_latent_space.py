@@ -95,6 +95,51 @@ def test_tiles_do_not_make_another_autoencoder(space: LatentSpace, tmp_path: Pat
         assert len(check_compatibility(tmp_path, vae, [0.0] * 4, [0.5] * 4)) == count
 
 
+def gradient(space: LatentSpace, x: Tensor) -> tuple[Tensor, int]:
+    """Gradient of a function of images, and how many numbers were kept for it."""
+    at, kept = x.clone().requires_grad_(), 0
+
+    def pack(saved: Tensor) -> Tensor:
+        nonlocal kept
+        kept += saved.numel()
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+        value = space(at).square().sum()
+    (found,) = torch.autograd.grad(value, at)
+    return found, kept
+
+
+def test_gradients_recompute_the_decoder_with_the_same_result(space: LatentSpace) -> None:
+    whole: Any = space.vae
+    own = copy.deepcopy(space)
+    own.vae = copy.deepcopy(whole)  # type: ignore[assignment]
+    own.vae.network().disable_gradient_checkpointing()
+    x = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    small = LatentSpace(whole, 0.1, 1 / (2 * 0.18215), decode_batch=1)
+    (expected, stored), (blocks, fewer), (chunks, fewest) = (gradient(each, x) for each in (own, space, small))
+    torch.testing.assert_close(blocks, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(chunks, expected, rtol=1e-4, atol=1e-5)
+    assert fewer < 0.5 * stored and fewest < 0.5 * fewer, (stored, fewer, fewest)
+
+
+def test_a_decoder_in_half_precision_has_the_gradient_in_full(space: LatentSpace) -> None:
+    whole: Any = space.vae
+    half = LatentSpace(DiffusersVAE(whole.path, lowest=-1.0, dtype="bfloat16"), 0.1, 1 / (2 * 0.18215), decode_batch=2)
+    x = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    images, expected = half(x), space(x)
+    assert images.dtype == torch.float32 and not torch.equal(images, expected)
+    torch.testing.assert_close(images, expected, rtol=0.05, atol=0.05)
+    found, reference = gradient(half, x)[0], gradient(space, x)[0]
+    assert found.dtype == torch.float32 and torch.cosine_similarity(found.flatten(), reference.flatten(), 0) > 0.99
+    mean = half.vae.encode(expected.clamp(-1, 1) / 2 + 0.5)  # type: ignore[union-attr]
+    assert mean.dtype == torch.float32
+    with pytest.raises(ValueError, match="dtype is 'float16'; expected float32 or bfloat16"):
+        DiffusersVAE(whole.path, dtype="float16")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"decodes latents \(4, h, w\), got \(16, 8, 8\)"):
+        space(torch.zeros(1, 16, 8, 8))
+
+
 def test_energy_of_decoded_latents_guides(space: LatentSpace) -> None:
     energy = Decoded(SquaredDistance(0.8), space)
     plain, guided = draw(model()), draw(DPS(energy, 0.5, positive=model()))

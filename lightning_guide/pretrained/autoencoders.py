@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -125,10 +125,19 @@ class VariationalAutoencoder(Autoencoder):
 
 
 class DiffusersVAE(VariationalAutoencoder, FrozenNetwork):
-    """`AutoencoderKL` of the diffusers library, loaded at first use."""
+    """`AutoencoderKL` of the diffusers library, loaded at first use.
+
+    Gradients recompute the activations of its blocks, which takes a third more time and a fraction of the memory.
+    """
 
     def __init__(
-        self, path: str, *, subfolder: str | None = None, lowest: float = 0.0, tile: int | None = None
+        self,
+        path: str,
+        *,
+        subfolder: str | None = None,
+        lowest: float = 0.0,
+        tile: int | None = None,
+        dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         """Choose the model.
 
@@ -138,16 +147,20 @@ class DiffusersVAE(VariationalAutoencoder, FrozenNetwork):
             lowest: value of black for the model, with white 1: 0 as in EDM2's data, -1 for most models.
             tile: larger latents are decoded in tiles of this side, overlapping by a quarter and blended by the library:
                 less memory for nearly the same image, since each tile has its own normalization. None: whole.
+            dtype: precision of the network; images, latents and gradients stay float32. float16 is not offered: small
+                gradients vanish in it, and SDXL's autoencoder overflows.
 
         Raises:
-            ValueError: if `lowest` is not below 1, or `tile` is no positive multiple of 4.
+            ValueError: if `lowest` is not below 1, `tile` is no positive multiple of 4, or there is no such `dtype`.
         """
         super().__init__()
         if not lowest < 1:
             raise ValueError(f"DiffusersVAE: lowest is {lowest}; expected the model's black, 0 or -1, below white, 1")
         if tile is not None and (tile < 4 or tile % 4):
             raise ValueError(f"DiffusersVAE: tile is {tile}; expected a multiple of 4, such as 64, or null")
-        self.path, self.subfolder, self.lowest, self.tile = path, subfolder, lowest, tile
+        if dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"DiffusersVAE: dtype is {dtype!r}; expected float32 or bfloat16")
+        self.path, self.subfolder, self.lowest, self.tile, self.dtype = path, subfolder, lowest, tile, dtype
 
     def posterior(self, x: Tensor) -> Posterior:
         """Return the posterior of images `x` (B, 3, H, W) in [0, 1].
@@ -155,18 +168,24 @@ class DiffusersVAE(VariationalAutoencoder, FrozenNetwork):
         Raises:
             ValueError: if diffusers is not installed or the model cannot be loaded.
         """
-        gaussian = self.network(x).encode(self.lowest + (1 - self.lowest) * x).latent_dist
-        return Posterior(gaussian.mean, gaussian.std)
+        network = self.network(x)
+        gaussian = network.encode((self.lowest + (1 - self.lowest) * x).to(network.dtype)).latent_dist
+        return Posterior(gaussian.mean.to(x.dtype), gaussian.std.to(x.dtype))
 
     def decode(self, z: Tensor) -> Tensor:
         """Return images (B, 3, H, W), approximately in [0, 1], of the latents `z` (B, C, h, w).
 
         Raises:
-            ValueError: as `posterior`.
+            ValueError: as `posterior`, or if `z` has another number of channels.
         """
         network = self.network(z)
-        tiled = self.tile is not None and max(z.shape[2:]) > self.tile
-        images: Tensor = (network.tiled_decode(z) if tiled else network.decode(z)).sample
+        channels = network.config.latent_channels
+        if z.ndim != 4 or z.shape[1] != channels:
+            raise ValueError(
+                f"the autoencoder in {self.path} decodes latents ({channels}, h, w), got {tuple(z.shape[1:])}"
+            )
+        tiled, low = self.tile is not None and max(z.shape[2:]) > self.tile, z.to(network.dtype)
+        images: Tensor = (network.tiled_decode(low) if tiled else network.decode(low)).sample.to(z.dtype)
         return (images - self.lowest) / (1 - self.lowest)
 
     def _load(self) -> nn.Module:
@@ -190,5 +209,6 @@ class DiffusersVAE(VariationalAutoencoder, FrozenNetwork):
         if self.tile is not None:
             factor = 2 ** (len(model.config.block_out_channels) - 1)
             model.tile_latent_min_size, model.tile_sample_min_size = self.tile, factor * self.tile
-        loaded: nn.Module = model
+        model.enable_gradient_checkpointing()
+        loaded: nn.Module = model.to(getattr(torch, self.dtype))
         return loaded

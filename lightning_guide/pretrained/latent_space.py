@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lightning_guide.pretrained.autoencoders import VariationalAutoencoder
 from lightning_guide.utils.recipe import HasRecipe
@@ -49,7 +50,7 @@ class LatentSpace(HasRecipe, nn.Module):
             vae: the autoencoder; None: latents stay latents.
             mean: of the latents z, one number for each channel, or one for all.
             std: standard deviation of the latents z, likewise.
-            decode_batch: number of latents decoded in one call.
+            decode_batch: number of latents decoded in one call; gradients of more than one call recompute each.
 
         Raises:
             ValueError: if the numbers of means and deviations differ, one is not finite, a deviation is not positive,
@@ -84,9 +85,12 @@ class LatentSpace(HasRecipe, nn.Module):
             raise ValueError("LatentSpace decodes images by its vae, which is None here")
         if len(self.mean) not in (1, x.shape[1]):
             raise ValueError(f"these latents have {len(self.mean)} channels, got x of shape {tuple(x.shape)}")
-        vae = self.vae.to(x.device)
-        images = torch.cat([vae.decode(part) for part in self.latent(x).split(self.decode_batch)])
-        return 2 * images.to(x.dtype) - 1
+        decode, parts = self.vae.to(x.device).decode, self.latent(x).split(self.decode_batch)
+        if len(parts) > 1 and x.requires_grad:
+            images = [checkpoint(decode, part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+        else:
+            images = [decode(part) for part in parts]
+        return 2 * torch.cat(images).to(x.dtype) - 1
 
     def decode(self, x: Tensor) -> Tensor:
         """Decode x to images uint8 (B, 3, H, W), clipped; without an autoencoder to latents z, float32."""
