@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tests.test_objectives_text import CONFIG
+from tests.tiny_clip import write_clip
 
 
 class BiSeNet(nn.Module):
@@ -43,16 +42,13 @@ def no_network() -> int:
 
 def write_face_networks(side: int) -> None:
     """Write what configs of faces expect, for images of `side` pixels, to the working folder, and register a CLIP."""
-    import open_clip
-
     for folder in ("weights", "data"):
         Path(folder).mkdir()
     torch.manual_seed(0)
     torch.save(BiSeNet(19).state_dict(), "weights/parsing_bisenet.pth")
     torch.save(Sketcher().state_dict(), "weights/face_sketch.pth")
     np.save("data/faces.npy", np.random.default_rng(0).uniform(-1, 1, (2, 3, side, side)).astype(np.float32))
-    Path("tiny-test.json").write_text(json.dumps(CONFIG))
-    open_clip.add_model_config(Path("tiny-test.json"))
+    write_clip(Path())
 
 
 def smaller(settings: Any) -> Any:
