@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datamodules.base import DiffusionData
 from datamodules.base_images import ImageData, RecordImages
+from datamodules.buckets import AspectBuckets
+from datamodules.captioned_images import CaptionedImages
 from datamodules.commands.convert import ImageArchive
 from datamodules.digit_captions import DigitCaptions
 from datamodules.digits import Digits
@@ -23,6 +25,8 @@ from datamodules.stream import Stream
 from datamodules.text_prompts import MotionPrompts, Prompts, TypedPrompts
 
 __all__ = [
+    "AspectBuckets",
+    "CaptionedImages",
     "DiffusionData",
     "DigitCaptions",
     "Digits",

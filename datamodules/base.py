@@ -22,7 +22,7 @@ from datamodules.stream import Stream, split_evenly
 from lightning_guide.data import Batch, Prompts, SampleBatch, SampleSource
 from lightning_guide.runs.class_names import check_class_names, read_class_names, write_class_names
 
-__all__ = ["DiffusionData"]
+__all__ = ["DiffusionData", "OnDevice"]
 
 
 class DiffusionData(pl.LightningDataModule, ABC):
@@ -145,7 +145,7 @@ class DiffusionData(pl.LightningDataModule, ABC):
         """Return batches of the full training set on `device`, in stored form and order, the same on every process."""
         examples = self.training()
         split = split_evenly(len(examples), 512)
-        return _OnDevice(self._loader(self.in_order(examples), split, self._workers(examples)), device)
+        return OnDevice(self._loader(self.in_order(examples), split, self._workers(examples)), device)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return endless batches of the training stream, from the images seen by the module onwards."""
@@ -227,7 +227,7 @@ class DiffusionData(pl.LightningDataModule, ABC):
         return self.trainer.global_rank, self.trainer.world_size
 
 
-class _OnDevice:
+class OnDevice:
     """Batches of a loader, moved to a device; can be iterated more than once."""
 
     def __init__(self, batches: Iterable[Batch], device: torch.device) -> None:

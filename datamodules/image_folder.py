@@ -13,7 +13,7 @@ from datamodules.storage.image_files import ImageFiles, image_files
 from datamodules.storage.labels import LabeledNames, labels_of, shown
 from lightning_guide.seeds import mix
 
-__all__ = ["FileExamples", "ImageFolder"]
+__all__ = ["FileExamples", "ImageFolder", "held_out"]
 
 
 class FileExamples(RecordExamples):
@@ -104,7 +104,7 @@ class ImageFolder(RecordImages):
             there = labels_of(other, found.classes if num_classes > 0 else None)
             self._files = {"train": (files, found.images, found.labels), "heldout": (other, there.images, there.labels)}
         else:
-            apart = _held_out(found.images, heldout, place=str(files.place))
+            apart = held_out(found.images, heldout, place=str(files.place))
             kept = [name for name in found.images if name not in apart]
             held = [name for name in found.images if name in apart]
             self._files = {"train": (files, kept, found.labels), "heldout": (files, held, found.labels)}
@@ -143,7 +143,7 @@ def _check_classes(files: ImageFiles, found: LabeledNames, num_classes: int) -> 
         raise ValueError(f"{files.place} has {names}; num_classes is {num_classes}")
 
 
-def _held_out(names: Sequence[str], share: float, *, place: str) -> set[str]:
+def held_out(names: Sequence[str], share: float, *, place: str) -> set[str]:
     """Return the names that are held out: those of the smallest hashes, at least one, and not all."""
     if len(names) == 1:
         raise ValueError(f"{place} holds one image; expected at least two, to hold out a share of {share:g}")

@@ -13,10 +13,10 @@ from lightning_guide.data import Batch
 from lightning_guide.pretrained.autoencoders import VariationalAutoencoder
 from lightning_guide.pretrained.latent_space import IMAGENET_MEAN, IMAGENET_STD, LatentSpace
 
-__all__ = ["NoData"]
+__all__ = ["NoData", "NoExamples"]
 
 
-class _Empty(Examples):
+class NoExamples(Examples):
     """No examples."""
 
     labeled, in_memory = False, True
@@ -90,7 +90,7 @@ class NoData(DiffusionData):
 
     def heldout(self) -> Examples:
         """Return an empty set: a validation then consists of its sampling loops."""
-        return _Empty()
+        return NoExamples()
 
     def encode(self, raw: Tensor) -> Tensor:
         """Return x = raw / 127.5 - 1 of images, float32; other data unchanged."""

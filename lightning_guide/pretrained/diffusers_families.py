@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_guide.pretrained.diffusers_family import Family, Parts, dropout_layers
@@ -76,13 +77,17 @@ class UNet2DCondition(UNet2D):
         """Return SDXL's sizes: of the original image, the corner of the crop, and the target size."""
         if self.config["addition_embed_type"] != "text_time":
             return {}
-        height, width = 8.0 * self.size[0], 8.0 * self.size[1]
-        ids = given.get("time_ids", (height, width, 0.0, 0.0, height, width))
+        count = len(given.get("time_ids") or self._of_size("time_ids", 1, 1))
         self.vector = self.config["projection_class_embeddings_input_dim"]
-        self.vector -= len(ids) * self.config["addition_time_embed_dim"]
+        self.vector -= count * self.config["addition_time_embed_dim"]
         if self.vector <= 0:
-            self.refuse(f"{len(ids)} time_ids", "fewer, by its projection_class_embeddings_input_dim")
-        return {"time_ids": ids}
+            self.refuse(f"{count} time_ids", "fewer, by its projection_class_embeddings_input_dim")
+        self.sizes = count if self.token_channels - self.vector >= count else 0
+        return {"time_ids": None}
+
+    def _of_size(self, name: str, height: int, width: int) -> tuple[float, ...]:
+        """Return the sizes of an image that is not cropped."""
+        return 8.0 * height, 8.0 * width, 0.0, 0.0, 8.0 * height, 8.0 * width
 
     def arguments(self, x: Tensor, embedding: Tensor | None) -> dict[str, Any]:
         """Return the tokens, with the pooled vector and the sizes."""
@@ -90,7 +95,11 @@ class UNet2DCondition(UNet2D):
         pooled, tokens = self.split(embedding, x)
         if not self.vector:
             return {"encoder_hidden_states": tokens}
-        added = {"text_embeds": pooled, "time_ids": self.constant("time_ids", x)}
+        ids = self.constant("time_ids", x)
+        if self.sizes:
+            given = embedding[:, 0, -self.sizes :].to(ids)
+            ids = torch.where(given.any(dim=1, keepdim=True), given, ids)
+        added = {"text_embeds": pooled, "time_ids": ids}
         return {"encoder_hidden_states": tokens, "added_cond_kwargs": added}
 
 

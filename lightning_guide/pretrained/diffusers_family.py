@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Family", "Parts", "dropout_layers"]
+__all__ = ["Family", "Parts", "add_sizes", "dropout_layers"]
 
 Parts = dict[str, tuple[str, ...]]
 
@@ -24,8 +24,9 @@ class Family:
         null_class: index of "no condition" in the table of labels; None if the network has none.
         token_channels: C of tokens.
         vector: length of the pooled vector in the first row of the tokens, 0 for none.
+        sizes: number of sizes of an image that the end of the first row may hold (`add_sizes`), 0 for none.
         masked: whether tokens of zeros are masked, so that their number is free.
-        constants: numbers that belong to the model, by name.
+        constants: numbers that belong to the model, by name; None for those that follow from the size of x.
     """
 
     stride: int = 1
@@ -33,6 +34,7 @@ class Family:
     null_class: int | None = None
     token_channels: int = 0
     vector: int = 0
+    sizes: int = 0
     masked: ClassVar[bool] = False
 
     def __init__(self, name: str, config: Mapping[str, Any], size: Sequence[int] | None, **constants: Any) -> None:
@@ -56,7 +58,7 @@ class Family:
         self.constants |= constants
         if self.vector > self.token_channels:
             self.refuse(f"a pooled vector of {self.vector} numbers", f"at most {self.token_channels}, those of a token")
-        self._copies: dict[tuple[str, torch.device], Tensor] = {}
+        self._copies: dict[tuple[str, tuple[int, ...], torch.device], Tensor] = {}
 
     def _channels(self, inside: int, outside: int | None) -> tuple[int, int]:
         """Return the channels of x and of the output."""
@@ -83,12 +85,25 @@ class Family:
             if self.config.get(key) not in allowed:
                 self.refuse(f"{key}={self.config[key]!r}", " or ".join(map(repr, allowed)))
 
+    def _of_size(self, name: str, height: int, width: int) -> Any:
+        """Return the constant `name` of x (C, height, width), if it follows from them."""
+        raise NotImplementedError
+
     def constant(self, name: str, like: Tensor) -> Tensor:
         """Return the numbers of a constant for each sample of `like`, float32 (B, *), copied to its device once."""
-        key = (name, like.device)
+        key = (name, tuple(like.shape[2:]), like.device)
         if key not in self._copies:
-            self._copies[key] = torch.tensor(self.constants[name], dtype=torch.float32, device=like.device)
+            numbers = self.constants[name]
+            numbers = self._of_size(name, *key[1]) if numbers is None else numbers
+            self._copies[key] = torch.tensor(numbers, dtype=torch.float32, device=like.device)
         return self._copies[key].expand(len(like), *self._copies[key].shape)
+
+    def with_sizes(self, tokens: Tensor, condition: Tensor) -> Tensor:
+        """Return `tokens` with the sizes of `condition`, both (B, L, C), which no perturbation of tokens may change."""
+        if not self.sizes:
+            return tokens
+        first = torch.cat([tokens[:, :1, : -self.sizes], condition[:, :1, -self.sizes :]], dim=2)
+        return torch.cat([first, tokens[:, 1:]], dim=1)
 
     def split(self, embedding: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the pooled vector (B, vector) and the tokens (B, L, C) of `embedding`, in the dtype of `x`."""
@@ -121,6 +136,17 @@ class Family:
         """Return the output (B, C, H, W), or with twice the channels, for `x` in the dtype of the model."""
         output: Tensor = model(x, timestep=t, **self.arguments(x, embedding), **more).sample
         return output
+
+
+def add_sizes(tokens: Tensor, sizes: Tensor) -> Tensor:
+    """Return `tokens` (L, C) with the six `sizes` of an image at the end of the first row, the padded pooled vector.
+
+    They are height and width of the original, top and left of the crop, height and width of the crop: SDXL's
+    conditions on sizes, https://arxiv.org/abs/2307.01952, section 2.2. Zeros there mean none.
+    """
+    tokens = tokens.clone()
+    tokens[0, -len(sizes) :] = sizes.to(tokens)
+    return tokens
 
 
 def dropout_layers(model: nn.Module, *, inside: str) -> Parts:

@@ -90,6 +90,19 @@ class DiffusersFolder:
         """Whether x are latents of an autoencoder in the folder."""
         return (self.folder / "vae" / "config.json").is_file()
 
+    @property
+    def factor(self) -> int:
+        """Side of an image over that of its x: 8 for most autoencoders, 1 for x that are images."""
+        if not self.has_vae:
+            return 1
+        blocks = read_object(self.folder / "vae" / "config.json").get("block_out_channels", (64,))
+        return int(2 ** (len(blocks) - 1))
+
+    @property
+    def reads_sizes(self) -> bool:
+        """Whether the network is conditioned on the sizes of each image and its crop, as SDXL is."""
+        return self.config.get("addition_embed_type") == "text_time"
+
     def scheduled(self, num_steps: int = 20, *, data_shape: Sequence[int] | None = None) -> ScheduledSampling:
         """Return how the scheduler of the folder reads and samples the model.
 

@@ -24,7 +24,8 @@ class DiffusersNetwork(Network):
 
     Texts are tokens (B, L, C). A pooled vector is their first row, padded with zeros to C. Samples without any token
     get the buffer `empty` (L, C): the output of the text encoder for the empty prompt, or for a negative one. Numbers
-    that belong to the model, such as the sizes that SDXL is conditioned on, are `constants`.
+    that belong to the model, such as the sizes that SDXL is conditioned on, are `constants`; the first row can hold the
+    sizes of each image instead (`add_sizes`).
 
     The network computes in the precision of its weights; the time stays float32. Predicted variances are left out.
     Submodules: ``model``, and ``tokens``, the identity through which all tokens pass.
@@ -145,8 +146,8 @@ class DiffusersNetwork(Network):
                         f"a text has {condition.shape[1]} tokens; {self.architecture} has no mask for them and expects "
                         f"as many as of no condition, {len(self.empty)}"
                     )
-            tokens: Tensor = self.tokens(fill_empty(condition, self.empty, batch))
-            return tokens
+            rows = fill_empty(condition, self.empty, batch)
+            return self.family.with_sizes(self.tokens(rows), rows)
         if not self.num_classes:
             return None
         null = self.family.null_class

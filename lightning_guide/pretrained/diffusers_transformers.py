@@ -115,9 +115,10 @@ class PixArt(Transformer):
         self.additional = config["sample_size"] == 128 if additional is None else additional
 
     def _defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        height, width = self.size
-        sizes = {"resolution": (8.0 * height, 8.0 * width), "aspect_ratio": (height / width,)}
-        return sizes if self.additional else {}
+        return {"resolution": None, "aspect_ratio": None} if self.additional else {}
+
+    def _of_size(self, name: str, height: int, width: int) -> tuple[float, ...]:
+        return (8.0 * height, 8.0 * width) if name == "resolution" else (height / width,)
 
     def parts(self, model: Any) -> Parts:
         """Return the parts, with block 1 for attention, as in the library's pipeline for PAG."""

@@ -19,6 +19,7 @@ __all__ = [
     "clip_input",
     "clip_model",
     "explain_hub",
+    "files_of",
     "find_folder",
     "read_object",
     "read_weights",
@@ -58,6 +59,13 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected a JSON object, as diffusers writes it")
     return content
+
+
+def files_of(folder: Path, parts: Sequence[str]) -> list[tuple[str, int, int]]:
+    """Return name, size and time of the last change of all files in the subfolders `parts`, which identify a model."""
+    files = sorted(path for part in parts for path in (folder / part).rglob("*") if path.is_file())
+    stats = [(path.relative_to(folder).as_posix(), path.stat()) for path in files]
+    return [(name, found.st_size, found.st_mtime_ns) for name, found in stats]
 
 
 def explain_hub(name: str, error: Exception, *, revision: str | None = None) -> str:

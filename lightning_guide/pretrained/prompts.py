@@ -16,7 +16,12 @@ from lightning_guide.conditioning import token_mask
 from lightning_guide.utils.arrays import read_array
 from lightning_guide.utils.files import atomic
 
-__all__ = ["CachedPrompts", "Encoders", "half_precision", "read_prompts"]
+__all__ = ["CachedPrompts", "Encoders", "cache_folder", "half_precision", "read_prompts"]
+
+
+def cache_folder() -> Path:
+    """Return the folder that LIGHTNING_GUIDE_CACHE names in the environment, else ~/.cache/lightning_guide."""
+    return Path(os.environ.get("LIGHTNING_GUIDE_CACHE") or "~/.cache/lightning_guide").expanduser()
 
 
 def read_prompts(prompts: Sequence[str] | str) -> list[str]:
@@ -74,9 +79,8 @@ class Encoders(Protocol):
 class CachedPrompts:
     """Embeddings (P, L, C) of texts, encoded at most once on a machine; rows are read when they are needed.
 
-    `folder` holds one npy file (L, C) for each encoder (`identity`) and text; default: `prompts` in the
-    folder that LIGHTNING_GUIDE_CACHE names in the environment, else in ~/.cache/lightning_guide. Numbers are float16,
-    or float32 if the embeddings are to be `exact`.
+    `folder` holds one npy file (L, C) for each encoder (`identity`) and text; default: `prompts` in `cache_folder()`.
+    Numbers are float16, or float32 if the embeddings are to be `exact`.
 
     Attributes:
         texts: the prompts.
@@ -92,8 +96,7 @@ class CachedPrompts:
     ) -> None:
         """Choose texts; nothing is encoded or read before it is needed."""
         self.texts, self.exact, self._encoders = list(texts), exact, encoders
-        cache = Path(os.environ.get("LIGHTNING_GUIDE_CACHE") or "~/.cache/lightning_guide")
-        self.folder = Path(folder or cache / "prompts").expanduser() / encoders.identity
+        self.folder = Path(folder or cache_folder() / "prompts").expanduser() / encoders.identity
 
     def __len__(self) -> int:
         """Return P."""

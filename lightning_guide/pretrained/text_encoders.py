@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lightning_guide.pretrained.loading import find_folder, read_object
+from lightning_guide.pretrained.loading import files_of, find_folder, read_object
 from lightning_guide.pretrained.prompts import CachedPrompts
 from lightning_guide.pretrained.text_families import FAMILIES
 from lightning_guide.runs.sampling import find_device
@@ -34,6 +34,7 @@ class TextEncoders:
         pipeline: name of the pipeline.
     """
 
+    NAMED = 3  # prompts that are named when they are cut
     ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
 
     def __init__(
@@ -76,10 +77,8 @@ class TextEncoders:
     @property
     def identity(self) -> str:
         """Hash of the pipeline and of the names, sizes and times of change of all files of encoders and tokenizers."""
-        files = sorted(path for part in self.parts for path in (self.folder / part).rglob("*") if path.is_file())
-        stats = [(path.relative_to(self.folder).as_posix(), path.stat()) for path in files]
         cleans = bool(find_spec("bs4") and find_spec("ftfy"))
-        described = [self.pipeline, self.dtype, cleans, [(name, s.st_size, s.st_mtime_ns) for name, s in stats]]
+        described = [self.pipeline, self.dtype, cleans, files_of(self.folder, self.parts)]
         described += [self.variant] if self.variant else []
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:24]
 
@@ -175,15 +174,21 @@ class TextEncoders:
         tokenizer = getattr(pipe, self._family.tokenizer)
         if tokenizer is None:  # SD3 without T5
             tokenizer, most = pipe.tokenizer, pipe.tokenizer.model_max_length
+        cut = 0
         for number, text in enumerate(prompts):
             tokens = tokenizer(text, truncation=False, verbose=False).input_ids
-            if len(tokens) > most:
+            cut += len(tokens) > most
+            if len(tokens) > most and cut <= self.NAMED:
                 read = tokenizer.decode(tokens[: most - 1], skip_special_tokens=True)
                 warnings.warn(
                     f"prompt {number}, {text[:40]!r}..., has {len(tokens)} tokens, of which {self.pipeline} reads "
                     f"{most}: it is cut after {read[-40:]!r}",
                     stacklevel=4,
                 )
+        if cut > self.NAMED:
+            warnings.warn(
+                f"{cut - self.NAMED} more of {len(prompts)} prompts are cut after {most} tokens", stacklevel=4
+            )
 
 
 def encode_prompts(
