@@ -15,6 +15,8 @@ SERVER = """
 import importlib, json, os, signal, sys, time, traceback
 import torch, lightning.pytorch, tests.runs
 torch.set_num_threads(1)  # no pool of threads, which a fork would not have
+for name in sys.argv[1:]:
+    importlib.import_module(name)
 print("ready", flush=True)
 for line in sys.stdin:
     request = json.loads(line)
@@ -64,10 +66,11 @@ Function = tuple[str, str]
 class Processes:
     """Starts calls of functions (module, name), each in its own process and process group, and waits for them."""
 
-    def __init__(self) -> None:
+    def __init__(self, *modules: str) -> None:
+        """Start the server, which imports `modules` as well."""
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
-        self._server = subprocess.Popen([sys.executable, "-c", SERVER], env=environment, **pipes)
+        self._server = subprocess.Popen([sys.executable, "-c", SERVER, *modules], env=environment, **pipes)
         assert self._read() == "ready"
 
     def start(

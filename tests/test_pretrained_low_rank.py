@@ -17,7 +17,7 @@ from lightning_guide.cli import main
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance import Snapshot, Unadapted
 from lightning_guide.optimization import LowRank
-from lightning_guide.runs.models import RunModels
+from lightning_guide.runs.models import RunModels, pretrained
 from lightning_guide.training.sharding import clone_sharded
 from tests.runs import checkpoint
 from tests.test_pretrained_training import config, fit, published
@@ -231,3 +231,23 @@ def test_guiders_share_the_weights_of_the_model(run: Path, folder: Path) -> None
         ValueError, match="Unadapted is a LowRank model without its additions; .* Preconditioned, has n"
     ):
         Unadapted().resolve(RunModels(plain, run=run, device=torch.device("cpu")))
+
+
+def test_a_run_is_evaluated_after_its_model_was_moved(folder: Path, run: Path, tmp_path: Path) -> None:
+    """The config names the new place; the weights are those of the snapshots by their fingerprint."""
+    moved_to = tmp_path / "elsewhere"
+    folder.rename(moved_to)
+    try:
+        place = ["--model.denoiser.init_args.denoiser.init_args.source", f"diffusers:{moved_to}"]
+        copied = shutil.copytree(run, tmp_path / "run")
+        main(["validate", str(copied), *place])
+    finally:
+        moved_to.rename(folder)
+
+
+def test_the_additions_of_a_run_are_trained_further(run: Path) -> None:
+    """Not the model under them, whose weights no checkpoint holds."""
+    model = pretrained(str(run))
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert trained and all(name.endswith((".up", ".down")) for name in trained)
+    assert {name for name, weight in model.requires_grad_(False).named_parameters() if weight.requires_grad} == set()

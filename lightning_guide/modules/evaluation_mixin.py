@@ -182,7 +182,8 @@ class EvaluatedModule(ShardedTraining):
         if self.average is None or self.trainer.sanity_checking:  # nothing is averaged before the first step
             return unshard(self.denoiser)
         if not self._fitting:
-            return finished_model(self._run, self.images, self.average).to(self.device)
+            shared = [] if (model := self.denoiser.unadapted) is None else [model]
+            return finished_model(self._run, self.images, self.average, shared=shared).to(self.device)
         return find_average(self.trainer.callbacks, self.average).live(self.average)  # type: ignore[attr-defined]
 
     def on_validation_epoch_start(self) -> None:

@@ -70,6 +70,7 @@ class LowRank(DerivedDenoiser):
         if rank < 1:
             raise ValueError(f"LowRank needs rank >= 1, got {rank}")
         self.rank, self.scale, self.alpha, self.layers, self.seed = rank, scale, alpha, layers, seed
+        self.adapted: list[str] = []
         if isinstance(denoiser, Reference):
             self.denoiser: Denoiser = denoiser
             return
@@ -87,6 +88,12 @@ class LowRank(DerivedDenoiser):
             self.denoiser.origin = model.origin
             self._arguments = self._arguments | {"denoiser": model.origin}
             self.register_buffer("base", fingerprint(model))
+
+    def requires_grad_(self, requires_grad: bool = True) -> LowRank:
+        """Set whether the additions are trained; the model under them never is."""
+        for _, added in self.additions():
+            added.requires_grad_(requires_grad)
+        return self
 
     @property
     def factor(self) -> float:

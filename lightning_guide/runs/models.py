@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -75,9 +75,15 @@ def open_snapshots(run: str | Path) -> SnapshotStore:
 
 
 def finished_model(
-    run: str | Path, images: int | float | str | None = None, average: Average | float | str = 0.05
+    run: str | Path,
+    images: int | float | str | None = None,
+    average: Average | float | str = 0.05,
+    *,
+    shared: Sequence[Denoiser] = (),
 ) -> Denoiser:
     """Return one average of a run after `images` (None: at its newest snapshot), frozen, on the CPU.
+
+    Low-rank additions to a model in `shared` share its weights, where they are.
 
     `average` is a width sigma_rel, or "half_life" for that of `callbacks.HalfLifeEMA`, which has a store of its own.
 
@@ -90,7 +96,7 @@ def finished_model(
     width = chosen.sigma_rel
     if width is None:  # stored under the width that its profile had at that time
         width = next((entry.sigma_rel for entry in store.entries() if entry.images == count), 0.05)
-    model = store.guider(images=count, sigma_rel=width)
+    model = store.guider(images=count, sigma_rel=width, shared=shared)
     model.origin = Origin.of(model, str(run), images=count, sigma_rel=chosen.value)
     model.class_names = read_class_names(run)
     return model

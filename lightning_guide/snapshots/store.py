@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.ema import gamma
+from lightning_guide.origin import same_weights
 from lightning_guide.snapshots.file import Metadata, read, read_metadata, write
 from lightning_guide.snapshots.index import SnapshotIndex
 from lightning_guide.snapshots.names import (
@@ -193,8 +194,8 @@ class SnapshotStore:
     ) -> Denoiser:
         """The denoiser that the recipe of the snapshot describes, with these weights; frozen, in eval mode, on the CPU.
 
-        The global random state is left as it was. Low-rank additions to one of the models in `shared` share its
-        weights, where they are, instead of loading them again.
+        The global random state is left as it was. Low-rank additions to one of the models in `shared`, by its
+        fingerprint, share its weights, where they are, instead of loading them again.
 
         Raises:
             SnapshotMissing: as `reconstruct`.
@@ -202,8 +203,7 @@ class SnapshotStore:
         """
         ((tensors, metadata),) = self._rebuild([(images, sigma_rel)], until, max_error)
         with torch.random.fork_rng(devices=[]):
-            known = {key_of(model.origin.recipe): model for model in shared if model.origin is not None}
-            denoiser = build(metadata.recipe, known)
+            denoiser = build(metadata.recipe, _found_again(metadata.recipe, tensors, shared))
         if not isinstance(denoiser, Denoiser):
             raise ValueError(f"the snapshots in {self.folder} hold a {type(denoiser).__name__}, expected a Denoiser")
         needed = {name: tuple(tensor.shape) for name, tensor in denoiser.state_dict().items()}
@@ -258,3 +258,14 @@ class SnapshotStore:
         at = f" at images={until}" if until is not None else ""
         message = f"no snapshot of {what} in {self.folder}{when}{at}; {available(entries)}"
         return SnapshotMissing(message, not_yet=not_yet)
+
+
+def _found_again(
+    recipe: Mapping[str, Any], tensors: Mapping[str, Tensor], shared: Sequence[Denoiser]
+) -> dict[str, Denoiser]:
+    """Return that model in `shared` to which stored additions belong, by the key of its origin in the recipe."""
+    origin, stored = (recipe.get("init_args") or {}).get("denoiser"), tensors.get("base")
+    if stored is None:
+        return {}
+    same = (each for each in shared if each.origin is not None and each.origin.weights is not None)
+    return {key_of(origin): each for each in same if same_weights(each.origin.weights, stored)}  # type: ignore[union-attr,arg-type]
