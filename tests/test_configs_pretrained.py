@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from webdataset import TarWriter
 
+import lightning_guide as lg
 from lightning_guide.cli import main
 from lightning_guide.utils.images import encode_png
 
@@ -37,7 +38,8 @@ PARTS = {
     "mdm_guidances": "mdm",
     "mdm_goal": "mdm",
 }
-TINY = {"sd15": "sd", "sdxl": "sdxl", "if": "if", "dit": "dit", "sd15_lora": "sd"}
+TINY = {"sd15": "sd", "sdxl": "sdxl", "if": "if", "dit": "dit", "sd15_lora": "sd", "sd15_fine_tune": "sd"}
+TRAININGS = ("sd15_lora", "sd15_fine_tune")
 ALL = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
@@ -75,7 +77,7 @@ def tiny_config(command: str, name: str, source: Path, run: Path, capsys: pytest
 @pytest.mark.parametrize("name", ALL)
 def test_config_is_parsed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
-        main(["fit" if name == "sd15_lora" else "validate", *words(name), "--print_config"])
+        main(["fit" if name in TRAININGS else "validate", *words(name), "--print_config"])
     assert left.value.code == 0
     assert {"trainer", "model", "data"} <= set(yaml.safe_load(capsys.readouterr().out))
 
@@ -110,30 +112,47 @@ def test_prediction_writes_images(tiny_pipeline: Tiny, tmp_path: Path, capsys: p
     assert "red boat" in next((tmp_path / "run/samples").rglob("prompts.csv")).read_text()
 
 
+def encode_captioned(source: Path) -> None:
+    """Captioned images in `data/images` and their latents in `data/latents`, by the commands of the docs."""
+    pixels = torch.Generator().manual_seed(0)
+    for part in ("train", "val"):
+        Path("photos", part).mkdir(parents=True)
+        for i in range(8):
+            image = encode_png(torch.randint(256, (3, 16, 16), generator=pixels).to(torch.uint8))
+            Path(f"photos/{part}/{i:04d}.png").write_bytes(image)
+            Path(f"photos/{part}/{i:04d}.txt").write_text(f"number {i}")
+        Path("data/images").mkdir(parents=True, exist_ok=True)
+        command = ["tar", "--sort=name", "-cf", f"data/images/{part}-00000.tar", "-C", f"photos/{part}", "."]
+        subprocess.run(command, check=True)
+    vae = ["--vae", "DiffusersVAE", "--vae.path", str(source), "--vae.subfolder", "vae", "--vae.lowest", "-1"]
+    main(["encode", "data/images/*.tar", "data/latents", "--size", "16", *vae, "--texts", str(source)])
+
+
+def train_captioned(name: str, source: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """8 steps of a training config, with three evaluations at the end."""
+    run.parent.mkdir()
+    sizes = ["--data.token_channels", "16", "--data.batch_size", "4", "--trainer.max_steps", "8"]
+    sizes += ["--trainer.val_check_interval", "4", "--trainer.log_every_n_steps", "1"]
+    main(["fit", "-c", str(tiny_config("fit", name, source, run, capsys)), *sizes])
+    results = json.loads((run / "report/metrics.json").read_text())
+    assert list(results) == ["unguided", "cfg", "autoguidance", "published"]
+    assert len(list((run / "snapshots").glob("*.safetensors"))) >= 2
+
+
 @pytest.mark.slow
 def test_low_rank_fine_tuning_and_the_guiders_of_the_docs(
     tiny_pipeline: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The commands in the config, from captioned images on; then every guider of docs/text_to_image.md."""
+    """The commands of docs/fine_tuning.md, from captioned images on; then every guider of docs/text_to_image.md."""
     monkeypatch.chdir(tmp_path)
-    pixels = torch.Generator().manual_seed(0)
-    for part in ("train", "val"):
-        (tmp_path / "data/images").mkdir(parents=True, exist_ok=True)
-        with (tmp_path / f"data/images/{part}-00000.tar").open("wb") as file, TarWriter(file) as tar:
-            for i in range(8):
-                image = encode_png(torch.randint(256, (3, 16, 16), generator=pixels).to(torch.uint8))
-                tar.write({"__key__": f"{i:04d}", "png": image, "txt": f"number {i}"})
     source = tiny_pipeline("sd")
-    vae = ["--vae", "DiffusersVAE", "--vae.path", str(source), "--vae.subfolder", "vae", "--vae.lowest", "-1"]
-    main(["encode", "data/images/*.tar", "data/latents", "--size", "16", *vae, "--texts", str(source)])
-    (tmp_path / "runs").mkdir()
-    config = tiny_config("fit", "sd15_lora", source, tmp_path / "runs/lora", capsys)
-    sizes = ["--data.token_channels", "16", "--data.batch_size", "4", "--trainer.max_steps", "8"]
-    sizes += ["--trainer.val_check_interval", "4", "--trainer.log_every_n_steps", "1"]
-    main(["fit", "-c", str(config), *sizes])
-    results = json.loads((tmp_path / "runs/lora/report/metrics.json").read_text())
-    assert list(results) == ["unguided", "cfg", "autoguidance", "published"]
-    assert len(list((tmp_path / "runs/lora/snapshots").glob("*.safetensors"))) >= 2
+    encode_captioned(source)
+    train_captioned("sd15_lora", source, tmp_path / "runs/lora", capsys)
+    prompts = ["--data.source", str(source), "--data.prompts", "[a boat in my style]"]
+    main(["predict", "runs/lora", "--data", "Prompts", *prompts])
+    assert list(Path("runs/lora/samples").rglob("*.png"))
+    main(["export", "runs/lora", "loras/mine", "--form", "lora", "--dtype", "float16"])
+    assert Path("loras/mine/pytorch_lora_weights.safetensors").is_file()
     (block,) = re.findall(r"```yaml\n(.*?)```", (FOLDER.parents[1] / "docs/text_to_image.md").read_text(), re.DOTALL)
     guiders = with_source(yaml.safe_load(block), f"diffusers:{source}")
     (tmp_path / "guiders.yaml").write_text(yaml.safe_dump(guiders, sort_keys=False))
@@ -144,7 +163,29 @@ def test_low_rank_fine_tuning_and_the_guiders_of_the_docs(
     assert list(results) == ["cfg", *guiders["model"]["init_args"]["guidances"]]
 
 
+@pytest.mark.slow
+def test_whole_fine_tuning_and_its_pipeline(
+    tiny_pipeline: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    monkeypatch.chdir(tmp_path)
+    source = tiny_pipeline("sd")
+    encode_captioned(source)
+    train_captioned("sd15_fine_tune", source, tmp_path / "runs/whole", capsys)
+    main(["export", "runs/whole", "models/mine", "--form", "diffusers", "--link", "true"])
+    pipeline = StableDiffusionPipeline.from_pretrained("models/mine", local_files_only=True)
+    assert any(
+        not torch.equal(weight, before)
+        for weight, before in zip(
+            pipeline.unet.parameters(),
+            lg.load(f"diffusers:{source}").get_submodule("network.model").parameters(),
+            strict=True,
+        )
+    )
+
+
 def test_every_config_is_tried() -> None:
     # test_pretrained_end_to_end.py, test_configs_pretrained_guided.py, test_configs_mdm.py
     elsewhere = {"metrics", "celebahq", "adm", "mdm", "mdm_guidances", "mdm_goal"}
-    assert set(ALL) == {*EVALUATIONS, "sd15_lora", *elsewhere}
+    assert set(ALL) == {*EVALUATIONS, *TRAININGS, *elsewhere}
