@@ -30,9 +30,7 @@ def count(network: DiffusersNetwork, rank: int) -> tuple[int, int, int]:
 
 def main(rank: int = 8) -> None:
     """Print the table for additions of `rank`."""
-    print(
-        "| model | layers | trained, M | snapshot, MB | memory, low-rank, GB | memory, whole, GB |"
-    )
+    print("| model | layers | trained, M | snapshot, MB | memory, low-rank, GB | memory, whole, GB |")
     print("|---|--:|--:|--:|--:|--:|")
     for name in SHOWN:
         whole, added, layers = count(PUBLISHED[name].build(), rank)
