@@ -141,7 +141,9 @@ def test_reconstruct(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     guide(monkeypatch, "reconstruct", run, "[0.08]", "--max_error", "0.9")
     assert [entry.sigma_rel for entry in open_snapshots(run / "reconstructed").entries()] == [0.08]
     assert "available: images 16, 32" in failure(monkeypatch, capsys, "reconstruct", run, "[0.1]", "--images", "[77]")
-    assert "has no snapshots" in failure(monkeypatch, capsys, "reconstruct", "elsewhere", "[0.1]")
+    assert "elsewhere does not exist" in failure(monkeypatch, capsys, "reconstruct", "elsewhere", "[0.1]")
+    (run.parent / "empty").mkdir()
+    assert "has no snapshots" in failure(monkeypatch, capsys, "reconstruct", run.parent / "empty", "[0.1]")
     assert "no sigma_rel to rebuild was named" in failure(monkeypatch, capsys, "reconstruct", run, "[]")
 
 
