@@ -117,7 +117,8 @@ def test_a_killed_optimization_resumes_with_the_same_samples(tmp_path: Path) -> 
     whole = optimize(tmp_path / "whole", Quadratic(Direction()), rounds=6)
 
     class Killed(Quadratic):
-        left = 3 * (3 + 31) + 3 + 2  # the bound on delta takes 31 calls, after rounds 1, 2 and 4; killed in the fifth
+        # one call at the start; the bound on delta takes 31, after rounds 1, 2 and 4; killed in the fifth
+        left = 1 + 3 * (3 + 31) + 3 + 2
 
         def value(self, x: torch.Tensor) -> torch.Tensor:
             Killed.left -= 1
@@ -225,8 +226,8 @@ class Wrong(Objective):
 @pytest.mark.parametrize(
     ("objective", "message"),
     [
-        (Wrong("vector"), r"objective Wrong returned a tensor of shape \(20, 64\) for 20 samples"),
-        (Wrong("one"), r"returned a tensor of shape \(\) for 20 samples; expected one number each"),
+        (Wrong("vector"), r"objective Wrong returned a tensor of shape \(2, 64\) for 2 samples"),
+        (Wrong("one"), r"returned a tensor of shape \(\) for 2 samples; expected one number each"),
         (Wrong("nan"), "objective Wrong is nan for 20 of 20 samples, first for number 0; expected finite numbers"),
         (Wrong("constant"), "objective Wrong has no gradient"),
         (Quadratic([1.0, 0.0]), r"Quadratic takes x of shape \(2,\), the samples have shape \(64,\)"),
@@ -241,7 +242,7 @@ def test_other_invalid_arguments_are_refused(tmp_path: Path) -> None:
     theta = Direction()
     with pytest.raises(ValueError, match="need a gradient guidance .* got a Main"):
         optimize(tmp_path, Quadratic(theta), rounds=2, sampling=Evaluation())
-    with pytest.raises(ValueError, match=r"data has shape \(64,\), the model \(8,\)"):
+    with pytest.raises(ValueError, match=r"data has shape \(64,\), the network expects \(8,\)"):
         module = GradientOptimization(SubspaceGaussian(8, 2), Quadratic(theta), sampling())
         tiny_trainer(tmp_path).test(module, datamodule=data(), verbose=False)
     with pytest.raises(ValueError, match="num_rounds >= 1"):

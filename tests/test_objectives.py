@@ -18,13 +18,14 @@ from lightning_guide.objectives import (
     FileHead,
     Linear,
     NegativeDistance,
+    NetworkReward,
     Objective,
     Quadratic,
     RandomHead,
     Reward,
     TorchFunction,
 )
-from lightning_guide.pretrained import OpenClipBackbone, TimmBackbone
+from lightning_guide.pretrained import NamedBackbone, NamedNetwork, OpenClipBackbone, TimmBackbone
 from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.utils.recipe import build
 
@@ -139,8 +140,50 @@ def test_heads_from_files(tmp_path: Path, generator: torch.Generator) -> None:
     save_file({"weight": torch.zeros(2, 4)}, tmp_path / "two.safetensors")
     with pytest.raises(ValueError, match="expected the last to have one output"):
         FileHead(str(tmp_path / "two.safetensors"))
-    with pytest.raises(ValueError, match="nothing.safetensors cannot be read"):
+    with pytest.raises(ValueError, match="weights of a head: there is no file .*nothing.safetensors"):
         FileHead(str(tmp_path / "nothing.safetensors"))
+    torch.save(tensors, tmp_path / "head.pth")  # as aesthetics predictors are published
+    torch.testing.assert_close(FileHead(str(tmp_path / "head.pth"))(features), head(features))
+    for content in (torch.zeros(1), {"weight": "text"}):
+        torch.save(content, tmp_path / "other.pth")
+        with pytest.raises(ValueError, match="other.pth holds no tensors by name"):
+            FileHead(str(tmp_path / "other.pth"))
+
+
+def test_resnet_of_torchvision_with_a_random_head(tmp_path: Path, generator: torch.Generator) -> None:
+    """The reward of the paper: features of a ResNet-18 at 224 pixels, normalized as for CLIP."""
+    from torchvision.models import resnet18
+
+    model = resnet18()
+    torch.save(model.state_dict(), tmp_path / "resnet18.pth")
+    reward = Reward(NamedBackbone(weights=str(tmp_path / "resnet18.pth")), RandomHead())
+    x = 2.4 * torch.rand(2, 3, 32, 32, generator=generator) - 1.2
+    value, gradient = reward.value_and_gradient(x)
+    image = F.interpolate(((x + 1) / 2).clamp(0, 1), (224, 224), mode="bilinear", antialias=True)
+    mean, std = (
+        torch.tensor(each)[:, None, None]
+        for each in ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+    )
+    model.fc = torch.nn.Identity()
+    features = model.eval()((image - mean) / std)
+    assert features.shape == (2, 512)
+    torch.testing.assert_close(value, RandomHead()(features).detach(), rtol=1e-4, atol=1e-5)
+    assert gradient.isfinite().all() and gradient.any() and not reward.state_dict()
+    with pytest.raises(ValueError, match="resnet18 has no layer 'head' to leave out; found conv1, .*, fc"):
+        Reward(NamedBackbone(without="head"), RandomHead()).value(x)
+    with pytest.raises(ValueError, match="there is no network 'torchvision.models.resnet19'"):
+        Reward(NamedBackbone("torchvision.models.resnet19"), RandomHead()).value(x)
+
+
+def test_any_network_with_one_output_is_a_reward(generator: torch.Generator) -> None:
+    x = torch.randn(3, 3, 32, 32, generator=generator)
+    named = NamedNetwork("torchvision.models.resnet18", options={"num_classes": 1}, size=32)
+    reward = NetworkReward(named)
+    value, gradient = reward.value_and_gradient(x)
+    torch.testing.assert_close(value, named(x)[:, 0].detach())
+    assert gradient.any()
+    with pytest.raises(ValueError, match=r"NetworkReward returned a tensor of shape \(3, 1000\) for 3 samples"):
+        NetworkReward(NamedNetwork("torchvision.models.resnet18")).checked_value(x)
 
 
 def test_open_clip_backbone(tmp_path: Path, generator: torch.Generator) -> None:

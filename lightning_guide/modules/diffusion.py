@@ -23,7 +23,7 @@ from lightning_guide.evaluation.evaluation import Evaluation, under_guidances, u
 from lightning_guide.evaluation.metrics.base import SampleMetric
 from lightning_guide.evaluation.planned_guiders import PlannedSnapshots
 from lightning_guide.modules.evaluation_mixin import EvaluatedModule
-from lightning_guide.modules.needs import fit_needs, require_needs
+from lightning_guide.modules.needs import check_fits_data, fit_needs, require_needs
 from lightning_guide.runs.models import DryRunModels, find_average
 from lightning_guide.seeds import mix
 from lightning_guide.training.learning_rate import InverseSqrtRate, LearningRate, adam
@@ -121,7 +121,7 @@ class DiffusionModule(EvaluatedModule):
         Raises:
             ValueError: if data and network do not fit.
         """
-        self._check_fits_data(self.denoiser)
+        check_fits_data(self._data, self.denoiser)
         if stage == "fit" and self.loss is None:
             raise ValueError("fit needs a training loss (model.loss), EDMLoss or FlowMatchingLoss, for example")
         if stage == "fit" and self.global_step == 0:  # checkpoints are restored later

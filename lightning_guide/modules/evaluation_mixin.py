@@ -16,10 +16,16 @@ from lightning_guide.evaluation.metrics.base import SampleMetric
 from lightning_guide.evaluation.requirements import EvaluationNeeds
 from lightning_guide.evaluation.runner import Failures, GuidedEvaluations, StrictEvaluations
 from lightning_guide.evaluation.sampling_loop import DrawnSamples, SampleStore
-from lightning_guide.modules.needs import report_failures, require_needs, samples_drawn, warn_of
+from lightning_guide.modules.needs import (
+    check_fits_data,
+    count_labels,
+    report_failures,
+    require_needs,
+    samples_drawn,
+    warn_of,
+)
 from lightning_guide.network import Network
 from lightning_guide.runs.checkpoints import images_per_step
-from lightning_guide.runs.class_names import check_class_names
 from lightning_guide.runs.models import RunModels, evaluated_images, find_average, finished_model
 from lightning_guide.training.losses import TrainingLoss
 from lightning_guide.training.monitor import HeldoutLoss
@@ -83,21 +89,6 @@ class EvaluatedModule(ShardedTraining):
         """Sampling loop of `predict`, the only one, called "prediction"."""
         return self._prediction
 
-    def _check_fits_data(self, denoiser: Denoiser) -> None:
-        """Check that data and `denoiser` agree in shape, number of classes and embedding channels."""
-        data = self._data
-        if tuple(data.data_shape) != tuple(denoiser.data_shape):
-            shapes = f"{tuple(data.data_shape)}, the network expects {tuple(denoiser.data_shape)}"
-            raise ValueError(f"the data has shape {shapes}")
-        if denoiser.num_classes and data.num_classes != denoiser.num_classes:
-            raise ValueError(f"the data has {data.num_classes} classes, the network {denoiser.num_classes}")
-        check_class_names(getattr(data, "class_names", None), denoiser.class_names, of="the network")
-        if denoiser.token_channels and data.token_channels != denoiser.token_channels:
-            raise ValueError(
-                f"the data has embeddings of {data.token_channels} channels (0: no embeddings), the network reads "
-                f"{denoiser.token_channels} (token_channels)"
-            )
-
     @property
     def _data(self) -> DataInterface:
         return data_of(self.trainer)
@@ -126,7 +117,7 @@ class EvaluatedModule(ShardedTraining):
             until=self.images_seen if self._fitting else None,
             prompts=self._data.prompts() if self.denoiser.token_channels else None,
         )
-        self._check_fits_data(models.main)
+        check_fits_data(self._data, models.main)
         if not self._fitting:
             needs = self._needs(models)
             require_needs(self, lambda: evaluations.missing(lambda each: needs.missing(each, lambda _: iter(()))))
@@ -166,7 +157,7 @@ class EvaluatedModule(ShardedTraining):
     @property
     def _num_labels(self) -> int:
         """Number of classes or prompts that labels are drawn from."""
-        return len(self._data.prompts()) if self.denoiser.token_channels else self.denoiser.num_classes
+        return count_labels(self._data, self.denoiser)
 
     @property
     def _run(self) -> str | Path:

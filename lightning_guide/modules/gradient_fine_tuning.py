@@ -158,9 +158,15 @@ class GradientFineTuning(DiffusionModule):
         self.objective.to(self.device)
         main = self.denoiser.eval() if self.average is None or not self.images_seen else self._main_model()
         data, sampling = self._data, self.rounds.sampling
-        models = RunModels(main, run=self.trainer.default_root_dir, device=self.device, until=self.images_seen)
+        models = RunModels(
+            main,
+            run=self.trainer.default_root_dir,
+            device=self.device,
+            until=self.images_seen,
+            prompts=data.prompts() if main.token_channels else None,
+        )
         self.rounds.start(models, data, self.device)
-        samples = self.rounds.indices(main.num_classes)
+        samples = self.rounds.indices(self._num_labels)
         numbers = range(self.global_rank, sampling.num_samples, self.trainer.world_size)  # of this process
         for first in range(0, len(numbers), sampling.batch_size):
             rows = [samples[i] for i in numbers[first : first + sampling.batch_size]]
@@ -187,7 +193,8 @@ class GradientFineTuning(DiffusionModule):
         weights = self.replay.weights(len(self._replayed))
         used = [i for i, weight in enumerate(weights) if weight > _NEGLIGIBLE]
         replayed, labels = (torch.stack([rounds[i] for i in used]) for rounds in (self._replayed, self._labels))
-        mixed = mixture(batch, replayed, labels, [weights[i] for i in used], generator)
+        prompts = self._data.prompts() if self.denoiser.token_channels else None
+        mixed = mixture(batch, replayed, labels, [weights[i] for i in used], generator, prompts=prompts)
         return super().training_step(mixed, batch_idx)
 
     # Checkpoints

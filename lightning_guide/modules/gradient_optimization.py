@@ -21,7 +21,7 @@ from lightning_guide.data import DataInterface, SampleBatch, data_of
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.sampling_loop import DrawnSamples
-from lightning_guide.modules.needs import require_needs
+from lightning_guide.modules.needs import check_fits_data, count_labels, require_needs
 from lightning_guide.objectives.energy import Energy
 from lightning_guide.optimization.round_buffers import write_records
 from lightning_guide.optimization.rounds import Rounds
@@ -101,12 +101,11 @@ class GradientOptimization(pl.LightningModule):
             if self.trainer.is_global_zero:
                 write_records(self.trainer.default_root_dir, self.rounds.history)
         self._first = self.rounds.round
-        models = RunModels(self.denoiser, run=self.trainer.default_root_dir, device=self.device)
-        model = self.denoiser.resolve(models).requires_grad_(False).eval()
-        shape = tuple(self._data.data_shape)
-        if shape != tuple(model.data_shape):
-            raise ValueError(f"the data has shape {shape}, the model {tuple(model.data_shape)}")
-        self._models = RunModels(model, run=self.trainer.default_root_dir, device=self.device)
+        run, device, data = self.trainer.default_root_dir, self.device, self._data
+        model = self.denoiser.resolve(RunModels(self.denoiser, run=run, device=device)).requires_grad_(False).eval()
+        check_fits_data(data, model)
+        prompts = data.prompts() if model.token_channels else None
+        self._models = RunModels(model, run=run, device=device, prompts=prompts)
 
     def on_test_start(self) -> None:
         """Check what the rounds need.
@@ -126,7 +125,7 @@ class GradientOptimization(pl.LightningModule):
         if sampling.num_samples < world:
             raise ValueError(f"num_samples is {sampling.num_samples}; {world} processes need at least one sample each")
         assert self._models is not None
-        samples = self.rounds.indices(self._models.main.num_classes)
+        samples = self.rounds.indices(count_labels(self._data, self._models.main))
         return [(samples, sampling.batch_size)] * max(self.num_rounds - self._first, 0)
 
     def on_test_epoch_start(self) -> None:

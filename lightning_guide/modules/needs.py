@@ -8,14 +8,26 @@ from typing import Any, Protocol, runtime_checkable
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_guide.data import DataInterface
+from lightning_guide.denoiser import Denoiser
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.planned_guiders import PlannedSnapshots
 from lightning_guide.evaluation.requirements import EvaluationNeeds
 from lightning_guide.evaluation.runner import Failures, GuidedEvaluations
+from lightning_guide.runs.class_names import check_class_names
 from lightning_guide.training.trainer_settings import ignored_settings
 from lightning_guide.utils.needs import require
 
-__all__ = ["CallbackNeeds", "fit_needs", "report_failures", "require_needs", "samples_drawn", "warn_of"]
+__all__ = [
+    "CallbackNeeds",
+    "check_fits_data",
+    "count_labels",
+    "fit_needs",
+    "report_failures",
+    "require_needs",
+    "samples_drawn",
+    "warn_of",
+]
 
 
 @runtime_checkable
@@ -24,6 +36,30 @@ class CallbackNeeds(Protocol):
 
     def missing(self, trainer: pl.Trainer, module: Any) -> Iterator[str]:
         """Yield one sentence for each need that is not met."""
+
+
+def check_fits_data(data: DataInterface, denoiser: Denoiser) -> None:
+    """Check that `data` and `denoiser` agree in shape, number and names of classes, and channels of embeddings.
+
+    Raises:
+        ValueError: naming the first that differs.
+    """
+    if tuple(data.data_shape) != tuple(denoiser.data_shape):
+        shapes = f"{tuple(data.data_shape)}, the network expects {tuple(denoiser.data_shape)}"
+        raise ValueError(f"the data has shape {shapes}")
+    if denoiser.num_classes and data.num_classes != denoiser.num_classes:
+        raise ValueError(f"the data has {data.num_classes} classes, the network {denoiser.num_classes}")
+    check_class_names(getattr(data, "class_names", None), denoiser.class_names, of="the network")
+    if denoiser.token_channels and data.token_channels != denoiser.token_channels:
+        raise ValueError(
+            f"the data has embeddings of {data.token_channels} channels (0: no embeddings), the network reads "
+            f"{denoiser.token_channels} (token_channels)"
+        )
+
+
+def count_labels(data: DataInterface, denoiser: Denoiser) -> int:
+    """Return the number of classes of `denoiser`, or of prompts of `data`, that labels of samples are drawn from."""
+    return len(data.prompts()) if denoiser.token_channels else denoiser.num_classes
 
 
 def require_needs(module: pl.LightningModule, own: Callable[[], Iterable[str]]) -> None:

@@ -26,7 +26,7 @@ from lightning_guide.objectives.measurement import (
 from lightning_guide.objectives.motion import Goal, Integrated, Obstacle
 from lightning_guide.objectives.reference import Distance, NetworkDistance, SquaredDistance, Style
 from lightning_guide.objectives.regions import Disc, HalfSpace
-from lightning_guide.objectives.reward import FileHead, Head, RandomHead, Reward
+from lightning_guide.objectives.reward import FileHead, Head, NetworkReward, RandomHead, Reward
 from lightning_guide.objectives.synthetic import Linear, NegativeDistance, Quadratic
 from lightning_guide.objectives.text import TextMatch
 
@@ -54,6 +54,7 @@ __all__ = [
     "NegativeEnergy",
     "NegativeReward",
     "NetworkDistance",
+    "NetworkReward",
     "Objective",
     "Obstacle",
     "Operator",

@@ -52,24 +52,32 @@ class Energy(HasRecipe, nn.Module, ABC):
         """Return the objective f = -loss (B,) of `x` (B, *)."""
         return -self(x)
 
+    def shaped_value(self, x: Tensor) -> Tensor:
+        """Return f (B,) of `x` (B, *).
+
+        Raises:
+            ValueError: if it is not one number for each sample.
+        """
+        value, name = self.value(x), type(self).__name__
+        if not isinstance(value, Tensor) or value.shape != x.shape[:1]:
+            what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            raise ValueError(
+                f"the objective {name} returned {what} for {len(x)} samples; expected one number each, ({len(x)},)"
+            )
+        return value
+
     def checked_value(self, x: Tensor) -> Tensor:
         """Return f (B,) of `x` (B, *), checked.
 
         Raises:
             ValueError: if it is not one finite number for each sample.
         """
-        value = self.value(x)
-        name = type(self).__name__
-        if not isinstance(value, Tensor) or value.shape != x.shape[:1]:
-            what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-            raise ValueError(
-                f"the objective {name} returned {what} for {len(x)} samples; expected one number each, ({len(x)},)"
-            )
+        value, name = self.shaped_value(x), type(self).__name__
         bad = ~value.detach().isfinite()
         if bool(bad.any()):
             first = int(bad.nonzero()[0])
             raise ValueError(
-                f"the objective {name} is {float(value[first])} for {int(bad.sum())} of {len(x)} samples, first for "
+                f"the objective {name} is {float(value.detach()[first])} for {int(bad.sum())} of {len(x)} samples, first for "
                 f"number {first}; expected finite numbers"
             )
         return value

@@ -1,4 +1,4 @@
-"""Reward networks: a backbone and a head.
+"""Reward networks: a backbone and a head, or any network with one output.
 
 Guo et al. 2024, https://arxiv.org/abs/2404.14743, use ResNet-18 with ImageNet weights and a random linear head without
 training. Aesthetics predictors are published heads on CLIP embeddings.
@@ -9,15 +9,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lightning_guide.objectives.energy import Objective
 from lightning_guide.pretrained.backbones import Backbone
+from lightning_guide.pretrained.loading import read_tensors
+from lightning_guide.pretrained.networks import GuideNetwork
 from lightning_guide.utils.recipe import HasRecipe
 
-__all__ = ["FileHead", "Head", "RandomHead", "Reward"]
+__all__ = ["FileHead", "Head", "NetworkReward", "RandomHead", "Reward"]
 
 
 class Head(HasRecipe, nn.Module, ABC):
@@ -45,10 +45,10 @@ class RandomHead(Head):
 
 
 class FileHead(Head):
-    """Head of linear layers from a safetensors file, without activations.
+    """Head of linear layers from a file, without activations, such as a published aesthetics predictor.
 
-    The file holds `NAME.weight` (out, in) and optionally `NAME.bias` (out,), ordered by name with numbers in numeric
-    order (`layers.2` before `layers.10`). The last layer has one output.
+    The file (safetensors, or torch without pickles) holds `NAME.weight` (out, in) and optionally `NAME.bias` (out,),
+    ordered by name with numbers in numeric order (`layers.2` before `layers.10`). The last layer has one output.
     """
 
     def __init__(self, path: str) -> None:
@@ -59,10 +59,9 @@ class FileHead(Head):
         """
         super().__init__()
         self.path = path
-        try:
-            tensors = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"the head {path} cannot be read ({error}); expected a safetensors file") from None
+        tensors = read_tensors(path, of="a head")
+        if not isinstance(tensors, dict) or not all(isinstance(each, Tensor) for each in tensors.values()):
+            raise ValueError(f"{path} holds no tensors by name; expected the state dict of linear layers")
         names = [name for name in tensors if name == "weight" or name.endswith(".weight")]
         names.sort(key=lambda name: [int(part) if part.isdigit() else part for part in name.split(".")])
         self.layers = nn.Sequential()
@@ -110,3 +109,17 @@ class Reward(Objective):
         if x.ndim != 4 or x.shape[1] not in (1, 3):
             raise ValueError(f"a reward network takes images (B, 1 or 3, H, W), got {tuple(x.shape)}")
         return self.head(self.backbone(((x + 1) / 2).clamp(0, 1)))
+
+
+class NetworkReward(Objective):
+    """Reward of a network with one output, f(x) = network(x), such as a `NamedNetwork` by its class path."""
+
+    def __init__(self, network: GuideNetwork) -> None:
+        """Take a `network` from x (B, *) to (B,) or (B, 1), loaded at first use and frozen."""
+        super().__init__()
+        self.network = network
+
+    def value(self, x: Tensor) -> Tensor:
+        """Return rewards (B,) of `x` (B, *)."""
+        output: Tensor = self.network(x)
+        return output.squeeze(1) if output.ndim == 2 and output.shape[1] == 1 else output

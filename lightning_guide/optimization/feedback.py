@@ -58,7 +58,8 @@ class Feedback:
         if self.at == "sample":
             value, gradient = self.objective.value_and_gradient(inputs)
             buffers.write_samples(rows, x, condition, value)
-            buffers.write_gradients(rows, gradient, self.rule.at((gradient * inputs).flatten(1).sum(1), value))
+            along = (gradient * inputs).flatten(1).sum(1)
+            buffers.write_gradients(rows, gradient, self.rule.at_samples(rows, along, value))
         else:
             with torch.no_grad():
                 value = self.objective.checked_value(inputs)
@@ -81,9 +82,10 @@ class Feedback:
             at_mean, gradient = self.objective.value_and_gradient(mean)
             target = self.rule.at((gradient * mean).flatten(1).sum(1), at_mean)
             record["objective_of_mean"] = float(at_mean)
-        record |= buffers.statistics() | self._set(gradient.cpu(), target.cpu(), number)
         if self.prior is None:
             self.prior = buffers.x.cpu()
+        record |= buffers.statistics(self.prior, self.rule.groups(len(buffers.x)))
+        record |= self._set(gradient.cpu(), target.cpu(), number)
         return record | self._contraction(buffers.x, number, strength)
 
     def _set(self, gradient: Tensor, target: Tensor, number: int) -> dict[str, float]:

@@ -12,7 +12,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from lightning_guide.data import Batch
+from lightning_guide.conditioning import drop_condition, pad_tokens
+from lightning_guide.data import Batch, Prompts
 from lightning_guide.denoiser import expand
 
 __all__ = ["GeometricReplay", "LatestOnly", "Replay", "UniformReplay", "mixture"]
@@ -80,11 +81,18 @@ class LatestOnly(Replay):
 
 
 def mixture(
-    batch: Batch, replay: Tensor, labels: Tensor | None, weights: list[float], generator: torch.Generator
+    batch: Batch,
+    replay: Tensor,
+    labels: Tensor | None,
+    weights: list[float],
+    generator: torch.Generator,
+    *,
+    prompts: Prompts | None = None,
 ) -> Batch:
     """Return `batch` (B rows) of pre-training data with rows replaced so that round i has the share `weights[i]`.
 
-    `replay` (k, n, *) holds the samples of the k rounds, `labels` (k, n) their labels. Rows are drawn by systematic
+    `replay` (k, n, *) holds the samples of the k rounds, `labels` (k, n) their labels, or their numbers among the
+    `prompts` of a model conditioned on embeddings. Rows are drawn by systematic
     sampling, with one uniform draw for the whole batch: each sample of round i occurs B w_i / n times, rounded up or
     down, so that the shares of a batch are exact to one row. The first rows remain pre-training data.
     """
@@ -101,4 +109,10 @@ def mixture(
     x = torch.where(expand(replaced, batch.x), replayed, batch.x)
     if batch.condition is None or labels is None:
         return Batch(x, batch.condition)
-    return Batch(x, torch.where(replaced, labels.flatten()[rows].to(device), batch.condition))
+    numbers, condition = labels.flatten()[rows], batch.condition
+    if prompts is None:
+        return Batch(x, torch.where(replaced, numbers.to(device), condition))
+    tokens = drop_condition(prompts[numbers.clamp(min=0)], numbers < 0).to(condition)
+    length = max(tokens.shape[1], condition.shape[1])
+    tokens, condition = pad_tokens(tokens, length), pad_tokens(condition, length)
+    return Batch(x, torch.where(replaced[:, None, None], tokens, condition))

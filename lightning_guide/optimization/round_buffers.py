@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,16 +71,26 @@ class RoundBuffers:
             if buffer is not None:
                 all_reduce_sum(buffer)
 
-    def statistics(self) -> dict[str, float]:
-        """Return mean, deviation and best-four mean of the objective, and `spread`, the rms distance to the mean."""
+    def statistics(self, first: Tensor, groups: Mapping[str, slice]) -> dict[str, float]:
+        """Return mean, deviation and best-four mean of the objective, and rms distances of the samples.
+
+        `spread` is that to their mean, `distance` that of each to the same sample of the `first` round (n, *). The mean
+        of the objective and the distance are also those of each of the `groups`.
+        """
         value, x = self.value.double(), self.x.double()
         spread = (x - x.mean(0)).flatten(1).square().sum(1).mean().sqrt()
-        return {
+        moved = (x - first.to(x)).flatten(1).square().sum(1)
+        record = {
             "objective": float(value.mean()),
             "objective_std": float(value.std(unbiased=False)),
             "objective_best4": float(value.topk(min(4, len(value))).values.mean()),
             "spread": float(spread),
+            "distance": float(moved.mean().sqrt()),
         }
+        for name, rows in groups.items():
+            record[f"objective_{name}"] = float(value[rows].mean())
+            record[f"distance_{name}"] = float(moved[rows].mean().sqrt())
+        return record
 
 
 Record = dict[str, float]

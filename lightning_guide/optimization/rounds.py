@@ -18,7 +18,7 @@ from lightning_guide.data import Batch, DataInterface, SampleBatch
 from lightning_guide.denoiser import Denoiser, Models
 from lightning_guide.evaluation.evaluation import Evaluation, SampleIndices
 from lightning_guide.evaluation.metrics.base import SampleMetric
-from lightning_guide.evaluation.sampling_loop import DrawnSamples, add_results
+from lightning_guide.evaluation.sampling_loop import DrawnSamples, add_results, build_condition
 from lightning_guide.guidance.gradient import GradientGuidance
 from lightning_guide.objectives.energy import Energy, check_objective
 from lightning_guide.optimization.feedback import Feedback
@@ -67,8 +67,8 @@ class Rounds:
             model: the frozen guided model, which must be the same when rounds are continued.
 
         Raises:
-            ValueError: if the guidance of `sampling` is not a `GradientGuidance`, `floor` is negative, or the
-                objective depends on labels.
+            ValueError: if the guidance of `sampling` is not a `GradientGuidance`, `floor` is negative, the objective
+                depends on labels, or there are goals of samples that do not fit.
         """
         check_objective(objective)
         if not isinstance(sampling.guidance, GradientGuidance):
@@ -79,6 +79,12 @@ class Rounds:
         if floor < 0 or sampling.num_samples < 1:
             raise ValueError(f"rounds need floor >= 0 and num_samples >= 1, got {floor} and {sampling.num_samples}")
         self.feedback = Feedback(objective, target or GainTarget(), at=at, floor=floor)
+        groups = self.feedback.rule.groups(sampling.num_samples)
+        if groups and (at == "mean" or len(groups) > sampling.num_samples):
+            raise ValueError(
+                f"{len(groups)} goals need gradients at: sample, and as many samples; got at: {at} and num_samples "
+                f"{sampling.num_samples}"
+            )
         self.sampling, self.redraw = sampling, redraw
         self.round, self.evaluations = 0, 0
         self.samples: Tensor | None = None
@@ -103,23 +109,28 @@ class Rounds:
         """Resolve the guidance in `models` and, in the first round, prepare the metrics with the real data.
 
         Raises:
-            ValueError: if the model is conditioned on embeddings.
+            ValueError: if the objective, or the decoder before it, does not fit the samples.
         """
         guidance = self.sampling.guidance.resolve(models).eval()
         assert isinstance(guidance, GradientGuidance)
-        if guidance.token_channels:
-            raise ValueError("rounds of gradient guidance draw labels; this model needs embeddings (token_channels)")
         self._guidance = guidance
         if self._metrics is None:
+            self._try_objective(guidance, device)
             self._metrics = {name: metric.to(device) for name, metric in (self.sampling.metrics or {}).items()}
             for metric in self._metrics.values():
                 metric.prepare(data.reference(device))
+
+    @torch.no_grad()
+    def _try_objective(self, guidance: GradientGuidance, device: torch.device) -> None:
+        """Evaluate the objective at noise, before a round is drawn."""
+        noise = torch.randn(2, *guidance.data_shape, generator=torch.Generator().manual_seed(0))
+        self.feedback.objective.shaped_value(guidance.objective_input(guidance.sigma_data * noise.to(device)))
 
     def draw(self, batch: SampleBatch, data: DataInterface) -> DrawnSamples:
         """Draw the samples of `batch` under the guidance of this round and evaluate the objective.
 
         Raises:
-            ValueError: if the objective is not one finite number for each sample, or does not fit their shape.
+            ValueError: if samples are not finite, or the objective is not one finite number for each sample.
         """
         assert self._guidance is not None and self._metrics is not None, "start comes first"
         start = time.perf_counter()
@@ -130,10 +141,15 @@ class Rounds:
         trajectory = self.sampling.sampler.sample(
             guidance,
             seeds=seeds,
-            condition=batch.condition if guidance.num_classes else None,
+            condition=build_condition(guidance, batch.condition, data),
             device=device,
             start=lambda noise: self.sampling.initial(noise, seeds),
         )
+        if bool((bad := ~trajectory.x.flatten(1).isfinite().all(1)).any()):
+            raise ValueError(
+                f"round {self.round}: {int(bad.sum())} of {len(bad)} samples are not finite, first number "
+                f"{int(batch.index[bad][0])}; the strength of the guidance may be too large (its cap limits it)"
+            )
         if self._buffers is None:
             for metric in self._metrics.values():
                 metric.reset()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -23,6 +24,14 @@ class Target(HasRecipe, ABC):
     @abstractmethod
     def at(self, along: Tensor, value: Tensor) -> Tensor:
         """Return y (B,) from `along` g^T z (B,) and `value` f(z) (B,)."""
+
+    def groups(self, count: int) -> dict[str, slice]:
+        """Return by name those of `count` samples that share a rule; by default none are told apart."""
+        return {}
+
+    def at_samples(self, rows: Tensor, along: Tensor, value: Tensor) -> Tensor:
+        """Return y (B,) at the samples with the numbers `rows` (B,); by default `at`."""
+        return self.at(along, value)
 
 
 class GainTarget(Target):
@@ -53,16 +62,33 @@ class GoalTarget(Target):
     The rule of the paper's experiment with images, there with goals 2, 4 and 10.
     """
 
-    def __init__(self, goal: float) -> None:
-        """Set `goal` in units of the objective.
+    def __init__(self, goal: float | Sequence[float]) -> None:
+        """Set `goal` in units of the objective, or several: sample i has goal i modulo their number.
+
+        Several need gradients at each sample, and divide the prompts or classes among them likewise.
 
         Raises:
-            ValueError: if it is not finite.
+            ValueError: if there is none, or one is not finite.
         """
-        if not math.isfinite(goal):
-            raise ValueError(f"GoalTarget needs a finite goal, got {goal}")
-        self.goal = goal
+        self.goals = [float(each) for each in ([goal] if isinstance(goal, int | float) else goal)]
+        if not self.goals or not all(map(math.isfinite, self.goals)):
+            raise ValueError(f"GoalTarget needs a finite goal, or several, got {goal}")
+
+    def groups(self, count: int) -> dict[str, slice]:
+        """Return the samples of each goal, if there are several."""
+        names = [f"goal_{goal:g}" for goal in self.goals]
+        return {name: slice(i, count, len(names)) for i, name in enumerate(names)} if len(names) > 1 else {}
 
     def at(self, along: Tensor, value: Tensor) -> Tensor:
+        """Return y (B,).
+
+        Raises:
+            ValueError: if there are several goals.
+        """
+        if len(self.goals) > 1:
+            raise ValueError(f"several goals, {self.goals}, are those of samples; expected at: sample, or one goal")
+        return self.goals[0] - value + along
+
+    def at_samples(self, rows: Tensor, along: Tensor, value: Tensor) -> Tensor:
         """Return y (B,)."""
-        return self.goal - value + along
+        return value.new_tensor(self.goals)[rows % len(self.goals)] - value + along

@@ -12,7 +12,7 @@ from lightning_guide.pretrained.autoencoders import (
     Subspace,
     VariationalAutoencoder,
 )
-from lightning_guide.pretrained.backbones import Backbone, OpenClipBackbone, TimmBackbone
+from lightning_guide.pretrained.backbones import Backbone, NamedBackbone, OpenClipBackbone, TimmBackbone
 from lightning_guide.pretrained.diffusers_controlnet import ControlledNetwork
 from lightning_guide.pretrained.diffusers_folder import DiffusersFolder
 from lightning_guide.pretrained.diffusers_network import DiffusersNetwork
@@ -44,6 +44,7 @@ __all__ = [
     "FrozenNetwork",
     "GuideNetwork",
     "LatentSpace",
+    "NamedBackbone",
     "NamedNetwork",
     "OpenClipBackbone",
     "Posterior",

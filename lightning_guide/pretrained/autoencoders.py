@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -196,7 +196,9 @@ class DiffusersVAE(VariationalAutoencoder, FrozenNetwork):
                 "DiffusersVAE needs the diffusers library, which is not installed; install it with "
                 "`pip install lightning-guide[latents]`"
             ) from None
-        options = {} if self.subfolder is None else {"subfolder": self.subfolder}
+        options: dict[str, Any] = {} if self.subfolder is None else {"subfolder": self.subfolder}
+        if self.dtype != "float32":
+            options["torch_dtype"] = getattr(torch, self.dtype)
         try:
             model, report = AutoencoderKL.from_pretrained(
                 self.path, use_safetensors=True, output_loading_info=True, **options
@@ -210,5 +212,5 @@ class DiffusersVAE(VariationalAutoencoder, FrozenNetwork):
             factor = 2 ** (len(model.config.block_out_channels) - 1)
             model.tile_latent_min_size, model.tile_sample_min_size = self.tile, factor * self.tile
         model.enable_gradient_checkpointing()
-        loaded: nn.Module = model.to(getattr(torch, self.dtype))
+        loaded: nn.Module = model
         return loaded

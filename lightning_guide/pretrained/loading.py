@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ __all__ = [
     "explain_hub",
     "files_of",
     "find_folder",
+    "named_network",
     "read_object",
+    "read_tensors",
     "read_weights",
     "timm_input",
     "timm_model",
@@ -192,17 +195,50 @@ def read_weights(module: nn.Module, path: str) -> None:
         ValueError: if the file holds anything but the tensors of this module.
     """
     name = type(module).__name__
+    state = read_tensors(path, of=name)
+    try:
+        module.load_state_dict(state)
+    except Exception as error:  # of many types
+        raise _reading_error(name, path, error) from None
+
+
+def read_tensors(path: str, *, of: str) -> Any:
+    """Return what the file `path` holds (safetensors, or torch without pickles), tensors by name if it is a state dict.
+
+    Raises:
+        ValueError: naming the file and what it is `of`, if it is missing or damaged.
+    """
     path = os.path.expanduser(path)
     if not Path(path).is_file():
-        raise ValueError(f"weights of {name}: there is no file {path}")
+        raise ValueError(f"weights of {of}: there is no file {path}")
     try:
         _check_zip(path)
-        state = (
-            load_file(path)
-            if path.endswith(".safetensors")
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-        module.load_state_dict(state)
-    except Exception as error:  # raised by the readers and load_state_dict
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"weights of {name} cannot be read from {path} ({reason}); expected its state dict") from None
+        if path.endswith(".safetensors"):
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of many types
+        raise _reading_error(of, path, error) from None
+
+
+def named_network(name: str, weights: str | None, options: Mapping[str, Any]) -> nn.Module:
+    """Return `name`(**options), "package.module.Class" or a function, with the weights of a file, None: as it is made.
+
+    Raises:
+        ValueError: if there is no such class, it is no `nn.Module`, or the file does not hold its state dict.
+    """
+    module, _, attribute = name.rpartition(".")
+    try:
+        make = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"there is no network {name!r}: {error}; expected package.module.Class") from None
+    network = make(**options)
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"{name} returns a {type(network).__name__}; expected an nn.Module")
+    if weights is not None:
+        read_weights(network, weights)
+    return network
+
+
+def _reading_error(name: str, path: str, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split())[:300]
+    return ValueError(f"weights of {name} cannot be read from {path} ({reason}); expected its state dict")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_guide.pretrained.frozen import FrozenNetwork
-from lightning_guide.pretrained.loading import read_weights, timm_input, timm_model
+from lightning_guide.pretrained.loading import named_network, timm_input, timm_model
 from lightning_guide.runs.models import raw_network
 from lightning_guide.utils.images import preprocess_image
 from lightning_guide.utils.recipe import HasRecipe
@@ -158,17 +157,7 @@ class NamedNetwork(GuideNetwork):
         self.size, self.mean, self.std, self.output = size, list(mean), list(std), output
 
     def _load(self) -> nn.Module:
-        module, _, attribute = self.name.rpartition(".")
-        try:
-            make = getattr(import_module(module), attribute)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ValueError(f"there is no network {self.name!r}: {error}; expected package.module.Class") from None
-        network = make(**self.options)
-        if not isinstance(network, nn.Module):
-            raise ValueError(f"{self.name} returns a {type(network).__name__}; expected an nn.Module")
-        if self.weights is not None:
-            read_weights(network, self.weights)
-        return network
+        return named_network(self.name, self.weights, self.options)
 
     def _apply_to(self, x: Tensor, *others: Tensor) -> Tensor:
         size = None if self.size is None else (self.size, self.size)
