@@ -38,8 +38,8 @@ PARTS = {
     "mdm_guidances": "mdm",
     "mdm_goal": "mdm",
 }
-TINY = {"sd15": "sd", "sdxl": "sdxl", "if": "if", "dit": "dit", "sd15_lora": "sd", "sd15_fine_tune": "sd"}
-TRAININGS = ("sd15_lora", "sd15_fine_tune")
+TINY = {"sd15": "sd", "sdxl": "sdxl", "if": "if", "dit": "dit"}  # of others: sd
+COMMANDS = {"sd15_lora": "fit", "sd15_fine_tune": "fit", "sd15_reward": "test"}  # of others: validate
 ALL = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
@@ -77,7 +77,7 @@ def tiny_config(command: str, name: str, source: Path, run: Path, capsys: pytest
 @pytest.mark.parametrize("name", ALL)
 def test_config_is_parsed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
-        main(["fit" if name in TRAININGS else "validate", *words(name), "--print_config"])
+        main([COMMANDS.get(name, "validate"), *words(name), "--print_config"])
     assert left.value.code == 0
     assert {"trainer", "model", "data"} <= set(yaml.safe_load(capsys.readouterr().out))
 
@@ -185,7 +185,24 @@ def test_whole_fine_tuning_and_its_pipeline(
     )
 
 
+def test_the_goals_of_the_reward_experiment(
+    tiny_pipeline: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_config("test", "sd15_reward", tiny_pipeline("sd"), tmp_path / "run", capsys)
+    settings = yaml.safe_load(config.read_text())
+    settings["model"]["init_args"]["objective"]["init_args"]["backbone"]["init_args"] = {"size": 32}  # random weights
+    config.write_text(yaml.safe_dump(settings, sort_keys=False))
+    main(["test", "-c", str(config), "--model.sampling.num_samples", "6", "--model.num_rounds", "3"])
+    rounds = [json.loads(line) for line in (tmp_path / "run/rounds/history.jsonl").read_text().splitlines()]
+    goals = {f"{name}_goal_{goal}" for name in ("objective", "distance") for goal in (2, 4, 10)}
+    assert len(rounds) == 3 and goals <= rounds[0].keys() and rounds[0]["distance"] == 0 < rounds[2]["distance"]
+    assert all(each["nfe"] == 10 for each in rounds)  # PLMS calls once more than it steps, both models of CFG
+    page = (tmp_path / "run/report.html").read_text()
+    assert (tmp_path / "run/report/rounds.png").is_file() and "Time of a round" in page
+    assert [page.count(f"<td>{name}</td>") for name in ("unguided", "guided")] == [1, 1]
+
+
 def test_every_config_is_tried() -> None:
     # test_pretrained_end_to_end.py, test_configs_pretrained_guided.py, test_configs_mdm.py
     elsewhere = {"metrics", "celebahq", "adm", "mdm", "mdm_guidances", "mdm_goal"}
-    assert set(ALL) == {*EVALUATIONS, *TRAININGS, *elsewhere}
+    assert set(ALL) == {*EVALUATIONS, *COMMANDS, *elsewhere}

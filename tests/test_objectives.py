@@ -173,6 +173,8 @@ def test_resnet_of_torchvision_with_a_random_head(tmp_path: Path, generator: tor
         Reward(NamedBackbone(without="head"), RandomHead()).value(x)
     with pytest.raises(ValueError, match="there is no network 'torchvision.models.resnet19'"):
         Reward(NamedBackbone("torchvision.models.resnet19"), RandomHead()).value(x)
+    with pytest.raises(ValueError, match=r"resnet18 cannot be made with \{'depth': 3\} \(TypeError: .*depth"):
+        Reward(NamedBackbone(options={"depth": 3}), RandomHead()).value(x)
 
 
 def test_any_network_with_one_output_is_a_reward(generator: torch.Generator) -> None:

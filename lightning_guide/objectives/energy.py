@@ -76,9 +76,10 @@ class Energy(HasRecipe, nn.Module, ABC):
         bad = ~value.detach().isfinite()
         if bool(bad.any()):
             first = int(bad.nonzero()[0])
+            found = float(value.detach()[first])
             raise ValueError(
-                f"the objective {name} is {float(value.detach()[first])} for {int(bad.sum())} of {len(x)} samples, first for "
-                f"number {first}; expected finite numbers"
+                f"the objective {name} is {found} for {int(bad.sum())} of {len(x)} samples, first for number {first}; "
+                "expected finite numbers"
             )
         return value
 

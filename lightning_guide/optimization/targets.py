@@ -26,7 +26,7 @@ class Target(HasRecipe, ABC):
         """Return y (B,) from `along` g^T z (B,) and `value` f(z) (B,)."""
 
     def groups(self, count: int) -> dict[str, slice]:
-        """Return by name those of `count` samples that share a rule; by default none are told apart."""
+        """Return by name those of `count` samples that share a goal; by default none."""
         return {}
 
     def at_samples(self, rows: Tensor, along: Tensor, value: Tensor) -> Tensor:

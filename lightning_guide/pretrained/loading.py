@@ -231,7 +231,11 @@ def named_network(name: str, weights: str | None, options: Mapping[str, Any]) ->
         make = getattr(import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"there is no network {name!r}: {error}; expected package.module.Class") from None
-    network = make(**options)
+    try:
+        network = make(**options)
+    except Exception as error:  # of many types, such as those of a download
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{name} cannot be made with {dict(options)} ({type(error).__name__}: {reason})") from None
     if not isinstance(network, nn.Module):
         raise ValueError(f"{name} returns a {type(network).__name__}; expected an nn.Module")
     if weights is not None:

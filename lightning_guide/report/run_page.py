@@ -16,7 +16,7 @@ from lightning_guide.report.charts import line_chart
 from lightning_guide.report.history import History, read_history, read_rounds
 from lightning_guide.report.page import Page
 from lightning_guide.report.results import Cell, find_baseline, in_order, interval_keys, result_cells
-from lightning_guide.report.tables import environment, judge_networks
+from lightning_guide.report.tables import environment, format_number, judge_networks
 from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.utils.files import atomic
 from lightning_guide.utils.terminal import counted
@@ -90,7 +90,9 @@ def run_page(run: str | Path, *, figures: Sequence[str | Path] = (), beside: Pat
     _results(page, {name: results[name] for name in order if name in results}, evaluations, place=run / METRICS)
     _samples(page, run, order)
     _figures(page, [*(run / folder for folder in _FIGURES if (run / folder).is_dir()), *map(Path, figures)])
-    _curves(page, [history, read_rounds(run)], order)
+    rounds = read_rounds(run)
+    _curves(page, [history, rounds], order)
+    _round_times(page, rounds)
     _snapshots(page, run, Path(run) if beside is None else beside)
     _seeds(page, loaded)
     if settings:
@@ -195,6 +197,20 @@ def _curves(page: Page, histories: Sequence[History], order: Sequence[str]) -> N
     if any(charts):
         page.heading("Curves")
         page.charts([chart for chart in charts if chart])
+
+
+def _round_times(page: Page, rounds: History) -> None:
+    """Add what a round costs without and with guidance."""
+    seconds, calls = (dict(rounds.scalars.get(f"rounds/{name}", ())) for name in ("seconds", "nfe"))
+    rows: list[list[str | Cell]] = [["rounds", "number", "nfe", "seconds per round"]]
+    for name, numbers in (("unguided", [0]), ("guided", sorted(set(seconds) - {0}))):
+        if found := [number for number in numbers if number in seconds and number in calls]:
+            means = [sum(values[number] for number in found) / len(found) for values in (calls, seconds)]
+            rows.append([name, str(len(found)), *map(format_number, means)])
+    if len(rows) > 2:
+        page.heading("Time of a round")
+        page.table(rows)
+        page.paragraph("nfe: network calls per sample; seconds: mean over the rounds of the sum over all processes.")
 
 
 def _snapshots(page: Page, run: Path, beside: Path) -> None:
