@@ -125,3 +125,16 @@ def test_invalid_arguments_are_refused() -> None:
         LowRank(LogDensityMLP(width=8), layers=["nothing"])
     with pytest.raises(ValueError, match="no layer of rank 99 or more"):
         LowRank(LogDensityMLP(width=8), rank=99)
+
+
+def test_snapshots_of_older_versions_hold_the_model_and_load(generator: torch.Generator) -> None:
+    """Their recipe has four options, and their layers of None are all."""
+    model = LogDensityMLP(width=16, dimensions=3)
+    adapted = LowRank(model, rank=2, layers=None)
+    options = {"rank": 2, "scale": 1.0, "layers": None, "seed": 0}
+    recipe = {"class_path": "lightning_guide.optimization.LowRank", "init_args": {"denoiser": model.recipe, **options}}
+    again = build(recipe)
+    assert again.state_dict().keys() == adapted.state_dict().keys() and "base" not in again.state_dict()
+    again.load_state_dict(adapted.state_dict())
+    x, sigma = torch.randn(4, 3, generator=generator), torch.tensor(0.6)
+    torch.testing.assert_close(again(x, sigma), adapted(x, sigma))

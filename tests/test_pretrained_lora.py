@@ -171,3 +171,13 @@ def test_places_without_a_file_are_named(folder: Path, tmp_path: Path) -> None:
             lg.load(source, lora=place)
     with pytest.raises(ValueError, match="lora_scale=0.5 without a lora"):
         lg.load(source, lora_scale=0.5)
+
+
+def test_training_starts_from_names_of_kohya(folder: Path, tmp_path: Path) -> None:
+    source = f"diffusers:{folder}"
+    save_file(kohya_names({QUERY: factors(lg.load(source), QUERY)}), tmp_path / "lora.safetensors")
+    model = lg.LowRank(lg.Pretrained(source), rank=3, lora=str(tmp_path / "lora.safetensors"))
+    merged = lg.load(source, lora=str(tmp_path / "lora.safetensors"))
+    x, sigma = torch.randn(2, 4, 8, 8), torch.tensor(1.5)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(x, sigma), merged(x, sigma), rtol=1e-4, atol=1e-4)
