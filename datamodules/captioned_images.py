@@ -118,12 +118,13 @@ class CaptionedImages(DiffusionData):
         }  # fmt: skip
 
     def prepare_data(self) -> None:
-        """Encode what the cache does not hold: texts, and images if the trainer trains or validates."""
-        everything = [each.caption for images in self._images.values() for each in images]
-        self._tokens([*self.texts, *everything])
-        if self.trainer is None or self.trainer.state.fn in ("fit", "validate"):
-            for split, encoded in self._encoded.items():
-                encoded.encode(self._images[split])
+        """Encode what the cache does not hold: prompts, and captions and images if the trainer trains or validates."""
+        if self.trainer is not None and self.trainer.state.fn not in ("fit", "validate"):
+            self.prompts()
+            return
+        self._tokens([*self.texts, *(each.caption for images in self._images.values() for each in images)])
+        for split, encoded in self._encoded.items():
+            encoded.encode(self._images[split])
 
     @property
     def token_channels(self) -> int:  # type: ignore[override]

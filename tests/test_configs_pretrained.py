@@ -39,7 +39,12 @@ PARTS = {
     "mdm_goal": "mdm",
 }
 TINY = {"sd15": "sd", "sdxl": "sdxl", "if": "if", "dit": "dit"}  # of others: sd
-COMMANDS = {"sd15_lora": "fit", "sd15_fine_tune": "fit", "sd15_reward": "test"}  # of others: validate
+COMMANDS = {
+    "sd15_captions": "fit",
+    "sd15_lora": "fit",
+    "sd15_fine_tune": "fit",
+    "sd15_reward": "test",
+}  # of others: validate
 ALL = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
@@ -203,6 +208,6 @@ def test_the_goals_of_the_reward_experiment(
 
 
 def test_every_config_is_tried() -> None:
-    # test_pretrained_end_to_end.py, test_configs_pretrained_guided.py, test_configs_mdm.py
+    # test_pretrained_end_to_end.py, test_configs_pretrained_guided.py, test_configs_mdm.py, test_configs_captions.py
     elsewhere = {"metrics", "celebahq", "adm", "mdm", "mdm_guidances", "mdm_goal"}
     assert set(ALL) == {*EVALUATIONS, *COMMANDS, *elsewhere}
