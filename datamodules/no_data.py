@@ -92,8 +92,14 @@ class NoData(DiffusionData):
         """Return an empty set: a validation then consists of its sampling loops."""
         return NoExamples()
 
+    def stored(self, x: Tensor) -> Tensor:
+        """Return the latents z of samples x with a `vae`, float32; else as decoded."""
+        return self.decode(x) if self.space is None else self.space.latent(x.to(torch.float32))
+
     def encode(self, raw: Tensor) -> Tensor:
-        """Return x = raw / 127.5 - 1 of images, float32; other data unchanged."""
+        """Return x = raw / 127.5 - 1 of images, x of latents z with a `vae`, float32; other data unchanged."""
+        if self.space is not None:
+            return self.space.encode(raw)
         return raw.float() / 127.5 - 1 if self._is_image else raw.float()
 
     def decode(self, x: Tensor) -> Tensor:

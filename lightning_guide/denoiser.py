@@ -145,6 +145,11 @@ class Denoiser(HasRecipe, nn.Module, ABC):
         """The model that this one adapts by low-rank additions, whose weights it shares; None if there is none."""
         return None
 
+    @property
+    def merged(self) -> Denoiser:
+        """A copy with low-rank additions added to the weights; the model itself if there are none."""
+        return self
+
     def constrain(self) -> None:
         """Project the parameters after an optimizer step (forced weight normalization); nothing by default."""
 

@@ -17,7 +17,9 @@ from webdataset import TarWriter
 
 from datamodules.storage.image_codec import decode_sample
 from datamodules.storage.tar_index import SAMPLES, index_shard
+from lightning_guide.data import DataInterface
 from lightning_guide.denoiser import Denoiser
+from lightning_guide.evaluation.sampling_loop import build_condition
 from lightning_guide.inference import is_diverged
 from lightning_guide.samplers import Sampler
 from lightning_guide.seeds import SampleSeeds, mix
@@ -35,10 +37,11 @@ class Synthesis:
     Attributes:
         denoiser: the model, or a guidance without unresolved references.
         sampler: the sampler.
-        labels: labels of the n samples, int64 (n,); -1 draws without a label.
+        labels: labels of the n samples, or numbers of their prompts, int64 (n,); -1 draws without.
         seed: sample i depends on (seed, i) alone, and shares no noise with evaluations.
         chunk_size: number of samples in one network call and in one shard.
         folder: folder of the shards.
+        data: whose prompts condition a model that takes embeddings.
     """
 
     denoiser: Denoiser
@@ -47,6 +50,7 @@ class Synthesis:
     seed: int
     chunk_size: int
     folder: Path
+    data: DataInterface
 
     @property
     def shards(self) -> list[Path]:
@@ -73,8 +77,8 @@ class Synthesis:
     def _draw(self, indices: range, device: torch.device) -> Tensor:
         """Draw the samples `indices`."""
         seeds = SampleSeeds(mix(self.seed, "synthesis"), indices)
-        labels = self.labels[indices.start : indices.stop].to(device) if self.denoiser.num_classes else None
-        x = self.sampler.sample(self.denoiser, seeds=seeds, condition=labels, device=device).x
+        condition = build_condition(self.denoiser, self.labels[indices.start : indices.stop].to(device), self.data)
+        x = self.sampler.sample(self.denoiser, seeds=seeds, condition=condition, device=device).x
         bad = is_diverged(x, self.denoiser.sigma_data)
         if bool(bad.any()):
             raise ValueError(
@@ -86,12 +90,14 @@ class Synthesis:
 
     def _write_chunk(self, path: Path, indices: range, x: Tensor) -> None:
         """Write one shard; the same samples give the same bytes."""
+        texts = self.data.prompt_texts if self.denoiser.token_channels else None
         with atomic(path) as temporary, temporary.open("wb") as file, TarWriter(file, mtime=0) as tar:
             for index, sample in zip(indices, x, strict=True):
                 extension, content = encode_sample(sample)
                 record: dict[str, str | bytes] = {"__key__": f"{index:08d}", extension: content}
-                if int(self.labels[index]) >= 0:
-                    record["cls"] = str(int(self.labels[index]))
+                if (label := int(self.labels[index])) >= 0:
+                    record["cls"] = str(label)
+                    record |= {} if texts is None else {"txt": texts[label]}
                 tar.write(record)
 
 

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 from lightning_guide.guidance.negatives.neon import extrapolate
+from lightning_guide.pretrained.source import is_published, load
 from lightning_guide.runs.models import newest_images, open_snapshots
 from lightning_guide.runs.writing import write_averages
 from lightning_guide.snapshots import SnapshotStore
@@ -66,10 +67,11 @@ def neon(
 ) -> str:
     """Write theta_aux + w (theta_base - theta_aux) as an ordinary snapshot: guidance without extra evaluations.
 
-    Its age and width are those of the base, and buffers too. https://arxiv.org/abs/2510.03597; omega is w - 1.
+    Its age and width are those of the base, or of the auxiliary if the base is published; buffers are the base's.
+    https://arxiv.org/abs/2510.03597; omega is w - 1.
 
     Args:
-        base: folder of the base run.
+        base: folder of the base run, or a published model, KIND:PLACE.
         auxiliary: folder of the run that was trained on samples of the base.
         out: folder of the new run; default BASE/neon.
         weight: w; 1 is the base.
@@ -91,28 +93,26 @@ def neon(
     with FolderLock(folder / LOCK, what=f"the run {folder}"):
         if target.entries():
             raise ValueError(f"{folder} has snapshots already; expected a folder without them")
-        stores = [open_snapshots(base), open_snapshots(auxiliary)]
-        wanted = (base_images, auxiliary_images)
-        ages = [
-            newest_images(store) if age is None else store.resolve_images(age)
-            for store, age in zip(stores, wanted, strict=True)
-        ]
-        thetas = [
-            store.guider(images=age, sigma_rel=width)
-            for store, age, width in zip(stores, ages, (base_sigma_rel, auxiliary_sigma_rel), strict=True)
-        ]
-        merged = extrapolate(thetas[0], thetas[1], weight)
+        store = open_snapshots(auxiliary)
+        auxiliary_age = newest_images(store) if auxiliary_images is None else store.resolve_images(auxiliary_images)
+        age, width, origin = auxiliary_age, auxiliary_sigma_rel, store
+        if not is_published(base):
+            origin, width = open_snapshots(base), base_sigma_rel
+            age = newest_images(origin) if base_images is None else origin.resolve_images(base_images)
+        theta = load(base) if is_published(base) else origin.guider(images=age, sigma_rel=width)
+        theta_aux = store.guider(images=auxiliary_age, sigma_rel=auxiliary_sigma_rel)
+        merged = extrapolate(theta, theta_aux, weight)
         path = target.save(
             merged.state_dict(),
-            images=ages[0],
-            sigma_rel=base_sigma_rel,
+            images=age,
+            sigma_rel=width,
             recipe=merged.recipe,
-            planned_images=stores[0].planned_images,
+            planned_images=origin.planned_images,
             buffers=persistent_buffers(merged),
         )
         made_of = {
-            "base": {"run": base, "images": ages[0], "sigma_rel": base_sigma_rel},
-            "auxiliary": {"run": auxiliary, "images": ages[1], "sigma_rel": auxiliary_sigma_rel},
+            "base": {"run": base} | ({} if is_published(base) else {"images": age, "sigma_rel": width}),
+            "auxiliary": {"run": auxiliary, "images": auxiliary_age, "sigma_rel": auxiliary_sigma_rel},
             "weight": weight,
         }
         with atomic(folder / "neon.json") as temporary:

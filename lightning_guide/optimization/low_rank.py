@@ -165,6 +165,20 @@ class LowRank(DerivedDenoiser):
             remove_last(tree.get_submodule(name))
         return tree
 
+    @property
+    def merged(self) -> Denoiser:
+        """A copy of the model with the additions added to its weights; itself for a reference."""
+        if isinstance(self.denoiser, Reference):
+            return self
+        tree = copy.deepcopy(self.denoiser)
+        tree.origin = None
+        for name in self.adapted:
+            layer = tree.get_submodule(name)
+            sums = sums_of(layer)
+            sums.original.data = sums[-1](sums.original).detach()
+            remove_last(layer)
+        return tree.merged
+
     def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
         """Return D (B, *data_shape)."""
         return self.denoiser(x, sigma, condition)

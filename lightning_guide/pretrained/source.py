@@ -14,7 +14,7 @@ from lightning_guide.denoiser import Denoiser
 from lightning_guide.origin import Origin
 from lightning_guide.runs.run import Run
 
-__all__ = ["Pretrained", "load", "split_source"]
+__all__ = ["Pretrained", "is_published", "load", "split_source"]
 
 # kind of a source -> where its reader is, a function of the place and of options that returns a denoiser
 READERS: dict[str, str] = {
@@ -26,6 +26,11 @@ READERS: dict[str, str] = {
     "sit": "lightning_guide.pretrained.dit:read_sit",
     "mdm": "lightning_guide.pretrained.mdm:read_mdm",
 }
+
+
+def is_published(source: str | Path) -> bool:
+    """Return whether `source` is KIND:PLACE, and not the folder of a run."""
+    return str(source).partition(":")[0] in READERS and not Path(source).exists()
 
 
 def split_source(source: str) -> tuple[str, str]:
@@ -110,8 +115,7 @@ def load(
     Raises:
         ValueError: as these do, or if arguments of one are given for the other.
     """
-    published = str(source).partition(":")[0] in READERS and not Path(source).exists()
-    if not published:
+    if not is_published(source):
         if options:
             raise ValueError(f"{source} is a run, which has no {next(iter(options))}; expected images and sigma_rel")
         return Run(source).model(images=images, sigma_rel=sigma_rel)

@@ -51,11 +51,13 @@ class Neon(Reference):
 def extrapolate(base: Denoiser, auxiliary: Denoiser, weight: float) -> Denoiser:
     """Return a copy of `base` with parameters aux + `weight` (base - aux); buffers are those of the base.
 
+    Low-rank additions are merged first.
+
     Raises:
         ValueError: naming the first parameter that one of them lacks, or has in another shape.
     """
-    merged = copy.deepcopy(base)
-    other = dict(auxiliary.named_parameters())
+    merged = copy.deepcopy(base.merged)
+    other = dict(auxiliary.merged.named_parameters())
     for name, parameter in merged.named_parameters():
         if name not in other or other[name].shape != parameter.shape:
             found = tuple(other[name].shape) if name in other else "missing"
