@@ -57,8 +57,8 @@ def shard_(denoiser: Denoiser, mesh: DeviceMesh) -> None:
     for tensor in [*denoiser.parameters(), *denoiser.buffers()]:
         torch.distributed.broadcast(tensor.data, 0)
     scalars = {parameter for parameter in denoiser.parameters() if parameter.ndim == 0}
-    for container in reversed(list(denoiser.modules())):  # inner blocks first
-        if isinstance(container, nn.ModuleList | nn.ModuleDict):
+    for name, container in reversed(list(denoiser.named_modules())):  # inner blocks first
+        if isinstance(container, nn.ModuleList | nn.ModuleDict) and "parametrizations" not in name.split("."):
             for block in container.children():
                 fully_shard(block, mesh=mesh, ignored_params=scalars)
     fully_shard(denoiser, mesh=mesh, ignored_params=scalars)
