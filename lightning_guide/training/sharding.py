@@ -47,6 +47,8 @@ class ShardedTraining(pl.LightningModule):
         if _mesh(self.denoiser) is None:
             self.denoiser.to(self.device)
             shard_(self.denoiser, init_device_mesh(self.device.type, (self.trainer.world_size,)))
+            # Lightning looks for every parameter in a checkpoint, also for those that a state dict leaves out
+            self.strict_loading = self.denoiser.state_dict().keys() >= {n for n, _ in self.denoiser.named_parameters()}
 
 
 def shard_(denoiser: Denoiser, mesh: DeviceMesh) -> None:
