@@ -11,18 +11,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from datamodules import Prompts
+from callbacks import RunCheckpoint
+from datamodules import Prompts, SelfSynthesized
+from lightning_guide.conditioning import pad_tokens
+from lightning_guide.data import Batch
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.guidance import ClassifierFreeGuidance
 from lightning_guide.guidance.gradient import ConstantStrength, LookAhead, PosteriorStrength, Strength
+from lightning_guide.modules.gradient_fine_tuning import GradientFineTuning
 from lightning_guide.modules.gradient_optimization import GradientOptimization
 from lightning_guide.objectives import Energy, NegativeEnergy, Objective, RandomHead, Reward, TextMatch, TorchFunction
-from lightning_guide.optimization import GoalTarget
+from lightning_guide.optimization import GainTarget, GeometricReplay, GoalTarget, LowRank
+from lightning_guide.optimization.replay import mixture
 from lightning_guide.pretrained import DiffusersVAE, LatentSpace, NamedBackbone, OpenClipBackbone, Pretrained
+from lightning_guide.runs.checkpoints import newest_checkpoint
 from lightning_guide.samplers import Euler
+from lightning_guide.training import ConstantRate
+from lightning_guide.training.losses import EpsilonLoss
 from tests.processes import Processes
 from tests.ranks import options
-from tests.runs import tiny_trainer
+from tests.runs import assert_same, checkpoint, tiny_trainer
 
 pytest.importorskip("diffusers", reason="needs the extra `pretrained`")
 pytest.importorskip("transformers", reason="needs the extra `pretrained`")
@@ -186,3 +194,69 @@ def test_samples_that_diverge_are_named(source: Path, tmp_path: Path) -> None:
         ValueError, match="round 1: . of 2 samples are not finite, first number .; the strength of the g"
     ):
         optimize(source, tmp_path / "run", sampling=sampling(source, ConstantStrength(1e30)), num_rounds=2)
+
+
+# --- algorithm 2, by low-rank additions ----------------------------------------------------------------
+
+
+def fine_tune(source: str | Path, run: str | Path, *, steps: int, world: int = 1) -> GradientFineTuning:
+    """Train additions on guided samples and, in place of data, on samples of the published model."""
+    torch.manual_seed(0)
+    module = GradientFineTuning(
+        LowRank(Pretrained(f"diffusers:{source}"), rank=2),
+        EpsilonLoss(),
+        objective=Brightness(),
+        sampling=sampling(source, samples=4),
+        target=GainTarget(0.01),
+        at="sample",
+        replay=GeometricReplay(0.5, pretraining=0.25),
+        steps_per_round=2,
+        learning_rate=ConstantRate(1e-3),
+    )
+    prompts = Prompts(["a cat", "two dogs", "a tree"], str(source), cache=str(Path(source).parent / "cache"))
+    data = SelfSynthesized(
+        prompts, f"diffusers:{source}", f"{run}/set", 4, sampler=Euler(4), chunk_size=2, batch_size=8 // world
+    )
+    trainer = tiny_trainer(run, RunCheckpoint(2), steps=steps, **options(world))
+    trainer.fit(module, datamodule=data, ckpt_path=newest_checkpoint(run), weights_only=True)
+    return module
+
+
+def test_additions_are_fine_tuned_on_guided_samples_and_resumed(source: Path, tmp_path: Path) -> None:
+    whole = fine_tune(source, tmp_path / "whole", steps=6)
+    for steps in (3, 6):
+        parted = fine_tune(source, tmp_path / "parted", steps=steps)
+    assert whole.rounds.round == parted.rounds.round == 3
+    state = checkpoint(tmp_path / "whole")
+    assert_same(state["state_dict"], checkpoint(tmp_path / "parted")["state_dict"])
+    names = [name for name in state["state_dict"] if name.startswith("denoiser.")]
+    assert names and all(name.endswith((".up", ".down", ".base")) for name in names)
+    assert any(bool(added.up.any()) for _, added in whole.denoiser.additions())  # type: ignore[operator]
+    first, *_, last = history(tmp_path / "whole")
+    assert first["distance"] == 0 < last["distance"] and last["objective"] > first["objective"]
+
+
+def test_replayed_samples_train_with_their_prompts(source: Path) -> None:
+    prompts = Prompts(["a cat", "two dogs"], str(source), cache=str(source.parent / "cache")).prompts()
+    batch = Batch(torch.zeros(6, 4, 8, 8), torch.ones(6, 80, 16))
+    replay = torch.arange(1.0, 4.0).reshape(1, 3, 1, 1, 1).expand(1, 3, 4, 8, 8)
+    labels = torch.tensor([[1, 0, -1]])
+    mixed = mixture(batch, replay, labels, [0.5], torch.Generator().manual_seed(0), prompts=prompts)
+    assert mixed.condition is not None and mixed.condition.shape == (6, 80, 16)
+    expected = {0: torch.ones(80, 16), 3: torch.zeros(80, 16)}
+    expected |= {1 + i: pad_tokens(prompts[torch.tensor([1 - i])][0], 80) for i in range(2)}
+    values = mixed.x[:, 0, 0, 0].int().tolist()
+    assert sorted(values) == [0, 0, 0, 1, 2, 3]
+    assert all(torch.equal(found, expected[value]) for found, value in zip(mixed.condition, values, strict=True))
+
+
+def test_two_ranks_fine_tune_on_the_samples_of_one(source: Path, processes: Processes, tmp_path: Path) -> None:
+    fine_tune(source, tmp_path / "one", steps=2)
+    (tmp_path / "two").mkdir()
+    call = ("tests.test_pretrained_rewards", "fine_tune")
+    processes.call_ranks(2, call, tmp_path / "log", source=str(source), run=str(tmp_path / "two"), steps=2, world=2)
+    one, two = history(tmp_path / "one"), history(tmp_path / "two")
+    assert two[0]["objective"] == pytest.approx(one[0]["objective"], rel=1e-3, abs=1e-5)
+    assert (tmp_path / "two/set/synthetic-000001.tar").read_bytes() == (
+        tmp_path / "one/set/synthetic-000001.tar"
+    ).read_bytes()
