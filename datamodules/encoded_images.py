@@ -22,7 +22,7 @@ from lightning_guide.pretrained.diffusers_family import add_sizes
 from lightning_guide.pretrained.diffusers_folder import DiffusersFolder
 from lightning_guide.pretrained.loading import files_of
 from lightning_guide.pretrained.prompts import CachedPrompts
-from lightning_guide.utils.files import atomic
+from lightning_guide.utils.files import STALE, atomic, remove_temporary
 from lightning_guide.utils.terminal import Progress
 
 __all__ = ["EncodedExamples", "EncodedImages", "PixelExamples"]
@@ -56,6 +56,7 @@ class EncodedImages:
         """
         corrupt, missing = {}, [each for each in images if not self.path(each).is_file()]
         space = self.model.latent_space() if missing else None  # its autoencoder is dropped from memory afterwards
+        remove_temporary(self.folder, "*.safetensors", seconds=STALE)  # of killed processes
         with Progress("encode", len(missing), unit="images") as bar:
             for image in missing:
                 bar.add(1)
