@@ -157,7 +157,7 @@ class EvaluatedModule(ShardedTraining):
     @property
     def _num_labels(self) -> int:
         """Number of classes or prompts that labels are drawn from."""
-        return count_labels(self._data, self.denoiser)
+        return count_labels(lambda: self._data, self.denoiser)
 
     @property
     def _run(self) -> str | Path:

@@ -125,7 +125,7 @@ class GradientOptimization(pl.LightningModule):
         if sampling.num_samples < world:
             raise ValueError(f"num_samples is {sampling.num_samples}; {world} processes need at least one sample each")
         assert self._models is not None
-        samples = self.rounds.indices(count_labels(self._data, self._models.main))
+        samples = self.rounds.indices(count_labels(lambda: self._data, self._models.main))
         return [(samples, sampling.batch_size)] * max(self.num_rounds - self._first, 0)
 
     def on_test_epoch_start(self) -> None:

@@ -57,9 +57,9 @@ def check_fits_data(data: DataInterface, denoiser: Denoiser) -> None:
         )
 
 
-def count_labels(data: DataInterface, denoiser: Denoiser) -> int:
-    """Return the number of classes of `denoiser`, or of prompts of `data`, that labels of samples are drawn from."""
-    return len(data.prompts()) if denoiser.token_channels else denoiser.num_classes
+def count_labels(data: Callable[[], DataInterface], denoiser: Denoiser) -> int:
+    """Return the number of classes of `denoiser`, or of prompts of `data()`, that labels of samples are drawn from."""
+    return len(data().prompts()) if denoiser.token_channels else denoiser.num_classes
 
 
 def require_needs(module: pl.LightningModule, own: Callable[[], Iterable[str]]) -> None:
