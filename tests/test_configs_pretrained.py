@@ -44,6 +44,8 @@ COMMANDS = {
     "sd15_lora": "fit",
     "sd15_fine_tune": "fit",
     "sd15_reward": "test",
+    "sd15_reward_lora": "fit",
+    "sd15_sims": "fit",
 }  # of others: validate
 ALL = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 

@@ -134,7 +134,8 @@ def _check_positionals(name: str, words: list[str]) -> list[str]:
         _refuse("", f"{name} takes {shown}, but {len(placed)} words are given", name)
     if name not in _WRITES_A_RUN:
         for argument, i in zip(expected, placed, strict=False):
-            if argument.name in _EXISTING:
+            published = "KIND:PLACE" in argument.help and ":" in words[i]  # checked by the command
+            if argument.name in _EXISTING and not published:
                 _check_exists(Path(words[i]), argument.help.rstrip("."))
     if not last.startswith("list[") or listed[0].startswith("["):
         return words
