@@ -23,7 +23,7 @@ def runs_in(node: Any) -> Iterator[str]:
     if isinstance(node, dict):
         for key, value in node.items():
             if key == "run" and isinstance(value, str):
-                yield value
+                yield from [value] if ":" not in value else []  # a published model
             else:
                 yield from runs_in(value)
     elif isinstance(node, list):
