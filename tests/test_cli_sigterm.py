@@ -1,4 +1,4 @@
-"""SIGTERM in the middle of a command: it ends at once with one sentence, and the same command completes its results."""
+"""SIGTERM or Ctrl-C in the middle of a command: it ends with one sentence, and the same command completes its results."""
 
 from __future__ import annotations
 
@@ -42,30 +42,34 @@ def folder(search_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return tmp_path
 
 
-def stopping(call: Callable[..., Any], *, at: int) -> Callable[..., Any]:
-    """The same function, which receives SIGTERM in its call number `at`."""
+def stopping(call: Callable[..., Any], number: signal.Signals, *, at: int) -> Callable[..., Any]:
+    """The same function, which receives the signal in its call number `at`."""
     calls = [0]
 
     def stopped(*args: Any, **kwargs: Any) -> Any:
         calls[0] += 1
         if calls[0] == at:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(number)
         return call(*args, **kwargs)
 
     return stopped
 
 
-@pytest.mark.parametrize("command", CASES)
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [*((name, signal.SIGTERM) for name in CASES), *((n, signal.SIGINT) for n in ("predict", "convert"))],
+)
 def test_it_ends_at_once_and_the_same_command_completes_it(
-    command: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+    command: str, number: signal.Signals, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words, owner, name = CASES[command]
     if command == "encode":
         main(["convert", "images", "shards", "--records_per_shard", "2"])
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
-        patch.setattr(owner, name, stopping(getattr(owner, name), at=1 if command == "statistics" else 4))
+        patch.setattr(owner, name, stopping(getattr(owner, name), number, at=1 if command == "statistics" else 4))
         main([command, *words])
-    assert left.value.code == f"lightning-guide: {command} was stopped by SIGTERM; rerun the same command to resume"
+    what = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+    assert left.value.code == f"lightning-guide: {command} was stopped by {what}; rerun the same command to resume"
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert not [path for path in (folder / "out").rglob(".*") if path.name == ".lock" or path.suffix == ".tmp"]
     main([command, *words])

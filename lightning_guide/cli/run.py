@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from types import FrameType
+from typing import Any
 
 from jsonargparse import auto_cli
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -35,33 +36,36 @@ def run(words: Sequence[str]) -> None:
     """Run the command `words`; user errors end in one sentence, or a list of what is missing, and exit status 1."""
     with plain_messages():
         warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # a command may run another
-        with _left_on_sigterm(words[0]):
+        with _left_on_signals(words[0]):
             _run(words)
 
 
 @contextmanager
-def _left_on_sigterm(command: str) -> Iterator[None]:
-    """Leave at once on SIGTERM with one sentence and exit status 1, with temporary files removed and locks released.
+def _left_on_signals(command: str) -> Iterator[None]:
+    """Leave at once on SIGTERM or Ctrl-C: one sentence, exit status 1, temporary files removed and locks released.
 
-    The handler of `GracefulStop` replaces this one in the loops of a fit.
+    The handlers of `GracefulStop` replace these in the loops of a fit.
     """
-    owner, before = os.getpid(), signal.getsignal(signal.SIGTERM)
+    owner = os.getpid()
 
     def leave(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends the process wherever it is
+        signal.signal(number, signal.SIG_DFL)  # a second one ends the process wherever it is
         if os.getpid() != owner:  # a process that this one forked
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         end = "start again" if command in _FROM_THE_START else "resume"
-        sys.exit(f"lightning-guide: {command} was stopped by SIGTERM; rerun the same command to {end}")
+        what = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+        sys.exit(f"lightning-guide: {command} was stopped by {what}; rerun the same command to {end}")
 
-    if threading.current_thread() is not threading.main_thread() or before != signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, leave)
+    defaults: dict[signal.Signals, Any] = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    main = threading.current_thread() is threading.main_thread()
+    handled = [number for number, default in defaults.items() if main and signal.getsignal(number) == default]
+    for number in handled:
+        signal.signal(number, leave)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number in handled:
+            signal.signal(number, defaults[number])
 
 
 def _run(words: Sequence[str]) -> None:
