@@ -1,4 +1,4 @@
-"""SIGTERM or Ctrl-C in the middle of a command: it ends with one sentence, and the same command completes its results."""
+"""SIGTERM or Ctrl-C in the middle of a command: it ends in one sentence, and the same command completes its results."""
 
 from __future__ import annotations
 
