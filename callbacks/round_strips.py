@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 
 from callbacks.output import image_grid, output_folder, save_image
+from lightning_guide.data import data_of
 from lightning_guide.evaluation.sampling_loop import DrawnSamples
 
 __all__ = ["RoundStrips"]
 
 
 class RoundStrips(pl.Callback):
-    """Image of the first samples of a test's rounds, one row for each: `report/rounds.png` in the run folder.
+    """Image of the first samples of the rounds of gradient guidance, one row for each: `report/rounds.png` of the run.
 
     With rounds that share their noise (`redraw: false`) a column shows how one sample changes. In loggers the
-    image is `rounds/samples`. It shows the samples of process 0 only, and after a resume only those drawn since.
+    image is `rounds/samples`. After a resume it shows only rounds drawn since, in a test the samples of process 0.
     """
 
     def __init__(self, columns: int = 10, every: int = 1) -> None:
@@ -52,6 +53,21 @@ class RoundStrips(pl.Callback):
         missing = self.columns - sum(map(len, row))
         if missing > 0 and dataloader_idx % self.every == 0:
             row.append(outputs.x[:missing].cpu())
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Discard earlier samples."""
+        self._rows = {}
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Keep the first samples of the round before this step, on process 0."""
+        rounds, number = pl_module.rounds, pl_module.rounds.round - 1
+        if rounds.samples is not None and number not in self._rows and number % self.every == 0:
+            first = rounds.samples[: self.columns].to(pl_module.device) if trainer.is_global_zero else []
+            self._rows[number] = [data_of(trainer).decode(first).cpu()] if len(first) else []
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the image, as in a test."""
+        self.on_test_end(trainer, pl_module)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the image, if the samples are images."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
 from lightning_guide.cli import main
 from tests.test_configs_pretrained import Tiny, tiny_config
@@ -60,4 +61,6 @@ def test_adaptive_fine_tuning(tiny_pipeline: Tiny, tmp_path: Path, capsys: pytes
     fit("sd15_reward_lora", tiny_pipeline("sd"), run, capsys)
     rounds = [json.loads(line) for line in (run / "rounds/history.jsonl").read_text().splitlines()]
     assert len(rounds) == 2 and rounds[0]["distance"] == 0 < rounds[1]["distance"]
+    with Image.open(run / "report/rounds.png") as image:
+        assert image.height < image.width / 1.5  # two rows of four
     assert (run / "report.html").is_file() and list((run / "snapshots").glob("*.safetensors"))

@@ -86,16 +86,17 @@ def source(tiny_pipeline: Callable[[str], Path]) -> Path:
 
 
 def test_images_approach_the_goal_of_each(source: Path, tmp_path: Path) -> None:
-    module = optimize(source, tmp_path / "run")
+    module = optimize(source, tmp_path / "run", num_rounds=3, sampling=sampling(source, samples=4))
     first, *_, last = history(tmp_path / "run")
     for goal in GOALS:
         before, after = (abs(each[f"objective_goal_{goal}"] - goal) for each in (first, last))
         assert after < 0.5 * before, (goal, first, last)
     assert first["distance"] == 0 < last["distance"] and last["distance_goal_0.02"] != last["distance_goal_-0.02"]
     assert first["nfe"] == 12 and last["nfe"] == 12  # two calls a step
-    assert module.rounds.feedback.gradient is not None and module.rounds.feedback.gradient.shape == (6, 3, 16, 16)
+    assert module.rounds.feedback.gradient is not None and module.rounds.feedback.gradient.shape == (4, 3, 16, 16)
 
 
+@pytest.mark.slow
 def test_prompts_and_goals_are_those_of_one_process_on_two(source: Path, processes: Processes, tmp_path: Path) -> None:
     optimize(source, tmp_path / "one", num_rounds=2)
     call = ("tests.test_pretrained_rewards", "optimize")
@@ -179,12 +180,13 @@ def test_what_does_not_fit_is_refused_before_anything_is_drawn(source: Path, tmp
 
 
 def test_a_reward_that_fails_later_loses_no_round(source: Path, tmp_path: Path) -> None:
-    Spoiled.left = 1 + 3 + 3  # three batches a round
+    Spoiled.left = 1 + 1 + 1
+    chosen: dict[str, Any] = {"num_rounds": 3, "sampling": sampling(source, samples=2)}
     with pytest.raises(ValueError, match="the objective Spoiled is nan for 2 of 2 samples, first for number 0") as no:
-        optimize(source, tmp_path / "run", Spoiled(), num_rounds=3)
+        optimize(source, tmp_path / "run", Spoiled(), **chosen)
     assert "\n" not in str(no.value) and len(history(tmp_path / "run")) == 2
     Spoiled.left = 100
-    module, whole = (optimize(source, tmp_path / name, Spoiled(), num_rounds=3) for name in ("run", "whole"))
+    module, whole = (optimize(source, tmp_path / name, Spoiled(), **chosen) for name in ("run", "whole"))
     assert len(history(tmp_path / "run")) == 3
     assert torch.equal(module.rounds.samples, whole.rounds.samples)  # type: ignore[arg-type]
 
@@ -222,6 +224,7 @@ def fine_tune(source: str | Path, run: str | Path, *, steps: int, world: int = 1
     return module
 
 
+@pytest.mark.slow
 def test_additions_are_fine_tuned_on_guided_samples_and_resumed(source: Path, tmp_path: Path) -> None:
     whole = fine_tune(source, tmp_path / "whole", steps=6)
     for steps in (3, 6):
@@ -250,6 +253,7 @@ def test_replayed_samples_train_with_their_prompts(source: Path) -> None:
     assert all(torch.equal(found, expected[value]) for found, value in zip(mixed.condition, values, strict=True))
 
 
+@pytest.mark.slow
 def test_two_ranks_fine_tune_on_the_samples_of_one(source: Path, processes: Processes, tmp_path: Path) -> None:
     fine_tune(source, tmp_path / "one", steps=2)
     (tmp_path / "two").mkdir()

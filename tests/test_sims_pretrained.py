@@ -88,6 +88,7 @@ def test_a_set_of_prompts_is_drawn_in_latents_and_resumed(source: Path, tmp_path
             synthetic(source, tmp_path, **changed).setup("fit")
 
 
+@pytest.mark.slow
 def test_two_ranks_write_the_bytes_of_one(source: Path, processes: Processes, tmp_path: Path) -> None:
     synthetic(source, tmp_path / "one").setup("fit")
     call = ("tests.test_sims_pretrained", "fit_two")
@@ -131,7 +132,7 @@ def output(model: Denoiser, tokens: Tensor) -> Tensor:
     return model.eval()(x, torch.tensor(3.0), tokens[:2])
 
 
-@pytest.mark.parametrize("adapt", [whole, low_rank])
+@pytest.mark.parametrize("adapt", [pytest.param(whole, marks=pytest.mark.slow), low_rank])
 def test_a_published_model_improves_on_its_own_samples(
     adapt: Callable[[Path], Denoiser], source: Path, tmp_path: Path
 ) -> None:
