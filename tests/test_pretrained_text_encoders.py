@@ -140,7 +140,7 @@ def test_a_variant_is_read_where_an_encoder_has_it(folders: dict[str, Path], tmp
     halves = {name: each.half() for name, each in load_file(plain).items()}
     save_file(halves, plain.with_name("model.fp16.safetensors"), metadata={"format": "pt"})
     plain.unlink()
-    with pytest.raises(ValueError, match="text_encoder_3 of .* cannot be loaded from safetensors"):
+    with pytest.raises(ValueError, match="text_encoder_3 holds no model.safetensors, but model.fp16.safetensors"):
         TextEncoders(folder).encode([CAT])
     encoders = TextEncoders(folder, variant="fp16")
     found = encoders.encode([CAT])
@@ -262,7 +262,9 @@ def test_each_source_that_is_none_is_one_sentence(tmp_path: Path) -> None:
     folder = write_text_encoders(tmp_path / "sd", "StableDiffusionPipeline")
     weights = folder / "text_encoder/model.safetensors"
     weights.rename(folder / "text_encoder/pytorch_model.bin")
-    with pytest.raises(ValueError, match="text_encoder of .* cannot be loaded from safetensors: .*safetensors"):
+    with pytest.raises(
+        ValueError, match="text_encoder holds no model.safetensors, but pytorch_model.bin; pickled weights"
+    ):
         encode_prompts(folder, [CAT])
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from lightning_guide.pretrained.folder_parts import check_part
 from lightning_guide.pretrained.frozen import FrozenNetwork
 from lightning_guide.pretrained.networks import RunNetwork
 from lightning_guide.utils.recipe import HasRecipe
@@ -196,6 +198,9 @@ class DiffusersVAE(VariationalAutoencoder, FrozenNetwork):
                 "DiffusersVAE needs the diffusers library, which is not installed; install it with "
                 "`pip install lightning-guide[latents]`"
             ) from None
+        folder = Path(self.path, self.subfolder or "").expanduser()
+        if Path(self.path).expanduser().is_dir():
+            check_part(folder, "diffusion_pytorch_model")
         options: dict[str, Any] = {} if self.subfolder is None else {"subfolder": self.subfolder}
         if self.dtype != "float32":
             options["torch_dtype"] = getattr(torch, self.dtype)

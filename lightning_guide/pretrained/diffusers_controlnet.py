@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lightning_guide.pretrained.diffusers_network import DiffusersNetwork, check_weights, find_class
+from lightning_guide.pretrained.folder_parts import check_part
 from lightning_guide.pretrained.loading import find_folder
 
 __all__ = ["ControlledNetwork", "add_controlnet"]
@@ -147,6 +148,7 @@ def add_controlnet(network: DiffusersNetwork, settings: Mapping[str, Any]) -> Co
         raise ValueError(f"controlnet has {', '.join(settings) or 'nothing'}; expected source, image and perhaps scale")
     source, stem = str(settings["source"]), "diffusion_pytorch_model"
     folder = find_folder(source, ["config.json", f"{stem}.safetensors"])
+    check_part(folder, stem)
     try:
         controlnet, report = find_class("ControlNetModel").from_pretrained(
             folder,

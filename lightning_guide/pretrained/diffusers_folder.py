@@ -19,6 +19,7 @@ from lightning_guide.pretrained.autoencoders import DiffusersVAE, VariationalAut
 from lightning_guide.pretrained.diffusers_controlnet import add_controlnet
 from lightning_guide.pretrained.diffusers_families import find_architecture
 from lightning_guide.pretrained.diffusers_network import DiffusersNetwork
+from lightning_guide.pretrained.folder_parts import check_part
 from lightning_guide.pretrained.latent_space import LatentSpace
 from lightning_guide.pretrained.loading import find_folder, read_object
 from lightning_guide.pretrained.lora import add_lora, find_loras
@@ -188,7 +189,7 @@ class DiffusersFolder:
             length = 0 if empty is None else len(empty)
             network = DiffusersNetwork(self.architecture, self.config, empty_length=length, **options)
         self._check_parts(network, 0 if empty is None else empty.shape[1])
-        self._check_weights()
+        check_part(self.part, WEIGHTS, variant=self.variant)
         additions = find_loras(lora, lora_scale)
         try:
             model, report = getattr(diffusers, self.architecture).from_pretrained(
@@ -229,17 +230,6 @@ class DiffusersFolder:
                 f"the autoencoder of {self.source} has {channels} channels, but its {self.architecture} denoises "
                 f"{network.data_shape[0]}; expected parts of one model"
             )
-
-    def _check_weights(self) -> None:
-        """Refuse a folder without safetensors, which would be read from pickles."""
-        stem = WEIGHTS if self.variant is None else f"{WEIGHTS}.{self.variant}"
-        indexed = [f"{WEIGHTS}.safetensors.index.json" if self.variant is None else
-                   f"{WEIGHTS}.safetensors.index.{self.variant}.json"]  # fmt: skip
-        if any((self.part / name).is_file() for name in (f"{stem}.safetensors", *indexed)):
-            return
-        there = sorted(path.name for path in self.part.iterdir() if path.suffix in (".bin", ".safetensors", ".pt"))
-        pickled = "; pickled weights are not read" if any(name.endswith(".bin") for name in there) else ""
-        raise ValueError(f"{self.part} holds no {stem}.safetensors, but {', '.join(there) or 'no weights'}{pickled}")
 
 
 def read_diffusers(

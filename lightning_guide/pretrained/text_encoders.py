@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lightning_guide.pretrained.folder_parts import check_part, check_tokenizer, check_tokenizer_files
 from lightning_guide.pretrained.loading import files_of, find_folder, read_object
 from lightning_guide.pretrained.prompts import CachedPrompts
 from lightning_guide.pretrained.text_families import FAMILIES
@@ -58,8 +59,8 @@ class TextEncoders:
             batch_size: prompts in one call.
 
         Raises:
-            ValueError: naming the source, if it is no folder of a supported pipeline or cannot be downloaded, or there
-                is no such device.
+            ValueError: naming the source, if it is no folder of a supported pipeline or cannot be downloaded, its
+                tokenizers have no vocabulary, or there is no such device.
         """
         place = str(source).removeprefix("diffusers:")
         self.folder = find_folder(place, _wanted(variant), revision=revision)
@@ -73,6 +74,9 @@ class TextEncoders:
         self._loaded: list[Any] = []
         if variant and any(part.startswith("text") and not self._variant(part) for part in self.parts):
             self.folder = find_folder(place, _wanted(None), revision=revision)
+        self._tokenizers = [part for part in self.parts if part.startswith("tokenizer")]
+        for part in self._tokenizers:
+            check_tokenizer_files(self.folder / part)
 
     @property
     def identity(self) -> str:
@@ -139,8 +143,10 @@ class TextEncoders:
                     pipe = getattr(diffusers, self.pipeline).from_pretrained(
                         self.folder, **dict.fromkeys(absent), **models, local_files_only=True
                     )
-                except (OSError, ValueError, TypeError) as error:
+                except Exception as error:  # of many types
                     raise ValueError(f"the tokenizers of {self.folder} cannot be loaded: {_short(error)}") from None
+            for part in self._tokenizers:
+                check_tokenizer(getattr(pipe, part), self.folder / part)
             config = self.folder / self._family.network / "config.json"
             if config.is_file():  # without T5, SD3 asks its network for the number of channels
                 setattr(pipe, self._family.network, SimpleNamespace(config=SimpleNamespace(**read_object(config))))
@@ -152,6 +158,7 @@ class TextEncoders:
         kind = self._index[part][-1]
         if kind not in self.ENCODERS:
             raise ValueError(f"{part} of {self.folder} is a {kind}; expected {', '.join(self.ENCODERS)}")
+        check_part(self.folder / part, "model", variant=self._variant(part))
         options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
         options |= {"variant": self._variant(part)}
         try:
