@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -110,3 +111,23 @@ def test_mistakes_are_named(run: Path, tmp_path: Path) -> None:
     unfit = methods(tmp_path / "c.yaml", missing={"class_path": "Autoguidance", "init_args": {"guider": guider}})
     with pytest.raises(ValueError, match="none of the guidances missing fits"):
         gallery(str(run), [unfit])
+
+
+def test_texts_are_those_of_the_data(
+    tiny_pipeline: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stable Diffusion's U-Net takes 77 tokens alone; ICG draws from the prompts of the data."""
+    folder, out = tiny_pipeline("sd"), tmp_path / "run"
+    main(["import", "diffusers", str(folder), str(out), "--num_steps", "2"])
+    faulty = {"class_path": "Pretrained", "init_args": {"source": f"diffusers:{folder}", "data_shape": [3, 8, 8]}}
+    file = methods(
+        tmp_path / "methods.yaml",
+        wrong={"class_path": "Autoguidance", "init_args": {"guider": faulty}},
+        cfg={"class_path": "ClassifierFreeGuidance", "init_args": {"weight": 3.0}},
+        icg={"class_path": "IndependentConditionGuidance", "init_args": {"weight": 3.0}},
+    )
+    main(["gallery", str(out), file, "--count", "2"])
+    left = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out: ")]
+    (reason,) = left
+    assert reason.startswith("left out: wrong (") and "data_shape of UNet2DConditionModel is (3, 8, 8)" in reason
+    assert list(json.loads((out / "gallery/metrics.json").read_text())) == ["unguided", "cfg", "icg"]

@@ -8,9 +8,12 @@ from typing import Any, Literal
 import torch
 import yaml
 
-from lightning_guide.commands.guidance_files import build_guidances, read_guidances
+from lightning_guide.commands.guidance_files import build_guidances, check_guidances, read_guidances
+from lightning_guide.data import DataInterface
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.evaluation.evaluation import SampleIndices
+from lightning_guide.evaluation.sampling_loop import build_condition
+from lightning_guide.runs.models import RunModels
 from lightning_guide.runs.run import Run
 from lightning_guide.utils.files import atomic, make_folder
 from lightning_guide.utils.needs import check_writable
@@ -74,33 +77,38 @@ def gallery(
 def applicable_guidances(
     guidances: dict[str, dict[str, Any]], run: Run, *, methods: list[str] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Those of `guidances` that the finished model of `run` can be guided by; print the others with the reason.
+    """Those of `guidances` that can be built and can guide the finished model of `run`; print the others with why.
 
     The files `methods` they come from are named in errors.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none, or one names a class or an argument that does not exist.
     """
-    kept = {}
-    for name, guidance in build_guidances(guidances, methods).items():
+    from lightning_guide.runs.session import open_data  # Lightning takes seconds to import
+
+    check_guidances(guidances, methods)
+    kept, main, data = {}, run.model(), open_data(run.config)
+    prompts = data.prompts() if main.token_channels else None
+    for name, guidance in guidances.items():
         try:
-            _evaluate(run.resolve(guidance))
+            (built,) = build_guidances({name: guidance}).values()
+            models = RunModels(main, run=run.folder, device=torch.device("cpu"), prompts=prompts)
+            _evaluate(built.resolve(models), data)
         except ValueError as reason:
             print(f"left out: {name} ({reason})")
         else:
-            kept[name] = guidances[name]
+            kept[name] = guidance
     if not kept:
         raise ValueError(f"none of the guidances {', '.join(guidances)} fits the model of {run.folder}")
     return kept
 
 
 @torch.no_grad()
-def _evaluate(guidance: Denoiser) -> None:
-    """Call `guidance` once on a sample of zeros, for errors that a method can only find with data.
+def _evaluate(guidance: Denoiser, data: DataInterface) -> None:
+    """Call `guidance` once on a sample of zeros under label or prompt 0, for errors that a method finds only then.
 
     Raises:
         ValueError: by the method.
     """
-    condition = torch.zeros(1, dtype=torch.long) if guidance.num_classes else None
-    condition = torch.ones(1, 1, guidance.token_channels) if guidance.token_channels else condition
+    condition = build_condition(guidance, torch.zeros(1, dtype=torch.long), data)
     guidance(torch.zeros(1, *guidance.data_shape), torch.tensor(1.0), condition)
