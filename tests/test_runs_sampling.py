@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import lightning_guide as lg
+from lightning_guide.distributions import gaussian
+from tests.small_networks import randomize_weights
 from tests.test_runs_run import DATA, STEPS, random_states
 
 POINTS = lg.gaussian([1.0, -1.0], 0.5)
@@ -65,6 +67,26 @@ def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str, mode
 def test_what_is_no_denoiser_is_refused(denoiser: Any) -> None:
     with pytest.raises(ValueError, match=r"sample: the denoiser is .*; expected a model such as load\(run\)"):
         lg.sample(denoiser, count=1)
+
+
+def test_guidances_check_what_they_need(model: lg.Denoiser) -> None:
+    points = gaussian([0.0, 0.0], 1.0)
+    with pytest.raises(ValueError, match="classifier-free guidance needs a model with labels or embeddings"):
+        lg.sample(lg.ClassifierFreeGuidance(2.0, positive=points), STEPS, count=1)
+    with pytest.raises(ValueError, match=r"of the model under evaluation, and there is none; .* positive=model"):
+        lg.sample(lg.ClassifierFreeGuidance(2.0), STEPS, labels=[1])
+
+
+def test_icg_draws_the_given_prompts() -> None:
+    network = lg.EDM2UNet(
+        (1, 8, 8), token_channels=4, model_channels=8, channel_mult=[1], num_blocks=1, attention_resolutions=[8]
+    )
+    randomize_weights(network)
+    texts, model = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0)), lg.Preconditioned(network)
+    guided = lg.IndependentConditionGuidance(3.0, positive=model)
+    given = lg.IndependentConditionGuidance(3.0, positive=model, prompts=texts)
+    drawn, same, plain = (lg.sample(each, STEPS, prompts=texts) for each in (guided, given, model))
+    assert torch.equal(drawn, same) and not torch.allclose(drawn, plain)
 
 
 def test_negative_and_huge_seeds_are_seeds() -> None:

@@ -61,6 +61,7 @@ def sample(
         raise ValueError(f"sample: the denoiser is {_shown(denoiser)}; {expected}")
     if not isinstance(sampler, Sampler | None):
         raise ValueError(f"sample: the sampler is {_shown(sampler)}; expected one such as Heun(18)")
+    denoiser = denoiser.resolve(_Given(prompts))  # guidances check what they need
     condition = _condition(denoiser, labels, prompts)
     given = count if condition is None else len(condition)
     if given is None:
@@ -85,6 +86,25 @@ def sample(
         for module, mode in training.items():
             module.training = mode
     return torch.cat(parts)
+
+
+class _Given:
+    """The models of `sample`: none under evaluation; its prompts are those of the evaluation."""
+
+    def __init__(self, prompts: Tensor | None) -> None:
+        self.prompts = prompts
+
+    @property
+    def main(self) -> Denoiser:
+        raise ValueError(
+            "sample: the guidance is of the model under evaluation, and there is none; expected the model itself, as "
+            "positive=model, or Run.sample"
+        )
+
+    def snapshot(self, *, run: str | None, images: int | float | str, sigma_rel: float) -> Denoiser:
+        raise ValueError(
+            "sample: a Snapshot is found by a run; expected a model in its place, Run.model(images=...), or Run.sample"
+        )
 
 
 def find_device(device: torch.device | str) -> torch.device:
