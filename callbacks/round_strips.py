@@ -60,10 +60,9 @@ class RoundStrips(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Keep the first samples of the round before this step, on process 0."""
-        rounds, number = pl_module.rounds, pl_module.rounds.round - 1
-        if rounds.samples is not None and number not in self._rows and number % self.every == 0:
-            first = rounds.samples[: self.columns].to(pl_module.device) if trainer.is_global_zero else []
-            self._rows[number] = [data_of(trainer).decode(first).cpu()] if len(first) else []
+        samples, number = pl_module.rounds.samples, pl_module.rounds.round - 1
+        if trainer.is_global_zero and samples is not None and number not in self._rows and number % self.every == 0:
+            self._rows[number] = [data_of(trainer).decode(samples[: self.columns].to(pl_module.device)).cpu()]
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the image, as in a test."""
