@@ -14,7 +14,7 @@ from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.report.tables import Extractors, format_number, judge_networks, metric_rows
 from lightning_guide.utils.files import atomic
 from lightning_guide.utils.resume import plain_data
-from lightning_guide.utils.terminal import counted
+from lightning_guide.utils.terminal import counted, show
 
 __all__ = ["MetricsReport"]
 
@@ -57,7 +57,7 @@ class MetricsReport(pl.Callback):
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         if not hasattr(module, "evaluations"):
-            print("\n" + "\n".join(_align_columns(metric_rows({"model": _logged(trainer, "")}))), flush=True)
+            show("\n" + "\n".join(_align_columns(metric_rows({"model": _logged(trainer, "")}))) + "\n")
             return
         with module.evaluations.contain(type(self).__name__):
             self._write(trainer, module)
@@ -73,7 +73,7 @@ class MetricsReport(pl.Callback):
         lines = [*_align_columns(table), *notes, *([f"held-out loss: {', '.join(errors)}"] if errors else [])]
         if lines:
             when = [f"after {counted(module.images_seen, 'image')}"] if trainer.state.fn == "fit" else []
-            print("\n".join(["", *when, *lines]), flush=True)
+            show("\n".join(["", *when, *lines, ""]))
         folder = output_folder(trainer, self.folder)
         folder.mkdir(parents=True, exist_ok=True)
         with atomic(folder / "metrics.json") as temporary:

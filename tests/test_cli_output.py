@@ -97,3 +97,19 @@ def test_warnings_and_loggers_of_python_stay_as_they_were(
     with pytest.raises(SystemExit):
         main(["report", "missing"])
     assert state() == before
+
+
+def without_a_reader(folder: str) -> None:
+    """The same, with output into pipes that nobody reads any more."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    for number in (1, 2):
+        os.dup2(writing, number)
+    train_validate_predict(folder)
+
+
+def test_output_that_nobody_reads_loses_nothing(tmp_path: Path, processes: Processes) -> None:
+    process = processes.start(("tests.test_cli_output", "without_a_reader"), tmp_path / "log", folder=str(tmp_path))
+    assert processes.wait(process) in (0, 120)  # 120: what is left in the buffer of stdout cannot be written
+    assert (tmp_path / "run/samples/unguided-seed0/samples.png").is_file()
+    assert "unguided" in (tmp_path / "run/report/metrics.json").read_text()

@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from callbacks import EvaluationSamples, MetricsReport, SampleWriter
+from callbacks import EvaluationSamples, GracefulStop, MetricsReport, SampleWriter
 from callbacks.output import output_folder
 
 __all__ = ["Results"]
@@ -28,7 +28,12 @@ class Results:
             for what, paths in self._places().items()
         }
         parts = [f"{what} {', '.join(paths)}" for what, paths in written.items() if paths]
-        return f"{self.command} has ended; " + ("; ".join(parts) if parts else "it wrote no files")
+        return f"{self.command} {self._how()}; " + ("; ".join(parts) if parts else "it wrote no files")
+
+    def _how(self) -> str:
+        """Say whether it has ended, or a signal stopped it."""
+        stopped = any(isinstance(each, GracefulStop) and each.stopped for each in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return f"was stopped after step {self.trainer.global_step}" if stopped else "has ended"
 
     def _places(self) -> dict[str, list[Path]]:
         run = Path(self.trainer.default_root_dir)

@@ -26,6 +26,7 @@ from lightning_guide.runs.session import CLI_OPTIONS, ConfigCLI
 from lightning_guide.utils.files import STALE, atomic, remove_temporary
 from lightning_guide.utils.needs import unwritable
 from lightning_guide.utils.run_places import holds_models, run_of_config
+from lightning_guide.utils.terminal import show
 
 __all__ = ["GuideCLI", "run_lightning"]
 
@@ -131,7 +132,7 @@ class GuideCLI(ConfigCLI):
     def _end(self) -> None:
         """Say where the results lie."""
         if self.trainer.is_global_zero:
-            print(self._results.line(), flush=True)
+            show(f"{self._results.line()}\n")
 
     after_validate = after_test = after_predict = _end
 

@@ -9,12 +9,12 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-__all__ = ["Progress", "counted", "format_duration", "is_terminal", "passing_line", "plain_messages"]
+__all__ = ["Progress", "counted", "format_duration", "is_terminal", "passing_line", "plain_messages", "show"]
 
 ERASE = "\r\x1b[2K"  # the line of a progress bar
 REDRAW = 0.1  # seconds between two states of a bar
@@ -32,17 +32,25 @@ def is_terminal(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
+def show(text: str, stream: TextIO | None = None) -> None:
+    """Write `text` to `stream`, by default stdout; a pipe that nobody reads any more stops nothing."""
+    stream = stream or sys.stdout
+    with suppress(OSError):
+        stream.write(text)
+        stream.flush()
+
+
 @contextmanager
 def passing_line(text: str) -> Iterator[None]:
     """Show `text` on stderr for the time of the context; on a terminal alone, and by the first process of a run."""
     shown = is_terminal(sys.stderr) and "LOCAL_RANK" not in os.environ
     if shown:
-        print(text, end="", file=sys.stderr, flush=True)
+        show(text, sys.stderr)
     try:
         yield
     finally:
         if shown:
-            print(ERASE, end="", file=sys.stderr, flush=True)
+            show(ERASE, sys.stderr)
 
 
 def format_duration(seconds: float) -> str:
@@ -101,11 +109,10 @@ class Progress:
         if self._rewritten:
             self._next = now + REDRAW
             columns = shutil.get_terminal_size().columns
-            self._stream.write(f"{ERASE}{self._text(elapsed)[: columns - 1]}")
+            show(f"{ERASE}{self._text(elapsed)[: columns - 1]}", self._stream)
         else:
             self._next = now + max(3 * FIRST_LINE, SHARE * elapsed)
-            self._stream.write(f"{self._text(elapsed)}\n")
-        self._stream.flush()
+            show(f"{self._text(elapsed)}\n", self._stream)
 
     def add(self, units: float = 1, *, note: str | None = None) -> None:
         """Show `units` more."""
@@ -119,8 +126,7 @@ class Progress:
     def close(self) -> None:
         """Erase the line on a terminal."""
         if self._rewritten and not self.silent:
-            self._stream.write(ERASE)
-            self._stream.flush()
+            show(ERASE, self._stream)
 
     def _text(self, elapsed: float) -> str:
         parts, done = [self.what], f"{self._done:.1f}".removesuffix(".0")
