@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lightning_guide.denoiser import Denoiser
-from lightning_guide.guidance import Main, ScoreScaling
+from lightning_guide.guidance import Clipped, Main, ScoreScaling
 from lightning_guide.inference import is_diverged
 from tests.runs import TinyImages, evaluation, tiny_module, tiny_trainer
 
@@ -30,3 +30,14 @@ def test_evaluation_warns_of_diverged_samples(tmp_path: Path, guidance: Denoiser
     messages = [str(warning.message) for warning in caught]
     found = [message for message in messages if "are not finite or out of bounds, first index" in message]
     assert bool(found) == warns and all("evaluation 'wild'" in message for message in found)
+    assert all("the weight of its guidance may be too large" in message for message in found)
+
+
+def test_the_weight_of_guidance_is_blamed_only_under_guidance(tmp_path: Path) -> None:
+    assert not evaluation(Main()).guided and not evaluation(Clipped()).guided
+    assert evaluation(Clipped(positive=ScoreScaling(2.0))).guided
+    module = tiny_module(evaluations={"wild": evaluation(Main())}, average=None)
+    with torch.no_grad():
+        next(module.denoiser.parameters()).fill_(math.nan)
+    with pytest.warns(UserWarning, match=r"samples are not finite or out of bounds, first index \d+$"):
+        tiny_trainer(tmp_path, limit_val_batches=1.0).validate(module, datamodule=TinyImages(), verbose=False)

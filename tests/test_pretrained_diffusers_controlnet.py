@@ -85,10 +85,11 @@ def test_positive_and_perturbed_negative_see_the_image(tiny_pipeline: Tiny) -> N
         ({"image": None}, "a ControlNet needs a control image, got none; expected a file or a tensor"),
         ({"image": "nowhere.png"}, "a ControlNet needs a control image; there is no file nowhere.png"),
         ({"image": __file__}, "the control image .* cannot be read: cannot identify image file"),
+        ({"scale": "x"}, "the scale of a ControlNet is 'x'; expected a finite number"),
         ({"image": torch.zeros(3, 16, 8)}, r"has the shape \(3, 16, 8\); expected \(3, 16, 16\)"),
     ],
 )
-def test_a_missing_or_wrong_image_is_refused(tiny_pipeline: Tiny, options: dict[str, Any], sentence: str) -> None:
+def test_a_missing_or_wrong_setting_is_refused(tiny_pipeline: Tiny, options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         network(tiny_pipeline, **options)
 
@@ -123,5 +124,7 @@ def test_a_published_controlnet_is_loaded_beside_its_model(tiny_pipeline: Tiny, 
         lg.load(f"diffusers:{beside}")
     with pytest.raises(ValueError, match="controlnet has source; expected source, image and perhaps scale"):
         lg.load(f"diffusers:{folder}", controlnet={"source": str(beside / "controlnet")})
+    with pytest.raises(ValueError, match="is the folder of a pipeline; expected .*/controlnet$"):
+        lg.load(f"diffusers:{folder}", controlnet=settings | {"source": str(beside)})
     with pytest.raises(ValueError, match="the ControlNet .*/vae cannot be loaded|the weights of the ControlNet .*/vae"):
         lg.load(f"diffusers:{folder}", controlnet=settings | {"source": str(folder / "vae")})

@@ -113,6 +113,17 @@ def test_mistakes_leave_no_run(
     assert expected in f"{ended.value}{capsys.readouterr().err}" and not (tmp_path / "run/config.yaml").exists()
 
 
+def test_an_autoencoder_that_is_missing_is_said(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(folders["dit"], tmp_path / "dit")
+    main(["import", "diffusers", str(folder), str(tmp_path / "whole")])
+    assert "samples stay latents" not in capsys.readouterr().out
+    shutil.rmtree(folder / "vae")
+    main(["import", "diffusers", str(folder), str(tmp_path / "run")])
+    assert f"{folder} has no folder vae with an autoencoder: samples stay latents\n" in capsys.readouterr().out
+
+
 def test_options_of_other_kinds_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a cat\n")
     prompts = ["--prompts", str(tmp_path / "prompts.txt")]

@@ -171,6 +171,9 @@ def test_places_without_a_file_are_named(folder: Path, tmp_path: Path) -> None:
             lg.load(source, lora=place)
     with pytest.raises(ValueError, match="lora_scale=0.5 without a lora"):
         lg.load(source, lora_scale=0.5)
+    for scale in ("big", [float("nan")]):
+        with pytest.raises(ValueError, match="lora_scale is .*; expected a finite number, or a list with one"):
+            lg.load(source, lora="nowhere.safetensors", lora_scale=scale)
 
 
 def test_training_starts_from_names_of_kohya(folder: Path, tmp_path: Path) -> None:

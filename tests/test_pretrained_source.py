@@ -57,6 +57,24 @@ def test_a_folder_is_the_model_that_it_describes(folders: dict[str, Path]) -> No
     torch.testing.assert_close(model(x, sigma, tokens), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_weights_that_are_not_finite_are_named(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(folders["ddpm"], tmp_path / "ddpm")
+    file = folder / "unet/diffusion_pytorch_model.safetensors"
+    for bad in (float("nan"), float("inf")):
+        weights = load_file(file)
+        weights["conv_out.bias"][1] = bad
+        save_file(weights, file, metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=r"the weight network\.model\.conv_out\.bias of diffusers:.* not finite"):
+            lg.load(f"diffusers:{folder}")
+
+
+def test_a_folder_or_kind_that_is_no_run_is_explained(folders: dict[str, Path]) -> None:
+    with pytest.raises(ValueError, match="is a folder of diffusers, and no run; expected diffusers:.*"):
+        lg.load(folders["sd"])
+    with pytest.raises(ValueError, match="source of a published model is 'sd:.*'; expected diffusers:PLACE, edm2:"):
+        lg.load(f"sd:{folders['sd']}")
+
+
 def test_no_condition_is_the_empty_or_a_negative_prompt(folders: dict[str, Path]) -> None:
     source = f"diffusers:{folders['sd']}"
     texts = lg.encode_prompts(folders["sd"], ["", "ugly"])

@@ -141,6 +141,8 @@ def _diffusers_config(
     folder: DiffusersFolder, model: Denoiser, num_steps: int | None, texts: Sequence[str] | None
 ) -> dict[str, Any]:
     """Return model and data as the folder says."""
+    if folder.lacks_vae:
+        print(f"{folder.source} has no folder vae with an autoencoder: samples stay latents")
     steps = num_steps or (2 if isinstance(folder.scheduled(1).preconditioning, Consistency) else 50)
     scheduled = folder.scheduled(steps, data_shape=model.data_shape)
     weight = WEIGHTS.get(str(folder.index.get("_class_name")), 4.0)

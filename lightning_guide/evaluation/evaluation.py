@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from lightning_guide.data import SampleBatch
 from lightning_guide.denoiser import Denoiser, Models
 from lightning_guide.evaluation.metrics.base import SampleMetric
-from lightning_guide.guidance import Main
+from lightning_guide.guidance import Clipped, Guidance, Main
 from lightning_guide.samplers import Heun, Sampler
 from lightning_guide.seeds import SampleSeeds, mix
 
@@ -109,6 +109,14 @@ class Evaluation:
             raise ValueError(f"an evaluation needs num_classes >= 0, got {self.num_classes}")
         object.__setattr__(self, "guidance", self.guidance if self.guidance is not None else Main())
         object.__setattr__(self, "sampler", self.sampler if self.sampler is not None else Heun())
+
+    @property
+    def guided(self) -> bool:
+        """Whether samples are guided: false for a model alone, clipped or not."""
+        guidance = self.guidance
+        while isinstance(guidance, Clipped):
+            guidance = guidance.positive
+        return isinstance(guidance, Guidance)
 
     def dataset(self, num_classes: int) -> SampleIndices:
         """Return the samples to draw from a model of `num_classes` classes, which the evaluation may override."""

@@ -94,9 +94,10 @@ class SamplingLoop:
         )
         bad = is_diverged(trajectory.x, self.denoiser.sigma_data)
         if bool(bad.any()) and not self.diverged:  # later ones are counted
+            advice = "; the weight of its guidance may be too large" if self.evaluation.guided else ""
             warnings.warn(
                 f"evaluation {self.name!r}: {int(bad.sum())} of {len(bad)} samples are not finite or out of bounds, "
-                f"first index {int(batch.index[bad][0])}; the weight of its guidance may be too large",
+                f"first index {int(batch.index[bad][0])}{advice}",
                 stacklevel=2,
             )
         self.diverged += int(bad.sum())

@@ -5,6 +5,7 @@ Zhang et al. 2023, "Adding Conditional Control to Text-to-Image Diffusion Models
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,13 +60,15 @@ class ControlledNetwork(DiffusersNetwork):
             constants: as `DiffusersNetwork`.
 
         Raises:
-            ValueError: as `DiffusersNetwork`; if the image is missing or has another size; if the ControlNet is that of
-                another U-Net.
+            ValueError: as `DiffusersNetwork`; if the image is missing or has another size; if `scale` is no finite
+                number, or the ControlNet is that of another U-Net.
         """
         options = {"data_shape": data_shape, "empty_length": empty_length, "vector": vector, "constants": constants}
         super().__init__(architecture, config, **options)  # type: ignore[arg-type]
         if self.architecture != "UNet2DConditionModel":
             raise ValueError(f"a ControlNet is for a UNet2DConditionModel; this network is a {self.architecture}")
+        if not isinstance(scale, int | float) or not math.isfinite(scale):
+            raise ValueError(f"the scale of a ControlNet is {scale!r}; expected a finite number")
         self.scale = scale
         self.controlnet: nn.Module = find_class("ControlNetModel").from_config(dict(controlnet))
         for key in ("in_channels", "cross_attention_dim", "block_out_channels", "addition_embed_type"):
@@ -148,6 +151,8 @@ def add_controlnet(network: DiffusersNetwork, settings: Mapping[str, Any]) -> Co
         raise ValueError(f"controlnet has {', '.join(settings) or 'nothing'}; expected source, image and perhaps scale")
     source, stem = str(settings["source"]), "diffusion_pytorch_model"
     folder = find_folder(source, ["config.json", f"{stem}.safetensors"])
+    if (folder / "controlnet").is_dir():
+        raise ValueError(f"the ControlNet {source} is the folder of a pipeline; expected {folder / 'controlnet'}")
     check_part(folder, stem)
     try:
         controlnet, report = find_class("ControlNetModel").from_pretrained(

@@ -92,6 +92,11 @@ class DiffusersFolder:
         return (self.folder / "vae" / "config.json").is_file()
 
     @property
+    def lacks_vae(self) -> bool:
+        """Whether x are latents, but the autoencoder that the pipeline names is not in the folder."""
+        return not self.has_vae and (self.index.get("vae") or [None])[-1] is not None
+
+    @property
     def factor(self) -> int:
         """Side of an image over that of its x: 8 for most autoencoders, 1 for x that are images."""
         if not self.has_vae:

@@ -7,6 +7,7 @@ Files are safetensors as diffusers, peft or kohya's scripts write them: U is cal
 from __future__ import annotations
 
 import json
+import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -56,10 +57,12 @@ def find_loras(places: str | Sequence[str] | None, scales: float | Sequence[floa
     """Return the file of each LoRA and its factor; one factor serves all.
 
     Raises:
-        ValueError: if there are as many of neither, or as `find_lora`.
+        ValueError: if there are as many of neither, a factor is no finite number, or as `find_lora`.
     """
     names = [places] if isinstance(places, str) else list(places or ())
     factors = list(scales) if isinstance(scales, Sequence) else [scales] * len(names)
+    if not all(isinstance(each, int | float) and math.isfinite(each) for each in factors):
+        raise ValueError(f"lora_scale is {scales!r}; expected a finite number, or a list with one for each lora")
     if len(factors) != len(names):
         raise ValueError(f"lora names {len(names)} and lora_scale {len(factors)}; expected one factor, or one for each")
     return [(find_lora(name), float(factor)) for name, factor in zip(names, factors, strict=True)]

@@ -78,7 +78,7 @@ def Pretrained(  # noqa: N802, the name by which configs know it
             residuals, default 1.
 
     Raises:
-        ValueError: naming what is missing or not supported.
+        ValueError: naming what is missing or not supported, or the first weight that is not finite.
     """
     kind, place = split_source(source)
     module, _, name = READERS[kind].partition(":")
@@ -100,6 +100,9 @@ def Pretrained(  # noqa: N802, the name by which configs know it
             raise ValueError(f"{source} has the option {key}, which models of the kind {kind} do not have")
     with torch.random.fork_rng(devices=[]):
         denoiser: Denoiser = read(place, **options)
+    for name, weight in denoiser.named_parameters():
+        if not bool(torch.stack(weight.aminmax()).isfinite().all()):  # one pass without a copy
+            raise ValueError(f"the weight {name} of {source} has numbers that are not finite; expected other files")
     denoiser.origin = Origin.of(denoiser, source, **options)
     return denoiser.requires_grad_(True).train()
 
@@ -116,6 +119,10 @@ def load(
         ValueError: as these do, or if arguments of one are given for the other.
     """
     if not is_published(source):
+        if (Path(source).expanduser() / "model_index.json").is_file():
+            raise ValueError(f"{source} is a folder of diffusers, and no run; expected diffusers:{source}")
+        if ":" in str(source) and not Path(source).expanduser().exists():
+            split_source(str(source))
         if options:
             raise ValueError(f"{source} is a run, which has no {next(iter(options))}; expected images and sigma_rel")
         return Run(source).model(images=images, sigma_rel=sigma_rel)
