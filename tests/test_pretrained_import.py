@@ -122,6 +122,7 @@ def test_an_autoencoder_that_is_missing_is_said(
     shutil.rmtree(folder / "vae")
     main(["import", "diffusers", str(folder), str(tmp_path / "run")])
     assert f"{folder} has no folder vae with an autoencoder: samples stay latents\n" in capsys.readouterr().out
+    assert lg.load(f"diffusers:{folder}").sigma_data == lg.load(f"diffusers:{folders['dit']}").sigma_data == 1.0
 
 
 def test_options_of_other_kinds_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:

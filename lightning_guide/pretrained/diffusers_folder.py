@@ -266,7 +266,7 @@ def read_diffusers(
     if controlnet is not None:
         network = add_controlnet(network, controlnet)
     preconditioning = folder.scheduled(data_shape=network.data_shape).preconditioning
-    return Preconditioned(network, preconditioning, sigma_data=1.0 if folder.has_vae else 0.5)
+    return Preconditioned(network, preconditioning, sigma_data=1.0 if folder.has_vae or folder.lacks_vae else 0.5)
 
 
 def _wanted(variant: str | None) -> list[str]:
