@@ -43,7 +43,7 @@ def check_closing_lines(text: str) -> None:
     said = closing_lines(text)
     assert list(said) == ["fit", "validate", "predict"]
     assert "model in run/snapshots" in said["fit"] and said["fit"].endswith("config run/config.yaml")
-    assert said["validate"] == "images and metrics in run/report; config run/config.validate.yaml"
+    assert said["validate"] == "metrics in run/report; config run/config.validate.yaml"
     assert said["predict"] == "samples in run/samples/unguided-seed0; config run/config.predict.yaml"
 
 

@@ -70,6 +70,25 @@ def test_it_samples_at_once(folders: dict[str, Path], tmp_path: Path) -> None:
     assert results["pag"]["samples"] == 2
 
 
+def test_validation_reports_images(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    main(["import", "diffusers", str(folders["sd"]), str(run), "--num_steps", "2"])
+    few = ["--model.evaluations.unguided.num_samples", "2", "--model.evaluations.cfg.num_samples", "2"]
+    main(["validate", str(run), *TRAINER, *few])
+    said = capsys.readouterr().out
+    assert f"page {run}/report.html; images in {run}/gallery, {run}/grids; metrics in {run}/report; " in said
+    assert len(list((run / "grids").glob("*-cfg.*"))) == 2  # the prompts, too
+    shape = ["--model.denoiser.init_args.data_shape", "[4, 12, 20]"]
+    few = ["--model.prediction.num_samples", "1"]
+    with pytest.raises(SystemExit, match="as model.denoiser.init_args.data_shape and data.data_shape"):
+        main(["predict", str(run), *TRAINER, *shape, *few])
+    main(["predict", str(run), *TRAINER, *shape, *few, "--data.data_shape", shape[1]])
+    (image,) = (run / "samples").rglob("0*.png")
+    assert Image.open(image).size == (40, 24)
+
+
 def test_weights_can_be_copied(folders: dict[str, Path], tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(folders["ddpm"], source)
@@ -103,6 +122,8 @@ def test_a_published_model_guides_another(folders: dict[str, Path], tmp_path: Pa
         (["--images", "3"], "images and sigma_rel are of EDM2 snapshots; diffusers models have none"),
         (["--prompts", "nowhere.txt"], "the file of prompts nowhere.txt does not exist"),
         (["--num_steps", "0"], "steps"),
+        (["--copy", "--num_steps", "2"], "--copy needs a value; expected --copy true or --copy false"),
+        (["--num_steps", "2", "--copy"], "--copy needs a value; expected --copy true or --copy false"),
     ],
 )
 def test_mistakes_leave_no_run(

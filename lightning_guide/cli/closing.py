@@ -23,11 +23,13 @@ class Results:
 
     def line(self) -> str:
         """Return one line that names what the command wrote: page, samples, images and metrics, model, config."""
-        written = {
-            what: [str(path) for path in paths if _modified(path) != self._before.get(path)]
-            for what, paths in self._places().items()
-        }
-        parts = [f"{what} {', '.join(paths)}" for what, paths in written.items() if paths]
+        written: dict[str, list[str]] = {}
+        for what, paths in self._places().items():
+            for path in paths:
+                if _modified(path) != self._before.get(path):
+                    named = f"{_contents(path)} in" if what == "reported" else what
+                    written.setdefault(named, []).append(str(path))
+        parts = [f"{what} {', '.join(paths)}" for what, paths in written.items()]
         return f"{self.command} {self._how()}; " + ("; ".join(parts) if parts else "it wrote no files")
 
     def _how(self) -> str:
@@ -50,7 +52,7 @@ class Results:
         return {
             "page": [run / "report.html"],
             "samples in": [path for path in samples if path is not None],
-            "images and metrics in": sorted({run / "report", *folders}),
+            "reported": sorted({run / "report", *folders}),
             "rounds in": [run / "rounds"],
             "model in": [run / "snapshots", run / "half_life" / "snapshots"],
             "checkpoints in": [run / "checkpoints"],
@@ -59,6 +61,13 @@ class Results:
 
 
 _OF_EVERY_RUN = ("environment.json", "history.jsonl")  # neither images nor metrics
+
+
+def _contents(folder: Path) -> str:
+    """Return which of images and metrics are in a folder."""
+    suffixes = {path.suffix for path in folder.glob("*") if path.name not in _OF_EVERY_RUN}
+    found = [what for what, suffix in (("images", ".png"), ("metrics", ".json")) if suffix in suffixes]
+    return " and ".join(found) or "files"
 
 
 def _modified(path: Path) -> int | None:

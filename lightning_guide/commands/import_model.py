@@ -130,7 +130,8 @@ def import_model(
         if motion and model.token_channels:
             config["data"] = {"class_path": "MotionPrompts", "init_args": motion}
     config["model"]["init_args"] |= {"denoiser": model.recipe if copy else published, "average": None}
-    config = {"trainer": {"default_root_dir": str(run)}, **config}
+    callbacks = _callbacks(config["data"]["class_path"], model.data_shape)
+    config = {"trainer": {"default_root_dir": str(run), "callbacks": callbacks}, **config}
     if copy:  # as the one snapshot of the run, which does not say how old it is
         write_run(run, model, dict(model.state_dict()), images=1, sigma_rel=0.05, planned_images=None)
         config["model"]["init_args"]["average"] = 0.05
@@ -203,6 +204,16 @@ def _config(
     loops = {name: evaluation | ({} if each is None else {"guidance": each}) for name, each in guided.items()}
     arguments = {"loss": None, "evaluations": loops, "prediction": list(loops.values())[-1]}
     return {"model": {"class_path": "DiffusionModule", "init_args": arguments}}
+
+
+def _callbacks(data: str, shape: Sequence[int]) -> list[dict[str, Any]]:
+    """Return what draws and reports evaluations of a class of data: images, or paths of motions; metrics; the page."""
+    images: list[dict[str, Any]] = [
+        {"class_path": "SampleGrid", "init_args": {"count": 8, "columns": 4}},
+        {"class_path": "Gallery", "init_args": {"count": 4}},
+    ]
+    shown = images if len(shape) == 3 else [{"class_path": "MotionFigure"}] if data == "MotionPrompts" else []
+    return [*shown, {"class_path": "MetricsReport"}, {"class_path": "RunReport"}]
 
 
 def _no_data(model: Denoiser) -> dict[str, Any]:

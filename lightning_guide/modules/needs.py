@@ -46,7 +46,8 @@ def check_fits_data(data: DataInterface, denoiser: Denoiser) -> None:
     """
     if tuple(data.data_shape) != tuple(denoiser.data_shape):
         shapes = f"{tuple(data.data_shape)}, the network expects {tuple(denoiser.data_shape)}"
-        raise ValueError(f"the data has shape {shapes}")
+        options = "model.denoiser.init_args.data_shape and data.data_shape"
+        raise ValueError(f"the data has shape {shapes}; expected the same, as {options}")
     if denoiser.num_classes and data.num_classes != denoiser.num_classes:
         raise ValueError(f"the data has {data.num_classes} classes, the network {denoiser.num_classes}")
     check_class_names(getattr(data, "class_names", None), denoiser.class_names, of="the network")
