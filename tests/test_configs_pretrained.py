@@ -92,7 +92,7 @@ def test_config_is_parsed(name: str, capsys: pytest.CaptureFixture[str]) -> None
 EVALUATIONS = {
     "sd15": ["cfg"],
     "sdxl": ["cfg"],
-    "sd_guidances": ["cfg", "pag", "cfg_pag", "seg", "sag", "icg", "apg", "cfg_pp", "cads", "compressed"],
+    "sd_guidances": "cfg plain_cfg pag cfg_pag seg sag icg apg cfg_pp cads compressed".split(),
     "sd15_autoguidance": ["cfg", "autoguidance", "blend"],
     "dit": ["icg", "cfg"],
     "if": ["blend", "cfg", "autoguidance"],
