@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,14 @@ def folder(search_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         Image.fromarray(np.full((4, 4, 3), i, np.uint8)).save(path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_interrupts() -> Iterator[None]:
+    """A background job starts with SIGINT ignored."""
+    outside = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, outside)
 
 
 def stopping(call: Callable[..., Any], number: signal.Signals, *, at: int) -> Callable[..., Any]:

@@ -172,7 +172,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_drawn(source: Path, tmp
         LatentSpace(other, [0] * 3, [1] * 3),
     )
     missing = LatentSpace(DiffusersVAE(str(tmp_path)), 0.0, 1.0)
-    refused("no AutoencoderKL can be loaded from", Brightness(), missing)
+    refused("config.json does not exist; expected the folder of a network", Brightness(), missing)
     with pytest.raises(
         ValueError, match="2 goals need gradients at: sample, and as many samples; got at: sample and num_s"
     ):

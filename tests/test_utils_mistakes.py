@@ -132,7 +132,7 @@ def test_mistakes_in_other_parts(text: str, message: str, capsys: pytest.Capture
         ),
         (
             "--data Heun",
-            "--data: Heun is not a LightningDataModule; expected a LightningDataModule: DigitCaptions, Digits",
+            "--data: Heun is not a LightningDataModule; expected a LightningDataModule: CaptionedImages, DigitCaptions",
         ),
         (
             "--trainer.callbacks+=SampleGird",
