@@ -30,12 +30,13 @@ class Results:
                     named = f"{_contents(path)} in" if what == "reported" else what
                     written.setdefault(named, []).append(str(path))
         parts = [f"{what} {', '.join(paths)}" for what, paths in written.items()]
-        return f"{self.command} {self._how()}; " + ("; ".join(parts) if parts else "it wrote no files")
+        how = f"was stopped after step {self.trainer.global_step}" if self.stopped else "has ended"
+        return f"{self.command} {how}; " + ("; ".join(parts) if parts else "it wrote no files")
 
-    def _how(self) -> str:
-        """Say whether it has ended, or a signal stopped it."""
-        stopped = any(isinstance(each, GracefulStop) and each.stopped for each in self.trainer.callbacks)  # type: ignore[attr-defined]
-        return f"was stopped after step {self.trainer.global_step}" if stopped else "has ended"
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal stopped the fit."""
+        return any(isinstance(each, GracefulStop) and each.stopped for each in self.trainer.callbacks)  # type: ignore[attr-defined]
 
     def _places(self) -> dict[str, list[Path]]:
         run = Path(self.trainer.default_root_dir)

@@ -115,16 +115,17 @@ def _check_positionals(name: str, words: list[str]) -> list[str]:
             read_node(path)
     if any(word.partition("=")[0] in ("--config", "--print_config") for word in words):
         return words
-    expected = read_signature(COMMANDS[name].function).positionals
+    signature = read_signature(COMMANDS[name].function)
+    expected = signature.positionals
     for word, after in itertools.pairwise([*words, "--end"]):
-        argument = read_signature(COMMANDS[name].function).arguments.get(word.removeprefix("--"))
+        argument = signature.arguments.get(word.removeprefix("--"))
         if argument is not None and argument.type == "bool" and _is_option(word) and _is_option(after):
             _refuse("", f"{word} needs a value; expected {word} true or {word} false", name)
     placed = [i for i in range(len(words)) if not _is_option(words[i]) and not (i and _wants_value(words[i - 1]))]
     if len(placed) < len(expected):
         missing = expected[len(placed)]
         _refuse("", f"{name} needs {missing.name.upper()}: {missing.help.rstrip('.')}", name)
-    for each in read_signature(COMMANDS[name].function).arguments.values():
+    for each in signature.arguments.values():
         if (
             not each.positional
             and each.default is None

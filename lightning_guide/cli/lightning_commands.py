@@ -139,7 +139,7 @@ class GuideCLI(ConfigCLI):
     def after_fit(self) -> None:
         """Say where the results lie; a fit that a signal stopped ends with status 1, so that no script continues."""
         self._end()
-        if any(isinstance(each, callbacks.GracefulStop) and each.stopped for each in self.trainer.callbacks):  # type: ignore[attr-defined]
+        if self._results.stopped:
             sys.exit(1)
 
     def _first_step(self, run: str) -> int | None:

@@ -12,7 +12,7 @@ from lightning_guide.commands.guidance_files import build_guidances, check_guida
 from lightning_guide.data import DataInterface
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.evaluation.evaluation import SampleIndices
-from lightning_guide.evaluation.sampling_loop import build_condition
+from lightning_guide.evaluation.sampling_loop import build_condition, prompts_of
 from lightning_guide.runs.models import RunModels
 from lightning_guide.runs.run import Run
 from lightning_guide.utils.files import atomic, make_folder
@@ -88,7 +88,7 @@ def applicable_guidances(
 
     check_guidances(guidances, methods)
     kept, main, data = {}, run.model(), open_data(run.config)
-    prompts = data.prompts() if main.token_channels else None
+    prompts = prompts_of(data, main)
     for name, guidance in guidances.items():
         try:
             (built,) = build_guidances({name: guidance}).values()

@@ -15,7 +15,7 @@ import torch.distributed
 from torch import Tensor
 
 from lightning_guide.conditioning import drop_condition
-from lightning_guide.data import DataInterface, SampleBatch
+from lightning_guide.data import DataInterface, Prompts, SampleBatch
 from lightning_guide.denoiser import Denoiser, Models
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.metrics.base import SampleMetric
@@ -23,7 +23,7 @@ from lightning_guide.inference import fuse_weights, is_diverged
 from lightning_guide.seeds import SampleSeeds
 from lightning_guide.utils.distributed import all_reduce_sum
 
-__all__ = ["DrawnSamples", "SampleStore", "SamplingLoop", "add_results", "build_condition"]
+__all__ = ["DrawnSamples", "SampleStore", "SamplingLoop", "add_results", "build_condition", "prompts_of"]
 
 
 Contain = Callable[[str], AbstractContextManager[None]]
@@ -162,6 +162,11 @@ def add_results(report: dict[str, float], metric: str, values: Mapping[str, Tens
     """Add the results of a metric to `report`; a key that exists already is prefixed with the name of the metric."""
     for key, value in values.items():
         report[key if key not in report else f"{metric}_{key}"] = float(value)
+
+
+def prompts_of(data: DataInterface, denoiser: Denoiser) -> Prompts | None:
+    """Return the prompts of `data`, for a `denoiser` that reads texts; None for others."""
+    return data.prompts() if denoiser.token_channels else None
 
 
 def build_condition(denoiser: Denoiser, numbers: Tensor, data: DataInterface) -> Tensor | None:

@@ -44,17 +44,14 @@ class SharedStages:
         equal, left_out = stages_before(network, [name for _, names in layers for name in names])
         new = [name for name in equal if name not in self.names]
         self.names |= set(new)
-        keeping = [(f"{path}.{name}", self._keeping(name)) for name in new]
-        others = [(name, self._recalling(name)) for name in equal]
+        keeping = [(f"{path}.{name}", self._wrapped(_Kept, name)) for name in new]
+        others = [(name, self._wrapped(_Recalled, name)) for name in equal]
         others += [(name, lambda stage: _LeftOut(stage, self)) for name in left_out]
         perturbed = negative.network(trajectory, layers, others).start(trajectory)
         return (rebuild_with(model, keeping) if keeping else model), perturbed
 
-    def _keeping(self, name: str) -> ModuleReplacement:
-        return lambda stage: _Kept(stage, self, name)
-
-    def _recalling(self, name: str) -> ModuleReplacement:
-        return lambda stage: _Recalled(stage, self, name)
+    def _wrapped(self, kind: type[_Stage], name: str) -> ModuleReplacement:
+        return lambda stage: kind(stage, self, name)
 
     def forget(self) -> None:
         """Drop all results."""
@@ -111,12 +108,16 @@ def _has(stage: str, name: str) -> bool:
     return name == stage or name.startswith(f"{stage}.")
 
 
-class _Kept(ModuleWrapper):
-    """A stage of the positive."""
+class _Stage(ModuleWrapper):
+    """Base of a stage whose result is kept or recalled."""
 
     def __init__(self, inner: nn.Module, shared: SharedStages, name: str) -> None:
         super().__init__(inner)
         self.shared, self.name = shared, name
+
+
+class _Kept(_Stage):
+    """A stage of the positive."""
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
         result = self.inner(*arguments, **named)
@@ -125,12 +126,8 @@ class _Kept(ModuleWrapper):
         return result
 
 
-class _Recalled(ModuleWrapper):
+class _Recalled(_Stage):
     """The same stage of a perturbed copy."""
-
-    def __init__(self, inner: nn.Module, shared: SharedStages, name: str) -> None:
-        super().__init__(inner)
-        self.shared, self.name = shared, name
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
         if self.shared.mode != "recall":

@@ -15,7 +15,7 @@ from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.metrics.base import SampleMetric
 from lightning_guide.evaluation.requirements import EvaluationNeeds
 from lightning_guide.evaluation.runner import Failures, GuidedEvaluations, StrictEvaluations
-from lightning_guide.evaluation.sampling_loop import DrawnSamples, SampleStore
+from lightning_guide.evaluation.sampling_loop import DrawnSamples, SampleStore, prompts_of
 from lightning_guide.modules.needs import (
     check_fits_data,
     count_labels,
@@ -115,7 +115,7 @@ class EvaluatedModule(ShardedTraining):
             run=self._run,
             device=self.device,
             until=self.images_seen if self._fitting else None,
-            prompts=self._data.prompts() if self.denoiser.token_channels else None,
+            prompts=prompts_of(self._data, self.denoiser),
         )
         check_fits_data(self._data, models.main)
         if not self._fitting:

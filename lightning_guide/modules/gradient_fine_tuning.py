@@ -20,6 +20,7 @@ from torch import Tensor
 from lightning_guide.data import Batch, SampleBatch
 from lightning_guide.denoiser import Denoiser, Models
 from lightning_guide.evaluation.evaluation import Evaluation
+from lightning_guide.evaluation.sampling_loop import prompts_of
 from lightning_guide.guidance.base import Reference
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.objectives.energy import Energy
@@ -163,7 +164,7 @@ class GradientFineTuning(DiffusionModule):
             run=self.trainer.default_root_dir,
             device=self.device,
             until=self.images_seen,
-            prompts=data.prompts() if main.token_channels else None,
+            prompts=prompts_of(data, main),
         )
         self.rounds.start(models, data, self.device)
         samples = self.rounds.indices(self._num_labels)
@@ -193,7 +194,7 @@ class GradientFineTuning(DiffusionModule):
         weights = self.replay.weights(len(self._replayed))
         used = [i for i, weight in enumerate(weights) if weight > _NEGLIGIBLE]
         replayed, labels = (torch.stack([rounds[i] for i in used]) for rounds in (self._replayed, self._labels))
-        prompts = self._data.prompts() if self.denoiser.token_channels else None
+        prompts = prompts_of(self._data, self.denoiser)
         mixed = mixture(batch, replayed, labels, [weights[i] for i in used], generator, prompts=prompts)
         return super().training_step(mixed, batch_idx)
 

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from lightning_guide.data import DataInterface, SampleBatch, data_of
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.evaluation.evaluation import Evaluation
-from lightning_guide.evaluation.sampling_loop import DrawnSamples
+from lightning_guide.evaluation.sampling_loop import DrawnSamples, prompts_of
 from lightning_guide.modules.needs import check_fits_data, count_labels, require_needs
 from lightning_guide.objectives.energy import Energy
 from lightning_guide.optimization.round_buffers import write_records
@@ -104,7 +104,7 @@ class GradientOptimization(pl.LightningModule):
         run, device, data = self.trainer.default_root_dir, self.device, self._data
         model = self.denoiser.resolve(RunModels(self.denoiser, run=run, device=device)).requires_grad_(False).eval()
         check_fits_data(data, model)
-        prompts = data.prompts() if model.token_channels else None
+        prompts = prompts_of(data, model)
         self._models = RunModels(model, run=run, device=device, prompts=prompts)
 
     def on_test_start(self) -> None:
