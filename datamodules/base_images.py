@@ -9,7 +9,6 @@ from abc import abstractmethod
 from functools import cached_property
 from typing import Literal
 
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -17,6 +16,7 @@ from datamodules.base import DiffusionData
 from datamodules.examples import Examples, Visits
 from datamodules.records import RecordExamples
 from lightning_guide.data import Batch
+from lightning_guide.utils.images import from_pixels, to_pixels
 
 __all__ = ["ImageData", "RecordImages", "Split"]
 
@@ -31,11 +31,11 @@ class ImageData(DiffusionData):
 
     def encode(self, raw: Tensor) -> Tensor:
         """Return x = raw / 127.5 - 1, float32, for `raw` uint8 (B, C, H, W)."""
-        return raw.to(torch.float32) / 127.5 - 1
+        return from_pixels(raw)
 
     def decode(self, x: Tensor) -> Tensor:
         """Return round(127.5 (x + 1)) clipped to 0..255, uint8 (B, C, H, W)."""
-        return (x.to(torch.float32) * 127.5 + 127.5).round().clip(0, 255).to(torch.uint8)
+        return to_pixels(x)
 
     def visits(self) -> Dataset[Batch]:
         """Return the training stream, mirrored if `flip` is set."""

@@ -24,6 +24,7 @@ from lightning_guide.data import Batch
 from lightning_guide.pretrained.diffusers_folder import DiffusersFolder
 from lightning_guide.pretrained.prompts import CachedPrompts, cache_folder, read_prompts
 from lightning_guide.pretrained.text_encoders import TextEncoders
+from lightning_guide.utils.images import from_pixels, to_pixels
 
 __all__ = ["CaptionedImages"]
 
@@ -153,13 +154,11 @@ class CaptionedImages(DiffusionData):
 
     def encode(self, raw: Tensor) -> Tensor:
         """Return x, float32, of latents `raw` (B, C, h, w) as scaled by the model, or of pixels in [-1, 1]."""
-        return raw.to(torch.float32) / 127.5 - 1 if self.space is None else self.space.encode(raw)
+        return from_pixels(raw) if self.space is None else self.space.encode(raw)
 
     def decode(self, x: Tensor) -> Tensor:
         """Return images uint8 (B, 3, H, W)."""
-        if self.space is not None:
-            return self.space.decode(x)
-        return (x.to(torch.float32) * 127.5 + 127.5).round().clip(0, 255).to(torch.uint8)
+        return to_pixels(x) if self.space is None else self.space.decode(x)
 
     def stored(self, x: Tensor) -> Tensor:
         """Return latents, float32, or images."""

@@ -12,6 +12,7 @@ from datamodules.examples import Examples
 from lightning_guide.data import Batch
 from lightning_guide.pretrained.autoencoders import VariationalAutoencoder
 from lightning_guide.pretrained.latent_space import IMAGENET_MEAN, IMAGENET_STD, LatentSpace
+from lightning_guide.utils.images import from_pixels, to_pixels
 
 __all__ = ["NoData", "NoExamples"]
 
@@ -100,11 +101,10 @@ class NoData(DiffusionData):
         """Return x = raw / 127.5 - 1 of images, x of latents z with a `vae`, float32; other data unchanged."""
         if self.space is not None:
             return self.space.encode(raw)
-        return raw.float() / 127.5 - 1 if self._is_image else raw.float()
+        return from_pixels(raw) if self._is_image else raw.float()
 
     def decode(self, x: Tensor) -> Tensor:
         """Return uint8 images, decoded by `vae` for latents, or x itself in float32."""
         if self.space is not None:
             return self.space.decode(x)
-        x = x.float()
-        return (x * 127.5 + 127.5).round().clip(0, 255).to(torch.uint8) if self._is_image else x
+        return to_pixels(x) if self._is_image else x.float()

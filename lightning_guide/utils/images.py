@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["encode_png", "encode_sample", "gaussian_blur", "preprocess_image"]
+__all__ = ["encode_png", "encode_sample", "from_pixels", "gaussian_blur", "preprocess_image", "to_pixels"]
 
 
 def preprocess_image(
@@ -44,6 +44,16 @@ def preprocess_image(
         image = F.interpolate(image, tuple(size), mode=mode, align_corners=False, antialias=True)
     middle, spread = (image.new_tensor(each)[:, None, None] for each in (mean, std))
     return (image - middle) / spread
+
+
+def from_pixels(raw: Tensor) -> Tensor:
+    """Return x = raw / 127.5 - 1, float32, for images `raw` uint8 (B, C, H, W)."""
+    return raw.to(torch.float32) / 127.5 - 1
+
+
+def to_pixels(x: Tensor) -> Tensor:
+    """Return round(127.5 (x + 1)) clipped to 0..255, uint8 (B, C, H, W)."""
+    return (x.to(torch.float32) * 127.5 + 127.5).round().clip(0, 255).to(torch.uint8)
 
 
 def encode_png(image: Tensor) -> bytes:
