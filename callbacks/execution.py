@@ -8,8 +8,6 @@ import lightning.pytorch as pl
 
 from lightning_guide.guidance.perturbation import network_of
 from lightning_guide.modules.diffusion import DiffusionModule
-from lightning_guide.networks import EDM2UNet
-from lightning_guide.pretrained import DiffusersNetwork
 
 __all__ = ["TrainingOptimizations"]
 
@@ -45,7 +43,7 @@ class TrainingOptimizations(pl.Callback):
             raise ValueError(f"TrainingOptimizations is for diffusion models, got a {type(pl_module).__name__}")
         _, network = network_of(pl_module.denoiser, "TrainingOptimizations")
         if self.recompute:
-            if not isinstance(network, EDM2UNet | DiffusersNetwork):
+            if network.recompute is None:
                 raise ValueError(f"a {type(network).__name__} cannot recompute its blocks; set recompute to false")
             network.recompute = True
         if self.compile:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lightning_guide.utils.recipe import HasRecipe
 
@@ -28,6 +31,8 @@ class Network(HasRecipe, nn.Module, ABC):
         stages: name patterns of submodules in the order in which they run, each once in a call. A name stands for a
             stage whose result may be read by all later ones; a pattern with ``*`` for a chain, in which each stage
             maps its first argument and only the next one reads its result.
+        recompute: whether gradients compute the activations inside blocks again instead of keeping them (Chen et al.
+            2016, https://arxiv.org/abs/1604.06174); None for networks that cannot, which have no blocks.
     """
 
     data_shape: tuple[int, ...]
@@ -38,6 +43,7 @@ class Network(HasRecipe, nn.Module, ABC):
     stride: int = 1
     parts: Mapping[str, Sequence[str]] = {}
     stages: Sequence[str] = ()
+    recompute: bool | None = None
 
     @abstractmethod
     def embed(self, condition: Tensor | None, batch: int) -> Tensor | None:
@@ -58,6 +64,12 @@ class Network(HasRecipe, nn.Module, ABC):
             ValueError: if the network does not support augmentation parameters.
         """
         raise ValueError(f"{type(self).__name__} has no input for augmentation parameters; DDPMpp has one")
+
+    def run(self, block: Callable[..., Any], *arguments: Any) -> Any:
+        """Return `block(*arguments)`, whose insides gradients compute again if `recompute` is set."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(block, *arguments, use_reentrant=False)
+        return block(*arguments)
 
     def constrain(self) -> None:
         """Project the parameters after an optimizer step; nothing by default."""

@@ -103,7 +103,7 @@ class DDPMpp(Network):
         """
         super().__init__()
         C, H, W = self.data_shape = tuple(data_shape)
-        self.num_classes = num_classes
+        self.num_classes, self.recompute = num_classes, False
         self.stride = 2 ** (len(channel_mult) - 1)
         check_size(type(self).__name__, H, W, stride=self.stride)
         if model_channels % 2:
@@ -201,7 +201,7 @@ class DDPMpp(Network):
         for block in self.decoder.values():
             if block.skip_channels:
                 x = torch.cat([x, skips.pop()], dim=1)
-            x = block(x, e)
+            x = self.run(block, x, e)
         return self.output(F.silu(self.norm(x)))
 
     def extend_encoder(self) -> None:
@@ -211,5 +211,5 @@ class DDPMpp(Network):
         """Return the features after the first convolution and after each block of the encoder."""
         features = [self.input(x)]
         for block in self.encoder.values():
-            features.append(block(features[-1], e))
+            features.append(self.run(block, features[-1], e))
         return features

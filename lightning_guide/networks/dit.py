@@ -130,7 +130,7 @@ class DiffusionTransformer(Network):
             )
         self.data_shape = tuple(data_shape)
         self.num_classes, self.token_channels = num_classes, token_channels
-        self.patch_size = patch_size
+        self.patch_size, self.recompute = patch_size, False
         if not 1 <= len(self.data_shape) <= 3:
             raise ValueError(
                 f"DiffusionTransformer: data_shape is {self.data_shape}; "
@@ -214,7 +214,7 @@ class DiffusionTransformer(Network):
         tokens = tokens + build_sincos2d_pos_embed([h, w], tokens.shape[-1], device=x.device).to(tokens.dtype)
         for i, block in enumerate(self.blocks):
             if self.reading:
-                tokens = self.reading[i](tokens, embedding)
-            tokens = block(tokens, e, grid)
+                tokens = self.run(self.reading[i], tokens, embedding)
+            tokens = self.run(block, tokens, e, grid)
         values = self.output(tokens, e).reshape(B, h, w, *self.patch, C)
         return values.permute(0, 5, 1, 3, 2, 4).reshape(shape)

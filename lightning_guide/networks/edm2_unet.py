@@ -11,7 +11,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from lightning_guide.network import Network
 from lightning_guide.networks.edm2_block import EDM2Block
@@ -113,7 +112,7 @@ class EDM2UNet(Network):
         self.stride = 2 ** (len(channel_mult) - 1)
         C, H, W = self.data_shape
         check_size("EDM2UNet", H, W, stride=self.stride)
-        self.recompute = False  # recompute activations inside blocks in the backward pass, to save memory
+        self.recompute = False
 
         channels = [model_channels * multiplier for multiplier in channel_mult]
         sizes = [(H >> level, W >> level) for level in range(len(channels))]
@@ -201,14 +200,13 @@ class EDM2UNet(Network):
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
         x = self.input(x.contiguous(memory_format=torch.channels_last))  # the layout of all activations
         skips = [x]
-        lean = self.recompute and torch.is_grad_enabled()
         for block in self.encoder.values():
-            x = checkpoint(block, x, e, use_reentrant=False) if lean else block(x, e)
+            x = self.run(block, x, e)
             skips.append(x)
         for block in self.decoder.values():
             if block.skip_channels:
                 x = mp_cat(x, skips.pop(), self.concat_balance)
-            x = checkpoint(block, x, e, use_reentrant=False) if lean else block(x, e)
+            x = self.run(block, x, e)
         return self.output(x)
 
     def constrain(self) -> None:

@@ -134,7 +134,7 @@ class MDM(Network):
         if channels % heads or channels % 2:
             raise ValueError(f"MDM: {channels} channels must be a multiple of {heads} heads and of 2")
         self.data_shape, self.num_classes, self.token_channels = tuple(data_shape), 0, token_channels
-        self.null_condition = null_condition
+        self.null_condition, self.recompute = null_condition, False
         self.input = nn.Linear(data_shape[0], channels)
         self.embedding_noise = TimestepMLP(channels)
         self.embedding_text = nn.Linear(token_channels, channels) if token_channels else None
@@ -174,5 +174,5 @@ class MDM(Network):
         positions = sinusoids(places, frames.shape[2]).to(frames.dtype)
         token, frames = token[:, None] + positions[:1], frames + positions[1:]
         for block in self.blocks:
-            token, frames = block(token, frames)
+            token, frames = self.run(block, token, frames)
         return self.output(frames).mT

@@ -77,7 +77,7 @@ class NCSNpp(DDPMpp):
         """Return the features after the first convolution and after each block of the encoder."""
         image, features = x, [self.input(x)]
         for name, block in self.encoder.items():
-            h = block(features[-1], e)
+            h = self.run(block, features[-1], e)
             if name in self.image_residuals:
                 image = h = (h + self.image_residuals[name](image)) / math.sqrt(2)
             features.append(h)

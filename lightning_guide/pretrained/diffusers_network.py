@@ -122,12 +122,12 @@ class DiffusersNetwork(Network):
             self.empty = self.empty.to(device)
 
     @property
-    def recompute(self) -> bool:
-        """Whether activations inside blocks are recomputed in the backward pass, to save memory."""
+    def recompute(self) -> bool | None:
+        """As `Network.recompute`, by the model's own switch."""
         return bool(self.model.is_gradient_checkpointing)
 
     @recompute.setter
-    def recompute(self, recompute: bool) -> None:
+    def recompute(self, recompute: bool | None) -> None:
         """Switch it."""
         (self.model.enable_gradient_checkpointing if recompute else self.model.disable_gradient_checkpointing)()  # type: ignore[operator]
 
