@@ -69,9 +69,10 @@ class EDM2Block(nn.Module):
         if self.variant == "encoder":
             x = pixel_norm(self.projection(x) if self.projection is not None else x)
         in_place = not torch.is_grad_enabled()  # without a backward pass, tensors made in this block may be overwritten
-        gain = (1 + self.modulation(embedding))[:, :, None, None]
         y = self.residual_in(F.silu(x))
-        y = F.silu(y.mul_(gain) if in_place else y * gain.to(y.dtype), inplace=in_place)
+        gain = self.modulation(embedding)[:, :, None, None].to(y.dtype)
+        y = y.addcmul_(y, gain) if in_place else y * (1 + gain)  # one kernel; a cheap gradient
+        y = F.silu(y, inplace=in_place)
         y = self.residual_out(self.dropout(y))
         if self.variant == "decoder" and self.projection is not None:
             x = y.add_(self.projection(x))

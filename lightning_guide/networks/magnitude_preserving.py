@@ -58,7 +58,7 @@ def normalize(x: Tensor, dim: int | tuple[int, ...] | None = None) -> Tensor:
     """
     length = _norm(x, tuple(range(1, x.ndim)) if dim is None else dim)
     root = math.sqrt(x.numel() / length.numel())
-    return x / (length / root + EPSILON).to(x.dtype)
+    return x / _affine(length, 1 / root, EPSILON).to(x.dtype)
 
 
 def pixel_norm(x: Tensor) -> Tensor:
@@ -126,6 +126,11 @@ def _norm(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
     return torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=dtype)
 
 
+def _affine(x: Tensor, factor: float, offset: float) -> Tensor:
+    """Return factor x + offset, in one kernel."""
+    return torch.rsub(x, offset, alpha=-factor)
+
+
 def _row_norm(weight: Tensor) -> Tensor:
     """Return the Euclidean norm of each row of `weight` (out, *), `(out, 1, ...)`."""
     return _norm(weight, tuple(range(1, weight.ndim)))
@@ -152,7 +157,7 @@ class _MPWeight(nn.Module, ABC):
         Its gradient with respect to `weight` is tangent to the sphere of each row.
         """
         root = math.sqrt(self.weight[0].numel())
-        factor = (_row_norm(self.weight) + EPSILON * root).reciprocal() * self.scale
+        factor = _affine(_row_norm(self.weight), 1 / self.scale, EPSILON * root / self.scale).reciprocal()
         if self.gain is not None:
             factor = factor * self.gain
         return self.weight * factor.to(self.weight.dtype)
