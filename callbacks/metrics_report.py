@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_warn
 
 from callbacks.loggers import log_table
 from callbacks.output import output_folder, unwritable_output
 from lightning_guide.modules.diffusion import DiffusionModule
+from lightning_guide.report.metrics_file import merge_results, read_facts
 from lightning_guide.report.tables import Extractors, format_number, judge_networks, metric_rows
 from lightning_guide.utils.files import atomic
 from lightning_guide.utils.resume import plain_data
@@ -25,13 +29,17 @@ Results = Mapping[str, Mapping[str, float]]
 class MetricsReport(pl.Callback):
     """Report at the end of each validation and test: `metrics.json`, a table on the terminal and one in the loggers.
 
+    After a fit, the results of each evaluation are written as soon as it is finished, so that a command that is stopped
+    loses none of them.
+
     Below the table the terminal shows the held-out loss. Of a module without evaluations it shows what was logged, and
     nothing is written.
 
-    The file maps evaluation -> metric -> value and holds the newest results; values that are not finite are null.
-    `extractors` of an evaluation maps the names of its metrics to their feature networks, each with a hash of its
-    weights. Evaluations that were skipped are listed below the tables, with the reason. In loggers the table is
-    `report/metrics`, at the step of the evaluated model.
+    The file maps evaluation -> metric -> value of the newest results; values that are not finite are null. `of` names
+    the command and the evaluated model, and `earlier` holds the results under other models: those of a fit and of later
+    commands stand side by side (`lightning_guide.report.metrics_file`). `extractors` maps the names of metrics to their
+    feature networks, each with a hash of its weights. Evaluations that were skipped are listed below the tables, with
+    the reason. In loggers the table is `report/metrics`, at the step of the evaluated model.
     """
 
     default_folder = "report"
@@ -40,10 +48,20 @@ class MetricsReport(pl.Callback):
         """Configure the `folder` of `metrics.json`; None is `report` in the run folder."""
         super().__init__()
         self.folder = folder
+        self._written: Results = {}
 
     def missing(self, trainer: pl.Trainer, module: Any) -> Iterator[str]:
         """Yield a sentence if the files cannot be written."""
         yield from unwritable_output(trainer, self)
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any, **__: Any) -> None:
+        """Write the results of an evaluation that was finished, on process 0."""
+        found = getattr(getattr(pl_module, "evaluations", None), "results", {})
+        if found and found is not self._written and trainer.is_global_zero and trainer.state.fn != "fit":
+            with pl_module.evaluations.contain(type(self).__name__):
+                self._write(trainer, pl_module)
+
+    on_test_batch_end = on_validation_batch_end
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Report the results, on process 0."""
@@ -60,9 +78,9 @@ class MetricsReport(pl.Callback):
             show("\n" + "\n".join(_align_columns(metric_rows({"model": _logged(trainer, "")}))) + "\n")
             return
         with module.evaluations.contain(type(self).__name__):
-            self._write(trainer, module)
+            self._show(trainer, module)
 
-    def _write(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
+    def _show(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
         """Print the table, then write it: the numbers are shown on a read-only disk, too."""
         results, evaluations = module.evaluations.results, module.evaluations
         table = metric_rows(results)
@@ -74,12 +92,19 @@ class MetricsReport(pl.Callback):
         if lines:
             when = [f"after {counted(module.images_seen, 'image')}"] if trainer.state.fn == "fit" else []
             show("\n".join(["", *when, *lines, ""]))
-        folder = output_folder(trainer, self.folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic(folder / "metrics.json") as temporary:
-            temporary.write_text(_json(results, evaluations.extractors), encoding="utf-8")
+        self._write(trainer, module)
         if table or notes:
             log_table(trainer, "report/metrics", table, notes=notes)
+
+    def _write(self, trainer: pl.Trainer, module: DiffusionModule) -> None:
+        """Add the results to the file."""
+        self._written = module.evaluations.results
+        folder = output_folder(trainer, self.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        found = _plain(self._written, module.evaluations.extractors)
+        merged = merge_results(_known(folder / "metrics.json"), found, of=_of(module))
+        with atomic(folder / "metrics.json") as temporary:
+            temporary.write_text(json.dumps(merged, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _logged(trainer: pl.Trainer, prefix: str) -> dict[str, float]:
@@ -88,15 +113,35 @@ def _logged(trainer: pl.Trainer, prefix: str) -> dict[str, float]:
     return {name.removeprefix(prefix): float(value) for name, value in logged if name.startswith(prefix)}
 
 
-def _json(results: Results, extractors: Extractors) -> str:
-    """Return strict JSON, without NaN and infinity."""
+def _known(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the content of the file; one that is damaged is kept under another name."""
+    try:
+        return read_facts(path)
+    except ValueError as error:
+        kept = path.with_suffix(".damaged")
+        os.replace(path, kept)
+        rank_zero_warn(f"{error}; it is kept as {kept}, and the new results alone are in {path.name}")
+        return {}
+
+
+def _of(module: DiffusionModule) -> dict[str, Any]:
+    """Return the command and the model that it evaluated."""
+    trainer = module.trainer
+    average = None if module.average is None else module.average.value
+    of = {"command": str(trainer.state.fn and trainer.state.fn.value), "images": module.evaluated_images}
+    other = module.run is not None and Path(module.run).resolve() != Path(trainer.default_root_dir).resolve()
+    return of | {"average": average} | ({"run": str(module.run)} if other else {})
+
+
+def _plain(results: Results, extractors: Extractors) -> dict[str, dict[str, Any]]:
+    """Return the results as plain data, without NaN and infinity."""
     values: dict[str, dict[str, Any]] = plain_data(
         {name: {metric: float(value) for metric, value in metrics.items()} for name, metrics in results.items()}
     )
     for name, metrics in extractors.items():
         if named := {metric: identities for metric, identities in metrics.items() if identities}:
             values[name]["extractors"] = named
-    return json.dumps(values, indent=2, allow_nan=False) + "\n"
+    return values
 
 
 def _align_columns(rows: list[list[str]]) -> list[str]:

@@ -14,7 +14,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from callbacks.loggers import log_chart_layout, log_settings, log_text, markdown_table
 from callbacks.scalar_history import ScalarHistory
 from lightning_guide.report.history import HISTORY, NO_METRICS, append_scalars, keep_earlier_scalars
-from lightning_guide.report.run_page import ENVIRONMENT, leaves, read_facts, write_page
+from lightning_guide.report.metrics_file import read_facts
+from lightning_guide.report.run_page import ENVIRONMENT, leaves, write_page
 from lightning_guide.report.tables import environment
 from lightning_guide.utils.files import atomic
 from lightning_guide.utils.needs import unwritable

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from lightning_guide.report.metrics_file import ABOUT
 from lightning_guide.report.tables import format_number
 
 __all__ = ["Cell", "find_baseline", "in_order", "interval_keys", "is_lower_better", "result_cells"]
@@ -26,7 +27,7 @@ class Cell(NamedTuple):
     link: str = ""
 
 
-def find_baseline(results: Mapping[str, Any], evaluations: Any) -> str | None:
+def find_baseline(results: Iterable[str], evaluations: Any) -> str | None:
     """Return the first evaluation without guidance: by the `evaluations` of the config, else by its name."""
     written = evaluations if isinstance(evaluations, Mapping) else {}
     for name in results:
@@ -59,7 +60,7 @@ def interval_keys(keys: Collection[str]) -> dict[str, tuple[str, str]]:
 
 def result_cells(results: Mapping[str, Mapping[str, Any]], baseline: str | None) -> list[list[Cell]]:
     """Return a header and one row for each evaluation: `baseline` and the best values marked, intervals in brackets."""
-    keys = list(dict.fromkeys(key for values in results.values() for key in values if key != "extractors"))
+    keys = list(dict.fromkeys(key for values in results.values() for key in values if key not in ABOUT))
     bounds = interval_keys(keys)
     keys = [key for key in keys if not any(key in pair for pair in bounds.values())]
     rows = [[Cell("evaluation"), *map(Cell, keys)]] if keys else []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ import yaml
 
 from lightning_guide.report.charts import line_chart
 from lightning_guide.report.history import History, read_history, read_rounds
+from lightning_guide.report.metrics_file import labeled_results, read_facts
 from lightning_guide.report.page import Page
 from lightning_guide.report.results import Cell, find_baseline, in_order, interval_keys, result_cells
 from lightning_guide.report.tables import environment, format_number, judge_networks
@@ -21,7 +21,7 @@ from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.utils.files import atomic
 from lightning_guide.utils.terminal import counted
 
-__all__ = ["UNSAFE", "leaves", "read_facts", "report", "run_page", "write_page"]
+__all__ = ["UNSAFE", "leaves", "report", "run_page", "write_page"]
 
 
 UNSAFE = r"[^\w.=+-]+"  # characters of an evaluation's name that are replaced in names of files
@@ -87,7 +87,7 @@ def run_page(run: str | Path, *, figures: Sequence[str | Path] = (), beside: Pat
     page.paragraph(_summary(run, history))
     results = read_facts(run / METRICS)
     order = list(dict.fromkeys([*evaluations, *results]))
-    _results(page, {name: results[name] for name in order if name in results}, evaluations, place=run / METRICS)
+    _results(page, results, evaluations, order=order, place=run / METRICS)
     _samples(page, run, order)
     _figures(page, [*(run / folder for folder in _FIGURES if (run / folder).is_dir()), *map(Path, figures)])
     rounds = read_rounds(run)
@@ -127,13 +127,21 @@ def _summary(run: Path, history: History) -> str:
 
 
 def _results(
-    page: Page, results: Mapping[str, Mapping[str, Any]], evaluations: Mapping[str, Any], *, place: Path
+    page: Page,
+    results: Mapping[str, Mapping[str, Any]],
+    evaluations: Mapping[str, Any],
+    *,
+    order: Sequence[str],
+    place: Path,
 ) -> None:
     if not results:
         return
     try:
-        table = result_cells(results, find_baseline(results, evaluations))
-        lines = judge_networks({name: metrics.get("extractors", {}) for name, metrics in results.items()})
+        rows = labeled_results(results, order)
+        baseline = find_baseline([name for name in order if name in results], evaluations)
+        marked = next((label for label, (name, _) in reversed(rows.items()) if name == baseline), None)
+        table = result_cells({label: values for label, (_, values) in rows.items()}, marked)
+        lines = judge_networks({label: values.get("extractors", {}) for label, (_, values) in rows.items()})
     except (AttributeError, TypeError) as error:
         raise ValueError(f"{place} is damaged: expected numbers and names of extractors: {error}") from None
     page.heading("Results")
@@ -275,20 +283,3 @@ def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         return
     for key, each in pairs:
         yield from leaves(each, f"{prefix}.{key}" if prefix else str(key))
-
-
-def read_facts(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the dict of dicts in a JSON file; empty if the file does not exist.
-
-    Raises:
-        ValueError: if the file holds something else.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
-    if not isinstance(content, dict) or not all(isinstance(each, dict) for each in content.values()):
-        raise ValueError(f"{path} is damaged: expected a dict of dicts")
-    return content

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from lightning_guide.report.commit import code_commit
+from lightning_guide.report.metrics_file import ABOUT
 
 __all__ = ["environment", "judge_networks", "format_number", "metric_rows"]
 
@@ -42,7 +43,7 @@ Extractors = Mapping[str, Mapping[str, list[str]]]
 
 def metric_rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """Return a header and one row for each evaluation, with a dash for missing metrics; empty without results."""
-    metrics = list(dict.fromkeys(key for values in results.values() for key in values if key != "extractors"))
+    metrics = list(dict.fromkeys(key for values in results.values() for key in values if key not in ABOUT))
     if not metrics:
         return []
     body = [

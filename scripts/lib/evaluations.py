@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from lightning_guide.cli import main as lightning_guide
+from lightning_guide.report.metrics_file import metric_values
 from scripts.lib.seed_summary import summarize
 
 Results = dict[str, dict[str, float]]
@@ -29,8 +30,7 @@ def evaluate(run_config: str, evaluations: Mapping[str, Mapping[str, Any]], fold
         results.unlink(missing_ok=True)
         written.write_text(text)
         lightning_guide(["test", "-c", run_config, "-c", str(written)])
-    found: dict[str, dict[str, Any]] = json.loads(results.read_text())
-    return {name: {key: v for key, v in metrics.items() if key != "extractors"} for name, metrics in found.items()}
+    return metric_values(json.loads(results.read_text()))
 
 
 def over_seeds(

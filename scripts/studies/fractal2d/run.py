@@ -26,6 +26,7 @@ from jsonargparse import auto_cli
 from matplotlib import pyplot as plt
 
 from lightning_guide.denoiser import Denoiser
+from lightning_guide.report.metrics_file import metric_values
 from lightning_guide.runs.models import finished_model
 from scripts.lib.seed_summary import show, summarize
 
@@ -97,8 +98,7 @@ def _one_seed(folder: Path, seed: int, num_samples: int, rate: dict[str, Any]) -
         "model": {"init_args": {"evaluations": _evaluations(folder, seed, num_samples)}},
     }
     _command("test", "configs/fractal2d/main.yaml", _written(folder / "report.yaml", settings))
-    results: dict[str, dict[str, float]] = json.loads((folder / "metrics.json").read_text())
-    return results
+    return metric_values(json.loads((folder / "metrics.json").read_text()))
 
 
 def _evaluations(folder: Path, seed: int, num_samples: int) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from matplotlib import pyplot as plt
 from torch import Tensor
 
 from lightning_guide.cli import main as lightning_guide
+from lightning_guide.report.metrics_file import metric_values
 from lightning_guide.runs.models import open_snapshots
 from scripts.lib.configs import class_config, write_settings
 from scripts.studies.sims.gaussian_loop import self_consuming
@@ -186,8 +187,7 @@ def _score(run: Path, guidance: Any, seed: int) -> dict[str, float]:
     write_settings(run / "score.yaml", settings, done=metrics)
     if not metrics.exists():
         lightning_guide(["test", "-c", str(run / "fit.yaml"), "-c", str(run / "score.yaml")])
-    values: dict[str, float] = json.loads(metrics.read_text())["unguided"]
-    return values
+    return metric_values(json.loads(metrics.read_text()))["unguided"]
 
 
 def _drawn() -> dict[str, Any]:
