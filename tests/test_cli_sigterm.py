@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from datamodules.commands import convert
@@ -85,3 +87,29 @@ def test_it_ends_at_once_and_the_same_command_completes_it(
     (folder / "out").rename(folder / "stopped")
     main([command, *words])
     assert not differences(completed, read_results(folder / "out"))
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_finished_evaluations_of_a_command_that_is_left_are_kept(
+    command: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluations = {name: {"num_samples": 4, "batch_size": 2, "metrics": {}} for name in ("first", "second", "third")}
+    settings = {"trainer": {"limit_val_batches": 2}, "model": {"init_args": {"evaluations": evaluations}}}
+    Path("three.yaml").write_text(yaml.safe_dump(settings))
+    words = [command, "run", "-c", "three.yaml", "--trainer.default_root_dir", "out"]
+    said = {}
+    for at in (2, 6):  # in the first evaluation, in the third
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
+            patch.setattr(SamplingLoop, "draw", stopping(SamplingLoop.draw, signal.SIGTERM, at=at))
+            main(words)
+        said[at] = str(left.value.code).partition("start again; ")[2]
+        assert (folder / "out/report/metrics.json").is_file() == (at == 6)
+    assert said == {2: "no evaluation was finished", 6: "results of first, second are in out/report/metrics.json"}
+    kept = json.loads((folder / "out/report/metrics.json").read_text())
+    main(words)
+    whole = json.loads((folder / "out/report/metrics.json").read_text())
+    assert list(kept) == ["first", "second"] and list(whole) == ["first", "second", "third"]
+    for name in kept:
+        assert not {key for key in kept[name].keys() | whole[name].keys() if kept[name][key] != whole[name][key]} - {
+            "seconds"
+        }

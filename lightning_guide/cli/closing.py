@@ -33,6 +33,15 @@ class Results:
         how = f"was stopped after step {self.trainer.global_step}" if self.stopped else "has ended"
         return f"{self.command} {how}; " + ("; ".join(parts) if parts else "it wrote no files")
 
+    def finished(self) -> str:
+        """Return which evaluations were finished before the command was left, and where their results are."""
+        results = getattr(getattr(self.trainer.lightning_module, "evaluations", None), "results", {})
+        reports = [each for each in self.trainer.callbacks if isinstance(each, MetricsReport)]  # type: ignore[attr-defined]
+        if not reports or self.command not in ("validate", "test"):
+            return ""
+        files = ", ".join(str(output_folder(self.trainer, each.folder) / "metrics.json") for each in reports)
+        return f"results of {', '.join(results)} are in {files}" if results else "no evaluation was finished"
+
     @property
     def stopped(self) -> bool:
         """Whether a signal stopped the fit."""

@@ -121,6 +121,15 @@ class GuideCLI(ConfigCLI):
                     f"{sentence}; expected another folder for {what}, as --trainer.default_root_dir FOLDER"
                 )
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run a command; one that a signal ends says which evaluations were finished."""
+        try:
+            super()._run_subcommand(subcommand)
+        except SystemExit as stop:
+            if hasattr(self, "_results") and isinstance(stop.code, str) and (finished := self._results.finished()):
+                stop.code = f"{stop.code}; {finished}"
+            raise
+
     def _begin(self, command: str) -> None:
         """Say what begins, and remember what is there, to say at the end what was written."""
         parameters = sum(each.numel() for each in self.model.parameters())

@@ -86,6 +86,7 @@ class GuidedEvaluations(Failures):
         self.skipped: dict[str, str] = {}
         self._announced: set[str] = set()  # skipped evaluations, named once
         self._loops: list[SamplingLoop | None] = []
+        self._finished = 0  # loops, in their order
         self._prepared: dict[int, SampleMetric] = {}
         self._extractors: dict[Identity, FeatureExtractor] = {}
 
@@ -118,7 +119,7 @@ class GuidedEvaluations(Failures):
 
     def start(self, models: Models, data: DataInterface, device: torch.device, *, training: bool) -> None:
         """Resolve every guidance; while `training`, skip one whose guider is not stored yet, with a message."""
-        self.results, self.skipped, self.failed, self._loops = {}, {}, {}, []
+        self.results, self.skipped, self.failed, self._loops, self._finished = {}, {}, {}, [], 0
         for name, evaluation in self.evaluations.items():
             self._loops.append(None)
             with self.contain(f"evaluation {name!r}"):
@@ -163,17 +164,27 @@ class GuidedEvaluations(Failures):
             self._loops[number] = None
         return None
 
-    def finish(self, device: torch.device) -> dict[str, dict[str, float]]:
-        """Reduce all metrics over all processes: evaluation -> metric -> value."""
-        self.agree()
-        results = {}
-        for loop in self._loops:
-            if loop is not None:
-                results[loop.name] = loop.finish(device, contain=self.contain)
-        self.agree()
-        self.results = {name: values for name, values in results.items() if f"evaluation {name!r}" not in self.failed}
-        self._loops = []
+    def finish(self, device: torch.device, *, until: int | None = None) -> dict[str, dict[str, float]]:
+        """Reduce the metrics of the first `until` evaluations over all processes, each once: name -> metric -> value.
+
+        By default all; only then are their models released. Every rank must finish all evaluations at last.
+        """
+        for number in range(self._finished, len(self._loops) if until is None else until):
+            self.agree()
+            self._finished = number + 1
+            if (loop := self._loops[number]) is not None:
+                self._reduce(loop, device)
+        if until is None:
+            self.agree()
+            self._loops = []
         return self.results
+
+    def _reduce(self, loop: SamplingLoop, device: torch.device) -> None:
+        """Add what a loop has found to `results`, on every rank."""
+        found = loop.finish(device, contain=self.contain)
+        self.agree()
+        if f"evaluation {loop.name!r}" not in self.failed:
+            self.results = {**self.results, loop.name: found}
 
     def agree(self) -> None:
         """Leave out, on every rank, the evaluations that failed or are skipped on any of them."""

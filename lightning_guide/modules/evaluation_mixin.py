@@ -195,7 +195,8 @@ class EvaluatedModule(ShardedTraining):
     ) -> DrawnSamples | None:
         """Add the held-out loss of a `Batch`, or draw one batch of samples of evaluation `dataloader_idx` - 1."""
         if isinstance(batch, SampleBatch):
-            return self.evaluations.step(dataloader_idx - 1, batch, self._data)
+            last = batch_idx + 1 == self.trainer.num_val_batches[dataloader_idx]
+            return self._draw(dataloader_idx - 1, batch, last=last)
         world, size = self.trainer.world_size, self._data.batch_size
         indices = [self.global_rank + world * (batch_idx * size + j) for j in range(len(batch.x))]
         if self.loss is not None and _HELDOUT not in self.evaluations.failed:
@@ -207,7 +208,18 @@ class EvaluatedModule(ShardedTraining):
         self, batch: SampleBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> DrawnSamples | None:
         """Draw one batch of samples of evaluation `dataloader_idx`."""
-        return self.evaluations.step(dataloader_idx, batch, self._data)
+        last = batch_idx + 1 == self.trainer.num_test_batches[dataloader_idx]
+        return self._draw(dataloader_idx, batch, last=last)
+
+    def _draw(self, number: int, batch: SampleBatch, *, last: bool) -> DrawnSamples | None:
+        """Draw a batch of an evaluation; after its `last` one its results are there, whatever ends the others.
+
+        In a fit an evaluation that was left is repeated, and processes agree on stops between batches.
+        """
+        drawn = self.evaluations.step(number, batch, self._data)
+        if last and not self._fitting:
+            self.evaluations.finish(self.device, until=number + 1)
+        return drawn
 
     def predict_step(self, batch: SampleBatch, batch_idx: int, dataloader_idx: int = 0) -> DrawnSamples | None:
         """Draw one batch of samples of the prediction; return None if callbacks store them already."""

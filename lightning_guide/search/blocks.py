@@ -21,7 +21,7 @@ from lightning_guide.denoiser import Models
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.metrics.base import SampleMetric
 from lightning_guide.evaluation.runner import GuidedEvaluations, StrictEvaluations
-from lightning_guide.evaluation.sampling_loop import DrawnSamples, add_results
+from lightning_guide.evaluation.sampling_loop import DrawnSamples, SamplingLoop, add_results
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.search.rebuilt_guiders import RebuiltGuiders
 from lightning_guide.search.results_file import named_runs, with_identities
@@ -70,6 +70,8 @@ class BlockEvaluations(StrictEvaluations):
             ValueError: in place of any error.
         """
 
+        self.totals = {}
+
         def resolve() -> None:
             with as_value_error():
                 super(BlockEvaluations, self).start(models, data, device, training=training)
@@ -81,17 +83,12 @@ class BlockEvaluations(StrictEvaluations):
         """Yield nothing: a point that cannot be drawn fails by itself."""
         yield from ()
 
-    def finish(self, device: torch.device) -> dict[str, dict[str, float]]:
+    def _reduce(self, loop: SamplingLoop, device: torch.device) -> None:
         """Fill `totals`: evaluation -> `METRIC.STATE` -> sum or rows; results stay empty."""
-        self.totals = {}
-        for loop in self._loops:
-            assert loop is not None
-            found = {f"{COST_KEY}.total": loop.cost(device)}
-            for name, metric in loop.metrics.items():
-                found |= {f"{name}.{state}": value.cpu() for state, value in metric.totals().items()}
-            self.totals[loop.name] = found
-        self._loops = []
-        return {}
+        found = {f"{COST_KEY}.total": loop.cost(device)}
+        for name, metric in loop.metrics.items():
+            found |= {f"{name}.{state}": value.cpu() for state, value in metric.totals().items()}
+        self.totals[loop.name] = found
 
     def report(self, parts: Sequence[Totals], data: DataInterface, device: torch.device) -> dict[str, float]:
         """All metrics over the union of `parts`, on this rank alone, with `nfe`, `samples` and `seconds`.
