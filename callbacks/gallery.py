@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from textwrap import wrap
-
 import lightning.pytorch as pl
+import torch
 from matplotlib.figure import Figure
+from torch import Tensor
+from torch.nn import functional as F
 
 from callbacks.base import EvaluationSamples
+from callbacks.captions import caption_strips
 from callbacks.output import image_grid, limits_of, output_folder, prompts_of, render, save_image, scatter
 from lightning_guide.data import DataInterface, data_of
 from lightning_guide.evaluation.sampling_loop import DrawnSamples
@@ -16,16 +18,15 @@ from lightning_guide.modules.diffusion import DiffusionModule
 __all__ = ["Gallery"]
 
 
-ROW, LINE = 0.9, 0.1  # inches
-WIDTH = 18  # letters of a prompt in one line
+LABEL, LARGEST_SIDE = 192, 192  # pixels
 
 
 class Gallery(EvaluationSamples):
     """Image of samples 0 ... `count` - 1: one row for each evaluation, one column for each sample.
 
     A row is labeled with the evaluation, its network calls per sample (NFE) and its milliseconds per sample, a column
-    with the prompt of its samples. Points are drawn as one panel for each evaluation. Logged as `gallery` and written
-    to `<folder>/gallery.png`.
+    with the prompt of its samples, under the last row. Images larger than 192 pixels are shrunk. Points are drawn as
+    one panel for each evaluation. Logged as `gallery` and written to `<folder>/gallery.png`.
     """
 
     default_folder = "gallery"
@@ -46,28 +47,36 @@ class Gallery(EvaluationSamples):
         }
         points = next(iter(samples.values())).x.ndim == 2
         prompts = [prompts_of(trainer, drawn.condition) or [] for drawn in samples.values()]
-        figure = _panels(samples, labels, data_of(trainer)) if points else _rows(samples, labels, prompts)
+        image = render(_panels(samples, labels, data_of(trainer))) if points else _rows(samples, labels, prompts)
         path = output_folder(trainer, self.folder, default=self.default_folder) / "gallery.png"
-        save_image(trainer, render(figure), path, tag="gallery")
+        save_image(trainer, image, path, tag="gallery")
 
 
-def _rows(samples: dict[str, DrawnSamples], labels: dict[str, str], prompts: list[list[str]]) -> Figure:
-    """Draw images, one row for each evaluation, under prompts that differ from those of the row above."""
+def _rows(samples: dict[str, DrawnSamples], labels: dict[str, str], prompts: list[list[str]]) -> Tensor:
+    """Draw images, one row for each evaluation, with their prompts under the last row of the same prompts."""
     columns = max(len(drawn.x) for drawn in samples.values())
-    titles = [["\n".join(wrap(text, WIDTH, max_lines=5)) for text in row] for row in prompts]
-    titles = [row if row != above else [] for row, above in zip(titles, [[], *titles[:-1]], strict=True)]
-    lines = sum(max((title.count("\n") + 2 for title in row), default=0) for row in titles)
-    size = (1.8 + 0.91 * ROW * columns, ROW * len(samples) + LINE * lines)
-    figure = Figure(figsize=size, dpi=100, layout="constrained")
-    panels = figure.subplots(len(samples), squeeze=False)[:, 0]
-    for axes, (name, drawn), title in zip(panels, samples.items(), titles, strict=True):
-        image = image_grid(drawn.x, columns)
-        axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
-        axes.set_ylabel(labels[name], rotation=0, ha="right", va="center", fontsize=8)
-        axes.set(xticks=[(i + 0.5) * image.shape[2] / columns for i in range(len(title))], yticks=[], frame_on=False)
-        axes.set_xticklabels(title, fontsize=5)
-        axes.tick_params(top=False, bottom=False, labeltop=True, labelbottom=False)
-    return figure
+    rows = []
+    for (name, drawn), texts, below in zip(samples.items(), prompts, [*prompts[1:], []], strict=True):
+        grid = image_grid(_shrunk(drawn.x), columns, captions=texts if texts != below else [""] * len(texts))
+        label = caption_strips([labels[name]], LABEL)[0].expand(3, -1, -1)
+        height = max(grid.shape[1], label.shape[1])
+        rows.append(torch.cat([_padded(label, height, LABEL), _padded(grid, height, grid.shape[2])], dim=2))
+    width = max(row.shape[2] for row in rows)
+    return torch.cat([_padded(row, row.shape[1], width) for row in rows], dim=1)
+
+
+def _padded(image: Tensor, height: int, width: int) -> Tensor:
+    """Return `image` (3, h, w) with white below and at its right."""
+    return F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1]), value=255)
+
+
+def _shrunk(x: Tensor) -> Tensor:
+    """Return images `x` (B, C, H, W) with no side above `LARGEST_SIDE`."""
+    scale = LARGEST_SIDE / max(x.shape[2:])
+    if scale >= 1:
+        return x
+    small = F.interpolate(x.float(), scale_factor=scale, mode="bilinear", antialias=True)
+    return small.round().to(x.dtype) if x.dtype == torch.uint8 else small
 
 
 def _panels(samples: dict[str, DrawnSamples], labels: dict[str, str], real: DataInterface) -> Figure:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from callbacks.captions import caption_strips
 from callbacks.loggers import log_image
 from lightning_guide.data import DataInterface, data_of
 from lightning_guide.utils.files import atomic
@@ -78,14 +79,17 @@ def save_image(trainer: Trainer, image: Tensor, path: Path, *, tag: str) -> None
     log_image(trainer, tag, image)
 
 
-SMALLEST_SIDE = 64  # pixels; smaller images are enlarged by an integer factor
+SMALLEST_SIDE, READABLE_SIDE = (
+    64,
+    128,
+)  # pixels; smaller images are enlarged; with captions
 
 
-def image_grid(x: Tensor, columns: int) -> Tensor:
+def image_grid(x: Tensor, columns: int, *, captions: Sequence[str] | None = None) -> Tensor:
     """Return images `x` (B, C, H, W) side by side, (3, height, width) uint8, enlarged if they are tiny.
 
     Of other data, such as latents, the first three channels are shown. Values that are not uint8 are scaled from the
-    smallest to the largest.
+    smallest to the largest. With `captions`, a text for each image, the text is written under it.
     """
     if x.shape[1] not in (1, 3):
         x = x[:, :3] if x.shape[1] > 3 else x[:, :1]
@@ -93,8 +97,11 @@ def image_grid(x: Tensor, columns: int) -> Tensor:
         x = x.float().nan_to_num()
         low, high = x.min(), x.max()
         x = ((x - low) / (high - low).clamp(min=1e-12) * 255).round().to(torch.uint8)
-    factor = math.ceil(SMALLEST_SIDE / min(x.shape[2:]))
+    factor = math.ceil((READABLE_SIDE if captions else SMALLEST_SIDE) / min(x.shape[2:]))
     x = x.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
+    if captions:
+        strips = caption_strips(captions, x.shape[3])
+        x = torch.cat([x.cpu(), strips.expand(-1, x.shape[1], -1, -1)], dim=2)
     return make_grid(x, nrow=columns, pad_value=255)
 
 

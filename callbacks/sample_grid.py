@@ -23,8 +23,9 @@ class SampleGrid(EvaluationSamples):
 
     Points are drawn as a scatter plot of their first two coordinates, on axes that cover the real data. Each image is
     logged as `samples/<evaluation>`, at the step of the evaluated model, and written to
-    `<folder>/<fit, validate or test>-<images that model has seen>-<evaluation>.png`. Prompts of the samples are logged
-    as text, `samples/<evaluation>/prompts`, and written beside the image as `.txt`.
+    `<folder>/<fit, validate or test>-<images that model has seen>-<evaluation>.png`. Under each image stands its
+    prompt, shortened to four lines; whole prompts are logged as text, `samples/<evaluation>/prompts`, and written
+    beside the image as `.txt`.
     """
 
     default_folder = "grids"
@@ -47,13 +48,14 @@ class SampleGrid(EvaluationSamples):
         stage = f"{trainer.state.fn.value}-{module.evaluated_images}"
         real = data_of(trainer)
         for name, drawn in samples.items():
+            prompts = prompts_of(trainer, drawn.condition)
             if drawn.x.ndim == 2:
                 image = scatter(drawn.x, f"{name}, {module.evaluated_images:,} images seen", limits_of(real))
             else:
-                image = image_grid(drawn.x, self.columns)
+                image = image_grid(drawn.x, self.columns, captions=prompts)
             path = folder / f"{stage}-{re.sub(UNSAFE, '_', name)}.png"
             save_image(trainer, image, path, tag=f"samples/{name}")
-            if prompts := prompts_of(trainer, drawn.condition):
+            if prompts:
                 log_text(trainer, f"samples/{name}/prompts", "\n".join(f"1. {text}" for text in prompts))
                 with atomic(path.with_suffix(".txt"), durable=False) as temporary:
                     temporary.write_text("\n".join(prompts) + "\n", encoding="utf-8")
