@@ -34,11 +34,13 @@ class Prediction:
     """Denoiser output at one point of a trajectory, each `(B, *)`.
 
     `clean` is the estimate of x_0; `noise` is the direction a sampler moves along. None, the usual case, means
-    (x - clean) / sigma. A method may return another direction: CFG++ moves along the unconditional noise.
+    (x - clean) / sigma. A method may return another direction: CFG++ moves along the unconditional noise. `variance` is
+    v of models that predict variances, for the sampler `LearnedVariance`; guidances keep that of their positive.
     """
 
     clean: Tensor
     noise: Tensor | None = None
+    variance: Tensor | None = None
 
     def direction(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Return the noise at (x, sigma): `noise` if given, else (x - clean) / sigma; `sigma` is (B,) or ()."""

@@ -31,6 +31,8 @@ class Network(HasRecipe, nn.Module, ABC):
         stages: name patterns of submodules in the order in which they run, each once in a call. A name stands for a
             stage whose result may be read by all later ones; a pattern with ``*`` for a chain, in which each stage
             maps its first argument and only the next one reads its result.
+        variances: whether the output has as many channels again, for variances: Nichol and Dhariwal 2021,
+            https://arxiv.org/abs/2102.09672, equation 15, with v = (output + 1) / 2.
         recompute: whether gradients compute the activations inside blocks again instead of keeping them (Chen et al.
             2016, https://arxiv.org/abs/1604.06174); None for networks that cannot, which have no blocks.
     """
@@ -43,6 +45,7 @@ class Network(HasRecipe, nn.Module, ABC):
     stride: int = 1
     parts: Mapping[str, Sequence[str]] = {}
     stages: Sequence[str] = ()
+    variances: bool = False
     recompute: bool | None = None
 
     @abstractmethod
@@ -55,7 +58,7 @@ class Network(HasRecipe, nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, c_noise: Tensor, embedding: Tensor | None) -> Tensor:
-        """Return F `(B, *data_shape)` for the scaled input `x` and `c_noise` (B,)."""
+        """Return F `(B, *data_shape)`, of twice the channels with `variances`, for scaled `x` and `c_noise` (B,)."""
 
     def augmented(self, embedding: Tensor | None, vector: Tensor) -> Tensor:
         """Condition `embedding` (of `embed`) on augmentation parameters `vector` (B, A) as well; zeros change nothing.

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_guide.denoiser import Denoiser, expand
+from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory, expand
 from lightning_guide.network import Network
 from lightning_guide.noise import FlowGrid, Grid, KarrasGrid
 from lightning_guide.noise_schedule import NoiseSchedule, Spacing, TimestepGrid
@@ -246,11 +246,17 @@ class Preconditioned(Denoiser):
         return self.preconditioning.grid(num_steps)
 
     def forward(
-        self, x: Tensor, sigma: Tensor, condition: Tensor | None = None, *, augmentation: Tensor | None = None
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        condition: Tensor | None = None,
+        *,
+        augmentation: Tensor | None = None,
+        variances: bool = False,
     ) -> Tensor:
         """Return D `(B, *data_shape)`; `augmentation` (B, A) holds the augmentation parameters of `x`, if any.
 
-        float64 if x is, else float32.
+        float64 if x is, else float32. With `variances` v follows as further channels, if the network predicts it.
 
         Raises:
             ValueError: if `x` does not have the shape of the network, or its channels if the network is resizable.
@@ -259,16 +265,28 @@ class Preconditioned(Denoiser):
         if self.network.resizable and len(shape) == len(expected):
             shape, expected = shape[:1], expected[:1]
         if shape != expected:
-            raise ValueError(
-                f"x has shape {tuple(x.shape[1:])} without the batch; this network expects {self.data_shape}"
-            )
+            raise ValueError(f"x has shape {tuple(x.shape[1:])} without the batch; expected {self.data_shape}")
         precision = torch.float64 if x.dtype == torch.float64 else torch.float32
         c = Coefficients(*(each.to(precision) for each in self.preconditioning.coefficients(sigma.to(precision))))
         embedding = self.network.embed(condition, len(x))
         if augmentation is not None:
             embedding = self.network.augmented(embedding, augmentation)
         F = self.network(expand(c.input, x) * x, c.noise.expand(len(x)), embedding).to(precision)
-        return expand(c.skip, x) * x + expand(c.out, x) * F
+        channels = x.shape[1]
+        D = expand(c.skip, x) * x + expand(c.out, x) * F[:, :channels]
+        return torch.cat([D, (F[:, channels:] + 1) / 2], dim=1) if variances else D
+
+    def start(self, trajectory: Trajectory) -> Predict:
+        """Return the prediction function, with the variances that the network predicts."""
+        if not self.network.variances:
+            return super().start(trajectory)
+
+        def predict(x: Tensor, sigma: Tensor, condition: Tensor | None) -> Prediction:
+            trajectory.evaluations += 1
+            clean, v = self(x, sigma, condition, variances=True).chunk(2, dim=1)
+            return Prediction(clean, variance=v)
+
+        return predict
 
     def constrain(self) -> None:
         """Project the parameters of the network."""

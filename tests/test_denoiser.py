@@ -84,7 +84,7 @@ def test_scalar_sigma_equals_sigma_per_sample() -> None:
 def test_wrong_shape_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError) as caught:
         Preconditioned(Probe())(torch.zeros(shape), torch.tensor(1.0))
-    assert str(caught.value) == f"x has shape {shape[1:]} without the batch; this network expects (2, 3)"
+    assert str(caught.value) == f"x has shape {shape[1:]} without the batch; expected (2, 3)"
 
 
 def test_attributes_come_from_the_network() -> None:

@@ -84,6 +84,10 @@ def test_it_is_the_published_denoiser(name: str, tmp_path: Path) -> None:
     with torch.no_grad():
         output = network(x * (1 + s**2).rsqrt(), t, *([] if labels is None else [labels]))
         found = denoiser(x, sigma, labels)
+        trajectory = Trajectory(x=x, seeds=SampleSeeds(0, range(2)), sigma=5.0)
+        predicted = denoiser.start(trajectory)(x, sigma, labels)
+    assert torch.equal(predicted.clean, found) and trajectory.evaluations == 1
+    torch.testing.assert_close(predicted.variance, (output[:, 3:] + 1) / 2, rtol=1e-4, atol=1e-4)
     expected = x - s * output[:, :3]
     assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5
     other = build(denoiser.recipe).eval()

@@ -109,7 +109,7 @@ def test_the_null_class_and_the_shared_embedder_of_a_dit(tiny_pipeline: Tiny) ->
     x = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     t, labels = torch.tensor([1.0, 250.5, 999.0]), torch.tensor([3, 1000, 0])
     with torch.no_grad():
-        expected = theirs(x, timestep=t, class_labels=labels).sample[:, :4]
+        expected = theirs(x, timestep=t, class_labels=labels).sample
     assert torch.allclose(evaluate(ours, torch.tensor([3, -1, 0])), expected, atol=1e-5)
     assert not torch.allclose(evaluate(network(tiny_pipeline, "dit"), torch.tensor([3, -1, 0])), expected, atol=1e-3)
     assert torch.equal(evaluate(ours.train(), torch.tensor([3, -1, 0])), evaluate(ours, torch.tensor([3, -1, 0])))

@@ -1,7 +1,7 @@
 """Final latents of diffusers' pipelines, called with strings, and of our samplers on the same noise and weights.
 
-Random weights of the real classes. Where a published scheduler ends above sigma = 0 (`set_alpha_to_one` false) or
-learns its variance, the pipeline has the setting with which both are the same computation.
+Random weights of the real classes. Where a published scheduler ends above sigma = 0 (`set_alpha_to_one` false), the
+pipeline has the setting with which both are the same computation.
 """
 
 from __future__ import annotations
@@ -192,9 +192,14 @@ def test_dit_with_both_embeddings_of_the_time(
     assert error(sample(pipe, network, noise(), torch.tensor([3, 7]), weight), expected) < 1e-4
 
 
-@pytest.mark.parametrize(("weight", "negative"), [(1.0, None), (5.0, None), (5.0, "blurry")])
-def test_deep_floyd(tiny_pipeline: Tiny, weight: float, negative: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe = load(tiny_pipeline, "if", variance_type="fixed_small")
+@pytest.mark.parametrize(
+    ("weight", "negative", "variance"),
+    [(1.0, None, "learned_range"), (5.0, None, "fixed_small"), (5.0, "blurry", "learned_range")],
+)
+def test_deep_floyd(
+    tiny_pipeline: Tiny, weight: float, negative: str | None, variance: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = load(tiny_pipeline, "if", variance_type=variance)
     monkeypatch.setattr(inspect.getmodule(type(pipe.scheduler)), "randn_tensor", Stream())
     options = {} if negative is None else {"negative_prompt": [negative] * 2}
     expected = pipe(

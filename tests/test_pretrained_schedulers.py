@@ -33,12 +33,14 @@ class TinyNetwork(Network):
     data_shape = (3, 4, 4)
     num_classes = 0
 
-    def __init__(self, scale: float = 1000.0) -> None:
+    def __init__(self, scale: float = 1000.0, *, variances: bool = False) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1)
-        self.scale = scale
+            if variances:
+                self.last = nn.Conv2d(8, 6, 3, padding=1)
+        self.scale, self.variances = scale, variances
 
     def embed(self, condition: Tensor | None, batch: int) -> None:
         return None
@@ -185,6 +187,7 @@ class Stream:
         ("EulerAncestralDiscreteScheduler", {}),
         ("DDPMScheduler", {"clip_sample": False}),
         ("DDPMScheduler", {"clip_sample": True}),
+        ("DDPMScheduler", {"clip_sample": True, "variance_type": "learned_range"}),
         ("DDIMScheduler", {"clip_sample": False}),
         ("DDIMScheduler", {"clip_sample": True}),
         ("CMStochasticIterativeScheduler", {}),
@@ -196,7 +199,8 @@ def test_schedulers_that_add_noise(name: str, settings: dict[str, Any], monkeypa
         name, **settings, **({} if consistency else {**STABLE_DIFFUSION, "timestep_spacing": "leading"})
     )
     monkeypatch.setattr(inspect.getmodule(type(theirs_)), "randn_tensor", Stream("ancestral"))
-    network = TinyNetwork(250 * math.log(80) if consistency else 1000.0)
+    learned = settings.get("variance_type") == "learned_range"
+    network = TinyNetwork(250 * math.log(80) if consistency else 1000.0, variances=learned)
     expected = theirs(theirs_, network, 8, **({"eta": 1.0} if name == "DDIMScheduler" else {}))
     found = reading(theirs_, 8)
     if name == "DDIMScheduler":

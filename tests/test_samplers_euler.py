@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from lightning_guide.denoiser import Predict, Trajectory
 from lightning_guide.distributions.gaussian_mixture import GaussianMixture, gaussian
-from lightning_guide.noise import KarrasGrid
-from lightning_guide.samplers import DDIM, Ancestral, Euler, ProportionalAncestral
+from lightning_guide.guidance import Clipped, Guided
+from lightning_guide.guidance.combinations import (
+    AdaptiveProjection,
+    Combination,
+    Plain,
+    RectifiedGradient,
+    Rescale,
+    Tangential,
+)
+from lightning_guide.guidance.negatives.cfg_pp import RenoiseWithNegative
+from lightning_guide.noise import CustomGrid, KarrasGrid
+from lightning_guide.samplers import DDIM, Ancestral, Euler, LearnedVariance, ProportionalAncestral
 from lightning_guide.seeds import SampleSeeds
 
-MIXTURE = GaussianMixture([[1.0, 0.2], [-0.8, -0.6]], 0.2 * torch.eye(2).expand(2, 2, 2))
+MEANS, COVARIANCES = [[1.0, 0.2], [-0.8, -0.6]], 0.2 * torch.eye(2).expand(2, 2, 2)
+MIXTURE = GaussianMixture(MEANS, COVARIANCES)
 GRID = KarrasGrid(10, sigma_min=0.05, sigma_max=8.0)
 
 
@@ -56,6 +69,49 @@ def test_eta_one_equals_the_posterior_of_ddpm() -> None:
         if t_next:
             x = x + t_next / t * math.sqrt(t**2 - t_next**2) * seeds.normal("ancestral", (2,)).double()
     torch.testing.assert_close(last(DDIM(GRID), start), x, rtol=1e-9, atol=1e-9)
+
+
+class Uncertain(GaussianMixture):
+    """The mixture, with v of learned variances."""
+
+    v = torch.tensor([[0.0, 1.0], [0.3, 0.5]], dtype=torch.float64)
+
+    def start(self, trajectory: Trajectory) -> Predict:
+        predict = super().start(trajectory)
+        return lambda x, sigma, condition: replace(predict(x, sigma, condition), variance=self.v)
+
+
+def test_learned_variances_lie_between_both_limits_of_the_posterior() -> None:
+    """Nichol and Dhariwal, equation 15, in the variance-preserving form of one step: v = 0 is beta~, v = 1 is beta."""
+    model, t, t_next = Uncertain(MEANS, COVARIANCES), 3.0, 0.7
+    x, seeds = 3 * torch.randn(2, 2, dtype=torch.float64), SampleSeeds(3, range(2))
+    step = next(LearnedVariance(CustomGrid([t, t_next])).steps(model, x, seeds=seeds))
+    abar, abar_next = 1 / (1 + t**2), 1 / (1 + t_next**2)
+    beta, D = 1 - abar / abar_next, model(x, torch.tensor(t, dtype=torch.float64))
+    small = (1 - abar_next) / (1 - abar) * beta
+    mean = (math.sqrt(abar_next) * beta * D + math.sqrt(1 - beta) * (1 - abar_next) * x * math.sqrt(abar)) / (1 - abar)
+    std = torch.exp(model.v * math.log(beta) + (1 - model.v) * math.log(small)).sqrt()
+    expected = mean + std * SampleSeeds(3, range(2)).normal("ancestral", (2,)).double()
+    torch.testing.assert_close(step.x * math.sqrt(abar_next), expected, rtol=1e-9, atol=1e-9)
+    assert (std[0, 1] / std[0, 0]) > 1.3
+    with pytest.raises(ValueError, match="LearnedVariance needs a model that predicts variances"):
+        next(LearnedVariance(GRID).steps(MIXTURE, x, seeds=SampleSeeds(3, range(2))))
+
+
+COMBINATIONS: list[Combination] = [
+    *(Plain(), Rescale(0.7), Tangential(), AdaptiveProjection(), RectifiedGradient()),
+    RenoiseWithNegative(),
+]
+
+
+@pytest.mark.parametrize("rule", COMBINATIONS, ids=lambda rule: type(rule).__name__)
+def test_guided_predictions_keep_the_variances_of_their_positive(rule: Combination) -> None:
+    model, x = Uncertain(MEANS, COVARIANCES), torch.randn(2, 2, dtype=torch.float64)
+    bad = gaussian(torch.zeros(2), torch.eye(2))
+    guided = Clipped(3.0, positive=Guided([bad], [2.0], positive=model, combination=rule))
+    trajectory = Trajectory(x=x, seeds=SampleSeeds(0, range(2)), sigma=1.0)
+    prediction = guided.start(trajectory)(x, torch.tensor(1.0, dtype=torch.float64), None)
+    assert prediction.variance is model.v and not torch.equal(prediction.clean, model(x, torch.tensor(1.0)))
 
 
 def test_proportional_ancestral_equals_the_code_of_freedom() -> None:

@@ -163,7 +163,9 @@ class Branches:
         with self.stages.kept(x, sigma):
             prediction = self.positive(torch.cat([x] * len(conditions)), sigmas, condition)
         self.trajectory.evaluations += len(conditions) - 1
-        return [Prediction(clean) for clean in prediction.clean.chunk(len(conditions))]
+        count = len(conditions)
+        v = [None] * count if prediction.variance is None else prediction.variance.chunk(count)
+        return [Prediction(*each) for each in zip(prediction.clean.chunk(count), [None] * count, v, strict=True)]
 
 
 def _once(branch: Branch) -> Branch:

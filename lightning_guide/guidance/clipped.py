@@ -7,6 +7,7 @@ https://arxiv.org/abs/2205.11487, section 2.3 (dynamic thresholding).
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -69,7 +70,7 @@ class Clipped(Guidance):
         def predict(x: Tensor, sigma: Tensor, condition: Tensor | None) -> Prediction:
             prediction = inner(x, sigma, condition)
             noise = prediction.noise if self.follow else prediction.direction(x, sigma)
-            return Prediction(self._clip(prediction.clean), noise)
+            return replace(prediction, clean=self._clip(prediction.clean), noise=noise)
 
         return predict
 

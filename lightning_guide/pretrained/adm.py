@@ -63,7 +63,7 @@ def adapt_unet(model: Any, heads: int | None, time_channels: int | None) -> None
 
 
 def read_adm(place: str, *, dtype: str = "float32", constants: Mapping[str, Any] | None = None) -> Preconditioned:
-    """Return the denoiser of an ADM checkpoint; the variances that it predicts as well are left out.
+    """Return the denoiser of an ADM checkpoint, with the variances that it may predict.
 
     Constants, what the shapes do not tell: `size` (pixels; by default the lowest level has 8, if the attention is at
     32, 16 and 8 pixels as published), `heads`, `by_head` and `schedule` (by default those of the table by the size).

@@ -11,7 +11,7 @@
 | SD3Transformer2DModel | Stable Diffusion 3, 3.5 | pooled vector, CLIP and T5 tokens | |
 | FluxTransformer2DModel | FLUX.1 dev, schnell | pooled vector of CLIP, T5 tokens | guidance |
 
-Of networks that predict variances as well (IF, DiT, PixArt, ADM) only the first half of the output is used.
+Networks that predict variances as well (IF, DiT, PixArt, ADM) have them in the second half of the output.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ class Family:
 
     Attributes:
         channels: of x.
+        variances: whether the output has twice these channels, the second half for variances.
         size: (height, width) of x.
         stride: height and width of x must be multiples of it.
         num_classes: labels.
@@ -47,6 +48,7 @@ class Family:
         self.channels, out = self._channels(config["in_channels"], config.get("out_channels"))
         if out not in (self.channels, 2 * self.channels):
             self.refuse(f"in_channels={config['in_channels']} and out_channels={config['out_channels']}", "equal ones")
+        self.variances = out == 2 * self.channels
         size = size or config.get("sample_size") or self._default_size()
         self.size = (size, size) if isinstance(size, int) else (size[0], size[1])
         self._read(config)

@@ -27,7 +27,7 @@ class DiffusersNetwork(Network):
     that belong to the model, such as the sizes that SDXL is conditioned on, are `constants`; the first row can hold the
     sizes of each image instead (`add_sizes`).
 
-    The network computes in the precision of its weights; the time stays float32. Predicted variances are left out.
+    The network computes in the precision of its weights; the time stays float32.
     Submodules: ``model``, and ``tokens``, the identity through which all tokens pass.
     """
 
@@ -77,6 +77,7 @@ class DiffusersNetwork(Network):
             raise ValueError(f"data_shape of {architecture} is {tuple(data_shape)}; expected {expected}")
         check_size(architecture, *family.size, stride=family.stride)
         self.num_classes, self.token_channels, self.stride = family.num_classes, family.token_channels, family.stride
+        self.variances = family.variances
         self.null_condition = bool(family.token_channels) or family.null_class is not None
         if vector not in (0, family.vector):
             raise ValueError(f"vector is {vector}; the config of {architecture} says {family.vector}")
@@ -159,6 +160,8 @@ class DiffusersNetwork(Network):
     def forward(self, x: Tensor, c_noise: Tensor, embedding: Tensor | None) -> Tensor:
         """Return F `(B, *data_shape)` for the scaled input `x`, the time `c_noise` (B,) and `embedding` of `embed`.
 
+        With `variances` it has twice the channels.
+
         Raises:
             ValueError: if the sides of `x` cannot be halved, or cut into patches, as the network does.
         """
@@ -170,7 +173,7 @@ class DiffusersNetwork(Network):
         self.grid.sides = tuple(x.shape[2:])
         x = x.to(next(self.model.parameters()).dtype)
         embedding = None if embedding is None else embedding.to(x.device)
-        return self.family.call(self.model, x, c_noise, embedding, **more)[:, : self.family.channels]
+        return self.family.call(self.model, x, c_noise, embedding, **more)
 
 
 def find_class(architecture: str) -> Any:

@@ -6,7 +6,8 @@
 | HeunDiscreteScheduler | `Heun` | the same |
 | EulerAncestralDiscreteScheduler | `DDIM` with eta 1 | timesteps |
 | DDIMScheduler | `Euler` (eta 0) | timesteps |
-| DDPMScheduler, fixed_small or learned_range | `DDIM` with eta 1 | timesteps |
+| DDPMScheduler, fixed_small | `DDIM` with eta 1 | timesteps |
+| DDPMScheduler, learned_range | `LearnedVariance` | timesteps |
 | PNDMScheduler, skip_prk_steps | `PLMS` | timesteps |
 | DPMSolverMultistepScheduler, dpmsolver++, order 2 | `DPMSolver2M` | timesteps, Karras or exponential |
 | FlowMatchEulerDiscreteScheduler | `Euler` | flow with shift |
@@ -16,9 +17,9 @@
 
 Every row agrees with the scheduler on the same network and noise (tests/test_pretrained_schedulers.py), except for
 known differences. Grids end at sigma = 0; DDIM and PNDM without set_alpha_to_one end at the level of timestep 0. The
-"linspace" timesteps of DDIM and PNDM are not their own steps there, which always go T / N further. A learned range
-of variances (DeepFloyd IF) is sampled with its lower end, fixed_small. Consistency models end at sigma_min there, so
-that their fresh noise is sqrt(sigma'^2 - sigma_min^2). Any other class or setting is refused by name.
+"linspace" timesteps of DDIM and PNDM are not their own steps there, which always go T / N further. Consistency
+models end at sigma_min there, so that their fresh noise is sqrt(sigma'^2 - sigma_min^2). Any other class or setting is
+refused by name.
 """
 
 from __future__ import annotations
@@ -41,7 +42,16 @@ from lightning_guide.preconditioning import (
     SamplePrediction,
     VelocityPrediction,
 )
-from lightning_guide.samplers import DDIM, PLMS, DPMSolver2M, Euler, Heun, ProportionalAncestral, Sampler
+from lightning_guide.samplers import (
+    DDIM,
+    PLMS,
+    DPMSolver2M,
+    Euler,
+    Heun,
+    LearnedVariance,
+    ProportionalAncestral,
+    Sampler,
+)
 
 __all__ = ["Clipping", "ScheduledSampling", "flow_shift", "scheduled_sampling"]
 
@@ -190,6 +200,14 @@ def _discrete(sampler: type[Sampler], spacing: Spacing, **fixed: Any) -> Any:
     return read
 
 
+def _ddpm(settings: _Settings, num_steps: int, tokens: int | None) -> ScheduledSampling:
+    """Read DDPMScheduler."""
+    learned = settings.get("variance_type") == "learned_range"
+    reader = _discrete(LearnedVariance, "leading") if learned else _discrete(DDIM, "leading", eta=1.0)
+    found: ScheduledSampling = reader(settings, num_steps, tokens)
+    return found
+
+
 REQUIRED = {
     "algorithm_type": "dpmsolver++",
     "solver_order": 2,
@@ -262,7 +280,7 @@ _READERS = {
     "HeunDiscreteScheduler": _discrete(Heun, "linspace"),
     "EulerAncestralDiscreteScheduler": _discrete(DDIM, "linspace", eta=1.0),
     "DDIMScheduler": _discrete(Euler, "leading"),
-    "DDPMScheduler": _discrete(DDIM, "leading", eta=1.0),
+    "DDPMScheduler": _ddpm,
     "PNDMScheduler": _discrete(PLMS, "leading"),
     "DPMSolverMultistepScheduler": _discrete(DPMSolver2M, "linspace"),
     "FlowMatchEulerDiscreteScheduler": _flow,

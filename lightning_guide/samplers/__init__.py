@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lightning_guide.samplers.base import Memory, PredictAt, Sampler
 from lightning_guide.samplers.dpm_solver import DPMSolver2M
-from lightning_guide.samplers.euler import DDIM, Ancestral, Euler, ProportionalAncestral
+from lightning_guide.samplers.euler import DDIM, Ancestral, Euler, LearnedVariance, ProportionalAncestral
 from lightning_guide.samplers.heun import Heun
 from lightning_guide.samplers.plms import PLMS
 from lightning_guide.samplers.time_travel import TimeTravel
@@ -15,6 +15,7 @@ __all__ = [
     "DPMSolver2M",
     "Euler",
     "Heun",
+    "LearnedVariance",
     "Memory",
     "PLMS",
     "PredictAt",

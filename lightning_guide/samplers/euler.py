@@ -1,7 +1,8 @@
-"""First-order samplers: Euler (DDIM with eta = 0), DDIM and ancestral sampling.
+"""First-order samplers: Euler (DDIM with eta = 0), DDIM and ancestral sampling, with learned variances, too.
 
 Song et al. 2021 (DDIM), https://arxiv.org/abs/2010.02502, equations 12 and 16; Yu et al. 2023 (FreeDoM),
-https://arxiv.org/abs/2303.09833, with a different definition of eta.
+https://arxiv.org/abs/2303.09833, with a different definition of eta; Nichol and Dhariwal 2021,
+https://arxiv.org/abs/2102.09672, equation 15.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from abc import abstractmethod
 
 from torch import Tensor
 
-from lightning_guide.denoiser import Trajectory
+from lightning_guide.denoiser import Prediction, Trajectory
 from lightning_guide.noise import Grid
 from lightning_guide.samplers.base import Memory, PredictAt, Sampler
 
-__all__ = ["Ancestral", "DDIM", "Euler", "ProportionalAncestral"]
+__all__ = ["Ancestral", "DDIM", "Euler", "LearnedVariance", "ProportionalAncestral"]
 
 
 class Euler(Sampler):
@@ -67,11 +68,16 @@ class Ancestral(Sampler):
         """Take one step from `sigma` to `sigma_next`."""
         s = self.fresh(sigma, sigma_next)
         kept = (sigma_next**2 - s**2).clamp(min=0).sqrt()
-        x = predict(trajectory.x, sigma).step(trajectory.x, sigma, kept)
+        prediction = predict(trajectory.x, sigma)
+        x = prediction.step(trajectory.x, sigma, kept)
         if self.eta > 0 and trajectory.sigma_next > 0:
             n = trajectory.seeds.normal("ancestral", x.shape[1:], x.device).to(x)
-            x = x.addcmul_(n, s)
+            x = x.addcmul_(n, self.spread(prediction, s, sigma, sigma_next))
         trajectory.x = x
+
+    def spread(self, prediction: Prediction, s: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+        """Return the standard deviation by which fresh noise is scaled, () or (B, *): `s`."""
+        return s
 
 
 class DDIM(Ancestral):
@@ -87,6 +93,30 @@ class DDIM(Ancestral):
     def fresh(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
         """Return s = eta (sigma' / sigma) sqrt(sigma^2 - sigma'^2)."""
         return self.eta * sigma_next / sigma * (sigma**2 - sigma_next**2).sqrt()
+
+
+class LearnedVariance(DDIM):
+    """DDPM sampler with the variances that the model predicts: x' = clean + sqrt(sigma'^2 - s^2) noise + s^(1-v) b^v n.
+
+    s is that of `DDIM`, the smallest standard deviation of fresh noise, b = s (sigma / sigma') sqrt((1 + sigma'^2) /
+    (1 + sigma^2)) the largest one, and v (B, *) is predicted: in the variance-preserving form the variance is
+    exp(v ln beta + (1 - v) ln beta~), with beta of the steps that are taken. Models of ADM and DeepFloyd IF.
+    """
+
+    def __init__(self, grid: Grid | int | None = None) -> None:
+        """Set the `grid` as in `Sampler`."""
+        super().__init__(grid)
+
+    def spread(self, prediction: Prediction, s: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+        """Return s^(1-v) b^v.
+
+        Raises:
+            ValueError: if the model predicts no variances.
+        """
+        if prediction.variance is None:
+            raise ValueError("LearnedVariance needs a model that predicts variances, as ADM and DeepFloyd IF; see DDIM")
+        ratio = sigma / sigma_next * ((1 + sigma_next**2) / (1 + sigma**2)).sqrt()
+        return s * ratio**prediction.variance
 
 
 class ProportionalAncestral(Ancestral):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -83,8 +83,8 @@ def _step(guided: Prediction, pos: Prediction, neg: Prediction, weight: float, x
 
     clean = line(guided.clean, pos.clean, neg.clean)
     if guided.noise is None and neg.noise is None:
-        return Prediction(clean)
-    return Prediction(clean, line(*(each.direction(x, sigma) for each in (guided, pos, neg))))
+        return replace(guided, clean=clean)
+    return replace(guided, clean=clean, noise=line(*(each.direction(x, sigma) for each in (guided, pos, neg))))
 
 
 @dataclass(frozen=True)
@@ -153,11 +153,11 @@ def move(guided: Prediction, push: Tensor, pair: Pair) -> Prediction:
     """
     clean = (guided.clean + push).to(guided.clean.dtype)
     if all(each.noise is None for each in (guided, pair.pos, pair.neg)):
-        return Prediction(clean)
+        return replace(guided, clean=clean)
     x, sigma = pair.x, pair.sigma
     excess = [each.direction(x, sigma) - Prediction(each.clean).direction(x, sigma) for each in (pair.pos, pair.neg)]
     noise = guided.direction(x, sigma) - push / sigma + (pair.weight - 1) * (excess[0] - excess[1])
-    return Prediction(clean, noise.to(clean.dtype))
+    return replace(guided, clean=clean, noise=noise.to(clean.dtype))
 
 
 class PairCombination(Combination):

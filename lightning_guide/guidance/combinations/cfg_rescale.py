@@ -7,6 +7,7 @@ equations 15 and 16: D = phi D_g std(D_pos) / std(D_g) + (1 - phi) D_g, std over
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -63,7 +64,7 @@ class Rescale(Combination):
             spread = _spread(guided.clean)
             ratio = torch.where(spread > 0, spreads[0] / spread.clamp(min=TINY), 1.0)
             factor = 1 + self.phi * (ratio - 1)
-            return Prediction((guided.clean * factor).to(guided.clean), guided.noise)
+            return replace(guided, clean=(guided.clean * factor).to(guided.clean))
 
         return combine
 

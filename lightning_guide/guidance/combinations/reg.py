@@ -9,6 +9,7 @@ https://arxiv.org/abs/2501.18865, in the form of its EDM2 experiments:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -74,4 +75,4 @@ def _with_gradient(positive: Branch, x: Tensor, sigma: Tensor) -> tuple[Tensor, 
         raise ValueError("RectifiedGradient needs a positive that can be differentiated by x; this one cannot")
     if outer:
         return point, pos, g
-    return point, Prediction(pos.clean.detach(), None if pos.noise is None else pos.noise.detach()), g
+    return point, replace(pos, clean=pos.clean.detach(), noise=None if pos.noise is None else pos.noise.detach()), g

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -147,7 +147,7 @@ class GradientGuidance(Guidance):
         """Return the prediction with `score` added to its score."""
         s = expand(sigma, score)
         noise = None if prediction.noise is None else prediction.noise - s * score
-        return Prediction(prediction.clean + s**2 * score, noise)
+        return replace(prediction, clean=prediction.clean + s**2 * score, noise=noise)
 
     def _check_rows(self, batch: int, rows: int) -> None:
         """Check that there is one gradient, or one for each sample."""

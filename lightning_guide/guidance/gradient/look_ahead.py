@@ -8,12 +8,13 @@ with range span(A), so G lies in span(A) for every g.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_guide.denoiser import Denoiser, Predict, Prediction
+from lightning_guide.denoiser import Denoiser, Predict
 from lightning_guide.guidance.gradient.base import GradientGuidance, Linearization, check_gradient_shape
 from lightning_guide.guidance.gradient.strengths import Strength
 
@@ -78,7 +79,8 @@ class LookAhead(GradientGuidance):
             u, jacobian = torch.autograd.grad(value.sum(), [prediction.clean, leaf])
         noise = None if prediction.noise is None else prediction.noise.detach()
         along = (u * jacobian).flatten(1).sum(1)
-        return Linearization(Prediction(prediction.clean.detach(), noise), value.detach(), jacobian, along)
+        detached = replace(prediction, clean=prediction.clean.detach(), noise=noise)
+        return Linearization(detached, value.detach(), jacobian, along)
 
 
 class LookAheadWithoutJacobian(GradientGuidance):

@@ -8,6 +8,7 @@ noise = (x - D_neg) / sigma. An Euler step is x <- clean + sigma' (x - D_neg) / 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -42,7 +43,7 @@ class RenoiseWithNegative(Combination):
             if weight == 0 and all(other == 1 for other, _ in others):
                 return neg
             guided = plain(positive, [(weight, lambda x, sigma: neg), *others], x, sigma)
-            return Prediction(guided.clean, neg.direction(x, sigma))
+            return replace(guided, noise=neg.direction(x, sigma))
 
         return combine
 

@@ -9,6 +9,7 @@ https://arxiv.org/abs/2409.15761.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -131,8 +132,9 @@ class EnergyGuidance(Guidance):
             report_diagnostics(trajectory, local_loss.loss, local_loss.taken, local_loss.skipped)
             clean = prediction.clean if outside else local_loss.clean
             if self.noise == "kept":
-                return Prediction(clean + delta, prediction.direction(x, sigma) if outside else noise)
+                noise = prediction.direction(x, sigma) if outside else noise
+                return replace(prediction, clean=clean + delta, noise=noise)
             implied = None if prediction.noise is None else noise - delta / expand(sigma, x)
-            return Prediction(clean + delta, implied)
+            return replace(prediction, clean=clean + delta, noise=implied)
 
         return predict

@@ -6,6 +6,7 @@ The classifier is trained on noisy x: the trained counterpart of training-free g
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +87,6 @@ class ClassifierGuidance(Guidance):
             delta, possible = finite_step(rule, loss.detach(), gradient, context)
             report_diagnostics(trajectory, loss.detach(), possible, ~possible)
             implied = None if prediction.noise is None else noise - delta / expand(sigma, x)
-            return Prediction(prediction.clean + delta, implied)
+            return replace(prediction, clean=prediction.clean + delta, noise=implied)
 
         return predict
