@@ -15,6 +15,8 @@ from PIL import Image
 
 import lightning_guide as lg
 from lightning_guide.cli import main
+from lightning_guide.preconditioning import Preconditioned
+from lightning_guide.pretrained import ControlledNetwork
 from lightning_guide.samplers import Euler
 from lightning_guide.seeds import SampleSeeds
 
@@ -98,6 +100,35 @@ def test_weights_can_be_copied(folders: dict[str, Path], tmp_path: Path) -> None
     moved = (tmp_path / "run").rename(tmp_path / "moved")
     x, sigma = torch.randn(2, 3, 8, 8), torch.tensor(2.0)
     torch.testing.assert_close(lg.load(moved)(x, sigma), expected(x, sigma))
+
+
+@pytest.mark.parametrize("own", [True, False])  # the pipeline has a ControlNet, or one is added
+def test_a_model_with_a_controlnet_samples_at_once(
+    own: bool,
+    folders: dict[str, Path],
+    tiny_pipeline: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pixels = np.random.default_rng(0).integers(256, size=(16, 16, 3)).astype(np.uint8)
+    (tmp_path / "images").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "images/edges.png")
+    monkeypatch.chdir(tmp_path / "images")
+    controlled = tiny_pipeline("controlnet")
+    source, added = (controlled, []) if own else (folders["sd"], ["--controlnet", str(controlled / "controlnet")])
+    words = ["import", "diffusers", str(source), str(tmp_path / "run"), "--num_steps", "2", *added]
+    with pytest.raises(SystemExit, match="needs a control image; expected .*control_image"):
+        main(words)
+    main([*words, "--control_image", "edges.png"])
+    arguments = config_of(tmp_path / "run")["model"]["init_args"]
+    assert arguments["denoiser"]["init_args"]["controlnet"]["image"] == str(tmp_path / "images/edges.png")
+    assert arguments["prediction"]["guidance"]["init_args"] == {"weight": 7.5}
+    monkeypatch.chdir(tmp_path)  # the path is absolute
+    main(["predict", str(tmp_path / "run"), *TRAINER, "--model.prediction.num_samples", "1"])
+    assert len(list((tmp_path / "run/samples").rglob("*.png"))) == 1
+    model = lg.load(tmp_path / "run")
+    assert isinstance(model, Preconditioned) and isinstance(model.network, ControlledNetwork)
+    assert torch.equal(model.network.image, torch.from_numpy(pixels).permute(2, 0, 1) / 255)
 
 
 def test_a_published_model_guides_another(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -126,14 +126,15 @@ def test_predict_and_validate_run_on_it(tmp_path: Path, published: tuple[Path, D
     guidance = {"class_path": "Autoguidance", "init_args": {"guider": itself}}
     evaluations = {"unguided": {"num_samples": 3}, "guided": {"num_samples": 3, "guidance": guidance}}
     model = {"prediction": {"num_samples": 3}, "evaluations": evaluations}
-    callbacks = [{"class_path": "callbacks.SampleWriter"}, {"class_path": "callbacks.MetricsReport"}]
-    trainer = {"accelerator": "cpu", "devices": 1, "logger": False, "callbacks": callbacks}
+    trainer = {"accelerator": "cpu", "devices": 1, "logger": False}
     few = tmp_path / "few.yaml"
     few.write_text(yaml.safe_dump({"trainer": trainer, "model": {"init_args": model}}))
     for command in ("predict", "validate"):
         main([command, "-c", str(run / "config.yaml"), "-c", str(few)])
-    assert len(list(run.rglob("*.png"))) == 3
-    assert (run / "report" / "metrics.json").is_file()
+    assert len(list((run / "samples").rglob("*.png"))) == 3
+    written = ("report/metrics.json", "gallery/gallery.png", "report.html")
+    assert all((run / name).is_file() for name in written), "as runs of other published models"
+    assert len(list((run / "grids").glob("validate-*-guided.png"))) == 1
 
 
 def test_age_and_width_may_be_said(tmp_path: Path, published: tuple[Path, DirectEDM2]) -> None:

@@ -17,14 +17,16 @@ from lightning_guide.pretrained.prompts import read_prompts
 from lightning_guide.pretrained.schedulers import ScheduledSampling
 from lightning_guide.pretrained.source import Pretrained
 from lightning_guide.runs.edm2_import import import_snapshot
-from lightning_guide.runs.writing import check_new, write_config, write_run
+from lightning_guide.runs.writing import check_new, report_callbacks, write_config, write_run
 
 __all__ = ["import_model"]
 
 # weights of classifier-free guidance with which models were published; 1: it is part of the network
 WEIGHTS = {
     "StableDiffusionPipeline": 7.5,
+    "StableDiffusionControlNetPipeline": 7.5,
     "StableDiffusionXLPipeline": 5.0,
+    "StableDiffusionXLControlNetPipeline": 5.0,
     "StableDiffusion3Pipeline": 7.0,
     "FluxPipeline": 1.0,
     "PixArtAlphaPipeline": 4.5,
@@ -62,6 +64,8 @@ def import_model(
     std: str | None = None,
     frames: int | None = None,
     negative_prompt: str | None = None,
+    controlnet: str | None = None,
+    control_image: str | None = None,
     revision: str | None = None,
     variant: str | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
@@ -83,6 +87,8 @@ def import_model(
         std: mdm: npy file of their standard deviations.
         frames: mdm: length of a motion, 20 a second; default: 196.
         negative_prompt: text that is "no condition" instead of the model's own.
+        controlnet: folder, or name on the hub, of a ControlNet beside the model; pipelines with one need none.
+        control_image: file of the control image, the same for all samples.
         revision: branch, tag or commit on the hub.
         variant: files such as "fp16", which some folders hold beside others.
         dtype: precision of the network.
@@ -94,6 +100,7 @@ def import_model(
     if kind == "edm2":
         others = {"num_steps": num_steps, "prompts": prompts, "negative_prompt": negative_prompt, "revision": revision}
         others |= {"variant": variant, "dtype": None if dtype == "float32" else dtype}
+        others |= {"controlnet": controlnet, "control_image": control_image}
         for name, value in others.items():
             if value is not None:
                 raise ValueError(f"{name} is {value}, which the import of EDM2 snapshots does not have; expected none")
@@ -104,8 +111,12 @@ def import_model(
         raise ValueError(f"images and sigma_rel are of EDM2 snapshots; {kind} models have none")
     if (Path(run) / "config.yaml").exists():
         raise ValueError(f"{run} already holds a run; expected the folder of a new one")
-    place = str(Path(source).expanduser().resolve()) if Path(source).expanduser().exists() else source
-    given = {"revision": revision, "variant": variant, "negative_prompt": negative_prompt}
+    if controlnet is not None and control_image is None:
+        raise ValueError(f"the ControlNet {controlnet} needs a control image; expected its file as control_image")
+    place = _absolute(source)
+    given: dict[str, Any] = {"revision": revision, "variant": variant, "negative_prompt": negative_prompt}
+    control = {"source": controlnet, "image": control_image}
+    given["controlnet"] = {key: _absolute(each) for key, each in control.items() if each is not None}
     arguments: dict[str, Any] = {"source": f"{kind}:{place}"} | {key: each for key, each in given.items() if each}
     arguments |= {} if dtype == "float32" else {"dtype": dtype}
     if num_steps is not None:
@@ -130,12 +141,18 @@ def import_model(
         if motion and model.token_channels:
             config["data"] = {"class_path": "MotionPrompts", "init_args": motion}
     config["model"]["init_args"] |= {"denoiser": model.recipe if copy else published, "average": None}
-    callbacks = _callbacks(config["data"]["class_path"], model.data_shape)
+    callbacks = report_callbacks(model.data_shape, motions=config["data"]["class_path"] == "MotionPrompts")
     config = {"trainer": {"default_root_dir": str(run), "callbacks": callbacks}, **config}
     if copy:  # as the one snapshot of the run, which does not say how old it is
         write_run(run, model, dict(model.state_dict()), images=1, sigma_rel=0.05, planned_images=None)
         config["model"]["init_args"]["average"] = 0.05
     print(f"{write_config(run, config)} samples {kind}:{place}; now: lightning-guide predict {run}")
+
+
+def _absolute(place: str) -> str:
+    """Return the absolute path of a file or folder, and anything else, such as a name on the hub, as it is."""
+    path = Path(place).expanduser()
+    return str(path.resolve()) if path.exists() else place
 
 
 def _diffusers_config(
@@ -204,16 +221,6 @@ def _config(
     loops = {name: evaluation | ({} if each is None else {"guidance": each}) for name, each in guided.items()}
     arguments = {"loss": None, "evaluations": loops, "prediction": list(loops.values())[-1]}
     return {"model": {"class_path": "DiffusionModule", "init_args": arguments}}
-
-
-def _callbacks(data: str, shape: Sequence[int]) -> list[dict[str, Any]]:
-    """Return what draws and reports evaluations of a class of data: images, or paths of motions; metrics; the page."""
-    images: list[dict[str, Any]] = [
-        {"class_path": "SampleGrid", "init_args": {"count": 8, "columns": 4}},
-        {"class_path": "Gallery", "init_args": {"count": 4}},
-    ]
-    shown = images if len(shape) == 3 else [{"class_path": "MotionFigure"}] if data == "MotionPrompts" else []
-    return [*shown, {"class_path": "MetricsReport"}, {"class_path": "RunReport"}]
 
 
 def _no_data(model: Denoiser) -> dict[str, Any]:

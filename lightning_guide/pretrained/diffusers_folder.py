@@ -152,7 +152,8 @@ class DiffusersFolder:
             raise ValueError(f"{self.source} has a {kind}, which is not supported; expected one ControlNetModel")
         if settings is None:
             raise ValueError(
-                f"{self.source} has a ControlNet, which needs a control image; expected controlnet: {{image: FILE}}"
+                f"{self.source} has a ControlNet, which needs a control image; expected "
+                "controlnet: {image: FILE} (in the command import --control_image FILE)"
             )
         return {"source": str(self.folder / "controlnet")} | dict(settings)
 

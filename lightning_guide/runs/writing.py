@@ -18,7 +18,7 @@ from lightning_guide.utils.needs import check_writable
 from lightning_guide.utils.run_places import LOCK
 from lightning_guide.utils.terminal import counted
 
-__all__ = ["check_new", "write_averages", "write_config", "write_run"]
+__all__ = ["check_new", "report_callbacks", "write_averages", "write_config", "write_run"]
 
 
 def check_new(run: str | Path) -> None:
@@ -88,10 +88,20 @@ def _config(denoiser: Denoiser, run: Path, sigma_rel: float, latents: Mapping[st
         "prediction": evaluation,
     }
     return {
-        "trainer": {"default_root_dir": str(run)},
+        "trainer": {"default_root_dir": str(run), "callbacks": report_callbacks(denoiser.data_shape)},
         "model": {"class_path": "DiffusionModule", "init_args": arguments},
         "data": {"class_path": "NoData", "init_args": shape | dict(latents)},
     }
+
+
+def report_callbacks(shape: Sequence[int], *, motions: bool = False) -> list[dict[str, Any]]:
+    """Return what draws and reports evaluations of data of `shape`: images, or paths of motions; metrics; the page."""
+    images: list[dict[str, Any]] = [
+        {"class_path": "SampleGrid", "init_args": {"count": 8, "columns": 4}},
+        {"class_path": "Gallery", "init_args": {"count": 4}},
+    ]
+    shown = images if len(shape) == 3 else [{"class_path": "MotionFigure"}] if motions else []
+    return [*shown, {"class_path": "MetricsReport"}, {"class_path": "RunReport"}]
 
 
 def write_averages(
