@@ -33,6 +33,7 @@ Tiny = Callable[[str], Path]
 # on top of which config, and of which tiny pipeline
 PARTS = {
     "sd_guidances": "sd15",
+    "sdxl_guidances": "sdxl",
     "sd15_autoguidance": "sd15",
     "metrics": "sd15",
     "mdm_guidances": "mdm",
@@ -86,13 +87,18 @@ def test_config_is_parsed(name: str, capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit) as left:
         main([COMMANDS.get(name, "validate"), *words(name), "--print_config"])
     assert left.value.code == 0
-    assert {"trainer", "model", "data"} <= set(yaml.safe_load(capsys.readouterr().out))
+    settings = yaml.safe_load(printed := capsys.readouterr().out)
+    assert {"trainer", "model", "data"} <= set(settings)
+    if name.endswith("_guidances") and name != "mdm_guidances":  # the published weight of CFG
+        assert ("7.5" in printed) == (name == "sd_guidances")
+        assert settings["model"]["init_args"]["guidances"]["cfg_pag"]["init_args"]["weights"][1] == 4
 
 
 EVALUATIONS = {
     "sd15": ["cfg"],
     "sdxl": ["cfg"],
     "sd_guidances": "cfg plain_cfg pag cfg_pag seg sag icg apg cfg_pp cads compressed".split(),
+    "sdxl_guidances": "cfg plain_cfg pag cfg_pag seg sag icg apg cfg_pp cads compressed".split(),
     "sd15_autoguidance": ["cfg", "autoguidance", "blend"],
     "dit": ["icg", "cfg"],
     "if": ["blend", "cfg", "autoguidance"],
