@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.examples import Examples, Slices, Visits
 from datamodules.prompts import PromptFile
 from datamodules.stream import Stream, split_evenly
+from lightning_guide.conditioning import check_labels
 from lightning_guide.data import Batch, Prompts, SampleBatch, SampleSource
 from lightning_guide.runs.class_names import check_class_names, read_class_names, write_class_names
 
@@ -168,6 +169,17 @@ class DiffusionData(pl.LightningDataModule, ABC):
     def predict_dataloader(self) -> list[DataLoader[SampleBatch]]:
         """Return the sample sets of `predict`."""
         return self._sample_loaders("predict")
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Check the labels of a `Batch` while they are on the host, so that no network call waits for that.
+
+        Raises:
+            ValueError: if one is out of range.
+        """
+        labels = batch.condition if isinstance(batch, Batch) else None
+        if labels is not None and not labels.is_floating_point() and self.num_classes:
+            check_labels(labels, self.num_classes, batch=len(batch.x))
+        return batch
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Encode the x of a `Batch` on the device; a `SampleBatch` is returned unchanged."""

@@ -10,6 +10,7 @@ keeps its mask, and label dropout, classifier-free guidance and padding all use 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -17,12 +18,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_guide.denoiser import Denoiser
+from lightning_guide.network import Network
+from lightning_guide.utils.devices import to_device
 
 __all__ = [
     "concatenate_conditions",
     "mask_tokens",
     "pad_tokens",
     "token_mask",
+    "check_labels",
+    "condition_on",
+    "LabelReader",
+    "lowest_label",
     "condition_for",
     "drop_condition",
     "fill_empty",
@@ -100,6 +107,67 @@ def fill_empty(tokens: Tensor | None, empty: Tensor, batch: int) -> Tensor:
     tokens = pad_tokens(tokens, length)
     missing = ~token_mask(tokens).any(dim=1)
     return torch.where(missing[:, None, None], pad_tokens(empty.to(tokens), length), tokens)
+
+
+def check_labels(condition: Tensor, num_classes: int, *, batch: int, lowest: int = -1) -> Tensor:
+    """Return the labels `condition` (batch,), each from `lowest` to num_classes - 1.
+
+    -1 means no condition; a network without a null class has the `lowest` label 0. On devices and inside compiled code
+    the range is asserted on the device, without waiting for it; `condition_on` checks it on the host, with a sentence.
+
+    Raises:
+        ValueError: if `condition` is not integers of shape (batch,), or holds a label out of range.
+    """
+    if condition.shape != (batch,) or condition.is_floating_point() or condition.dtype == torch.bool:
+        raise ValueError(
+            f"class labels have shape {tuple(condition.shape)} and type {condition.dtype}; "
+            f"expected integers of shape ({batch},), one label for each sample"
+        )
+    if condition.is_meta:
+        return condition
+    valid = (condition >= lowest) & (condition < num_classes)
+    none = "or -1 for no condition" if lowest < 0 else "this network has no class for no condition"
+    if torch.compiler.is_compiling() or condition.device.type not in ("cpu", "mps"):  # mps has no assertions
+        torch._assert_async(valid.all(), f"class label outside {lowest} ... {num_classes - 1}, {none}")
+    elif not valid.all():
+        value = condition[~valid][0].item()
+        raise ValueError(f"class label {value} is out of range; expected 0 to {num_classes - 1}, {none}")
+    return condition
+
+
+class LabelReader(ABC):
+    """Base of modules that read the labels of samples besides the network, and say which they accept."""
+
+    @abstractmethod
+    def check_condition(self, labels: Tensor) -> None:
+        """Check `labels` (B,) on the host, before the first step.
+
+        Raises:
+            ValueError: naming what is wrong with them.
+        """
+
+
+def condition_on(device: torch.device, condition: Tensor | None, denoiser: Denoiser) -> Tensor | None:
+    """Return the `condition` (B,) or (B, L, C) of `denoiser` on `device`; labels on the host are checked there.
+
+    Raises:
+        ValueError: if a label is out of range, or there is none for a network without a class for no condition.
+    """
+    if condition is None:
+        return None
+    if not condition.is_floating_point() and condition.device.type == "cpu":
+        if denoiser.num_classes:
+            check_labels(condition, denoiser.num_classes, batch=len(condition), lowest=lowest_label(denoiser))
+        for module in denoiser.modules():
+            if isinstance(module, LabelReader):
+                module.check_condition(condition)
+    return to_device(condition, device)
+
+
+def lowest_label(denoiser: Denoiser) -> int:
+    """Return -1 if `denoiser` accepts this label, no condition, else 0."""
+    networks = [module for module in denoiser.modules() if isinstance(module, Network)]
+    return max((network.lowest_label for network in networks), default=-1)
 
 
 def concatenate_conditions(conditions: Sequence[Tensor | None], batch: int, device: torch.device) -> Tensor | None:

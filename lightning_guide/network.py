@@ -48,6 +48,11 @@ class Network(HasRecipe, nn.Module, ABC):
     variances: bool = False
     recompute: bool | None = None
 
+    @property
+    def lowest_label(self) -> int:
+        """-1, no condition; 0 for a network with labels that has no class for it."""
+        return -1
+
     @abstractmethod
     def embed(self, condition: Tensor | None, batch: int) -> Tensor | None:
         """Embed labels (B,) or tokens (B, L, C); -1, tokens of zeros or None mean no condition.

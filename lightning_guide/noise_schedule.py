@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_guide.noise import Grid, NoiseDistribution, check_num_steps
+from lightning_guide.utils.devices import to_device
 from lightning_guide.utils.recipe import HasRecipe
 
 __all__ = ["NoiseSchedule", "Spacing", "TimestepGrid", "UniformTimestep"]
@@ -101,13 +102,13 @@ class NoiseSchedule(HasRecipe):
         """Return the level of each `timestep` (*), interpolated in ln sigma between whole numbers, float64."""
         table, k = self._table(timestep.device), timestep.to(torch.float64).clamp(0, self.num_timesteps - 1)
         lower = k.floor().long().clamp(max=self.num_timesteps - 2)
-        return torch.lerp(table[lower], table[lower + 1], k - lower).exp()
+        return torch.lerp(table.take(lower), table.take(lower + 1), k - lower).exp()
 
     def timestep(self, sigma: Tensor) -> Tensor:
         """Return the timestep of each level `sigma` (*), float64, limited to 0 ... T - 1 and rounded as configured."""
         table, level = self._table(sigma.device), sigma.to(torch.float64).log()
         upper = torch.searchsorted(table, level.contiguous()).clamp(1, self.num_timesteps - 1)
-        low, high = table[upper - 1], table[upper]
+        low, high = table.take(upper - 1), table.take(upper)  # an index () in brackets would be read by the host
         k = (upper - 1 + (level - low) / (high - low)).clamp(0, self.num_timesteps - 1)
         if self.rounding == "interpolate":
             return k
@@ -117,7 +118,7 @@ class NoiseSchedule(HasRecipe):
     def _table(self, device: torch.device) -> Tensor:
         """Return ln sigma of all timesteps on `device`, copied there once."""
         if device not in self._copies:
-            self._copies[device] = self._log_sigmas.to(device)
+            self._copies[device] = to_device(self._log_sigmas, device)
         return self._copies[device]
 
 

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_guide.utils.devices import to_device
+
 __all__ = ["SampleSeeds", "mix"]
 
 
@@ -81,16 +83,16 @@ class SampleSeeds:
         out = torch.empty(len(self), *shape, dtype=torch.float32)
         for row, generator in zip(out, self.generators(purpose), strict=True):
             row.normal_(generator=generator)
-        return out.to(device)
+        return to_device(out, device)
 
     def uniform(self, purpose: str, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
         """Draw uniform numbers in [0, 1), `(B, *shape)`, float32."""
         out = torch.empty(len(self), *shape, dtype=torch.float32)
         for row, generator in zip(out, self.generators(purpose), strict=True):
             row.uniform_(generator=generator)
-        return out.to(device)
+        return to_device(out, device)
 
     def integers(self, purpose: str, high: int, device: torch.device | str = "cpu") -> Tensor:
         """Draw uniform integers in [0, high), `(B,)`, int64."""
         draws = [torch.randint(high, (), generator=generator) for generator in self.generators(purpose)]
-        return torch.stack(draws).to(device)
+        return to_device(torch.stack(draws), device)

@@ -16,7 +16,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_guide.conditioning import drop_condition
+from lightning_guide.conditioning import drop_condition, lowest_label
 from lightning_guide.data import Batch
 from lightning_guide.denoiser import Denoiser, Models
 from lightning_guide.evaluation.evaluation import Evaluation, under_guidances, under_only_guidance
@@ -105,6 +105,8 @@ class DiffusionModule(EvaluatedModule):
             raise ValueError(
                 f"label_dropout={label_dropout} needs a model with labels or embeddings, this one has num_classes=0"
             )
+        if label_dropout and lowest_label(denoiser) == 0:
+            raise ValueError(f"label_dropout={label_dropout} needs a network with a class for no condition")
         self.learning_rate = learning_rate or InverseSqrtRate()
         self.optimizer: Callable[[Any], torch.optim.Optimizer] | None = optimizer
         self.label_dropout, self.seed = label_dropout, seed

@@ -125,7 +125,7 @@ class SupervisedModule(pl.LightningModule, ABC):
         with self.failures.contain("held-out measures"):
             found = self.measures(batch, torch.Generator(self.device).manual_seed(draw))
             sums = [found[name].sum(dtype=torch.float64) for name in self.measured]
-            self._heldout += torch.stack([*sums, sums[0].new_tensor(len(batch.x))])
+            self._heldout += torch.stack([*sums, sums[0].new_full((), len(batch.x))])
 
     def on_validation_epoch_end(self) -> None:
         """Log the means of the held-out measures over all processes, if there is held-out data."""

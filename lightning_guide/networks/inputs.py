@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_guide.conditioning import token_mask
+from lightning_guide.conditioning import check_labels, token_mask
 from lightning_guide.networks.magnitude_preserving import MPLinear, normalize
 
-__all__ = ["CrossAttention", "MeanTokenEmbedding", "check_labels", "check_size", "check_tokens", "one_hot"]
+__all__ = ["CrossAttention", "MeanTokenEmbedding", "check_size", "check_tokens", "one_hot"]
 
 
 def one_hot(condition: Tensor | None, num_classes: int, *, batch: int, like: Tensor) -> Tensor:
@@ -18,39 +18,13 @@ def one_hot(condition: Tensor | None, num_classes: int, *, batch: int, like: Ten
     The label -1, and None for the whole batch, give rows of zeros.
 
     Raises:
-        ValueError: as `check_labels`.
+        ValueError: as `conditioning.check_labels`.
     """
     if condition is None:
         return like.new_zeros(batch, num_classes)
     labels = check_labels(condition, num_classes, batch=batch)
     classes = torch.arange(num_classes, device=condition.device)
     return (labels[:, None] == classes).to(device=like.device, dtype=like.dtype)
-
-
-def check_labels(condition: Tensor, num_classes: int, *, batch: int, lowest: int = -1) -> Tensor:
-    """Return the labels `condition` (batch,), each from `lowest` to num_classes - 1.
-
-    -1 means no condition; a network without a null class has the `lowest` label 0. On CUDA devices and inside compiled
-    code the range is asserted on the device, without synchronization.
-
-    Raises:
-        ValueError: if `condition` is not integers of shape (batch,), or holds a label out of range.
-    """
-    if condition.shape != (batch,) or condition.is_floating_point() or condition.dtype == torch.bool:
-        raise ValueError(
-            f"class labels have shape {tuple(condition.shape)} and type {condition.dtype}; "
-            f"expected integers of shape ({batch},), one label for each sample"
-        )
-    if condition.is_meta:
-        return condition
-    valid = (condition >= lowest) & (condition < num_classes)
-    none = "or -1 for no condition" if lowest < 0 else "this network has no class for no condition"
-    if condition.is_cuda or torch.compiler.is_compiling():
-        torch._assert_async(valid.all(), f"class label outside {lowest} ... {num_classes - 1}, {none}")
-    elif not valid.all():
-        value = condition[~valid][0].item()
-        raise ValueError(f"class label {value} is out of range; expected 0 to {num_classes - 1}, {none}")
-    return condition
 
 
 def check_tokens(condition: Tensor | None, channels: int, *, batch: int, like: Tensor) -> Tensor:

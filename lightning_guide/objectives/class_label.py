@@ -8,13 +8,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lightning_guide.conditioning import LabelReader
 from lightning_guide.objectives.energy import Energy
 from lightning_guide.pretrained.networks import RunNetwork
 
 __all__ = ["ClassLabel", "ClassLogProbability"]
 
 
-class ClassLabel(Energy):
+class ClassLabel(Energy, LabelReader):
     """Classifier energy -joint f_y + log sum_c exp(marginal f_c) of logits f; cross-entropy for joint = marginal = 1.
 
     A marginal below the joint shifts the energy from the discriminative -ln p(y | x) toward the joint -ln p(x, y).
@@ -39,6 +40,15 @@ class ClassLabel(Energy):
         """K if the label is the condition, else 0."""
         return int(self.classifier.num_classes) if self.label is None else 0  # type: ignore[arg-type]
 
+    def check_condition(self, labels: Tensor) -> None:
+        """Check the labels of samples, unless y is one for all.
+
+        Raises:
+            ValueError: as `forward`.
+        """
+        if self.label is None:
+            check_readable(labels, self.num_classes)
+
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """Return the loss (B,); 0 for unlabeled samples.
 
@@ -55,20 +65,30 @@ def label_loss(
     """Return -joint f_y + log sum_c exp(marginal f_c) (B,) of `logits` f (B, K); y is `label`, else `condition` (B,).
 
     Raises:
+        ValueError: as `ClassLabel.forward`; labels on a device were checked before the first step.
+    """
+    given = condition if label is None else torch.tensor([label])
+    if given is None or given.device.type == "cpu":
+        check_readable(given, logits.shape[1])
+    labels = condition if label is None else torch.full((len(logits),), label, device=logits.device)
+    assert labels is not None
+    chosen = logits.gather(1, labels.clamp(min=0)[:, None])[:, 0]
+    loss = (marginal * logits).logsumexp(1) - joint * chosen
+    return loss * (labels >= 0)
+
+
+def check_readable(labels: Tensor | None, num_classes: int) -> None:
+    """Check that a sample has a label, and each of `labels` (B,) is below `num_classes`; reads them on the host.
+
+    Raises:
         ValueError: as `ClassLabel.forward`.
     """
-    labels = condition if label is None else torch.full((len(logits),), label, device=logits.device)
     if labels is None or bool((labels < 0).all()):
         raise ValueError(
             "this energy needs a class, but no sample has a label: name one (label: 3), or sample with labels"
         )
-    if bool((labels >= logits.shape[1]).any()):
-        raise ValueError(
-            f"class label {int(labels.max())} is out of range; the classifier has {logits.shape[1]} classes"
-        )
-    chosen = logits.gather(1, labels.clamp(min=0)[:, None])[:, 0]
-    loss = (marginal * logits).logsumexp(1) - joint * chosen
-    return loss * (labels >= 0)
+    if bool((labels >= num_classes).any()):
+        raise ValueError(f"class label {int(labels.max())} is out of range; the classifier has {num_classes} classes")
 
 
 class ClassLogProbability(ClassLabel):

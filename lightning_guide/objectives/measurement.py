@@ -13,6 +13,7 @@ from lightning_guide.denoiser import Trajectory
 from lightning_guide.objectives.energy import Energy, Loss
 from lightning_guide.objectives.reference import references_for
 from lightning_guide.seeds import mix
+from lightning_guide.utils.devices import to_device
 from lightning_guide.utils.images import gaussian_blur
 from lightning_guide.utils.recipe import HasRecipe
 
@@ -86,7 +87,7 @@ class Masked(Operator):
         """Return A x (B, C, H, W), zero at masked pixels."""
         generator = torch.Generator().manual_seed(mix(self.seed, "mask"))
         kept = torch.rand(x.shape[-2:], generator=generator) < self.share
-        return x * kept.to(x)
+        return x * to_device(kept.to(x.dtype), x.device)
 
 
 class Boxed(Operator):
@@ -127,7 +128,7 @@ class Compressed(Operator):
         flat = x.flatten(1)
         generator = torch.Generator().manual_seed(mix(self.seed, "projections"))
         projections = torch.randn(self.count, flat.shape[1], generator=generator) / self.count**0.5
-        return flat @ projections.to(x).T
+        return flat @ to_device(projections.to(x.dtype), x.device).T
 
 
 class Measurement(Energy):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_guide.denoiser import Trajectory
 from lightning_guide.objectives.energy import Energy, Loss
 from lightning_guide.utils.arrays import read_array
+from lightning_guide.utils.devices import to_device
 
 __all__ = ["Distance", "NetworkDistance", "SquaredDistance", "Style", "load_references", "references_for"]
 
@@ -32,7 +33,7 @@ def load_references(data: str | Sequence[float] | Tensor, like: Tensor) -> Tenso
     if tuple(examples.shape[1:]) != shape:
         where = f" in {data}" if isinstance(data, str) else ""
         raise ValueError(f"reference examples{where} have shape {tuple(examples.shape)}; expected (N, {shape})")
-    return examples.to(like)
+    return to_device(examples.to(like.dtype), like.device)
 
 
 def references_for(data: str | Sequence[float] | Tensor, trajectory: Trajectory) -> Tensor:
@@ -43,7 +44,7 @@ def references_for(data: str | Sequence[float] | Tensor, trajectory: Trajectory)
     """
     examples = load_references(data, trajectory.x)
     numbers = [index % len(examples) for index in trajectory.seeds.indices]
-    return examples[torch.tensor(numbers, device=examples.device)]
+    return examples[to_device(torch.tensor(numbers), examples.device)]
 
 
 @lru_cache(maxsize=8)

@@ -11,8 +11,10 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
+from lightning_guide.utils.devices import to_device
 from lightning_guide.utils.recipe import HasRecipe
 
 __all__ = ["GainTarget", "GoalTarget", "Target"]
@@ -91,4 +93,5 @@ class GoalTarget(Target):
 
     def at_samples(self, rows: Tensor, along: Tensor, value: Tensor) -> Tensor:
         """Return y (B,)."""
-        return value.new_tensor(self.goals)[rows % len(self.goals)] - value + along
+        goals = to_device(torch.tensor(self.goals, dtype=value.dtype), value.device)
+        return goals[rows % len(self.goals)] - value + along

@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lightning_guide.utils.devices import to_device
+
 __all__ = ["Family", "Parts", "add_sizes", "dropout_layers"]
 
 Parts = dict[str, tuple[str, ...]]
@@ -97,7 +99,7 @@ class Family:
         if key not in self._copies:
             numbers = self.constants[name]
             numbers = self._of_size(name, *key[1]) if numbers is None else numbers
-            self._copies[key] = torch.tensor(numbers, dtype=torch.float32, device=like.device)
+            self._copies[key] = to_device(torch.tensor(numbers, dtype=torch.float32), like.device)
         return self._copies[key].expand(len(like), *self._copies[key].shape)
 
     def with_sizes(self, tokens: Tensor, condition: Tensor) -> Tensor:

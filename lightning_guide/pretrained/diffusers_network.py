@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_guide.conditioning import fill_empty
+from lightning_guide.conditioning import check_labels, fill_empty
 from lightning_guide.network import Network
-from lightning_guide.networks.inputs import check_labels, check_size, check_tokens
+from lightning_guide.networks.inputs import check_size, check_tokens
 from lightning_guide.pretrained.diffusers_attention import TokenGrid, add_cores, projections
 from lightning_guide.pretrained.diffusers_families import FAMILIES, find_architecture
 
@@ -132,6 +132,11 @@ class DiffusersNetwork(Network):
         """Switch it."""
         (self.model.enable_gradient_checkpointing if recompute else self.model.disable_gradient_checkpointing)()  # type: ignore[operator]
 
+    @property
+    def lowest_label(self) -> int:
+        """0 without a null class, else -1."""
+        return 0 if self.num_classes and self.family.null_class is None else -1
+
     def embed(self, condition: Tensor | None, batch: int) -> Tensor | None:
         """Return tokens with `empty` in rows without any, or labels with the null class for -1.
 
@@ -154,7 +159,7 @@ class DiffusersNetwork(Network):
         null = self.family.null_class
         if condition is None:
             condition = torch.full((batch,), -1, device="cpu")
-        labels = check_labels(condition, self.num_classes, batch=batch, lowest=0 if null is None else -1)
+        labels = check_labels(condition, self.num_classes, batch=batch, lowest=self.lowest_label)
         return labels if null is None else torch.where(labels < 0, null, labels)
 
     def forward(self, x: Tensor, c_noise: Tensor, embedding: Tensor | None) -> Tensor:

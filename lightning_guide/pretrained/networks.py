@@ -187,5 +187,5 @@ class AtLevel(HasRecipe, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (B, K) of `x` (B, *)."""
-        logits: Tensor = self.network(x, x.new_tensor(self.sigma))
+        logits: Tensor = self.network(x, x.new_full((), self.sigma))
         return logits

@@ -80,7 +80,7 @@ def sample(
             model = fuse_weights(denoiser.eval().to(device))
             for first in range(0, rows, size):
                 seeds = SampleSeeds(seed, range(first, min(first + size, rows)))
-                part = None if condition is None else condition[first : first + size].to(device)
+                part = None if condition is None else condition[first : first + size]
                 parts.append((sampler or Heun()).sample(model, seeds=seeds, condition=part, device=device).x)
     finally:
         for module, mode in training.items():

@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from lightning_guide.conditioning import condition_on
 from lightning_guide.denoiser import Denoiser, Prediction, Trajectory
 from lightning_guide.noise import Grid, check_num_steps
 from lightning_guide.seeds import SampleSeeds
+from lightning_guide.utils.devices import to_device
 from lightning_guide.utils.recipe import HasRecipe
 
 __all__ = ["Memory", "PredictAt", "Sampler"]
@@ -61,17 +63,19 @@ class Sampler(HasRecipe, ABC):
     ) -> Iterator[Trajectory]:
         """Integrate from `x` (B, *) at sigma_0 to 0 and yield the trajectory after each step.
 
-        The same object is updated and yielded each time; `trajectory.x` is the state at `trajectory.sigma_next`.
+        The same object is updated and yielded each time; `trajectory.x` is the state at `trajectory.sigma_next`. A
+        `condition` on the host is checked there before the first step, and moved to `x`.
 
         Raises:
-            ValueError: if `x` or `condition` does not have one row for each seed.
+            ValueError: if `x` or `condition` does not have one row for each seed, or a label is out of range.
         """
         if len(x) != len(seeds):
             raise ValueError(f"x has {len(x)} rows for {len(seeds)} sample seeds")
         if condition is not None and len(condition) != len(seeds):
             raise ValueError(f"the condition has {len(condition)} rows for {len(seeds)} sample seeds")
         levels = self.levels(denoiser)
-        sigmas = levels.to(x)
+        condition = condition_on(x.device, condition, denoiser)
+        sigmas = to_device(levels.to(x.dtype), x.device)
         trajectory = Trajectory(x=x, seeds=seeds, sigma=float(levels[0]), steps=len(levels) - 1)
         trajectory.levels = tuple(levels.tolist())
         del x

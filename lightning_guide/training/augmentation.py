@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.training.losses import LossTerms, TrainingLoss
+from lightning_guide.utils.devices import to_device
 
 __all__ = ["AugmentedLoss", "GeometricAugmentation"]
 
@@ -99,9 +100,9 @@ class GeometricAugmentation(nn.Module):
         x = torch.where(flip_y, x.flip(2), x)
         H, W = x.shape[2:]
         matrix, shift = _forward_map(a, H, W)
-        inverse = torch.linalg.inv(matrix)
+        inverse = torch.linalg.inv_ex(matrix).inverse  # inv waits for the device, to see whether there is one
         # from pixels relative to the center to the units of grid_sample, in which an image extends from -1 to 1
-        half = torch.tensor([W / 2, H / 2], dtype=x.dtype, device=x.device)
+        half = to_device(torch.tensor([W / 2, H / 2], dtype=x.dtype), x.device)
         theta = torch.cat([inverse * half / half[:, None], -(inverse @ shift) / half[:, None]], dim=2)
         grid = F.affine_grid(theta.to(x.dtype), list(x.shape), align_corners=False)
         moved = F.grid_sample(x, grid, mode="bicubic", padding_mode="reflection", align_corners=False)

@@ -12,6 +12,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_guide.utils.devices import to_device
+
 __all__ = ["encode_png", "encode_sample", "from_pixels", "gaussian_blur", "preprocess_image", "to_pixels"]
 
 
@@ -42,7 +44,8 @@ def preprocess_image(
         image = image.expand(-1, channels, -1, -1)
     if size is not None:
         image = F.interpolate(image, tuple(size), mode=mode, align_corners=False, antialias=True)
-    middle, spread = (image.new_tensor(each)[:, None, None] for each in (mean, std))
+    moments = (to_device(torch.tensor(each, dtype=image.dtype), image.device) for each in (mean, std))
+    middle, spread = (each[:, None, None] for each in moments)
     return (image - middle) / spread
 
 
@@ -101,7 +104,7 @@ def gaussian_blur(
     for axis in (2, 3):
         reach = min(radius, x.shape[axis] - 1)
         taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64) / sigma) ** 2)
-        taps = (taps / taps.sum()).to(x)
+        taps = to_device((taps / taps.sum()).to(x.dtype), x.device)
         shape, padding = ((-1, 1), (0, 0, reach, reach)) if axis == 2 else ((1, -1), (reach, reach, 0, 0))
         x = F.conv2d(F.pad(x, padding, mode=border), taps.reshape(1, 1, *shape).expand(C, -1, -1, -1), groups=C)
     return x

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-__all__ = ["DEVICE", "Operation"]
+__all__ = ["DEVICE", "Operation", "leaves"]
 
 DEVICE = "emu:0"
 """Name of the device that takes the place of ``cuda:0``."""
@@ -45,11 +44,11 @@ class Operation:
     def __init__(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
         self.func, self.args, self.kwargs = func, args, kwargs
         self.name: str = func.overloadpacket.__name__
-        leaves = pytree.tree_leaves((args, kwargs))
-        tensors = [x for x in leaves if isinstance(x, Tensor)]
+        values = list(leaves([*args, *kwargs.values()]))
+        tensors = [x for x in values if isinstance(x, Tensor)]
         self.on_device = any(map(_is_there, tensors))
         self._here = [x for x in tensors if not _is_there(x)]
-        self.generators = [x for x in leaves if isinstance(x, torch._C.Generator)]
+        self.generators = [x for x in values if isinstance(x, torch._C.Generator)]
         target = kwargs.get("device")
         self._moves = target is not None
         self.creates = self._moves and str(target).startswith("emu")
@@ -105,6 +104,15 @@ class Operation:
         if not accepts or len(here) > 1 or here[0].ndim or here[0] is written:
             shapes = [tuple(x.shape) for x in here]
             raise RuntimeError(f"{self.name}: expected all tensors on '{DEVICE}', but found {shapes} on 'cpu'")
+
+
+def leaves(values: Iterable[Any]) -> Iterator[Any]:
+    """Yield `values`, those of lists and tuples one by one."""
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from leaves(value)
+        else:
+            yield value
 
 
 def _is_there(value: Tensor | torch.Generator) -> bool:

@@ -14,8 +14,10 @@ of one number takes part in pointwise operations; a mask as index waits for the 
 
 from __future__ import annotations
 
+import functools
 import sys
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -23,12 +25,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 
 from scripts.lib import cuda_rules
-from scripts.lib.cuda_rules import Operation
+from scripts.lib.cuda_rules import Operation, leaves
 
 __all__ = ["DEVICE", "EmulatedDevice", "EmulatedTensor", "Wait"]
 
@@ -45,6 +46,10 @@ class _Backend(backend_registration._DummyBackendModule):
 
     def device_count(self) -> int:
         return len(_ACTIVE[:1])
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        """Return the types of autocast."""
+        return [torch.bfloat16, torch.float16]
 
 
 class _Hooks(backend_registration._DummyPrivateUse1Hook):
@@ -121,8 +126,9 @@ class EmulatedTensor(Tensor):
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """Run the operation on the device of the first emulated tensor, in threads without its mode, too."""
-        owner = next(x.owner for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, EmulatedTensor))
-        return owner.run(func, args, kwargs or {})
+        given = kwargs or {}
+        owner = next(x.owner for x in leaves([*args, *given.values()]) if isinstance(x, EmulatedTensor))
+        return owner.run(func, args, given)
 
     def data_ptr(self) -> int:
         """Return the address of the numbers."""
@@ -205,16 +211,16 @@ class EmulatedDevice(TorchDispatchMode):
         call.refuse_mixed_devices()
         if not call.on_device and not call.creates:
             return func(*args, **kwargs)
-        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+        if _is_composite(func):
             with self:  # in inference mode torch leaves it to us to take an operation apart
                 return func.decompose(*args, **kwargs)
         if call.waits(self._is_pinned):
             self.waits.append(Wait(call.name, _place()))
         self.kernels += call.is_kernel
         kwargs_on_cpu = {key: CPU if key == "device" and value is not None else value for key, value in kwargs.items()}
-        result = func(*pytree.tree_map(_numbers, args), **pytree.tree_map(_numbers, kwargs_on_cpu))
+        result = func(*_map(_numbers, args), **{key: _map(_numbers, each) for key, each in kwargs_on_cpu.items()})
         if call.stays:
-            result = pytree.tree_map_only(Tensor, lambda x: EmulatedTensor(x, self), result)
+            result = _map(lambda x: EmulatedTensor(x, self) if isinstance(x, Tensor) else x, result)
         return return_and_correct_aliasing(func, args, kwargs, result)
 
     def _pin(self, call: Operation) -> Any:
@@ -243,6 +249,16 @@ def _place() -> str:
             return f"{file.relative_to(ROOT)}:{frame.f_lineno}"
         frame = frame.f_back
     return "?"
+
+
+@functools.cache
+def _is_composite(func: Any) -> bool:
+    """Return whether the operation consists of others on every device."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+
+
+def _map(f: Callable[[Any], Any], value: Any) -> Any:
+    return type(value)([_map(f, each) for each in value]) if isinstance(value, list | tuple) else f(value)
 
 
 def _numbers(value: Any) -> Any:

@@ -73,7 +73,7 @@ class OffSupport(SampleMetric):
         basis = self.basis.to(rows.device)
         inside = rows @ basis @ basis.T
         on, off = inside.norm(dim=1), (rows - inside).norm(dim=1)
-        self.sums += torch.stack([(off / (on + 1e-8)).sum(), off.sum(), on.sum(), off.new_tensor(len(x))])
+        self.sums += torch.stack([(off / (on + 1e-8)).sum(), off.sum(), on.sum(), off.new_full((), len(x))])
 
     def compute(self) -> dict[str, Tensor]:
         """Return the three means.

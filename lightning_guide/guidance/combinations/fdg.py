@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lightning_guide.denoiser import Trajectory
 from lightning_guide.guidance.combinations.base import Pair, PairCombination, Push
+from lightning_guide.utils.devices import to_device
 
 __all__ = ["FrequencyDecoupled", "reweighted_bands"]
 
@@ -71,7 +72,7 @@ def reweighted_bands(image: Tensor, factors: Sequence[float]) -> Tensor:
 
 def _blur(image: Tensor) -> Tensor:
     """Apply the binomial blur (1, 4, 6, 4, 1) / 16 along both axes, mirrored at the borders."""
-    taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], dtype=image.dtype, device=image.device) / 16
+    taps = to_device(torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], dtype=image.dtype) / 16, image.device)
     channels = image.shape[1]
     padded = F.pad(image, (2, 2, 2, 2), mode="reflect")
     rows = F.conv2d(padded, taps.reshape(1, 1, 1, 5).expand(channels, 1, 1, 5), groups=channels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lightning_guide.conditioning import lowest_label
 from lightning_guide.denoiser import Denoiser, Models, Trajectory
 from lightning_guide.guidance.base import Main
 from lightning_guide.guidance.branches import ConditionReplacement, Replace
@@ -37,6 +38,11 @@ class Unconditional(ConditionReplacement):
             raise ValueError(
                 "classifier-free guidance needs a model with labels or embeddings (this one has num_classes=0), "
                 "or an unconditional network of its own (unconditional: ...)"
+            )
+        if lowest_label(resolved.positive) == 0:
+            raise ValueError(
+                f"classifier-free guidance needs a network that was trained without labels, too; this one, "
+                f"with {resolved.positive.num_classes} classes, has no class for no condition"
             )
         return resolved
 

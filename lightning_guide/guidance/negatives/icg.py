@@ -17,6 +17,7 @@ from lightning_guide.guidance.combinations.base import Combination
 from lightning_guide.guidance.guided import Guided
 from lightning_guide.guidance.perturbation import ChangedEmbedding, ConditionPerturbation
 from lightning_guide.guidance.schedules import WeightSchedule
+from lightning_guide.utils.devices import to_device
 
 __all__ = ["GaussianCondition", "IndependentConditionGuidance", "RandomCondition"]
 
@@ -73,7 +74,7 @@ class RandomCondition(ConditionReplacement):
                 "ICG draws another prompt of the evaluation, and there are none here; give the embeddings to draw from "
                 "(prompts), or take GaussianCondition, as configs/guidance/icg_gaussian.yaml does"
             )
-        return lambda x, condition: prompts[seeds.integers("random condition", len(prompts))].to(x)
+        return lambda x, condition: to_device(prompts[seeds.integers("random condition", len(prompts))], x.device).to(x)
 
     def without_effect(self, steps: Sequence[Trajectory]) -> Iterator[str]:
         """Yield a sentence if there is only one class or prompt to draw."""

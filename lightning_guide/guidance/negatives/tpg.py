@@ -16,6 +16,7 @@ from lightning_guide.guidance.combinations.base import Combination
 from lightning_guide.guidance.guided import Guided
 from lightning_guide.guidance.perturbation import BlockWrapper, Perturbed, Replacement
 from lightning_guide.guidance.schedules import WeightSchedule
+from lightning_guide.utils.devices import to_device
 
 __all__ = ["ShuffledTokens", "TokenPerturbationGuidance"]
 
@@ -35,7 +36,7 @@ class _Shuffled(BlockWrapper):
                 f"this block receives x of shape {tuple(x.shape)}"
             )
         count = x.shape[1] if x.ndim == 3 else x.shape[2] * x.shape[3]
-        order = self.shuffle.order(count, self.trajectory).to(x.device)
+        order = to_device(self.shuffle.order(count, self.trajectory), x.device)
         x = x[:, order] if x.ndim == 3 else x.flatten(2)[..., order].reshape(x.shape)
         return self.call_with(x, arguments, named)
 

@@ -11,18 +11,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from lightning_guide.conditioning import condition_for
+from lightning_guide.conditioning import LabelReader, condition_for
 from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory, expand
 from lightning_guide.guidance.base import Guidance, Main
 from lightning_guide.guidance.training_free.local_loss import finite_step, report_diagnostics
 from lightning_guide.guidance.training_free.schedules import PowerLaw, SigmaWindow, StepContext
 from lightning_guide.guidance.training_free.step_rules import ConstantStep, StepRule
-from lightning_guide.objectives.class_label import label_loss
+from lightning_guide.objectives.class_label import check_readable, label_loss
 
 __all__ = ["ClassifierGuidance"]
 
 
-class ClassifierGuidance(Guidance):
+class ClassifierGuidance(Guidance, LabelReader):
     """Classifier guidance (CG): D + weight sigma^2 grad_x ln p(y | x, sigma), the noise implied.
 
     Weight 1 is the posterior of y. In variance-preserving form eps - weight sqrt(1 - abar) grad ln p. No derivative of
@@ -62,6 +62,15 @@ class ClassifierGuidance(Guidance):
         """Number of labels of the positive or, for an unconditional one, of the classifier."""
         labels = int(self.classifier.num_classes) if self.label is None else 0  # type: ignore[arg-type]
         return self.positive.num_classes or labels
+
+    def check_condition(self, labels: Tensor) -> None:
+        """Check the labels of samples, unless y is one for all.
+
+        Raises:
+            ValueError: if no sample has a label, or a class does not exist.
+        """
+        if self.label is None:
+            check_readable(labels, int(self.classifier.num_classes))  # type: ignore[arg-type]
 
     def without_effect(self, steps: Sequence[Trajectory]) -> Iterator[str]:
         """Yield a sentence if no step is guided, or the weight is 0."""
