@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lightning_guide import PUBLIC, RENAMED_ARGUMENTS
-from lightning_guide.cli.classes import check_arguments, class_arguments
+from lightning_guide.cli.classes import argument_mistakes, class_arguments
 from lightning_guide.utils.recipe import public_path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,7 +42,7 @@ def test_old_and_foreign_names_are_read_or_left_to_the_parser() -> None:
 
 @pytest.mark.parametrize("config", [*CONFIGS, ROOT / "tests/data/run_ae12ae3/config.yaml"], ids=lambda path: path.stem)
 def test_shipped_and_stored_configs_are_accepted(config: Path) -> None:
-    check_arguments([], [str(config)])
+    assert not [*argument_mistakes([], [str(config)])]
 
 
 @pytest.mark.parametrize(
@@ -61,8 +61,8 @@ def test_shipped_and_stored_configs_are_accepted(config: Path) -> None:
     ],
 )
 def test_misspelt_options_are_refused(option: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        check_arguments([option, "1"], [MAIN])
+    (said,) = argument_mistakes([option, "1"], [MAIN])
+    assert message in said
 
 
 @pytest.mark.parametrize(
@@ -71,4 +71,4 @@ def test_misspelt_options_are_refused(option: str, message: str) -> None:
      "--model.help DiffusionModule", "--trainer.callbacks.folder x", "--model.optimizer.lr 1"],
 )  # fmt: skip
 def test_options_of_classes_that_only_the_parser_knows_are_left_to_it(words: str) -> None:
-    check_arguments(words.split(), [MAIN])
+    assert not [*argument_mistakes(words.split(), [MAIN])]

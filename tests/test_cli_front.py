@@ -114,7 +114,7 @@ def test_help_of_a_command_is_short_and_has_an_example(name: str) -> None:
         ("validate config", "config does not exist; did you mean configs?"),
         (
             "fit -c {digits} -c configs/search/digits.yaml",
-            "line 5: unknown key images; fit has seed_everything, trainer",
+            "line 5: unknown keys images, average, evaluation, axes, block, blocks, objectives; fit has",
         ),
     ],
 )
@@ -149,6 +149,19 @@ def test_wrong_configs_are_named_with_the_line(text: bytes, message: str, tmp_pa
     assert status in (1, 2) and message in said and len(said.splitlines()) == 1
     assert call("fit", "-c", "~/wrong.yaml", folder=tmp_path)[1].replace(f"{tmp_path}/", "") == said
     assert call("fit", "--config=~/wrong.yaml", folder=tmp_path)[1].replace(f"{tmp_path}/", "") == said
+
+
+def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
+    (tmp_path / "wrong.yaml").write_text(
+        "modle: {}\ntrainer: {max_stepz: 1}\nmodel: {class_path: DiffusionModule, init_args: {label_dropuot: 1}}\n"
+    )
+    status, said = call("fit", "-c", "wrong.yaml", "--dta.seed", 1, "--model.sede=3", folder=tmp_path)
+    head, *rest = said.splitlines()
+    assert status == 2 and head == "lightning-guide: error: 5 mistakes:"
+    for line, mistake in zip(rest, ("--dta.seed", "modle", "trainer.max_stepz", "label_dropuot", "sede"), strict=True):
+        assert line.startswith("- ") and mistake in line and "; did you mean " in line
+    assert rest[-1].endswith(" (lightning-guide fit --help)")
+    assert ": 2 mistakes:\n- --sede" in call("gallery", "a", "b", "--sede", 1, "--ot", 2)[1]
 
 
 def test_folder_of_a_run_is_its_config_and_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

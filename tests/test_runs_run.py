@@ -16,7 +16,7 @@ import torch
 import yaml
 
 import lightning_guide as lg
-from lightning_guide.cli.configs import check_configs
+from lightning_guide.cli.configs import config_mistakes
 from lightning_guide.commands.gallery import gallery
 from lightning_guide.commands.search import Sweep
 from lightning_guide.utils.parser import update_paths
@@ -99,7 +99,7 @@ def test_renamed_arguments_are_those_of_this_library_and_given_once() -> None:
 def test_wrong_base_is_described_as_written(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "top.yaml").write_text(text)
     with pytest.raises(ValueError, match=message):
-        check_configs("fit", ["-c", str(tmp_path / "top.yaml")])
+        list(config_mistakes("fit", ["-c", str(tmp_path / "top.yaml")]))
 
 
 # A run folder

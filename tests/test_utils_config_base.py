@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from lightning_guide.cli import main
-from lightning_guide.cli.configs import check_configs
+from lightning_guide.cli.configs import config_mistakes
 from lightning_guide.commands.guidance_files import read_guidances
 from lightning_guide.search.config import read_search
 from lightning_guide.utils.files import read_yaml
@@ -59,7 +59,7 @@ def test_errors_are_one_line(
         read_yaml(tmp_path / "top.yaml")
     if "list.yaml" not in text:  # found by the parser
         with pytest.raises(ValueError, match=message):
-            check_configs("fit", ["-c", str(tmp_path / "top.yaml")])
+            list(config_mistakes("fit", ["-c", str(tmp_path / "top.yaml")]))
     monkeypatch.setenv("LIGHTNING_GUIDE_TRACEBACK", "")
     with pytest.raises(SystemExit) as left:
         main(["fit", "-c", str(tmp_path / "top.yaml")])

@@ -143,6 +143,8 @@ def test_mistakes_in_other_parts(text: str, message: str, capsys: pytest.Capture
             "--trainer.callbacks.every_image: MetricsReport has no argument every_image",
         ),
         ("--trainer.max_steps many", "--trainer.max_steps is 'many'; expected a whole number"),
+        ("--model.evaluations.auto.guidance.weight strong", "guidance.weight is 'strong'; expected a number or "),
+        ("--model.evaluations.auto.sampler fast", "auto.sampler is 'fast'; expected a Sampler: DDIM, "),
         ("--trainer.logger CSVLoger", "--trainer.logger: there is no class CSVLoger; did you mean CSVLogger?"),
     ],
 )
@@ -150,6 +152,23 @@ def test_mistakes_in_options_name_the_option(words: str, message: str, capsys: p
     said = failure(capsys, *FIT, *words.split())
     assert f"error: {message}" in said or message in said
     assert said.endswith("(lightning-guide fit --help)")
+
+
+def test_all_mistakes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    guidance = {"class_path": "Autoguidance", "init_args": {"weight": "strong"}}
+    wrong = {"seed": "high", "denoiser": 3, "evaluations": {"a": {"sampler": "Huen", "guidance": guidance}}}
+    Path("over.yaml").write_text(yaml.safe_dump({"model": {"init_args": wrong}}, sort_keys=False))
+    with pytest.raises(SystemExit) as left:
+        main([*FIT, "-c", "over.yaml", "--trainer.max_steps", "many"])
+    assert left.value.code == 2
+    head, *lines = capsys.readouterr().err.splitlines()
+    expected = ("seed is 'high'", "denoiser is 3", "no class Huen", "weight is 'strong'; expected a number or")
+    assert head == "lightning-guide: error: 5 mistakes:" and all(line.startswith("- ") for line in lines)
+    for mistake in ("--trainer.max_steps is 'many'; expected a whole number", *expected):
+        assert len([line for line in lines if mistake in line]) == 1
+    with pytest.raises(ValueError, match="^4 mistakes:\n- model.init_args."):
+        init_args = {**TINY["model"]["init_args"], **wrong}
+        open_session({**TINY, "model": {**TINY["model"], "init_args": init_args}})
 
 
 def test_mistakes_in_files_of_guidances_and_searches(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from lightning_guide.utils.config_base import merge_settings
 from lightning_guide.utils.files import read_yaml
 from lightning_guide.utils.places import Mistake, describe, place_of, unknown_key
 
-__all__ = ["check_arguments", "class_arguments"]
+__all__ = ["argument_mistakes", "class_arguments"]
 
 _OF_A_CLASS = ("class_path", "init_args", "dict_kwargs")
 
@@ -28,25 +28,24 @@ class _Class(NamedTuple):
     node: ast.ClassDef
 
 
-def check_arguments(words: Sequence[str], files: Sequence[str]) -> None:
-    """Refuse an unknown argument of a class in the configs `files`, as they are merged, or in the options of `words`.
+def argument_mistakes(words: Sequence[str], files: Sequence[str]) -> Iterator[str]:
+    """Yield a sentence for each unknown argument of a class: in the configs `files`, merged, or the options of `words`.
 
-    Raises:
-        ValueError: naming file and line, or the option, the key path and the nearest right name.
+    It names file and line, or the option, the key path and the nearest right name.
     """
     settings: Any = {}
     for file in files:
         settings = merge_settings(settings, read_yaml(file))
     for mistake in _mistakes(settings, ()):
-        raise ValueError(describe(mistake, place_of(mistake.path, files)))
+        yield describe(mistake, place_of(mistake.path, files))
     options = [word.partition("=")[0] for word in words if word.startswith(("--model", "--data", "--trainer"))]
     for i, option in enumerate(options):
         name = option.removeprefix("--").removesuffix("+")
         if not any(name.startswith(f"{other[2:].removesuffix('+')}.") for other in options[:i]):  # may set a class
-            _check_option(option, settings, name.split("."))
+            yield from _of_option(option, settings, name.split("."))
 
 
-def _check_option(option: str, node: Any, parts: list[str]) -> None:
+def _of_option(option: str, node: Any, parts: list[str]) -> Iterator[str]:
     for part in parts:
         owner = node.get("class_path") if isinstance(node, Mapping) else None
         if isinstance(owner, str) and part == "init_args":
@@ -56,7 +55,8 @@ def _check_option(option: str, node: Any, parts: list[str]) -> None:
             if known is None:
                 return
             if part not in known:
-                raise ValueError(f"{option}: {unknown_key(part, owner.rpartition('.')[2], known)}")
+                yield f"{option}: {unknown_key(part, owner.rpartition('.')[2], known)}"
+                return
             node = node.get("init_args") or {}
         if not isinstance(node, Mapping) or part not in node:
             return

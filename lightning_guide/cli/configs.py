@@ -13,7 +13,7 @@ from lightning_guide.utils.config_base import BASE, config_files
 from lightning_guide.utils.errors import nearest
 from lightning_guide.utils.files import read_node
 
-__all__ = ["check_configs", "named_configs"]
+__all__ = ["config_mistakes", "named_configs"]
 
 
 def named_configs(words: Sequence[str]) -> Iterator[str]:
@@ -29,17 +29,17 @@ def named_configs(words: Sequence[str]) -> Iterator[str]:
             yield word.removeprefix("-c")
 
 
-def check_configs(name: str, words: Sequence[str]) -> None:
-    """Refuse configs of the command `name` that cannot be read or have unknown keys at the top or under trainer.
+def config_mistakes(name: str, words: Sequence[str]) -> Iterator[str]:
+    """Yield a sentence for each unknown key at the top or under trainer in the configs of the command `name`.
 
     Files in other places, as after --model, are read if their names end in .yaml or .yml.
 
     Raises:
-        ValueError: naming the file, the key and the nearest right one.
+        ValueError: naming a file that cannot be read.
     """
     for file in named_configs(words):
         for i, each in enumerate(config_files(file)):
-            _check_keys(each, read_node(each), name, top=i == 0)
+            yield from _of_file(each, read_node(each), name, top=i == 0)
     for before, word in itertools.pairwise(["", *words]):
         option, _, value = word.partition("=") if word.startswith("--") else (before, "", word)
         whole = option in ("--trainer", "--model", "--data")
@@ -48,19 +48,27 @@ def check_configs(name: str, words: Sequence[str]) -> None:
                 read_node(each)
 
 
-def _check_keys(file: Path, root: yaml.Node | None, name: str, *, top: bool) -> None:
+def _of_file(file: Path, root: yaml.Node | None, name: str, *, top: bool) -> Iterator[str]:
     if isinstance(root, yaml.MappingNode):
-        _check(file, "", root, [*config_keys(name), BASE], name)
+        yield from _of_node(file, "", root, [*config_keys(name), BASE], name)
         for key, value in root.value:
             if key.value == "trainer" and isinstance(value, yaml.MappingNode):
-                _check(file, "trainer.", value, trainer_arguments(), "the trainer")
+                yield from _of_node(file, "trainer.", value, trainer_arguments(), "the trainer")
     elif top:
         raise ValueError(f"{file} holds no keys; expected keys and values, such as trainer, model and data")
 
 
-def _check(file: Path, prefix: str, node: yaml.MappingNode, known: list[str], owner: str) -> None:
-    for key, _ in node.value:
-        if key.value not in (*known, "<<"):
-            near = nearest(str(key.value), known)
-            hint = f"did you mean {prefix}{near}?" if near else f"{owner} has {', '.join(known)}"
-            raise ValueError(f"{file}, line {key.start_mark.line + 1}: unknown key {prefix}{key.value}; {hint}")
+def _of_node(file: Path, prefix: str, node: yaml.MappingNode, known: list[str], owner: str) -> Iterator[str]:
+    unknown = [key for key, _ in node.value if key.value not in (*known, "<<")]
+    near = [nearest(str(key.value), known) for key in unknown]
+    for key, meant in zip(unknown, near, strict=True):
+        if meant:
+            yield f"{_place(file, key)}: unknown key {prefix}{key.value}; did you mean {prefix}{meant}?"
+    if rest := [key for key, meant in zip(unknown, near, strict=True) if not meant]:
+        names = ", ".join(f"{prefix}{key.value}" for key in rest)
+        keys = "keys" if len(rest) > 1 else "key"
+        yield f"{_place(file, rest[0])}: unknown {keys} {names}; {owner} has {', '.join(known)}"
+
+
+def _place(file: Path, node: yaml.Node) -> str:
+    return f"{file}, line {node.start_mark.line + 1}"

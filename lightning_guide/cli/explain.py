@@ -14,11 +14,11 @@ import yaml
 from lightning_guide.cli.configs import named_configs
 from lightning_guide.cli.table import COMMANDS, read_signature
 from lightning_guide.utils.config_base import merge_settings
-from lightning_guide.utils.explain import first_mistake
+from lightning_guide.utils.explain import sure_mistakes
 from lightning_guide.utils.files import read_yaml
 from lightning_guide.utils.mistakes import Keys, arguments_of, find_class_of_kind
 from lightning_guide.utils.parser import update_paths
-from lightning_guide.utils.places import Mistake, describe, place_of, unknown_key
+from lightning_guide.utils.places import Mistake, describe, list_mistakes, place_of, unknown_key
 
 __all__ = ["explain_words"]
 
@@ -28,9 +28,10 @@ class _FoundError(Exception):
 
 
 def explain_words(message: str, words: Sequence[str], keys: Keys) -> str:
-    """Return a sentence about the first mistake in the command line `words`, or `message` of the parser."""
+    """Return a sentence about each mistake in the command line `words`, or `message` of the parser."""
     files, options = list(named_configs(words[1:])), dict[str, str]()
     settings: Any = {}
+    said: list[str] = []
     for file in files:
         settings = merge_settings(settings, update_paths(read_yaml(file)))
     for option, value in _options(words):
@@ -38,15 +39,17 @@ def explain_words(message: str, words: Sequence[str], keys: Keys) -> str:
         try:
             settings = _lay(settings, keys, name.split("."), _value(value, option.endswith("+")), ())
         except _FoundError as error:
-            return f"{option}: {error}"
+            said.append(f"{option}: {error}")
         options[name] = f"{option}={value}" if option.endswith("+") else option
-    mistake = first_mistake(message, settings, keys)
-    if mistake is None:
-        return message
+    found = sure_mistakes("" if said else message, settings, keys)
+    return list_mistakes([*said, *(_sentence(each, options, files) for each in found)] or [message])
+
+
+def _sentence(mistake: Mistake, options: Mapping[str, str], files: Sequence[str]) -> str:
+    """Describe a mistake, with the option or the place in a file that has it."""
     option = _option_of(mistake, options)
     if option and _plain(mistake.path) == _plain(option.removeprefix("--").partition("+=")[0].split(".")):
-        mistake = dataclasses.replace(mistake, path=(option,))
-        return describe(mistake)
+        return describe(dataclasses.replace(mistake, path=(option,)))
     return describe(mistake, option or place_of(mistake.path, files))
 
 

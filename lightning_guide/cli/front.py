@@ -6,18 +6,20 @@ import itertools
 import json
 import os
 import sys
+from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
-from lightning_guide.cli.classes import check_arguments
-from lightning_guide.cli.configs import check_configs, named_configs
+from lightning_guide.cli.classes import argument_mistakes
+from lightning_guide.cli.configs import config_mistakes, named_configs
 from lightning_guide.cli.help import command_help, overview, version
 from lightning_guide.cli.options import OF_PARSER, known_options, trainer_arguments
 from lightning_guide.cli.table import COMMANDS, read_signature
 from lightning_guide.utils.config_base import config_files
 from lightning_guide.utils.errors import nearest
 from lightning_guide.utils.files import read_node
+from lightning_guide.utils.places import list_mistakes
 from lightning_guide.utils.shipped import find_config, with_shipped_configs
 
 __all__ = ["answer"]
@@ -56,19 +58,17 @@ def answer(words: list[str]) -> list[str]:
         print(command_help(name))
         return []
     rest = with_shipped_configs([_home(word) for word in rest])
-    _check_options(name, rest)
+    mistakes = list(_option_mistakes(name, rest))
     if COMMANDS[name].function:
+        _refuse_all(mistakes, name)
         return [name, *_check_positionals(name, _lists(name, rest))]
     rest = _open_run(name, rest)
     for before, word in itertools.pairwise(rest):
         if not word.startswith("-") and not before.startswith("-"):
             hint = "expected -c before each config" if word.endswith((".yaml", ".yml")) else "expected --KEY VALUE"
             _refuse("", f"{word!r} belongs to no option; {hint}", name)
-    check_configs(name, rest)
-    try:
-        check_arguments(rest, list(named_configs(rest)))
-    except ValueError as error:
-        _refuse("", str(error), name)
+    mistakes += config_mistakes(name, rest)
+    _refuse_all([*mistakes, *argument_mistakes(rest, list(named_configs(rest)))], name)
     return [name, *rest]
 
 
@@ -79,14 +79,20 @@ def _refuse(before: str, message: str, command: str) -> NoReturn:
     raise SystemExit(2)
 
 
+def _refuse_all(mistakes: list[str], command: str) -> None:
+    """Refuse what `mistakes` say, all at once; nothing if there are none."""
+    if mistakes:
+        _refuse("", list_mistakes(mistakes), command)
+
+
 def _home(word: str) -> str:
     """Replace ``~`` at the beginning of a path, alone or as the value of an option."""
     option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
     return option + equals + (os.path.expanduser(value) if value.startswith("~") else value)
 
 
-def _check_options(name: str, words: list[str]) -> None:
-    """Refuse an option that the command does not have."""
+def _option_mistakes(name: str, words: list[str]) -> Iterator[str]:
+    """Yield a sentence for each option that the command does not have."""
     known = known_options(name)
     for word in words:
         option = word.partition("=")[0].removesuffix("+")
@@ -100,12 +106,12 @@ def _check_options(name: str, words: list[str]) -> None:
             near = nearest(option.lstrip("-").partition(".")[0], known - {"c"})
             wanted = option.lstrip("-") if first == near else f"{near}.{below}".rstrip(".")
             hint = f"did you mean --{wanted}?" if near else f"there are {shown}"
-            _refuse("", f"{option} is not an option of {name}; {hint}", name)
+            yield f"{option} is not an option of {name}; {hint}"
         key = below.partition(".")[0]
         if first == "trainer" and not COMMANDS[name].function and key and key not in {*trainer_arguments(), "help"}:
             near = nearest(key, trainer_arguments())
             hint = f"did you mean --trainer.{near}?" if near else "expected an argument of lightning.pytorch.Trainer"
-            _refuse("", f"--trainer.{key} is not a setting of the trainer; {hint}", name)
+            yield f"--trainer.{key} is not a setting of the trainer; {hint}"
 
 
 def _check_positionals(name: str, words: list[str]) -> list[str]:

@@ -64,9 +64,11 @@ def find_mistakes(value: Any, kind: Any, path: tuple[str, ...] = ()) -> Iterator
     elif origin in (typing.Union, types.UnionType):
         found = [list(find_mistakes(value, each, path)) for each in parts]
         if all(found):
-            deepest = max(found, key=lambda mistakes: (max(len(each.path) for each in mistakes), mistakes[0].certain))
-            here = all(each.path == path for each in deepest) and not any(each.certain for each in deepest)
-            yield from [Mistake(path, f"is {value!r:.80}; expected {_words(kind)}", certain=False)] if here else deepest
+            deepest = max(found, key=lambda mistakes: (max(len(each.path) for each in mistakes), mistakes[0].near))
+            here = all(each.path == path and not each.near for each in deepest)
+            certain = all(mistakes[0].certain for mistakes in found)
+            whole = Mistake(path, f"is {value!r:.80}; expected {_words(kind)}", certain=certain)
+            yield from [whole] if here else deepest
     elif origin in (dict, Mapping, typing.get_origin(Mapping[str, Any])):
         if not isinstance(value, Mapping):
             yield Mistake(path, f"is {value!r:.80}; expected names and values", certain=False)
@@ -87,12 +89,13 @@ def find_mistakes(value: Any, kind: Any, path: tuple[str, ...] = ()) -> Iterator
         if value not in parts:
             near = nearest(str(value), [str(part) for part in parts])
             hint = f"; did you mean {near}?" if near else f"; expected {_words(kind)}"
-            yield Mistake(path, f"is {value!r:.80}{hint}", certain=bool(near))
+            yield Mistake(path, f"is {value!r:.80}{hint}", certain=bool(near), near=bool(near))
     elif dataclasses.is_dataclass(kind) and isinstance(value, Mapping) and "class_path" not in value:
         yield from _of_keys(value, arguments_of(typing.cast(Any, kind)), path)
     elif kind in _WORDS:
         if not _fits(value, kind):
-            yield Mistake(path, f"is {value!r:.80}; expected {_words(kind)}", certain=False)
+            certain = isinstance(value, Mapping | list) or (isinstance(value, str) and _is_no_number(value, kind))
+            yield Mistake(path, f"is {value!r:.80}; expected {_words(kind)}", certain=certain)
     elif isinstance(kind, type) and kind.__module__ != builtins.__name__:
         yield from _of_class(value, kind, path)
 
@@ -118,7 +121,7 @@ def _of_class(value: Any, kind: type, path: tuple[str, ...]) -> Iterator[Mistake
     if isinstance(value, kind) or kind.__module__.startswith(("pathlib", "os")):
         return
     if not isinstance(value, Mapping | str):
-        yield Mistake(path, f"is {value!r:.80}; expected {_words(kind)}", certain=False)
+        yield Mistake(path, f"is {value!r:.80}; expected {_words(kind)}", certain=value is not None)
         return
     settings = {"class_path": value} if isinstance(value, str) else value
     name = settings.get("class_path")
@@ -127,7 +130,10 @@ def _of_class(value: Any, kind: type, path: tuple[str, ...]) -> Iterator[Mistake
         return
     found = find_class_of_kind(name, kind)
     if isinstance(found, str):
-        yield Mistake((*path, "class_path") if isinstance(value, Mapping) else path, found)
+        if isinstance(value, str) and value.islower() and "." not in value and "did you mean" not in found:
+            yield Mistake(path, f"is {value!r:.80}; {_expected(kind, _named(kind))}")  # a word, no name of a class
+        else:
+            yield Mistake((*path, "class_path") if isinstance(value, Mapping) else path, found, near=True)
         return
     for key in settings:
         if key not in _OF_A_CLASS:
@@ -159,6 +165,11 @@ def _fits(value: Any, kind: type) -> bool:
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+
+
+def _is_no_number(text: str, kind: type) -> bool:
+    """Return whether the parser, too, will find no number in `text` where one, or null, should be."""
+    return kind in (int, float, type(None)) and text.isalpha() and text.lower() not in ("null", "true", "false")
 
 
 def _words(kind: Any) -> str:

@@ -12,18 +12,24 @@ from lightning_guide.utils.config_base import config_files
 from lightning_guide.utils.errors import nearest
 from lightning_guide.utils.files import read_node
 
-__all__ = ["SHOWN", "Mistake", "describe", "place_of", "unknown_key"]
+__all__ = ["SHOWN", "Mistake", "describe", "list_mistakes", "place_of", "unknown_key"]
 
 SHOWN = 12  # names in a list of what is possible
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """Key path of a mistake and a sentence about it; `certain` unless another reading of the type is possible."""
+    """Key path of a mistake and a sentence about it.
+
+    Attributes:
+        certain: no other reading of the type is possible.
+        near: the sentence is about a name that was meant, a class or one of several words.
+    """
 
     path: tuple[str, ...]
     said: str
     certain: bool = True
+    near: bool = False
 
 
 def unknown_key(key: str, owner: str, known: Collection[str]) -> str:
@@ -39,6 +45,12 @@ def describe(mistake: Mistake, where: str = "") -> str:
     key = ".".join(mistake.path)
     verb = mistake.said.startswith(("is ", "has "))
     return f"{f'{where}: ' if where else ''}{key}{'' if verb else ': '}{' ' if verb else ''}{mistake.said}"
+
+
+def list_mistakes(sentences: Iterable[str]) -> str:
+    """Return one sentence as it is, several as a list with a line for each."""
+    found = list(dict.fromkeys(sentences))
+    return found[0] if len(found) == 1 else "\n- ".join([f"{len(found)} mistakes:", *found])
 
 
 def place_of(path: Sequence[str], files: Iterable[str | Path]) -> str:
