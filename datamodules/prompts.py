@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_guide.conditioning import mask_tokens
 from lightning_guide.utils.arrays import as_numbers, read_array
+from lightning_guide.utils.errors import did_you_mean
 from lightning_guide.utils.files import parse_json, read_numbers
 
 __all__ = ["PromptFile"]
@@ -39,7 +40,8 @@ class PromptFile:
         path = os.path.expanduser(path)
         self.path, expected = path, f"(P, L, {channels or 'C'})"
         if not Path(path).is_file():
-            raise ValueError(f"the file of prompts {path} does not exist; expected npy or npz of {expected}")
+            hint = did_you_mean(path)
+            raise ValueError(f"the file of prompts {path} does not exist{hint}; expected npy or npz of {expected}")
         try:
             self.tokens, self.mask = _open(path)
         except ValueError as error:

@@ -14,6 +14,7 @@ from datamodules.records import RecordExamples
 from datamodules.shard_examples import ShardExamples, token_shape
 from datamodules.storage.downloads import Downloads, is_url
 from datamodules.storage.shard_classes import recorded_classes
+from lightning_guide.utils.errors import did_you_mean
 
 __all__ = ["Shards", "shard_paths"]
 
@@ -121,16 +122,16 @@ def shard_paths(patterns: str | list[str], downloads: Downloads | None = None) -
             continue
         matches = [Path(match) for match in sorted(glob(name))] if re.search(r"[*?\[]", name) else [Path(name)]
         if not matches:
-            raise ValueError(f"no file matches {name!r}; expected tar shards (the folder {_folder(Path(name))})")
+            hint = did_you_mean(name)
+            raise ValueError(f"no file matches {name!r}{hint}; expected tar shards (the folder {_folder(Path(name))})")
         paths += matches
     if not paths:
         raise ValueError(f"no shards are named by {patterns!r}; expected at least one tar file or pattern")
     remote = {} if downloads is None else downloads.urls
     missing = [path for path in paths if path not in remote and not path.is_file()]
     if missing:
-        raise ValueError(
-            f"{len(missing)} of {len(paths)} shards are missing, first {missing[0]}; the folder {_folder(missing[0])}"
-        )
+        first = f"{missing[0]}{did_you_mean(missing[0].parent)}; the folder {_folder(missing[0])}"
+        raise ValueError(f"{len(missing)} of {len(paths)} shards are missing, first {first}")
     if len(set(paths)) < len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
         raise ValueError(f"the shard {twice} is named twice in {patterns!r}; expected each shard once")

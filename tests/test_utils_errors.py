@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 from torch._inductor.exc import InvalidCxxCompiler
 
-from lightning_guide.utils.errors import as_value_error, explain_runtime_error, one_line
+from datamodules.shards import shard_paths
+from datamodules.storage.captions import captioned_images
+from datamodules.storage.image_files import image_files
+from lightning_guide.evaluation import RawPixels
+from lightning_guide.evaluation.reference.statistics import read_statistics
+from lightning_guide.runs.models import open_snapshots
+from lightning_guide.runs.run import Run
+from lightning_guide.utils.errors import (
+    as_value_error,
+    did_you_mean,
+    explain_os_error,
+    explain_runtime_error,
+    one_line,
+)
+from lightning_guide.utils.files import read_yaml
 
 REPORT = """Parser key "model":
   Does not validate against any of the Union subtypes
@@ -73,3 +91,46 @@ def test_missing_compiler_is_explained() -> None:
     message = explain_runtime_error(f"InvalidCxxCompiler: {InvalidCxxCompiler()}\nSet TORCHDYNAMO_VERBOSE=1")
     assert message is not None and message.startswith("compile: true needs a compiler (No working C++ compiler found")
     assert "TORCHDYNAMO" not in message
+
+
+def test_the_most_similar_place_that_exists_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for place in ("runs/digits/main/config.yaml", "data/images/1.png"):
+        Path(place).parent.mkdir(parents=True)
+        Path(place).touch()
+    expected = {
+        "runs/digit/main": "runs/digits/main",
+        "run/digits/mian/config.yml": "runs/digits/main/config.yaml",
+        "dta/imags/*.tar": "data/images/*.tar",
+        "data/images/other/x.tar": "",
+        "runs/digits/main/snapshots": "",
+        "data/images": "",
+        str(tmp_path / "runs/digtis"): str(tmp_path / "runs/digits"),
+    }
+    for wrong, right in expected.items():
+        assert did_you_mean(wrong) == (f" (did you mean {right}?)" if right else "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert did_you_mean("~/dta") == f" (did you mean {tmp_path}/data?)"
+
+
+def test_places_of_runs_configs_and_data_that_do_not_exist_have_a_hint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("place/snapshots").mkdir(parents=True)
+    readers: dict[str, Callable[[str], Any]] = {
+        "a run": Run,
+        "snapshots": open_snapshots,
+        "a config": lambda place: read_yaml(f"{place}/a.yaml"),
+        "images": image_files,
+        "captions": captioned_images,
+        "shards": lambda place: shard_paths(f"{place}/{{0..3}}.tar"),
+        "a pattern of shards": lambda place: shard_paths(f"{place}/*.tar"),
+        "statistics": lambda place: read_statistics(f"{place}/s.npz", RawPixels()),
+    }
+    for what, read in readers.items():
+        with pytest.raises(ValueError, match=r"\(did you mean place(/snapshots|/\*.tar)?\?\)"):
+            raise AssertionError(f"{what} was read: {read('palce')}")
+    with pytest.raises(FileNotFoundError) as missing:
+        Path("palce/a.npy").open()
+    assert explain_os_error(missing.value) == "palce/a.npy: no such file or directory (did you mean place?)"

@@ -11,6 +11,7 @@ from typing import Any
 
 from datamodules.storage.image_codec import UndecodableError
 from datamodules.storage.image_files import ImageFiles, image_files, is_image
+from lightning_guide.utils.errors import did_you_mean
 
 __all__ = ["CaptionedImage", "captioned_images", "captions_of"]
 
@@ -42,7 +43,8 @@ def captioned_images(places: str | Sequence[str]) -> list[CaptionedImage]:
         name = str(Path(pattern).expanduser())
         matches = [name] if Path(name).exists() else sorted(glob(name))
         if not matches:
-            raise ValueError(f"no file or folder matches {pattern!r}; expected images with captions")
+            hint = did_you_mean(name)
+            raise ValueError(f"no file or folder matches {pattern!r}{hint}; expected images with captions")
         for place in matches:
             files = image_files(place)
             found += [CaptionedImage(files, image, text) for image, text in captions_of(files).items()]

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from datamodules.storage.image_codec import SUFFIXES, UndecodableError
 from datamodules.storage.tar_index import is_hidden, tar_members
+from lightning_guide.utils.errors import did_you_mean
 
 __all__ = ["ImageFiles", "image_files", "is_image"]
 
@@ -161,7 +162,8 @@ def image_files(place: str | Path) -> ImageFiles:
     if path.is_dir():
         return _Folder(path)
     if not path.is_file():
-        raise ValueError(f"{path} does not exist; expected a folder of images or a zip archive or tar of them")
+        hint = did_you_mean(path)
+        raise ValueError(f"{path} does not exist{hint}; expected a folder of images or a zip archive or tar of them")
     with path.open("rb") as file:
         is_tar = path.suffix.lower() == ".tar" or file.read(262)[257:] == b"ustar"
     return _Tar(path) if is_tar else _Zip(path)

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from webdataset.tariterators import base_plus_ext
 
+from lightning_guide.utils.errors import did_you_mean
+
 __all__ = ["IMAGES", "SAMPLES", "ShardIndex", "index_shard", "is_hidden", "tar_members"]
 
 
@@ -75,7 +77,7 @@ def index_shard(
             image, more than one, or no label; if a label is not an integer in 0..num_classes-1.
     """
     if not path.is_file():
-        raise ValueError(f"the shard {path} does not exist; expected a tar file")
+        raise ValueError(f"the shard {path} does not exist{did_you_mean(path)}; expected a tar file")
     with path.open("rb") as file, _mapped(file, path) as view:
         records = _records(view, path, extensions)
         places = [_image_place(record, key, path, extensions) for key, record in records.items()]

@@ -17,9 +17,9 @@ from lightning_guide.cli.help import command_help, overview, version
 from lightning_guide.cli.options import OF_PARSER, known_options, trainer_arguments
 from lightning_guide.cli.table import COMMANDS, read_signature
 from lightning_guide.utils.config_base import config_files
-from lightning_guide.utils.errors import nearest
+from lightning_guide.utils.errors import did_you_mean, nearest
 from lightning_guide.utils.files import read_node
-from lightning_guide.utils.places import list_mistakes
+from lightning_guide.utils.places import SHOWN, list_mistakes
 from lightning_guide.utils.shipped import find_config, with_shipped_configs
 
 __all__ = ["answer"]
@@ -157,10 +157,7 @@ def _check_positionals(name: str, words: list[str]) -> list[str]:
 def _check_exists(place: Path, what: str) -> None:
     """Refuse a path that does not exist, with the nearest one that does."""
     if not place.exists():
-        near = nearest(place.name, [each.name for each in place.parent.glob("*")])
-        raise ValueError(
-            f"{place} does not exist; {f'did you mean {place.parent / near}?' if near else f'expected {what}'}"
-        )
+        raise ValueError(f"{place} does not exist{did_you_mean(place)}; expected {what}")
 
 
 def _listed(kind: str, words: list[str]) -> str:
@@ -195,7 +192,9 @@ def _open_run(name: str, words: list[str]) -> list[str]:
         if place.is_dir():
             config = place / "config.yaml"
             if not config.is_file():
-                raise ValueError(f"{place} holds no config.yaml; expected the folder of a run that fit has made")
+                runs = ", ".join(str(each.parent) for each in sorted(place.glob("*/config.yaml"))[:SHOWN])
+                expected = "the folder of a run that fit has made" + (f", such as {runs}" if runs else "")
+                raise ValueError(f"{place} holds no config.yaml; expected {expected}")
             return ["-c", str(config), f"--trainer.default_root_dir={place}", *rest]
         if place.suffix not in (".yaml", ".yml"):
             _check_exists(place, "the folder of a run, or a config")

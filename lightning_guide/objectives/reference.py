@@ -14,6 +14,7 @@ from lightning_guide.denoiser import Trajectory
 from lightning_guide.objectives.energy import Energy, Loss
 from lightning_guide.utils.arrays import read_array
 from lightning_guide.utils.devices import to_device
+from lightning_guide.utils.errors import did_you_mean
 
 __all__ = ["Distance", "NetworkDistance", "SquaredDistance", "Style", "load_references", "references_for"]
 
@@ -50,7 +51,8 @@ def references_for(data: str | Sequence[float] | Tensor, trajectory: Trajectory)
 @lru_cache(maxsize=8)
 def _read(path: str, folder: str) -> Tensor:  # relative paths begin in the folder
     if not Path(path).is_file():
-        raise ValueError(f"reference examples: there is no file {path}; expected a .npy file of clean examples")
+        hint = did_you_mean(path)
+        raise ValueError(f"reference examples: there is no file {path}{hint}; expected a .npy file of clean examples")
     try:
         examples = torch.from_numpy(read_array(path, "a .npy file of numbers"))
     except ValueError as error:

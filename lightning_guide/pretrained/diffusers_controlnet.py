@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lightning_guide.pretrained.diffusers_network import DiffusersNetwork, check_weights, find_class
 from lightning_guide.pretrained.folder_parts import check_part
 from lightning_guide.pretrained.loading import find_folder
+from lightning_guide.utils.errors import did_you_mean
 
 __all__ = ["ControlledNetwork", "add_controlnet"]
 
@@ -188,7 +189,7 @@ def _read_image(image: Any) -> Tensor:
         return pixels if pixels.ndim > 1 else torch.zeros(3, *map(int, pixels), device="cpu")
     path = Path(image).expanduser()
     if not path.is_file():
-        raise ValueError(f"a ControlNet needs a control image; there is no file {image}")
+        raise ValueError(f"a ControlNet needs a control image; there is no file {image}{did_you_mean(path)}")
     try:
         file = np.asarray(Image.open(path).convert("RGB"))
     except (OSError, ValueError) as error:

@@ -18,6 +18,7 @@ from lightning_guide.pretrained.edm_adm import read_edm_adm
 from lightning_guide.pretrained.edm_ddpmpp import read_edm_ddpmpp
 from lightning_guide.pretrained.edm_layout import check_filters, find_kind
 from lightning_guide.runs.edm2_pickle import Stored, read_edm2_pickle, tensors_of
+from lightning_guide.utils.errors import did_you_mean
 
 __all__ = ["ContinuousVE", "ContinuousVP", "read_edm"]
 
@@ -71,7 +72,7 @@ def read_edm(place: str, *, dtype: str = "float32") -> Preconditioned:
             wrong, or the preconditioning or layer that is not known.
     """
     if not Path(place).is_file():
-        raise ValueError(f"{place} does not exist; expected a published snapshot, a pickle")
+        raise ValueError(f"{place} does not exist{did_you_mean(place)}; expected a published snapshot, a pickle")
     stored = read_edm2_pickle(place, kind="EDM snapshot")["ema"]
     try:
         preconditioning = _preconditioning(stored, place)

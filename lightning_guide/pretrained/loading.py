@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from lightning_guide.utils.errors import did_you_mean
 from lightning_guide.utils.files import parse_json
 
 __all__ = [
@@ -41,7 +42,8 @@ def find_folder(source: str, wanted: Sequence[str], *, revision: str | None = No
     if folder.is_dir():
         return folder
     if len(Path(source).parts) != 2 or folder.is_absolute() or source.startswith((".", "~")):
-        raise ValueError(f"the folder {source} does not exist; expected one written by diffusers, or OWNER/NAME")
+        hint = did_you_mean(folder)
+        raise ValueError(f"the folder {source} does not exist{hint}; expected one written by diffusers, or OWNER/NAME")
     from huggingface_hub import snapshot_download
 
     try:
@@ -110,7 +112,7 @@ def timm_model(name: str, *, weights: str | None = None, pretrained: bool = True
     if weights is not None:
         weights = os.path.expanduser(weights)
         if not Path(weights).is_file():
-            raise ValueError(f"weights of {name}: there is no file {weights}")
+            raise ValueError(f"weights of {name}: there is no file {weights}{did_you_mean(weights)}")
         options["pretrained_cfg_overlay"] = {"file": weights}
     try:
         with torch.random.fork_rng(devices=[]):
@@ -141,8 +143,8 @@ def clip_model(name: str, *, weights: str | None) -> Any:
     weights = None if weights is None else os.path.expanduser(weights)
     if weights is not None and weights not in tags and not Path(weights).is_file():
         raise ValueError(
-            f"weights of {name}: there is no file {weights}, nor is it one of open_clip's names: "
-            f"{', '.join(tags) or 'none for this model'}"
+            f"weights of {name}: there is no file {weights}{did_you_mean(weights)}, nor is it one of open_clip's "
+            f"names: {', '.join(tags) or 'none for this model'}"
         )
     # by itself open_clip builds OpenAI's models with another activation than that of their weights, and warns
     quick_gelu = weights in tags and bool(open_clip.get_pretrained_cfg(name, weights).get("quick_gelu"))
@@ -210,7 +212,7 @@ def read_tensors(path: str, *, of: str) -> Any:
     """
     path = os.path.expanduser(path)
     if not Path(path).is_file():
-        raise ValueError(f"weights of {of}: there is no file {path}")
+        raise ValueError(f"weights of {of}: there is no file {path}{did_you_mean(path)}")
     try:
         _check_zip(path)
         if path.endswith(".safetensors"):

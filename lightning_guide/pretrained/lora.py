@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lightning_guide.pretrained.loading import explain_hub
+from lightning_guide.utils.errors import did_you_mean
 from lightning_guide.utils.files import parse_json
 
 __all__ = ["Addition", "add_lora", "find_lora", "find_loras", "read_lora"]
@@ -44,7 +45,8 @@ def find_lora(place: str, *, revision: str | None = None) -> Path:
         return path
     parts = Path(place).parts
     if not 2 <= len(parts) <= 3 or path.is_absolute() or place.startswith("."):
-        raise ValueError(f"the LoRA {place} does not exist; expected FILE.safetensors, a folder, or OWNER/NAME/FILE")
+        wrong = f"{place} does not exist{did_you_mean(path)}"
+        raise ValueError(f"the LoRA {wrong}; expected FILE.safetensors, a folder, or OWNER/NAME/FILE")
     from huggingface_hub import hf_hub_download
 
     try:

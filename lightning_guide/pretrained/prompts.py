@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_guide.conditioning import token_mask
 from lightning_guide.utils.arrays import read_array
+from lightning_guide.utils.errors import did_you_mean
 from lightning_guide.utils.files import atomic
 
 __all__ = ["CachedPrompts", "Encoders", "cache_folder", "half_precision", "read_prompts"]
@@ -39,7 +40,7 @@ def read_prompts(prompts: Sequence[str] | str) -> list[str]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise ValueError(
-            f"the file of prompts {prompts} does not exist; expected a text file, a prompt a line"
+            f"the file of prompts {prompts} does not exist{did_you_mean(path)}; expected a text file, a prompt a line"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"the file of prompts {prompts} cannot be read ({error}); expected text in UTF-8") from None

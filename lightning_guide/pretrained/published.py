@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lightning_guide.utils.errors import did_you_mean
+
 __all__ = ["assign_weights", "read_state_dict", "rename", "with_defaults", "without_weights"]
 
 # entries of training checkpoints that hold the weights, the averaged ones first
@@ -29,7 +31,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         ValueError: if there is no such file, it is damaged, or it holds anything else.
     """
     if not Path(path).is_file():
-        raise ValueError(f"there is no file {path}; expected a checkpoint")
+        raise ValueError(f"there is no file {path}{did_you_mean(path)}; expected a checkpoint")
     try:
         if zipfile.is_zipfile(path):  # torch does not compare checksums
             with zipfile.ZipFile(path) as archive:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lightning_guide.utils.errors import did_you_mean
 from lightning_guide.utils.files import atomic
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     file = Path(path)
     if not file.is_file():
         beside = ", ".join(sorted(other.name for other in file.parent.glob("*.ckpt"))) or "none"
-        what = "is a folder" if file.is_dir() else "does not exist"
+        what = "is a folder" if file.is_dir() else f"does not exist{did_you_mean(file.parent)}"
         raise ValueError(f"the checkpoint {path} {what}; checkpoints beside it: {beside}")
     if foreign := _foreign(file):
         raise ValueError(f"{path} is {foreign}; expected a checkpoint of this run, RUN/checkpoints/step-N.ckpt")

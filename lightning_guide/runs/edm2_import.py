@@ -14,6 +14,7 @@ from lightning_guide.networks.edm2_unet import EDM2UNet
 from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.runs.edm2_pickle import Stored, read_edm2_pickle, tensors_of
 from lightning_guide.runs.writing import check_new, write_run
+from lightning_guide.utils.errors import did_you_mean
 
 __all__ = ["import_snapshot", "read_edm2"]
 
@@ -112,7 +113,7 @@ def read_edm2(place: str, *, dtype: str = "float32") -> Preconditioned:
 
 def _check_exists(file: str) -> None:
     if not Path(file).is_file():
-        raise ValueError(f"{file} does not exist; expected a published snapshot, a pickle")
+        raise ValueError(f"{file} does not exist{did_you_mean(file)}; expected a published snapshot, a pickle")
 
 
 def _read(file: str) -> tuple[dict[str, Any], Preconditioned, dict[str, Tensor]]:

@@ -18,6 +18,7 @@ from lightning_guide import __version__
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.runs.models import newest_images, open_snapshots
 from lightning_guide.runs.writing import check_new, write_run
+from lightning_guide.utils.errors import did_you_mean
 from lightning_guide.utils.files import atomic
 from lightning_guide.utils.modules import persistent_buffers
 from lightning_guide.utils.needs import check_writable
@@ -81,7 +82,8 @@ def read_export(folder: str | Path) -> tuple[Denoiser, dict[str, Any]]:
     config, weights = Path(folder) / "config.json", Path(folder) / "model.safetensors"
     for path in (config, weights):
         if not path.is_file():
-            raise ValueError(f"{path} does not exist; expected a folder that `lightning-guide export` has written")
+            wrong = f"{path} does not exist{did_you_mean(path)}"
+            raise ValueError(f"{wrong}; expected a folder that `lightning-guide export` has written")
     try:
         description = json.loads(config.read_text(encoding="utf-8"))
         if description["format"] != FORMAT:

@@ -16,6 +16,7 @@ from lightning_guide.ema import Average
 from lightning_guide.origin import Origin
 from lightning_guide.runs.class_names import read_class_names
 from lightning_guide.snapshots import SnapshotStore
+from lightning_guide.utils.errors import did_you_mean
 from lightning_guide.utils.recipe import build
 from lightning_guide.utils.shipped import how_to_train
 
@@ -44,7 +45,7 @@ def raw_network(run: str | Path, *, kind: type[Kind], what: str = "network") -> 
     store = SnapshotStore(Path(run) / "snapshots")
     entries = [entry for entry in store.entries() if entry.sigma_rel == 0]
     if not entries:
-        state = "holds no raw weights" if store.folder.is_dir() else "does not exist"
+        state = "holds no raw weights" if store.folder.is_dir() else f"does not exist{did_you_mean(store.folder)}"
         raise ValueError(
             f"no {what} in the run {str(run)!r}: {store.folder} {state}; expected the default_root_dir of a "
             f"finished fit of lightning_guide.modules.classifiers.ClassifierModule{how_to_train(run)}"
@@ -70,7 +71,8 @@ def open_snapshots(run: str | Path) -> SnapshotStore:
         near = place if place.is_dir() else place.parent
         found = ", ".join(sorted(str(path.parent) for path in near.glob("*/snapshots"))) or "none"
         found += how_to_train(run)
-        raise ValueError(f"run {str(run)!r} has no snapshots: {folder} does not exist; runs with snapshots: {found}")
+        wrong = f"{folder} does not exist{did_you_mean(folder)}"
+        raise ValueError(f"run {str(run)!r} has no snapshots: {wrong}; runs with snapshots: {found}")
     return SnapshotStore(folder)
 
 

@@ -19,6 +19,7 @@ from lightning_guide.runs.sampling import find_device, sample
 from lightning_guide.samplers.base import Sampler
 from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.utils.config_base import check_config
+from lightning_guide.utils.errors import did_you_mean
 from lightning_guide.utils.files import read_yaml
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Run:
         """
         self.folder = Path(folder).expanduser()
         if not self.folder.is_dir():
-            found = "is a file" if self.folder.exists() else "does not exist"
+            found = "is a file" if self.folder.exists() else f"does not exist{did_you_mean(self.folder)}"
             raise ValueError(f"the run folder {str(folder)!r} {found}; expected the default_root_dir of a fit")
 
     def __repr__(self) -> str:

@@ -31,6 +31,7 @@ from lightning_guide.snapshots.names import (
     stored_exactly,
 )
 from lightning_guide.snapshots.post_hoc import MAX_ERROR, Rebuilt, reconstruction_shares, weighted_sums
+from lightning_guide.utils.errors import did_you_mean
 from lightning_guide.utils.recipe import build, key_of
 
 __all__ = ["SnapshotStore"]
@@ -250,9 +251,8 @@ class SnapshotStore:
     def _missing(self, what: str, images: int, entries: Sequence[Entry], until: int | None) -> SnapshotMissing:
         """The error for a snapshot that is not among `entries`."""
         if not self.folder.is_dir():
-            return SnapshotMissing(
-                f"no snapshot of {what}: the folder {self.folder} does not exist", not_yet=until is not None
-            )
+            wrong = f"the folder {self.folder} does not exist{did_you_mean(self.folder)}"
+            return SnapshotMissing(f"no snapshot of {what}: {wrong}", not_yet=until is not None)
         not_yet = not entries or images > entries[-1].images
         when = " yet" if not_yet else ""
         at = f" at images={until}" if until is not None else ""

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from yaml.constructor import SafeConstructor
 
-from lightning_guide.utils.errors import nearest
+from lightning_guide.utils.errors import did_you_mean
 from lightning_guide.utils.run_places import in_place, run_of_config
 from lightning_guide.utils.shipped import find_config
 
@@ -83,10 +83,8 @@ def _base(path: Path, written: Any, above: tuple[Path, ...]) -> list[Path]:
     files = [find_config(name, path.parent) for name in names]
     for file in files:
         if not file.is_file():
-            found = "is a folder" if file.is_dir() else "does not exist"
-            near = nearest(file.stem, [each.stem for each in file.parent.glob(f"*{file.suffix}")])
-            hint = f" (did you mean {near}{file.suffix}?)" if near and not file.is_dir() else ""
-            raise ValueError(f"{path}: base {file} {found}{hint}; expected a file relative to the folder of this one")
+            found = "is a folder" if file.is_dir() else f"does not exist{did_you_mean(file)}"
+            raise ValueError(f"{path}: base {file} {found}; expected a file relative to the folder of this one")
         if any(file.samefile(other) for other in (*above, path)):
             raise ValueError(f"{path}: base {file} inherits from this file; expected no circle")
     return files

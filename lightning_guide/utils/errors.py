@@ -7,8 +7,9 @@ import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 
-__all__ = ["as_value_error", "explain_os_error", "explain_runtime_error", "nearest", "one_line"]
+__all__ = ["as_value_error", "did_you_mean", "explain_os_error", "explain_runtime_error", "nearest", "one_line"]
 
 
 # Beginnings of lines that give only context. The lines after them, up to the next statement, are context as well.
@@ -54,13 +55,45 @@ def nearest(name: str, known: Collection[str]) -> str:
     return next(iter(get_close_matches(name, sorted(known), 1)), "")
 
 
+def did_you_mean(place: str | Path) -> str:
+    """Return " (did you mean PLACE?)" with the existing place most similar to one that does not exist; may be empty.
+
+    The names of wrong folders are mended, too; ``*`` and other patterns stay.
+    """
+    near = _nearest_place(Path(place).expanduser())
+    return f" (did you mean {near}?)" if near else ""
+
+
+def _nearest_place(path: Path) -> Path | None:
+    """Return `path` with its first wrong part mended, and those below it as far as they can be."""
+    for place in [*reversed(path.parents), path]:
+        if re.search(r"[*?\[{]", place.name):
+            break
+        if not place.exists():
+            try:
+                there = sorted(place.parent.iterdir(), key=lambda each: each.suffix == place.suffix)
+            except OSError:  # a file, or a folder that cannot be read
+                return None
+            stems = {each.stem: each.name for each in there}  # of two, that with the same suffix
+            near = stems.get(nearest(place.stem, stems), "")
+            mended = place.parent / near / path.relative_to(place)
+            return (_nearest_place(mended) or (mended if _may_exist(mended) else place.parent / near)) if near else None
+    return None
+
+
+def _may_exist(path: Path) -> bool:
+    """Return whether `path` exists or is a pattern."""
+    return path.exists() or bool(re.search(r"[*?\[{]", str(path)))
+
+
 def explain_os_error(error: OSError) -> str:
     """Return the path and the reason of an error of the file system, without its number."""
     if error.filename is None or error.strerror is None:
         return str(error)
     if isinstance(error, FileExistsError) and os.path.isfile(error.filename):
         return f"{os.fspath(error.filename)} is a file; expected a folder"
-    return f"{os.fspath(error.filename)}: {error.strerror[0].lower()}{error.strerror[1:]}"
+    hint = did_you_mean(os.fsdecode(error.filename)) if isinstance(error, FileNotFoundError) else ""
+    return f"{os.fspath(error.filename)}: {error.strerror[0].lower()}{error.strerror[1:]}{hint}"
 
 
 def explain_runtime_error(message: str) -> str | None:

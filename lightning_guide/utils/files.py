@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 
 from lightning_guide.utils.arrays import reason_for_refusal
 from lightning_guide.utils.config_base import read_with_base
-from lightning_guide.utils.errors import nearest
+from lightning_guide.utils.errors import did_you_mean
 from lightning_guide.utils.shipped import find_config
 from lightning_guide.utils.yaml_keys import MERGE, keep_keys, mapping_nodes
 
@@ -194,9 +194,8 @@ def _read(path: str | Path, result: Callable[[Any, yaml.Node | None], Any]) -> A
         finally:
             loader.dispose()
     except FileNotFoundError:
-        near = nearest(path.stem, [each.stem for each in find_config(path.parent).glob(f"*{path.suffix}")])
-        hint = f"did you mean {path.parent / near}{path.suffix}?" if near else "expected a YAML file"
-        raise ValueError(f"{path} does not exist; {hint}") from None
+        near = did_you_mean(path) or did_you_mean(find_config(path.parent) / path.name)
+        raise ValueError(f"{path} does not exist{near}; expected a YAML file") from None
     except OSError as error:
         found = "is a folder" if path.is_dir() else f"cannot be read ({error.strerror})"
         raise ValueError(f"{path} {found}; expected a YAML file") from None

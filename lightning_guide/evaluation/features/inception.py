@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_guide.evaluation.features.base import FeatureExtractor, check_images
+from lightning_guide.utils.errors import did_you_mean
 
 __all__ = ["InceptionFeatures"]
 
@@ -54,7 +55,7 @@ class InceptionFeatures(FeatureExtractor):
         weights = None if self.weights is None else os.path.expanduser(self.weights)
         if weights is not None:
             if not Path(weights).is_file():
-                raise ValueError(f"weights of Inception-v3: there is no file {weights}")
+                raise ValueError(f"weights of Inception-v3: there is no file {weights}{did_you_mean(weights)}")
             _check_holds_tensors(weights)
         try:
             network: nn.Module = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], weights)

@@ -18,6 +18,7 @@ from lightning_guide.evaluation.metrics.base import SampleMetric
 from lightning_guide.evaluation.reference.cache import StatisticsCache
 from lightning_guide.evaluation.reference.statistics import Statistics, read_statistics
 from lightning_guide.utils.distributed import rank_and_world, run_on_all_ranks
+from lightning_guide.utils.errors import did_you_mean
 from lightning_guide.utils.needs import attempt
 
 __all__ = ["FrechetDistance", "frechet_distance", "mean_and_covariance"]
@@ -114,7 +115,7 @@ class FrechetDistance(SampleMetric):
             if error := attempt(lambda: self._fits_statistics(sample)):
                 yield error
         elif not Path(self.statistics).is_file():
-            yield f"reference statistics: there is no file {self.statistics}"
+            yield f"reference statistics: there is no file {self.statistics}{did_you_mean(self.statistics)}"
 
     def _fits_statistics(self, sample: Batch | None) -> None:
         """Check that the file holds statistics of the features of `sample`."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_guide.evaluation.features.base import FeatureExtractor, Identity
+from lightning_guide.utils.errors import did_you_mean
 from lightning_guide.utils.files import read_numbers, write_numbers
 from lightning_guide.utils.safe_pickle import read_arrays
 
@@ -71,7 +72,7 @@ def read_statistics(path: str | Path, extractor: FeatureExtractor) -> Statistics
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise ValueError(f"reference statistics: there is no file {path}")
+        raise ValueError(f"reference statistics: there is no file {path}{did_you_mean(path)}")
     with path.open("rb") as file:
         archive = file.read(2) == b"PK"
     if not archive:
