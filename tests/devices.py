@@ -28,7 +28,7 @@ BLOCKS: dict[str, Any] = {"channels": 16, "depth": 3, "heads": 2}
 
 
 def transformer(**options: Any) -> DiffusionTransformer:
-    return DiffusionTransformer(SHAPE, **BLOCKS, **{"num_classes": 4, **options})
+    return DiffusionTransformer(SHAPE, **{**BLOCKS, "num_classes": 4, **options})
 
 
 NETWORKS: dict[str, Callable[[], Denoiser]] = {
@@ -54,6 +54,13 @@ def make_network(name: str) -> Denoiser:
     model = NETWORKS[name]()
     if name != "log density":
         randomize_weights(model)
+    return model.eval().requires_grad_(False)
+
+
+def small_transformer() -> Denoiser:
+    """One block."""
+    model = Preconditioned(transformer(depth=1))
+    randomize_weights(model)
     return model.eval().requires_grad_(False)
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_guide.conditioning import condition_for
 from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory, expand
@@ -75,6 +75,8 @@ class EnergyGuidance(Guidance):
             raise ValueError(f"{type(self).__name__} needs {expected}, got {len(updates)}, {noise!r} and {guide_batch}")
         self.energy = energy
         self.updates = list(updates)
+        parts = (part for update in updates for part in vars(update).values())
+        self.networks = nn.ModuleList(part for part in parts if isinstance(part, nn.Module))  # they move with this one
         self.estimator, self.window = estimator or PlugIn(), window or SigmaWindow()
         self.noise, self.guide_batch = noise, guide_batch
         self.positive = positive if positive is not None else Main()
