@@ -33,6 +33,7 @@ class Network(HasRecipe, nn.Module, ABC):
             maps its first argument and only the next one reads its result.
         variances: whether the output has as many channels again, for variances: Nichol and Dhariwal 2021,
             https://arxiv.org/abs/2102.09672, equation 15, with v = (output + 1) / 2.
+        offloaded: whether layers get their weights only while they run, so that they cannot be trained.
         recompute: whether gradients compute the activations inside blocks again instead of keeping them (Chen et al.
             2016, https://arxiv.org/abs/1604.06174); None for networks that cannot, which have no blocks.
     """
@@ -46,6 +47,7 @@ class Network(HasRecipe, nn.Module, ABC):
     parts: Mapping[str, Sequence[str]] = {}
     stages: Sequence[str] = ()
     variances: bool = False
+    offloaded: bool = False
     recompute: bool | None = None
 
     @property

@@ -69,6 +69,7 @@ def import_model(
     revision: str | None = None,
     variant: str | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    offload: bool = False,
     copy: bool = False,
 ) -> None:
     """Make a run of a published model, for predict, validate or as a guider; nothing in its files is executed.
@@ -92,6 +93,7 @@ def import_model(
         revision: branch, tag or commit on the hub.
         variant: files such as "fp16", which some folders hold beside others.
         dtype: precision of the network.
+        offload: keep the weights on the CPU, and move each layer to the device while it runs: slow, in little memory.
         copy: store the weights in the run instead.
 
     Raises:
@@ -100,7 +102,7 @@ def import_model(
     if kind == "edm2":
         others = {"num_steps": num_steps, "prompts": prompts, "negative_prompt": negative_prompt, "revision": revision}
         others |= {"variant": variant, "dtype": None if dtype == "float32" else dtype}
-        others |= {"controlnet": controlnet, "control_image": control_image}
+        others |= {"controlnet": controlnet, "control_image": control_image, "offload": offload or None}
         for name, value in others.items():
             if value is not None:
                 raise ValueError(f"{name} is {value}, which the import of EDM2 snapshots does not have; expected none")
@@ -113,8 +115,11 @@ def import_model(
         raise ValueError(f"{run} already holds a run; expected the folder of a new one")
     if controlnet is not None and control_image is None:
         raise ValueError(f"the ControlNet {controlnet} needs a control image; expected its file as control_image")
+    if offload and copy:
+        raise ValueError("offload is for weights that stay where they are; expected copy or offload, not both")
     place = _absolute(source)
     given: dict[str, Any] = {"revision": revision, "variant": variant, "negative_prompt": negative_prompt}
+    given["offload"] = offload
     control = {"source": controlnet, "image": control_image}
     given["controlnet"] = {key: _absolute(each) for key, each in control.items() if each is not None}
     arguments: dict[str, Any] = {"source": f"{kind}:{place}"} | {key: each for key, each in given.items() if each}

@@ -14,6 +14,7 @@ from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.planned_guiders import PlannedSnapshots
 from lightning_guide.evaluation.requirements import EvaluationNeeds
 from lightning_guide.evaluation.runner import Failures, GuidedEvaluations
+from lightning_guide.network import Network
 from lightning_guide.runs.class_names import check_class_names
 from lightning_guide.training.trainer_settings import ignored_settings
 from lightning_guide.utils.needs import require
@@ -75,6 +76,8 @@ def require_needs(module: pl.LightningModule, own: Callable[[], Iterable[str]]) 
         fitting = trainer.state.fn == "fit"
         if fitting:
             yield from ignored_settings(trainer)
+            if any(isinstance(each, Network) and each.offloaded for each in module.modules()):
+                yield "the weights of a network that is offloaded cannot be trained; expected offload: false"
         yield from own()
         for callback in trainer.callbacks if fitting else ():  # type: ignore[attr-defined]
             if isinstance(callback, CallbackNeeds):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ class DiffusersNetwork(Network):
     """
 
     resizable = True
+    offloaded = False
     empty: Tensor
 
     def __init__(
@@ -121,6 +122,42 @@ class DiffusersNetwork(Network):
         device = next(model.parameters()).device
         if self.token_channels and device.type != "meta":
             self.empty = self.empty.to(device)
+
+    def offload(self, device: torch.device | str = "cpu") -> None:
+        """Keep the weights of `model` on the CPU; each layer gets its own on `device` while it runs, by accelerate.
+
+        `to` changes the device. For sampling: weights can neither be trained nor perturbed.
+
+        Raises:
+            ValueError: if accelerate is missing.
+        """
+        try:
+            from accelerate import cpu_offload
+            from accelerate.hooks import remove_hook_from_module
+        except ImportError as error:
+            raise ValueError(f"offload needs accelerate ({error}); `pip install lightning-guide[pretrained]`") from None
+        if self.offloaded:
+            remove_hook_from_module(self.model, recurse=True)
+        self.offloaded, self._execution, self._weights = True, torch.device(device), self.model.state_dict()
+        cpu_offload(self.model, self._execution, bool(self.model._parameters), self._weights)
+
+    def state_dict(self, *args: Any, prefix: str = "", **options: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Return the weights by name, of an offloaded model those on the CPU."""
+        found: dict[str, Any] = super().state_dict(*args, prefix=prefix, **options)
+        if self.offloaded:
+            found.update((f"{prefix}model.{name}", weight) for name, weight in self._weights.items())
+        return found
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DiffusersNetwork:
+        """Move or convert all but an offloaded model, whose layers follow to the device."""
+        if not self.offloaded:
+            return super()._apply(fn, recurse)
+        for child in self.children():
+            if child is not self.model:
+                child._apply(fn)
+        if (device := fn(torch.empty(0)).device) != self._execution:
+            self.offload(device)
+        return super()._apply(fn, recurse=False)
 
     @property
     def recompute(self) -> bool | None:

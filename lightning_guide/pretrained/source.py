@@ -12,6 +12,7 @@ import torch
 
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.origin import Origin
+from lightning_guide.pretrained.diffusers_network import find_network
 from lightning_guide.runs.run import Run
 
 __all__ = ["Pretrained", "is_published", "load", "split_source"]
@@ -58,6 +59,7 @@ def Pretrained(  # noqa: N802, the name by which configs know it
     lora: str | Sequence[str] | None = None,
     lora_scale: float | Sequence[float] = 1.0,
     controlnet: Mapping[str, Any] | None = None,
+    offload: bool = False,
 ) -> Denoiser:
     """Return a published model, trainable, on the CPU; in configs the denoiser of a module, or a guider.
 
@@ -76,6 +78,8 @@ def Pretrained(  # noqa: N802, the name by which configs know it
         controlnet: a ControlNet beside the network: its `source` (folder or OWNER/NAME; default: that of a pipeline
             with one), the file of the control `image`, the same for all samples, and `scale`, the factor of its
             residuals, default 1.
+        offload: keep the weights of a network of diffusers on the CPU, and move each layer to the device while it runs:
+            slow, in little memory; for sampling, without perturbed networks.
 
     Raises:
         ValueError: naming what is missing or not supported, or the first weight that is not finite.
@@ -104,6 +108,10 @@ def Pretrained(  # noqa: N802, the name by which configs know it
         if not bool(torch.stack(weight.aminmax()).isfinite().all()):  # one pass without a copy
             raise ValueError(f"the weight {name} of {source} has numbers that are not finite; expected other files")
     denoiser.origin = Origin.of(denoiser, source, **options)
+    if offload:
+        if (found := find_network(denoiser)) is None:
+            raise ValueError(f"{source} has no network of diffusers, which offload is for; expected offload false")
+        found[1].offload()
     return denoiser.requires_grad_(True).train()
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "persistent_buffers",
     "rebuild_with",
     "replace_modules",
+    "require_weights",
 ]
 
 
@@ -43,7 +44,7 @@ def shallow_clone(root: Module) -> Module:
             if "forward" in vars(module):
                 raise ValueError(
                     f"a {type(module).__name__} has its forward replaced (by offloading hooks, for example), so that a "
-                    "changed copy would run the original; remove the hooks, or move whole models between calls"
+                    "changed copy would run the original; expected offload: false, or a module without hooks"
                 )
             copies[module] = shell = object.__new__(type(module))
             for name, value in vars(module).items():
@@ -56,6 +57,16 @@ def shallow_clone(root: Module) -> Module:
     tree = copied(root)
     assert isinstance(tree, type(root))
     return tree
+
+
+def require_weights(module: nn.Module, who: str) -> None:
+    """Refuse a `module` whose weights are offloaded, on the meta device, so that `who` would change nothing.
+
+    Raises:
+        ValueError: if a weight is.
+    """
+    if any(weight.is_meta for weight in module.parameters()):
+        raise ValueError(f"{who} cannot change weights that are offloaded; expected offload: false")
 
 
 def map_modules(root: nn.Module, change: Callable[[nn.Module], nn.Module | None]) -> nn.Module:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser, Models
 from lightning_guide.guidance.base import Main, Reference
+from lightning_guide.utils.modules import require_weights
 
 __all__ = ["PrunedWeights", "QuantizedWeights"]
 
@@ -33,12 +34,13 @@ class _Compressed(Reference):
         """Return the copy, a second set of weights in memory; the model itself stays as it is.
 
         Raises:
-            ValueError: if the model has no weights.
+            ValueError: if the model has no weights, or they are offloaded.
         """
         compressed = copy.deepcopy(self.model.resolve(models))
         weights = [parameter for parameter in compressed.parameters() if parameter.ndim > 1]
         if not weights:
             raise ValueError(f"{type(self).__name__} changes weights; a {type(compressed).__name__} has none")
+        require_weights(compressed, type(self).__name__)
         for weight in weights:
             weight.copy_(self.change(weight))
         return compressed

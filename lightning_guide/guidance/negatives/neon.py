@@ -14,6 +14,7 @@ import torch
 
 from lightning_guide.denoiser import Denoiser, Models, Trajectory
 from lightning_guide.guidance.base import Main, Reference
+from lightning_guide.utils.modules import require_weights
 
 __all__ = ["Neon", "extrapolate"]
 
@@ -54,9 +55,12 @@ def extrapolate(base: Denoiser, auxiliary: Denoiser, weight: float) -> Denoiser:
     Low-rank additions are merged first.
 
     Raises:
-        ValueError: naming the first parameter that one of them lacks, or has in another shape.
+        ValueError: naming the first parameter that one of them lacks, or has in another shape, or if weights are
+            offloaded.
     """
     merged = copy.deepcopy(base.merged)
+    for each in (merged, auxiliary):
+        require_weights(each, "Neon")
     other = dict(auxiliary.merged.named_parameters())
     for name, parameter in merged.named_parameters():
         if name not in other or other[name].shape != parameter.shape:
