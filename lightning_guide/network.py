@@ -28,9 +28,9 @@ class Network(HasRecipe, nn.Module, ABC):
         parts: name patterns of the submodules that a method acts on by default, by kind of part: "attention"
             (replaceable attention cores), "projection" (linear layers of attention, for low-rank adaptation), "block",
             "dropout", "noise_embedding", "label_embedding".
-        stages: name patterns of submodules in the order in which they run, each once in a call. A name stands for a
-            stage whose result may be read by all later ones; a pattern with ``*`` for a chain, in which each stage
-            maps its first argument and only the next one reads its result.
+        stages: name patterns of submodules in the order in which they run, each once in a call. Of the tensors that a
+            stage gets, directly or in tuples, those of the length of the batch have one row for each sample, and so
+            have all that it returns: a copy of the network that differs in some stages shares a batch with it.
         variances: whether the output has as many channels again, for variances: Nichol and Dhariwal 2021,
             https://arxiv.org/abs/2102.09672, equation 15, with v = (output + 1) / 2.
         offloaded: whether layers get their weights only while they run, so that they cannot be trained.

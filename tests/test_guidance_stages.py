@@ -1,8 +1,7 @@
-"""A perturbed network starts at its first replaced module, with the result of one that computes everything."""
+"""A positive and its perturbed copies in one call, with the results of separate calls of everything."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,20 +11,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_guide.denoiser import Denoiser, Predict
-from lightning_guide.guidance import Guided, Unconditional
+from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory
+from lightning_guide.guidance import Guided, Interval, Unconditional
+from lightning_guide.guidance.branches import SMALL
+from lightning_guide.guidance.combinations.base import Combine, Plain
 from lightning_guide.guidance.negatives import (
+    AnnealedCondition,
     BlurredInput,
     IdentityAttention,
+    NoisyInput,
+    NoisyNoiseEmbedding,
+    RandomMask,
+    SamplingDropout,
     SelfAttentionGuidance,
+    ShuffledTokens,
     SkipBlocks,
-    TimeStepGuidance,
+    StochasticSkip,
 )
 from lightning_guide.guidance.perturbation import Perturbation, Perturbed
-from lightning_guide.guidance.stages import SharedStages, stages_before
+from lightning_guide.guidance.stages import changed_stages, stages_of
 from lightning_guide.networks import MDM, DDPMpp, NCSNpp
 from lightning_guide.preconditioning import EDM, Preconditioned
-from lightning_guide.utils.modules import matching_names
 from tests.small_networks import LABELS, SIGMA, noisy_images, randomize_weights, trajectory, transformer, unet
 
 Tiny = Callable[[str], Path]
@@ -38,7 +44,12 @@ def ddpmpp(kind: type[DDPMpp] = DDPMpp) -> Preconditioned:
     return Preconditioned(network).eval()
 
 
-BUILDERS = {"unet": unet, "transformer": transformer, "ddpmpp": ddpmpp, "ncsnpp": partial(ddpmpp, NCSNpp)}
+BUILDERS: dict[str, Callable[[], Preconditioned]] = {
+    "unet": unet,
+    "transformer": transformer,
+    "ddpmpp": ddpmpp,
+    "ncsnpp": partial(ddpmpp, NCSNpp),
+}
 FIRST = {
     "unet": ("decoder.4x4_in0.attention.core", "decoder.4x4_in1", "encoder.4x4_block0.attention.core"),
     "transformer": ("blocks.2.attention.core", "blocks.2", "blocks.1.attention.core"),
@@ -57,16 +68,23 @@ def started(model: Denoiser, negatives: Sequence[Denoiser], weights: Sequence[fl
     return Guided(negatives, weights, positive=model).start(trajectory())
 
 
-def computed(model: Any, negatives: Sequence[Denoiser], x: Tensor, condition: Tensor | None) -> Counter[str]:
-    """How often each stage computes something in one guided call; copies of a network share its hooks."""
-    count: Counter[str] = Counter()
-    for name in (name for pattern in model.network.stages for name in matching_names(model.network, pattern, "test")):
-        model.network.get_submodule(name).register_forward_hook(lambda *_, name=name: count.update([name]))
+def computed(model: Any, negatives: Sequence[Denoiser], x: Tensor, condition: Tensor | None) -> dict[str, list[int]]:
+    """Rows in each call of each stage, in units of the batch, in one guided call; copies share hooks."""
+    calls: dict[str, list[int]] = {name: [] for name in stages_of(model.network)}
+
+    def record(name: str, arguments: Any, named: Any) -> None:
+        first = next(each for each in (*arguments, *named.values()) if isinstance(each, Tensor))
+        calls[name].append(len(first) // len(x))
+
+    for name in calls:
+        stage = model.network.get_submodule(name)
+        stage.register_forward_pre_hook(lambda _, *given, name=name: record(name, *given), with_kwargs=True)
     predict = started(model, negatives, [2.0] * len(negatives))
-    count.clear()  # blocks were tried, whether they can be skipped
+    for each in calls.values():  # blocks were tried, whether they can be skipped
+        each.clear()
     with torch.no_grad():
         predict(x, SIGMA, condition)
-    return count
+    return calls
 
 
 def both(
@@ -83,38 +101,111 @@ def both(
 
 @pytest.mark.parametrize("with_cfg", [False, True])
 @pytest.mark.parametrize("kind", BUILDERS)
-def test_the_same_result_from_fewer_stages(kind: str, with_cfg: bool) -> None:
+def test_one_call_computes_what_differs(kind: str, with_cfg: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same result as of separate calls, at once or with the branches one after another in each stage."""
     for name in FIRST[kind]:
         model, x = BUILDERS[kind](), noisy_images()
-        negatives: list[Denoiser] = [Perturbed([replaced(name)], positive=model)]
-        shared, separate = both(model, [Unconditional(model)] * with_cfg + negatives, x, SIGMA, LABELS)
-        torch.testing.assert_close(shared, separate, rtol=1e-4, atol=1e-5)
+        negatives: list[Denoiser] = [Unconditional(model)] * with_cfg + [Perturbed([replaced(name)], positive=model)]
+        for small in (SMALL, 0):
+            monkeypatch.setattr("lightning_guide.guidance.branches.SMALL", small)
+            shared, separate = both(model, negatives, x, SIGMA, LABELS)
+            torch.testing.assert_close(shared, separate, rtol=1e-4, atol=1e-5)
 
-        kept, left_out = stages_before(model.network, [name])
-        count = computed(model, negatives, x, LABELS)
-        assert kept and all(count[each] == 1 for each in kept + left_out)
-        later = set(count) - set(kept) - set(left_out) - {name}
-        assert later and all(count[each] == 2 for each in later)
+        monkeypatch.setattr("lightning_guide.guidance.branches.SMALL", SMALL)
+        calls, stages = computed(model, negatives, x, LABELS), stages_of(model.network)
+        (changed,) = changed_stages(model.network, [name])
+        rows = 1 + with_cfg
+        assert 0 < changed < len(stages) - 1 and all(calls[each] == [rows] for each in stages[:changed])
+        assert calls[stages[changed]] == [rows] + [1] * name.endswith("core")
+        assert all(calls[each] == [rows + 1] for each in stages[changed + 1 :])
 
 
 def test_a_network_of_motions() -> None:
-    network = MDM((5, 6), token_channels=4, channels=8, depth=3, heads=2, hidden=16)
+    network = MDM((5, 6), token_channels=4, channels=8, depth=4, heads=2, hidden=16)
     randomize_weights(network)
     model, x = Preconditioned(network).eval(), torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(1))
     texts = torch.ones(3, 1, 4)
     negatives: list[Denoiser] = [Perturbed([replaced("blocks.2.attention.core")], positive=model)]
     torch.testing.assert_close(*both(model, [Unconditional(model), *negatives], x, SIGMA, texts))
-    assert computed(model, negatives, x, texts) == {"blocks.0": 1, "blocks.1": 1, "blocks.2": 2}
+    assert list(computed(model, negatives, x, texts).values()) == [[1], [1], [1, 1], [2]]
 
 
-def test_perturbations_of_different_depth_share_what_each_can() -> None:
-    model, x = unet(), noisy_images()
+@pytest.mark.parametrize("small", [SMALL, 0])
+def test_perturbations_of_different_depth_share_what_each_can(small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_guide.guidance.branches.SMALL", small)
+    model = unet()
     later, earlier = ([SkipBlocks(layers=[f"decoder.4x4_{name}"])] for name in ("in1", "in0"))
+    x, names = noisy_images(), ("encoder.8x8_block0", "decoder.4x4_in0", "decoder.4x4_in1", "decoder.8x8_up")
     negatives = [Perturbed(later, positive=model), Perturbed(earlier, positive=model)]
-    for ordered in (negatives, negatives[::-1]):
+    for ordered in (negatives, negatives[::-1], [negatives[1], Unconditional(model), negatives[0]]):
         torch.testing.assert_close(*both(model, ordered, x, SIGMA, LABELS))
-    count = computed(model, negatives, x, LABELS)
-    assert [count[name] for name in ("encoder.8x8_block0", "decoder.4x4_in0", "decoder.8x8_up")] == [1, 1, 3]
+    calls = computed(model, negatives, x, LABELS)
+    assert [calls[name] for name in names] == [[1], [1], [2] if small else [1, 1], [3] if small else [1, 1, 1]]
+
+
+def test_a_perturbation_that_is_off_takes_no_rows() -> None:
+    model, x = unet(), noisy_images()
+    output: Any = model.network.output
+    negatives = [Perturbed([replaced(name)], positive=model) for name in FIRST["unet"][:2]]
+    state = trajectory()
+    batches: list[int] = []
+    output.register_forward_hook(lambda _, given, __: batches.append(len(given[0])))
+    predict = Guided(negatives, [Interval(3.0, 0.0, 0.5), 2.0], positive=model).start(state)
+    batches.clear()  # blocks were tried, whether they can be skipped
+    with torch.no_grad():
+        found = predict(x, SIGMA, LABELS).clean
+        assert (batches, state.evaluations) == ([2 * len(x)], 2)
+        torch.testing.assert_close(found, both(model, negatives[1:], x, SIGMA, LABELS)[1])
+
+
+RANDOM: dict[str, Callable[[], Perturbation]] = {
+    "dropout": lambda: SamplingDropout(0.3),
+    "token order": lambda: ShuffledTokens(layers=["decoder.4x4_in*"]),
+    "skipped blocks": lambda: StochasticSkip(0.5),
+    "attention masks": lambda: RandomMask(0.5),
+    "noise embedding": lambda: NoisyNoiseEmbedding(),
+    "label noise": lambda: AnnealedCondition(0.5),
+}
+
+
+@pytest.mark.parametrize("small", [SMALL, 0])
+@pytest.mark.parametrize("kind", RANDOM)
+def test_random_perturbations_draw_as_in_separate_calls(kind: str, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At every point of a step, also at another x than that of the joint call."""
+    monkeypatch.setattr("lightning_guide.guidance.branches.SMALL", small)
+    model, x = unet(dropout=0.1), noisy_images()
+    perturbed = Perturbed([RANDOM[kind]()], positive=model)
+    guided = Guided([Unconditional(model), perturbed], [1.5, 2.0], positive=model, combination=Twice())
+    together, apart = guided.start(trajectory()), perturbed.start(trajectory())
+    with torch.no_grad():
+        for _ in range(2):
+            found, expected = together(x, SIGMA, LABELS).clean, torch.zeros(())
+            for at in (x, x + 1):
+                pos, none = model(at, SIGMA, LABELS), model(at, SIGMA)
+                expected = expected + 2.5 * pos - 0.5 * none - apart(at, SIGMA, LABELS).clean
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+class Twice(Plain):
+    """The plain rule at x and at x + 1."""
+
+    def start(self, trajectory: Trajectory) -> Combine:
+        plain = super().start(trajectory)
+        return lambda positive, negatives, x, sigma: Prediction(
+            plain(positive, negatives, x, sigma).clean + plain(positive, negatives, x + 1, sigma).clean
+        )
+
+
+def test_a_positive_that_draws_is_evaluated_apart() -> None:
+    model, x = unet(), noisy_images()
+    noisy = NoisyInput(0.5, positive=model)
+    negative = Perturbed([IdentityAttention()], positive=noisy)
+    state, expected = trajectory(), trajectory()
+    with torch.no_grad():
+        found = Guided([negative], [2.0], positive=noisy).start(state)(x, SIGMA, LABELS).clean
+        pos, neg = (each.start(expected)(x, SIGMA, LABELS).clean for each in (noisy, negative))
+    torch.testing.assert_close(found, 2 * pos - neg)
+    assert state.evaluations == 2
 
 
 def test_the_attention_read_by_sag_is_that_of_the_positive() -> None:
@@ -138,32 +229,15 @@ def test_gradients_pass_through_everything() -> None:
     torch.testing.assert_close(one, other)
 
 
-def test_results_are_recalled_at_the_point_of_the_positive_alone() -> None:
+def test_nothing_is_shared_with_a_replaced_embedding_or_in_a_compiled_network() -> None:
     model, x = unet(), noisy_images()
-    negative = Perturbed([IdentityAttention()], positive=model)
-    stages = SharedStages()
-    with torch.no_grad():
-        keeping, perturbed = stages.start(negative, model, trajectory())
-        positive = keeping.start(trajectory())
-        with stages.kept(x, SIGMA):
-            positive(x, SIGMA, LABELS)
-        assert stages.results
-        separate = negative.start(trajectory())
-        for other, sigma in ((x + 1, SIGMA), (x, SIGMA + 1), (x, SIGMA)):
-            with stages.recalled(other, sigma):
-                found = perturbed(other, sigma, LABELS).clean
-            torch.testing.assert_close(found, separate(other, sigma, LABELS).clean)
-        stages.forget()
-        assert not stages.results
-
-
-def test_nothing_is_shared_before_a_replaced_embedding_or_in_a_compiled_network() -> None:
-    model = unet()
-    names = TimeStepGuidance(positive=model).negatives[0].perturbations[0].chosen(model.network)  # type: ignore[union-attr]
-    assert stages_before(model.network, names) == ([], [])
-    assert stages_before(model.network, ["decoder.4x4_in0", *names]) == ([], [])
+    embedding = Perturbed([NoisyNoiseEmbedding()], positive=model)
+    ((_, names),) = embedding.layers()
+    assert changed_stages(model.network, names) == changed_stages(model.network, ["decoder.4x4_in0", *names]) == []
+    calls = computed(model, [embedding], x, LABELS)
+    assert all(each == [1, 1] for each in calls.values())
     model.network.compile()
-    assert stages_before(model.network, ["decoder.4x4_in0"]) == ([], [])
+    assert changed_stages(model.network, ["decoder.4x4_in0"]) == []
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
@@ -182,7 +256,7 @@ def test_the_networks_of_diffusers(tiny_pipeline: Tiny, name: str) -> None:
     if "attention" in found.parts:
         attention.append(Perturbed([IdentityAttention()], positive=model))
     for negatives in (texts + blocks, attention + blocks):
-        shared, separate = both(model, negatives, x, SIGMA, condition(found))  # type: ignore[arg-type]
+        shared, separate = both(model, negatives, x, SIGMA, condition(found))
         torch.testing.assert_close(shared, separate, rtol=1e-4, atol=1e-4 * float(separate.abs().max()))
-        count = computed(model, negatives, x, condition(found)).values()
-        assert min(count) < max(count)
+        rows = [sum(each) for each in computed(model, negatives, x, condition(found)).values()]
+        assert rows[0] < rows[-1] == 1 + len(negatives) and max(rows) == rows[-1]

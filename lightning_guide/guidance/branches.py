@@ -4,7 +4,7 @@
   has weights and input in common with its positive, and runs with it as one batch while both are needed and the batch
   is small: on a CPU that takes 0.59 to 0.75 times as long as two calls at 1 to 16 samples, 0.93 times at 64 and 0.98 at
   256 (scripts/benchmarks/joint.py). Large images run one after another, to save memory.
-* `Perturbed`: the model with replaced submodules. What runs before the first of them is the same (`SharedStages`).
+* `Perturbed`: the model with replaced submodules. It runs with its positive and shares all other stages (`JointModel`).
 * `PredictionNegative`: a negative computed from the positive prediction. Self-attention guidance blurs the prediction
   where the attention of the positive is high; masked sliding windows replace a part of it.
 
@@ -19,12 +19,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from lightning_guide.conditioning import concatenate_conditions
 from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory
 from lightning_guide.guidance.base import Guidance, Main
 from lightning_guide.guidance.combinations.base import Branch
 from lightning_guide.guidance.perturbation import Perturbed
-from lightning_guide.guidance.stages import SharedStages
+from lightning_guide.guidance.stages import JointModel
 
 __all__ = ["Branches", "ConditionReplacement", "NegativeOfPrediction", "PredictionNegative", "Replace"]
 
@@ -89,12 +88,10 @@ class Branches:
 
     def __init__(self, positive: Denoiser, negatives: Sequence[Denoiser], trajectory: Trajectory) -> None:
         """Start all of them; a negative with another positive is not shared, see above."""
-        self.trajectory = trajectory
         self.from_prediction: dict[int, NegativeOfPrediction] = {}
         self.conditions: dict[int, Replace] = {}
         self.others: dict[int, Predict] = {}
-        self.stages = SharedStages()
-        model = positive
+        model, perturbed = positive, {}
         prediction_shared = any(
             isinstance(negative, PredictionNegative) and negative.positive is positive for negative in negatives
         )
@@ -106,37 +103,38 @@ class Branches:
                 model, self.from_prediction[i] = negative.start_from_prediction(model, trajectory)
             elif shared and joinable and isinstance(negative, ConditionReplacement):
                 self.conditions[i] = negative.start_condition(trajectory)
-            elif not (isinstance(negative, Perturbed) and negative.model() is positive):
+            elif joinable and isinstance(negative, Perturbed) and negative.model() is positive:
+                layers = negative.layers()
+                copy = negative.network(trajectory, layers)
+                self.others[i] = copy.start(trajectory)
+                perturbed[i] = [name for _, names in layers for name in names], copy
+            else:
                 self.others[i] = negative.start(trajectory)
-        for i, negative in enumerate(negatives):
-            if isinstance(negative, Perturbed) and i not in self.others:
-                model, self.others[i] = self.stages.start(negative, model, trajectory)
         self.positive = model.start(trajectory)
+        self.joint = JointModel(positive, perturbed, trajectory) if joinable else None
 
     def at(
         self, weights: Sequence[float], x: Tensor, sigma: Tensor, condition: Tensor | None
     ) -> tuple[Branch, list[Branch]]:
         """Return the positive and all negatives as functions of (x, sigma), for this point or others."""
-        self.stages.forget()
         small = len(x) <= SMALL and x.numel() <= MEMORY
-        joint = [i for i in self.conditions if small and weights[i] not in (0, 1)]
-        found: list[Prediction] = []
+        on = {i for i, weight in enumerate(weights) if weight not in (0, 1)}
+        conditions = [i for i in self.conditions if small and i in on]
+        copies = [i for i in self.joint.copies if i in on] if self.joint else []
+        found: dict[int | None, Prediction] = {}
 
-        def joint_predictions(at: Tensor) -> list[Prediction]:
-            """Predictions of the positive and of `joint` at this x and without gradients, else an empty list."""
-            if not joint or at is not x or torch.is_grad_enabled():
-                return []
+        def predictions(at: Tensor) -> dict[int | None, Prediction]:
+            """Joint predictions of the positive (None) and negatives, at this x and without gradients; else none."""
+            if self.joint is None or not conditions + copies or at is not x or torch.is_grad_enabled():
+                return {}
             if not found:
-                conditions = [condition, *(self.conditions[i](x, condition) for i in joint)]
-                found.extend(self._predict_jointly(conditions, x, sigma))
+                given = [condition, *(self.conditions[i](x, condition) for i in conditions)]
+                branches = self.joint(x, sigma, given, copies, together=small)
+                found.update(zip([None, *conditions, *copies], branches, strict=True))
             return found
 
         def positive(x: Tensor, sigma: Tensor) -> Prediction:
-            predictions = joint_predictions(x)
-            if predictions:
-                return predictions[0]
-            with self.stages.kept(x, sigma):
-                return self.positive(x, sigma, condition)
+            return predictions(x).get(None) or self.positive(x, sigma, condition)
 
         once = _once(positive) if self.from_prediction else positive
 
@@ -144,28 +142,15 @@ class Branches:
             def branch(x: Tensor, sigma: Tensor) -> Prediction:
                 if i in self.from_prediction:
                     return self.from_prediction[i](once(x, sigma), x, sigma, condition)
+                if i in conditions + copies and (joint := predictions(x)):
+                    return joint[i]
                 if i in self.others:
-                    with self.stages.recalled(x, sigma):
-                        return self.others[i](x, sigma, condition)
-                predictions = joint_predictions(x) if i in joint else []
-                if predictions:
-                    return predictions[1 + joint.index(i)]
+                    return self.others[i](x, sigma, condition)
                 return self.positive(x, sigma, self.conditions[i](x, condition))
 
             return branch
 
         return once, [negative(i) for i in range(len(weights))]
-
-    def _predict_jointly(self, conditions: Sequence[Tensor | None], x: Tensor, sigma: Tensor) -> list[Prediction]:
-        """Return the predictions at `x` (B, *) under each condition, in one call that counts as one for each."""
-        condition = concatenate_conditions(conditions, len(x), x.device)
-        sigmas = sigma if sigma.ndim == 0 else sigma.repeat(len(conditions))
-        with self.stages.kept(x, sigma):
-            prediction = self.positive(torch.cat([x] * len(conditions)), sigmas, condition)
-        self.trajectory.evaluations += len(conditions) - 1
-        count = len(conditions)
-        v = [None] * count if prediction.variance is None else prediction.variance.chunk(count)
-        return [Prediction(*each) for each in zip(prediction.clean.chunk(count), [None] * count, v, strict=True)]
 
 
 def _once(branch: Branch) -> Branch:

@@ -143,17 +143,14 @@ class Perturbed(Guidance):
         return self.network(trajectory).start(trajectory)
 
     def network(
-        self,
-        trajectory: Trajectory,
-        layers: Sequence[tuple[Perturbation, Sequence[str]]] | None = None,
-        others: Sequence[tuple[str, ModuleReplacement]] = (),
+        self, trajectory: Trajectory, layers: Sequence[tuple[Perturbation, Sequence[str]]] | None = None
     ) -> Denoiser:
         """Return the model with the replacements of `trajectory`; it shares the parameters and nothing else.
 
-        `layers` is `layers()`, where it is known already; `others` are more replacements of submodules of the network.
+        `layers` is `layers()`, where it is known already.
         """
         path, _ = network_of(self.model(), type(self).__name__)
-        replacements = list(others)
+        replacements: list[tuple[str, ModuleReplacement]] = []
         for perturbation, names in self.layers() if layers is None else layers:
             started = perturbation.start(trajectory, names)
             replacements += [(name, started[name]) for name in names]

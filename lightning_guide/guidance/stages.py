@@ -1,156 +1,147 @@
-"""A perturbed network starts where it differs: what runs before its first replaced module is taken from the positive.
+"""A model and its perturbed copies in one call: they differ in some stages of the network, and share all others.
 
-A positive and its perturbed copy see the same x, noise level and condition, so that all stages before the first
-replaced module give the same results. In a U-Net perturbed in its middle these are the whole encoder. The networks
-name their stages in the order in which they run (`Network.stages`). The positive keeps their results while it is
-evaluated, and the copy returns them instead of computing them again; a stage whose result only the next one reads is
-left out.
+A positive and its perturbed copies see the same x, noise level and condition. In a network whose stages are known
+(`Network.stages`), one batch holds the rows of all of them, and each stage treats them as it has to:
+
+* before the first stage with a replaced module, the rows of a copy are those of the positive, and are not computed;
+* in a stage with a replaced module, the copy has a stage of its own, which gets the rows of the copy alone;
+* in all others its rows run with those of the positive, so that weights are read once.
+
+In a U-Net that is perturbed in its middle the encoder runs for the positive, and the decoder once for both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from itertools import takewhile
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_guide.denoiser import Denoiser, Predict, Trajectory
-from lightning_guide.guidance.perturbation import BlockWrapper, ModuleWrapper, Perturbed, network_of
+from lightning_guide.conditioning import concatenate_conditions
+from lightning_guide.denoiser import Denoiser, Prediction, Trajectory
+from lightning_guide.guidance.perturbation import ModuleWrapper, Perturbed, network_of
 from lightning_guide.network import Network
 from lightning_guide.utils.modules import ModuleReplacement, names_of_layers, rebuild_with
 
-__all__ = ["SharedStages"]
+__all__ = ["JointModel", "changed_stages", "stages_of"]
 
 
-class SharedStages:
-    """Results of the stages of one call of the positive, for the perturbed copies of its network."""
+class JointModel:
+    """A model under several conditions, and perturbed copies of it, in one call with B rows for each of these branches.
 
-    def __init__(self) -> None:
-        self.mode: Literal["keep", "recall"] | None = None
-        self.results: dict[str, Any] = {}
-        self.names: set[str] = set()
-        self.point: tuple[Tensor, Tensor] | None = None
-
-    def start(self, negative: Perturbed, model: Denoiser, trajectory: Trajectory) -> tuple[Denoiser, Predict]:
-        """Return a copy of `model`, the positive of `negative`, that keeps results for it; and the negative, started.
-
-        They are used inside of `kept` and `recalled`. `model` itself is returned if there is nothing to share.
-        """
-        path, network = network_of(negative.model(), type(negative).__name__)
-        layers = negative.layers()
-        equal, left_out = stages_before(network, [name for _, names in layers for name in names])
-        new = [name for name in equal if name not in self.names]
-        self.names |= set(new)
-        keeping = [(f"{path}.{name}", self._wrapped(_Kept, name)) for name in new]
-        others = [(name, self._wrapped(_Recalled, name)) for name in equal]
-        others += [(name, lambda stage: _LeftOut(stage, self)) for name in left_out]
-        perturbed = negative.network(trajectory, layers, others).start(trajectory)
-        return (rebuild_with(model, keeping) if keeping else model), perturbed
-
-    def _wrapped(self, kind: type[_Stage], name: str) -> ModuleReplacement:
-        return lambda stage: kind(stage, self, name)
-
-    def forget(self) -> None:
-        """Drop all results."""
-        self.results.clear()
-        self.point = None
-
-    @contextmanager
-    def kept(self, x: Tensor, sigma: Tensor) -> Iterator[None]:
-        """Keep what the positive computes at this point, unless gradients are needed."""
-        self.forget()
-        if not self.names or torch.is_grad_enabled():
-            yield
-            return
-        self.mode = "keep"
-        try:
-            yield
-        finally:
-            self.mode = None
-        self.point = x, sigma
-
-    @contextmanager
-    def recalled(self, x: Tensor, sigma: Tensor) -> Iterator[None]:
-        """Recall it for a perturbed copy at the same point; at another one the copy computes everything."""
-        same = self.point is not None and self.point[0] is x and self.point[1] is sigma
-        self.mode = "recall" if same and not torch.is_grad_enabled() else None
-        try:
-            yield
-        finally:
-            self.mode = None
-
-
-def stages_before(network: Network, replaced: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the stages before the first of the submodules `replaced`: those with results to keep, and the others.
-
-    Both are empty if nothing can be shared: a replaced module is in no stage, or the network is compiled as a whole.
+    Attributes:
+        copies: numbers of the perturbed copies that can take part, those that differ first in front.
     """
-    groups = [names_of_layers(network, [pattern], type(network).__name__) for pattern in network.stages]
-    stages = [name for group in groups for name in group]
-    if network._compiled_call_impl is not None or not all(any(_has(s, name) for s in stages) for name in replaced):
-        return [], []
-    kept: list[str] = []
-    left_out: list[str] = []
-    for group in groups:
-        equal = list(takewhile(lambda stage: not any(_has(stage, name) for name in replaced), group))
-        kept += equal[-1:]
-        left_out += equal[:-1]
-        if len(equal) < len(group):
-            break
-    return kept, left_out
+
+    def __init__(
+        self, model: Denoiser, perturbed: Mapping[int, tuple[Sequence[str], Denoiser]], trajectory: Trajectory
+    ) -> None:
+        """`perturbed`: copies of `model` by number, each with the names of its replaced modules in the network."""
+        self.trajectory = trajectory
+        self.branches: list[int | None] = []  # of the call that runs: the number of a copy, None for the model itself
+        self.samples = 0
+        self.together = True
+        first: dict[int, int] = {}
+        stages: list[tuple[str, dict[int, nn.Module]]] = []
+        if perturbed:
+            path, network = network_of(model, Perturbed.__name__)
+            stages = [(f"{path}.{name}", {}) for name in stages_of(network)]
+            for i, (replaced, copy) in perturbed.items():
+                for k in changed_stages(network, replaced):
+                    first.setdefault(i, k)
+                    name, changed = stages[k]
+                    changed[i] = copy.get_submodule(name)
+        self.copies = sorted(first, key=lambda i: first[i])
+
+        def split(k: int) -> ModuleReplacement:
+            later = {i for i in first if first[i] > k}
+            return lambda stage: _Stage(stage, self, stages[k][1], later)
+
+        replacements = [(name, split(k)) for k, (name, _) in enumerate(stages)]
+        self.predict = (rebuild_with(model, replacements) if first else model).start(trajectory)
+
+    def __call__(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        conditions: Sequence[Tensor | None],
+        copies: Sequence[int],
+        *,
+        together: bool = True,
+    ) -> list[Prediction]:
+        """Return the predictions at `x` (B, *) under each of `conditions`, then those of `copies` under the first one.
+
+        The one call counts as one for each. `copies` are in the order of the attribute. Unless `together`, each stage
+        takes one branch after another, which needs less memory.
+        """
+        self.branches, self.samples, self.together = [None] * len(conditions) + list(copies), len(x), together
+        count = len(self.branches)
+        condition = concatenate_conditions([*conditions, *[conditions[0]] * len(copies)], len(x), x.device)
+        sigmas = sigma if sigma.ndim == 0 else sigma.repeat(count)
+        prediction = self.predict(torch.cat([x] * count), sigmas, condition)
+        self.trajectory.evaluations += count - 1
+        v = [None] * count if prediction.variance is None else prediction.variance.chunk(count)
+        return [Prediction(*each) for each in zip(prediction.clean.chunk(count), [None] * count, v, strict=True)]
 
 
-def _has(stage: str, name: str) -> bool:
-    """Return whether the module `name` is the `stage` or a part of it."""
-    return name == stage or name.startswith(f"{stage}.")
+def stages_of(network: Network) -> list[str]:
+    """Return the names of the stages of `network`, none of one that is compiled as a whole."""
+    patterns = () if network._compiled_call_impl is not None else network.stages
+    return names_of_layers(network, patterns, type(network).__name__)
+
+
+def changed_stages(network: Network, replaced: Sequence[str]) -> list[int]:
+    """Return the indices of the stages with modules of the names `replaced`; none if one of these is in no stage."""
+    stages = stages_of(network)
+    found = [next((k for k, stage in enumerate(stages) if f"{name}.".startswith(f"{stage}.")), -1) for name in replaced]
+    return [] if -1 in found else sorted(set(found))
 
 
 class _Stage(ModuleWrapper):
-    """Base of a stage whose result is kept or recalled."""
+    """A stage of the model for the rows of all branches of a joint call.
 
-    def __init__(self, inner: nn.Module, shared: SharedStages, name: str) -> None:
+    `changed` holds the stages of those copies in which it is another one, by number; in the copies `later` everything
+    so far is as in the model.
+    """
+
+    def __init__(self, inner: nn.Module, joint: JointModel, changed: Mapping[int, nn.Module], later: set[int]) -> None:
         super().__init__(inner)
-        self.shared, self.name = shared, name
-
-
-class _Kept(_Stage):
-    """A stage of the positive."""
+        self.joint, self.changed, self.later = joint, changed, later
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
-        result = self.inner(*arguments, **named)
-        if self.shared.mode == "keep":
-            self.shared.results[self.name] = result
-        return result
+        B, branches = self.joint.samples, self.joint.branches
+        calls: list[tuple[nn.Module, int]] = []
+        for branch in branches:
+            module = self.inner if branch is None else self.changed.get(branch, self.inner)
+            if branch in self.later:  # these come last
+                continue
+            if calls and self.joint.together and calls[-1][0] is module:
+                calls[-1] = module, calls[-1][1] + B
+            else:
+                calls.append((module, B))
+        results: list[Any] = []
+        start, total = 0, B * len(branches)
+        for module, count in calls:
+            cut = partial(_cut, total=total, rows=slice(start, start + count))
+            results.append(module(*cut(arguments), **cut(named)))
+            start += count
+        same = (total - start) // B
+        return _joined(results + [_cut(results[0], total=calls[0][1], rows=slice(B))] * same)
 
 
-class _Recalled(_Stage):
-    """The same stage of a perturbed copy."""
-
-    def forward(self, *arguments: Any, **named: Any) -> Any:
-        if self.shared.mode != "recall":
-            return self.inner(*arguments, **named)
-        rows = next(len(each) for each in (*arguments, *named.values()) if isinstance(each, Tensor))
-        return _first(rows, self.shared.results[self.name])
-
-
-class _LeftOut(BlockWrapper):
-    """A stage of a perturbed copy whose result nothing reads, since a later one is recalled."""
-
-    def __init__(self, inner: nn.Module, shared: SharedStages) -> None:
-        super().__init__(inner)
-        self.shared = shared
-
-    def forward(self, *arguments: Any, **named: Any) -> Any:
-        if self.shared.mode != "recall":
-            return self.inner(*arguments, **named)
-        return self.skip(arguments, named)
+def _cut(value: Any, *, total: int, rows: slice) -> Any:
+    """Return `rows` of the tensors in `value` that have `total` rows; others are the same for all samples."""
+    if isinstance(value, tuple | list):
+        return tuple(_cut(each, total=total, rows=rows) for each in value)
+    if isinstance(value, dict):
+        return {name: _cut(each, total=total, rows=rows) for name, each in value.items()}
+    return value[rows] if isinstance(value, Tensor) and value.shape[:1] == (total,) else value
 
 
-def _first(rows: int, result: Any) -> Any:
-    """Return the first `rows` samples, those of the positive in a joint batch, of tensors or (nested) tuples."""
-    if isinstance(result, tuple | list):
-        return tuple(_first(rows, each) for each in result)
-    return result[:rows] if isinstance(result, Tensor) else result
+def _joined(results: Sequence[Any]) -> Any:
+    """Return the rows of all `results` of a stage, which are tensors or (nested) tuples."""
+    if isinstance(results[0], tuple | list):
+        return tuple(map(_joined, zip(*results, strict=True)))
+    return torch.cat(list(results)) if isinstance(results[0], Tensor) and len(results) > 1 else results[0]

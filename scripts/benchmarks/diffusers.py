@@ -105,15 +105,14 @@ class Pair:
         return run
 
     def bare(self, method: str) -> Run:
-        """Return the network calls of our sampling, without anything around them."""
-        batches = {"cfg": [2], "pag": [1, 1], "cfg+pag": [2, 1]}[method]
-        calls = [(self.noise.repeat(n, 1, 1, 1), self.texts.repeat(n, 1, 1)) for n in batches]
+        """Return as many calls of the network, with positive and negatives as one batch, and nothing around them."""
+        rows = {"cfg": 2, "pag": 2, "cfg+pag": 3}[method]
+        x, texts = self.noise.repeat(rows, 1, 1, 1), self.texts.repeat(rows, 1, 1)
 
         def run() -> Tensor:
             with torch.no_grad():
                 for _ in range(self.steps):
-                    for x, texts in calls:
-                        result: Tensor = self.unet(x, 500.0, texts).sample
+                    result: Tensor = self.unet(x, 500.0, texts).sample
             return result
 
         return run
