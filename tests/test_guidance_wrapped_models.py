@@ -46,13 +46,13 @@ GUIDANCES = {
 
 
 def adapted_and_merged(kind: str) -> tuple[LowRank, Denoiser]:
-    """A model with random low-rank additions, and the same with the sums as its plain weights."""
-    adapted = LowRank(NETWORKS[kind](dropout=0.1), rank=2).eval()
+    """A model with random low-rank additions, and the same with the sums as its plain weights, in double precision."""
+    adapted = LowRank(NETWORKS[kind](dropout=0.1), rank=2).eval().double()
     generator = torch.Generator().manual_seed(5)
     for name, parameter in adapted.named_parameters():
         if name.endswith(".up"):
             parameter.data.normal_(std=0.2, generator=generator)
-    merged = NETWORKS[kind](dropout=0.1)
+    merged = NETWORKS[kind](dropout=0.1).double()
     for name, module in adapted.denoiser.named_modules():
         if parametrize.is_parametrized(module, "weight"):
             merged.get_submodule(name).weight.data.copy_(module.weight)
@@ -62,7 +62,7 @@ def adapted_and_merged(kind: str) -> tuple[LowRank, Denoiser]:
 def samples(model: Denoiser, guidance: str) -> torch.Tensor:
     sampler = Euler(KarrasGrid(3, sigma_min=0.3, sigma_max=5.0))
     seeds, labels = SampleSeeds(0, range(3)), LABELS.clone()
-    *_, end = sampler.steps(GUIDANCES[guidance](model), 5 * noisy_images(), seeds=seeds, condition=labels)
+    *_, end = sampler.steps(GUIDANCES[guidance](model), 5 * noisy_images().double(), seeds=seeds, condition=labels)
     return end.x
 
 
@@ -73,9 +73,9 @@ def test_low_rank_model_is_guided_like_the_merged_one(kind: str, guidance: str) 
     with torch.no_grad():
         one, other = samples(adapted, guidance), samples(merged, guidance)
     scale = float(other.abs().max())
-    torch.testing.assert_close(one / scale, other / scale, rtol=0, atol=2e-5)
+    torch.testing.assert_close(one / scale, other / scale, rtol=0, atol=1e-9)
     plain = Euler(KarrasGrid(3, sigma_min=0.3, sigma_max=5.0)).steps(
-        merged, 5 * noisy_images(), seeds=SampleSeeds(0, range(3)), condition=LABELS
+        merged, 5 * noisy_images().double(), seeds=SampleSeeds(0, range(3)), condition=LABELS
     )
     *_, end = plain
     assert float((end.x - other).abs().max()) > 1e-3 * scale  # the guidance acts
