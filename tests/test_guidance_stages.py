@@ -249,14 +249,17 @@ def test_the_networks_of_diffusers(tiny_pipeline: Tiny, name: str) -> None:
 
     found: Any = controlled(tiny_pipeline) if name == "controlnet" else network(tiny_pipeline, name)
     model = Preconditioned(found, EDM(1.0), sigma_data=1.0).eval()
-    x = torch.randn(3, *model.data_shape, generator=torch.Generator().manual_seed(1))
+    count = 16 if name == "flux" else 3  # 3 x 16 is the number of its tokens
+    x = torch.randn(count, *model.data_shape, generator=torch.Generator().manual_seed(1))
+    given = condition(found)
+    given = None if given is None else given[torch.arange(count) % len(given)]
     texts: list[Denoiser] = [Unconditional(model)] if found.null_condition else []
     blocks: list[Denoiser] = [Perturbed([SkipBlocks()], positive=model)]
     attention: list[Denoiser] = []
     if "attention" in found.parts:
         attention.append(Perturbed([IdentityAttention()], positive=model))
     for negatives in (texts + blocks, attention + blocks):
-        shared, separate = both(model, negatives, x, SIGMA, condition(found))
+        shared, separate = both(model, negatives, x, SIGMA, given)
         torch.testing.assert_close(shared, separate, rtol=1e-4, atol=1e-4 * float(separate.abs().max()))
-        rows = [sum(each) for each in computed(model, negatives, x, condition(found)).values()]
+        rows = [sum(each) for each in computed(model, negatives, x, given).values()]
         assert rows[0] < rows[-1] == 1 + len(negatives) and max(rows) == rows[-1]

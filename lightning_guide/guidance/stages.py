@@ -27,6 +27,8 @@ from lightning_guide.utils.modules import ModuleReplacement, names_of_layers, re
 
 __all__ = ["JointModel", "changed_stages", "stages_of"]
 
+_WITHOUT_ROWS = ("image_rotary_emb",)  # arguments of stages: rotations of tokens (Flux), whose number may be any
+
 
 class JointModel:
     """A model under several conditions, and perturbed copies of it, in one call with B rows for each of these branches.
@@ -136,7 +138,7 @@ def _cut(value: Any, *, total: int, rows: slice) -> Any:
     if isinstance(value, tuple | list):
         return tuple(_cut(each, total=total, rows=rows) for each in value)
     if isinstance(value, dict):
-        return {name: _cut(each, total=total, rows=rows) for name, each in value.items()}
+        return {n: each if n in _WITHOUT_ROWS else _cut(each, total=total, rows=rows) for n, each in value.items()}
     return value[rows] if isinstance(value, Tensor) and value.shape[:1] == (total,) else value
 
 
