@@ -110,6 +110,7 @@ def _storable(tensors: Mapping[str, Tensor], buffers: Collection[str], dtype: to
     stored: dict[str, Tensor] = {}
     memory: set[int] = set()
     for name, tensor in tensors.items():
+        # a wait for each tensor, when a snapshot is due: pinned memory for all weights would be held forever
         kept = tensor.detach().to("cpu", tensor.dtype if name in buffers else dtype).contiguous()
         stored[name] = kept.clone() if kept.untyped_storage().data_ptr() in memory else kept
         memory.add(stored[name].untyped_storage().data_ptr())

@@ -12,6 +12,7 @@ from lightning_guide.denoiser import Denoiser
 from lightning_guide.seeds import SampleSeeds
 from lightning_guide.training.losses import LossTerms, TrainingLoss
 from lightning_guide.training.sharding import local_tensor, true_on_all_shards
+from lightning_guide.utils.devices import to_device
 from lightning_guide.utils.distributed import all_reduce_sum
 from lightning_guide.utils.terminal import counted
 
@@ -35,7 +36,7 @@ class NoiseLevelMeans:
     def update(self, terms: LossTerms) -> None:
         """Add the examples of one step."""
         error = terms.error.detach().double()
-        bins = torch.bucketize(terms.sigma, torch.tensor(self.edges, device=error.device))
+        bins = torch.bucketize(terms.sigma, to_device(torch.tensor(self.edges), error.device))
         if self.sums is None:
             self.sums = error.new_zeros(2, len(self.edges) + 1)
         self.sums[0].index_add_(0, bins, error)
@@ -89,7 +90,7 @@ class GradientGuard:
         if not gradients:
             return
         finite = true_on_all_shards(torch.stack(torch._foreach_norm(gradients)).isfinite(), module)
-        if bool(finite.all()):
+        if bool(finite.all()):  # the one wait of a step: the optimizer must not run with such gradients
             self.bad_steps = 0
             return
         self.bad_steps = 0 if bool(finite.any()) else self.bad_steps + 1
