@@ -21,7 +21,7 @@ from callbacks.repeated_validation import (
     validates_after_batch,
     validation_was_left,
 )
-from lightning_guide.runs.branches import check_branch, finish_branch, later_files, set_aside
+from lightning_guide.runs.branches import STORES, check_branch, finish_branch, later_files, set_aside
 from lightning_guide.runs.checkpoints import (
     checkpoint_folder,
     newest_checkpoint,
@@ -31,9 +31,11 @@ from lightning_guide.runs.checkpoints import (
     recorded_validated,
     remove_temporary_files,
 )
+from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.utils.distributed import all_gather_objects
 from lightning_guide.utils.files import atomic
 from lightning_guide.utils.needs import unwritable
+from lightning_guide.utils.terminal import counted
 
 __all__ = ["RunCheckpoint"]
 
@@ -47,6 +49,14 @@ class _InPlace(TorchCheckpointIO):
             torch.save(checkpoint, file)
 
 
+def _newest_without_checkpoint(trainer: pl.Trainer) -> int:
+    """Return the images of the newest snapshot in the run folder if the fit starts without a checkpoint, else 0."""
+    run = Path(trainer.default_root_dir)
+    if trainer.ckpt_path is not None or newest_checkpoint(run) is not None:
+        return 0
+    return max((entry.images for part in STORES for entry in SnapshotStore(run / part).entries()), default=0)
+
+
 class RunCheckpoint(Checkpoint):
     """Checkpoints every `every_steps` optimizer steps and at the end, of which the newest `keep` stay.
 
@@ -56,7 +66,8 @@ class RunCheckpoint(Checkpoint):
     evaluation that fails during the fit has a checkpoint, too.
 
     A fit that starts from an earlier checkpoint than the newest goes back: the run as it was is kept in
-    `branches/N`, a run folder of its own (`lightning_guide.runs.branches`).
+    `branches/N`, a run folder of its own (`lightning_guide.runs.branches`). One whose folder holds snapshots but no
+    checkpoint is refused, unless the run may have ended before its first checkpoint was due.
     """
 
     def __init__(self, every_steps: int = 1000, *, keep: int = 2) -> None:
@@ -111,6 +122,11 @@ class RunCheckpoint(Checkpoint):
         self._between_steps, self._validation = False, None
         self._repeats = validation_was_left(trainer)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            if images := _newest_without_checkpoint(trainer):
+                rank_zero_info(
+                    f"{trainer.default_root_dir} holds snapshots up to {counted(images, 'image')}, but no checkpoint: "
+                    "training starts from the beginning and replaces them"
+                )
             self._go_back(trainer, images=int(getattr(pl_module, "images_seen", 0)))
         trainer.strategy.barrier()
 
@@ -152,7 +168,15 @@ class RunCheckpoint(Checkpoint):
     def missing(self, trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[str]:
         """Yield a sentence if checkpoints cannot be written."""
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            yield from unwritable(checkpoint_folder(trainer.default_root_dir), type(self).__name__)
+            folder = checkpoint_folder(trainer.default_root_dir)
+            yield from unwritable(folder, type(self).__name__)
+            due = self.every_steps * int(getattr(module, "images_per_step", 0))
+            if (images := _newest_without_checkpoint(trainer)) > due > 0:
+                yield (
+                    f"{trainer.default_root_dir} holds snapshots up to {counted(images, 'image')}, but no checkpoint "
+                    f"to continue from; expected those of the run in {folder}, or another folder for a new run, as "
+                    "--trainer.default_root_dir FOLDER"
+                )
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the progress with which this validation is repeated if it is left."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from callbacks import RunCheckpoint
+from callbacks import PostHocEMA, RunCheckpoint
 from lightning_guide.runs.checkpoints import newest_checkpoint
 from tests.runs import TinyImages, tiny_module, tiny_trainer
 
@@ -144,3 +145,21 @@ def test_full_disk_error_names_the_file(tmp_path: Path) -> None:
 def test_invalid_settings_are_rejected(arguments: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="needs every_steps >= 1 and keep >= 1, got"):
         RunCheckpoint(**arguments)
+
+
+def test_snapshots_without_a_checkpoint_are_not_replaced_silently(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fit(tmp_path, PostHocEMA(8), RunCheckpoint(2), steps=4)
+    newest = tmp_path / "snapshots/images-000000000016-sigma_rel-0.0500.safetensors"
+    written = newest.stat().st_mtime_ns
+    shutil.rmtree(tmp_path / "checkpoints")  # or never copied
+    with pytest.raises(ValueError, match=f"{tmp_path} holds snapshots up to 16 images, but no checkpoint to continue"):
+        fit(tmp_path, PostHocEMA(8), RunCheckpoint(2), steps=4)
+    assert newest.stat().st_mtime_ns == written
+    with caplog.at_level("INFO"):
+        fit(tmp_path, PostHocEMA(8), RunCheckpoint(4), steps=4)  # it may have been killed before the first one
+        assert "up to 16 images, but no checkpoint: training starts from the beginning" in caplog.text
+        caplog.clear()
+        fit(tmp_path / "new", PostHocEMA(8), RunCheckpoint(4), steps=1)
+        assert "no checkpoint" not in caplog.text

@@ -233,6 +233,8 @@ class GuideCLI(ConfigCLI):
         if arguments["ckpt_path"]:
             self._step_of(arguments["ckpt_path"])
             rank_zero_info(f"{'continuing from' if command == 'fit' else 'loading'} {arguments['ckpt_path']}")
+        elif command != "fit" and (own := getattr(self.model, "denoiser", None)) is not None and own.origin is None:
+            rank_zero_info(f"there is no checkpoint of the run: {command} uses the weights as the config builds them")
 
 
 def _any(found: Sequence[pl.Callback], kinds: type | tuple[type, ...]) -> bool:

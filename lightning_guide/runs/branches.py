@@ -23,10 +23,10 @@ from lightning_guide.runs.checkpoints import (
 from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.utils.files import atomic
 
-__all__ = ["check_branch", "finish_branch", "later_files", "set_aside"]
+__all__ = ["STORES", "check_branch", "finish_branch", "later_files", "set_aside"]
 
 
-_STORES = ("snapshots", "half_life/snapshots")
+STORES = ("snapshots", "half_life/snapshots")
 _COPIED = (
     *("config.yaml", "report.html", "report/metrics.json", "report/environment.json"),
     *("report/history.jsonl", "rounds/history.jsonl"),
@@ -39,7 +39,7 @@ def later_files(run: str | Path, *, step: int, images: int) -> list[str]:
     """Return the files of the run, relative to its folder, that belong to a time after `step` and `images`."""
     folder = Path(run)
     found = [path for path in own_checkpoints(folder) if checkpoint_step(path) > step]
-    for part in _STORES:
+    for part in STORES:
         found += [entry.path for entry in SnapshotStore(folder / part).entries() if entry.images > images]
     grids = ((_GRID.fullmatch(path.name), path) for path in folder.glob("grids/*.png"))
     found += [path for match, path in grids if match and int(match[1]) > images]
@@ -103,7 +103,7 @@ def finish_branch(run: str | Path) -> None:
     for file in gone:
         if (held / file).is_file():
             (folder / file).unlink(missing_ok=True)
-    for part in _STORES:
+    for part in STORES:
         SnapshotStore(folder / part).forget([Path(file).name for file in gone if Path(file).parent == Path(part)])
     record_checkpoints(folder, own_checkpoints(folder), branch | {"set_aside": []})
 
@@ -112,7 +112,7 @@ def _files(folder: Path) -> Iterator[str]:
     """Yield the files of a run, relative to its folder: only those that a run writes itself."""
     yield from (file for file in _COPIED if (folder / file).is_file())
     found = own_checkpoints(folder)
-    for part in _STORES:
+    for part in STORES:
         entries = SnapshotStore(folder / part).entries()
         found += [entry.path for entry in entries]
         found += [folder / part / "index.json"] if entries else []
