@@ -16,6 +16,7 @@ from lightning_guide.guidance.perturbation import Replacement
 from lightning_guide.network import Network
 from lightning_guide.networks.attention import AttentionCore
 from lightning_guide.pretrained.diffusers_attention import check_core
+from lightning_guide.utils.modules import nearest_layers
 
 __all__ = ["AttentionPerturbation", "ChangedMap", "ChangedQueries"]
 
@@ -40,7 +41,7 @@ class AttentionPerturbation(Replacement):
                 cores = [other for other, module in network.named_modules() if isinstance(module, AttentionCore)]
                 raise ValueError(
                     f"{type(self).__name__} replaces attention cores; {name} is not one, "
-                    f"those of this {type(network).__name__} are {', '.join(cores) or 'none'}"
+                    f"those of this {type(network).__name__} are {nearest_layers(cores, name)}"
                 )
             check_core(network, name)
         return names

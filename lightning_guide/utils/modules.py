@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
@@ -15,11 +16,15 @@ __all__ = [
     "map_modules",
     "matching_names",
     "names_of_layers",
+    "nearest_layers",
     "persistent_buffers",
     "rebuild_with",
     "replace_modules",
     "require_weights",
 ]
+
+
+SHOWN = 5  # names of layers in a message
 
 
 # submodule -> the module that replaces it, which may keep the submodule and call it
@@ -99,17 +104,24 @@ def matching_names(network: nn.Module, pattern: str, who: str) -> list[str]:
     begins the error message.
 
     Raises:
-        ValueError: if there is no match, with the names that exist.
+        ValueError: if there is no match, with the nearest names that exist.
     """
     names = [name for name, _ in network.named_modules() if name]
     found = [name for name in names if (fnmatchcase(name, pattern) if "*" in pattern else name == pattern)]
     if not found:
         last = pattern.rpartition(".")[2]
         near = [name for name in names if name.rpartition(".")[2] == last] or names
-        raise ValueError(
-            f"{who}: no layer of {type(network).__name__} is called {pattern!r}; there are {', '.join(near)}"
-        )
+        there = nearest_layers(near, pattern)
+        raise ValueError(f"{who}: no layer of {type(network).__name__} is called {pattern!r}; there are {there}")
     return [name for name in found if not any(name.startswith(f"{outer}.") for outer in found)]
+
+
+def nearest_layers(names: Sequence[str], like: str) -> str:
+    """Return the few of `names` that are most similar to `like`, in their order, and how all are listed."""
+    near = get_close_matches(like, names, SHOWN, cutoff=0.0)
+    shown = ", ".join(name for name in names if name in near) or "none"
+    more = len(names) - len(near)
+    return f"{shown} and {more} more (docs/guidance.md shows how to list all)" if more else shown
 
 
 def names_of_layers(network: nn.Module, patterns: Sequence[str], who: str) -> list[str]:
