@@ -12,6 +12,7 @@ import yaml
 import lightning_guide as lg
 from lightning_guide.cli import main
 from lightning_guide.runs.session import open_session
+from lightning_guide.utils.parser import update_paths
 from tests.test_cli import TINY
 
 RUN = Path(__file__).parent / "data/run_ae12ae3"
@@ -223,3 +224,21 @@ def test_a_file_for_one_part_may_have_a_base(capsys: pytest.CaptureFixture[str])
             main([*FIT[:3], *words, "--trainer.default_root_dir", "run", "--print_config"])
         printed = yaml.safe_load(capsys.readouterr().out)
         assert printed["trainer"]["max_steps"] == 5 and printed["trainer"]["log_every_n_steps"] == 7
+
+
+def test_short_name_of_a_function_is_one_of_a_class(capsys: pytest.CaptureFixture[str]) -> None:
+    guider = "model.evaluations.auto.guidance.guider"
+    source = ["--model.denoiser.source=edm2:a.pkl", f"--{guider}.source=edm2:b.pkl"]
+    Path("short.yaml").write_text("model: {init_args: {denoiser: Pretrained}}\n")
+    for words in (
+        ["--model.denoiser=Pretrained", f"--{guider}", "Pretrained"],
+        ["-c", "short.yaml", f"--{guider}.class_path", "Pretrained"],
+    ):
+        with pytest.raises(SystemExit) as left:
+            main([*FIT, *words, *source, "--print_config"])
+        assert left.value.code in (0, None)
+        arguments = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+        found = [arguments["denoiser"], arguments["evaluations"]["auto"]["guidance"]["init_args"]["guider"]]
+        assert [each["class_path"] for each in found] == ["lightning_guide.pretrained.Pretrained"] * 2
+        assert [each["init_args"]["source"] for each in found] == ["edm2:a.pkl", "edm2:b.pkl"]
+    assert update_paths({"folder": "Pretrained", "a": ["Pretrained"]}) == {"folder": "Pretrained", "a": ["Pretrained"]}

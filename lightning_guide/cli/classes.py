@@ -41,7 +41,8 @@ def argument_mistakes(words: Sequence[str], files: Sequence[str]) -> Iterator[st
     options = [word.partition("=")[0] for word in words if word.startswith(("--model", "--data", "--trainer"))]
     for i, option in enumerate(options):
         name = option.removeprefix("--").removesuffix("+")
-        if not any(name.startswith(f"{other[2:].removesuffix('+')}.") for other in options[:i]):  # may set a class
+        earlier = (other[2:].removesuffix("+").removesuffix(".class_path") for other in options[:i])  # may set a class
+        if not any(name.startswith(f"{other}.") for other in earlier):
             yield from _of_option(option, settings, name.split("."))
 
 

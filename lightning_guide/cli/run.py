@@ -24,7 +24,7 @@ from lightning_guide.training.monitor import TrainingDivergedError
 from lightning_guide.utils.errors import explain_os_error, explain_runtime_error
 from lightning_guide.utils.mistakes import arguments_of
 from lightning_guide.utils.needs import MissingNeedsError
-from lightning_guide.utils.parser import ConfigError, Parser, one_sentence, with_merged_files
+from lightning_guide.utils.parser import ConfigError, Parser, one_sentence, with_long_names, with_merged_files
 from lightning_guide.utils.terminal import plain_messages
 
 __all__ = ["run"]
@@ -73,7 +73,7 @@ def _run(words: Sequence[str]) -> None:
     try:
         if command is None or not command.function:
             keys = run_keys()
-            run_lightning(with_merged_files(words))
+            run_lightning(with_merged_files(with_long_names(words)))
             return
         module, _, name = command.function.partition(":")
         function = getattr(import_module(module), name)

@@ -21,15 +21,25 @@ from lightning_guide.utils.recipe import current_arguments, current_path
 from lightning_guide.utils.run_places import run_of_config
 from lightning_guide.utils.yaml_keys import quote_keys
 
-__all__ = ["ConfigError", "LightningParser", "Parser", "one_sentence", "update_paths", "with_merged_files"]
+__all__ = [
+    "ConfigError",
+    "LightningParser",
+    "Parser",
+    "one_sentence",
+    "update_paths",
+    "with_long_names",
+    "with_merged_files",
+]
 
 _OWN_CLASS = re.compile(
     r"(lightning_guide|callbacks|datamodules)(\.\w+)*\.[A-Z]\w*|lightning_guide(\.\w+)+\.pretrained"
 )
 
 
-# Functions that configs name as if they were classes; the parser finds classes alone by their short names.
+# Functions that configs name as if they were classes; the parser finds classes alone by their short names. Without
+# class_path they are the values of these keys, whose values are denoisers.
 _FUNCTIONS = {"Pretrained": "lightning_guide.pretrained.Pretrained"}
+_DENOISERS = ("denoiser", "guidance", "guider", "positive", "unconditional", "auxiliary", "base", "exact")
 
 
 def one_sentence(message: str) -> str:
@@ -51,13 +61,31 @@ def update_paths(value: Any) -> Any:
         return current_path(value) if _OWN_CLASS.fullmatch(value) else value
     if not isinstance(value, dict):
         return value
-    updated = {key: update_paths(item) for key, item in value.items()}
+    updated = {key: _long_name(str(key), update_paths(item)) for key, item in value.items()}
     path = updated.get("class_path")
     if isinstance(path, str):
-        updated["class_path"] = path = _FUNCTIONS.get(path, RENAMED.get(path, path))
+        updated["class_path"] = path = RENAMED.get(path, path)
         if isinstance(arguments := updated.get("init_args"), dict):
             updated["init_args"] = current_arguments(path, arguments)
     return updated
+
+
+def _long_name(key: str, value: Any) -> Any:
+    """Return the path of a function that is the value of the (dotted) `key`, of a denoiser or class_path."""
+    short = isinstance(value, str) and key.rpartition(".")[2] in (*_DENOISERS, "class_path")
+    return _FUNCTIONS.get(value, value) if short else value
+
+
+def with_long_names(words: Sequence[str]) -> list[str]:
+    """Replace short names of functions after options such as --model.denoiser by their paths."""
+    found = []
+    for before, word in itertools.pairwise(["", *words]):
+        option, equals, value = word.partition("=")
+        if word.startswith("--"):
+            found.append(f"{option}={_long_name(option, value)}" if equals else word)
+        else:
+            found.append(_long_name(before, word) if before.startswith("--") else word)
+    return found
 
 
 def _load(text: str) -> Any:
