@@ -21,7 +21,7 @@ def commands(module: str) -> dict[str, tuple[set[str], int]]:
     functions = {node.name: node.args for node in tree.body if isinstance(node, ast.FunctionDef)}
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     for call in calls:
-        if isinstance(call.func, ast.Name) and call.func.id == "auto_cli":
+        if isinstance(call.func, ast.Name) and call.func.id == "run_script":
             given = call.args[0]
             names = [given] if isinstance(given, ast.Name) else given.elts if isinstance(given, ast.List) else []
             found = {each.id: _signature(functions[each.id]) for each in names if isinstance(each, ast.Name)}

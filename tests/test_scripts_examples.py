@@ -8,6 +8,7 @@ import pytest
 
 from scripts.examples.bad_version import guide
 from scripts.examples.tiny_pipeline import tiny_pipeline
+from scripts.lib.command_line import run_script
 
 
 def test_autoguidance_narrows_the_modes_and_keeps_their_weights(capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,3 +30,18 @@ def test_a_tiny_pipeline_is_written(tmp_path: Path, capsys: pytest.CaptureFixtur
         tiny_pipeline("ddpm", str(tmp_path / "tiny"))
     with pytest.raises(ValueError, match="there is no tiny pipeline 'sd4'; expected sd, "):
         tiny_pipeline("sd4", str(tmp_path / "other"))
+
+
+def test_mistakes_of_a_script_are_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["tiny_pipeline.py", "sd4", "folder"])
+    with pytest.raises(
+        SystemExit, match="^tiny_pipeline.py: error: there is no tiny pipeline 'sd4'; expected sd, [^\n]*$"
+    ):
+        run_script(tiny_pipeline, as_positional=True)
+    monkeypatch.setattr("sys.argv", ["tiny_pipeline.py", "sd"])
+    with pytest.raises(SystemExit):
+        run_script(tiny_pipeline, as_positional=True)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "error: the following arguments are required: folder (" in line

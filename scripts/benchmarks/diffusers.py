@@ -19,7 +19,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from jsonargparse import auto_cli
 from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser
@@ -29,6 +28,7 @@ from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.pretrained import DiffusersNetwork
 from lightning_guide.pretrained.schedulers import scheduled_sampling
 from lightning_guide.seeds import SampleSeeds
+from scripts.lib.command_line import run_script
 
 Run = Callable[[], Tensor]
 SCALE, PAG_SCALE = 5.0, 3.0
@@ -185,4 +185,4 @@ def _seconds(call: Run, device: str) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    auto_cli(bench)
+    run_script(bench)

@@ -21,7 +21,6 @@ from statistics import median
 from typing import Literal
 
 import torch
-from jsonargparse import auto_cli
 from torch import Tensor, nn
 
 from lightning_guide.denoiser import Denoiser
@@ -34,6 +33,7 @@ from lightning_guide.samplers import Heun
 from lightning_guide.seeds import SampleSeeds
 from lightning_guide.training.learning_rate import adam
 from scripts.benchmarks.direct_edm2 import DirectEDM2
+from scripts.lib.command_line import run_script
 
 Measure = Literal["training", "compiled", "evaluation", "sampling", "profile"]
 
@@ -183,4 +183,4 @@ def bench(
 
 
 if __name__ == "__main__":
-    auto_cli(bench)
+    run_script(bench)

@@ -8,11 +8,10 @@ model in 16 bits, and 16 + 4 bytes for each number of the additions. Activations
 
 from __future__ import annotations
 
-from jsonargparse import auto_cli
-
 from lightning_guide.optimization import LowRank
 from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.pretrained import DiffusersNetwork
+from scripts.lib.command_line import run_script
 from scripts.lib.published_models import PUBLISHED
 
 __all__ = ["count", "main"]
@@ -39,4 +38,4 @@ def main(rank: int = 8) -> None:
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    run_script(main)

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from jsonargparse import auto_cli
 from torch import Tensor
 
 from lightning_guide.evaluation.metrics.frechet import frechet_distance, mean_and_covariance
+from scripts.lib.command_line import run_script
 
 Sums = tuple[Tensor, Tensor, Tensor]
 
@@ -77,4 +77,4 @@ def _timed(call: Callable[[], float]) -> Timed:
 
 
 if __name__ == "__main__":
-    auto_cli(bench)
+    run_script(bench)

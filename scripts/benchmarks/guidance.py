@@ -12,7 +12,6 @@ import time
 from statistics import median
 
 import torch
-from jsonargparse import auto_cli
 
 from lightning_guide.commands.guidance_files import build_guidances, read_guidances
 from lightning_guide.denoiser import Denoiser
@@ -21,6 +20,7 @@ from lightning_guide.noise import KarrasGrid
 from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.samplers import Heun
 from lightning_guide.seeds import SampleSeeds
+from scripts.lib.command_line import run_script
 
 
 class Pair:
@@ -78,4 +78,4 @@ def bench(
 
 
 if __name__ == "__main__":
-    auto_cli(bench)
+    run_script(bench)

@@ -13,11 +13,11 @@ from functools import partial
 from statistics import median
 
 import torch
-from jsonargparse import auto_cli
 from torch import Tensor
 
 from lightning_guide.networks import EDM2UNet
 from lightning_guide.preconditioning import Preconditioned
+from scripts.lib.command_line import run_script
 
 
 @torch.no_grad()
@@ -65,4 +65,4 @@ def _seconds(call: Callable[[], object], device: str) -> float:
 
 
 if __name__ == "__main__":
-    auto_cli(bench)
+    run_script(bench)

@@ -24,11 +24,11 @@ from typing import Any
 
 import torch
 import torchvision
-from jsonargparse import auto_cli
 from torch.utils.data import DataLoader
 
 from datamodules import ImageFolder, Shards
 from datamodules.shards import shard_paths
+from scripts.lib.command_line import run_script
 
 Loader = Callable[[], Iterator[Any]]
 
@@ -116,4 +116,4 @@ def bench(
 
 
 if __name__ == "__main__":
-    auto_cli(bench)
+    run_script(bench)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from jsonargparse import auto_cli
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
@@ -21,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_guide.pretrained import DiffusersNetwork
+from scripts.lib.command_line import run_script
 from scripts.lib.published_models import PUBLISHED, autoencoder, text_encoder
 
 __all__ = ["LiveMemory", "call_bytes", "decode_bytes", "main"]
@@ -114,4 +114,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    run_script(main)

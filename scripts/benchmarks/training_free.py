@@ -18,7 +18,6 @@ from itertools import accumulate
 from statistics import median
 
 import torch
-from jsonargparse import auto_cli
 from torch.profiler import ProfilerActivity, profile
 
 from lightning_guide.denoiser import Denoiser
@@ -31,6 +30,7 @@ from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.pretrained import Subspace
 from lightning_guide.samplers import Euler
 from lightning_guide.seeds import SampleSeeds
+from scripts.lib.command_line import run_script
 from scripts.lib.methods import Make, Task, methods_for
 
 SAVINGS: dict[str, Make] = {
@@ -132,4 +132,4 @@ def device_peak(work: Work) -> int:
 
 
 if __name__ == "__main__":
-    auto_cli(bench)
+    run_script(bench)

@@ -10,10 +10,10 @@ weights of the modes are kept.
 from __future__ import annotations
 
 import torch
-from jsonargparse import auto_cli
 from torch import Tensor
 
 import lightning_guide as lg
+from scripts.lib.command_line import run_script
 
 MEANS = torch.tensor([[-2.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
 
@@ -48,4 +48,4 @@ def guide(weights: list[float] = [1.0, 1.5, 2.0, 3.0], *, count: int = 500, step
 
 
 if __name__ == "__main__":
-    auto_cli(guide)
+    run_script(guide)

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jsonargparse import auto_cli
-
+from scripts.lib.command_line import run_script
 from tests.direct_mdm import write_mdm
 from tests.tiny_pipelines import PIPELINES, write_pipeline
 
@@ -42,4 +41,4 @@ def tiny_pipeline(kind: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    auto_cli(tiny_pipeline, as_positional=True)
+    run_script(tiny_pipeline, as_positional=True)

@@ -27,9 +27,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import auto_cli
-
 from lightning_guide.cli import main as lightning_guide
+from scripts.lib.command_line import run_script
 from scripts.robustness.command_results import differences, read_results
 from scripts.robustness.killed_commands import COMMANDS, RESULT, KilledCommand, prepare
 
@@ -218,4 +217,4 @@ def _report_calls(part: str, pipe: int) -> None:
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    run_script(main)

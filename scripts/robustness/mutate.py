@@ -23,8 +23,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import auto_cli
-
+from scripts.lib.command_line import run_script
 from scripts.robustness.mutations import mutate
 from scripts.robustness.readers import SUBJECTS
 from scripts.robustness.subject import Subject
@@ -146,4 +145,4 @@ def _outcome(subject: Subject, path: Path, whole: str) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    run_script(main)

@@ -12,8 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import auto_cli
-
+from scripts.lib.command_line import run_script
 from scripts.lib.configs import Solver, class_config, solver
 from scripts.lib.evaluations import over_seeds
 from scripts.lib.seed_summary import show
@@ -73,4 +72,4 @@ def _noise(amount: float) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    auto_cli(study)
+    run_script(study)

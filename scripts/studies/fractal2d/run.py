@@ -22,12 +22,12 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import auto_cli
 from matplotlib import pyplot as plt
 
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.report.metrics_file import metric_values
 from lightning_guide.runs.models import finished_model
+from scripts.lib.command_line import run_script
 from scripts.lib.seed_summary import show, summarize
 
 WIDTH = 0.01  # sigma_rel of every model here
@@ -183,4 +183,4 @@ def _normalized(model: Denoiser, x: torch.Tensor, sigma: float) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    auto_cli(study)
+    run_script(study)

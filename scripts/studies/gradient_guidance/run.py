@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import auto_cli
 from matplotlib.figure import Figure
 
 from callbacks.output import image_grid, render, write_png
 from lightning_guide.cli import main as lightning_guide
 from lightning_guide.distributions.subspace import Direction, basis
 from lightning_guide.runs.checkpoints import newest_checkpoint
+from scripts.lib.command_line import run_script
 from scripts.lib.seed_summary import show, summarize
 
 Record = dict[str, float]
@@ -229,4 +229,4 @@ def _before_and_after(axes: Any, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    auto_cli([subspace, digits])
+    run_script([subspace, digits])

@@ -15,12 +15,11 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import auto_cli
-
 from lightning_guide.commands.gallery import applicable_guidances
 from lightning_guide.commands.guidance_files import read_guidances
 from lightning_guide.runs.run import Run
 from lightning_guide.utils.files import read_yaml
+from scripts.lib.command_line import run_script
 from scripts.lib.configs import Solver, solver
 from scripts.lib.evaluations import evaluate, over_seeds
 from scripts.lib.seed_summary import show
@@ -102,4 +101,4 @@ def _table(summary: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    auto_cli(compare)
+    run_script(compare)

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jsonargparse import auto_cli
-
 from lightning_guide.runs.models import finished_model
 from lightning_guide.utils.modules import matching_names
+from scripts.lib.command_line import run_script
 from scripts.lib.configs import Solver, class_config, solver
 from scripts.lib.evaluations import over_seeds
 from scripts.lib.seed_summary import show
@@ -60,4 +59,4 @@ def sweep(
 
 
 if __name__ == "__main__":
-    auto_cli(sweep)
+    run_script(sweep)

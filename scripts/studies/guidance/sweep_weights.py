@@ -16,9 +16,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import auto_cli
 from matplotlib import pyplot as plt
 
+from scripts.lib.command_line import run_script
 from scripts.lib.configs import Solver, class_config, solver
 from scripts.lib.evaluations import over_seeds
 from scripts.lib.seed_summary import show
@@ -87,4 +87,4 @@ def _draw(summary: dict, ages: list[str], weights: list[float], cfg_weights: lis
 
 
 if __name__ == "__main__":
-    auto_cli(sweep)
+    run_script(sweep)

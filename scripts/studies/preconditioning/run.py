@@ -12,8 +12,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jsonargparse import auto_cli
-
+from scripts.lib.command_line import run_script
 from scripts.lib.configs import Solver, class_config, solver
 from scripts.lib.evaluations import evaluate, over_seeds
 from scripts.lib.seed_summary import Metrics, show
@@ -68,4 +67,4 @@ def _autoguidance(age: str, width: float, weight: float) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    auto_cli(study)
+    run_script(study)

@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import auto_cli
 
 from lightning_guide.cli import main as lightning_guide
 from lightning_guide.search.config import read_search
@@ -32,6 +31,7 @@ from lightning_guide.search.halving import Halving
 from lightning_guide.search.scores import Estimate, ScoreBlock, Scores, difference
 from lightning_guide.search.space import UNGUIDED, Space
 from lightning_guide.utils.files import read_yaml
+from scripts.lib.command_line import run_script
 from scripts.studies.search.points import METRIC, Points
 
 GRID_PART, TUNE_PART, FRESH_PART = 2048, 512, 10_000  # points in one call
@@ -188,4 +188,4 @@ def _write(content: dict[str, Any], path: Path) -> str:
 
 
 if __name__ == "__main__":
-    auto_cli([fractal2d, finished_run])
+    run_script([fractal2d, finished_run])

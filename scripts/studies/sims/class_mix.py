@@ -13,13 +13,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import auto_cli
 from matplotlib import pyplot as plt
 
 from datamodules.class_mix import mix_against
 from lightning_guide.cli import main as lightning_guide
 from lightning_guide.runs.models import open_snapshots
 from lightning_guide.utils.files import read_yaml
+from scripts.lib.command_line import run_script
 from scripts.lib.configs import Solver, class_config, solver, write_settings
 from scripts.lib.evaluations import evaluate
 
@@ -131,4 +131,4 @@ def _draw(rows: dict[str, list[float]], path: Path, title: str) -> None:
 
 
 if __name__ == "__main__":
-    auto_cli(study)
+    run_script(study)

@@ -16,13 +16,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import auto_cli
 from matplotlib import pyplot as plt
 from scipy.optimize import minimize_scalar
 
 from lightning_guide.cli import main as lightning_guide
 from lightning_guide.runs.models import open_snapshots
 from lightning_guide.utils.files import read_yaml
+from scripts.lib.command_line import run_script
 from scripts.lib.configs import Solver, class_config, solver, write_settings
 from scripts.lib.evaluations import Results, evaluate
 from scripts.lib.seed_summary import show, summarize
@@ -264,4 +264,4 @@ def _table(summary: Summary) -> str:
 
 
 if __name__ == "__main__":
-    auto_cli(study)
+    run_script(study)

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import auto_cli
 from matplotlib import pyplot as plt
 from torch import Tensor
 
 from lightning_guide.cli import main as lightning_guide
 from lightning_guide.report.metrics_file import metric_values
 from lightning_guide.runs.models import open_snapshots
+from scripts.lib.command_line import run_script
 from scripts.lib.configs import class_config, write_settings
 from scripts.studies.sims.gaussian_loop import self_consuming
 
@@ -221,4 +221,4 @@ def _draw_networks(results: dict[str, list[dict[str, float]]], path: Path, title
 
 
 if __name__ == "__main__":
-    auto_cli(loops)
+    run_script(loops)

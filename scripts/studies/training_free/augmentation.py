@@ -15,7 +15,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
-from jsonargparse import auto_cli
 from torch import nn
 from torch.nn import functional as F
 
@@ -39,6 +38,7 @@ from lightning_guide.noise import KarrasGrid
 from lightning_guide.objectives import ClassLabel
 from lightning_guide.samplers import Euler
 from lightning_guide.seeds import SampleSeeds
+from scripts.lib.command_line import run_script
 from scripts.lib.digit_classifiers import Exact, InDouble, Unlabeled, trained
 from scripts.lib.digit_prior import DigitPrior, double
 from scripts.lib.results import write
@@ -173,4 +173,4 @@ def figure(summary: dict[str, Any]) -> plt.Figure:
 
 
 if __name__ == "__main__":
-    auto_cli(study)
+    run_script(study)

@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jsonargparse import auto_cli
 from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser
+from scripts.lib.command_line import run_script
 from scripts.lib.comparison_report import draw_samples, over_seeds, write_table
 from scripts.lib.methods import Make, methods_for
 from scripts.lib.problems import OPERATORS, SETTINGS, TUNING_SEED, Problem, Scores
@@ -147,4 +147,4 @@ def study(
 
 
 if __name__ == "__main__":
-    auto_cli(study)
+    run_script(study)

@@ -15,7 +15,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
-from jsonargparse import auto_cli
 from torch import Tensor
 
 from lightning_guide.distributions.gaussian_mixture import GaussianMixture
@@ -28,6 +27,7 @@ from lightning_guide.guidance.training_free import (
     ThroughDenoiser,
 )
 from lightning_guide.objectives import Energy, SquaredDistance
+from scripts.lib.command_line import run_script
 from scripts.lib.mixtures import Problem, double
 from scripts.lib.results import quartiles, write
 
@@ -141,4 +141,4 @@ def figure(results: dict[str, Any], dims: list[int], sigmas: list[float]) -> plt
 
 
 if __name__ == "__main__":
-    auto_cli(study)
+    run_script(study)

@@ -16,7 +16,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
-from jsonargparse import auto_cli
 from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser
@@ -27,6 +26,7 @@ from lightning_guide.objectives import Energy, SquaredDistance
 from lightning_guide.pretrained import Subspace
 from lightning_guide.samplers import Euler
 from lightning_guide.seeds import SampleSeeds
+from scripts.lib.command_line import run_script
 from scripts.lib.mixtures import double
 from scripts.lib.results import write
 from scripts.lib.seed_summary import summarize
@@ -131,4 +131,4 @@ def figure(results: dict[str, Any]) -> plt.Figure:
 
 
 if __name__ == "__main__":
-    auto_cli(study)
+    run_script(study)

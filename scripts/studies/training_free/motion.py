@@ -23,7 +23,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
-from jsonargparse import auto_cli
 from torch import Tensor
 
 from datamodules.motion import GAITS, Trajectories
@@ -44,6 +43,7 @@ from lightning_guide.objectives import Energy, Goal, Integrated, Obstacle, Weigh
 from lightning_guide.runs.models import finished_model
 from lightning_guide.samplers import Euler
 from lightning_guide.seeds import SampleSeeds
+from scripts.lib.command_line import run_script
 from scripts.lib.results import write
 from scripts.lib.seed_summary import show, summarize
 
@@ -216,4 +216,4 @@ def figure(walkers: Walkers, results: dict[str, Any]) -> plt.Figure:
 
 
 if __name__ == "__main__":
-    auto_cli(study)
+    run_script(study)

@@ -17,7 +17,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
-from jsonargparse import auto_cli
 from torch import Tensor
 
 from datamodules import Digits
@@ -38,6 +37,7 @@ from lightning_guide.pretrained import RunAutoencoder, RunNetwork
 from lightning_guide.runs.models import finished_model
 from lightning_guide.samplers import ProportionalAncestral
 from lightning_guide.seeds import SampleSeeds
+from scripts.lib.command_line import run_script
 from scripts.lib.results import write
 from scripts.lib.seed_summary import show, summarize
 
@@ -139,4 +139,4 @@ def figure(samples: dict[tuple[str, str], Tensor], truth: Tensor) -> plt.Figure:
 
 
 if __name__ == "__main__":
-    auto_cli(study)
+    run_script(study)

@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from jsonargparse import auto_cli
-
+from scripts.lib.command_line import run_script
 from scripts.lib.comparison_report import LABEL_COLUMNS, MEASURED_COLUMNS
 from scripts.lib.problems import TUNING_SEED, Scores
 from scripts.lib.seed_summary import show, summarize
@@ -49,4 +48,4 @@ def scored_at_seeds(log: Path, begin: list[str], end: list[int]) -> dict[int, Sc
 
 
 if __name__ == "__main__":
-    auto_cli(paired)
+    run_script(paired)

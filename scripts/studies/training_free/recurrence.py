@@ -16,7 +16,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
-from jsonargparse import auto_cli
 from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser
@@ -37,6 +36,7 @@ from lightning_guide.noise import KarrasGrid
 from lightning_guide.objectives import Energy, SquaredDistance
 from lightning_guide.samplers import DDIM, Euler, Sampler, TimeTravel
 from lightning_guide.seeds import SampleSeeds
+from scripts.lib.command_line import run_script
 from scripts.lib.mixtures import Problem, double
 from scripts.lib.results import write
 from scripts.lib.seed_summary import summarize
@@ -195,4 +195,4 @@ def figure(methods: dict[str, Any]) -> plt.Figure:
 
 
 if __name__ == "__main__":
-    auto_cli(study)
+    run_script(study)

@@ -15,7 +15,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
-from jsonargparse import auto_cli
 from torch import Tensor
 
 from lightning_guide.denoiser import Trajectory
@@ -36,6 +35,7 @@ from lightning_guide.objectives import Energy
 from lightning_guide.objectives.energy import Loss
 from lightning_guide.samplers import ProportionalAncestral
 from lightning_guide.seeds import SampleSeeds
+from scripts.lib.command_line import run_script
 from scripts.lib.digit_prior import DigitPrior, double, images
 from scripts.lib.results import write
 from scripts.lib.seed_summary import summarize
@@ -146,4 +146,4 @@ def figure(results: dict[str, Any]) -> plt.Figure:
 
 
 if __name__ == "__main__":
-    auto_cli(study)
+    run_script(study)

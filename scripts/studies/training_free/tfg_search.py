@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from jsonargparse import auto_cli
 
 from lightning_guide.commands.guidance_files import read_guidances
+from scripts.lib.command_line import run_script
 from scripts.lib.configs import solver
 from scripts.lib.evaluations import evaluate
 from scripts.studies.training_free.beam_search import FACTORS, START, Candidate, beam_search
@@ -90,4 +90,4 @@ def study(
 
 
 if __name__ == "__main__":
-    auto_cli(study)
+    run_script(study)

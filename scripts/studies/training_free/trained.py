@@ -16,7 +16,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
-from jsonargparse import auto_cli
 from torch import nn
 
 from lightning_guide.denoiser import Denoiser
@@ -25,6 +24,7 @@ from lightning_guide.noise import KarrasGrid
 from lightning_guide.objectives import ClassLabel
 from lightning_guide.samplers import ProportionalAncestral
 from lightning_guide.seeds import SampleSeeds
+from scripts.lib.command_line import run_script
 from scripts.lib.digit_classifiers import Exact, Unlabeled, trained
 from scripts.lib.digit_prior import DigitPrior
 from scripts.lib.results import write
@@ -145,4 +145,4 @@ def figure(results: dict[str, Any], steps: list[int]) -> plt.Figure:
 
 
 if __name__ == "__main__":
-    auto_cli(study)
+    run_script(study)
