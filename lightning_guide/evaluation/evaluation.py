@@ -16,6 +16,7 @@ from lightning_guide.evaluation.metrics.base import SampleMetric
 from lightning_guide.guidance import Clipped, Guidance, Main
 from lightning_guide.samplers import Heun, Sampler
 from lightning_guide.seeds import SampleSeeds, mix
+from lightning_guide.utils.devices import to_device
 
 __all__ = ["Evaluation", "SampleIndices", "check_names", "under_guidances", "under_only_guidance"]
 
@@ -148,7 +149,7 @@ class Evaluation:
         if self.start is None:
             return noise
         draws = self.start.sample_each(seeds.generators("start"))[0]  # type: ignore[operator]
-        return draws.to(noise).add_(noise)
+        return to_device(draws.to(noise.dtype), noise.device).add_(noise)
 
 
 def under_only_guidance(prediction: Evaluation, guidances: Mapping[str, Denoiser]) -> Evaluation:

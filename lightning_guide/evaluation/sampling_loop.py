@@ -21,6 +21,7 @@ from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.metrics.base import SampleMetric
 from lightning_guide.inference import fuse_weights, is_diverged
 from lightning_guide.seeds import SampleSeeds
+from lightning_guide.utils.devices import to_device
 from lightning_guide.utils.distributed import all_reduce_sum
 
 __all__ = ["DrawnSamples", "SampleStore", "SamplingLoop", "add_results", "build_condition", "prompts_of"]
@@ -83,41 +84,47 @@ class SamplingLoop:
     def draw(self, batch: SampleBatch, data: DataInterface) -> DrawnSamples:
         """Draw the samples of `batch` and add them to the metrics."""
         begin = time.perf_counter()
-        condition = build_condition(self.denoiser, batch.condition, data)
-        seeds = SampleSeeds(self.evaluation.seed, batch.index.tolist())
+        device = batch.index.device
+        index, numbers = torch.stack([batch.index, batch.condition]).cpu()  # waits: seeds and prompts are on the host
+        seeds = SampleSeeds(self.evaluation.seed, index.tolist())
         trajectory = self.evaluation.sampler.sample(
             self.denoiser,
             seeds=seeds,
-            condition=condition,
-            device=batch.index.device,
+            condition=build_condition(self.denoiser, numbers, data),
+            device=device,
             start=lambda noise: self.evaluation.initial(noise, seeds),
         )
-        bad = is_diverged(trajectory.x, self.denoiser.sigma_data)
-        if bool(bad.any()) and not self.diverged:  # later ones are counted
-            advice = "; the weight of its guidance may be too large" if self.evaluation.guided else ""
-            warnings.warn(
-                f"evaluation {self.name!r}: {int(bad.sum())} of {len(bad)} samples are not finite or out of bounds, "
-                f"first index {int(batch.index[bad][0])}{advice}",
-                stacklevel=2,
-            )
-        self.diverged += int(bad.sum())
+        self._count(index, is_diverged(trajectory.x, self.denoiser.sigma_data), trajectory.diagnostics)
         stored = data.decode(trajectory.x)
-        number = (batch.index - self.evaluation.first_index) // self.evaluation.num_samples
+        number = (index - self.evaluation.first_index) // self.evaluation.num_samples
         for repetition, metrics in enumerate([self.metrics, *self.further]):
-            rows = number == repetition
-            x, labels = (
-                stored[rows],
-                batch.condition[rows],
-            )  # one object for all metrics, so that extractors reuse its features
-            for metric in metrics.values() if len(x) else ():
+            rows = (number == repetition).nonzero()[:, 0]
+            chosen = slice(None) if len(rows) == len(index) else to_device(rows, device)
+            # one object for all metrics, so that extractors reuse its features
+            x, labels = stored[chosen], batch.condition[chosen]
+            for metric in metrics.values() if len(rows) else ():
                 metric.update(x, labels)
-        diagnostics = trajectory.diagnostics
-        if "taken" in diagnostics:  # counted by guidances that may be unable to guide a sample
-            self.unguided += int(((diagnostics["taken"] == 0) & (diagnostics["skipped"] > 0)).sum())
         self.calls += trajectory.evaluations * len(stored)
         self.samples += len(stored)
         self.seconds += time.perf_counter() - begin
         return DrawnSamples(batch.index, batch.condition, stored)
+
+    def _count(self, index: Tensor, bad: Tensor, diagnostics: Mapping[str, Tensor]) -> None:
+        """Count samples that are not finite (`bad`) or could not be guided; warn of the first ones."""
+        unguided = torch.zeros_like(bad)
+        if "taken" in diagnostics:  # counted by guidances that may be unable to guide a sample
+            unguided = (diagnostics["taken"] == 0) & (diagnostics["skipped"] > 0)
+        failed, without = torch.stack([bad, unguided]).cpu()  # waits once a batch, to warn while there is time
+        diverged = int(failed.sum())
+        if diverged and not self.diverged:  # later ones are counted
+            advice = "; the weight of its guidance may be too large" if self.evaluation.guided else ""
+            warnings.warn(
+                f"evaluation {self.name!r}: {diverged} of {len(bad)} samples are not finite or out of bounds, "
+                f"first index {int(index[failed][0])}{advice}",
+                stacklevel=3,
+            )
+        self.diverged += diverged
+        self.unguided += int(without.sum())
 
     def finish(self, device: torch.device, *, contain: Contain) -> dict[str, float]:
         """Return all metrics over all processes, with `nfe` (network calls per sample), `samples` and `seconds`.

@@ -88,10 +88,11 @@ class AccuracyByClass(SampleMetric):
         if condition is None:
             return
         labels, count = condition.to(self.device), len(self.table)
-        if bool((labels >= count).any()):
+        if bool((labels >= count).any()):  # waits once a batch, to say so in a sentence
             raise ValueError(f"class label {int(labels.max())} is out of range; the classifier has {count} classes")
         predicted, labeled = self.extractor.logits(x.to(self.device)).argmax(1), labels >= 0
-        cells = torch.bincount(labels[labeled] * count + predicted[labeled], minlength=count**2)
+        cells = self.table.new_zeros(count**2)  # bincount and labels[labeled] would wait for their sizes
+        cells.index_add_(0, labels.clamp(min=0) * count + predicted, labeled.to(cells.dtype))
         self.table += cells.reshape(count, count)
 
     def compute(self) -> dict[str, Tensor]:
@@ -128,7 +129,7 @@ class ClassShares(SampleMetric):
         """
         self._check_prepared(self.counts.numel() > 0)
         predicted = self.extractor.logits(x.to(self.device)).argmax(1)
-        self.counts += torch.bincount(predicted, minlength=self.counts.numel())
+        self.counts.index_add_(0, predicted, torch.ones_like(predicted, dtype=self.counts.dtype))
 
     def compute(self) -> dict[str, Tensor]:
         """Return the shares; NaN without samples."""

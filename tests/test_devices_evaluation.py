@@ -1,0 +1,134 @@
+"""Evaluations on the emulated device: the CPU's results, no mixed devices, a bounded number of waits in a batch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import Tensor
+
+from callbacks import EarlySnapshots, PostHocEMA
+from lightning_guide.data import Batch
+from lightning_guide.evaluation import (
+    AccuracyByClass,
+    ClassAccuracy,
+    ClassShares,
+    DensityCoverage,
+    FrechetDistance,
+    FrechetInterval,
+    InceptionScore,
+    KernelDistance,
+    Memorization,
+    PrecisionRecall,
+    RawPixels,
+    SampleMetric,
+)
+from lightning_guide.evaluation.metrics import OffSupport
+from lightning_guide.guidance import Autoguidance, Snapshot
+from lightning_guide.networks import EDM2UNet
+from scripts.lib.emulated_accelerator import emulated_strategy
+from scripts.lib.emulated_device import DEVICE, EmulatedDevice, Wait
+from tests.devices import UNET
+from tests.runs import TinyImages, evaluation, tiny_module, tiny_trainer
+
+
+class Classes(RawPixels):
+    """Classifier of four classes whose logits are the data."""
+
+    num_classes = 4
+
+    def classifier(self, device: torch.device) -> Classes:
+        return self
+
+    def logits(self, x: Tensor) -> Tensor:
+        return x
+
+
+METRICS: dict[str, tuple[Callable[[], SampleMetric], int]] = {
+    "Frechet distance": (lambda: FrechetDistance(Classes()), 0),
+    "Frechet interval": (lambda: FrechetInterval(Classes()), 0),
+    "kernel distance": (lambda: KernelDistance(Classes()), 0),
+    "precision and recall": (lambda: PrecisionRecall(Classes()), 0),
+    "density and coverage": (lambda: DensityCoverage(Classes()), 0),
+    "memorization": (lambda: Memorization(Classes()), 0),
+    "Inception score": (lambda: InceptionScore(Classes()), 0),
+    "class accuracy": (lambda: ClassAccuracy(Classes()), 0),  # type: ignore[arg-type]
+    "accuracy by class": (lambda: AccuracyByClass(Classes()), 1),  # type: ignore[arg-type]
+    "class shares": (lambda: ClassShares(Classes()), 0),  # type: ignore[arg-type]
+    "off the support": (lambda: OffSupport(2), 0),
+}
+"""Metrics, with the waits of each batch."""
+
+
+def measured(
+    place: torch.device, make: Callable[[], SampleMetric], device: EmulatedDevice
+) -> tuple[Tensor, list[Wait]]:
+    """Results of two batches, and the waits of the second."""
+    generator = torch.Generator().manual_seed(0)
+    real, drawn = torch.randn(2, 60, 4, generator=generator)
+    labels = torch.randint(-1, 4, (60,), generator=generator)
+    metric = make().to(place)
+    metric.prepare([Batch(each.to(place)) for each in real.split(20)])
+    for part, label in zip(drawn.split(30), labels.split(30), strict=True):
+        x, condition = part.to(place), label.to(place)
+        device.forget()
+        metric.update(x, condition)
+    waits = list(device.waits)
+    return torch.stack([each.cpu().double() for each in metric.compute().values()]), waits
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_metric_has_the_results_of_the_cpu(name: str) -> None:
+    make, count = METRICS[name]
+    with EmulatedDevice() as device:
+        expected, _ = measured(torch.device("cpu"), make, device)
+        found, waits = measured(DEVICE, make, device)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8, equal_nan=True)
+    assert len(waits) == count, waits
+
+
+class Batches(pl.Callback):
+    """The waits of each batch of an evaluation, by loop."""
+
+    def __init__(self, device: EmulatedDevice) -> None:
+        self.device, self.found = device, list[tuple[int, list[Wait]]]()
+
+    def on_validation_batch_start(self, *arguments: Any) -> None:
+        self.device.forget()
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, *rest: Any) -> None:
+        self.found.append((rest[-1], list(self.device.waits)))
+        if outputs is not None:
+            assert outputs.x.device == DEVICE
+
+
+def network() -> EDM2UNet:
+    torch.manual_seed(0)
+    return EDM2UNet((1, 4, 4), num_classes=3, **UNET | {"channel_mult": [1], "attention_resolutions": []})
+
+
+def test_evaluation_has_the_results_of_the_cpu_and_waits_twice_a_batch(tmp_path: Path) -> None:
+    callbacks = PostHocEMA(8), EarlySnapshots(["1/2"])
+    tiny_trainer(tmp_path, *callbacks, steps=4).fit(tiny_module(network(), average=None), datamodule=TinyImages())
+
+    def results(*watching: pl.Callback, **options: Any) -> dict[str, float]:
+        guided = evaluation(Autoguidance(Snapshot("1/2", 0.05), 2.0), num_samples=3, repetitions=2)
+        metrics = {"fd": FrechetDistance(RawPixels())}
+        module = tiny_module(network(), average=0.05, evaluations={"auto": guided}, metrics=metrics)
+        trainer = tiny_trainer(tmp_path, *watching, limit_val_batches=1.0, **options)
+        (first, *_) = trainer.validate(module, datamodule=TinyImages(), verbose=False)
+        return {key: value for key, value in first.items() if not key.endswith("seconds")}
+
+    expected = results()
+    with EmulatedDevice() as device:
+        batches = Batches(device)
+        assert results(batches, accelerator="auto", strategy=emulated_strategy()) == pytest.approx(expected, rel=1e-4)
+    heldout = [waits for loop, waits in batches.found if loop == 0]
+    drawn = [Counter(wait.place.split(":")[0] for wait in waits) for loop, waits in batches.found if loop == 1]
+    assert heldout and not any(heldout)
+    assert len(drawn) == 3 and drawn[:2] == [{"lightning_guide/evaluation/sampling_loop.py": 2}] * 2
