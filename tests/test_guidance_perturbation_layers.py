@@ -9,15 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from lightning_guide.distributions.gaussian_mixture import GaussianMixture
-from lightning_guide.guidance import Unconditional
+from lightning_guide.guidance import Guided, Unconditional
 from lightning_guide.guidance.negatives import (
     IdentityAttention,
     PerturbedAttentionGuidance,
     SkipBlocks,
 )
+from lightning_guide.guidance.negatives.s2 import StochasticSkip
 from lightning_guide.guidance.negatives.tpg import ShuffledTokens
-from lightning_guide.guidance.perturbation import Perturbed
+from lightning_guide.guidance.perturbation import Perturbation, Perturbed
+from lightning_guide.networks import DiffusionTransformer
 from lightning_guide.preconditioning import Preconditioned
+from lightning_guide.samplers import Euler
+from lightning_guide.seeds import SampleSeeds
 from lightning_guide.utils.modules import matching_names, replace_modules
 from tests.small_networks import LABELS, SIGMA, noisy_images, transformer, unet
 
@@ -115,3 +119,21 @@ def test_modules_are_replaced_in_a_clone() -> None:
     tree = replace_modules(model, {f"network.{CORE['unet']}": nn.Identity(), "network.decoder.4x4_in0": nn.Identity()})
     assert isinstance(tree, Preconditioned) and isinstance(tree.network.decoder["4x4_in0"], nn.Identity)
     assert torch.equal(run(model), plain)
+
+
+@pytest.mark.parametrize("perturbation", [SkipBlocks(layers=["blocks.1"]), StochasticSkip(0.5)], ids=["skip", "random"])
+def test_blocks_are_tried_once_when_references_are_resolved(
+    perturbation: Perturbation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, samples, forward = transformer(), [], DiffusionTransformer.forward
+
+    def counted(network: DiffusionTransformer, x: Tensor, *others: Any) -> Tensor:
+        samples.append(len(x))
+        return forward(network, x, *others)
+
+    monkeypatch.setattr(DiffusionTransformer, "forward", counted)
+    guidance = Guided([Perturbed([perturbation])], [2.0]).resolve(Models(model))  # type: ignore[arg-type]
+    assert samples == [1]
+    for seed in range(2):
+        Euler(2).sample(guidance, seeds=SampleSeeds(seed, range(5)))
+    assert samples == [1, *[5] * 8]  # 2 steps of 2 networks, twice

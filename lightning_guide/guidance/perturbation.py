@@ -102,16 +102,18 @@ class Perturbed(Guidance):
             raise ValueError("Perturbed needs at least one perturbation, got none")
         self.perturbations = list(perturbations)
         self.positive = positive if positive is not None else Main()
+        self._chosen: list[tuple[Perturbation, list[str]]] | None = None
 
     def resolve(self, models: Models) -> Denoiser:
-        """Return a copy on real models; layers that do not exist are refused.
+        """Return a copy on real models, with layers chosen once; those that do not exist are refused.
 
         Raises:
             ValueError: if the model does not have one network, or a layer does not exist.
         """
         resolved = super().resolve(models)
         assert isinstance(resolved, Perturbed)
-        resolved.layers()
+        resolved._chosen = None
+        resolved._chosen = resolved.layers()
         return resolved
 
     def model(self) -> Denoiser:
@@ -124,6 +126,8 @@ class Perturbed(Guidance):
         Raises:
             ValueError: if the model does not have one network, or a layer does not exist.
         """
+        if self._chosen is not None:
+            return self._chosen
         _, network = network_of(self.model(), type(self).__name__)
         inner = self.positive.layers() if isinstance(self.positive, Perturbed) else []
         return inner + [(perturbation, perturbation.chosen(network)) for perturbation in self.perturbations]
@@ -131,8 +135,7 @@ class Perturbed(Guidance):
     def without_effect(self, steps: Sequence[Trajectory]) -> Iterator[str]:
         """Yield a sentence for each perturbation that replaces no submodule, or each by itself."""
         _, network = network_of(self.model(), type(self).__name__)
-        for perturbation in self.perturbations:
-            names = perturbation.chosen(network)
+        for perturbation, names in self.layers()[-len(self.perturbations) :]:
             started = perturbation.start(steps[0], names)
             if all(started[name](module) is module for name in names for module in [network.get_submodule(name)]):
                 why = "its settings change nothing" if names else "it has no layers"

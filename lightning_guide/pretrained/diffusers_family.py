@@ -89,9 +89,9 @@ class Family:
             if self.config.get(key) not in allowed:
                 self.refuse(f"{key}={self.config[key]!r}", " or ".join(map(repr, allowed)))
 
-    def _of_size(self, name: str, height: int, width: int) -> Any:
-        """Return the constant `name` of x (C, height, width), if it follows from them."""
-        raise NotImplementedError
+    def _of_size(self, name: str, height: int, width: int) -> Sequence[float]:
+        """Return the numbers of the constant `name` that follow from x (C, height, width); by default none do."""
+        return ()
 
     def constant(self, name: str, like: Tensor) -> Tensor:
         """Return the numbers of a constant for each sample of `like`, float32 (B, *), copied to its device once."""
@@ -125,16 +125,16 @@ class Family:
         return dict(state)
 
     def parts(self, model: Any) -> Parts:
-        """Return the name patterns of `Network.parts` in `model`."""
-        raise NotImplementedError
+        """Return the name patterns of `Network.parts` in `model`; by default none."""
+        return {}
 
     def stages(self, model: Any) -> Sequence[str]:
-        """Return the name patterns of `Network.stages` in `model`."""
-        raise NotImplementedError
+        """Return the name patterns of `Network.stages` in `model`; by default none."""
+        return ()
 
     def arguments(self, x: Tensor, embedding: Tensor | None) -> dict[str, Any]:
-        """Return the arguments of the model besides x and the time."""
-        raise NotImplementedError
+        """Return the arguments of the model besides x and the time; by default none."""
+        return {}
 
     def call(self, model: Any, x: Tensor, t: Tensor, embedding: Tensor | None, **more: Any) -> Tensor:
         """Return the output (B, C, H, W), or with twice the channels, for `x` in the dtype of the model."""
