@@ -73,9 +73,7 @@ class PredictionNegative(Guidance, ABC):
 
 
 SMALL = 64  # most samples that run with their negatives as one batch
-MEMORY = (
-    2**20
-)  # and most numbers in their x, as activations take memory in proportion: 16 latents of 1024 x 1024 pixels
+MEMORY = 2**20  # and most numbers in their x, as activations take memory in proportion: 16 latents of 1024x1024 images
 
 
 class Branches:
