@@ -14,11 +14,7 @@ from tests.test_datamodules_captioned_images import write_images
 
 pytest.importorskip("diffusers", reason="needs the extra `pretrained`")
 pytest.importorskip("transformers", reason="needs the extra `pretrained`")
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # inside diffusers
-    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*samples are not finite or out of bounds"),  # of a random network
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.*samples are not finite or out of bounds")  # of a random network
 
 
 @pytest.mark.slow

@@ -20,8 +20,6 @@ from lightning_guide.utils.images import encode_png
 pytest.importorskip("diffusers", reason="needs the extra `pretrained`")
 pytest.importorskip("transformers", reason="needs the extra `pretrained`")
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # inside diffusers
-    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning"),
     # random networks: samples diverge, latents have any scale, and tiny models differ little
     pytest.mark.filterwarnings("ignore:.*samples are not finite or out of bounds"),
     pytest.mark.filterwarnings("ignore:the latents in"),

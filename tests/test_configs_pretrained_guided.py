@@ -16,10 +16,7 @@ from scripts.lib.published_models import PUBLISHED
 from tests.face_networks import smaller, write_face_networks
 
 pytest.importorskip("diffusers", reason="needs the extra `pretrained`")
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # inside diffusers
-    pytest.mark.filterwarnings("ignore:.*samples are not finite or out of bounds"),  # of random networks
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.*samples are not finite or out of bounds")  # of random networks
 
 FOLDER = Path(__file__).parent.parent / "configs"
 METHODS = ["freedom", "lgd", "universal", "mpgd", "polyak", "polyak_augmented"]

@@ -15,11 +15,7 @@ from tests.test_configs_pretrained import Tiny, tiny_config
 
 pytest.importorskip("diffusers", reason="needs the extra `pretrained`")
 pytest.importorskip("transformers", reason="needs the extra `pretrained`")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # inside diffusers
-    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning"),
-]
+pytestmark = pytest.mark.slow
 
 
 def fit(name: str, source: Path, run: Path, capsys: Any, **trainer: Any) -> None:

@@ -31,10 +31,6 @@ from tests.runs import tiny_trainer
 
 pytest.importorskip("diffusers", reason="needs the extra `pretrained`")
 pytest.importorskip("transformers", reason="needs the extra `pretrained`")
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # inside diffusers
-    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning"),
-]
 Tiny = Callable[[str], Path]
 SIZES = [(20, 20), (16, 30), (40, 20), (16, 16), (24, 36), (18, 20), (30, 16), (22, 33)]
 

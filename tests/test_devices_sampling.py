@@ -73,7 +73,6 @@ def test_guidance_samples_other_networks_without_waits(network: str, name: str) 
     assert not waits_of_samples(found, build)
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
 @pytest.mark.parametrize("name", PIPELINES)
 def test_published_network_samples_without_waits(tiny_pipeline: Callable[[str], Path], name: str) -> None:
     settings = json.loads((tiny_pipeline(name) / "scheduler" / "scheduler_config.json").read_text())

@@ -14,10 +14,6 @@ import yaml
 from lightning_guide.cli import main
 
 ROOT = Path(__file__).parent.parent
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # inside diffusers
-    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning"),
-]
 BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 NAME = re.compile(r"# (my_\w+\.(?:py|yaml))")
 SMALL = {

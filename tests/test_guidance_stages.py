@@ -240,7 +240,6 @@ def test_nothing_is_shared_with_a_replaced_embedding_or_in_a_compiled_network() 
     assert changed_stages(model.network, ["decoder.4x4_in0"]) == []
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
 @pytest.mark.parametrize("name", ["ddpm", "sd", "sdxl", "if", "dit", "pixart", "sd3", "flux", "controlnet"])
 def test_the_networks_of_diffusers(tiny_pipeline: Tiny, name: str) -> None:
     pytest.importorskip("diffusers", reason="needs the extra `pretrained`")

@@ -18,10 +18,6 @@ from tests.runs import TinyImages, checkpoint
 from tests.test_pretrained_training import config, fit
 
 pytest.importorskip("diffusers", reason="needs the extra `pretrained`")
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # inside diffusers
-    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning"),
-]
 
 
 class CaptionedLatents(TinyImages):

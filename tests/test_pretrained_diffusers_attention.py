@@ -23,8 +23,6 @@ from tests.test_pretrained_diffusers_network import condition, evaluate, model, 
 
 pytest.importorskip("diffusers", reason="needs the extra `pretrained`")
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
-
 Tiny = Callable[[str], Path]
 CALLS: dict[str, list[tuple[int, int, tuple[int, int] | None]]] = {  # tokens of queries and keys, grid, at 8 x 4
     "sd": [(32, 32, (8, 4)), (8, 8, (4, 2))] + [(32, 32, (8, 4))] * 2,

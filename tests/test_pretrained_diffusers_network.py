@@ -30,8 +30,6 @@ from tests.tiny_pipelines import TEXT_LENGTHS
 
 diffusers = pytest.importorskip("diffusers", reason="needs the extra `pretrained`")
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
-
 Tiny = Callable[[str], Path]
 FOLDERS = {
     "sd": "unet",

@@ -23,11 +23,6 @@ from tests.processes import Processes
 pytest.importorskip("diffusers", reason="needs the extra `pretrained`")
 pytest.importorskip("transformers", reason="needs the extra `pretrained`")
 open_clip = pytest.importorskip("open_clip", reason="the CLIP score needs it")
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # inside diffusers
-    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning"),
-]
-
 PROMPTS = ["a cat", "two dogs", "a house"]
 CLIP = "ViT-S-32-alt"  # the smallest that open_clip has
 

@@ -33,8 +33,6 @@ from tests.test_pretrained_diffusers_network import condition, network
 
 pytest.importorskip("diffusers", reason="needs the extra `pretrained`")
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
-
 Tiny = Callable[[str], Path]
 FOLDER = Path(__file__).parent.parent / "configs" / "guidance"
 FILES = sorted(FOLDER.glob("*.yaml"))

@@ -26,10 +26,6 @@ from tests.tiny_pipelines import CLASSES
 diffusers = pytest.importorskip("diffusers", reason="needs the extra `pretrained`")
 pytest.importorskip("transformers", reason="needs the extra `pretrained`")
 peft = pytest.importorskip("peft", reason="needs peft, which is missing")
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # inside diffusers
-    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning"),
-]
 Tiny = Callable[[str], Path]
 # the tiny autoencoders halve sides, and diffusers' DiT has another embedding of the time than the published networks
 OPTIONS: dict[str, dict[str, Any]] = {

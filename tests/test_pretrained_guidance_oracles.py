@@ -28,8 +28,6 @@ from tests.test_pretrained_pipelines import PROMPTS, SIZES, STEPS, error, load, 
 
 diffusers = pytest.importorskip("diffusers", reason="needs the extra `pretrained`")
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
-
 Tiny = Callable[[str], Path]
 
 

@@ -30,11 +30,7 @@ from tests.runs import tiny_trainer
 from tests.test_pretrained_typed_prompts import PROMPTS, model
 
 diffusers = pytest.importorskip("diffusers", reason="needs the extra `pretrained`")
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # inside diffusers
-    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:the latents in"),  # random networks of arbitrary scale
-]
+pytestmark = pytest.mark.filterwarnings("ignore:the latents in")  # random networks of arbitrary scale
 
 
 @pytest.fixture(scope="module")

@@ -32,10 +32,7 @@ diffusers = pytest.importorskip("diffusers", reason="needs the extra `pretrained
 pytest.importorskip("transformers", reason="needs the extra `pretrained`")
 for name in ("UNet2DConditionModel", "DiTTransformer2DModel"):  # the library imports a class when it is named
     getattr(diffusers, name)
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # inside diffusers
-]
+pytestmark = pytest.mark.slow
 STEPS = 20
 
 

@@ -23,9 +23,6 @@ pytest.importorskip("accelerate", reason="needs the extra `pretrained`")
 pytest.importorskip("diffusers", reason="needs the extra `pretrained`")
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
-
-
 @pytest.mark.parametrize("name", ["sd", "sdxl", "dit", "ddpm", "if", "pixart", "sd3", "flux"])
 def test_an_offloaded_network_draws_the_same(name: str, tiny_pipeline: Callable[[str], Path]) -> None:
     model = lg.load(f"diffusers:{tiny_pipeline(name)}")

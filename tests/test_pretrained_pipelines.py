@@ -27,8 +27,6 @@ from tests.tiny_pipelines import CLASSES, refill
 
 diffusers = pytest.importorskip("diffusers", reason="needs the extra `pretrained`")
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
-
 Tiny = Callable[[str], Path]
 PROMPTS = ["a red fox jumps over a lazy dog, in oil, on a large canvas", "two cats: photographed at night!"]
 STEPS = 6

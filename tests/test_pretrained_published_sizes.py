@@ -14,8 +14,6 @@ from scripts.benchmarks.fine_tuning_memory import count  # noqa: E402
 from scripts.benchmarks.model_memory import LiveMemory, call_bytes, decode_bytes  # noqa: E402
 from scripts.lib.published_models import PUBLISHED, autoencoder, text_encoder  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
-
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_and_parts(name: str) -> None:

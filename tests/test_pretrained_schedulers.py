@@ -21,8 +21,6 @@ from lightning_guide.seeds import SampleSeeds
 
 diffusers = pytest.importorskip("diffusers", reason="compares with the schedulers of diffusers, which is missing")
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
-
 STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 BATCH = 5
 

@@ -21,10 +21,7 @@ from tests.runs import checkpoint, snapshots, tiny_trainer
 from tests.test_pretrained_killed import TinyLatents
 from tests.test_training_sharding import STRATEGIES
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # inside diffusers
-]
+pytestmark = pytest.mark.slow
 
 
 def train(folder: str, place: str, strategy: str, dtype: Any, steps: int) -> None:

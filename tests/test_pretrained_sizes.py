@@ -16,9 +16,6 @@ from lightning_guide.pretrained.diffusers_family import add_sizes
 from tests.tiny_pipelines import refill
 
 diffusers = pytest.importorskip("diffusers", reason="needs the extra `pretrained`")
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # inside diffusers
-]
 Tiny = Callable[[str], Path]
 IDS = [[40, 20, 2, 0, 20, 12], [512, 384, 0, 7, 16, 16]]
 

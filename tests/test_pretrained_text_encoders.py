@@ -25,8 +25,6 @@ from tests.tiny_text_encoders import PARTS, write_text_encoders
 
 transformers = pytest.importorskip("transformers", reason="the extra `pretrained` is not installed")
 pytest.importorskip("diffusers", reason="the extra `pretrained` is not installed")
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
-
 CAT, DOGS = "a cat", "two dogs"
 SHAPES = {
     "StableDiffusionPipeline": (77, 16),

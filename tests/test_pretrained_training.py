@@ -21,10 +21,6 @@ from tests.processes import Processes
 from tests.runs import checkpoint
 
 pytest.importorskip("diffusers", reason="needs the extra `pretrained`")
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # inside diffusers
-    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning"),
-]
 
 
 @pytest.fixture

@@ -31,11 +31,6 @@ from lightning_guide.seeds import SampleSeeds
 
 diffusers = pytest.importorskip("diffusers", reason="needs the extra `pretrained`")
 pytest.importorskip("transformers", reason="needs the extra `pretrained`")
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # inside diffusers
-    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning"),
-]
-
 PROMPTS = ["a cat", "two dogs", "a house"]
 
 

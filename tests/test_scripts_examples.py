@@ -20,7 +20,6 @@ def test_autoguidance_narrows_the_modes_and_keeps_their_weights(capsys: pytest.C
     assert all(shares == pytest.approx(plain, abs=0.05) for shares in guided)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
 def test_a_tiny_pipeline_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     diffusers = pytest.importorskip("diffusers", reason="needs the extra `pretrained`")
     tiny_pipeline("ddpm", str(tmp_path / "tiny"))

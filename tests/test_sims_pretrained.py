@@ -30,11 +30,6 @@ from tests.runs import evaluation, tiny_trainer
 
 pytest.importorskip("diffusers", reason="needs the extra `pretrained`")
 pytest.importorskip("transformers", reason="needs the extra `pretrained`")
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # inside diffusers
-    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning"),
-]
-
 TEXTS = ["a cat", "two dogs", "a tree"]
 CFG = ClassifierFreeGuidance(2.0)
 
