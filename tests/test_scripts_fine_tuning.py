@@ -22,9 +22,9 @@ SMALL: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two shards of 40 images of noise in ten classes each, and a held-out one."""
+    """Two shards of 40 images of noise in ten classes each, and two held-out ones."""
     folder = tmp_path_factory.mktemp("images")
-    for name, count in (("train", 80), ("test", 20)):
+    for name, count in (("train", 80), ("test", 80)):
         x = torch.randint(256, (count, 3, 8, 8), generator=torch.Generator().manual_seed(count), dtype=torch.uint8)
         write_shards([(each, i % 10) for i, each in enumerate(x)], folder, name=name, records_per_shard=40)
     return folder

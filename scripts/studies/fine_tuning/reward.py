@@ -19,7 +19,7 @@ from lightning_guide.runs import finished_model
 from lightning_guide.runs.checkpoints import newest_checkpoint
 from lightning_guide.runs.sampling import sample
 from lightning_guide.samplers import DPMSolver2M
-from lightning_guide.utils.images import to_pixels
+from lightning_guide.utils.images import from_pixels, to_pixels
 from scripts.lib.configs import class_config, write_settings
 from scripts.lib.seed_summary import Metrics, summarize
 from scripts.studies.fine_tuning.captions import TARGET
@@ -40,7 +40,7 @@ def reward(study: Study, *, steps: int, samples: int, rounds: int, rank: int, ra
     base = class_config("Snapshot", run=study.base(), images="1/1", sigma_rel=0.05)
     objective = class_config("ClassLogProbability", run=guide, label=TARGET)
     kinds = {"LoRA": (class_config("LowRank", rank=rank, denoiser=base), rate), "whole": (base, rate / 10)}
-    judged = _judge(study, guide, judge)
+    judged, real = _judge(study, guide, judge), _real(study)
     rows: dict[str, list[Metrics]] = {}
     for seed in range(study.seeds):
         drawn = study.drawn() | {"num_samples": samples, "batch_size": samples, "seed": seed, "labels": TARGET}
@@ -53,6 +53,7 @@ def reward(study: Study, *, steps: int, samples: int, rounds: int, rank: int, ra
             run = _second(study, f"reward_{kind}_{seed}", shared | {"denoiser": denoiser}, seed, peak, every, rounds)
             found[f"algorithm 2, {kind}"] = _rounds(newest_checkpoint(run))["samples"]
             found[f"algorithm 2, {kind}, alone"] = _alone(study, run, samples, seed)
+        found["real cats"] = real[seed * samples : (seed + 1) * samples]
         for name, x in found.items():
             rows.setdefault(name, []).append(judged(x, prior))
     return {name: summarize(each) for name, each in rows.items()}
@@ -122,8 +123,16 @@ def _alone(study: Study, run: Path, samples: int, seed: int) -> Tensor:
     return sample(finished_model(run, None, WIDTH), sampler, prompts=prompts, seed=seed, batch_size=samples)
 
 
+def _real(study: Study) -> Tensor:
+    """Return held-out images of cats, x (n, *)."""
+    images = Shards(f"{study.data}/test-*.tar", f"{study.data}/test-*.tar", num_classes=10, size=8).training()
+    found = images.take(torch.arange(len(images)))
+    assert found.condition is not None
+    return from_pixels(found.x[found.condition == TARGET])
+
+
 def _judge(study: Study, guide: str, judge: str) -> Judge:
-    """Return the numbers of samples x (n, *): reward, what the judge says, FD to real cats, and distance to `prior`."""
+    """Return the numbers of samples x (n, *): reward, what the judge says, FD to cats, and distance to `prior`."""
     by_guide, by_judge = ClassLogProbability(guide, TARGET), ClassLogProbability(judge, TARGET)
     distance = FrechetDistance(ClassifierFeatures(study.classifier("classifier", "classifier", "train-*.tar")))
     cats = study.run("cats")
@@ -134,11 +143,11 @@ def _judge(study: Study, guide: str, judge: str) -> Judge:
         pixels = to_pixels(x)
         distance.reset()
         distance.update(pixels, None)
-        chances = by_judge.value(pixels / 127.5 - 1)
+        classes = by_judge.classifier(x).argmax(1)
         return {
             "reward": float(by_guide.value(x).mean()),
-            "judge": float(chances.mean()),
-            "judge_agrees": float((chances.exp() > 0.5).float().mean()),
+            "judge": float(by_judge.value(x).mean()),
+            "judge_agrees": float((classes == TARGET).float().mean()),
             "fd": float(distance.compute()["fd"]),
             "distance": float((x - prior).flatten(1).square().sum(1).mean().sqrt()),
         }

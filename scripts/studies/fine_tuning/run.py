@@ -20,7 +20,7 @@ from jsonargparse import auto_cli
 
 from scripts.lib.configs import class_config
 from scripts.lib.evaluations import evaluate, over_seeds
-from scripts.lib.seed_summary import show, summarize
+from scripts.lib.seed_summary import Metrics, show, summarize
 from scripts.studies.fine_tuning.reward import reward
 from scripts.studies.fine_tuning.settings import Config, Study
 
@@ -44,10 +44,10 @@ def study(
     steps: int = 100,
     ranks: list[int] = [2, 8],  # noqa: B006
     rates: list[float] = [0.003, 0.01, 0.03],  # noqa: B006
-    whole_rates: list[float] = [0.001, 0.003],  # noqa: B006
+    whole_rates: list[float] = [0.001, 0.003, 0.01],  # noqa: B006
     rank: int = 4,
     rate: float = 0.01,
-    weights: list[float] = [1.5, 2.5],  # noqa: B006
+    weights: list[float] = [1.5, 2.5, 4.0],  # noqa: B006
     synthetic: int = 500,
     sims_steps: int = 40,
     reward_steps: int = 60,
@@ -113,17 +113,28 @@ def study(
 
 def _rates(study: Study, steps: int, ranks: list[int], rates: list[float], whole_rates: list[float]) -> None:
     """Fine-tune on the few images by every rank and rate, and compare with the base."""
-    seeds = range(TUNING, TUNING + 2)
-    table: dict[str, Any] = {}
+    each: dict[str, list[Metrics]] = {}
     for rank in [*ranks, 0]:
         for rate in rates if rank else whole_rates:
             run = _tuned(study, rank, rate, steps)
-            points = _fixed({"unguided": None})
-            if not table:
-                points |= _fixed({"base": class_config("Unadapted")})
-            found = over_seeds(_on_all(study, run), _drawn(study, points), seeds, run / "rates")
-            table |= {name if name == "base" else run.name: each for name, each in found.items()}
-    _finish(study, "rates", table, [name for name in METRICS if name != "fd_change"])
+            points = {run.name: None} if each else {"base": class_config("Unadapted"), run.name: None}
+            drawn = {
+                f"{name} seed={seed}": study.drawn() | {"guidance": point, "seed": seed}
+                for name, point in points.items()
+                for seed in range(TUNING, TUNING + study.seeds)
+            }
+            found = evaluate(_on_all(study, run), drawn, run / "rates")
+            for name, values in found.items():
+                each.setdefault(name.split(" ")[0], []).append(values)
+    _finish(study, "rates", _paired(each, "base"), METRICS)
+
+
+def _paired(each: dict[str, list[Metrics]], plain: str) -> dict[str, Any]:
+    """Return the summary of every point over seeds, with the change of FD against the point `plain`."""
+    for found in each.values():
+        for values, base in zip(found, each[plain], strict=True):
+            values["fd_change"] = values["fd"] / base["fd"] - 1
+    return {name: summarize(found) for name, found in each.items()}
 
 
 def _best(study: Study) -> Chosen:
@@ -163,7 +174,7 @@ def _guiders(study: Study, steps: int, rank: int, rate: float, weights: list[flo
 def _sims(study: Study, steps: int, synthetic: int, rank: int, rate: float, weights: list[float]) -> None:
     """Compare the base with SIMS by auxiliaries of equal steps: LoRA and all weights, on the same synthetic sets."""
     base = class_config("Snapshot", run=study.base(), images="1/1", sigma_rel=0.05)
-    results: list[Any] = []
+    results: dict[str, list[Metrics]] = {}
     chosen: Config = {}
     for seed in range(study.seeds):
         data = class_config(
@@ -191,15 +202,12 @@ def _sims(study: Study, steps: int, synthetic: int, rank: int, rate: float, weig
             kinds = {name: {w: _by_sims(base, each, w) for w in weights} for name, each in snapshots.items()}
             chosen = _best_weights(study, config, kinds, study.run("sims_choice"))
             picked = {name.split(" w=")[0]: float(name.split(" w=")[1]) for name in chosen}
-        points: Config = {"unguided": base}
+        points: Config = {"base": base}
         points |= {f"{name} w={picked[name]}": _by_sims(base, each, picked[name]) for name, each in snapshots.items()}
         drawn = {name: point | {"seed": seed} for name, point in _drawn(study, _fixed(points)).items()}
-        results.append(evaluate(config, drawn, study.run(f"sims_results_{seed}")))
-    for found in results:
-        for values in found.values():
-            values["fd_change"] = values["fd"] / found["unguided"]["fd"] - 1
-    summary = {name: summarize([found[name] for found in results]) for name in results[0]}
-    _finish(study, "sims", summary, METRICS)
+        for name, values in evaluate(config, drawn, study.run(f"sims_results_{seed}")).items():
+            results.setdefault(name, []).append(values)
+    _finish(study, "sims", _paired(results, "base"), METRICS)
 
 
 def _by_sims(base: Config, auxiliary: Config, weight: float) -> Config:
