@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from jsonargparse import auto_cli
 
+from scripts.lib.command_line import run_script
 from scripts.lib.configs import class_config
 from scripts.lib.evaluations import evaluate, over_seeds
 from scripts.lib.seed_summary import Metrics, show, summarize
@@ -256,4 +256,4 @@ def _finish(study: Study, part: str, summary: dict[str, Any], metrics: list[str]
 
 
 if __name__ == "__main__":
-    auto_cli(study)
+    run_script(study)
