@@ -7,6 +7,7 @@ random order of seed 7.
 from __future__ import annotations
 
 import functools
+import gc
 import logging
 import os
 import random
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+gc.disable()  # until everything is imported and collected
 # Set in the environment before torch and matplotlib are imported, so that child processes inherit it.
 # One thread is steadier and no slower for small networks, and two ranks do not compete for two cores.
 os.environ["OMP_NUM_THREADS"] = os.environ.get("TEST_THREADS", "1")
@@ -49,6 +51,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         of_file = {path: places.random() for path in dict.fromkeys(item.path for item in items)}
         order = {item: (of_file[item.path], places.random()) for item in items}
         items.sort(key=order.__getitem__)
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector look at what tests make, not at half a million objects of imported modules."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    """Let the garbage collector look at everything again at the end of the process."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

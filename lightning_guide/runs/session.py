@@ -71,7 +71,13 @@ def open_session(settings: Mapping[str, Any], *, files: Sequence[str | Path] = (
         warnings.filterwarnings("ignore", "LightningCLI's args parameter")
         warnings.filterwarnings("ignore", r"\s*Unable to serialize instance")  # settings may hold objects
         try:
-            return ConfigCLI(**CLI_OPTIONS, run=False, save_config_callback=None, args=update_paths(kept))
+            return ConfigCLI(
+                **CLI_OPTIONS,
+                run=False,
+                save_config_callback=None,
+                load_from_checkpoint_support=False,  # for which the config would be written once more
+                args=update_paths(kept),
+            )
         except ConfigError as error:
             raise ValueError(explain(str(error), update_paths(kept), run_keys(), files=files)) from None
         except (ValueError, MisconfigurationException) as error:
