@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_guide.commands.guidance_files import build_guidances, read_guidances
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.networks import DiffusionTransformer, EDM2UNet
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.samplers import Heun
 from lightning_guide.seeds import SampleSeeds
+from tests.guidance_files import guidances_of
 
 FOLDER = Path(__file__).parent.parent / "configs" / "guidance"
 FILES = sorted(FOLDER.rglob("*.yaml"))
@@ -60,7 +60,7 @@ def test_a_method_guides(file: Path, models: Two) -> None:
     seeds, labels = (0, range(2)), torch.tensor([3, 7])
     plain = Heun(LEVELS).sample(models.main, seeds=SampleSeeds(*seeds), condition=labels)
     before = {name: value.clone() for name, value in models.main.state_dict().items()}
-    for name, guidance in build_guidances(read_guidances([str(file)])).items():
+    for name, guidance in guidances_of(file).items():
         guided = Heun(LEVELS).sample(guidance.resolve(models), seeds=SampleSeeds(*seeds), condition=labels)
         assert bool(guided.x.isfinite().all()), name
         assert (guided.x - plain.x).abs().max() > 1e-4, f"{name} does nothing"

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_guide.commands.guidance_files import build_guidances, read_guidances
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.noise import LogUniformGrid
 from lightning_guide.noise_schedule import NoiseSchedule
@@ -25,6 +24,7 @@ from lightning_guide.preconditioning import (
 )
 from lightning_guide.samplers import Euler
 from lightning_guide.seeds import SampleSeeds
+from tests.guidance_files import guidances_of
 from tests.test_configs_guidance import FILES, Two
 from tests.test_preconditioning import level
 
@@ -103,6 +103,6 @@ FAST = ("epsilon", "flow, reversed")
 def test_guidance_does_not_depend_on_what_the_network_predicts(
     file: Path, kind: str, models: Two, others: dict[str, Reexpressed]
 ) -> None:
-    for name, guidance in build_guidances(read_guidances([str(file)])).items():
+    for name, guidance in guidances_of(file).items():
         expected = draw(guidance, models)
         torch.testing.assert_close(draw(guidance, others[kind]), expected, rtol=1e-6, atol=1e-6, msg=name)

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_guide.commands.guidance_files import build_guidances, read_guidances
 from lightning_guide.conditioning import drop_condition
 from lightning_guide.denoiser import Denoiser, Trajectory
 from lightning_guide.guidance.negatives import (
@@ -33,6 +32,7 @@ from lightning_guide.samplers import DDIM, Euler
 from lightning_guide.seeds import SampleSeeds
 from lightning_guide.utils.modules import names_of_layers
 from lightning_guide.utils.recipe import build
+from tests.guidance_files import guidances_of
 
 FILES = sorted((Path(__file__).parent.parent / "configs/guidance").glob("*.yaml"))
 SHAPE = (7, 12)
@@ -204,7 +204,7 @@ def models() -> Models:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_every_guidance_guides_or_is_for_images(models: Models, file: Path) -> None:
-    for guidance in build_guidances(read_guidances([str(file)])).values():
+    for guidance in guidances_of(file).values():
         if file.stem in IMAGES_ALONE:
             with pytest.raises(ValueError, match="needs? images"):
                 models.sample(guidance.resolve(models))

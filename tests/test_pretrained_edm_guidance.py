@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 import lightning_guide as lg
-from lightning_guide.commands.guidance_files import build_guidances, read_guidances
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.preconditioning import Preconditioned
@@ -21,6 +20,7 @@ from lightning_guide.seeds import SampleSeeds
 from lightning_guide.utils.modules import names_of_layers
 from tests.direct_edm import ddpmpp_weights
 from tests.direct_edm_adm import adm_weights
+from tests.guidance_files import guidances_of
 from tests.test_pretrained_edm import write
 
 pytest.importorskip("diffusers", reason="needs the extra `pretrained`")
@@ -68,7 +68,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Two]:
 @pytest.mark.parametrize("kind", ["DDPM++", "NCSN++", "ADM"])
 def test_a_guidance_guides(loaded: Callable[[str], Two], kind: str, file: Path) -> None:
     models = loaded(kind)
-    for guidance in build_guidances(read_guidances([str(file)])).values():
+    for guidance in guidances_of(file).values():
         change = (models.sample(guidance.resolve(models)) - models.plain).abs().max() / models.plain.abs().max()
         assert change > 1e-5, "it does nothing"
     assert torch.equal(models.sample(models.main), models.plain), "the positive network has changed"

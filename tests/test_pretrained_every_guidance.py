@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_guide.commands.guidance_files import build_guidances, read_guidances
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance.negatives import (
     ClassifierFreeGuidance,
@@ -29,6 +28,7 @@ from lightning_guide.pretrained import DiffusersNetwork
 from lightning_guide.pretrained.schedulers import scheduled_sampling
 from lightning_guide.samplers import Euler
 from lightning_guide.seeds import SampleSeeds
+from tests.guidance_files import guidances_of
 from tests.test_pretrained_diffusers_network import condition, network
 
 pytest.importorskip("diffusers", reason="needs the extra `pretrained`")
@@ -95,7 +95,7 @@ def loaded(tiny_pipeline: Tiny) -> Callable[[str], Two]:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_guidance_guides_or_is_refused_by_name(loaded: Callable[[str], Two], name: str, file: Path) -> None:
     models = loaded(name)
-    for guidance in build_guidances(read_guidances([str(file)])).values():
+    for guidance in guidances_of(file).values():
         if models.condition is None and file.stem in REFUSED:
             with pytest.raises(ValueError, match=REFUSED[file.stem]):
                 guidance.resolve(models)
