@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
-import resource
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,27 +18,48 @@ from lightning_guide.cli.help import EXAMPLES, OPTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = str(ROOT / "configs/digits/small.yaml")
-# The process of the command line, which tells at its end what it has imported.
+# The process of the command line, which tells at its end what it has imported. It is forked from one that has only
+# imported the package, once per line of input: folder, file of the output, file of the errors, words.
 SCRIPT = """
-import atexit, os, sys
-heavy = ("torch", "lightning", "jsonargparse", "torchvision", "matplotlib")
-atexit.register(lambda: print("heavy:", *[name for name in heavy if name in sys.modules], file=sys.stderr))
+import atexit, json, os, sys
 from lightning_guide.cli import main
-main(sys.argv[1:])
+heavy = ("torch", "lightning", "jsonargparse", "torchvision", "matplotlib")
+for line in sys.stdin:
+    folder, output, errors, *words = json.loads(line)
+    if child := os.fork():
+        _, status, usage = os.wait4(child, 0)
+        print(json.dumps([os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime]), flush=True)
+        continue
+    for number, path in ((1, output), (2, errors)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    atexit.register(lambda: print("heavy:", *[name for name in heavy if name in sys.modules], file=sys.stderr))
+    os.chdir(folder)
+    os.environ["HOME"] = folder
+    main(words)
+    break
 """
+Call = Callable[..., tuple[int, str]]
 
 
-def call(*words: object, folder: Path = ROOT) -> tuple[int, str]:
-    """Return the exit status and the output of `lightning-guide WORDS`, which imports nothing heavy."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(folder)}
-    command = [sys.executable, "-c", SCRIPT, *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    lines = done.stderr.rstrip("\n").split("\n")
-    assert lines[-1] == "heavy:", done.stderr
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5  # 0.3 s on one core of 2023
-    return done.returncode, done.stdout + "\n".join(lines[:-1])
+@pytest.fixture(scope="module")
+def call(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Call]:
+    """Returns the exit status and the output of `lightning-guide WORDS`, which imports nothing heavy."""
+    output, errors = (tmp_path_factory.mktemp("front") / name for name in ("output", "errors"))
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", SCRIPT], cwd=ROOT, env=environment, **pipes) as server:
+
+        def one(*words: object, folder: Path = ROOT) -> tuple[int, str]:
+            request = [str(folder), str(output), str(errors), *map(str, words)]
+            print(json.dumps(request), file=server.stdin, flush=True)
+            status, seconds = json.loads(server.stdout.readline())
+            lines = errors.read_text().rstrip("\n").split("\n")
+            assert lines[-1] == "heavy:", lines
+            assert seconds < 5  # 0.1 s on one core of 2023
+            return status, output.read_text() + "\n".join(lines[:-1])
+
+        yield one
+        server.stdin.close()
 
 
 def test_import_of_the_package_imports_nothing_heavy() -> None:
@@ -45,7 +68,7 @@ def test_import_of_the_package_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize("words", [(), ("--help",), ("-h",)])
-def test_all_commands_are_named_in_groups(words: tuple[str, ...]) -> None:
+def test_all_commands_are_named_in_groups(call: Call, words: tuple[str, ...]) -> None:
     status, said = call(*words)
     assert status == 0
     for name, command in COMMANDS.items():
@@ -53,28 +76,28 @@ def test_all_commands_are_named_in_groups(words: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("word", ["--verson", "nonsense"])
-def test_what_is_no_command_is_refused_in_one_line(word: str) -> None:
+def test_what_is_no_command_is_refused_in_one_line(call: Call, word: str) -> None:
     status, said = call(word)
     assert status == 2 and said.count("\n") == 0 and all(name in said for name in COMMANDS)
 
 
-def test_an_option_that_is_missing_is_named() -> None:
+def test_an_option_that_is_missing_is_named(call: Call) -> None:
     said = call("tune", "runs/digits/main", "configs/search/digits.yaml", "--out", "out")[1]
     assert "tune needs --budget: how many images may be generated" in said
 
 
-def test_nearest_command_is_suggested() -> None:
+def test_nearest_command_is_suggested(call: Call) -> None:
     for word, near in (("fitt", "fit"), ("galery", "gallery"), ("Predict", "predict"), ("recontruct", "reconstruct")):
         assert f"{word!r} is not a command of lightning-guide; did you mean {near}?" in call(word)[1]
 
 
-def test_version_names_the_packages_it_depends_on() -> None:
+def test_version_names_the_packages_it_depends_on(call: Call) -> None:
     status, said = call("--version")
     assert status == 0 and said.startswith("lightning-guide 0.") and "torch 2" in said and "lightning 2" in said
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_of_a_command_is_short_and_has_an_example(name: str) -> None:
+def test_help_of_a_command_is_short_and_has_an_example(call: Call, name: str) -> None:
     status, said = call(name, "--help")
     lines = said.splitlines()
     assert status == 0 and 10 < len(lines) < 45 and max(map(len, lines)) <= 120
@@ -124,7 +147,7 @@ def test_help_of_a_command_is_short_and_has_an_example(name: str) -> None:
         ),
     ],
 )
-def test_typing_errors_are_one_sentence(words: str, message: str) -> None:
+def test_typing_errors_are_one_sentence(call: Call, words: str, message: str) -> None:
     status, said = call(*words.format(digits=DIGITS, missing="mian.yaml").split())
     assert status in (1, 2) and message in said and len(said.splitlines()) == 1
 
@@ -147,7 +170,7 @@ def test_typing_errors_are_one_sentence(words: str, message: str) -> None:
         (b"- 1\n", "wrong.yaml holds no keys; expected keys and values"),
     ],
 )
-def test_wrong_configs_are_named_with_the_line(text: bytes, message: str, tmp_path: Path) -> None:
+def test_wrong_configs_are_named_with_the_line(call: Call, text: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "wrong.yaml").write_bytes(text)
     (tmp_path / "good.yaml").write_text("seed_everything: 1\n")
     (tmp_path / "bad.yaml").write_text("moddel: {}\n")
