@@ -49,7 +49,7 @@ def record(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("formats", [["png"], ["shards"], ["npz", "png"]])
 def test_folder_holds_exactly_the_last_prediction_and_what_is_the_users(tmp_path: Path, formats: list[Any]) -> None:
     folder = tmp_path / "samples"
-    predict(tmp_path, SampleWriter(str(folder), formats=formats, records_per_shard=4), num_samples=1035)
+    predict(tmp_path, SampleWriter(str(folder), formats=formats, records_per_shard=4), num_samples=1035, batch_size=207)
     mine = folder / "000000" / "mine.png"
     mine.parent.mkdir(exist_ok=True)
     mine.write_bytes(b"of the user")
