@@ -74,10 +74,8 @@ def test_mistakes_in_files_have_a_line_and_a_key_path(
     text: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("over.yaml").write_text(f"model:\n  init_args:\n    {text}\n")
-    Path("inherits.yaml").write_text("base: over.yaml\nseed_everything: 1\n")
     said = failure(capsys, *FIT, "-c", "over.yaml")
     assert "error: over.yaml, line 3: model.init_args." in said and message in said
-    assert failure(capsys, *FIT, "-c", "inherits.yaml") == said
     with pytest.raises(ValueError) as refused:
         settings = {
             **TINY,
@@ -85,6 +83,14 @@ def test_mistakes_in_files_have_a_line_and_a_key_path(
         }
         open_session(settings)
     assert message.removeprefix("over.yaml, ").removeprefix("line 3: ") in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["label_dropuot: 0.1", "optimizer: Adamm", "denoiser: 3"])  # a key, a class, a value
+def test_mistakes_in_the_base_of_a_file_are_named_there(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("over.yaml").write_text(f"model:\n  init_args:\n    {text}\n")
+    Path("inherits.yaml").write_text("base: over.yaml\nseed_everything: 1\n")
+    said = failure(capsys, *FIT, "-c", "inherits.yaml")
+    assert said == failure(capsys, *FIT, "-c", "over.yaml") and "error: over.yaml, line 3: model.init_args." in said
 
 
 @pytest.mark.parametrize(

@@ -244,7 +244,15 @@ def _any(found: Sequence[pl.Callback], kinds: type | tuple[type, ...]) -> bool:
 
 def run_lightning(words: Sequence[str]) -> None:
     """Run a command of LightningCLI's, such as ``fit -c CONFIG``."""
-    GuideCLI(
+    commands = GuideCLI.subcommands()
+
+    class OneCommand(GuideCLI):
+        @staticmethod
+        def subcommands() -> dict[str, set[str]]:
+            """Return the command alone: a parser of all others would take longer to build than to use."""
+            return {words[0]: commands[words[0]]} if words and words[0] in commands else commands
+
+    OneCommand(
         **CLI_OPTIONS,
         save_config_callback=SaveConfig,
         parser_kwargs={"prog": "lightning-guide"},
