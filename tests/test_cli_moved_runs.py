@@ -146,7 +146,7 @@ def test_a_copied_run_works_with_all_other_commands(
     main(["export", run, str(tmp_path / "exported")])
     main(["reconstruct", run, "[0.08]", "--max_error", "0.9"])
     main(["report", run])
-    assert (copies / "main/gallery/gallery.png").is_file() and (copies / "main/report.html").is_file()
+    assert (copies / "main/gallery/guidance/gallery.png").is_file() and (copies / "main/report.html").is_file()
     assert torch.equal(*(next(lg.load(place).parameters()) for place in (run, original / "runs/main")))
     assert set(lg.Run(run).evaluate()) == {"self", "sibling"}
     assert content(original) == before

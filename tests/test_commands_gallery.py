@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 
 from lightning_guide.cli import main
 from lightning_guide.commands.gallery import gallery
+from lightning_guide.report.run_page import run_page
 from tests.event_files import opened
 
 ROOT = Path(__file__).parent.parent
@@ -130,4 +132,20 @@ def test_texts_are_those_of_the_data(
     left = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out: ")]
     (reason,) = left
     assert reason.startswith("left out: wrong (") and "data_shape of UNet2DConditionModel is (3, 8, 8)" in reason
-    assert list(json.loads((out / "gallery/metrics.json").read_text())) == ["unguided", "cfg", "icg"]
+    assert list(json.loads((out / "gallery/methods/metrics.json").read_text())) == ["unguided", "cfg", "icg"]
+
+
+def test_no_gallery_replaces_another(run: Path, tmp_path: Path) -> None:
+    place = shutil.copytree(run, tmp_path / "run")
+    (place / "gallery").mkdir()
+    Image.new("RGB", (2, 2)).save(place / "gallery/gallery.png")  # of the callback
+    file = methods(tmp_path / "own.yaml", scaled={"class_path": "ScoreScaling"})
+    for seed in (0, 1, 1, 0):  # the same settings have the same folder
+        gallery(str(place), [file], count=1, seed=seed)
+    kept = sorted(str(path.relative_to(place)) for path in place.rglob("gallery.png"))
+    assert kept == [f"gallery/{name}gallery.png" for name in ("", "own-2/", "own/")]
+    assert Image.open(place / "gallery/gallery.png").size == (2, 2)
+    seeds = [yaml.safe_load((place / f"gallery/{name}/gallery.yaml").read_text()) for name in ("own", "own-2")]
+    assert [each["model"]["init_args"]["evaluations"]["plain"]["seed"] for each in seeds] == [0, 1]
+    page = run_page(place)
+    assert all(f">{name}<" in page for name in ("gallery", "gallery own", "gallery own-2"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from lightning_guide.evaluation.evaluation import SampleIndices
 from lightning_guide.evaluation.sampling_loop import build_condition, prompts_of
 from lightning_guide.runs.models import RunModels
 from lightning_guide.runs.run import Run
-from lightning_guide.utils.files import atomic, make_folder
+from lightning_guide.utils.files import atomic, make_folder, read_yaml
 from lightning_guide.utils.needs import check_writable
 
 __all__ = ["applicable_guidances", "gallery"]
@@ -38,7 +39,8 @@ def gallery(
         run: folder of a finished run.
         methods: files such as configs/guidance/pag.yaml, or folders of them.
         out: folder of gallery.png, metrics.json, gallery.yaml (the settings as a config) and TensorBoard's files;
-            default RUN/gallery. With another folder the run is only read.
+            default RUN/gallery/NAME, NAME from the first of `methods`, with a number if a gallery of other settings has
+            that name. With another folder the run is only read.
         count: samples of each method.
         labels: "balanced", "random", or one class for all samples.
         seed: of the samples.
@@ -48,8 +50,7 @@ def gallery(
             a name, or none fits.
     """
     opened = Run(run)
-    folder = Path(out) if out is not None else opened.folder / "gallery"
-    check_writable(folder, "gallery")
+    check_writable(out or opened.folder / "gallery", "gallery")
     settings = opened.config["model"].get("init_args") or {}
     first, evaluation = next(iter((settings.get("evaluations") or {"unguided": {}}).items()))
     main = opened.model()
@@ -57,8 +58,8 @@ def gallery(
         SampleIndices(count, evaluation.get("num_classes") or main.num_classes, labels=labels, seed=seed)
     guidances = applicable_guidances(read_guidances(methods), opened, methods=methods)
     drawn: dict[str, Any] = {"num_samples": count, "batch_size": count, "labels": labels, "seed": seed, "metrics": {}}
-    make_folder(folder)
     model: dict[str, Any] = {"evaluations": {first: evaluation | drawn}, "guidances": guidances}
+    folder = make_folder(out or _own_folder(opened.folder / "gallery" / Path(methods[0]).stem, model))
     callbacks = [
         {"class_path": "Gallery", "init_args": {"count": count, "folder": str(folder)}},
         {"class_path": "MetricsReport", "init_args": {"folder": str(folder)}},
@@ -72,6 +73,17 @@ def gallery(
         temporary.write_text(yaml.safe_dump(written, sort_keys=False), encoding="utf-8")
     files = {"image": "gallery.png", "costs": "metrics.json", "config": "gallery.yaml"}
     print("gallery has ended; " + "; ".join(f"{what} {folder / name}" for what, name in files.items()))
+
+
+def _own_folder(place: Path, model: dict[str, Any]) -> Path:
+    """Return the first of the folders `place`, `place`-2, ... that holds no gallery of other settings than `model`."""
+    plain = yaml.safe_load(yaml.safe_dump(model))
+    for number in itertools.count(1):
+        folder = place if number == 1 else place.with_name(f"{place.name}-{number}")
+        settings = folder / "gallery.yaml"
+        if not settings.is_file() or read_yaml(settings)["model"]["init_args"] == plain:
+            break
+    return folder
 
 
 def applicable_guidances(

@@ -30,7 +30,7 @@ UNSAFE = r"[^\w.=+-]+"  # characters of an evaluation's name that are replaced i
 METRICS, ENVIRONMENT = "report/metrics.json", "report/environment.json"
 
 
-_FIGURES = ("report", "gallery")  # folders of a run
+_FIGURES = ("report/*.png", "gallery/*.png", "gallery/*/*.png")  # in a run
 
 
 _STORES = {"snapshots": "", "half_life/snapshots": "half_life"}  # folder -> name of its average, or by sigma_rel
@@ -89,7 +89,7 @@ def run_page(run: str | Path, *, figures: Sequence[str | Path] = (), beside: Pat
     order = list(dict.fromkeys([*evaluations, *results]))
     _results(page, results, evaluations, order=order, place=run / METRICS)
     _samples(page, run, order)
-    _figures(page, [*(run / folder for folder in _FIGURES if (run / folder).is_dir()), *map(Path, figures)])
+    _figures(page, [*(path for pattern in _FIGURES for path in sorted(run.glob(pattern))), *map(Path, figures)])
     rounds = read_rounds(run)
     _curves(page, [history, rounds], order)
     _round_times(page, rounds)
@@ -181,7 +181,10 @@ def _figures(page: Page, places: Sequence[Path]) -> None:
             raise ValueError(f"{path} is not a figure: expected a PNG file, or a folder of them")
     if paths:
         page.heading("Figures")
-        page.images([(path.read_bytes(), path.stem) for path in paths])
+        names = [
+            f"{path.stem} {path.parent.name}" if path.parent.parent.name == path.stem else path.stem for path in paths
+        ]
+        page.images(list(zip([path.read_bytes() for path in paths], names, strict=True)))
 
 
 def _curves(page: Page, histories: Sequence[History], order: Sequence[str]) -> None:
