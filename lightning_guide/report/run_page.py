@@ -181,10 +181,12 @@ def _figures(page: Page, places: Sequence[Path]) -> None:
             raise ValueError(f"{path} is not a figure: expected a PNG file, or a folder of them")
     if paths:
         page.heading("Figures")
-        names = [
-            f"{path.stem} {path.parent.name}" if path.parent.parent.name == path.stem else path.stem for path in paths
-        ]
-        page.images(list(zip([path.read_bytes() for path in paths], names, strict=True)))
+        page.images([(path.read_bytes(), _caption(path)) for path in paths])
+
+
+def _caption(path: Path) -> str:
+    """Return the name of a figure, with that of its folder for gallery/NAME/gallery.png."""
+    return f"{path.stem} {path.parent.name}" if path.parent.parent.name == path.stem else path.stem
 
 
 def _curves(page: Page, histories: Sequence[History], order: Sequence[str]) -> None:
