@@ -35,7 +35,7 @@ def test_on_a_terminal_one_line_is_rewritten_and_erased(processes: Processes) ->
     text = run_on_terminal(processes, (HERE, "count"), total=40, skipped=30, seconds=0.12)
     assert "\n" not in text and text.endswith(ERASE)
     shown = states(text)[1:-1]
-    assert re.match(r"counting  \[############....\]  31/40 things  0:0\d, 0:\d\d left  newest", shown[0] + "  newest")
+    assert re.match(r"counting  \[############....\]  31/40 things  0:0\d  newest", shown[0] + "  newest")
     assert shown[-1].startswith("counting  [################]  40/40 things  0:0") and "0:00 left" in shown[-1]
     assert all(len(line) < 60 for line in shown) and len(shown) <= 11
 
@@ -58,6 +58,21 @@ def test_a_log_of_long_work_has_few_lines(monkeypatch: pytest.MonkeyPatch, capsy
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "fitting  10/86400 steps  0:10, 23:59:50 left" and lines[1].startswith("fitting  40/86400 ")
     assert 50 < len(lines) < 200 and not any("\r" in line or "\x1b" in line for line in lines)
+
+
+def test_preparations_do_not_count_in_the_time_that_is_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    with Progress("training", 1000, unit="steps", done=100) as bar:
+        for seconds in (60.0, 0.1, *[0.25] * 170):  # compilation, a step ahead of the device, then its pace
+            clock[0] += seconds
+            bar.add()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "training  101/1000 steps  1:00"
+    minutes, rest = re.findall(r", (\d+):(\d+) left", lines[1])[0]
+    assert abs(60 * int(minutes) + int(rest) - 0.25 * (1000 - 221)) < 10
 
 
 def convert(source: str, folder: str) -> None:

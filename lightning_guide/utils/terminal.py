@@ -20,6 +20,7 @@ ERASE = "\r\x1b[2K"  # the line of a progress bar
 REDRAW = 0.1  # seconds between two states of a bar
 FIRST_LINE, SHARE = 10.0, 0.05  # in a log: seconds before the first line, and between lines as a share of the time
 WIDTH = 16  # of the bar
+SETTLED = 3, 1.0, 0.05  # updates, and seconds or share of all units, before the time that is left is estimated
 HARMLESS = (
     "Total length of .* is zero",  # data without held-out examples
     "predict returned None",  # samples that were written before an interruption
@@ -80,6 +81,9 @@ class Progress:
 
     On a terminal it is one line that is rewritten and erased at the end. Elsewhere it is a line after ten seconds and
     then each time that another twentieth of the time has passed, at least half a minute.
+
+    The time that is left is estimated from the pace after the first update, which has the time of all preparations,
+    and shown once a few updates and a second, or a twentieth of all units, have passed.
     """
 
     def __init__(self, what: str, total: int | None, *, unit: str, done: float = 0, silent: bool = False) -> None:
@@ -87,6 +91,7 @@ class Progress:
         self.what, self.total, self.unit, self.note, self.silent = what, total, unit, "", silent
         self._first = self._done = done
         self._start = time.monotonic()
+        self._updates, self._paced = 0, (self._start, done)  # time and units at the first update
         self._stream = sys.stderr
         self._rewritten = is_terminal(self._stream)
         self._next = self._start + (0.0 if self._rewritten else FIRST_LINE)
@@ -101,8 +106,11 @@ class Progress:
 
     def update(self, done: float, *, note: str | None = None) -> None:
         """Show `done` units in all, with a `note` that stays until the next one."""
-        self._done, self.note = done, self.note if note is None else note
         now = time.monotonic()
+        if done > self._done:
+            self._updates += 1
+            self._paced = (now, done) if self._updates == 1 else self._paced
+        self._done, self.note = done, self.note if note is None else note
         if self.silent or (now < self._next and not (self._rewritten and done == self.total)):
             return
         elapsed = now - self._start
@@ -122,6 +130,7 @@ class Progress:
         """Count `units` that took no time, such as those of an interrupted call."""
         self._first += units
         self._done += units
+        self._paced = (self._paced[0], self._paced[1] + units)
 
     def close(self) -> None:
         """Erase the line on a terminal."""
@@ -135,11 +144,20 @@ class Progress:
             parts += [f"[{'#' * filled}{'.' * (WIDTH - filled)}]"] if self._rewritten else []
             parts.append(f"{done}/{self.total} {self.unit}")
             if self._done > self._first:
-                left = elapsed / (self._done - self._first) * max(self.total - self._done, 0)
-                parts.append(f"{format_duration(elapsed)}, {format_duration(left)} left")
+                left = self._left(elapsed)
+                parts.append(format_duration(elapsed) + ("" if left is None else f", {format_duration(left)} left"))
         else:
             parts += [f"{done} {self.unit}", format_duration(elapsed)]
         return "  ".join([*parts, self.note] if self.note else parts)
+
+    def _left(self, elapsed: float) -> float | None:
+        """Return an estimate of the seconds that are left; None too early."""
+        updates, seconds, share = SETTLED
+        start, units = self._paced
+        passed, done = self._start + elapsed - start, self._done - units
+        if self._updates < updates or done <= 0 or (passed < seconds and done < share * (self.total or 0)):
+            return None
+        return passed / done * max((self.total or 0) - self._done, 0)
 
 
 @contextmanager
