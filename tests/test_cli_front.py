@@ -126,6 +126,13 @@ def test_help_of_a_command_is_short_and_has_an_example(call: Call, name: str) ->
             "none.yaml does not exist; expected file of the settings that vary",
         ),
         ("report config", "config does not exist (did you mean configs?); expected"),
+        (
+            "score none --against nowhere/real",
+            "none does not exist; expected folders, zip archives or tar shards of images, or npz archives with x or "
+            "arr_0; nowhere/real does not exist; expected reference",
+        ),
+        ("compare configs doc --against tests", "doc does not exist (did you mean docs?); expected"),
+        ("score configs", "score needs --against: reference, a set of the same kinds"),
         ("report a b c", "report takes RUN, but 3 words are given"),
         ("fit -c {digits} stray", "'stray' belongs to no option; expected --KEY VALUE"),
         ("fit -c {digits} {digits}", "belongs to no option; expected -c before each config"),

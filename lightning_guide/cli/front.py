@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from difflib import get_close_matches
@@ -24,7 +25,8 @@ from lightning_guide.utils.shipped import find_config, with_shipped_configs
 
 __all__ = ["answer"]
 
-_EXISTING = ("run", "search", "base", "auxiliary")  # arguments of functions: places that exist,
+# Arguments of functions: places that exist,
+_EXISTING = ("run", "search", "base", "auxiliary", "samples", "against")
 _WRITES_A_RUN = ("import", "pull")  # but not of these
 
 
@@ -144,20 +146,34 @@ def _check_positionals(name: str, words: list[str]) -> list[str]:
         shown = " ".join(each.name.upper() for each in expected)
         _refuse("", f"{name} takes {shown}, but {len(placed)} words are given", name)
     if name not in _WRITES_A_RUN:
-        for argument, i in zip(expected, placed, strict=False):
-            published = "KIND:PLACE" in argument.help and ":" in words[i]  # checked by the command
-            if argument.name in _EXISTING and not published:
-                _check_exists(Path(words[i]), argument.help.rstrip("."))
+        given = list(zip(expected, (words[i] for i in placed), strict=False))
+        given += [(expected[-1], words[i]) for i in placed[len(expected) :]]
+        given += [(signature.arguments[name], value) for name, value in _values(words) if name in signature.arguments]
+        absent: list[str] = []
+        for argument, word in given:
+            published = "KIND:PLACE" in argument.help and ":" in word  # checked by the command
+            if argument.name in _EXISTING and not published and not re.search(r"[*?{\[]", word):
+                absent += _absent(Path(word), argument.help.rstrip("."))
+        if absent:
+            raise ValueError("; ".join(absent))
     if not last.startswith("list[") or listed[0].startswith("["):
         return words
     kept = [word for i, word in enumerate(words) if i not in placed]
     return [*(words[i] for i in placed[: len(expected) - 1]), _listed(last, listed), *kept]
 
 
-def _check_exists(place: Path, what: str) -> None:
-    """Refuse a path that does not exist, with the nearest one that does."""
+def _values(words: list[str]) -> Iterator[tuple[str, str]]:
+    """Yield the names of options and their values."""
+    for word, after in itertools.pairwise([*words, ""]):
+        name, equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("--"):
+            yield name, value if equals else after
+
+
+def _absent(place: Path, what: str) -> Iterator[str]:
+    """Yield a sentence for a path that does not exist, with the nearest one that does."""
     if not place.exists():
-        raise ValueError(f"{place} does not exist{did_you_mean(place)}; expected {what}")
+        yield f"{place} does not exist{did_you_mean(place)}; expected {what}"
 
 
 def _listed(kind: str, words: list[str]) -> str:
@@ -197,7 +213,8 @@ def _open_run(name: str, words: list[str]) -> list[str]:
                 raise ValueError(f"{place} holds no config.yaml; expected {expected}")
             return ["-c", str(config), f"--trainer.default_root_dir={place}", *rest]
         if place.suffix not in (".yaml", ".yml"):
-            _check_exists(place, "the folder of a run, or a config")
+            for sentence in _absent(place, "the folder of a run, or a config"):
+                raise ValueError(sentence)
         return ["-c", str(place), *rest]
     if not any(word.startswith(("-c", "--config", "--model", "--data", "--trainer", "--print")) for word in words):
         _refuse("", f"{name} needs a config or the folder of a run, as lightning-guide {name} -c CONFIG", name)

@@ -69,6 +69,11 @@ EXAMPLES = {
     "test": ["runs/fractal2d/main -c configs/fractal2d/report.yaml"],
     "predict": ["runs/digits/main", "runs/digits/main -c configs/guidance/cfg.yaml"],
     "report": ["runs/digits/main"],
+    "score": [
+        "runs/x/samples/cfg-seed0 --against data/photos --size 64",
+        "samples.npz --against statistics.pkl --extractor DINOv2Features",
+    ],
+    "compare": ["samples/cfg samples/pag samples/none.zip --against 'data/train-*.tar' --metrics fd,kid"],
     "gallery": [
         "runs/digits/main configs/guidance",
         "runs/digits/main configs/guidance/cfg.yaml configs/guidance/pag.yaml",

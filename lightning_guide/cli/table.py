@@ -34,6 +34,8 @@ COMMANDS: dict[str, Command] = {
     "fit": Command(TRAIN, "train a model; the same command resumes the run"),
     "validate": Command(TRAIN, "evaluate a run as during training, under any guidance"),
     "test": Command(TRAIN, "evaluate a run by its test loop"),
+    "score": Command(TRAIN, "metrics of samples in files, from any program", "datamodules.commands.score:score"),
+    "compare": Command(TRAIN, "the same of several sets, with their differences", "datamodules.commands.score:score"),
     "report": Command(TRAIN, "write one HTML page about a run", "lightning_guide.report.run_page:report"),
     "predict": Command(SAMPLE, "draw samples of a run"),
     "gallery": Command(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -13,6 +15,7 @@ __all__ = [
     "all_reduce_sum",
     "all_gather_objects",
     "true_on_all_ranks",
+    "launched_processes",
     "rank_and_world",
     "run_on_all_ranks",
 ]
@@ -23,6 +26,19 @@ Value = TypeVar("Value")
 
 def _is_distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+@contextmanager
+def launched_processes() -> Iterator[None]:
+    """Join the processes of a launcher such as torchrun for the time of the context, if there are several."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or _is_distributed():
+        yield
+        return
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def rank_and_world() -> tuple[int, int]:

@@ -152,13 +152,19 @@ class SampleMetric(torchmetrics.Metric, ABC):
         Raises:
             ValueError: if there are too few samples.
         """
-        union = cast(SampleMetric, self.clone())
-        union.reset()
-        union._to_sync, union._update_count = False, 1
+        union = self.alone()
+        union._update_count = 1
         for name in self._defaults:
             values = [part[name].to(self.device) for part in parts]
             setattr(union, name, values if name in self._widths else torch.stack(values).sum(0))
         return cast(dict[str, Tensor], union.compute())
+
+    def alone(self) -> SampleMetric:
+        """Return a prepared copy without samples that computes from those of this process only."""
+        copy = cast(SampleMetric, self.clone())
+        copy.reset()
+        copy._to_sync = False
+        return copy
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Combine the states of all processes.

@@ -137,6 +137,10 @@ class FrechetDistance(SampleMetric):
             fitted = StatisticsCache(self.cache).get(self.extractor, reference, lambda: self.fit(reference))
         else:
             fitted = self.fit(reference)
+        self.use(fitted)
+
+    def use(self, fitted: Statistics) -> None:
+        """Take the statistics of the real data from `fitted`."""
         self.reference_mean, self.reference_covariance = (
             part.to(self.device) for part in (fitted.mean, fitted.covariance)
         )

@@ -6,10 +6,12 @@ With x, x' generated, y, y' real and a kernel k: MMD^2 = E k(x, x') + E k(y, y')
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
+from lightning_guide.data import Batch
 from lightning_guide.evaluation.features.base import FeatureExtractor
 from lightning_guide.evaluation.metrics.base import FeatureMetric
 
@@ -20,7 +22,7 @@ class MeanDiscrepancy(FeatureMetric):
     """Base of kernel distances: MMD^2 in float64 over all pairs, by `chunk` rows of the kernel matrix."""
 
     least = 2
-    reference_sums: Tensor
+    reference_within: Tensor
 
     def __init__(
         self, extractor: FeatureExtractor, *, max_reference: int = 10_000, chunk: int = 1024, cache: str | None = None
@@ -28,6 +30,29 @@ class MeanDiscrepancy(FeatureMetric):
         """Take the arguments of `FeatureMetric` and the number of rows at a time, `chunk`."""
         super().__init__(extractor, max_reference=max_reference, cache=cache)
         self.chunk = chunk
+        self.register_buffer("reference_within", torch.empty((), dtype=torch.float64), persistent=False)
+
+    def prepare(self, reference: Iterable[Batch]) -> None:
+        """Extract the features of (a subset of) the real data and compute the mean kernel among them.
+
+        Raises:
+            ValueError: if there are too few examples.
+        """
+        super().prepare(reference)
+        self.reference_within = self.within(self.reference)
+
+    def compute_mmd(self) -> Tensor:
+        """Return MMD^2 of the samples to the reference.
+
+        Raises:
+            ValueError: if there are fewer than two samples.
+        """
+        samples = self.generated()
+        return self.within(samples) + self.reference_within - 2 * self.mean_kernel(samples, self.reference)
+
+    @abstractmethod
+    def within(self, a: Tensor) -> Tensor:
+        """Return the mean kernel among the rows of `a` (N, F)."""
 
     @abstractmethod
     def kernel(self, a: Tensor, b: Tensor) -> Tensor:
@@ -56,15 +81,17 @@ class KernelDistance(MeanDiscrepancy):
         """Return (a . b / F + 1)^3."""
         return (a @ b.mT / a.shape[1] + 1) ** 3
 
+    def within(self, a: Tensor) -> Tensor:
+        """Return the mean over pairs of different rows."""
+        return self.mean_kernel_distinct(a)
+
     def compute(self) -> dict[str, Tensor]:
         """Return `kid`; published tables often show 1000 times the value.
 
         Raises:
             ValueError: if there are fewer than two samples.
         """
-        samples = self.generated()
-        within = self.mean_kernel_distinct(samples) + self.mean_kernel_distinct(self.reference)
-        return {"kid": within - 2 * self.mean_kernel(samples, self.reference)}
+        return {"kid": self.compute_mmd()}
 
 
 class CMMD(MeanDiscrepancy):
@@ -98,12 +125,14 @@ class CMMD(MeanDiscrepancy):
         a, b = (t / t.norm(dim=1, keepdim=True).clamp(min=1e-12) for t in (a, b))
         return ((a @ b.mT - 1) / self.bandwidth**2).exp()
 
+    def within(self, a: Tensor) -> Tensor:
+        """Return the mean over all pairs."""
+        return self.mean_kernel(a, a)
+
     def compute(self) -> dict[str, Tensor]:
         """Return `cmmd`.
 
         Raises:
             ValueError: if there are fewer than two samples.
         """
-        samples = self.generated()
-        within = self.mean_kernel(samples, samples) + self.mean_kernel(self.reference, self.reference)
-        return {"cmmd": 1000 * (within - 2 * self.mean_kernel(samples, self.reference))}
+        return {"cmmd": 1000 * self.compute_mmd()}

@@ -111,6 +111,20 @@ class ReferenceCache(ABC, Generic[Value]):
         if true_on_all_ranks(stored is not None):
             assert stored is not None
             return stored
+        return self._computed(path, compute, extractor, data)
+
+    def get_here(self, extractor: FeatureExtractor, data: str, count: int, compute: Callable[[], Value]) -> Value:
+        """Return the value for `count` examples with the fingerprint `data`, on this process alone.
+
+        Raises:
+            ValueError: as `get`.
+        """
+        path = self.path(extractor, data, count)
+        stored = self._stored(path, extractor, data, count)
+        return self._computed(path, compute, extractor, data) if stored is None else stored
+
+    def _computed(self, path: Path, compute: Callable[[], Value], extractor: FeatureExtractor, data: str) -> Value:
+        """Compute the value and store it."""
         computed = compute()
         try:
             self.write(path, computed, extractor, data)
