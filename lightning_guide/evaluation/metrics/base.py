@@ -134,8 +134,7 @@ class SampleMetric(torchmetrics.Metric, ABC):
     def rows(self, name: str) -> Tensor:
         """Return all rows (N, width) of the state `name`; N may be 0."""
         state = getattr(self, name)
-        parts = [state] if isinstance(state, Tensor) else state
-        return torch.cat([self._no_rows(name), *parts])
+        return torch.cat([self._no_rows(name), *([state] if isinstance(state, Tensor) else state)])
 
     def totals(self) -> dict[str, Tensor]:
         """Return sums and rows (N, width) by state, over all processes and all updates since the last `reset`.
@@ -180,8 +179,7 @@ class SampleMetric(torchmetrics.Metric, ABC):
     def to(self, *args: Any, **kwargs: Any) -> SampleMetric:
         """Move the metric; it stays on the CPU if the device has no float64 (mps)."""
         device = kwargs.get("device", args[0] if args else None)
-        moved = self.cpu() if str(device).startswith("mps") else super().to(*args, **kwargs)
-        return cast(SampleMetric, moved)
+        return cast(SampleMetric, self.cpu() if str(device).startswith("mps") else super().to(*args, **kwargs))
 
     def _no_rows(self, name: str) -> Tensor:
         return torch.empty(0, self._widths[name], device=self.device)
