@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import os
 import subprocess
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.processes import Function, Processes
 
 _NEW_MOUNTS = 0x00020000  # CLONE_NEWNS of Linux
 _NOT_POSSIBLE = 77
 
 
 def forked(act: Callable[[], None]) -> None:
-    """Call `act`, which may mount disks, in a forked process; skip the test where that is not possible."""
+    """Call `act`, which may mount disks but not train, in a forked process; skip the test where that cannot be."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -35,6 +40,24 @@ def forked(act: Callable[[], None]) -> None:
     if status == _NOT_POSSIBLE:
         pytest.skip("mounting needs the rights of root")
     assert status == 0
+
+
+def call_alone(processes: Processes, function: Function, log: Path, **arguments: Any) -> None:
+    """Call `function` as `forked` does, in a process of which no parent has trained, so that it can train."""
+    status = processes.wait(processes.start(("tests.disks", "_act"), log, function=function, arguments=arguments))
+    if status == _NOT_POSSIBLE:
+        pytest.skip("mounting needs the rights of root")
+    assert status == 0, log.read_text()[-3000:]
+
+
+def _act(function: Function, arguments: dict[str, Any]) -> None:
+    module, name = function
+    try:
+        getattr(importlib.import_module(module), name)(**arguments)
+    except PermissionError as error:
+        if error.filename is not None:
+            raise
+        sys.exit(_NOT_POSSIBLE)
 
 
 def mount(*words: str) -> None:

@@ -10,11 +10,26 @@ import yaml
 from lightning_guide.cli import main
 from lightning_guide.runs.checkpoints import newest_checkpoint, read_checkpoint
 from lightning_guide.snapshots import SnapshotStore
-from tests.disks import forked, mount, said
+from tests.disks import call_alone, mount, said
+from tests.processes import Processes
 from tests.test_cli import TINY
 
 
-def test_a_full_disk_ends_a_fit_and_leaves_what_was_written(tmp_path: Path) -> None:
+def fit_on_a_small_disk(folder: str) -> None:
+    """Fit in `folder`/disk, of 200 kB, until it is full."""
+    run = Path(folder, "disk/run")
+    mount("-t", "tmpfs", "-o", "size=200k", "tmpfs", str(run.parent))
+    with said([str(run), "o space"]):
+        main(["fit", "-c", f"{folder}/tiny.yaml"])
+    newest = newest_checkpoint(run)
+    assert newest is not None and read_checkpoint(newest)["global_step"] >= 5
+    store = SnapshotStore(run / "snapshots")
+    assert [store.load(entry) for entry in store.entries()]
+    assert not list(run.rglob("*.tmp")) and not (run / ".lock").exists()
+    assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["max_steps"] == 200
+
+
+def test_a_full_disk_ends_a_fit_and_leaves_what_was_written(tmp_path: Path, processes: Processes) -> None:
     callbacks = [
         {"class_path": "PostHocEMA", "init_args": {"every_images": 80}},
         {"class_path": "RunCheckpoint", "init_args": {"every_steps": 5}},
@@ -26,19 +41,8 @@ def test_a_full_disk_ends_a_fit_and_leaves_what_was_written(tmp_path: Path) -> N
     settings = TINY | {"trainer": TINY["trainer"] | trainer, "model": TINY["model"] | {"init_args": arguments}}  # type: ignore[operator]
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
     (tmp_path / "disk").mkdir()
-
-    def act() -> None:
-        mount("-t", "tmpfs", "-o", "size=200k", "tmpfs", str(tmp_path / "disk"))
-        with said([str(run), "o space"]):
-            main(["fit", "-c", str(tmp_path / "tiny.yaml")])
-        newest = newest_checkpoint(run)
-        assert newest is not None and read_checkpoint(newest)["global_step"] >= 5
-        store = SnapshotStore(run / "snapshots")
-        assert [store.load(entry) for entry in store.entries()]
-        assert not list(run.rglob("*.tmp")) and not (run / ".lock").exists()
-        assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["max_steps"] == 200
-
-    forked(act)
+    function = ("tests.test_cli_disk_errors", "fit_on_a_small_disk")
+    call_alone(processes, function, tmp_path / "log", folder=str(tmp_path))
 
 
 @pytest.mark.parametrize("place", ["FILE", "FILE/below", "LONG"])

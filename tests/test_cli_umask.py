@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from lightning_guide.cli import main
-from tests.disks import forked
+from tests.processes import Processes
 from tests.searches import PIXELS
 from tests.test_cli import TINY
 
@@ -39,29 +39,33 @@ def settings(run: Path) -> dict[str, object]:
     return TINY | {"trainer": trainer, "model": TINY["model"] | {"init_args": arguments}}  # type: ignore[operator]
 
 
+def write_everything(mask: int, folder: str) -> None:
+    """Call the commands under the umask `mask`, in `folder`."""
+    run, source = Path(folder, "runs/main"), Path(folder, "images")
+    os.umask(mask)
+    main(["fit", "-c", f"{folder}/tiny.yaml"])
+    for command in ("test", "predict"):
+        main([command, str(run)])
+    main(["export", str(run), f"{folder}/exported"])
+    main(["pull", f"{folder}/exported", f"{folder}/pulled"])
+    main(["reconstruct", str(run), "[0.08]", "--max_error", "0.9"])
+    main(["neon", str(run), str(run)])
+    main(["report", str(run), "--out", f"{folder}/pages/page.html"])
+    main(["convert", str(source), f"{folder}/shards"])
+    main(["init", f"{folder}/configs"])
+
+
 @pytest.mark.parametrize("mask", [0o002, *(pytest.param(mask, marks=pytest.mark.slow) for mask in (0o022, 0o077))])
-def test_all_files_have_the_mode_of_the_umask(mask: int, tmp_path: Path) -> None:
+def test_all_files_have_the_mode_of_the_umask(mask: int, tmp_path: Path, processes: Processes) -> None:
     run, source = tmp_path / "runs/main", tmp_path / "images"
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings(run), sort_keys=False))
     for name in ("a", "b"):
         (source / name).mkdir(parents=True)
         Image.new("RGB", (4, 4)).save(source / name / "0.png")
     given = set(tmp_path.rglob("*"))
-
-    def act() -> None:
-        os.umask(mask)
-        main(["fit", "-c", str(tmp_path / "tiny.yaml")])
-        for command in ("test", "predict"):
-            main([command, str(run)])
-        main(["export", str(run), str(tmp_path / "exported")])
-        main(["pull", str(tmp_path / "exported"), str(tmp_path / "pulled")])
-        main(["reconstruct", str(run), "[0.08]", "--max_error", "0.9"])
-        main(["neon", str(run), str(run)])
-        main(["report", str(run), "--out", str(tmp_path / "pages/page.html")])
-        main(["convert", str(source), str(tmp_path / "shards")])
-        main(["init", str(tmp_path / "configs")])
-
-    forked(act)
+    processes.call(
+        ("tests.test_cli_umask", "write_everything"), tmp_path.with_suffix(".log"), mask=mask, folder=str(tmp_path)
+    )
     torch.load(next((run / "checkpoints").iterdir()), weights_only=True)
     modes = {path: stat.S_IMODE(path.stat().st_mode) for path in sorted(set(tmp_path.rglob("*")) - given)}
     kinds = {path.suffix for path in modes if path.is_file()}
