@@ -36,10 +36,10 @@ class MetricsReport(pl.Callback):
     nothing is written.
 
     The file maps evaluation -> metric -> value of the newest results; values that are not finite are null. `of` names
-    the command and the evaluated model, and `earlier` holds the results under other models: those of a fit and of later
-    commands stand side by side (`lightning_guide.report.metrics_file`). `extractors` maps the names of metrics to their
-    feature networks, each with a hash of its weights. Evaluations that were skipped are listed below the tables, with
-    the reason. In loggers the table is `report/metrics`, at the step of the evaluated model.
+    the command, the evaluated model and a hash of the settings, and `earlier` holds the results of others: those of a
+    fit and of later commands stand side by side (`lightning_guide.report.metrics_file`). `extractors` maps the names of
+    metrics to their feature networks, each with a hash of its weights. Evaluations that were skipped are listed below
+    the tables, with the reason. In loggers the table is `report/metrics`, at the step of the evaluated model.
     """
 
     default_folder = "report"
@@ -102,7 +102,10 @@ class MetricsReport(pl.Callback):
         folder = output_folder(trainer, self.folder)
         folder.mkdir(parents=True, exist_ok=True)
         found = _plain(self._written, module.evaluations.extractors)
-        merged = merge_results(_known(folder / "metrics.json"), found, of=_of(module))
+        evaluations, of = module.evaluations.evaluations, _of(module)
+        for name, values in found.items():
+            values["of"] = of | ({"settings": evaluations[name].fingerprint} if name in evaluations else {})
+        merged = merge_results(_known(folder / "metrics.json"), found)
         with atomic(folder / "metrics.json") as temporary:
             temporary.write_text(json.dumps(merged, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 

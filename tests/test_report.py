@@ -234,10 +234,10 @@ def test_callback_writes_page_environment_and_hparams(tmp_path: Path) -> None:
 
 
 def test_results_of_a_fit_and_of_later_commands_stand_side_by_side(tmp_path: Path) -> None:
-    def run(command: str, names: list[str], **options: Any) -> dict[str, Any]:
+    def run(command: str, names: list[str], seed: int = 0, **options: Any) -> dict[str, Any]:
         trainer = tiny_trainer(tmp_path, PostHocEMA(8), MetricsReport(), RunReport(), limit_val_batches=1.0)
         trainer.val_check_interval = 4
-        module = tiny_module(evaluations={name: evaluation(metrics={}) for name in names}, **options)
+        module = tiny_module(evaluations={name: evaluation(metrics={}, seed=seed) for name in names}, **options)
         words = {} if command == "fit" else {"verbose": False}
         getattr(trainer, command)(module, datamodule=TinyImages(), **words)
         content: dict[str, Any] = json.loads((tmp_path / "report/metrics.json").read_text())
@@ -247,15 +247,21 @@ def test_results_of_a_fit_and_of_later_commands_stand_side_by_side(tmp_path: Pat
         cells = checked((tmp_path / "report.html").read_text()).text["td"]
         return [cell.strip() for cell in cells if cell.split(",")[0].strip() in ("plain", "mine", "new")]
 
-    assert run("fit", ["plain", "mine"])["plain"]["of"] == {"command": "fit", "images": 32, "average": 0.05}
+    def of(values: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in values["of"].items() if key != "settings"}
+
+    assert of(run("fit", ["plain", "mine"])["plain"]) == {"command": "fit", "images": 32, "average": 0.05}
     assert rows() == ["plain", "mine"]
     assert list(run("validate", ["new"])) == ["plain", "mine", "new"]
     assert rows() == ["plain", "mine", "new"]
     run("test", ["plain"], images=8)
     found = run("validate", ["plain"], images=8)  # replaces the same alone
-    assert found["plain"]["of"] == {"command": "validate", "images": 8, "average": 0.05}
+    assert of(found["plain"]) == {"command": "validate", "images": 8, "average": 0.05}
     assert [each["of"]["images"] for each in found["plain"]["earlier"]] == [32] and found["plain"]["nfe"] > 0
     assert rows() == ["plain, 8 images", "plain, 32 images", "mine, 32 images", "new, 32 images"]
+    run("validate", ["mine"], seed=1)  # the same name with other settings is another result
+    run("validate", ["mine"], seed=2)
+    assert rows()[2:5] == ["mine, 32 images, fit", "mine, 32 images, validate", "mine, 32 images, validate 2"]
     (tmp_path / "report/metrics.json").write_text("{")
     with pytest.warns(UserWarning, match="metrics.json is damaged: .*; it is kept as .*metrics.damaged"):
         assert list(run("validate", ["new"])) == ["new"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -97,6 +99,13 @@ class Evaluation:
     num_classes: int | None = None
     start: nn.Module | None = None
     compile: bool = False
+
+    @property
+    def fingerprint(self) -> str:
+        """Short hash of what decides, with the model, which samples are drawn: guidance, sampler, seed, numbers."""
+        numbers = [self.num_samples, self.seed, self.first_index, self.repetitions, self.labels]
+        drawn = [self.guidance.recipe, self.sampler.recipe, *numbers]
+        return hashlib.sha256(json.dumps(drawn, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def __post_init__(self) -> None:
         """Fill in the default guidance and sampler.

@@ -18,15 +18,15 @@ ABOUT = ("extractors", "of", "earlier")
 Results = Mapping[str, Mapping[str, Any]]
 
 
-def merge_results(known: Results, found: Results, *, of: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def merge_results(known: Results, found: Results) -> dict[str, dict[str, Any]]:
     """Return the results `known` with those `found`: evaluation -> metric -> value of the newest results.
 
-    `of` is kept with each of them: `command`, and the evaluated model (`images`, `average`, and `run` if it is of
-    another folder). Results of an evaluation under other models are in its list `earlier`, oldest first. `found`
-    replace those of the same evaluation and model, and in a fit those of its earlier validations.
+    `of` of each names its `command`, the evaluated model (`images`, `average`, and `run` if it is of another folder)
+    and a hash of the `settings` of the samples. Results of an evaluation under other models or settings are in its list
+    `earlier`, oldest first. `found` replace those of the same evaluation, and in a fit those of earlier validations.
     """
-    kept = [(name, values) for name, values in _rows(known) if not _is_replaced(name, values, found, of)]
-    rows = [*kept, *((name, {**values, "of": dict(of)}) for name, values in found.items())]
+    kept = [(name, values) for name, values in _rows(known) if not _is_replaced(name, values, found)]
+    rows = [*kept, *((name, dict(values)) for name, values in found.items())]
     merged: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(name for name, _ in rows):
         *earlier, newest = [dict(values) for each, values in rows if each == name]
@@ -41,13 +41,15 @@ def _rows(results: Results) -> Iterator[tuple[str, dict[str, Any]]]:
         yield name, {key: value for key, value in values.items() if key != "earlier"}
 
 
-def _is_replaced(name: str, values: Mapping[str, Any], found: Results, of: Mapping[str, Any]) -> bool:
+def _is_replaced(name: str, values: Mapping[str, Any], found: Results) -> bool:
     """Return whether the results of an evaluation give way; those without `of` are of older versions."""
     own = values.get("of", {})
-    return own.get("command") == of["command"] == "fit" or (name in found and (not own or _model(own) == _model(of)))
+    if own.get("command") == "fit" and any(each["of"]["command"] == "fit" for each in found.values()):
+        return True
+    return name in found and (not own or _without_command(own) == _without_command(found[name]["of"]))
 
 
-def _model(of: Mapping[str, Any]) -> dict[str, Any]:
+def _without_command(of: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in of.items() if key != "command"}
 
 
@@ -59,15 +61,21 @@ def metric_values(results: Results) -> dict[str, dict[str, Any]]:
 def labeled_results(results: Results, order: Sequence[str]) -> dict[str, tuple[str, dict[str, Any]]]:
     """Return label -> (evaluation, values) of all results, in the `order` of evaluations, then by images seen.
 
-    The label is the evaluation, followed by what differs between the models of the results.
+    The label is the evaluation, followed by what differs between the models of the results; those that differ by other
+    settings alone by the command, and a number from the second one on.
     """
     rows = sorted(_rows(results), key=lambda row: (list(order).index(row[0]), row[1].get("of", {}).get("images") or 0))
-    models = [_model(values.get("of", {})) for _, values in rows]
+    models = [values.get("of", {}) for _, values in rows]
     differing = [key for key in ("images", "average", "run") if len({model.get(key) for model in models}) > 1]
-    return {
-        ", ".join([name, *(_words(key, model[key]) for key in differing if key in model)]): (name, values)
-        for (name, values), model in zip(rows, models, strict=True)
-    }
+    labels = [
+        ", ".join([name, *(_words(key, model[key]) for key in differing if key in model)])
+        for (name, _), model in zip(rows, models, strict=True)
+    ]
+    several = {label for label in labels if labels.count(label) > 1}
+    labels = [f"{a}, {model.get('command')}" if a in several else a for a, model in zip(labels, models, strict=True)]
+    numbers = [labels[:i].count(label) for i, label in enumerate(labels)]
+    labels = [f"{label} {number + 1}" if number else label for label, number in zip(labels, numbers, strict=True)]
+    return dict(zip(labels, rows, strict=True))
 
 
 def _words(key: str, value: Any) -> str:
