@@ -133,6 +133,15 @@ def test_help_of_a_command_is_short_and_has_an_example(call: Call, name: str) ->
         ),
         ("compare configs doc --against tests", "doc does not exist (did you mean docs?); expected"),
         ("score configs", "score needs --against: reference, a set of the same kinds"),
+        (
+            "gallery configs confgis/guidance",
+            "confgis/guidance does not exist (did you mean configs/guidance?); expected",
+        ),
+        ("gallery configs configs none", "none does not exist; expected files such as configs/guidance/pag.yaml"),
+        (
+            "sweep configs configs/search/digits.yaml --out o --configs none.yaml",
+            "none.yaml does not exist; expected files laid over",
+        ),
         ("report a b c", "report takes RUN, but 3 words are given"),
         ("fit -c {digits} stray", "'stray' belongs to no option; expected --KEY VALUE"),
         ("fit -c {digits} {digits}", "belongs to no option; expected -c before each config"),
@@ -187,7 +196,7 @@ def test_wrong_configs_are_named_with_the_line(call: Call, text: bytes, message:
     assert call("fit", "--config=~/wrong.yaml", folder=tmp_path)[1].replace(f"{tmp_path}/", "") == said
 
 
-def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_are_named_at_once(call: Call, tmp_path: Path) -> None:
     (tmp_path / "wrong.yaml").write_text(
         "modle: {}\ntrainer: {max_stepz: 1}\nmodel: {class_path: DiffusionModule, init_args: {label_dropuot: 1}}\n"
     )
@@ -211,6 +220,8 @@ def test_folder_of_a_run_is_its_config_and_its_place(tmp_path: Path, monkeypatch
         assert answer([name, "run/config.yaml"]) == [name, *opened[:2]]
     page = ["report", f"{tmp_path}/run", f"--out={tmp_path}/page.html"]
     assert answer(["report", "~/run", "--out=~/page.html"]) == page
+    for name in ("a.yaml", "b"):
+        (tmp_path / name).touch()
     listed = ["gallery", "run", '["a.yaml", "b"]', "--seed", "1"]
     assert answer(["gallery", "run", "--seed", "1", "a.yaml", "b"]) == listed
     assert answer(["report", "run", "--figures", "a"])[2:] == ["--figures", '["a"]']
@@ -224,3 +235,10 @@ def test_options_in_the_help_exist() -> None:
     for name, options in OPTIONS.items():
         words = [option.split()[0].partition("+")[0] for option in options if option.startswith("--")]
         assert answer([name, "-c", DIGITS, *(word for word in words if word != "--help")])
+
+
+def test_searches_of_the_package_are_found_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    words = ["sweep", "run", "configs/search/digits.yaml", "--out", "out"]
+    assert answer(words) == words

@@ -26,7 +26,7 @@ from lightning_guide.utils.shipped import find_config, with_shipped_configs
 __all__ = ["answer"]
 
 # Arguments of functions: places that exist,
-_EXISTING = ("run", "search", "base", "auxiliary", "samples", "against")
+_EXISTING = ("run", "search", "base", "auxiliary", "samples", "against", "methods", "configs")
 _WRITES_A_RUN = ("import", "pull")  # but not of these
 
 
@@ -152,8 +152,9 @@ def _check_positionals(name: str, words: list[str]) -> list[str]:
         absent: list[str] = []
         for argument, word in given:
             published = "KIND:PLACE" in argument.help and ":" in word  # checked by the command
-            if argument.name in _EXISTING and not published and not re.search(r"[*?{\[]", word):
-                absent += _absent(Path(word), argument.help.rstrip("."))
+            for place in re.findall(r'"([^"]+)"', word) if word.startswith('["') else [word]:
+                if argument.name in _EXISTING and not published and not re.search(r"[*?{\[]", place):
+                    absent += _absent(find_config(place), argument.help.rstrip("."))
         if absent:
             raise ValueError("; ".join(absent))
     if not last.startswith("list[") or listed[0].startswith("["):
