@@ -30,7 +30,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     """A working folder with the files in the places that the configs name."""
     monkeypatch.chdir(tmp_path)
     tiny_pipeline("mdm", "models/mdm")
-    assert "Written to models/mdm" in capsys.readouterr().out
+    assert "written to models/mdm" in capsys.readouterr().out
     return tmp_path / "models/mdm"
 
 

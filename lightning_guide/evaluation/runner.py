@@ -130,9 +130,9 @@ class GuidedEvaluations(Failures):
                 except SnapshotMissing as missing:
                     if not (training and missing.not_yet):
                         raise
-                    self.skipped[name] = str(missing)
+                    self.skipped[name] = str(missing).partition("; ")[0]  # without the list of those that exist
                     if name not in self._announced:
-                        rank_zero_info(f"evaluation {name!r} is skipped for now: {missing}")
+                        rank_zero_info(f"evaluation {name!r} is skipped for now: {self.skipped[name]}")
                     self._announced.add(name)
         self.agree()
 

@@ -22,7 +22,7 @@ from lightning_guide.pretrained.prompts import CachedPrompts
 from lightning_guide.pretrained.text_families import FAMILIES
 from lightning_guide.runs.sampling import find_device
 
-__all__ = ["TextEncoders", "encode_prompts"]
+__all__ = ["TextEncoders", "encode_prompts", "quiet_libraries"]
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -106,7 +106,7 @@ class TextEncoders:
         self._warn_of_cuts(prompts)
         for first in range(0, len(prompts), self.batch_size):
             texts = list(prompts[first : first + self.batch_size])
-            with torch.no_grad(), _quiet():
+            with torch.no_grad(), quiet_libraries():
                 tokens = self._family.encode(pipe, texts).to("cpu", torch.float32)
             if not bool(tokens.isfinite().all()):
                 raise ValueError(f"the text encoders of {self.folder} give numbers that are not finite in {self.dtype}")
@@ -138,7 +138,7 @@ class TextEncoders:
             diffusers, transformers = _libraries()
             models = {part: self._encoder(transformers, part) for part in self.parts if part.startswith("text_encoder")}
             absent = [name for name, each in self._index.items() if isinstance(each, list) and name not in self.parts]
-            with _quiet(), torch.random.fork_rng(devices=[]):
+            with quiet_libraries(), torch.random.fork_rng(devices=[]):
                 try:
                     pipe = getattr(diffusers, self.pipeline).from_pretrained(
                         self.folder, **dict.fromkeys(absent), **models, local_files_only=True
@@ -162,7 +162,7 @@ class TextEncoders:
         options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
         options |= {"variant": self._variant(part)}
         try:
-            with _quiet(), torch.random.fork_rng(devices=[]):
+            with quiet_libraries(), torch.random.fork_rng(devices=[]):
                 model, report = getattr(transformers, kind).from_pretrained(
                     self.folder / part, dtype=getattr(torch, self.dtype), **options
                 )
@@ -244,8 +244,8 @@ def _short(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the libraries' messages about cut prompts and cleaning to those of this file, and their bars away."""
+def quiet_libraries() -> Iterator[None]:
+    """Keep messages and progress bars of diffusers and transformers away."""
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
     levels = [each.level for each in loggers]
     bars = [library.utils.logging for library in _libraries()]

@@ -114,7 +114,8 @@ def isolated() -> Iterator[None]:
     failure: BaseException | None = None
     for logger, level in levels.items():
         logger.setLevel(max(level, logging.WARNING))
-    with isolate_rng():  # which keeps nothing after an error
+    with isolate_rng(), warnings.catch_warnings():  # which keeps nothing after an error
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec")  # Lightning 2.6 with torch 2.11 and later
         try:
             yield
         except MisconfigurationException as error:

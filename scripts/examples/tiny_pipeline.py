@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lightning_guide.pretrained.text_encoders import quiet_libraries
 from scripts.lib.command_line import run_script
 from tests.direct_mdm import write_mdm
 from tests.tiny_pipelines import PIPELINES, write_pipeline
@@ -33,11 +34,13 @@ def tiny_pipeline(kind: str, folder: str) -> None:
     target = Path(folder).expanduser()
     if target.exists() and any(target.iterdir()):
         raise ValueError(f"{folder} is not empty; expected a new folder")
-    if kind == "mdm":
-        write_mdm(target)
-    else:
-        write_pipeline(kind, target)
-    print(f"{PIPELINES.get(kind, write_mdm).__doc__}".strip().splitlines()[0], f"Written to {folder}.")
+    with quiet_libraries():
+        if kind == "mdm":
+            write_mdm(target)
+        else:
+            write_pipeline(kind, target)
+    title = f"{PIPELINES.get(kind, write_mdm).__doc__}".strip().splitlines()[0].rstrip(".")
+    print(f"{title}, tiny, with random weights: written to {folder}")
 
 
 if __name__ == "__main__":
