@@ -136,4 +136,4 @@ def test_blocks_are_tried_once_when_references_are_resolved(
     assert samples == [1]
     for seed in range(2):
         Euler(2).sample(guidance, seeds=SampleSeeds(seed, range(5)))
-    assert samples == [1, *[5] * 8]  # 2 steps of 2 networks, twice
+    assert samples == [1, *[10] * 4]  # 2 steps, twice; both networks in one batch
