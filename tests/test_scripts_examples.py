@@ -23,7 +23,7 @@ def test_autoguidance_narrows_the_modes_and_keeps_their_weights(capsys: pytest.C
 def test_a_tiny_pipeline_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     diffusers = pytest.importorskip("diffusers", reason="needs the extra `pretrained`")
     tiny_pipeline("ddpm", str(tmp_path / "tiny"))
-    assert "Written to" in capsys.readouterr().out
+    assert "written to" in capsys.readouterr().out
     assert diffusers.DDPMPipeline.from_pretrained(tmp_path / "tiny").unet.config.in_channels == 3
     with pytest.raises(ValueError, match="is not empty; expected a new folder"):
         tiny_pipeline("ddpm", str(tmp_path / "tiny"))
