@@ -10,7 +10,7 @@ from lightning_guide.utils.modules import names_of_layers
 pytest.importorskip("diffusers", reason="needs the extra `pretrained`")
 pytest.importorskip("transformers", reason="needs the extra `pretrained`")
 
-from scripts.benchmarks.fine_tuning_memory import count  # noqa: E402
+from scripts.benchmarks.fine_tuning_memory import activations, count  # noqa: E402
 from scripts.benchmarks.model_memory import LiveMemory, call_bytes, decode_bytes  # noqa: E402
 from scripts.lib.published_models import PUBLISHED, autoencoder, text_encoder  # noqa: E402
 
@@ -67,3 +67,12 @@ def test_tiles_bound_the_memory_of_decoding() -> None:
 def test_additions_to_attention_are_counted() -> None:
     """797,184 numbers for each 4 ranks of Stable Diffusion 1.5, as diffusers' first LoRA files had."""
     assert count(PUBLISHED["Stable Diffusion 1.5"].build(), 8) == (859_520_964, 2 * 797_184, 128)
+
+
+def test_activations_are_counted() -> None:
+    """Recomputed, a transformer keeps the tokens before each block, in 16 bits; else queries, keys, values and more."""
+    kept, recomputed = (
+        activations(PUBLISHED["DiT-XL/2 256"].build(), recompute=recompute) for recompute in (False, True)
+    )
+    tokens = 28 * 256 * 1152 * 2
+    assert tokens <= recomputed < 1.2 * tokens and 10 * tokens < kept < 40 * tokens
