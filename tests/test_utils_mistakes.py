@@ -103,6 +103,11 @@ def test_mistakes_in_the_base_of_a_file_are_named_there(text: str, capsys: pytes
         ("trainer: {max_steps: many}", "trainer.max_steps is 'many'; expected a whole number"),
         ("data: {init_args: {batch_sise: 3}}", "data.init_args.batch_sise: Points has no argument batch_sise; did you"),
         ("data: {class_path: Heun}", "data.class_path: Heun is not a LightningDataModule; expected a"),
+        ("model: {learning_rate: {peek: 3}}", "model.learning_rate is {'peek': 3}; expected a LearningRate, as class_"),
+        (
+            "model: {learning_rate: {peak: 0.1}, init_args: {label_dropuot: 1}}",  # the first is right
+            "error: over.yaml, line 1: model.init_args.label_dropuot: DiffusionModule has no argument",
+        ),
         ("model: {init_arg: {seed: 3}}", "model.init_arg is neither class_path nor init_args; did you mean init_args?"),
         (
             "model: {class_path: lightning_guide.modules.DifusionModule}",

@@ -89,6 +89,8 @@ def _run(words: Sequence[str]) -> None:
         if os.environ.get("LIGHTNING_GUIDE_TRACEBACK"):
             raise
         said = explain_os_error(error) if isinstance(error, OSError) else str(error)
+        if isinstance(error, MisconfigurationException):
+            said = f"a setting under `trainer` does not fit: {said}"
         sys.exit(f"lightning-guide: error: {said if isinstance(error, MissingNeedsError) else one_sentence(said)}")
     except RuntimeError as error:
         if os.environ.get("LIGHTNING_GUIDE_TRACEBACK") or (found := explain_runtime_error(str(error))) is None:

@@ -135,11 +135,15 @@ def _of_class(value: Any, kind: type, path: tuple[str, ...]) -> Iterator[Mistake
         else:
             yield Mistake((*path, "class_path") if isinstance(value, Mapping) else path, found, near=True)
         return
-    for key in settings:
+    kinds = arguments_of(found).kinds
+    for key, each in settings.items():
         if key not in _OF_A_CLASS:
-            near = nearest(str(key), _OF_A_CLASS)
+            near, argument = nearest(str(key), _OF_A_CLASS), str(key) in kinds
+            if argument:  # which is right in a file laid over one that names the class
+                near = f"{'.'.join(path)}.init_args.{key}"
+                yield from find_mistakes(each, kinds[str(key)], (*path, str(key)))
             hint = f"did you mean {near}?" if near else "arguments of a class are under init_args"
-            yield Mistake((*path, str(key)), f"is neither class_path nor init_args; {hint}")
+            yield Mistake((*path, str(key)), f"is neither class_path nor init_args; {hint}", certain=not argument)
     if settings.get("init_args") is not None:
         yield from _of_keys(settings["init_args"], arguments_of(found), (*path, "init_args"))
 
