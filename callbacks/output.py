@@ -79,10 +79,8 @@ def save_image(trainer: Trainer, image: Tensor, path: Path, *, tag: str) -> None
     log_image(trainer, tag, image)
 
 
-SMALLEST_SIDE, READABLE_SIDE = (
-    64,
-    128,
-)  # pixels; smaller images are enlarged; with captions
+# Pixels: smaller images are enlarged to this by an integer factor, without and with captions.
+SMALLEST_SIDE, READABLE_SIDE = 64, 128
 
 
 def image_grid(x: Tensor, columns: int, *, captions: Sequence[str] | None = None) -> Tensor:

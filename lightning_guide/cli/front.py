@@ -154,9 +154,9 @@ def _check_positionals(name: str, words: list[str]) -> list[str]:
             published = "KIND:PLACE" in argument.help and ":" in word  # checked by the command
             for place in re.findall(r'"([^"]+)"', word) if word.startswith('["') else [word]:
                 if argument.name in _EXISTING and not published and not re.search(r"[*?{\[]", place):
-                    absent += _absent(find_config(place), argument.help.rstrip("."))
-        if absent:
-            raise ValueError("; ".join(absent))
+                    absent.append(_absent(find_config(place), argument.help.rstrip(".")))
+        if any(absent):
+            raise ValueError("; ".join(filter(None, absent)))
     if not last.startswith("list[") or listed[0].startswith("["):
         return words
     kept = [word for i, word in enumerate(words) if i not in placed]
@@ -171,10 +171,9 @@ def _values(words: list[str]) -> Iterator[tuple[str, str]]:
             yield name, value if equals else after
 
 
-def _absent(place: Path, what: str) -> Iterator[str]:
-    """Yield a sentence for a path that does not exist, with the nearest one that does."""
-    if not place.exists():
-        yield f"{place} does not exist{did_you_mean(place)}; expected {what}"
+def _absent(place: Path, what: str) -> str:
+    """Return a sentence about a path that does not exist, with the nearest one that does; empty if it exists."""
+    return "" if place.exists() else f"{place} does not exist{did_you_mean(place)}; expected {what}"
 
 
 def _listed(kind: str, words: list[str]) -> str:
@@ -214,8 +213,8 @@ def _open_run(name: str, words: list[str]) -> list[str]:
                 raise ValueError(f"{place} holds no config.yaml; expected {expected}")
             return ["-c", str(config), f"--trainer.default_root_dir={place}", *rest]
         if place.suffix not in (".yaml", ".yml"):
-            for sentence in _absent(place, "the folder of a run, or a config"):
-                raise ValueError(sentence)
+            if absent := _absent(place, "the folder of a run, or a config"):
+                raise ValueError(absent)
         return ["-c", str(place), *rest]
     if not any(word.startswith(("-c", "--config", "--model", "--data", "--trainer", "--print")) for word in words):
         _refuse("", f"{name} needs a config or the folder of a run, as lightning-guide {name} -c CONFIG", name)

@@ -102,10 +102,9 @@ class Branches:
             elif shared and joinable and isinstance(negative, ConditionReplacement):
                 self.conditions[i] = negative.start_condition(trajectory)
             elif joinable and isinstance(negative, Perturbed) and negative.model() is positive:
-                layers = negative.layers()
-                copy = negative.network(trajectory, layers)
+                copy = negative.network(trajectory)
                 self.others[i] = copy.start(trajectory)
-                perturbed[i] = [name for _, names in layers for name in names], copy
+                perturbed[i] = [name for _, names in negative.layers() for name in names], copy
             else:
                 self.others[i] = negative.start(trajectory)
         self.positive = model.start(trajectory)

@@ -145,16 +145,11 @@ class Perturbed(Guidance):
         """Return the perturbed network of one trajectory."""
         return self.network(trajectory).start(trajectory)
 
-    def network(
-        self, trajectory: Trajectory, layers: Sequence[tuple[Perturbation, Sequence[str]]] | None = None
-    ) -> Denoiser:
-        """Return the model with the replacements of `trajectory`; it shares the parameters and nothing else.
-
-        `layers` is `layers()`, where it is known already.
-        """
+    def network(self, trajectory: Trajectory) -> Denoiser:
+        """Return the model with the replacements of `trajectory`; it shares the parameters and nothing else."""
         path, _ = network_of(self.model(), type(self).__name__)
         replacements: list[tuple[str, ModuleReplacement]] = []
-        for perturbation, names in self.layers() if layers is None else layers:
+        for perturbation, names in self.layers():
             started = perturbation.start(trajectory, names)
             replacements += [(name, started[name]) for name in names]
         return rebuild_with(self.model(), [(f"{path}.{name}", replacement) for name, replacement in replacements])
