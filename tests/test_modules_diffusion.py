@@ -231,7 +231,7 @@ def test_tensorboard_shows_losses_rates_images_and_evaluations(tmp_path: Path) -
 
     found = scalars(tmp_path)
     assert found["images_seen"] == {3: 24, 6: 48}
-    assert found["train/zeroed_gradients"] == {3: 0, 6: 0}
+    assert found["train/skipped_steps"] == {3: 0, 6: 0}
     assert found["train/learning_rate"] == pytest.approx({3: rate.at(16), 6: rate.at(40)})
     assert len(loss.errors) == 12
     for step, half in ((3, slice(6)), (6, slice(6, 12))):

@@ -75,8 +75,8 @@ def test_network_in_sixteen_bits(dtype: torch.dtype, gradients: bool) -> None:
         assert 0 < error < (0.03 if dtype == torch.bfloat16 else 0.004)
 
 
-def test_scaled_loss_is_unscaled_before_the_gradient_guard() -> None:
-    """A fused step would unscale by itself, after the guard removed the non-finite values that signal a large scale."""
+def test_scaled_loss_is_unscaled_before_the_step() -> None:
+    """A fused step would unscale by itself, after all that looks at gradients."""
     parameters = [torch.nn.Parameter(torch.zeros(2))]
     assert not adam(scaled=True)(parameters).param_groups[0]["fused"]
     assert adam()(parameters).param_groups[0]["fused"]

@@ -83,7 +83,7 @@ class DiffusionModule(EvaluatedModule):
             images: images of training of the model evaluated after training; default the newest snapshot.
             heldout_sigmas: noise levels of the held-out loss.
             bin_edges: noise levels that separate the bins of the logged training loss.
-            max_bad_steps: number of consecutive steps without a finite gradient after which training stops.
+            max_bad_steps: number of consecutive steps without finite gradients, which are left out, that stop training.
 
         Raises:
             ValueError: if `label_dropout` is not in [0, 1), or is positive for a model without condition.
@@ -196,9 +196,9 @@ class DiffusionModule(EvaluatedModule):
         return objective
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Average gradients of unsharded weights; zero and count elements that are not finite."""
+        """Average gradients of unsharded weights; leave out and count steps whose gradients are not finite."""
         average_gradients_(self)
-        self._guard.sanitize(self, self.global_step)
+        self._guard.check(self, optimizer, self.global_step)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Take one step at the rate of `images_seen`, then advance the clock and normalize weights."""
@@ -208,28 +208,27 @@ class DiffusionModule(EvaluatedModule):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.images_seen += self._pending_images
         self._pending_images = 0
-        if not self._guard.bad_steps:  # to normalize unchanged weights again would change their last bits
-            self.denoiser.constrain()
-            if self.loss is not None:
-                self.loss.constrain()
+        self.denoiser.constrain()
+        if self.loss is not None:
+            self.loss.constrain()
         step = self.global_step + 1  # Lightning counts it after this hook
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and step % every == 0:
             means = self._means.report(lambda sums: self.trainer.strategy.reduce(sums, reduce_op="sum"))
             report = {f"train/{key}": value for key, value in means.items()}
-            report |= {"train/learning_rate": rate, "train/zeroed_gradients": self._guard.zeroed}
+            report |= {"train/learning_rate": rate, "train/skipped_steps": int(self._guard.skipped)}
             for logger in self.loggers:
                 logger.log_metrics(report | {"images_seen": self.images_seen}, step=step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the clock, the counts of bad gradients and the class of the optimizer."""
+        """Add the clock, the counts of bad steps and the class of the optimizer."""
         if self.trainer.optimizers:
             checkpoint["optimizer"] = optimizer_name(self.trainer.optimizers[0])
         checkpoint["clock"] = {"images_seen": self.images_seen, "planned_images": self.planned_images}
-        checkpoint["gradient_guard"] = {"zeroed": self._guard.zeroed, "bad_steps": self._guard.bad_steps}
+        checkpoint["gradient_guard"] = self._guard.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the clock and the counts of bad gradients; a named optimizer keeps its settings of this config.
+        """Restore the clock and the counts of bad steps; a named optimizer keeps its settings of this config.
 
         Weights that were saved alone can be evaluated.
 
@@ -244,6 +243,6 @@ class DiffusionModule(EvaluatedModule):
             check_optimizer(made, checkpoint)
             if self.optimizer is not None:
                 update_optimizer(made, checkpoint)
-        clock, guard = checkpoint["clock"], checkpoint["gradient_guard"]
+        clock = checkpoint["clock"]
         self.images_seen, self.planned_images = clock["images_seen"], clock["planned_images"]
-        self._guard.zeroed, self._guard.bad_steps = guard["zeroed"], guard["bad_steps"]
+        self._guard.restore(checkpoint["gradient_guard"])

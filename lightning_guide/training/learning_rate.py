@@ -96,8 +96,8 @@ def adam(*, scaled: bool = False, elements: int = 1) -> Callable[[Any], torch.op
     Published losses are sums over the `elements` of an example, ours are means, so that their gradients are smaller by
     that factor. With the smaller eps the steps are the same.
 
-    With a scaled loss, as in float16, PyTorch's fused step undoes the scaling itself, after non-finite gradients have
-    been set to zero: it would never detect that the scale is too large.
+    With a scaled loss, as in float16, PyTorch's fused step undoes the scaling itself: all that comes before it, such as
+    clipping, would see scaled gradients.
     """
 
     def make(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from lightning_guide.data import Batch
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.seeds import SampleSeeds
 from lightning_guide.training.losses import LossTerms, TrainingLoss
-from lightning_guide.training.sharding import local_tensor, true_on_all_shards
+from lightning_guide.training.sharding import is_sharded, local_tensor, true_on_all_shards
 from lightning_guide.utils.devices import to_device
 from lightning_guide.utils.distributed import all_reduce_sum
 from lightning_guide.utils.terminal import counted
@@ -20,7 +20,7 @@ __all__ = ["GradientGuard", "HeldoutLoss", "NoiseLevelMeans", "TrainingDivergedE
 
 
 class TrainingDivergedError(RuntimeError):
-    """Error: training stopped after too many consecutive steps without a finite gradient."""
+    """Error: training stopped after too many consecutive steps without finite gradients."""
 
 
 class NoiseLevelMeans:
@@ -57,15 +57,21 @@ class NoiseLevelMeans:
 
 
 class GradientGuard:
-    """Guard that zeroes and counts gradient elements that are not finite, and stops a run without finite gradients.
+    """Guard that leaves out steps with gradients that are not finite, counts them, and stops a run of nothing else.
 
-    An element whose square overflows counts as not finite: Adam's second moment would never recover from it. All ranks
-    take the same decision: under DDP their gradients are equal, and for sharded weights the flags are reduced. Elements
-    are counted in the share of this process.
+    A gradient tensor whose norm overflows counts as not finite: Adam's second moment would never recover from it. All
+    ranks take the same decision: under DDP their gradients are equal, and for sharded weights the flags are reduced.
+
+    The host does not wait for the device. A fused optimizer leaves out the step by the flag `found_inf`, as under
+    `torch.amp.GradScaler`; the counts stay on the device, and the host reads them where the limit may be reached.
+
+    Attributes:
+        skipped: number of steps that were left out, ().
+        bad_steps: number of those since the last good step, ().
     """
 
     def __init__(self, patience: int) -> None:
-        """Configure `patience`: number of consecutive steps without a finite gradient after which training stops.
+        """Configure `patience`: number of consecutive steps without finite gradients after which training stops.
 
         Raises:
             ValueError: if `patience` is below 1.
@@ -73,40 +79,47 @@ class GradientGuard:
         if patience < 1:
             raise ValueError(f"max_bad_steps must be at least 1, got {patience}")
         self.patience = patience
-        self.zeroed = 0
-        self.bad_steps = 0
+        self.restore({})
+
+    def restore(self, counts: Mapping[str, int]) -> None:
+        """Set the counts, as `state` returned them; missing ones to 0."""
+        bad_steps = counts.get("bad_steps", 0)
+        self.skipped, self.bad_steps = torch.tensor([counts.get("skipped", 0), bad_steps], device="cpu").unbind()
+        self._unread = self.patience - bad_steps  # steps until `bad_steps` may reach the limit
+
+    def state(self) -> dict[str, int]:
+        """Return the counts, which the host waits for."""
+        return {"skipped": int(self.skipped), "bad_steps": int(self.bad_steps)}
 
     @torch.no_grad()
-    def sanitize(self, module: nn.Module, step: int) -> None:
-        """Zero non-finite elements of the gradients of `module` before optimizer step number `step`.
-
-        Without a finite gradient tensor all gradients are set to None, so that the optimizer leaves the weights
-        unchanged: with zeros its momentum would still move them.
+    def check(self, module: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Let `optimizer` leave out its step number `step` unless all gradients of `module` are finite.
 
         Raises:
-            TrainingDivergedError: after `patience` steps in a row without a finite gradient tensor.
+            TrainingDivergedError: after `patience` steps in a row whose gradients are not all finite.
         """
         gradients = local_tensor(p.grad for p in module.parameters() if p.grad is not None)
         if not gradients:
             return
-        finite = true_on_all_shards(torch.stack(torch._foreach_norm(gradients)).isfinite(), module)
-        if bool(finite.all()):  # the one wait of a step: the optimizer must not run with such gradients
-            self.bad_steps = 0
-            return
-        self.bad_steps = 0 if bool(finite.any()) else self.bad_steps + 1
-        for gradient in gradients:
-            bad = ~gradient.square().isfinite()
-            self.zeroed += int(bad.sum())
-            gradient.masked_fill_(bad, 0.0)
-        if self.bad_steps:
+        finite = torch.stack(torch._foreach_norm(gradients)).isfinite().all()
+        bad = ~true_on_all_shards(finite, module)
+        self.skipped = self.skipped + bad
+        self.bad_steps = (self.bad_steps + bad) * bad
+        self._unread -= 1
+        if self._unread <= 0:
+            count = int(self.bad_steps)  # waits, once in `patience` steps while all is well
+            if count >= self.patience:
+                raise TrainingDivergedError(
+                    f"the gradients were not finite for {counted(count, 'step')} in a row; training stopped before "
+                    f"step {step}, the weights are those after {counted(step - count + 1, 'step')}; lower the "
+                    "learning rate or check the data"
+                )
+            self._unread = self.patience - count
+        if getattr(optimizer, "_step_supports_amp_scaling", False) and not is_sharded(module):
+            optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+        elif bool(bad):  # waits: other optimizers, and those of shards, take no flag from the device
             for parameter in module.parameters():
                 parameter.grad = None
-        if self.bad_steps >= self.patience:
-            raise TrainingDivergedError(
-                f"the loss was not finite for {counted(self.bad_steps, 'step')} in a row; training stopped before "
-                f"step {step}, the weights are those after {counted(step - self.bad_steps + 1, 'step')}; lower the "
-                "learning rate or check the data"
-            )
 
 
 class HeldoutLoss:

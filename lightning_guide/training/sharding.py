@@ -26,6 +26,7 @@ __all__ = [
     "ShardedTraining",
     "true_on_all_shards",
     "average_gradients_",
+    "is_sharded",
     "load_unsharded_",
     "local_tensor",
     "shard_",
@@ -74,6 +75,11 @@ def local_tensor(tensors: Iterable[Tensor]) -> list[Tensor]:
 def _mesh(module: nn.Module) -> DeviceMesh | None:
     """Return the device mesh over which the weights are sharded, or None."""
     return next((p.device_mesh for p in module.parameters() if isinstance(p, DTensor)), None)
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Return whether the weights are sharded."""
+    return _mesh(module) is not None
 
 
 @torch.no_grad()

@@ -47,7 +47,7 @@ def counts(network: EDM2UNet) -> dict[str, tuple[int, int]]:
         }
         for name, denoiser in guided.items():
             kernels, waits = _counted(device, _sampling(fuse_weights(denoiser)))
-            found[f"network call of sampling, {name}"] = kernels // CALLS, waits
+            found[f"network call of sampling, {name}"] = kernels // CALLS, -(-waits // CALLS)
     return found
 
 
@@ -59,7 +59,7 @@ def _counted(device: EmulatedDevice, work: Callable[[], object]) -> tuple[int, i
 
 
 def _training_step(model: Preconditioned) -> Callable[[], object]:
-    loss, guard = EDMLoss().to(DEVICE), GradientGuard(3)
+    loss, guard = EDMLoss().to(DEVICE), GradientGuard(100)
     optimizer = adam(scaled=False, elements=3072)([*model.parameters(), *loss.parameters()])
     x = torch.zeros(BATCH, *model.data_shape, device=DEVICE)
     labels = torch.zeros(BATCH, dtype=torch.int64, device=DEVICE)
@@ -67,7 +67,7 @@ def _training_step(model: Preconditioned) -> Callable[[], object]:
     def step() -> None:
         optimizer.zero_grad()
         loss(model, x, labels, torch.Generator(DEVICE).manual_seed(0)).objective.mean().backward()
-        guard.sanitize(model, 0)
+        guard.check(model, optimizer, 0)
         optimizer.step()
         model.constrain()
 
