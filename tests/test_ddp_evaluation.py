@@ -85,11 +85,14 @@ def gathered(folder: Path, world: int, loop: int) -> tuple[Tensor, Tensor, Tenso
     return index[order], condition[order], x[order]
 
 
-@pytest.mark.parametrize(("verb", "samples"), [("validate", 13), ("test", 4), ("predict", 13)])
-def test_evaluation_on_two_ranks_equals_one(
-    processes: Processes, pair: Path, tmp_path: Path, verb: str, samples: int
+@pytest.mark.parametrize(
+    ("verb", "samples", "ranks"),
+    [("validate", 13, 2), ("test", 4, 2), ("predict", 13, 2), pytest.param("validate", 13, 8, marks=pytest.mark.slow)],
+)
+def test_evaluation_on_several_ranks_equals_one(
+    processes: Processes, pair: Path, tmp_path: Path, verb: str, samples: int, ranks: int
 ) -> None:
-    for world in (1, 2):
+    for world in (1, ranks):
         out = tmp_path / str(world)
         out.mkdir()
         arguments: dict[str, Any] = {"world": world, "verb": verb, "samples": samples}
@@ -97,15 +100,15 @@ def test_evaluation_on_two_ranks_equals_one(
     first = int(verb == "validate")
     loops = {"predict": [first]}.get(verb, [first, first + 1])
     for loop in loops:
-        alone, both = (gathered(tmp_path / str(world), world, loop) for world in (1, 2))
+        alone, both = (gathered(tmp_path / str(world), world, loop) for world in (1, ranks))
         assert both[0].tolist() == list(range(samples)) and torch.equal(alone[0], both[0])
         assert torch.equal(alone[1], both[1])
         torch.testing.assert_close(both[2], alone[2], rtol=1e-5, atol=1e-5)
         if loop == first and verb != "predict":
             assert torch.equal(both[2], alone[2])  # the noise, bit for bit
-    (alone_seen,), both_seen = seen(tmp_path / "1", 1), seen(tmp_path / "2")
+    (alone_seen,), both_seen = seen(tmp_path / "1", 1), seen(tmp_path / str(ranks), ranks)
     sizes = [sum(len(index) for index, _, _ in rank["drawn"][loops[-1]]) for rank in both_seen]
-    assert sizes == [samples - samples // 2, samples // 2]
+    assert sizes == [len(range(first, samples, ranks)) for first in range(ranks)]
     for rank_seen in both_seen:
         for name, values in alone_seen["results"].items():
             other = rank_seen["results"][name]
