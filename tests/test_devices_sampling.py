@@ -23,8 +23,11 @@ from lightning_guide.samplers import (
     Euler,
     Heun,
     ProportionalAncestral,
+    Restart,
     Sampler,
+    SDEDPMSolver2M,
     TimeTravel,
+    UniPC,
 )
 from lightning_guide.seeds import SampleSeeds
 from scripts.lib.emulated_device import DEVICE, EmulatedDevice
@@ -89,6 +92,9 @@ SAMPLERS: dict[str, Callable[[], Sampler]] = {
     "FreeDoM": lambda: ProportionalAncestral(GRID),
     "DPM-Solver": lambda: DPMSolver2M(GRID),
     "PLMS": lambda: PLMS(GRID),
+    "SDE-DPM-Solver": lambda: SDEDPMSolver2M(GRID),
+    "UniPC": lambda: UniPC(GRID, order=3),
+    "restart": lambda: Restart(Euler(GRID), low=0.5, high=1.0),
     "time travel": lambda: TimeTravel(Euler(GRID), 2),
     "timesteps": lambda: Euler(TimestepGrid(NoiseSchedule(), 2)),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from lightning_guide.network import Network
 from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.pretrained.schedulers import ScheduledSampling, flow_shift, scheduled_sampling
 from lightning_guide.samplers import DDIM
+from lightning_guide.samplers.brownian import BrownianPath
 from lightning_guide.seeds import SampleSeeds
 
 diffusers = pytest.importorskip("diffusers", reason="compares with the schedulers of diffusers, which is missing")
@@ -102,6 +104,9 @@ CASES = [
     ("PNDMScheduler", {"skip_prk_steps": True, "set_alpha_to_one": True, "prediction_type": "epsilon"}, 1e-5),
     ("DPMSolverMultistepScheduler", {}, 1e-5),
     ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}, 1e-5),
+    ("UniPCMultistepScheduler", {}, 1e-5),
+    ("UniPCMultistepScheduler", {"solver_order": 3}, 1e-5),
+    ("UniPCMultistepScheduler", {"solver_order": 1, "use_karras_sigmas": True}, 1e-5),
 ]
 
 
@@ -210,13 +215,33 @@ def test_schedulers_that_add_noise(name: str, settings: dict[str, Any], monkeypa
     assert error(ours(found, network, None if start == 1.0 else start), expected) < tolerance
 
 
+def test_the_stochastic_dpm_solver_with_increments_of_our_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {**STABLE_DIFFUSION, "algorithm_type": "sde-dpmsolver++"}
+    theirs_ = scheduler("DPMSolverMultistepScheduler", **settings)
+    found, network = reading(theirs_, 8), TinyNetwork()
+    levels = found.sampler.levels(Preconditioned(network, found.preconditioning)).tolist()
+    path, taken = BrownianPath(SampleSeeds(0, range(BATCH)), (3, 4, 4)), iter(pairwise(levels))
+
+    def fresh(shape: Any, **_: Any) -> Tensor:
+        high, low = next(taken)
+        if low == 0:
+            return torch.zeros(tuple(shape))
+        increment = path.inside(low) - path.inside(high) + path.octaves(high, low)
+        return increment / math.sqrt(low**-2 - high**-2)
+
+    monkeypatch.setattr(inspect.getmodule(type(theirs_)), "randn_tensor", fresh)
+    assert error(ours(found, network, None), theirs(theirs_, network, 8)) < 1e-5
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "sentence"),
     [
-        ("UniPCMultistepScheduler", {}, "the scheduler UniPCMultistepScheduler is not supported; supported: EulerDisc"),
+        ("DEISMultistepScheduler", {}, "the scheduler DEISMultistepScheduler is not supported; supported: EulerDisc"),
+        ("UniPCMultistepScheduler", {"solver_type": "bh1"}, "solver_type='bh1' is not supported; expected 'bh2'"),
+        ("UniPCMultistepScheduler", {"disable_corrector": [0]}, r"disable_corrector=\[0\] is not supported"),
         ("PNDMScheduler", {"skip_prk_steps": False}, "PNDMScheduler with skip_prk_steps=False is not supported"),
         ("PNDMScheduler", {"prediction_type": "v_prediction"}, "prediction_type='v_prediction' is not supported"),
-        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, "algorithm_type='sde-dpmsolver"),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "deis"}, "algorithm_type='deis' is not"),
         ("DPMSolverMultistepScheduler", {"solver_order": 3}, "solver_order=3 is not supported; expected 2"),
         ("EulerDiscreteScheduler", {"use_beta_sigmas": True}, "use_beta_sigmas=True is not supported"),
         ("DDPMScheduler", {"variance_type": "fixed_large"}, "variance_type='fixed_large' is not supported"),

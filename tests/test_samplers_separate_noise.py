@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory
 from lightning_guide.distributions.gaussian_mixture import GaussianMixture
-from lightning_guide.noise import KarrasGrid
-from lightning_guide.samplers import DPMSolver2M, Euler, Heun, Sampler
+from lightning_guide.noise import Grid, KarrasGrid
+from lightning_guide.samplers import DPMSolver2M, DPMSolver3M, Euler, Heun, Sampler, SDEDPMSolver2M, UniPC
 from lightning_guide.seeds import SampleSeeds
 
 
@@ -90,10 +90,16 @@ def multistep_separate(model: SeparateNoise, x: Tensor, levels: list[float]) -> 
 
 @pytest.mark.parametrize("weight", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize(
-    ("kind", "formula"), [(Euler, euler_separate), (Heun, heun_separate), (DPMSolver2M, multistep_separate)]
+    ("kind", "formula"),
+    [
+        (Euler, euler_separate),
+        (Heun, heun_separate),
+        (DPMSolver2M, multistep_separate),
+        (lambda grid: UniPC(grid, order=2, corrector=False), multistep_separate),
+    ],
 )
 def test_separate_noise_gives_the_published_updates(
-    kind: type[Sampler], formula: Callable[[SeparateNoise, Tensor, list[float]], Tensor], weight: float
+    kind: Callable[[Grid], Sampler], formula: Callable[[SeparateNoise, Tensor, list[float]], Tensor], weight: float
 ) -> None:
     model, x = SeparateNoise(COND, UNCOND, weight), 5 * torch.randn(6, 2, dtype=torch.float64)
     grid = KarrasGrid(12, sigma_max=5.0, sigma_min=0.01)
@@ -113,7 +119,7 @@ class ExplicitNoise(GaussianMixture):
         return predict
 
 
-@pytest.mark.parametrize("kind", [Euler, Heun, DPMSolver2M])
+@pytest.mark.parametrize("kind", [Euler, Heun, DPMSolver2M, DPMSolver3M, UniPC, SDEDPMSolver2M])
 def test_explicit_implied_noise_changes_nothing(kind: type[Sampler]) -> None:
     x, explicit = (
         5 * torch.randn(6, 2, dtype=torch.float64),

@@ -10,6 +10,8 @@
 | DDPMScheduler, learned_range | `LearnedVariance` | timesteps |
 | PNDMScheduler, skip_prk_steps | `PLMS` | timesteps |
 | DPMSolverMultistepScheduler, dpmsolver++, order 2 | `DPMSolver2M` | timesteps, Karras or exponential |
+| DPMSolverMultistepScheduler, sde-dpmsolver++, order 2 | `SDEDPMSolver2M` | the same |
+| UniPCMultistepScheduler, bh2 | `UniPC` | the same |
 | FlowMatchEulerDiscreteScheduler | `Euler` | flow with shift |
 | EDMEulerScheduler | `Euler` | Karras or exponential |
 | EDMDPMSolverMultistepScheduler, order 2 | `DPMSolver2M` | the same |
@@ -25,23 +27,21 @@ refused by name.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from lightning_guide.noise import CustomGrid, FlowGrid, Grid, KarrasGrid, LogUniformGrid
-from lightning_guide.noise_schedule import NoiseSchedule, Spacing, TimestepGrid
+from lightning_guide.noise_schedule import Spacing
 from lightning_guide.preconditioning import (
     EDM,
     Consistency,
-    EpsilonPrediction,
     Preconditioning,
     RectifiedFlow,
-    SamplePrediction,
-    VelocityPrediction,
 )
+from lightning_guide.pretrained.scheduler_settings import Clipping, SchedulerSettings
 from lightning_guide.samplers import (
     DDIM,
     PLMS,
@@ -51,26 +51,11 @@ from lightning_guide.samplers import (
     LearnedVariance,
     ProportionalAncestral,
     Sampler,
+    SDEDPMSolver2M,
+    UniPC,
 )
 
-__all__ = ["Clipping", "ScheduledSampling", "flow_shift", "scheduled_sampling"]
-
-SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
-PREDICTIONS: dict[str, type[EpsilonPrediction | VelocityPrediction | SamplePrediction]] = {
-    "epsilon": EpsilonPrediction,
-    "v_prediction": VelocityPrediction,
-    "sample": SamplePrediction,
-}
-
-
-@dataclass(frozen=True)
-class Clipping:
-    """Arguments of the guidance `Clipped` with which a scheduler limits the clean estimate."""
-
-    limit: float = 1.0
-    quantile: float | None = None
-    ceiling: float = math.inf
-    follow: bool = True
+__all__ = ["ScheduledSampling", "flow_shift", "scheduled_sampling"]
 
 
 @dataclass(frozen=True)
@@ -103,92 +88,25 @@ def scheduled_sampling(config: Mapping[str, Any], num_steps: int, *, tokens: int
         ValueError: naming the class or the setting that is not in the table.
     """
     name = str(config.get("_class_name"))
-    settings = _Settings(name, config)
+    settings = SchedulerSettings(name, config)
     if name not in _READERS:
         raise ValueError(f"the scheduler {name} is not supported; supported: {', '.join(_READERS)}")
     return _READERS[name](settings, num_steps, tokens)
 
 
-class _Settings(dict[str, Any]):
-    """Settings of a scheduler, which refuses those that are not supported."""
-
-    def __init__(self, name: str, config: Mapping[str, Any]) -> None:
-        super().__init__(config)
-        self.name = name
-
-    def require(self, **expected: Any) -> None:
-        """Refuse settings, present and not None, with other values than those `expected` (a value or a tuple)."""
-        for key, value in expected.items():
-            allowed = value if isinstance(value, tuple) else (value,)
-            if self.get(key) is not None and self[key] not in allowed:
-                raise ValueError(
-                    f"{self.name} with {key}={self[key]!r} is not supported; expected {' or '.join(map(repr, allowed))}"
-                )
-
-    def schedule(self, rounding: Any = "interpolate") -> NoiseSchedule:
-        """Return the noise schedule."""
-        kind = self.get("beta_schedule", "linear")
-        if self.get("trained_betas") is None and kind not in SCHEDULES:
-            raise ValueError(
-                f"{self.name} with beta_schedule={kind!r} is not supported; expected {', '.join(SCHEDULES)}"
-            )
-        return NoiseSchedule(
-            self.get("trained_betas") or SCHEDULES[kind],  # type: ignore[arg-type]
-            beta_start=self.get("beta_start", 0.0001),
-            beta_end=self.get("beta_end", 0.02),
-            num_timesteps=self.get("num_train_timesteps", 1000),
-            zero_snr=bool(self.get("rescale_betas_zero_snr")),
-            rounding=rounding,
-        )
-
-    def preconditioning(self, schedule: NoiseSchedule, spacing: Spacing) -> Preconditioning:
-        """Return the preconditioning of a discrete model."""
-        prediction = self.get("prediction_type", "epsilon")
-        if prediction not in PREDICTIONS:
-            raise ValueError(
-                f"{self.name} with prediction_type={prediction!r} is not supported; expected {', '.join(PREDICTIONS)}"
-            )
-        offset = self.get("steps_offset", 0)
-        return PREDICTIONS[prediction](schedule, spacing=spacing, offset=offset)
-
-    def grid(self, schedule: NoiseSchedule, num_steps: int, spacing: Spacing, *, drop_last: bool = False) -> Grid:
-        """Return the timesteps, or a grid between the first and the last of them."""
-        grid = TimestepGrid(
-            schedule,
-            num_steps,
-            spacing=self.get("timestep_spacing", spacing),
-            offset=self.get("steps_offset", 0),
-            drop_last=drop_last and self.get("timestep_spacing", spacing) != "trailing",
-        )
-        # DPM-Solver spreads Karras' levels over all timesteps, Euler and Heun over the chosen ones
-        levels = schedule.sigmas().flip(0) if drop_last else grid.sigmas()[:-1]
-        return self.spread(float(levels[-1]), float(levels[0]), num_steps) or grid
-
-    def spread(self, low: float, high: float, num_steps: int) -> Grid | None:
-        """Return the Karras or exponential grid that the settings ask for, if any."""
-        if self.get("use_karras_sigmas"):
-            return KarrasGrid(num_steps, sigma_min=low, sigma_max=high)
-        if self.get("use_exponential_sigmas"):
-            return LogUniformGrid(num_steps, sigma_min=low, sigma_max=high)
-        return None
-
-    def clipping(self, *, follow: bool) -> Clipping | None:
-        """Return how the clean estimate is limited, if it is."""
-        if self.get("thresholding"):
-            quantile = self.get("dynamic_thresholding_ratio", 0.995)
-            return Clipping(quantile=quantile, ceiling=self.get("sample_max_value", 1.0), follow=follow)
-        return Clipping(self.get("clip_sample_range", 1.0), follow=follow) if self.get("clip_sample") else None
+Reader = Callable[[SchedulerSettings, int, int | None], ScheduledSampling]
 
 
-def _discrete(sampler: type[Sampler], spacing: Spacing, **fixed: Any) -> Any:
+def _discrete(sampler: type[Sampler], spacing: Spacing, **fixed: Any) -> Reader:
     """Return the reader of a scheduler of a discrete model with a default `spacing`."""
 
-    def read(settings: _Settings, num_steps: int, tokens: int | None) -> ScheduledSampling:
-        settings.require(use_beta_sigmas=False, final_sigmas_type="zero", skip_prk_steps=True, **REQUIRED)
+    def read(settings: SchedulerSettings, num_steps: int, tokens: int | None) -> ScheduledSampling:
+        settings.require(use_beta_sigmas=False, final_sigmas_type="zero", skip_prk_steps=True)
+        settings.require(use_lu_lambdas=False, use_flow_sigmas=False, euler_at_final=False)
         settings.require(variance_type=("fixed_small", "fixed_small_log", "learned_range"), interpolation_type="linear")
         if sampler is PLMS:  # the other library combines earlier velocities, which belong to other levels
             settings.require(prediction_type="epsilon")
-        multistep = sampler is DPMSolver2M
+        multistep = sampler in (DPMSolver2M, SDEDPMSolver2M, UniPC)
         spaced = settings.get("timestep_spacing", spacing)
         # DPM-Solver rounds the timesteps of Karras' levels
         rounded = multistep and settings.get("use_karras_sigmas")
@@ -200,25 +118,35 @@ def _discrete(sampler: type[Sampler], spacing: Spacing, **fixed: Any) -> Any:
     return read
 
 
-def _ddpm(settings: _Settings, num_steps: int, tokens: int | None) -> ScheduledSampling:
+def _ddpm(settings: SchedulerSettings, num_steps: int, tokens: int | None) -> ScheduledSampling:
     """Read DDPMScheduler."""
     learned = settings.get("variance_type") == "learned_range"
     reader = _discrete(LearnedVariance, "leading") if learned else _discrete(DDIM, "leading", eta=1.0)
-    found: ScheduledSampling = reader(settings, num_steps, tokens)
-    return found
+    return reader(settings, num_steps, tokens)
+
+
+def _dpm_solver(settings: SchedulerSettings, num_steps: int, tokens: int | None) -> ScheduledSampling:
+    """Read DPMSolverMultistepScheduler."""
+    settings.require(algorithm_type=("dpmsolver++", "sde-dpmsolver++"), solver_order=2, solver_type="midpoint")
+    stochastic = settings.get("algorithm_type") == "sde-dpmsolver++"
+    return _discrete(SDEDPMSolver2M if stochastic else DPMSolver2M, "linspace")(settings, num_steps, tokens)
+
+
+def _unipc(settings: SchedulerSettings, num_steps: int, tokens: int | None) -> ScheduledSampling:
+    """Read UniPCMultistepScheduler."""
+    settings.require(solver_type="bh2", predict_x0=True, disable_corrector=[], solver_order=(1, 2, 3), solver_p=None)
+    settings.require(lower_order_final=True)
+    return _discrete(UniPC, "linspace", order=settings.get("solver_order", 2))(settings, num_steps, tokens)
 
 
 REQUIRED = {
-    "algorithm_type": "dpmsolver++",
-    "solver_order": 2,
-    "solver_type": "midpoint",
     "use_lu_lambdas": False,
     "use_flow_sigmas": False,
     "euler_at_final": False,
 }
 
 
-def _flow(settings: _Settings, num_steps: int, tokens: int | None) -> ScheduledSampling:
+def _flow(settings: SchedulerSettings, num_steps: int, tokens: int | None) -> ScheduledSampling:
     """Read FlowMatchEulerDiscreteScheduler."""
     settings.require(
         stochastic_sampling=False,
@@ -248,10 +176,10 @@ def _flow(settings: _Settings, num_steps: int, tokens: int | None) -> ScheduledS
     return ScheduledSampling(RectifiedFlow(float(steps), shift=shift), Euler(grid))
 
 
-def _edm(sampler: type[Sampler]) -> Any:
+def _edm(sampler: type[Sampler]) -> Reader:
     """Return the reader of a scheduler of EDM models."""
 
-    def read(settings: _Settings, num_steps: int, tokens: int | None) -> ScheduledSampling:
+    def read(settings: SchedulerSettings, num_steps: int, tokens: int | None) -> ScheduledSampling:
         settings.require(prediction_type="epsilon", sigma_schedule=("karras", "exponential"), final_sigmas_type="zero")
         settings.require(solver_order=2, algorithm_type="dpmsolver++", solver_type="midpoint", thresholding=False)
         levels = {"sigma_min": settings.get("sigma_min", 0.002), "sigma_max": settings.get("sigma_max", 80.0)}
@@ -264,7 +192,7 @@ def _edm(sampler: type[Sampler]) -> Any:
     return read
 
 
-def _consistency(settings: _Settings, num_steps: int, tokens: int | None) -> ScheduledSampling:
+def _consistency(settings: SchedulerSettings, num_steps: int, tokens: int | None) -> ScheduledSampling:
     """Read CMStochasticIterativeScheduler."""
     settings.require(clip_denoised=True, s_noise=1.0)
     low, high = settings.get("sigma_min", 0.002), settings.get("sigma_max", 80.0)
@@ -275,14 +203,15 @@ def _consistency(settings: _Settings, num_steps: int, tokens: int | None) -> Sch
     return ScheduledSampling(preconditioning, ProportionalAncestral(CustomGrid(chosen.tolist()), eta=1.0), Clipping())
 
 
-_READERS = {
+_READERS: dict[str, Reader] = {
     "EulerDiscreteScheduler": _discrete(Euler, "linspace"),
     "HeunDiscreteScheduler": _discrete(Heun, "linspace"),
     "EulerAncestralDiscreteScheduler": _discrete(DDIM, "linspace", eta=1.0),
     "DDIMScheduler": _discrete(Euler, "leading"),
     "DDPMScheduler": _ddpm,
     "PNDMScheduler": _discrete(PLMS, "leading"),
-    "DPMSolverMultistepScheduler": _discrete(DPMSolver2M, "linspace"),
+    "DPMSolverMultistepScheduler": _dpm_solver,
+    "UniPCMultistepScheduler": _unipc,
     "FlowMatchEulerDiscreteScheduler": _flow,
     "EDMEulerScheduler": _edm(Euler),
     "EDMDPMSolverMultistepScheduler": _edm(DPMSolver2M),

@@ -1,4 +1,4 @@
-"""ODE and SDE samplers: Euler, DDIM and ancestral sampling, Heun, DPM-Solver++(2M), PLMS, time travel."""
+"""ODE and SDE samplers: Euler, DDIM, ancestral, Heun, DPM-Solver++ and its SDE, UniPC, PLMS, restart, time travel."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from lightning_guide.samplers.dpm_solver import DPMSolver2M
 from lightning_guide.samplers.euler import DDIM, Ancestral, Euler, LearnedVariance, ProportionalAncestral
 from lightning_guide.samplers.heun import Heun
 from lightning_guide.samplers.plms import PLMS
+from lightning_guide.samplers.restart import Restart
+from lightning_guide.samplers.sde_dpm_solver import SDEDPMSolver2M
 from lightning_guide.samplers.time_travel import TimeTravel
+from lightning_guide.samplers.unipc import DPMSolver3M, UniPC
 
 __all__ = [
     "Ancestral",
     "DDIM",
     "DPMSolver2M",
+    "DPMSolver3M",
     "Euler",
     "Heun",
     "LearnedVariance",
@@ -20,6 +24,9 @@ __all__ = [
     "PLMS",
     "PredictAt",
     "ProportionalAncestral",
+    "Restart",
+    "SDEDPMSolver2M",
     "Sampler",
     "TimeTravel",
+    "UniPC",
 ]

@@ -3,7 +3,7 @@
 Each sampler combines the *clean* estimate of a prediction with its *noise* direction, so that guidances which return a
 separate noise direction work with all of them.
 
-Memory: besides the memory of the network, at most 3 copies of x and one for each negative.
+Memory: besides the memory of the network, at most 3 copies of x and one for each negative; `UniPC` `order` + 2 more.
 """
 
 from __future__ import annotations
