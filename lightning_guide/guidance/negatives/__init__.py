@@ -10,6 +10,7 @@ from lightning_guide.guidance.negatives.compressed import PrunedWeights, Quantiz
 from lightning_guide.guidance.negatives.degraded import NoisyInput, SamplingDropout
 from lightning_guide.guidance.negatives.erg import EntropyRectifyingGuidance, ScaledQueries
 from lightning_guide.guidance.negatives.icg import GaussianCondition, IndependentConditionGuidance, RandomCondition
+from lightning_guide.guidance.negatives.momentum import AverageVelocity, MomentumGuidance
 from lightning_guide.guidance.negatives.neon import Neon
 from lightning_guide.guidance.negatives.pag import IdentityAttention, PerturbedAttentionGuidance, SoftIdentityAttention
 from lightning_guide.guidance.negatives.pag_maps import (
@@ -48,6 +49,7 @@ __all__ = [
     "AttentionMask",
     "Autoguidance",
     "AutoguidanceBlend",
+    "AverageVelocity",
     "BlurredAttention",
     "BlurredInput",
     "BlurredQueries",
@@ -63,6 +65,7 @@ __all__ = [
     "Mask",
     "MaskedSlidingWindow",
     "MaskedSlidingWindowGuidance",
+    "MomentumGuidance",
     "Neon",
     "NoisyAttention",
     "NoisyInput",
