@@ -106,7 +106,7 @@ class UniPC(Sampler):
 class DPMSolver3M(UniPC):
     """DPM-Solver++(3M) sampler, third order, N evaluations: `UniPC` of order 3 without the corrector.
 
-    The quadratic term has the weight that makes the method exact for quadratic D. Two libraries give it half of that,
+    The quadratic term has the weight that makes the method exact for quadratic D. In diffusers it has half of that,
     which leaves second order (measured in `tests/test_samplers_unipc.py`).
     """
 
