@@ -129,12 +129,16 @@ class Denoiser(HasRecipe, nn.Module, ABC):
         """Return the noise levels of a sampler that was given `num_steps` alone; EDM's `KarrasGrid` by default."""
         return KarrasGrid(num_steps)
 
+    def predict(self, x: Tensor, sigma: Tensor, condition: Tensor | None) -> Prediction:
+        """Return the prediction at one point, by itself; that of a model which predicts variances holds them."""
+        return Prediction(self(x, sigma, condition))
+
     def start(self, trajectory: Trajectory) -> Predict:
         """Return the prediction function for one trajectory, with new state. Each call counts as one evaluation."""
 
         def predict(x: Tensor, sigma: Tensor, condition: Tensor | None) -> Prediction:
             trajectory.evaluations += 1
-            return Prediction(self(x, sigma, condition))
+            return self.predict(x, sigma, condition)
 
         return predict
 

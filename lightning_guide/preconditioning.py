@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory, expand
+from lightning_guide.denoiser import Denoiser, Prediction, expand
 from lightning_guide.network import Network
 from lightning_guide.noise import FlowGrid, Grid, KarrasGrid
 from lightning_guide.noise_schedule import NoiseSchedule, Spacing, TimestepGrid
@@ -276,17 +276,12 @@ class Preconditioned(Denoiser):
         D = expand(c.skip, x) * x + expand(c.out, x) * F[:, :channels]
         return torch.cat([D, (F[:, channels:] + 1) / 2], dim=1) if variances else D
 
-    def start(self, trajectory: Trajectory) -> Predict:
-        """Return the prediction function, with the variances that the network predicts."""
+    def predict(self, x: Tensor, sigma: Tensor, condition: Tensor | None) -> Prediction:
+        """Return the prediction, with the variances that the network predicts."""
         if not self.network.variances:
-            return super().start(trajectory)
-
-        def predict(x: Tensor, sigma: Tensor, condition: Tensor | None) -> Prediction:
-            trajectory.evaluations += 1
-            clean, v = self(x, sigma, condition, variances=True).chunk(2, dim=1)
-            return Prediction(clean, variance=v)
-
-        return predict
+            return super().predict(x, sigma, condition)
+        clean, v = self(x, sigma, condition, variances=True).chunk(2, dim=1)
+        return Prediction(clean, variance=v)
 
     def constrain(self) -> None:
         """Project the parameters of the network."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from lightning_guide.compiled import Compilation
 from lightning_guide.data import SampleBatch
 from lightning_guide.denoiser import Denoiser, Models
 from lightning_guide.evaluation.metrics.base import SampleMetric
@@ -85,6 +86,7 @@ class Evaluation:
         start: a distribution with `sample_each(generators) -> (x, ...)`; trajectories start from its noised
             draws. Default: pure noise, equivalent if sigma_max is far above the scale of the data.
         compile: compile the networks with `torch.compile`; takes minutes at the start and needs a C++ or GPU compiler.
+            "graphs": also replay them as CUDA graphs, which saves the launches of kernels.
     """
 
     guidance: Denoiser = None  # type: ignore[assignment]  # set below: a saved config shows null, not an object
@@ -98,7 +100,7 @@ class Evaluation:
     labels: Literal["balanced", "random"] | int = "balanced"
     num_classes: int | None = None
     start: nn.Module | None = None
-    compile: bool = False
+    compile: Compilation = False
 
     @property
     def fingerprint(self) -> str:
@@ -111,8 +113,10 @@ class Evaluation:
         """Fill in the default guidance and sampler.
 
         Raises:
-            ValueError: if num_classes is negative, or repetitions below 1.
+            ValueError: if num_classes is negative, repetitions are below 1, or `compile` is no such setting.
         """
+        if self.compile not in (True, False, "graphs"):
+            raise ValueError(f"an evaluation needs compile: false, true or graphs, got {self.compile!r}")
         if self.repetitions < 1:
             raise ValueError(f"an evaluation needs repetitions >= 1, got {self.repetitions}")
         if self.num_classes is not None and self.num_classes < 0:

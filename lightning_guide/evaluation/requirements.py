@@ -18,6 +18,7 @@ from lightning_guide.evaluation.rehearsal import rehearse, steps_of
 from lightning_guide.evaluation.runner import GuidedEvaluations
 from lightning_guide.guidance.base import Guidance, Main, Reference, Snapshot
 from lightning_guide.guidance.negatives.cfg import Unconditional
+from lightning_guide.inference import check_graphs
 from lightning_guide.utils.needs import attempt, needs_of
 
 __all__ = ["EvaluationNeeds"]
@@ -91,6 +92,8 @@ class EvaluationNeeds:
         def draw() -> None:
             nonlocal sample
             denoiser = evaluation.resolve(self.models).eval().to(self.device)
+            if evaluation.compile == "graphs":
+                check_graphs(denoiser)
             self.notes[name] = list(dict.fromkeys(self._without_effect(evaluation, denoiser)))
             x = rehearse(evaluation, denoiser, self.data, self.device, num_classes=self.num_classes)
             sample = Batch(x, torch.tensor([self._largest_label(evaluation)], device=self.device))

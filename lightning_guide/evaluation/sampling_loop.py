@@ -49,7 +49,10 @@ class SampleStore(ABC):
 
 @dataclass
 class SamplingLoop:
-    """One pass of an evaluation with resolved guidance and prepared metrics."""
+    """One pass of an evaluation with resolved guidance and prepared metrics.
+
+    Compiled code is for one number of `rows`: the last, smaller batch is filled up with copies of its last sample.
+    """
 
     name: str
     evaluation: Evaluation
@@ -61,6 +64,7 @@ class SamplingLoop:
     calls: int = 0
     unguided: int = 0
     diverged: int = 0
+    rows: int = 0
 
     @classmethod
     def start(cls, name: str, evaluation: Evaluation, models: Models, metrics: dict[str, SampleMetric]) -> SamplingLoop:
@@ -70,7 +74,7 @@ class SamplingLoop:
 
         Raises:
             SnapshotMissing: if a guider does not exist (yet).
-            ValueError: as `Evaluation.resolve`.
+            ValueError: as `Evaluation.resolve`, or if the denoiser cannot be compiled.
         """
         for metric in metrics.values():
             metric.reset()
@@ -86,16 +90,20 @@ class SamplingLoop:
         begin = time.perf_counter()
         device = batch.index.device
         index, numbers = torch.stack([batch.index, batch.condition]).cpu()  # waits: seeds and prompts are on the host
-        seeds = SampleSeeds(self.evaluation.seed, index.tolist())
+        count = len(index)
+        self.rows = max(self.rows, count) if self.evaluation.compile else count
+        seeds = SampleSeeds(self.evaluation.seed, _filled(index, self.rows).tolist())
         trajectory = self.evaluation.sampler.sample(
             self.denoiser,
             seeds=seeds,
-            condition=build_condition(self.denoiser, numbers, data),
+            condition=build_condition(self.denoiser, _filled(numbers, self.rows), data),
             device=device,
             start=lambda noise: self.evaluation.initial(noise, seeds),
         )
-        self._count(index, is_diverged(trajectory.x, self.denoiser.sigma_data), trajectory.diagnostics)
-        stored = data.decode(trajectory.x)
+        x = trajectory.x[:count]
+        diagnostics = {name: values[:count] for name, values in trajectory.diagnostics.items()}
+        self._count(index, is_diverged(x, self.denoiser.sigma_data), diagnostics)
+        stored = data.decode(x)
         number = (index - self.evaluation.first_index) // self.evaluation.num_samples
         for repetition, metrics in enumerate([self.metrics, *self.further]):
             rows = (number == repetition).nonzero()[:, 0]
@@ -174,6 +182,11 @@ def add_results(report: dict[str, float], metric: str, values: Mapping[str, Tens
 def prompts_of(data: DataInterface, denoiser: Denoiser) -> Prompts | None:
     """Return the prompts of `data`, for a `denoiser` that reads texts; None for others."""
     return data.prompts() if denoiser.token_channels else None
+
+
+def _filled(numbers: Tensor, rows: int) -> Tensor:
+    """Return `numbers` (B,) with the last one repeated to `rows`."""
+    return torch.cat([numbers, numbers[-1:].expand(rows - len(numbers))])
 
 
 def build_condition(denoiser: Denoiser, numbers: Tensor, data: DataInterface) -> Tensor | None:

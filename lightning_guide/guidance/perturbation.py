@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_guide.compiled import Compiled
 from lightning_guide.denoiser import Denoiser, Models, Predict, Trajectory
 from lightning_guide.guidance.base import Guidance, Main
 from lightning_guide.network import Network
@@ -38,9 +39,12 @@ class Perturbation(HasRecipe, ABC):
     Attributes:
         kind: the kind of `Network.parts` that is replaced unless layers are named.
         layers: exact dotted names of submodules of the network, or patterns with ``*``; None: the network's default.
+        static: whether the replaced submodules do the same in each call, without random draws or records; a compiled
+            model compiles the copies with them, and runs all others as they are.
     """
 
     kind: str
+    static: bool = False
 
     def __init__(self, *, layers: Sequence[str] | None = None) -> None:
         """`layers`: names or patterns of submodules; None: the network's default for this kind; []: no layer.
@@ -152,7 +156,10 @@ class Perturbed(Guidance):
         for perturbation, names in self.layers():
             started = perturbation.start(trajectory, names)
             replacements += [(name, started[name]) for name in names]
-        return rebuild_with(self.model(), [(f"{path}.{name}", replacement) for name, replacement in replacements])
+        tree = rebuild_with(self.model(), [(f"{path}.{name}", replacement) for name, replacement in replacements])
+        if isinstance(tree, Compiled) and not all(perturbation.static for perturbation, _ in self.layers()):
+            tree.run_eagerly()
+        return tree
 
 
 def network_of(denoiser: Denoiser, who: str) -> tuple[str, Network]:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_guide.compiled import Compiled
 from lightning_guide.conditioning import concatenate_conditions
 from lightning_guide.denoiser import Denoiser, Prediction, Trajectory
 from lightning_guide.guidance.perturbation import ModuleWrapper, Perturbed, network_of
@@ -62,7 +63,11 @@ class JointModel:
             return lambda stage: _Stage(stage, self, stages[k][1], later)
 
         replacements = [(name, split(k)) for k, (name, _) in enumerate(stages)]
-        self.predict = (rebuild_with(model, replacements) if first else model).start(trajectory)
+        tree = rebuild_with(model, replacements) if first else model
+        if any(isinstance(perturbed[i][1], Compiled) and perturbed[i][1].is_eager for i in first):
+            assert isinstance(tree, Compiled)
+            tree.run_eagerly()
+        self.predict = tree.start(trajectory)
 
     def __call__(
         self,

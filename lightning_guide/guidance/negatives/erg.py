@@ -23,6 +23,8 @@ __all__ = ["EntropyRectifyingGuidance", "ScaledQueries"]
 class ScaledQueries(AttentionPerturbation):
     """softmax(tau q k^T / sqrt(d)) v; tau = 1 changes nothing, tau = 0 is uniform attention."""
 
+    static = True
+
     def __init__(self, tau: float = 0.01, *, layers: Sequence[str] | None = None) -> None:
         """`tau` >= 0; `layers`: attention cores.
 

@@ -53,6 +53,8 @@ class _SoftIdentityCore(AttentionCore):
 class IdentityAttention(AttentionPerturbation):
     """Attention map A = I, so that the core returns its values; queries and keys are not used."""
 
+    static = True
+
     def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
         """Return a core that returns the values."""
         return _IdentityCore()
@@ -60,6 +62,8 @@ class IdentityAttention(AttentionPerturbation):
 
 class SoftIdentityAttention(AttentionPerturbation):
     """Attention map (1 - alpha) A + alpha I; alpha = 0 changes nothing, alpha = 1 is `IdentityAttention`."""
+
+    static = True
 
     def __init__(self, alpha: float = 0.5, *, layers: Sequence[str] | None = None) -> None:
         """`alpha` in [0, 1]; `layers`: attention cores.

@@ -32,6 +32,8 @@ class BlurredAttention(AttentionPerturbation):
     attention. Neighbors are neighbors in the sequence, in an image those of the same row.
     """
 
+    static = True
+
     def __init__(self, sigma: float = 0.8, *, layers: Sequence[str] | None = None) -> None:
         """`sigma` of the blur in tokens; `layers`: attention cores.
 
@@ -141,6 +143,8 @@ class SkipAttention(AttentionPerturbation):
     The magnitude-preserving sum of the EDM2 U-Net still scales the stream, by (1 - t) / sqrt((1 - t)^2 + t^2) = 0.92 at
     its t = 0.3. `SkipBlocks(layers=["decoder.*_in0.attention"])` leaves the stream unchanged.
     """
+
+    static = True
 
     def replace(self, module: nn.Module, trajectory: Trajectory) -> nn.Module:
         """Return a core that returns zeros."""

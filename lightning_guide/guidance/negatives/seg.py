@@ -74,6 +74,8 @@ class BlurredQueries(AttentionPerturbation):
     in the paper's derivation. sigma <= 1/6 changes nothing.
     """
 
+    static = True
+
     def __init__(self, sigma: float = math.inf, *, layers: Sequence[str] | None = None) -> None:
         """`sigma` in tokens; infinity (``.inf`` in YAML) replaces every query by the spatial mean.
 

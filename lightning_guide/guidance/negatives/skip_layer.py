@@ -82,6 +82,7 @@ class SkipBlocks(Replacement):
     """block(x, ...) = x for the chosen blocks; an empty list of layers changes nothing."""
 
     kind = "block"
+    static = True
 
     def chosen(self, network: Network) -> list[str]:
         """Return the names of the blocks of `network` that are skipped.
