@@ -15,7 +15,7 @@ from callbacks.loggers import log_table
 from callbacks.output import output_folder, unwritable_output
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.report.metrics_file import merge_results, read_facts
-from lightning_guide.report.tables import Extractors, format_number, judge_networks, metric_rows
+from lightning_guide.report.tables import Extractors, align_columns, format_number, judge_networks, metric_rows
 from lightning_guide.utils.files import atomic
 from lightning_guide.utils.resume import plain_data
 from lightning_guide.utils.terminal import counted, show
@@ -75,7 +75,7 @@ class MetricsReport(pl.Callback):
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         if not hasattr(module, "evaluations"):
-            show("\n" + "\n".join(_align_columns(metric_rows({"model": _logged(trainer, "")}))) + "\n")
+            show("\n" + "\n".join(align_columns(metric_rows({"model": _logged(trainer, "")}))) + "\n")
             return
         with module.evaluations.contain(type(self).__name__):
             self._show(trainer, module)
@@ -88,7 +88,7 @@ class MetricsReport(pl.Callback):
         notes += [f"skipped: {name} ({reason})" for name, reason in evaluations.skipped.items()]
         notes += [f"failed: {what} ({reason})" for what, reason in evaluations.failed.items()]
         errors = [f"{format_number(x)} at {name.replace('_', ' ')}" for name, x in _logged(trainer, "heldout/").items()]
-        lines = [*_align_columns(table), *notes, *([f"held-out loss: {', '.join(errors)}"] if errors else [])]
+        lines = [*align_columns(table), *notes, *([f"held-out loss: {', '.join(errors)}"] if errors else [])]
         if lines:
             when = [f"after {counted(module.images_seen, 'image')}"] if trainer.state.fn == "fit" else []
             show("\n".join(["", *when, *lines, ""]))
@@ -145,15 +145,3 @@ def _plain(results: Results, extractors: Extractors) -> dict[str, dict[str, Any]
         if named := {metric: identities for metric, identities in metrics.items() if identities}:
             values[name]["extractors"] = named
     return values
-
-
-def _align_columns(rows: list[list[str]]) -> list[str]:
-    """Return lines with aligned columns: the name to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for name, *numbers in rows:
-        cells = [name.ljust(widths[0]), *[cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True)]]
-        lines.append("  ".join(cells))
-    if lines:
-        lines.insert(1, "-" * len(lines[0]))
-    return lines

@@ -24,6 +24,7 @@ from lightning_guide.data import Batch
 from lightning_guide.pretrained.diffusers_folder import DiffusersFolder
 from lightning_guide.pretrained.prompts import CachedPrompts, cache_folder, read_prompts
 from lightning_guide.pretrained.text_encoders import TextEncoders
+from lightning_guide.utils.devices import choose_device
 from lightning_guide.utils.images import from_pixels, to_pixels
 
 __all__ = ["CaptionedImages"]
@@ -109,7 +110,7 @@ class CaptionedImages(DiffusionData):
         texts = None if prompts is None else read_prompts(prompts)
         captions = [each.caption for each in self._images["heldout"] or found]
         self.texts = texts or list(dict.fromkeys(captions))[: self.num_prompts]
-        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        chosen = str(choose_device(device))
         self._cache = cache_folder() if cache is None else Path(cache).expanduser()
         self._encoders = TextEncoders(source, revision=revision, variant=variant, dtype=dtype, device=chosen)
         sizes = [self.size] if buckets is None else buckets.sizes(self.size)

@@ -18,6 +18,7 @@ from lightning_guide.pretrained.mdm import FRAMES
 from lightning_guide.pretrained.prompts import CachedPrompts, Encoders, read_prompts
 from lightning_guide.pretrained.text_encoders import TextEncoders
 from lightning_guide.pretrained.text_vectors import TextVectors
+from lightning_guide.utils.devices import choose_device
 
 __all__ = ["MotionPrompts", "Prompts", "TypedPrompts"]
 
@@ -96,7 +97,7 @@ class Prompts(TypedPrompts):
         """
         named: dict[str, Any] = {"revision": revision, "variant": variant}
         folder = DiffusersFolder(source, **named)
-        encoders = TextEncoders(source, **named, dtype=dtype, device=device or _fastest())
+        encoders = TextEncoders(source, **named, dtype=dtype, device=str(choose_device(device)))
         super().__init__(folder.data_shape if data_shape is None else data_shape, prompts, encoders, cache=cache)
         self.space = folder.latent_space(vae)
 
@@ -132,14 +133,10 @@ class MotionPrompts(TypedPrompts):
             ValueError: if there is no prompt, or a file is not of this kind.
         """
         self.moments = read_moments(mean, std)
-        encoders = TextVectors(clip, weights, device=device or _fastest())
+        encoders = TextVectors(clip, weights, device=str(choose_device(device)))
         super().__init__((len(self.moments[0]), frames), prompts, encoders, cache=cache)
 
     def decode(self, x: Tensor) -> Tensor:
         """Return the joints (B, joints, 3, frames) in meters of normalized features, float32."""
         mean, std = (each.to(x.device, torch.float32) for each in self.moments)
         return joint_positions(torch.addcmul(mean, std, x.float()))
-
-
-def _fastest() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"

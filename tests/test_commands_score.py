@@ -21,42 +21,14 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from datamodules.commands.score import score
 from lightning_guide.cli import main
 from lightning_guide.data import Batch
-from lightning_guide.evaluation import FrechetDistance, ModuleFeatures
+from lightning_guide.evaluation import FrechetDistance
 from lightning_guide.evaluation.reference.statistics import write_statistics
 from lightning_guide.evaluation.scoring import MetricName, Scorer
 from lightning_guide.utils.images import encode_png
+from tests.features import RandomFeatures, RandomNetwork
 from tests.processes import Processes
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:.*:FutureWarning")
-
-
-class RandomNetwork(nn.Module):
-    """Random features (B, 32) and logits (B, 10) of images of any size."""
-
-    kernel: Tensor
-    head: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(5)
-        self.register_buffer("kernel", torch.randn(8, 3, 3, 3, generator=generator) / 5)
-        self.register_buffer("head", torch.randn(32, 10, generator=generator))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the features."""
-        maps = nn.functional.conv2d(x, self.kernel, stride=2).abs()
-        return nn.functional.adaptive_avg_pool2d(maps, 2).flatten(1)
-
-
-class RandomFeatures(ModuleFeatures):
-    """The features with logits."""
-
-    def __init__(self) -> None:
-        super().__init__(RandomNetwork())
-
-    def logits(self, x: Tensor) -> Tensor:
-        """Return the logits."""
-        return self(x) @ self.network().head
 
 
 class OfTorchFidelity(FeatureExtractorBase):
@@ -207,7 +179,7 @@ def test_files_of_statistics_are_a_reference_for_fd(places: Path, tmp_path: Path
     np.savez(tmp_path / "published.npz", mu=fitted.mean.numpy(), sigma=fitted.covariance.numpy())
     expected = values(scored(places / "fake", against=places / "real", out=tmp_path))["fd"]
     own = scored(places / "fake", against=tmp_path / "own.npz", out=tmp_path)
-    assert own["against"]["count"] == 300 and list(values(own)) == ["fd", "inception_score"]
+    assert own["against"]["count"] == 300 and list(values(own)) == ["fd", "vendi", "inception_score"]
     assert values(own)["fd"] == pytest.approx(expected, rel=1e-6)
     with pytest.warns(UserWarning, match="published.npz does not name its extractor"):
         found = scored(places / "fake", against=tmp_path / "published.npz", out=tmp_path)
@@ -298,8 +270,8 @@ def test_command_prints_a_table_and_where_the_results_are(
     main(["compare", "fake", "real", "--against", "real", "--metrics", "fd,kid", *options, "--out", out])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["fake", "real", "real", "-", "fake"]
-    assert [line.split()[0] for line in lines[1:3]] == ["fd", "kid"] and lines[1].count("±") == 3
-    assert lines[3] == "against real, 300 samples; RawPixels, no weights; area to 4x4"
+    assert [line.split()[0] for line in lines[2:4]] == ["fd", "kid"] and lines[2].count("±") == 3
+    assert lines[4] == "against real, 300 samples; RawPixels, no weights; area to 4x4"
     assert lines[-1] == f"score has ended; results {out}; features {tmp_path / 'out.features'}"
     result = json.loads(Path(out).read_text())
     assert result["sets"]["real"]["metrics"]["fd"]["value"] == pytest.approx(0, abs=1e-9)

@@ -20,6 +20,8 @@ from torch_fidelity import metric_fid, metric_isc, metric_kid
 from lightning_guide.data import Batch
 from lightning_guide.evaluation import (
     CMMD,
+    MIND,
+    Authenticity,
     DensityCoverage,
     FrechetDistance,
     FrechetInterval,
@@ -29,7 +31,9 @@ from lightning_guide.evaluation import (
     PrecisionRecall,
     RawPixels,
     SampleMetric,
+    VendiScore,
 )
+from tests.features import score
 from tests.processes import Processes
 
 
@@ -38,14 +42,6 @@ class Logits(RawPixels):
 
     def logits(self, x: Tensor) -> Tensor:
         return x
-
-
-def score(metric: SampleMetric, real: Tensor, fake: Tensor, *, size: int = 64) -> dict[str, float]:
-    """Return the metric of rows in batches of `size`."""
-    metric.prepare([Batch(part) for part in real.split(size)])
-    for part in fake.split(size):
-        metric.update(part, None)
-    return {key: value.item() for key, value in metric.compute().items()}
 
 
 @pytest.fixture
@@ -209,6 +205,9 @@ def all_metrics(rank: int, world: int) -> list[dict[str, float]]:
         KernelDistance(RawPixels()),
         CMMD(RawPixels()),
         DensityCoverage(RawPixels()),
+        MIND(RawPixels(), directions=50),
+        VendiScore(RawPixels(), orders=[0.5, 1]),
+        Authenticity(RawPixels()),
         Memorization(RawPixels()),
         FrechetInterval(RawPixels()),
         InceptionScore(Logits()),

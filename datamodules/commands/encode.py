@@ -23,6 +23,7 @@ from lightning_guide.conditioning import token_mask
 from lightning_guide.pretrained.autoencoders import VariationalAutoencoder
 from lightning_guide.pretrained.prompts import half_precision
 from lightning_guide.pretrained.text_encoders import TextEncoders
+from lightning_guide.utils.devices import choose_device
 from lightning_guide.utils.files import atomic, remove_temporary
 from lightning_guide.utils.resume import ResumableFolder
 from lightning_guide.utils.terminal import Progress, counted
@@ -75,7 +76,7 @@ def encode(
     if path.parent.resolve() in {each.parent.resolve() for each in paths}:
         raise ValueError(f"{folder} holds the images themselves; expected another folder for their latents")
     classes = shard_classes(paths)
-    chosen = _device(device)
+    chosen = choose_device(device)
     vae = vae.to(chosen).eval()
     encoders = None if texts is None else TextEncoders(texts, device=chosen, batch_size=batch_size)
     settings = {"vae": vae.recipe, "size": size} | ({} if encoders is None else {"texts": encoders.identity})
@@ -213,12 +214,3 @@ def _npy(x: np.ndarray[Any, Any]) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, x)
     return buffer.getvalue()
-
-
-def _device(name: str | None) -> torch.device:
-    """Return the device of that name, by default a GPU if available; refuse a device that does not exist."""
-    chosen = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=chosen).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device is {chosen!r}, which is not available: {str(error).splitlines()[0]}") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -17,16 +16,16 @@ from datamodules.storage.resizing import Convention, Resizing
 from lightning_guide import __version__
 from lightning_guide.evaluation.features import ClipFeatures, FeatureExtractor, InceptionFeatures
 from lightning_guide.evaluation.reference.statistics import Statistics, read_statistics
-from lightning_guide.evaluation.scoring import METRICS, MetricName, Scorer
-from lightning_guide.evaluation.set_features import Extracted, Scan, WithLogits, extract_set, scan
+from lightning_guide.evaluation.scoring import METRICS, NEEDS, WITHOUT_REFERENCE, MetricName, Scorer, of_examples
+from lightning_guide.evaluation.set_features import Extracted, Output, Outputs, Scan, extract_set, scan
+from lightning_guide.report.tables import align_columns
+from lightning_guide.utils.devices import choose_device
 from lightning_guide.utils.distributed import launched_processes, rank_and_world
 from lightning_guide.utils.files import atomic
 from lightning_guide.utils.needs import check_writable, require
 from lightning_guide.utils.terminal import Progress, counted
 
 __all__ = ["score"]
-
-_OF_EXAMPLES: tuple[MetricName, ...] = ("kid", "precision_recall", "density_coverage", "memorization")
 
 
 def score(
@@ -56,8 +55,8 @@ def score(
         size: side that images are resized to before the extractor, which resizes in its own way; default: none.
         resize: convention of that, clean-fid, torch-fidelity or area.
         rounded: round resized pixels to 8 bits.
-        metrics: some of fd, kid, cmmd, precision_recall, density_coverage, memorization, inception_score, with commas;
-            default: all that apply, cmmd for CLIP.
+        metrics: some of fd, sfid, kid, cmmd, mind, precision_recall, density_coverage, memorization, authenticity,
+            vendi, inception_score, with commas; default: all that apply, cmmd for CLIP.
         resamples: number of random halves for the intervals, each as long as the metrics of half the samples; 0: none.
         batch_size: images in one call of the extractor.
         device: where to compute; default: a GPU if there is one.
@@ -80,7 +79,7 @@ def score(
     check_writable(kept, "score")
     with launched_processes():
         scoring = _Scoring(
-            extractor or InceptionFeatures(), Resizing(size, resize, rounded), _device(device), batch_size, kept
+            extractor or InceptionFeatures(), Resizing(size, resize, rounded), choose_device(device), batch_size, kept
         )
         result = scoring.run(samples, against, metrics, resamples)
         if rank_and_world()[0] == 0:
@@ -108,18 +107,19 @@ class _Scoring:
         require(lambda: self._missing(sets, reference, names, resamples))
         first = sets[0].read(range(1)).to(self.device)
         width = self.extractor(first).shape[1]
-        extractor = WithLogits(self.extractor) if "inception_score" in names else self.extractor
+        places = self.extractor.spatial(first).shape[1] if "sfid" in names else 0  # type: ignore[operator]
+        more = [NEEDS[name] for name in ("sfid", "inception_score") if name in names]
         read = [*sets, reference] if isinstance(reference, SampleSet) else sets
         with self._progress("reading", sum(map(len, read))) as bar:
             scans = [scan(each, bar.add) for each in read]
         with self._progress("features", sum(map(len, read))) as bar:
-            rows = [self._rows(each, found, extractor, bar.add) for each, found in zip(sets, scans, strict=False)]
+            rows = [self._rows(each, found, more, bar.add) for each, found in zip(sets, scans, strict=False)]
             real: Tensor | Statistics
             if isinstance(reference, SampleSet):
-                real = self._rows(reference, scans[-1], self.extractor, bar.add)
+                real = self._rows(reference, scans[-1], [each for each in more if each != "logits"], bar.add)
             else:
                 real = reference
-        scorer = Scorer(names, real, width=width, resamples=resamples, device=self.device)
+        scorer = Scorer(names, real, width=width, places=places, resamples=resamples, device=self.device)
         order, seeds = _pairs(sets)
         with self._progress("metrics", len(sets), unit="sets") as bar:
             scores = []
@@ -151,11 +151,14 @@ class _Scoring:
         return SampleSet(place, self.resizing)
 
     def _applicable(self, reference: SampleSet | Statistics) -> list[MetricName]:
-        names: list[MetricName] = ["fd"]
-        if isinstance(reference, SampleSet):
-            names += _OF_EXAMPLES
-            names += ["cmmd"] if isinstance(self.extractor, ClipFeatures) else []
-        return [*names, "inception_score"] if hasattr(self.extractor, "logits") else names
+        """Return all metrics that reference and extractor allow."""
+        names = [name for name in METRICS if isinstance(reference, SampleSet) or not of_examples(name)]
+        return [
+            name
+            for name in names
+            if hasattr(self.extractor, NEEDS.get(name, "extract"))
+            and (name != "cmmd" or isinstance(self.extractor, ClipFeatures))
+        ]
 
     def _missing(
         self, sets: list[SampleSet], reference: SampleSet | Statistics, names: list[MetricName], resamples: int
@@ -169,12 +172,13 @@ class _Scoring:
                 if len(each) < needed:
                     why = f", {least} in each half; --resamples 0 needs {least}" if resamples else ""
                     found.append(f"{each.place} holds {counted(len(each), 'sample')}; {name} needs {needed}{why}")
-            if name == "inception_score":
-                if not hasattr(self.extractor, "logits"):
-                    found.append(f"{self.extractor.title()} has no logits, which inception_score needs")
-            elif isinstance(reference, SampleSet) and len(reference) < least:
+            if (needed_output := NEEDS.get(name)) and not hasattr(self.extractor, needed_output):
+                found.append(f"{self.extractor.title()} has no {needed_output}, which {name} needs")
+            if name in WITHOUT_REFERENCE:
+                continue
+            if isinstance(reference, SampleSet) and len(reference) < least:
                 found.append(f"{reference.place} holds {counted(len(reference), 'sample')}; {name} needs {least}")
-            elif isinstance(reference, Statistics) and name != "fd":
+            elif isinstance(reference, Statistics) and of_examples(name):
                 found.append(f"{name} needs the examples of the reference; its statistics suffice for fd alone")
         shape = reference.shape if isinstance(reference, SampleSet) else reference.data_shape
         for each in sets:
@@ -182,21 +186,14 @@ class _Scoring:
                 found.append(f"the statistics are those of data of shape {shape}, {each.place} has {each.shape}")
         return found
 
-    def _rows(
-        self, samples: SampleSet, found: Scan, extractor: FeatureExtractor, done: Callable[[int], None]
-    ) -> Tensor:
+    def _rows(self, samples: SampleSet, found: Scan, more: list[Output], done: Callable[[int], None]) -> Tensor:
+        extractor = Outputs(self.extractor, more) if more else self.extractor
         return extract_set(
             samples, found, extractor, cache=self.kept, device=self.device, batch_size=self.batch_size, done=done
         )
 
     def _progress(self, what: str, total: int, unit: str = "samples") -> Progress:
         return Progress(f"score, {what}", total, unit=unit, silent=rank_and_world()[0] > 0)
-
-
-def _device(name: str | None) -> torch.device:
-    """Return the device of this process."""
-    local = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    return torch.device(name or (local if torch.cuda.is_available() else "cpu"))
 
 
 def _pairs(sets: list[SampleSet]) -> tuple[list[Tensor | None], list[int]]:
@@ -230,13 +227,11 @@ def _table(result: dict[str, Any]) -> str:
     names = next(iter(columns.values()))
     table = [["", *columns]]
     table += [[name, *(_shown(column[name]) for column in columns.values())] for name in names]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
     against, weights = result["against"], result["extractor"]["weights"]
     count = "unknown number of samples" if against["count"] is None else counted(against["count"], "sample")
     how = f"{result['extractor']['name']}, {f'weights {weights[:16]}' if weights else 'no weights'}"
     counts = ", ".join(f"{place}: {counted(each['count'], 'sample')}" for place, each in result["sets"].items())
-    return "\n".join([*lines, f"against {against['place']}, {count}; {how}; {result['resize']}", counts])
+    return "\n".join([*align_columns(table), f"against {against['place']}, {count}; {how}; {result['resize']}", counts])
 
 
 def _shown(found: dict[str, float | None]) -> str:

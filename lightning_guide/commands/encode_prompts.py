@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 
 from lightning_guide.pretrained.prompts import half_precision, read_prompts
 from lightning_guide.pretrained.text_encoders import TextEncoders
+from lightning_guide.utils.devices import choose_device
 from lightning_guide.utils.files import atomic
 from lightning_guide.utils.terminal import Progress
 
@@ -52,7 +52,7 @@ def encode_prompts(
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; expected at least 1 prompt in one call")
     texts = read_prompts(prompts)
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = str(choose_device(device))
     named = {"revision": revision, "variant": variant}
     encoders = TextEncoders(source, **named, dtype=dtype, device=chosen, batch_size=batch_size)
     with atomic(target) as temporary, Progress("prompts", len(texts), unit="prompts") as bar:

@@ -14,6 +14,7 @@ from lightning_guide.evaluation.features.base import FeatureExtractor
 from lightning_guide.evaluation.metrics.frechet import FrechetDistance
 from lightning_guide.evaluation.reference.cache import fingerprint
 from lightning_guide.evaluation.reference.statistics import write_statistics
+from lightning_guide.utils.devices import choose_device
 from lightning_guide.utils.needs import check_writable
 from lightning_guide.utils.terminal import Progress, counted
 
@@ -43,7 +44,7 @@ def reference_statistics(
     if Path(out).exists():
         raise ValueError(f"{out} exists; expected the name of a new file")
     check_writable(Path(out).parent, "statistics")
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = choose_device(device)
     with Progress("statistics, reading", None, unit="examples") as bar:
         hashed, count = fingerprint(_shown(reference(torch.device("cpu")), bar))
     metric = FrechetDistance(extractor)

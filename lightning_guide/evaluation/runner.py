@@ -11,6 +11,7 @@ from typing import cast
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import _TunerExitException
+from torch import nn
 
 from lightning_guide.data import DataInterface, SampleBatch
 from lightning_guide.denoiser import Denoiser, Models
@@ -145,15 +146,16 @@ class GuidedEvaluations(Failures):
             self._prepared[id(metric)] = prepared
         return cast(SampleMetric, self._prepared[id(metric)].clone())
 
-    def share_extractors(self, metric: SampleMetric) -> None:
-        """Give `metric` the networks of other metrics with the same configuration.
+    def share_extractors(self, owner: nn.Module) -> None:
+        """Give `owner`, a metric or an extractor, the extractors of other metrics with the same configuration.
 
         Raises:
             ValueError: if the weights of one cannot be found.
         """
-        for key, part in list(metric.named_children()):
+        for key, part in list(owner.named_children()):
             if isinstance(part, FeatureExtractor):
-                setattr(metric, key, self._extractors.setdefault(part.identity, part))
+                self.share_extractors(part)  # first those that it takes its features from
+                setattr(owner, key, self._extractors.setdefault(part.identity, part))
 
     def step(self, number: int, batch: SampleBatch, data: DataInterface) -> DrawnSamples | None:
         """Draw one batch of loop `number`; return None if that evaluation is skipped or has failed."""

@@ -12,30 +12,43 @@ from torch import Tensor
 from lightning_guide.data import Batch
 from lightning_guide.evaluation.metrics import (
     CMMD,
+    MIND,
+    SFID,
+    Authenticity,
     DensityCoverage,
     FrechetDistance,
     InceptionScore,
     KernelDistance,
     Memorization,
     PrecisionRecall,
+    VendiScore,
 )
 from lightning_guide.evaluation.metrics.base import FeatureMetric, SampleMetric
 from lightning_guide.evaluation.reference.statistics import Statistics
-from lightning_guide.evaluation.set_features import Extracted
+from lightning_guide.evaluation.set_features import Extracted, Output
 from lightning_guide.utils.distributed import all_gather_objects, rank_and_world, run_on_all_ranks
 
-__all__ = ["METRICS", "Estimate", "MetricName", "Scorer", "Scores"]
+__all__ = ["METRICS", "NEEDS", "WITHOUT_REFERENCE", "Estimate", "MetricName", "Scorer", "Scores", "of_examples"]
 
-MetricName = Literal["fd", "kid", "cmmd", "precision_recall", "density_coverage", "memorization", "inception_score"]
+MetricName = Literal[
+    "fd", "sfid", "kid", "cmmd", "mind", "precision_recall", "density_coverage", "memorization", "authenticity",
+    "vendi", "inception_score",
+]  # fmt: skip
 METRICS: dict[MetricName, Callable[[Extracted], SampleMetric]] = {
     "fd": FrechetDistance,
+    "sfid": SFID,
     "kid": KernelDistance,
     "cmmd": CMMD,
+    "mind": MIND,
     "precision_recall": PrecisionRecall,
     "density_coverage": DensityCoverage,
     "memorization": Memorization,
+    "authenticity": Authenticity,
+    "vendi": VendiScore,
     "inception_score": InceptionScore,
 }
+NEEDS: dict[MetricName, Output] = {"sfid": "spatial", "inception_score": "logits"}
+WITHOUT_REFERENCE: tuple[MetricName, ...] = ("vendi", "inception_score")
 QUANTILE = 1.959964  # of the normal distribution, for 95 %
 ROWS = 4096  # moved to a metric at once
 
@@ -46,6 +59,11 @@ class Estimate:
 
     value: float
     margin: float | None
+
+
+def of_examples(name: MetricName) -> bool:
+    """Return whether a metric needs the examples of the reference, not only their mean and covariance."""
+    return name != "fd" and name not in WITHOUT_REFERENCE
 
 
 class Scorer:
@@ -64,29 +82,30 @@ class Scorer:
         reference: Tensor | Statistics,
         *,
         width: int,
+        places: int = 0,
         resamples: int,
         device: torch.device,
     ) -> None:
-        """Prepare the metrics `names` for features of `width`; `resamples` is the number of halves, 0 for none.
+        """Prepare the metrics `names`; `resamples` is the number of halves, 0 for none.
 
-        `reference` holds features (N, width), or their mean and covariance.
+        `reference` holds `width` features and `places` spatial ones (N, F + S), or the mean and covariance of the
+        features, which suffice unless a metric is one `of_examples`.
 
         Raises:
-            ValueError: if statistics do not suffice for a metric or have another width, or there are too few examples.
+            ValueError: if statistics have another width, or there are too few examples.
         """
         self.resamples, self.device = resamples, device
         self.metrics: dict[str, SampleMetric] = {}
         for name in names:
-            metric = METRICS[name](Extracted(width)).to(device)
+            metric = METRICS[name](Extracted(width, places)).to(device)
             batches = [Batch(x.to(device)) for x in reference.split(ROWS)] if isinstance(reference, Tensor) else []
             if isinstance(metric, FrechetDistance):
                 fitted = reference if isinstance(reference, Statistics) else metric.fit(batches)
-                if len(fitted.mean) != width:
+                if isinstance(reference, Statistics) and len(fitted.mean) != width:
                     raise ValueError(f"the statistics are those of {len(fitted.mean)} features, expected {width}")
                 metric.use(replace(fitted, data_shape=None))  # rows may end in logits
             elif isinstance(metric, FeatureMetric):
-                if isinstance(reference, Statistics):
-                    raise ValueError(f"{name} needs the examples of the reference; its statistics suffice for fd alone")
+                assert batches, f"{name} is one of examples"
                 metric.prepare(batches)
             self.metrics[name] = metric
 
@@ -100,8 +119,9 @@ class Scorer:
         """
         rank, world = rank_and_world()
         rows = rows.to(self.device)
-        if "inception_score" in self.metrics:
-            self.metrics["inception_score"].prepare([Batch(rows[:1])])  # the number of classes
+        for name in WITHOUT_REFERENCE:
+            if name in self.metrics:
+                self.metrics[name].prepare([Batch(rows[:1])])  # the number of classes or features
         alone = [metric.alone() for metric in self.metrics.values()]
         values = _measure(alone, rows)
         drawn: dict[int, dict[str, float]] = {}

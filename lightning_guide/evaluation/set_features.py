@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from lightning_guide.evaluation.features.base import FeatureExtractor
 from lightning_guide.evaluation.reference.cache import FeatureCache, fingerprint
 from lightning_guide.utils.distributed import all_gather_objects, all_reduce_sum, rank_and_world, run_on_all_ranks
 
-__all__ = ["Extracted", "PartedSet", "Scan", "WithLogits", "extract_set", "scan"]
+__all__ = ["Extracted", "Output", "Outputs", "PartedSet", "Scan", "extract_set", "scan"]
 
 
 class PartedSet(Protocol):
@@ -43,21 +43,24 @@ class Scan:
         return hashlib.sha256("".join(self.parts).encode()).hexdigest()
 
 
-class WithLogits(FeatureExtractor):
-    """Features of another extractor, followed by its class logits."""
+Output = Literal["spatial", "logits"]
 
-    def __init__(self, source: FeatureExtractor) -> None:
-        """Take the extractor, which has `logits`."""
+
+class Outputs(FeatureExtractor):
+    """Features of another extractor, followed by more of its outputs, in one tensor."""
+
+    def __init__(self, source: FeatureExtractor, more: Sequence[Output]) -> None:
+        """Take the extractor, and the names of its other outputs, in their order."""
         super().__init__()
-        self.source = source
+        self.source, self.more = source, tuple(more)
 
     def extract(self, x: Tensor) -> Tensor:
-        """Return features and logits (B, F + K)."""
-        return torch.cat([self.source(x), self.source.logits(x)], dim=1)  # type: ignore[operator]
+        """Return features and more (B, F + *)."""
+        return torch.cat([self.source(x), *(getattr(self.source, name)(x) for name in self.more)], dim=1)
 
     def title(self) -> str:
-        """Return the class with the title of the other extractor."""
-        return f"{type(self).__name__}({self.source.title()})"
+        """Return the title of the other extractor with the outputs."""
+        return f"{self.source.title()} and {', '.join(self.more)}"
 
     def _load(self) -> torch.nn.Module:
         network: torch.nn.Module = self.source.network()
@@ -65,20 +68,24 @@ class WithLogits(FeatureExtractor):
 
 
 class Extracted(FeatureExtractor):
-    """Extractor for rows (B, F + K) that hold F features already, and K logits after them."""
+    """Extractor for rows (B, F + S + K) that hold F features already, then S spatial features and K logits."""
 
-    def __init__(self, width: int) -> None:
-        """Take F, the number of features."""
+    def __init__(self, width: int, places: int = 0) -> None:
+        """Take F and S."""
         super().__init__()
-        self.width = width
+        self.width, self.places = width, places
 
     def extract(self, x: Tensor) -> Tensor:
         """Return the features (B, F)."""
         return x[:, : self.width]
 
+    def spatial(self, x: Tensor) -> Tensor:
+        """Return the spatial features (B, S)."""
+        return x[:, self.width : self.width + self.places]
+
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits (B, K)."""
-        return x[:, self.width :]
+        return x[:, self.width + self.places :]
 
 
 def scan(samples: PartedSet, done: Callable[[int], None]) -> Scan:

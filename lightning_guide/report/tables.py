@@ -14,7 +14,7 @@ import torch
 from lightning_guide.report.commit import code_commit
 from lightning_guide.report.metrics_file import ABOUT
 
-__all__ = ["environment", "judge_networks", "format_number", "metric_rows"]
+__all__ = ["environment", "align_columns", "judge_networks", "format_number", "metric_rows"]
 
 
 _PACKAGES = ("lightning-guide", "torch", "torchvision", "lightning", "torchmetrics", "timm", "open_clip_torch", "numpy")
@@ -51,6 +51,23 @@ def metric_rows(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
         for name, values in results.items()
     ]
     return [["evaluation", *metrics], *body]
+
+
+def align_columns(rows: list[list[str]]) -> list[str]:
+    """Return lines with aligned columns, the first to the left, numbers to the right, and a rule below the header.
+
+    Examples:
+        >>> align_columns([["", "fd"], ["cfg", "12.5"]])
+        ['       fd', '---------', 'cfg  12.5']
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, *numbers in rows:
+        cells = [name.ljust(widths[0]), *[cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True)]]
+        lines.append("  ".join(cells))
+    if lines:
+        lines.insert(1, "-" * len(lines[0]))
+    return lines
 
 
 def format_number(value: float | None) -> str:

@@ -13,6 +13,7 @@ from lightning_guide.evaluation.features.clip import ClipFeatures
 from lightning_guide.evaluation.features.dinov2 import DINOv2Features
 from lightning_guide.evaluation.features.inception import InceptionFeatures
 from lightning_guide.evaluation.features.module import ModuleFeatures
+from lightning_guide.evaluation.features.spatial import SpatialFeatures
 
 __all__ = [
     "ClassifierFeatures",
@@ -23,5 +24,6 @@ __all__ = [
     "InceptionFeatures",
     "ModuleFeatures",
     "RawPixels",
+    "SpatialFeatures",
     "TimmFeatures",
 ]

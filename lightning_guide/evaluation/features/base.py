@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import weakref
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,17 @@ __all__ = [
     "check_images",
     "weights_hash",
 ]
+
+
+Value = TypeVar("Value")
+
+
+class _OfLastBatch(NamedTuple):
+    """What was computed of one batch, by name."""
+
+    batch: weakref.ref[Tensor]
+    version: int | None
+    found: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -65,7 +76,7 @@ class FeatureExtractor(FrozenNetwork, nn.Module):
 
     published: ClassVar[str | None] = None
     prefix: ClassVar[str] = "_model"
-    _last: tuple[weakref.ref[Tensor], int, Tensor] | None = None
+    _last: _OfLastBatch | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features (B, F) of `x`, of the type and shape that `extract` takes.
@@ -73,13 +84,22 @@ class FeatureExtractor(FrozenNetwork, nn.Module):
         Raises:
             ValueError: if `x` has another type or shape, or the weights cannot be found.
         """
+        return self.of_batch("features", x, lambda: self.extract(x).flatten(1).to(torch.float32))
+
+    def of_batch(self, name: str, x: Tensor, compute: Callable[[], Value]) -> Value:
+        """Return what `compute` returns for the batch `x`, called once for each `name` as long as it is the last one.
+
+        Computed without gradients and autocast.
+        """
         version = None if x.is_inference() else x._version  # inference tensors have no version counter
-        if self._last is not None and self._last[0]() is x and self._last[1] == version:
-            return self._last[2]
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            features = self.extract(x).flatten(1).to(torch.float32)
-        self._last = None if version is None else (weakref.ref(x), version, features)
-        return features
+        last = self._last
+        if version is None or last is None or last.batch() is not x or last.version != version:
+            last = _OfLastBatch(weakref.ref(x), version, {})
+        if name not in last.found:
+            self._last = None if version is None else last
+            with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+                last.found[name] = compute()
+        return cast(Value, last.found[name])
 
     def __getstate__(self) -> dict[str, Any]:
         """Return all attributes except the cached batch."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,19 @@ from lightning_guide.utils.errors import did_you_mean
 
 __all__ = ["InceptionFeatures"]
 
+_BLOCKS = (
+    "Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "MaxPool_2",
+    "Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c",
+    "Mixed_6d", "Mixed_6e", "Mixed_7a", "Mixed_7b", "Mixed_7c", "AvgPool",
+)  # fmt: skip
+_SPATIAL = _BLOCKS.index("Mixed_6d")
+
 
 class InceptionFeatures(FeatureExtractor):
-    """Inception-v3 pooled features (2048), or class logits, of images uint8 (B, 1 or 3, H, W) of any size.
+    """Inception-v3 pooled features (2048), class logits or spatial features, of images uint8 (B, 1 or 3, H, W).
 
-    The network is that of the package torch-fidelity (`pip install torch-fidelity`). Heusel et al. 2017,
+    Images have any size. The network is that of the package torch-fidelity (`pip install torch-fidelity`), run once a
+    batch for all outputs. Heusel et al. 2017,
     https://arxiv.org/abs/1706.08500.
     """
 
@@ -31,7 +40,7 @@ class InceptionFeatures(FeatureExtractor):
 
     def extract(self, x: Tensor) -> Tensor:
         """Return features (B, 2048)."""
-        return self._both(x)[0]
+        return self._outputs(x).pooled
 
     def logits(self, x: Tensor) -> Tensor:
         """Return logits (B, 1008) without the bias of the last layer, as in the published Inception score.
@@ -39,13 +48,24 @@ class InceptionFeatures(FeatureExtractor):
         Raises:
             ValueError: as for features.
         """
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            return self._both(x)[1]
+        return self._outputs(x).logits
 
-    def _both(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def spatial(self, x: Tensor) -> Tensor:
+        """Return the spatial features (B, 2023) of sFID, 17 x 17 places of 7 channels, in this order.
+
+        Nash et al. 2021, https://arxiv.org/abs/2103.03841, take the first 7 channels of the map `mixed_6/conv`. In the
+        names of torchvision this is the 1x1 branch of `Mixed_6d`, after its ReLU, 192 channels. That correspondence
+        follows from the order of the blocks; no published sFID was reproduced.
+
+        Raises:
+            ValueError: as for features.
+        """
+        return self._outputs(x).spatial
+
+    def _outputs(self, x: Tensor) -> _Outputs:
+        """Return all outputs of one pass through the network."""
         check_images(x)
-        features, logits = self.network(x)(x.expand(-1, 3, -1, -1))
-        return features, logits
+        return self.of_batch("outputs", x, lambda: _pass(self.network(x), x.expand(-1, 3, -1, -1)))
 
     def _load(self) -> nn.Module:
         try:
@@ -66,6 +86,27 @@ class InceptionFeatures(FeatureExtractor):
                 "download it on a machine with internet access and name it in `weights`"
             ) from None
         return network
+
+
+class _Outputs(NamedTuple):
+    pooled: Tensor
+    logits: Tensor
+    spatial: Tensor
+
+
+def _pass(network: nn.Module, x: Tensor) -> _Outputs:
+    """Return the outputs of torch-fidelity's network for images uint8 (B, 3, H, W), from its blocks, one by one."""
+    from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
+
+    h = (interpolate_bilinear_2d_like_tensorflow1x(x.float(), size=(299, 299), align_corners=False) - 128) / 128
+    blocks = dict(network.named_children())
+    for name in _BLOCKS[:_SPATIAL]:
+        h = blocks[name](h)
+    places = network.get_submodule("Mixed_6d.branch1x1")(h)[:, :7].permute(0, 2, 3, 1).flatten(1)
+    for name in _BLOCKS[_SPATIAL:]:
+        h = blocks[name](h)
+    pooled = h.flatten(1)
+    return _Outputs(pooled, pooled @ cast(Tensor, blocks["fc"].weight).T, places)
 
 
 def _check_holds_tensors(path: str) -> None:

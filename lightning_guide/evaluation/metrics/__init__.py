@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lightning_guide.evaluation.metrics.authenticity import Authenticity
 from lightning_guide.evaluation.metrics.base import FeatureMetric, SampleMetric
 from lightning_guide.evaluation.metrics.class_accuracy import AccuracyByClass, ClassAccuracy, ClassShares
 from lightning_guide.evaluation.metrics.clip_score import ClipScore
@@ -11,12 +12,16 @@ from lightning_guide.evaluation.metrics.frechet_interval import FrechetInterval
 from lightning_guide.evaluation.metrics.inception_score import InceptionScore, Judge
 from lightning_guide.evaluation.metrics.kernel import CMMD, KernelDistance, MeanDiscrepancy
 from lightning_guide.evaluation.metrics.memorization import Memorization
+from lightning_guide.evaluation.metrics.mind import MIND, squared_wasserstein
 from lightning_guide.evaluation.metrics.motion import MotionMetrics
 from lightning_guide.evaluation.metrics.off_support import OffSupport
 from lightning_guide.evaluation.metrics.precision_recall import DensityCoverage, NeighborBalls, PrecisionRecall
+from lightning_guide.evaluation.metrics.sfid import SFID
+from lightning_guide.evaluation.metrics.vendi import VendiScore, vendi_score
 
 __all__ = [
     "AccuracyByClass",
+    "Authenticity",
     "CMMD",
     "ClassAccuracy",
     "ClassShares",
@@ -29,12 +34,17 @@ __all__ = [
     "InceptionScore",
     "Judge",
     "KernelDistance",
+    "MIND",
     "MeanDiscrepancy",
     "Memorization",
     "NeighborBalls",
     "OffSupport",
     "MotionMetrics",
     "PrecisionRecall",
+    "SFID",
     "SampleMetric",
+    "VendiScore",
     "frechet_distance",
+    "squared_wasserstein",
+    "vendi_score",
 ]
