@@ -74,6 +74,7 @@ EXAMPLES = {
         "samples.npz --against statistics.pkl --extractor DINOv2Features",
     ],
     "compare": ["samples/cfg samples/pag samples/none.zip --against 'data/train-*.tar' --metrics fd,kid"],
+    "verify": ["extractors --download true --out numbers.json", "extractors --expect numbers.json"],
     "gallery": [
         "runs/digits/main configs/guidance",
         "runs/digits/main configs/guidance/cfg.yaml configs/guidance/pag.yaml",

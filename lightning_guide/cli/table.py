@@ -36,6 +36,9 @@ COMMANDS: dict[str, Command] = {
     "test": Command(TRAIN, "evaluate a run by its test loop"),
     "score": Command(TRAIN, "metrics of samples in files, from any program", "datamodules.commands.score:score"),
     "compare": Command(TRAIN, "the same of several sets, with their differences", "datamodules.commands.score:score"),
+    "verify": Command(
+        TRAIN, "print activations of feature extractors, and compare them", "lightning_guide.commands.verify:verify"
+    ),
     "report": Command(TRAIN, "write one HTML page about a run", "lightning_guide.report.run_page:report"),
     "predict": Command(SAMPLE, "draw samples of a run"),
     "gallery": Command(

@@ -124,6 +124,14 @@ class FeatureExtractor(FrozenNetwork, nn.Module):
         """Return the class and the settings that change the features."""
         return type(self).__name__
 
+    def downloads(self) -> bool:
+        """Return whether the weights come from a package's download, or its cache, rather than from a named file."""
+        return False
+
+    def comparable(self) -> str:
+        """Return which figures those of this extractor compare with, and how images have to be resized for it."""
+        return "results of the same extractor with the same weights and sizes of images alone"
+
     @cached_property
     def identity(self) -> Identity:
         """Name and hash of the weights, which are loaded for it.
@@ -223,6 +231,10 @@ class TimmFeatures(FeatureExtractor):
             mode = "bilinear"
         features: Tensor = network(preprocess_image(x.to(torch.float32) / 255, **options, mode=mode))
         return features
+
+    def downloads(self) -> bool:
+        """Return whether no file is named."""
+        return self.weights is None
 
     def title(self) -> str:
         """Return the class with the name of the model, and the image size if it is not the model's own."""

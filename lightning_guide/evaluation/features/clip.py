@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,20 @@ class ClipFeatures(FeatureExtractor):
         image = preprocess_image(x.to(torch.float32) / 255, **resize).clamp(0, 1)
         features: Tensor = model.encode_image(preprocess_image(image, mean=options["mean"], std=options["std"]))
         return features
+
+    def downloads(self) -> bool:
+        """Return whether the weights are a tag of open_clip rather than a file."""
+        return not Path(self.weights).expanduser().is_file()
+
+    def comparable(self) -> str:
+        """Return that published CMMDs are, for the model of the paper."""
+        if self.name.removesuffix("-quickgelu") != "ViT-L-14-336":
+            return super().comparable()
+        return (
+            "CMMDs of Jayasumana et al. 2024 with OpenAI's weights, with images as they are (bicubic, antialiased, to "
+            "336, not cropped); OpenAI's weights in a local file need ViT-L-14-336-quickgelu; no published figure was "
+            "reproduced"
+        )
 
     def words(self, texts: Sequence[str], device: torch.device) -> Tensor:
         """Return embeddings (T, F) of `texts`.

@@ -30,6 +30,15 @@ class DINOv2Features(TimmFeatures):
         """Choose `weights`: a local file of timm's model `name`, or DINOv2's own file; None for timm's download."""
         super().__init__(name, weights, size=size)
 
+    def comparable(self) -> str:
+        """Return that published FD_DINOv2 are, for the published model and size."""
+        if (self.name, self.size) != ("vit_large_patch14_dinov2", 224):
+            return super().comparable()
+        return (
+            "FD_DINOv2 of Stein et al. 2023 and of EDM2, with images as they are (bicubic, antialiased, to 224); no "
+            "published figure was reproduced"
+        )
+
     def model(self) -> Any:
         """Return the timm model with positions for images of `size`.
 

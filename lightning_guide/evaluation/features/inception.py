@@ -62,6 +62,18 @@ class InceptionFeatures(FeatureExtractor):
         """
         return self._outputs(x).spatial
 
+    def downloads(self) -> bool:
+        """Return whether no file is named."""
+        return self.weights is None
+
+    def comparable(self) -> str:
+        """Return that published FIDs are, by the resizing that they used."""
+        return (
+            "FIDs and Inception scores of torch-fidelity, ADM's evaluator and EDM with images as they are (bilinear of "
+            "TensorFlow 1 to 299), FIDs of clean-fid after --size 299 --resize clean-fid; not those of torchvision's "
+            "Inception weights; no published figure was reproduced"
+        )
+
     def _outputs(self, x: Tensor) -> _Outputs:
         """Return all outputs of one pass through the network."""
         check_images(x)
