@@ -12,7 +12,7 @@ from callbacks.output import image_grid, limits_of, output_folder, prompts_of, s
 from lightning_guide.data import data_of
 from lightning_guide.evaluation.sampling_loop import DrawnSamples
 from lightning_guide.modules.diffusion import DiffusionModule
-from lightning_guide.report.run_page import UNSAFE
+from lightning_guide.report.grids import UNSAFE
 from lightning_guide.utils.files import atomic
 
 __all__ = ["SampleGrid"]

@@ -9,13 +9,25 @@ from typing import Any
 
 from lightning_guide.utils.terminal import counted
 
-__all__ = ["ABOUT", "labeled_results", "merge_results", "metric_values", "read_facts"]
+__all__ = ["ABOUT", "labeled_results", "merge_results", "metric_values", "read_facts", "read_text"]
 
 
 ABOUT = ("extractors", "of", "earlier")
 """Keys of the results of an evaluation that are no metrics: feature networks, evaluated model, other models."""
 
 Results = Mapping[str, Mapping[str, Any]]
+
+
+def read_text(path: Path) -> str:
+    """Return a text file.
+
+    Raises:
+        ValueError: naming it, if it is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a UTF-8 text file: {error}") from None
 
 
 def merge_results(known: Results, found: Results) -> dict[str, dict[str, Any]]:

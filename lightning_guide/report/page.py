@@ -1,4 +1,4 @@
-"""Self-contained HTML page: images as data URIs, no external resources, no scripts, all text escaped."""
+"""Self-contained HTML page: images as data URIs, no external resources, all text escaped; one script at most."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from urllib.parse import quote
 
+from lightning_guide.report.comparison import SCRIPT, SCRIPT_SOURCE, STYLE, comparison
 from lightning_guide.report.results import Cell
 
 __all__ = ["Page"]
@@ -14,7 +15,7 @@ __all__ = ["Page"]
 
 _STYLE = """
 body { font: 15px/1.5 sans-serif; margin: 2em auto; max-width: 1900px; padding: 0 2em; color: #222; background: #fff }
-h1 { margin-bottom: 0 }
+h1 { margin-bottom: 0; overflow-wrap: anywhere }
 h2 { margin-top: 2em; border-bottom: 1px solid #ccc }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 16px 24px }
 .flow { display: flex; flex-wrap: wrap; gap: 16px 24px }
@@ -37,7 +38,7 @@ summary { cursor: pointer }
 """
 
 
-# No external resource is loaded and no script runs, even if a name in a run contains HTML.
+# No external resource is loaded and no script runs but that of a comparison, even if a name in a run contains HTML.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -47,6 +48,7 @@ class Page:
     def __init__(self, title: str) -> None:
         """Start a page with `title`."""
         self.title = title
+        self._compares = False
         self._parts: list[str] = [f"<h1>{escape(title)}</h1>"]
 
     def heading(self, text: str) -> None:
@@ -65,14 +67,22 @@ class Page:
             table = f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
             self._parts.append(f"<details><summary>{escape(folded)}</summary>{table}</details>" if folded else table)
 
-    def images(self, images: Sequence[tuple[bytes, str]], *, scaled: bool = False) -> None:
-        """Add PNG images with their captions, side by side in their own size, or `scaled` to equal columns."""
+    def images(
+        self, images: Sequence[tuple[bytes, str]], *, scaled: bool = False, ids: Sequence[str] | None = None
+    ) -> None:
+        """Add PNG images with captions, side by side in their own size, or `scaled` to equal columns, with `ids`."""
+        names = [""] * len(images) if ids is None else [f'id="{escape(each)}" ' for each in ids]
         figures = [
-            f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+            f'<figure><img {name}alt="{escape(caption)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
             f"<figcaption>{escape(caption)}</figcaption></figure>"
-            for png, caption in images
+            for name, (png, caption) in zip(names, images, strict=True)
         ]
         self._parts.append(f'<div class="{"grid" if scaled else "flow"}">{"".join(figures)}</div>')
+
+    def comparison(self, choices: Sequence[tuple[str, str]]) -> None:
+        """Add a comparison of any two images of the page: (id of `images`, name)."""
+        self._compares = True
+        self._parts.append(comparison(choices))
 
     def charts(self, svgs: Sequence[str]) -> None:
         """Add SVGs of `charts.line_chart`, whose text is escaped already, side by side."""
@@ -85,12 +95,13 @@ class Page:
     @property
     def html(self) -> str:
         """The complete page."""
+        policy = f"{_POLICY}; script-src {SCRIPT_SOURCE}" if self._compares else _POLICY
         head = (
-            f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+            f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
             f'<meta name="viewport" content="width=device-width"><title>{escape(self.title)}</title>'
-            f"<style>{_STYLE}</style>"
+            f"<style>{_STYLE}{STYLE if self._compares else ''}</style>"
         )
-        body = "\n".join(self._parts)
+        body = "\n".join([*self._parts, f"<script>{SCRIPT}</script>"] if self._compares else self._parts)
         return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import Any
 import yaml
 
 from lightning_guide.report.charts import line_chart
+from lightning_guide.report.grids import add_grids
 from lightning_guide.report.history import History, read_history, read_rounds
-from lightning_guide.report.metrics_file import labeled_results, read_facts
+from lightning_guide.report.metrics_file import labeled_results, read_facts, read_text
 from lightning_guide.report.page import Page
 from lightning_guide.report.results import Cell, find_baseline, in_order, interval_keys, result_cells
 from lightning_guide.report.tables import environment, format_number, judge_networks
@@ -21,10 +21,7 @@ from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.utils.files import atomic
 from lightning_guide.utils.terminal import counted
 
-__all__ = ["UNSAFE", "leaves", "report", "run_page", "write_page"]
-
-
-UNSAFE = r"[^\w.=+-]+"  # characters of an evaluation's name that are replaced in names of files
+__all__ = ["leaves", "report", "run_page", "write_page"]
 
 
 METRICS, ENVIRONMENT = "report/metrics.json", "report/environment.json"
@@ -34,9 +31,6 @@ _FIGURES = ("report/*.png", "gallery/*.png", "gallery/*/*.png")  # in a run
 
 
 _STORES = {"snapshots": "", "half_life/snapshots": "half_life"}  # folder -> name of its average, or by sigma_rel
-
-
-_GRID = re.compile(r"(?P<stage>[a-z]+)-(?P<images>\d+)-(?P<name>.+)\.png")
 
 
 def report(run: str, out: str | None = None, *, figures: list[str] | None = None) -> None:
@@ -79,7 +73,7 @@ def run_page(run: str | Path, *, figures: Sequence[str | Path] = (), beside: Pat
     events = run / "tensorboard"
     if not (configs or events.is_dir() or (run / METRICS).is_file()):
         raise ValueError(f"{run} holds no run: expected config.yaml, tensorboard or {METRICS} in it")
-    settings = {path.name: _text(path) for path in configs}
+    settings = {path.name: read_text(path) for path in configs}
     loaded = {name: _loaded(name, text) for name, text in settings.items()}
     evaluations = _evaluations(loaded)
     history = read_history(run)
@@ -88,7 +82,7 @@ def run_page(run: str | Path, *, figures: Sequence[str | Path] = (), beside: Pat
     results = read_facts(run / METRICS)
     order = list(dict.fromkeys([*evaluations, *results]))
     _results(page, results, evaluations, order=order, place=run / METRICS)
-    _samples(page, run, order)
+    add_grids(page, run, order=order, evaluations=evaluations)
     _figures(page, [*(path for pattern in _FIGURES for path in sorted(run.glob(pattern))), *map(Path, figures)])
     rounds = read_rounds(run)
     _curves(page, [history, rounds], order)
@@ -101,13 +95,6 @@ def run_page(run: str | Path, *, figures: Sequence[str | Path] = (), beside: Pat
             page.folded(name, text)
     _environment(page, run)
     return page.html
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a UTF-8 text file: {error}") from None
 
 
 def _summary(run: Path, history: History) -> str:
@@ -152,25 +139,6 @@ def _results(
     )
     for line in lines:
         page.paragraph(line)
-
-
-def _samples(page: Page, run: Path, order: Sequence[str]) -> None:
-    """Add the newest grid of each evaluation."""
-    order = [re.sub(UNSAFE, "_", name) for name in order]
-    newest: dict[str, tuple[float, str, Path]] = {}
-    for path in run.glob("grids/*.png"):
-        if parsed := _GRID.fullmatch(path.name):
-            after = f" after {counted(int(parsed['images']), 'image')}" if int(parsed["images"]) else ""
-            entry = (path.stat().st_mtime, f"{parsed['name']} ({parsed['stage']}{after})", path)
-            newest[parsed["name"]] = max(entry, newest.get(parsed["name"], entry))
-    if newest:
-        page.heading("Samples")
-        chosen = [newest[name] for name in in_order(sorted(newest), order)]
-        page.images([(path.read_bytes(), caption) for _, caption, path in chosen], scaled=True)
-        listed = {path.with_suffix(".txt"): caption for _, caption, path in chosen}
-        texts = {_text(path): caption for path, caption in reversed(listed.items()) if path.is_file()}
-        for text, caption in reversed(texts.items()):  # each list once, under the first image that it belongs to
-            page.folded(f"prompts of {caption}, row by row", text)
 
 
 def _figures(page: Page, places: Sequence[Path]) -> None:
@@ -251,12 +219,14 @@ def _loaded(name: str, text: str) -> Any:
 def _evaluations(loaded: Mapping[str, Any]) -> dict[str, Any]:
     """Return the evaluations in all configs, name -> settings; those of the fit come first."""
     found: dict[str, Any] = {}
-    for settings in loaded.values():
-        model = settings.get("model") if isinstance(settings, dict) else None
+    for config in loaded.values():
+        model = config.get("model") if isinstance(config, dict) else None
         arguments = model.get("init_args") or {} if isinstance(model, dict) else {}
         evaluations, guidances = (arguments.get(key) or {} for key in ("evaluations", "guidances"))
         if isinstance(evaluations, dict) and isinstance(guidances, dict):
-            found = evaluations | {name: {"guidance": each} for name, each in guidances.items()} | found
+            first = next((each for each in evaluations.values() if isinstance(each, dict)), {})
+            added = evaluations | {name: first | {"guidance": each} for name, each in guidances.items()}
+            found |= {name: settings for name, settings in added.items() if name not in found}
     return found
 
 
