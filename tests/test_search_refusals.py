@@ -131,6 +131,12 @@ def test_results_know_whose_they_are(folder: Path, tmp_path: Path) -> None:
     ledger.write()
     written = {"points": {"a": {"axes": {"w": 1.5}, "values": {"fd": None}}}}
     assert ResultsFile(tmp_path / "results.json", search).content == written
+    ledger = ResultsFile(tmp_path / "results.json", search)
+    for name, value in (("b", 2.0), ("c", float("nan")), ("b", 3.0)):  # the last one again, as after a failure
+        ledger.content["points"][name] = {"axes": {"w": value}}
+        ledger.write_point(name)
+    points = ResultsFile(tmp_path / "results.json", search).content["points"]
+    assert points == written["points"] | {"b": {"axes": {"w": 3.0}}, "c": {"axes": {"w": None}}}
     with pytest.raises(ValueError, match="results.json was made with other settings: block was 10 and is now 11; "):
         ResultsFile(tmp_path / "results.json", search | {"block": 11})
     store = SnapshotStore(folder / "run/snapshots")

@@ -151,7 +151,7 @@ def test_killed_at_random_instants(tmp_path: Path, writers: Writers) -> None:
         pytest.param("dies_at(os, 'fsync', 5)", id="snapshot-before-sync"),
         pytest.param("dies_at(os, 'fsync', 6)", id="snapshot-before-folder-sync"),
         pytest.param("dies_at(os, 'fsync', 6, after=True)", id="snapshot-after-folder-sync"),
-        pytest.param("dies_at(SnapshotIndex, 'listed', 5)", id="between-snapshot-and-index"),
+        pytest.param("dies_at(SnapshotIndex, 'add', 3)", id="between-snapshot-and-index"),
     ],
 )
 def test_killed_inside_a_write(tmp_path: Path, writers: Writers, aim: str) -> None:

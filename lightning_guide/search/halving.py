@@ -184,10 +184,11 @@ class Halving:
         x = self._positions(self.points)
         order = [self.points.index(tuple(axis.begin for axis in self.space.axes))]
         distance = (x - x[order[0]]).square().sum(1)
+        distance[order[0]] = -1
         while len(order) < len(x):
             order.append(int(distance.argmax()))
             distance = torch.minimum(distance, (x - x[order[-1]]).square().sum(1))
-            distance[order] = -1
+            distance[order[-1]] = -1
         return [self.points[i] for i in order]
 
     def _order(self, found: SearchResult) -> list[Point]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lightning_guide.runs.models import open_snapshots
 from lightning_guide.utils.locks import FolderLock
-from lightning_guide.utils.resume import ResumableFolder
+from lightning_guide.utils.resume import ResumableFolder, plain_data
 
 __all__ = ["ResultsFile", "named_runs", "run_identity", "runs_in", "with_identities"]
 
@@ -29,6 +30,7 @@ class ResultsFile:
         alternative = "another folder with --out"
         self._folder = ResumableFolder(path, search, results=_found_something, key="search", alternative=alternative)
         self.content = self._folder.read()
+        self._points: dict[str, str] = {}  # JSON of those that are written
 
     def lock(self) -> FolderLock:
         """Return the lock of the file, for the one process that writes it."""
@@ -37,6 +39,16 @@ class ResultsFile:
     def write(self) -> None:
         """Write the file atomically."""
         self._folder.write(self.content)
+
+    def write_point(self, name: str) -> None:
+        """Write the file after one of its `points` was found; the text of the others is that of the last time."""
+        points = self.content["points"]
+        for each in points:
+            if each == name or each not in self._points:
+                self._points[each] = json.dumps(plain_data(points[each]))
+        rest = {key: value for key, value in self.content.items() if key != "points"}
+        lines = ",\n".join(f"  {json.dumps(each)}: {self._points[each]}" for each in points)
+        self._folder.write(rest, last=f'"points": {{\n{lines}\n }}')
 
 
 def run_identity(run: str | Path) -> dict[str, Any]:

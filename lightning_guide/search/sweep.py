@@ -112,7 +112,7 @@ def run_sweep(
     """
     chosen = [ScoreBlock(seed, number) for number in range(blocks)]
     recorded: dict[str, Any] = ledger.content.setdefault("points", {})
-    points = [UNGUIDED, *space.points]
+    points, swept = [UNGUIDED, *space.points], sweep_results(space, ledger)
     for number, point in enumerate(points, 1):
         name = space.name(point)
         if "values" in recorded.get(name, {}):
@@ -131,11 +131,12 @@ def run_sweep(
             summary = "  ".join(f"{key} {value:.4g}" for key, value in scores.values.items() if key not in COST)
             rank_zero_info(f"[{number}/{len(points)}] {name}: {summary}")
         if scorer.trainer.is_global_zero:
-            ledger.write()
+            ledger.write_point(name)
         scorer.discard(point)
         if "values" in recorded[name]:
             check_objectives(objectives, Scores(recorded[name]["values"]))
-            scorer.show_best(best_scores(objectives, sweep_results(space, ledger)))
+            swept[point] = _scores(recorded[name])
+            scorer.show_best(best_scores(objectives, swept))
     failed = [each["failed"] for name, each in recorded.items() if "failed" in each and name != space.name(UNGUIDED)]
     if len(failed) == len(points) - 1:
         raise ValueError(f"every point of the sweep failed, the last one: {failed[-1]}")
@@ -145,10 +146,14 @@ def sweep_results(space: Space, ledger: ResultsFile) -> Swept:
     """Scores in a results file by point, without those that failed."""
     points = ledger.content.get("points", {})
     return {
-        point: Scores(_numbers(found["values"]), [_numbers(each) for each in found["without"]])
+        point: _scores(found)
         for point in [UNGUIDED, *space.points]
         if "values" in (found := points.get(space.name(point), {}))
     }
+
+
+def _scores(found: dict[str, Any]) -> Scores:
+    return Scores(_numbers(found["values"]), [_numbers(each) for each in found["without"]])
 
 
 def _numbers(values: dict[str, float | None]) -> dict[str, float]:

@@ -7,18 +7,21 @@ Listed files are complete and are not opened; listed files that do not exist wer
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Collection
 from pathlib import Path
 
 from lightning_guide.snapshots.file import read_metadata
 from lightning_guide.snapshots.names import Entry, SnapshotMissing, parse_file_names
-from lightning_guide.utils.files import atomic, remove_temporary
+from lightning_guide.utils.files import atomic
 
 __all__ = ["SnapshotIndex"]
 
 
 _NAME = "index.json"
+_BEGIN = '{"snapshots": ['
+_KEY = len('{"images": ')
 
 
 class SnapshotIndex:
@@ -41,18 +44,32 @@ class SnapshotIndex:
         except (OSError, ValueError, KeyError, TypeError):
             return set()
 
+    def add(self, entry: Entry) -> None:
+        """Add a complete file, at the end of the index as it was written; a missing or damaged one is written anew.
+
+        No other file is looked at, so that the time of saving does not grow with the number of snapshots.
+        """
+        path = self.folder / _NAME
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        if not (text.startswith(_BEGIN + _row(entry)[:_KEY]) and text.endswith("}]}")):
+            self.write()
+        elif f'"{entry.path.name}"' not in text:
+            self._replace(f"{text[:-2]}, {_row(entry)}]}}")
+
     def write(self, *, without: Collection[str] = ()) -> None:
         """Write the index: present files and files listed before, except the names `without`."""
         names = (self.listed() | {entry.path.name for entry in self.entries()}) - set(without)
-        entries = parse_file_names(self.folder, names)
-        rows = [{"images": e.images, "sigma_rel": e.sigma_rel, "file": e.path.name} for e in entries]
+        self._replace(f"{_BEGIN}{', '.join(map(_row, parse_file_names(self.folder, names)))}]}}")
+
+    def _replace(self, text: str) -> None:
         with atomic(self.folder / _NAME, durable=False) as temporary:
-            temporary.write_text(json.dumps({"snapshots": rows}), encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8")
 
     def remove_stale(self) -> None:
-        """Remove the temporary files of a writer that was killed."""
-        remove_temporary(self.folder, _NAME)
-        remove_temporary(self.folder, "images-*.safetensors")
+        """Remove the temporary files of a writer that was killed, in one pass over the names of the folder."""
+        for name in os.listdir(self.folder) if self.folder.is_dir() else ():
+            if name.endswith(".tmp") and name.startswith((f".{_NAME}", ".images-")):
+                (self.folder / name).unlink(missing_ok=True)
 
     def check_not_lost(self, images: int, sigma_rel: float) -> None:
         """Refuse a snapshot that the index lists and whose file is gone.
@@ -67,6 +84,11 @@ class SnapshotIndex:
                     "accept the loss",
                     not_yet=False,
                 )
+
+
+def _row(entry: Entry) -> str:
+    """Return the line of the index for a file."""
+    return json.dumps({"images": entry.images, "sigma_rel": entry.sigma_rel, "file": entry.path.name})
 
 
 def _is_whole(entry: Entry) -> bool:

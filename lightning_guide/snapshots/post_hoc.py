@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_guide.ema import profile_error, reconstruction_weights
 from lightning_guide.snapshots.file import Metadata
 from lightning_guide.snapshots.names import Entry, SnapshotMissing, available
+from lightning_guide.snapshots.selection import useful_profiles
 from lightning_guide.utils.recipe import equivalent
 
 __all__ = ["MAX_ERROR", "Rebuilt", "weighted_sums", "reconstruction_shares"]
@@ -29,6 +30,8 @@ def reconstruction_shares(
 ) -> dict[Entry, float]:
     """The weight x_i of each average in the target (images, sigma_rel); they sum to 1.
 
+    Of many averages a bounded number is used (`useful_profiles`), so that few files are read.
+
     Raises:
         SnapshotMissing: if no average is early enough, or if the profile error exceeds `max_error`.
         ValueError: if `sigma_rel` is outside (0, 12^-0.5).
@@ -38,6 +41,8 @@ def reconstruction_shares(
         raise SnapshotMissing(
             f"no average was stored at or before images={images}; {available(averages)}", not_yet=False
         )
+    chosen = useful_profiles([(entry.images, entry.sigma_rel) for entry in earlier], (images, sigma_rel))
+    earlier = [earlier[number] for number in chosen]
     stored = [(entry.images, entry.sigma_rel) for entry in earlier]
     error = profile_error(stored, (images, sigma_rel))
     if error > max_error:

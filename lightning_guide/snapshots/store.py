@@ -91,7 +91,7 @@ class SnapshotStore:
         metadata = Metadata(images, width, recipe, planned_images, tuple(sorted(kept)), since=since)
         self._index.remove_stale()
         write(path, tensors, metadata, dtype=self.dtype)
-        self._index.write()
+        self._index.add(Entry(images, width, path))
         return path
 
     def entries(self) -> list[Entry]:

@@ -142,11 +142,12 @@ class ResumableFolder:
         """Return whether the folder has results, with `content` in its file."""
         return bool(self._files()) if isinstance(self.results, str) else self.results(content)
 
-    def write(self, content: Mapping[str, Any], *, durable: bool = True) -> None:
-        """Write settings and `content` atomically; `durable` as in `atomic`."""
-        record = {self.key: self.settings} | plain_data(content)
+    def write(self, content: Mapping[str, Any], *, last: str = "", durable: bool = True) -> None:
+        """Write settings, `content` and the JSON of a `last` key and value atomically; `durable` as in `atomic`."""
+        text = json.dumps({self.key: self.settings} | plain_data(content), indent=1)
+        text = f"{text[:-2]},\n {last}\n}}" if last else text
         with atomic(self.path, durable=durable) as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(text + "\n", encoding="utf-8")
 
     def _files(self) -> list[Path]:
         """Files of results."""
