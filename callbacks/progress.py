@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 
-from lightning_guide.utils.terminal import Progress
+from lightning_guide.utils.terminal import Progress, show
 
 __all__ = ["NamedProgress"]
 
@@ -57,6 +59,19 @@ class NamedProgress(pl.callbacks.ProgressBar):
         """Erase the bars, so that the error has a line of its own."""
         self._close()
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say what is to be evaluated, before metrics read the real data; a fit shows bars alone."""
+        if trainer.state.fn == "validate":
+            self._announce("validate", ["held-out loss", *_names(pl_module)], trainer.num_val_batches)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say what is to be evaluated."""
+        self._announce("test", _names(pl_module), trainer.num_test_batches)
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say how much is to be drawn."""
+        self._announce("predict", [], trainer.num_predict_batches)
+
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
@@ -89,11 +104,18 @@ class NamedProgress(pl.callbacks.ProgressBar):
     on_test_batch_end = on_predict_batch_end = on_validation_batch_end
     on_test_end = on_predict_end = on_validation_end
 
+    def _announce(self, command: str, names: Sequence[str], batches: Sequence[int | float]) -> None:
+        """Show one line with the parts of a loop that have batches, and their number."""
+        chosen = [name for name, count in zip(names, batches, strict=False) if count]
+        total = f"{int(sum(batches)):,} batches" if math.isfinite(sum(batches)) else ""
+        if self._enabled:
+            show(f"{command}: {', '.join([*chosen, *filter(None, [total])])}\n", sys.stderr)
+
     def _begin(self, command: str, batches: float, module: Any, number: int) -> None:
         """Begin the bar of evaluation `number` of `module`; -1 is the held-out data."""
         if self._loop is not None:
             self._loop.close()
-        names = [] if module is None else getattr(getattr(module, "evaluations", None), "names", [])
+        names = [] if module is None else _names(module)
         if names:
             part = names[number] if number >= 0 else "held-out loss"
             command = f"{command} {part} ({number + 1} of {len(names)})" if number >= 0 else f"{command} {part}"
@@ -116,3 +138,8 @@ class NamedProgress(pl.callbacks.ProgressBar):
         if self._fit is not None:
             self._fit.close()
             self._fit = None
+
+
+def _names(module: Any) -> list[str]:
+    """Return the names of the evaluations of a module, none of one without."""
+    return list(getattr(getattr(module, "evaluations", None), "names", []))

@@ -72,3 +72,20 @@ def test_misspelt_options_are_refused(option: str, message: str) -> None:
 )  # fmt: skip
 def test_options_of_classes_that_only_the_parser_knows_are_left_to_it(words: str) -> None:
     assert not [*argument_mistakes(words.split(), [MAIN])]
+
+
+def test_words_and_lists_in_place_of_numbers_are_refused(tmp_path: Path) -> None:
+    """In configs, inherited and nested ones too, and in options; what the parser converts is left to it."""
+    file = tmp_path / "wrong.yaml"
+    network = "{model_channels: thirty, channel_mult: [1, 2], dropout: 1e-1}"
+    model = f"{{label_dropout: often, denoiser: {{init_args: {{network: {{init_args: {network}}}}}}}}}"
+    file.write_text(f"base: {MAIN}\nmodel: {{init_args: {model}}}\ndata: {{init_args: {{batch_size: [1]}}}}\n")
+    words = ["--data.num_workers=many", "--data.seed", "3", "--model.seed", "seven", "--model.max_bad_steps=1e1"]
+    assert [*argument_mistakes(words, [str(file)])] == [
+        f"{file}, line 2: model.init_args.label_dropout is 'often'; expected a number",
+        f"{file}, line 2: model.init_args.denoiser.init_args.network.init_args.model_channels is 'thirty'; expected a "
+        "whole number",
+        f"{file}, line 3: data.init_args.batch_size is [1]; expected a whole number",
+        "--data.num_workers is 'many'; expected a whole number",
+        "--model.seed is 'seven'; expected a whole number",
+    ]

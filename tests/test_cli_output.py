@@ -54,6 +54,8 @@ def test_a_log_has_a_table_and_the_places_and_no_noise(tmp_path: Path, processes
     assert "\r" not in text and "\x1b" not in text and not [word for word in NOISE if word in text], text
     assert len(text.splitlines()) < 30, text
     check_closing_lines(text)
+    assert re.search(r"^validate: held-out loss, unguided, auto, \d+ batches$", text, re.M), text
+    assert re.search(r"^predict: \d+ batches$", text, re.M) and "\ntest: " not in text
     assert text.count("\nevaluation ") == 2 and "held-out loss: " in text
     rows = [line.split() for line in text.splitlines() if line.startswith(("unguided ", "auto "))]
     assert [row[0] for row in rows] == ["unguided", "auto"] * 2  # the first one is the baseline

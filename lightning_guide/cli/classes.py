@@ -1,7 +1,7 @@
-"""Arguments of the library's classes, read from their sources, so that a misspelt one is found before any import.
+"""Arguments of the library's classes, read from their sources, so that mistakes in them are found before any import.
 
-What cannot be read with certainty, such as classes of other packages and inherited arguments of theirs, is left to the
-parser.
+Found are unknown names, and words or lists in place of numbers. What cannot be read with certainty, such as classes of
+other packages and inherited arguments of theirs, is left to the parser.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from lightning_guide import PUBLIC, RENAMED, RENAMED_ARGUMENTS
+from lightning_guide.cli.scalars import option_values, wrong_value
 from lightning_guide.cli.table import find_source
 from lightning_guide.utils.config_base import merge_settings
 from lightning_guide.utils.files import read_yaml
@@ -29,7 +30,7 @@ class _Class(NamedTuple):
 
 
 def argument_mistakes(words: Sequence[str], files: Sequence[str]) -> Iterator[str]:
-    """Yield a sentence for each unknown argument of a class: in the configs `files`, merged, or the options of `words`.
+    """Yield a sentence for each mistake in an argument of a class, in the merged configs `files` or options of `words`.
 
     It names file and line, or the option, the key path and the nearest right name.
     """
@@ -38,16 +39,17 @@ def argument_mistakes(words: Sequence[str], files: Sequence[str]) -> Iterator[st
         settings = merge_settings(settings, read_yaml(file))
     for mistake in _mistakes(settings, ()):
         yield describe(mistake, place_of(mistake.path, files))
-    options = [word.partition("=")[0] for word in words if word.startswith(("--model", "--data", "--trainer"))]
-    for i, option in enumerate(options):
+    given = [each for each in option_values(words) if each[0].startswith(("--model", "--data", "--trainer"))]
+    options = [option for option, _ in given]
+    for i, (option, value) in enumerate(given):
         name = option.removeprefix("--").removesuffix("+")
         earlier = (other[2:].removesuffix("+").removesuffix(".class_path") for other in options[:i])  # may set a class
         if not any(name.startswith(f"{other}.") for other in earlier):
-            yield from _of_option(option, settings, name.split("."))
+            yield from _of_option(option, value, settings, name.split("."))
 
 
-def _of_option(option: str, node: Any, parts: list[str]) -> Iterator[str]:
-    for part in parts:
+def _of_option(option: str, value: Any, node: Any, parts: list[str]) -> Iterator[str]:
+    for number, part in enumerate(parts, 1):
         owner = node.get("class_path") if isinstance(node, Mapping) else None
         if isinstance(owner, str) and part == "init_args":
             continue
@@ -58,6 +60,8 @@ def _of_option(option: str, node: Any, parts: list[str]) -> Iterator[str]:
             if part not in known:
                 yield f"{option}: {unknown_key(part, owner.rpartition('.')[2], known)}"
                 return
+            if number == len(parts) and (wrong := wrong_value(value, known[part])):
+                yield f"{option} {wrong}"
             node = node.get("init_args") or {}
         if not isinstance(node, Mapping) or part not in node:
             return
@@ -74,17 +78,22 @@ def _mistakes(node: Any, path: tuple[str, ...]) -> Iterator[Mistake]:
     owner, arguments = node.get("class_path"), node.get("init_args")
     if isinstance(owner, str) and isinstance(arguments, Mapping):
         known = class_arguments(owner)
-        for key in arguments:
-            if known is not None and key not in known:
+        for key, value in arguments.items() if known is not None else ():
+            if key not in known:
                 said = unknown_key(str(key), owner.rpartition(".")[2], known)
                 yield Mistake((*path, "init_args", str(key)), said)
+            elif wrong := wrong_value(value, known[key]):
+                yield Mistake((*path, "init_args", str(key)), wrong)
     for key, each in node.items():
         yield from _mistakes(each, (*path, str(key)))
 
 
 @cache
-def class_arguments(path: str) -> tuple[str, ...] | None:
-    """Return the arguments of a class of this library, old names included; None if they cannot be read for certain."""
+def class_arguments(path: str) -> dict[str, str] | None:
+    """Return arguments and annotations of a class of this library; None if they cannot be read for certain.
+
+    Old names of arguments are among them, without annotation.
+    """
     path = RENAMED.get(path, path)
     module, _, name = path.rpartition(".")
     if module and module.split(".")[0] not in {package.split(".")[0] for package in PUBLIC}:
@@ -92,7 +101,7 @@ def class_arguments(path: str) -> tuple[str, ...] | None:
     places = [module] if module else PUBLIC
     found = {each for place in places if (each := _find(place, name))}
     known = _arguments(found.pop()) if len(found) == 1 else None
-    return None if known is None else (*known, *RENAMED_ARGUMENTS.get(name, {}))
+    return None if known is None else known | dict.fromkeys(RENAMED_ARGUMENTS.get(name, {}), "")
 
 
 @cache
@@ -115,8 +124,8 @@ def _find(module: str, name: str) -> _Class | None:
     return None
 
 
-def _arguments(found: _Class) -> tuple[str, ...] | None:
-    """Arguments of the constructor of a class, its own or its first base's."""
+def _arguments(found: _Class) -> dict[str, str] | None:
+    """Arguments and annotations of the constructor of a class, its own or its first base's."""
     if any("dataclass" in ast.unparse(each) for each in found.node.decorator_list):
         return None
     made = [
@@ -126,7 +135,8 @@ def _arguments(found: _Class) -> tuple[str, ...] | None:
         arguments = made[0].args
         if arguments.kwarg or arguments.vararg:
             return None
-        return tuple(each.arg for each in itertools.chain(arguments.args[1:], arguments.kwonlyargs))
+        every = itertools.chain(arguments.args[1:], arguments.kwonlyargs)
+        return {each.arg: ast.unparse(each.annotation) if each.annotation else "" for each in every}
     bases = [each.id for each in found.node.bases if isinstance(each, ast.Name)]
     if made or len(found.node.bases) != 1 or not bases or (base := _find(found.module, bases[0])) is None:
         return None
