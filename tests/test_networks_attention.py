@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_guide.networks.attention import AttentionCore, CosineAttention, SelfAttention, attention_heads
-from lightning_guide.networks.magnitude_preserving import mp_sum, normalize
+from lightning_guide.networks.magnitude_preserving import mp_sum
+from lightning_guide.networks.rms_norm import normalize
 
 
 @pytest.mark.parametrize(

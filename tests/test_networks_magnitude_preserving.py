@@ -15,10 +15,9 @@ from lightning_guide.networks.magnitude_preserving import (
     mp_cat,
     mp_silu,
     mp_sum,
-    normalize,
     normalize_weights_,
-    pixel_norm,
 )
+from lightning_guide.networks.rms_norm import normalize, pixel_norm
 
 
 def rms(x: Tensor) -> float:

@@ -20,13 +20,12 @@ from lightning_guide.networks.magnitude_preserving import (
     mp_cat,
     mp_silu,
     mp_sum,
-    normalize,
     normalize_weights_,
-    pixel_norm,
 )
 from lightning_guide.networks.mdm import MDM, FrameAttention, MotionBlock, TimestepMLP
 from lightning_guide.networks.ncsnpp import FourierWaves, NCSNpp
 from lightning_guide.networks.point_mlp import PointMLP
+from lightning_guide.networks.rms_norm import normalize, pixel_norm
 
 __all__ = [
     "AttentionCore",

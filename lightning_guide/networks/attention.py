@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_guide.networks.magnitude_preserving import MPConv, mp_sum_weights, normalize
+from lightning_guide.networks.magnitude_preserving import MPConv, mp_sum_weights
+from lightning_guide.networks.rms_norm import normalize
 
 __all__ = ["AttentionCore", "CosineAttention", "SelfAttention", "attention_heads"]
 
@@ -78,6 +80,6 @@ class SelfAttention(nn.Module):
         B, C, H, W = x.shape
         qkv = self.qkv(x).reshape(B, self.heads, C // self.heads, 3, H * W)  # (B, heads, d, 3, N)
         # each (B, heads, N, d); with this memory layout the core is about twice as fast on a CPU
-        q, k, v = normalize(qkv.permute(3, 0, 1, 4, 2).contiguous(), dim=-1)
+        q, k, v = normalize(qkv.permute(3, 0, 1, 4, 2), dim=-1, layout=torch.contiguous_format)
         y = self.core(q, k, v, (H, W)).transpose(1, 2)  # (B, N, heads, d)
         return self.output(y.reshape(B, H, W, C).movedim(-1, 1)).add_(x, alpha=self.own)

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_guide.conditioning import check_labels, token_mask
-from lightning_guide.networks.magnitude_preserving import MPLinear, normalize
+from lightning_guide.networks.magnitude_preserving import MPLinear
+from lightning_guide.networks.rms_norm import normalize
 
 __all__ = ["CrossAttention", "MeanTokenEmbedding", "check_size", "check_tokens", "one_hot"]
 

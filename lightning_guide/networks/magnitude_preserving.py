@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
+from lightning_guide.networks.rms_norm import EPSILON, Normalized, norm
 from lightning_guide.utils.modules import shallow_clone
 
 __all__ = [
-    "EPSILON",
     "MPConv",
     "MPFourier",
     "MPLinear",
@@ -35,9 +35,7 @@ __all__ = [
     "mp_silu",
     "mp_sum",
     "mp_sum_weights",
-    "normalize",
     "normalize_weights_",
-    "pixel_norm",
     "with_fused_weights",
 ]
 
@@ -45,25 +43,7 @@ __all__ = [
 Module = TypeVar("Module", bound=nn.Module)
 
 
-EPSILON = 1e-4
-
-
 SILU_RMS = 0.596  # sqrt(E[silu(z)^2]) of z ~ N(0, 1), rounded as in the paper
-
-
-def normalize(x: Tensor, dim: int | tuple[int, ...] | None = None) -> Tensor:
-    """Return x / (1e-4 + RMS of x over `dim`), with the shape and dtype of `x`; the RMS is taken in at least float32.
-
-    `dim` defaults to all axes but the first: one norm for each sample of a batch, or each row of a weight.
-    """
-    length = _norm(x, tuple(range(1, x.ndim)) if dim is None else dim)
-    root = math.sqrt(x.numel() / length.numel())
-    return x / _affine(length, 1 / root, EPSILON).to(x.dtype)
-
-
-def pixel_norm(x: Tensor) -> Tensor:
-    """Apply `normalize` to `x` (B, C, *) over the channels, separately for each position."""
-    return normalize(x, dim=1)
 
 
 def mp_silu(x: Tensor) -> Tensor:
@@ -120,22 +100,6 @@ class MPFourier(nn.Module):
         return angles.cos() * math.sqrt(2)
 
 
-def _norm(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
-    """Return the Euclidean norm of `x` over `dim`, kept with size 1, accumulated in at least float32."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    return torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=dtype)
-
-
-def _affine(x: Tensor, factor: float, offset: float) -> Tensor:
-    """Return factor x + offset, in one kernel."""
-    return torch.rsub(x, offset, alpha=-factor)
-
-
-def _row_norm(weight: Tensor) -> Tensor:
-    """Return the Euclidean norm of each row of `weight` (out, *), `(out, 1, ...)`."""
-    return _norm(weight, tuple(range(1, weight.ndim)))
-
-
 class _MPWeight(nn.Module, ABC):
     """Base of layers with a weight (out, *) of normalized rows, no bias, and an optional learned gain.
 
@@ -151,16 +115,15 @@ class _MPWeight(nn.Module, ABC):
         self.gain = nn.Parameter(torch.zeros(())) if learned_gain else None
         self.scale = scale
 
-    def effective_weight(self) -> Tensor:
+    def effective_weight(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return the matrix scale * gain * normalize(weight) / sqrt(fan_in), with rows of norm scale * gain.
 
-        Its gradient with respect to `weight` is tangent to the sphere of each row.
+        Its gradient with respect to `weight` is tangent to the sphere of each row. `dtype` is by default that of
+        `weight`.
         """
-        root = math.sqrt(self.weight[0].numel())
-        factor = _affine(_row_norm(self.weight), 1 / self.scale, EPSILON * root / self.scale).reciprocal()
-        if self.gain is not None:
-            factor = factor * self.gain
-        return self.weight * factor.to(self.weight.dtype)
+        layout = torch.channels_last if self.weight.ndim == 4 else torch.contiguous_format
+        axes, scale = tuple(range(1, self.weight.ndim)), self.scale / math.sqrt(self.weight[0].numel())
+        return Normalized.apply(self.weight, self.gain, axes, scale, dtype or self.weight.dtype, layout)
 
     @staticmethod
     @abstractmethod
@@ -169,7 +132,14 @@ class _MPWeight(nn.Module, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the result in the dtype of `x`."""
-        return self.multiply(x, self.effective_weight().to(x.dtype))
+        return self.multiply(x, self.effective_weight(_dtype_of_use(x)))
+
+
+def _dtype_of_use(x: Tensor) -> torch.dtype:
+    """Return the dtype in which layers multiply `x`."""
+    kind = x.device.type
+    lower = x.dtype != torch.float64 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if lower else x.dtype
 
 
 class MPLinear(_MPWeight):
@@ -242,7 +212,7 @@ def normalize_weights_(module: nn.Module) -> None:
     if not given:
         return
     weights = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in given]  # shards of whole rows
-    divisors = [_row_norm(weight) for weight in weights]
+    divisors = [norm(weight, tuple(range(1, weight.ndim))) for weight in weights]
     torch._foreach_div_(divisors, [math.sqrt(weight.shape[1:].numel()) for weight in weights])
     torch._foreach_add_(divisors, EPSILON)
     torch._foreach_div_(weights, divisors)
