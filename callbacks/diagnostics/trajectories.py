@@ -161,7 +161,7 @@ class GuidedTrajectories(ResolvedGuidances, ABC):
         evaluation = module.evaluations.evaluations[name]
         samples = dict(zip(module.evaluations.names, module.sample_sets("validate"), strict=True))[name][0]
         drawn = [samples[i] for i in range(min(self.count, evaluation.num_samples))]
-        seeds = SampleSeeds(evaluation.seed, [int(each.index) for each in drawn])
+        seeds = evaluation.seeds([int(each.index) for each in drawn])
         numbers = torch.stack([each.condition for each in drawn]).to(module.device)
         condition = build_condition(guidance, numbers, data_of(trainer))
         x = evaluation.initial(evaluation.sampler.initial(guidance, seeds, module.device), seeds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from lightning_guide.compiled import Compilation
 from lightning_guide.data import SampleBatch
 from lightning_guide.denoiser import Denoiser, Models
+from lightning_guide.device_seeds import Noise, sample_seeds
 from lightning_guide.evaluation.metrics.base import SampleMetric
 from lightning_guide.guidance import Clipped, Guidance, Main
 from lightning_guide.samplers import Heun, Sampler
@@ -87,6 +88,8 @@ class Evaluation:
             draws. Default: pure noise, equivalent if sigma_max is far above the scale of the data.
         compile: compile the networks with `torch.compile`; takes minutes at the start and needs a C++ or GPU compiler.
             "graphs": also replay them as CUDA graphs, which saves the launches of kernels.
+        noise: where random numbers are computed: on the "host" by torch's generators, one sample after another, or all
+            at once on the "device" by a counter (`DeviceSeeds`), which gives other samples.
     """
 
     guidance: Denoiser = None  # type: ignore[assignment]  # set below: a saved config shows null, not an object
@@ -101,22 +104,24 @@ class Evaluation:
     num_classes: int | None = None
     start: nn.Module | None = None
     compile: Compilation = False
+    noise: Noise = "host"
 
     @property
     def fingerprint(self) -> str:
         """Short hash of what decides, with the model, which samples are drawn: guidance, sampler, seed, numbers."""
         numbers = [self.num_samples, self.seed, self.first_index, self.repetitions, self.labels]
-        drawn = [self.guidance.recipe, self.sampler.recipe, *numbers]
+        drawn = [self.guidance.recipe, self.sampler.recipe, *numbers, *([self.noise] if self.noise != "host" else [])]
         return hashlib.sha256(json.dumps(drawn, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def __post_init__(self) -> None:
         """Fill in the default guidance and sampler.
 
         Raises:
-            ValueError: if num_classes is negative, repetitions are below 1, or `compile` is no such setting.
+            ValueError: if num_classes is negative, repetitions are below 1, or `compile` or `noise` is no such setting.
         """
         if self.compile not in (True, False, "graphs"):
             raise ValueError(f"an evaluation needs compile: false, true or graphs, got {self.compile!r}")
+        self.seeds([])
         if self.repetitions < 1:
             raise ValueError(f"an evaluation needs repetitions >= 1, got {self.repetitions}")
         if self.num_classes is not None and self.num_classes < 0:
@@ -137,6 +142,10 @@ class Evaluation:
         classes = num_classes if self.num_classes is None else self.num_classes
         count = self.num_samples * self.repetitions
         return SampleIndices(count, classes, labels=self.labels, seed=self.seed, first_index=self.first_index)
+
+    def seeds(self, indices: Sequence[int] | Tensor) -> SampleSeeds:
+        """Return the random streams of the samples `indices` (B,)."""
+        return sample_seeds(self.noise, self.seed, indices)
 
     def resolve(self, models: Models) -> Denoiser:
         """Return the guidance with its references replaced by models from `models`.

@@ -9,7 +9,6 @@ from lightning_guide.data import DataInterface
 from lightning_guide.denoiser import Denoiser, Trajectory
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.sampling_loop import build_condition
-from lightning_guide.seeds import SampleSeeds
 
 __all__ = ["rehearse", "steps_of"]
 
@@ -26,7 +25,7 @@ def rehearse(
     """
     index, label = (torch.as_tensor(each)[None].to(device) for each in evaluation.dataset(num_classes)[0])
     condition = build_condition(denoiser, label, data)
-    seeds = SampleSeeds(evaluation.seed, index.tolist())
+    seeds = evaluation.seeds(index.tolist())
     with torch.random.fork_rng(devices=[]):
         x = evaluation.initial(evaluation.sampler.initial(denoiser, seeds, device), seeds)
         trajectory = next(evaluation.sampler.steps(denoiser, x, seeds=seeds, condition=condition))
@@ -36,7 +35,7 @@ def rehearse(
 def steps_of(evaluation: Evaluation, denoiser: Denoiser) -> list[Trajectory]:
     """Return the state at each step that the sampler will take, without samples."""
     levels = tuple(evaluation.sampler.levels(denoiser).tolist())
-    seeds, count = SampleSeeds(evaluation.seed, [evaluation.first_index]), len(levels) - 1
+    seeds, count = evaluation.seeds([evaluation.first_index]), len(levels) - 1
     return [
         Trajectory(torch.empty(0), seeds, levels[i], levels[i + 1], step=i, steps=count, levels=levels)
         for i in range(count)

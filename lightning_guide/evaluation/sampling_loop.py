@@ -20,7 +20,6 @@ from lightning_guide.denoiser import Denoiser, Models
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.metrics.base import SampleMetric
 from lightning_guide.inference import fuse_weights, is_diverged
-from lightning_guide.seeds import SampleSeeds
 from lightning_guide.utils.devices import to_device
 from lightning_guide.utils.distributed import all_reduce_sum
 
@@ -92,7 +91,7 @@ class SamplingLoop:
         index, numbers = torch.stack([batch.index, batch.condition]).cpu()  # waits: seeds and prompts are on the host
         count = len(index)
         self.rows = max(self.rows, count) if self.evaluation.compile else count
-        seeds = SampleSeeds(self.evaluation.seed, _filled(index, self.rows).tolist())
+        seeds = self.evaluation.seeds(_filled(index, self.rows).tolist())
         trajectory = self.evaluation.sampler.sample(
             self.denoiser,
             seeds=seeds,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from lightning_guide.objectives.energy import Energy, check_objective
 from lightning_guide.optimization.feedback import Feedback
 from lightning_guide.optimization.round_buffers import RoundBuffers, append_record, read_records
 from lightning_guide.optimization.targets import GainTarget, Target
-from lightning_guide.seeds import SampleSeeds, mix
+from lightning_guide.seeds import mix
 from lightning_guide.utils.needs import needs_of
 from lightning_guide.utils.resume import check_same_settings, describe_settings
 
@@ -137,7 +138,7 @@ class Rounds:
         device, rows = batch.index.device, batch.index - self.sampling.first_index
         guidance = self.feedback.apply(self._guidance, rows)
         seed = mix(self.sampling.seed, "round", self.round) if self.redraw else self.sampling.seed
-        seeds = SampleSeeds(seed, batch.index.tolist())
+        seeds = replace(self.sampling, seed=seed).seeds(batch.index.tolist())
         trajectory = self.sampling.sampler.sample(
             guidance,
             seeds=seeds,

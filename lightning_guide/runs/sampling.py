@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_guide.denoiser import Denoiser
+from lightning_guide.device_seeds import Noise, sample_seeds
 from lightning_guide.inference import fuse_weights
 from lightning_guide.samplers.base import Sampler
 from lightning_guide.samplers.heun import Heun
-from lightning_guide.seeds import SampleSeeds
 
 __all__ = ["find_device", "sample"]
 
@@ -30,6 +30,7 @@ def sample(
     seed: int = 0,
     batch_size: int = 64,
     device: torch.device | str | None = None,
+    noise: Noise = "host",
 ) -> Tensor:
     """Draw samples of `denoiser`, a model or a guidance, `(B, *data_shape)` in the units it was trained in.
 
@@ -44,6 +45,7 @@ def sample(
         seed: of the samples.
         batch_size: samples in one network call.
         device: where to sample; the denoiser is moved there. Default: where its weights are.
+        noise: where random numbers are computed, as in `Evaluation`.
 
     Raises:
         ValueError: if an argument is not what it should be, the condition not one that the denoiser is made for, or
@@ -79,7 +81,7 @@ def sample(
         with torch.inference_mode(False):  # guidance by gradients needs them
             model = fuse_weights(denoiser.eval().to(device))
             for first in range(0, rows, size):
-                seeds = SampleSeeds(seed, range(first, min(first + size, rows)))
+                seeds = sample_seeds(noise, seed, range(first, min(first + size, rows)))
                 part = None if condition is None else condition[first : first + size]
                 parts.append((sampler or Heun()).sample(model, seeds=seeds, condition=part, device=device).x)
     finally:

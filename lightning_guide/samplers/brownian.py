@@ -63,7 +63,7 @@ class BrownianPath:
         return self._draw(f"{octave}") * math.sqrt(_time(octave + 1) - _time(octave))
 
     def _draw(self, place: str) -> Tensor:
-        fresh = SampleSeeds(self.seeds.seed, self.seeds.indices)  # at the start of its stream, and not kept
+        fresh = type(self.seeds)(self.seeds.seed, self.seeds.indices)  # at the start of its stream, and not kept
         return fresh.normal(f"brownian {place}", self.shape, self.device)
 
 
