@@ -58,6 +58,18 @@ class SampleSet:
     def __len__(self) -> int:
         return len(self._source)
 
+    @property
+    def labels(self) -> Tensor | None:
+        """Labels (N,), int64, -1 for none: `condition` of npz, KEY.cls in tar; None if the samples have none.
+
+        Raises:
+            ValueError: if a label is no number.
+        """
+        try:
+            return self._source.labels()
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"{self.place} holds labels that are no numbers: {error}") from None
+
     def parts(self) -> list[range]:
         """Return the numbers of samples in parts of at most 64 MiB each."""
         return [range(begin, min(begin + self.step, len(self))) for begin in range(0, len(self), self.step)]
@@ -107,6 +119,9 @@ class _Source(ABC):
     @abstractmethod
     def keys(self) -> list[str] | None: ...
 
+    @abstractmethod
+    def labels(self) -> Tensor | None: ...
+
 
 class _Files(_Source):
     """Files of a folder or of archives."""
@@ -134,6 +149,16 @@ class _Files(_Source):
         keys = stems if len(set(stems)) == len(stems) else [path.with_suffix("").as_posix() for path in paths]
         return keys if len(set(keys)) == len(keys) else None
 
+    def labels(self) -> Tensor | None:
+        """Return the numbers in the files KEY.cls, if there is one."""
+        known = {id(files): set(files.names()) for files, _ in self.files}
+        found = torch.full((len(self.files),), -1)
+        for row, (files, name) in enumerate(self.files):
+            label = str(PurePosixPath(name).with_suffix(".cls"))
+            if label in known[id(files)]:
+                found[row] = int(files.read(label))
+        return found if bool((found >= 0).any()) else None
+
 
 class _Archive(_Source):
     """One array of an npz archive, read row by row: compressed ones may be larger than the memory."""
@@ -145,6 +170,7 @@ class _Archive(_Source):
                 self.member = next((name for name in ("x", "arr_0") if name in archive.files), "")
                 held = ", ".join(archive.files)
                 self._index = archive["index"] if "index" in archive.files else None
+                self._labels = archive["condition"] if "condition" in archive.files else None
             self._file: IO[bytes] = zipfile.ZipFile(place).open(f"{self.member}.npy") if self.member else None  # type: ignore[assignment]
             if self.member:
                 version = np.lib.format.read_magic(self._file)
@@ -181,6 +207,13 @@ class _Archive(_Source):
         """Return the stored index, if there is one for each sample."""
         index = self._index
         return None if index is None or index.shape != (len(self),) else [str(each) for each in index.tolist()]
+
+    def labels(self) -> Tensor | None:
+        """Return `condition`, if it holds a label for each sample rather than an embedding."""
+        found = self._labels
+        if found is None or found.shape != (len(self),):
+            return None
+        return torch.from_numpy(as_numbers(found).astype(np.int64))
 
 
 def is_archive(place: str | Path, *members: str) -> bool:

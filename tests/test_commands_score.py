@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import resource
 import tarfile
@@ -21,7 +22,7 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from datamodules.commands.score import score
 from lightning_guide.cli import main
 from lightning_guide.data import Batch
-from lightning_guide.evaluation import FrechetDistance
+from lightning_guide.evaluation import FrechetDistance, KernelDistance, SampleMetric
 from lightning_guide.evaluation.reference.statistics import write_statistics
 from lightning_guide.evaluation.scoring import MetricName, Scorer
 from lightning_guide.utils.images import encode_png
@@ -307,3 +308,49 @@ def test_ten_thousand_files_agree_and_the_memory_is_bounded(tmp_path: Path) -> N
     used = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
     assert used < 1500  # MiB: rows of 10,000 distances, 1024 at a time, and their order
     compared(ours, expected_of_torch_fidelity(real, fake, 10_000))
+
+
+class MeanByLabel(SampleMetric):
+    """Mean pixel of the samples with a label, and that of all, read from images."""
+
+    reads_data = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_sum("sums", 4)
+
+    def prepare(self, reference: Any) -> None:
+        """Read nothing."""
+
+    def update(self, x: Tensor, condition: Tensor | None = None) -> None:
+        """Add images."""
+        means = x.double().mean((1, 2, 3))
+        labeled = torch.zeros(len(x)) if condition is None else (condition >= 0)
+        self.sums += torch.stack([(means * labeled).sum(), labeled.sum(), means.sum(), means.new_tensor(len(x))])
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return both."""
+        return {"labeled": self.sums[0] / self.sums[1], "all": self.sums[2] / self.sums[3]}
+
+
+def test_metrics_of_images_and_labels_join_the_table(places: Path, tmp_path: Path) -> None:
+    x, labels = images(60, 1), torch.arange(60) % 3 - 1
+    np.savez(tmp_path / "a.npz", x=x.numpy(), index=np.arange(60), condition=labels.numpy())
+    with tarfile.open(tmp_path / "b.tar", "w") as tar:
+        for row in range(60):
+            for ending, data in (("png", encode_png(x[row] // 2)), ("cls", str(int(labels[row])).encode())):
+                if ending == "png" or labels[row] >= 0:
+                    member = tarfile.TarInfo(f"{row:06d}.{ending}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+    places_of = (tmp_path / "a.npz", tmp_path / "b.tar")
+    options: dict[str, Any] = {"metrics": ["fd"], "batch_size": 7, "also": [MeanByLabel()]}
+    result = scored(*places_of, against=places / "real", out=tmp_path, **options)
+    for place, pixels in zip(places_of, (x, x // 2), strict=True):
+        means = pixels.double().mean((1, 2, 3))
+        expected = {"labeled": means[labels >= 0].mean().item(), "all": means.mean().item()}
+        assert {name: values(result, place)[name] for name in expected} == pytest.approx(expected, rel=1e-9)
+    (difference,) = result["differences"].values()
+    assert difference["metrics"]["all"]["value"] < -10 and difference["metrics"]["all"]["margin"] is None
+    with pytest.raises(ValueError, match="KernelDistance compares with a reference"):
+        scored(places_of[0], against=places / "real", out=tmp_path, also=[KernelDistance(RandomFeatures())])

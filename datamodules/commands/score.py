@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,19 @@ from datamodules.sample_sets import SampleSet, is_archive
 from datamodules.storage.resizing import Convention, Resizing
 from lightning_guide import __version__
 from lightning_guide.evaluation.features import ClipFeatures, FeatureExtractor, InceptionFeatures
+from lightning_guide.evaluation.metrics.base import SampleMetric
 from lightning_guide.evaluation.reference.statistics import Statistics, read_statistics
-from lightning_guide.evaluation.scoring import METRICS, NEEDS, WITHOUT_REFERENCE, MetricName, Scorer, of_examples
+from lightning_guide.evaluation.scoring import (
+    METRICS,
+    NEEDS,
+    WITHOUT_REFERENCE,
+    Estimate,
+    MetricName,
+    Scorer,
+    of_examples,
+)
 from lightning_guide.evaluation.set_features import Extracted, Output, Outputs, Scan, extract_set, scan
+from lightning_guide.evaluation.set_metrics import measure_set, unfit
 from lightning_guide.report.tables import align_columns
 from lightning_guide.utils.devices import choose_device
 from lightning_guide.utils.distributed import launched_processes, rank_and_world
@@ -37,6 +47,7 @@ def score(
     resize: Convention = "clean-fid",
     rounded: bool = True,
     metrics: list[MetricName] | None = None,
+    also: list[SampleMetric] | None = None,
     resamples: int = 20,
     batch_size: int = 64,
     device: str | None = None,
@@ -57,6 +68,7 @@ def score(
         rounded: round resized pixels to 8 bits.
         metrics: some of fd, sfid, kid, cmmd, mind, precision_recall, density_coverage, memorization, authenticity,
             vendi, inception_score, with commas; default: all that apply, cmmd for CLIP.
+        also: metrics of the images and their labels, such as LpipsDiversity, as in configs; without intervals.
         resamples: number of random halves for the intervals, each as long as the metrics of half the samples; 0: none.
         batch_size: images in one call of the extractor.
         device: where to compute; default: a GPU if there is one.
@@ -81,7 +93,7 @@ def score(
         scoring = _Scoring(
             extractor or InceptionFeatures(), Resizing(size, resize, rounded), choose_device(device), batch_size, kept
         )
-        result = scoring.run(samples, against, metrics, resamples)
+        result = scoring.run(samples, against, metrics, resamples, also or [])
         if rank_and_world()[0] == 0:
             with atomic(Path(out)) as temporary:
                 temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -98,13 +110,20 @@ class _Scoring:
         self.extractor, self.resizing, self.device, self.batch_size = extractor, resizing, device, batch_size
         self.kept = kept
 
-    def run(self, samples: list[str], against: str, chosen: list[MetricName] | None, resamples: int) -> dict[str, Any]:
+    def run(
+        self,
+        samples: list[str],
+        against: str,
+        chosen: list[MetricName] | None,
+        resamples: int,
+        also: Sequence[SampleMetric],
+    ) -> dict[str, Any]:
         """Return everything that the file of results holds."""
         self.extractor.load()
         sets = [SampleSet(place, self.resizing) for place in samples]
         reference = self._reference(against)
         names = chosen or self._applicable(reference)
-        require(lambda: self._missing(sets, reference, names, resamples))
+        require(lambda: [*self._missing(sets, reference, names, resamples), *unfit(also, sets[0])])
         first = sets[0].read(range(1)).to(self.device)
         width = self.extractor(first).shape[1]
         places = self.extractor.spatial(first).shape[1] if "sfid" in names else 0  # type: ignore[operator]
@@ -126,6 +145,7 @@ class _Scoring:
             for each, place, seed in zip(rows, order, seeds, strict=True):
                 scores.append(scorer.score(each if place is None else each[place], seed))
                 bar.add()
+        own = [self._also(also, each) for each in sets]
         return {
             "version": __version__,
             "extractor": asdict(self.extractor.identity),
@@ -133,17 +153,25 @@ class _Scoring:
             "against": _described(reference, scans[-1]) | {"place": against},
             "intervals": f"value +- 1.96 standard deviations over {resamples} halves of the samples",
             "sets": {
-                each.place: _described(each, found) | {"metrics": _numbers(values.estimates())}
-                for each, found, values in zip(sets, scans, scores, strict=False)
+                each.place: _described(each, found) | {"metrics": _numbers(values.estimates() | more_values)}
+                for each, found, values, more_values in zip(sets, scans, scores, own, strict=False)
             },
             "differences": {
                 f"{each.place} - {sets[0].place}": {
                     "paired": seed == seeds[0],
-                    "metrics": _numbers(values.minus(scores[0])),
+                    "metrics": _numbers(values.minus(scores[0]) | _minus(more_values, own[0])),
                 }
-                for each, values, seed in zip(sets[1:], scores[1:], seeds[1:], strict=True)
+                for each, values, seed, more_values in zip(sets[1:], scores[1:], seeds[1:], own[1:], strict=True)
             },
         }
+
+    def _also(self, metrics: Sequence[SampleMetric], samples: SampleSet) -> dict[str, Estimate]:
+        """Return the results of metrics of a set's images."""
+        if not metrics:
+            return {}
+        with self._progress("images", len(samples)) as bar:
+            found = measure_set(metrics, samples, device=self.device, batch_size=self.batch_size, done=bar.add)
+        return {name: Estimate(value, None) for name, value in found.items()}
 
     def _reference(self, place: str) -> SampleSet | Statistics:
         if place.endswith(".pkl") or is_archive(Path(place).expanduser(), "mu", "sigma"):
@@ -213,6 +241,10 @@ def _described(data: SampleSet | Statistics, found: Scan) -> dict[str, Any]:
     if isinstance(data, Statistics):
         return {"statistics": True, "count": data.num_images, "data": data.data}
     return {"count": len(data), "shape": list(data.shape), "data": found.identity}
+
+
+def _minus(values: dict[str, Estimate], other: dict[str, Estimate]) -> dict[str, Estimate]:
+    return {name: Estimate(each.value - other[name].value, None) for name, each in values.items()}
 
 
 def _numbers(estimates: dict[str, Any]) -> dict[str, dict[str, float | None]]:

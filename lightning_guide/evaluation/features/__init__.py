@@ -12,6 +12,7 @@ from lightning_guide.evaluation.features.base import (
 from lightning_guide.evaluation.features.clip import ClipFeatures
 from lightning_guide.evaluation.features.dinov2 import DINOv2Features
 from lightning_guide.evaluation.features.inception import InceptionFeatures
+from lightning_guide.evaluation.features.lpips import LpipsFeatures
 from lightning_guide.evaluation.features.module import ModuleFeatures
 from lightning_guide.evaluation.features.spatial import SpatialFeatures
 
@@ -22,6 +23,7 @@ __all__ = [
     "FeatureExtractor",
     "Identity",
     "InceptionFeatures",
+    "LpipsFeatures",
     "ModuleFeatures",
     "RawPixels",
     "SpatialFeatures",

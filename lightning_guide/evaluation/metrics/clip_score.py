@@ -10,31 +10,24 @@ from torch.nn import functional as F
 
 from lightning_guide.data import Batch
 from lightning_guide.evaluation.features.clip import ClipFeatures
-from lightning_guide.evaluation.metrics.base import SampleMetric
-from lightning_guide.pretrained.prompts import read_prompts
+from lightning_guide.evaluation.metrics.prompt_score import PromptScore
 
 __all__ = ["ClipScore"]
 
 
-class ClipScore(SampleMetric):
+class ClipScore(PromptScore):
     """CLIP score `clip_score`: mean of 100 max(cos(image, prompt), 0) over the samples with a label.
 
     Hessel et al. 2021, https://arxiv.org/abs/2104.08718 (with 2.5 instead of 100).
     """
 
-    reads_data = False
-    total: Tensor
-    count: Tensor
+    key = "clip_score"
 
     def __init__(self, extractor: ClipFeatures, prompts: Sequence[str] | str) -> None:
         """Take CLIP features and a text per class or prompt, as "a photo of an airplane", or a file with one a line."""
-        super().__init__()
-        if not prompts:
-            raise ValueError("ClipScore needs a prompt for each class, got none")
-        self.extractor, self.prompts = extractor, read_prompts(prompts)
+        super().__init__(prompts)
+        self.extractor = extractor
         self.register_buffer("words", torch.empty(0, 0), persistent=False)
-        self.add_sum("total")
-        self.add_sum("count")
 
     def prepare(self, reference: Iterable[Batch]) -> None:
         """Embed the prompts; the data are not read.
@@ -51,16 +44,9 @@ class ClipScore(SampleMetric):
             ValueError: if `prepare` was not called, or a label has no prompt.
         """
         self._check_prepared(len(self.words) > 0)
-        if condition is None or not bool((condition >= 0).any()):
-            return
-        labeled = condition >= 0
-        labels = condition[labeled].to(self.device)
-        if int(labels.max()) >= len(self.prompts):
-            raise ValueError(f"ClipScore has {len(self.prompts)} prompts, and none for class {int(labels.max())}")
-        images = F.normalize(self.extractor(x[labeled].to(self.device)), dim=1)
-        self.total += 100 * (images * self.words[labels]).sum(1).clamp(min=0).to(torch.float64).sum()
-        self.count += len(labels)
+        super().update(x, condition)
 
-    def compute(self) -> dict[str, Tensor]:
-        """Return `clip_score`, from 0 to 100; NaN without labeled samples."""
-        return {"clip_score": self.total / self.count}
+    def scores(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Return 100 max(cos, 0), from 0 to 100, (B,)."""
+        images = F.normalize(self.extractor(x), dim=1)
+        return 100 * (images * self.words[labels]).sum(1).clamp(min=0)

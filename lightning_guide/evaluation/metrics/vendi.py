@@ -44,6 +44,7 @@ class VendiScore(SampleMetric):
     equal numbers of samples only.
     """
 
+    reads_data = False
     count: Tensor
     outer: Tensor
 
