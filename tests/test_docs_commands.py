@@ -20,7 +20,7 @@ TEXTS = {str(path.relative_to(ROOT)): re.sub(r" *\\\n[ #]*", " ", path.read_text
 CALL = re.compile(r"lightning(?:-guide|_guide\.cli) (\w+) ([^`\n]+)")
 FUNCTIONS = {name for name, command in COMMANDS.items() if command.function}
 CALLS = [(page, *call) for page, text in TEXTS.items() for call in CALL.findall(text)]
-PLACEHOLDERS = re.compile(r"RUN|\bruns/|CONFIG|\.\.\.|\bX\b|this file|my_")
+PLACEHOLDERS = re.compile(r"RUN|\bruns/|CONFIG|\.\.\.|\bX\b|this file|my[_.]")
 
 
 def test_commands_are_found() -> None:

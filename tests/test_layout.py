@@ -38,7 +38,7 @@ def imported(tree: ast.AST) -> Iterator[str]:
 # Folders of lightning_guide in reading order: none imports a later one. Files of the root are the vocabulary.
 ROOMS = (
     "utils vocabulary samplers distributions snapshots networks training runs pretrained objectives guidance "
-    "evaluation optimization modules search report commands cli"
+    "evaluation optimization modules search report commands playground cli"
 ).split()
 LIBRARY = ROOT / "lightning_guide"
 VARIANTS = {  # configs of a guidance that are settings of another one

@@ -26,7 +26,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 PACKAGES = ("lightning_guide", "callbacks", "datamodules")
 OWN = (*PACKAGES, "scripts", "tests", "setup")
 # Distributions that are not installed for the tests, so that their modules cannot be looked up.
-NOT_INSTALLED = {"azula": "azula", "diffusers": "diffusers", "peft": "peft"}
+NOT_INSTALLED = {name: name for name in ("azula", "diffusers", "fastapi", "gradio", "peft", "playwright", "uvicorn")}
 
 
 def distribution(requirement: str) -> str:
@@ -55,6 +55,9 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
                 yield name, id(node) not in inside
 
 
+# Files of an extra, which a command imports when it has been started.
+OF_EXTRA = ("lightning_guide/playground/page.py", "lightning_guide/playground/server.py")
+
 # Loggers that tests try if they happen to be installed (`importorskip`).
 TRIED = {"mlflow", "wandb"}
 
@@ -67,7 +70,8 @@ def undeclared(folder: str) -> set[str]:
         for module, at_once in imports(path):
             if folder == "tests" and module in TRIED:
                 continue
-            declared = NEEDED if at_once and folder in PACKAGES else NEEDED | EXTRA
+            optional = not at_once or folder not in PACKAGES or path.relative_to(ROOT).as_posix() in OF_EXTRA
+            declared = NEEDED | EXTRA if optional else NEEDED
             if not declared & brings.get(module, {NOT_INSTALLED.get(module, "")}):
                 found.add(f"{path.relative_to(ROOT)}: {module}")
     return found

@@ -75,6 +75,7 @@ EXAMPLES = {
     ],
     "compare": ["samples/cfg samples/pag samples/none.zip --against 'data/train-*.tar' --metrics fd,kid"],
     "verify": ["extractors --download true --out numbers.json", "extractors --expect numbers.json"],
+    "playground": ["runs/digits/main", "models/sd15 --device cuda --port 8000 --browser false"],
     "gallery": [
         "runs/digits/main configs/guidance",
         "runs/digits/main configs/guidance/cfg.yaml configs/guidance/pag.yaml",

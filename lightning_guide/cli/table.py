@@ -44,6 +44,9 @@ COMMANDS: dict[str, Command] = {
     "gallery": Command(
         SAMPLE, "draw the same seeds under many guidances, in one image", "lightning_guide.commands.gallery:gallery"
     ),
+    "playground": Command(
+        SAMPLE, "a local page: settings side by side", "lightning_guide.playground.command:playground"
+    ),
     "tune": Command(SEARCH, "find good settings with few samples", "lightning_guide.cli.searches:tune"),
     "sweep": Command(SEARCH, "score every point of a grid of settings", "lightning_guide.cli.searches:sweep"),
     "convert": Command(DATA, "write images to WebDataset shards", "datamodules.commands.convert:convert"),

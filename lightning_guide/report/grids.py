@@ -24,7 +24,7 @@ _GRID = re.compile(r"(?P<stage>[a-z]+)-(?P<images>\d+)-(?P<name>.+)\.png")
 
 
 # Settings of an evaluation that decide noise and label of its samples, with their defaults.
-_DRAWN = {"seed": 0, "first_index": 0, "labels": "balanced", "num_classes": None}
+_DRAWN = {"seed": 0, "first_index": 0, "labels": "balanced", "num_classes": None, "noise": "host"}
 
 
 @dataclass(frozen=True)
