@@ -216,7 +216,7 @@ class EmulatedDevice(TorchDispatchMode):
                 return func.decompose(*args, **kwargs)
         if call.waits(self._is_pinned):
             self.waits.append(Wait(call.name, _place()))
-        self.kernels += call.is_kernel
+        self.kernels += call.kernels
         kwargs_on_cpu = {key: CPU if key == "device" and value is not None else value for key, value in kwargs.items()}
         result = func(*_map(_numbers, args), **{key: _map(_numbers, each) for key, each in kwargs_on_cpu.items()})
         if call.stays:
@@ -253,8 +253,9 @@ def _place() -> str:
 
 @functools.cache
 def _is_composite(func: Any) -> bool:
-    """Return whether the operation consists of others on every device."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+    """Return whether the operation consists of others on every device; some have kernels of their own nevertheless."""
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return has_kernel(func.name(), "CompositeImplicitAutograd") and not has_kernel(func.name(), "CPU")
 
 
 def _map(f: Callable[[Any], Any], value: Any) -> Any:
