@@ -30,6 +30,7 @@ PARTS = {
     "fsdp.yaml": "digits/main.yaml",
     "nodes.yaml": "digits/main.yaml",
     "motion/guidance.yaml": "motion/train.yaml",
+    "particles.yaml": "digits/main.yaml",
     "shrink.yaml": "digits/main.yaml",
     "fractal2d/report.yaml": "fractal2d/main.yaml",
 }

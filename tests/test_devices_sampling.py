@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from lightning_guide.commands.guidance_files import build_guidances, read_guidances
+from lightning_guide.guidance import TDS, BestOfN, FeynmanKac
 from lightning_guide.guidance.negatives import ClassifierFreeGuidance
 from lightning_guide.noise_schedule import NoiseSchedule, TimestepGrid
+from lightning_guide.objectives import Energy
 from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.pretrained.schedulers import scheduled_sampling
 from lightning_guide.samplers import (
@@ -85,6 +88,13 @@ def test_published_network_samples_without_waits(tiny_pipeline: Callable[[str], 
     assert not waits_of_samples(Models(main), given=given)
 
 
+class Norm(Energy):
+    """|x|^2 / 2."""
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        return x.square().flatten(1).sum(1) / 2
+
+
 SAMPLERS: dict[str, Callable[[], Sampler]] = {
     "Heun": lambda: Heun(GRID),
     "churn": lambda: Heun(GRID, s_churn=1.0),
@@ -95,6 +105,9 @@ SAMPLERS: dict[str, Callable[[], Sampler]] = {
     "SDE-DPM-Solver": lambda: SDEDPMSolver2M(GRID),
     "UniPC": lambda: UniPC(GRID, order=3),
     "restart": lambda: Restart(Euler(GRID), low=0.5, high=1.0),
+    "best of N": lambda: BestOfN(DDIM(GRID), Norm(), particles=2),
+    "Feynman-Kac": lambda: FeynmanKac(DDIM(GRID), Norm(), particles=2),
+    "TDS": lambda: TDS(Norm(), GRID, particles=2),
     "time travel": lambda: TimeTravel(Euler(GRID), 2),
     "timesteps": lambda: Euler(TimestepGrid(NoiseSchedule(), 2)),
 }

@@ -6,11 +6,12 @@ The folder of a method follows from its kind:
 * `combinations`: another rule of how positive and negative predictions are combined.
 * `training_free`: the gradient of a loss of the clean estimate.
 * `gradient`: a direction toward a target that rounds of sampling update.
+* `particles`: samplers that choose among particles by a loss.
 """
 
 from __future__ import annotations
 
-from lightning_guide.guidance import combinations, gradient, negatives, training_free
+from lightning_guide.guidance import combinations, gradient, negatives, particles, training_free
 from lightning_guide.guidance.attention import AttentionPerturbation, ChangedMap, ChangedQueries
 from lightning_guide.guidance.base import Guidance, Main, Reference, Snapshot, Unadapted
 from lightning_guide.guidance.branches import Branches, ConditionReplacement, PredictionNegative
@@ -19,6 +20,7 @@ from lightning_guide.guidance.combinations import *
 from lightning_guide.guidance.gradient import *
 from lightning_guide.guidance.guided import Guided
 from lightning_guide.guidance.negatives import *
+from lightning_guide.guidance.particles import *
 from lightning_guide.guidance.perturbation import (
     ChangedEmbedding,
     ConditionPerturbation,
@@ -58,4 +60,5 @@ __all__ = [
 __all__ += combinations.__all__
 __all__ += gradient.__all__
 __all__ += negatives.__all__
+__all__ += particles.__all__
 __all__ += training_free.__all__
