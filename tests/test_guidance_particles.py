@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_guide.cli import main
 from lightning_guide.denoiser import Trajectory
+from lightning_guide.device_seeds import DeviceSeeds
 from lightning_guide.distributions.gaussian_mixture import GaussianMixture, gaussian
 from lightning_guide.guidance import TDS, BestOfN, FeynmanKac, ParticleSampler
 from lightning_guide.guidance.particles.base import Particles
@@ -169,6 +170,13 @@ def test_a_start_is_added_to_each_particle(name: str) -> None:
     sampler = KINDS[name](ENERGY, particles=3)
     torch.testing.assert_close(draw(sampler, 4, start=start), draw(sampler, 4))
     assert starts == [4, 4, 4]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_noise_of_particles_is_drawn_where_that_of_samples_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SampleSeeds, "normal", None)
+    x = KINDS[name](ENERGY, particles=2).sample(PRIOR, seeds=DeviceSeeds(0, range(5))).x
+    assert len(x.unique()) == 5
 
 
 # Resampling

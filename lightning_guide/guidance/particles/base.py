@@ -106,7 +106,7 @@ class ParticleSampler(Sampler, ABC):
     ) -> Trajectory:
         """Draw the samples of new `seeds` as `Sampler.sample`: K particles of each, of which one is returned."""
         count = self.particles
-        many = SampleSeeds(
+        many = type(seeds)(
             mix(seeds.seed, "particles"), [index * count + k for index in seeds.indices for k in range(count)]
         )
         x = self.sampler.initial(denoiser, many, device)
