@@ -133,8 +133,9 @@ def test_numbers_are_those_of_torch_fidelity(places: Path, tmp_path: Path) -> No
     compared(ours, expected_of_torch_fidelity(places / "real", tmp_path / "equal", 300))
 
 
-def test_numbers_are_those_of_clean_fid_with_its_resizing(places: Path, tmp_path: Path) -> None:
-    small = [write(tmp_path / name, images(40, seed, size=30)) for name, seed in (("a", 2), ("b", 3))]
+@pytest.mark.parametrize("count", [40, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_numbers_are_those_of_clean_fid_with_its_resizing(count: int, places: Path, tmp_path: Path) -> None:
+    small = [write(tmp_path / name, images(n, seed, size=30)) for name, seed, n in (("a", 2, count), ("b", 3, 40))]
     theirs = cleanfid.fid.compute_fid(
         str(small[0]), str(small[1]), mode="clean", custom_feat_extractor=RandomNetwork(), num_workers=0,
         device=torch.device("cpu"), use_dataparallel=False, verbose=False,

@@ -20,6 +20,12 @@ def test_it_is_the_definition(generator: torch.Generator) -> None:
     assert 0.2 < found < 0.8
 
 
+@pytest.mark.parametrize(("width", "expected"), [(2, 0.35), (128, 0.84)])
+def test_new_draws_have_more_in_more_dimensions(width: int, expected: float, generator: torch.Generator) -> None:
+    real, fake = torch.randn(2, 1000, width, generator=generator)
+    assert score(Authenticity(RawPixels()), real, fake, size=1000)["authenticity"] == pytest.approx(expected, abs=0.06)
+
+
 def test_copies_have_none_and_strangers_all(generator: torch.Generator) -> None:
     real = torch.randn(60, 4, generator=generator)
     near = real + 1e-4 * torch.randn(60, 4, generator=generator)
