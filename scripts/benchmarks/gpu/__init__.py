@@ -1,0 +1,1 @@
+"""The checks of `scripts.benchmarks.gpu_check`, one subject a file."""
