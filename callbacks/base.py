@@ -93,6 +93,7 @@ class EvaluationSamples(pl.Callback, ABC):
             return
         name = module.evaluations.names[number]
         kept = self._kept.get(name)
+        # waits in each batch, for the smallest index and for the columns: figures are drawn on the host
         if kept is not None and len(kept.index) == self.count and int(drawn.index.min()) > int(kept.index[-1]):
             return
         new = DrawnSamples(*(column.detach().cpu() for column in drawn))

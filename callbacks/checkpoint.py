@@ -46,7 +46,7 @@ class _InPlace(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write `checkpoint` to `path`."""
         with Path(path).open("wb") as file:
-            torch.save(checkpoint, file)
+            torch.save(checkpoint, file)  # a wait for each tensor: the file is written by the host
 
 
 def _newest_without_checkpoint(trainer: pl.Trainer) -> int:

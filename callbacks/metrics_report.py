@@ -113,6 +113,7 @@ class MetricsReport(pl.Callback):
 def _logged(trainer: pl.Trainer, prefix: str) -> dict[str, float]:
     """Return the newest logged values whose names begin with `prefix`, without it."""
     logged = trainer.callback_metrics.items()
+    # a wait for each value, at the end of a validation: they are written to a file
     return {name.removeprefix(prefix): float(value) for name, value in logged if name.startswith(prefix)}
 
 

@@ -127,6 +127,7 @@ class SampleWriter(SampleStore, pl.Callback):
         """Write one batch; the first one opens the files."""
         if self._folder is None or not isinstance(outputs, DrawnSamples | None):
             return
+        # waits for each column of a batch: files are written by the host
         samples = None if outputs is None else DrawnSamples(*(column.detach().cpu() for column in outputs))
         if not self._writers:
             self._open(trainer, pl_module, samples)
@@ -170,6 +171,7 @@ class SampleWriter(SampleStore, pl.Callback):
         settings = _settings(evaluation)
         prompts = _prompts(trainer, module)
         settings |= describe_settings("prompts", list(prompts.values())) if prompts else {}
+        # a wait for each weight, once in a prediction: the host computes the hash
         settings["weights_sha256"] = checksum({k: v.cpu() for k, v in denoiser.state_dict().items()}, {})
         writers = self._build(Path(), self.formats or ("png", "npz"), trainer)
         names = [name for each in writers for name in each.names(_indices(evaluation))]

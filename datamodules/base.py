@@ -248,6 +248,7 @@ class OnDevice:
 
     def __iter__(self) -> Iterator[Batch]:
         for x, condition in self.batches:
+            # waits once a batch for each, before and after training: the memory of these batches is not pinned
             yield Batch(x.to(self.device), None if condition is None else condition.to(self.device))
 
 

@@ -141,7 +141,7 @@ class SelfSynthesized(DiffusionData):
             return
         rank, world = self._place()
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
-        base = self._base().to(device)
+        base = self._base().to(device)  # a wait for each weight, before the set is drawn
         self._check_fits(base)
         prompts = self.prompts() if base.token_channels else None
         denoiser = self.guidance.resolve(RunModels(base, run=self.run, device=device, prompts=prompts)).eval()
@@ -285,6 +285,7 @@ class SelfSynthesized(DiffusionData):
 
     def _settings(self, base: Denoiser, denoiser: Denoiser) -> dict[str, Any]:
         """Return all settings that the samples depend on, as plain data."""
+        # a wait for each weight, once: the host computes a hash
         weights = {name: tensor.cpu() for name, tensor in denoiser.state_dict().items()}
         prompts = {"prompts_sha256": prompts_checksum(self.data)} if base.token_channels else {}
         return prompts | {

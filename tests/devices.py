@@ -17,7 +17,15 @@ from lightning_guide.noise_schedule import NoiseSchedule
 from lightning_guide.preconditioning import Consistency, EpsilonPrediction, Preconditioned, RectifiedFlow
 from lightning_guide.samplers import Euler, Sampler
 from lightning_guide.seeds import SampleSeeds
-from scripts.lib.emulated_device import DEVICE, EmulatedDevice, Wait
+from lightning_guide.training.losses import (
+    EDMLoss,
+    EpsilonLoss,
+    FlowMatchingLoss,
+    ScoreMatchingLoss,
+    TrainingLoss,
+    VelocityLoss,
+)
+from scripts.lib.emulated_device import DEVICE, ROOT, EmulatedDevice, Wait
 from tests.small_networks import randomize_weights
 
 GRID = KarrasGrid(2, sigma_min=0.3, sigma_max=5.0)
@@ -46,6 +54,16 @@ NETWORKS: dict[str, Callable[[], Denoiser]] = {
     "flow": lambda: Preconditioned(transformer(), RectifiedFlow()),
     "consistency": lambda: Preconditioned(transformer(), Consistency()),
 }
+
+
+LOSSES: dict[str, Callable[[], TrainingLoss]] = {
+    **dict.fromkeys(NETWORKS, EDMLoss),
+    "MDM": EpsilonLoss,
+    "points": ScoreMatchingLoss,
+    "flow": FlowMatchingLoss,
+    "consistency": VelocityLoss,
+}
+"""A loss for each of `NETWORKS`."""
 
 
 def make_network(name: str) -> Denoiser:
@@ -117,3 +135,19 @@ def waits_of_samples(
     scale = float(x[0].abs().max())
     torch.testing.assert_close(x[1], x[0], rtol=0, atol=1e-4 * scale)
     return waits
+
+
+def unexplained(waits: list[Wait]) -> set[str]:
+    """Places in the library and the callbacks where the host waits and no comment next to the line says why.
+
+    Metrics wait to be prepared and computed, once in an evaluation; their waits in a batch are counted by other tests.
+    """
+    found = set()
+    for place in {wait.place for wait in waits}:
+        file, _, number = place.partition(":")
+        if file.split("/")[0] not in ("lightning_guide", "callbacks", "datamodules") or "/metrics/" in file:
+            continue
+        lines = (ROOT / file).read_text().splitlines()[max(int(number) - 4, 0) : int(number)]
+        if not any("wait" in line.partition("#")[2] for line in lines):
+            found.add(place)
+    return found

@@ -48,8 +48,9 @@ class TinyNetwork(Network):
         self.constrain()
 
     def embed(self, condition: Tensor | None, batch: int) -> Tensor:
-        label = torch.full((batch,), -1) if condition is None else condition
-        return (label[:, None] == torch.arange(self.num_classes)).float()
+        place = self.first.weight.device
+        label = torch.full((batch,), -1, device=place) if condition is None else condition
+        return (label[:, None] == torch.arange(self.num_classes, device=place)).float()
 
     def forward(self, x: Tensor, c_noise: Tensor, embedding: Tensor | None) -> Tensor:
         assert embedding is not None

@@ -31,7 +31,7 @@ from lightning_guide.evaluation import (
 from lightning_guide.evaluation.metrics import OffSupport
 from lightning_guide.guidance import Autoguidance, Snapshot
 from lightning_guide.networks import EDM2UNet
-from scripts.lib.emulated_accelerator import emulated_strategy
+from scripts.lib.emulated_accelerator import EmulatedStrategy
 from scripts.lib.emulated_device import DEVICE, EmulatedDevice, Wait
 from tests.devices import UNET
 from tests.runs import TinyImages, evaluation, tiny_module, tiny_trainer
@@ -127,7 +127,7 @@ def test_evaluation_has_the_results_of_the_cpu_and_waits_twice_a_batch(tmp_path:
     expected = results()
     with EmulatedDevice() as device:
         batches = Batches(device)
-        assert results(batches, accelerator="auto", strategy=emulated_strategy()) == pytest.approx(expected, rel=1e-4)
+        assert results(batches, accelerator="auto", strategy=EmulatedStrategy()) == pytest.approx(expected, rel=1e-4)
     heldout = [waits for loop, waits in batches.found if loop == 0]
     drawn = [Counter(wait.place.split(":")[0] for wait in waits) for loop, waits in batches.found if loop == 1]
     assert heldout and not any(heldout)

@@ -1,4 +1,4 @@
-"""Training on the emulated device: the CPU's weights, no mixed devices, at most one wait of the host in a step."""
+"""Training on the emulated device: the CPU's weights, no mixed devices, no wait of the host but in logged steps."""
 
 from __future__ import annotations
 
@@ -20,28 +20,12 @@ from lightning_guide.networks import DDPMpp, EDM2UNet
 from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.training.augmentation import AugmentedLoss, GeometricAugmentation
 from lightning_guide.training.learning_rate import adam
-from lightning_guide.training.losses import (
-    EDMLoss,
-    EpsilonLoss,
-    FlowMatchingLoss,
-    ScoreMatchingLoss,
-    TrainingLoss,
-    VelocityLoss,
-)
+from lightning_guide.training.losses import EDMLoss
 from lightning_guide.training.monitor import GradientGuard, HeldoutLoss, NoiseLevelMeans
-from scripts.lib.emulated_accelerator import emulated_strategy
+from scripts.lib.emulated_accelerator import EmulatedStrategy
 from scripts.lib.emulated_device import DEVICE, EmulatedDevice, Wait
-from tests.devices import NETWORKS, SHAPE, UNET, condition_of, make_network
+from tests.devices import LOSSES, NETWORKS, SHAPE, UNET, condition_of, make_network
 from tests.runs import TinyImages, tiny_module, tiny_trainer
-
-LOSSES: dict[str, TrainingLoss] = {
-    "EDM2": EDMLoss(),
-    "DDPM++": AugmentedLoss(EDMLoss(uncertainty=False), GeometricAugmentation()),
-    "MDM": EpsilonLoss(),
-    "points": ScoreMatchingLoss(),
-    "flow": FlowMatchingLoss(),
-    "consistency": VelocityLoss(),
-}
 
 
 def step_on(place: torch.device, name: str, device: EmulatedDevice) -> tuple[dict[str, Tensor], list[Wait], list[Wait]]:
@@ -50,7 +34,8 @@ def step_on(place: torch.device, name: str, device: EmulatedDevice) -> tuple[dic
     if name == "DDPM++":
         model = Preconditioned(DDPMpp(SHAPE, num_classes=4, augmentation_channels=9, **UNET))
     model = model.train().requires_grad_(True).to(place)
-    loss = copy.deepcopy(LOSSES.get(name, EDMLoss())).to(place)
+    augmented = AugmentedLoss(EDMLoss(uncertainty=False), GeometricAugmentation())
+    loss = (augmented if name == "DDPM++" else LOSSES[name]()).to(place)
     average = copy.deepcopy(model)
     optimizer = adam(scaled=False, elements=64)([*model.parameters(), *loss.parameters()])
     means, heldout = NoiseLevelMeans([0.2, 1.0]), HeldoutLoss([0.3], seed=0)
@@ -115,7 +100,7 @@ def test_fit_gives_the_weights_of_the_cpu_and_waits_at_logged_steps_alone(tmp_pa
     expected = fitted(tmp_path / "cpu")
     with EmulatedDevice() as device:
         steps = Steps(device)
-        found = fitted(tmp_path / "device", callbacks=[steps], accelerator="auto", strategy=emulated_strategy())
+        found = fitted(tmp_path / "device", callbacks=[steps], accelerator="auto", strategy=EmulatedStrategy())
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
     counts = [Counter(wait.place.split(":")[0] for wait in step) for step in steps.found]
     assert not counts[2] and counts[1] == counts[3], "every second step is logged"

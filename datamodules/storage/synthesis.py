@@ -23,6 +23,7 @@ from lightning_guide.evaluation.sampling_loop import build_condition
 from lightning_guide.inference import is_diverged
 from lightning_guide.samplers import Sampler
 from lightning_guide.seeds import SampleSeeds, mix
+from lightning_guide.utils.devices import to_device
 from lightning_guide.utils.files import atomic
 from lightning_guide.utils.images import encode_sample
 from lightning_guide.utils.terminal import Progress
@@ -71,16 +72,18 @@ class Synthesis:
                 if _is_complete(path, len(indices)):
                     bar.skip()
                 else:
+                    # waits once a chunk: the host writes the file
                     self._write_chunk(path, indices, stored(self._draw(indices, device)).cpu())
                     bar.add()
 
     def _draw(self, indices: range, device: torch.device) -> Tensor:
         """Draw the samples `indices`."""
         seeds = SampleSeeds(mix(self.seed, "synthesis"), indices)
-        condition = build_condition(self.denoiser, self.labels[indices.start : indices.stop].to(device), self.data)
+        labels = to_device(self.labels[indices.start : indices.stop], device)
+        condition = build_condition(self.denoiser, labels, self.data)
         x = self.sampler.sample(self.denoiser, seeds=seeds, condition=condition, device=device).x
         bad = is_diverged(x, self.denoiser.sigma_data)
-        if bool(bad.any()):
+        if bool(bad.any()):  # waits once a chunk: what is wrong is not stored
             raise ValueError(
                 f"{int(bad.sum())} of the samples {indices.start} to {indices.stop - 1} of seed {self.seed} are not "
                 f"finite or out of bounds, first {indices[int(bad.nonzero()[0])]}; the weight of the guidance may "

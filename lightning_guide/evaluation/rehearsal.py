@@ -23,6 +23,7 @@ def rehearse(
     Raises:
         ValueError: if a reference, a label or a prompt is missing, or shapes do not fit.
     """
+    # waits at the start alone, as all of a rehearsal: seeds are on the host
     index, label = (torch.as_tensor(each)[None].to(device) for each in evaluation.dataset(num_classes)[0])
     condition = build_condition(denoiser, label, data)
     seeds = evaluation.seeds(index.tolist())

@@ -96,6 +96,7 @@ class EvaluationNeeds:
                 check_graphs(denoiser)
             self.notes[name] = list(dict.fromkeys(self._without_effect(evaluation, denoiser)))
             x = rehearse(evaluation, denoiser, self.data, self.device, num_classes=self.num_classes)
+            # waits before the first step alone
             sample = Batch(x, torch.tensor([self._largest_label(evaluation)], device=self.device))
 
         if not found and (error := attempt(draw)):

@@ -142,8 +142,10 @@ class SamplingLoop:
         the number of samples that a loss or a classifier could not guide at any step, and `diverged` the number of
         those that are not finite or out of bounds.
         """
+        # waits at the end of an evaluation: the counts of all processes are reported by the host
         calls, samples, seconds = self.cost(device).tolist()
         report = {"nfe": calls / max(samples, 1), "samples": samples, "seconds": seconds}
+        # waits twice, as above
         counts = all_reduce_sum(torch.tensor([self.unguided, self.diverged], dtype=torch.float64, device=device))
         named = zip(("unguided", "diverged"), counts.tolist(), strict=True)
         report |= {name: count for name, count in named if count}
@@ -158,7 +160,7 @@ class SamplingLoop:
 
     def cost(self, device: torch.device) -> Tensor:
         """Return network calls, samples and seconds (3,) over all processes, float64."""
-        return all_reduce_sum(
+        return all_reduce_sum(  # waits at the end of an evaluation: the host counted
             torch.tensor([self.calls, self.samples, self.seconds], dtype=torch.float64, device=device)
         )
 
@@ -175,7 +177,7 @@ def _over_repetitions(values: Sequence[Mapping[str, Tensor]]) -> dict[str, Tenso
 def add_results(report: dict[str, float], metric: str, values: Mapping[str, Tensor]) -> None:
     """Add the results of a metric to `report`; a key that exists already is prefixed with the name of the metric."""
     for key, value in values.items():
-        report[key if key not in report else f"{metric}_{key}"] = float(value)
+        report[key if key not in report else f"{metric}_{key}"] = float(value)  # waits: it is reported
 
 
 def prompts_of(data: DataInterface, denoiser: Denoiser) -> Prompts | None:

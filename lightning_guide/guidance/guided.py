@@ -118,6 +118,7 @@ def _is_same(one: nn.Module, other: nn.Module) -> bool:
         return False
     pairs = list(zip(one.state_dict().values(), other.state_dict().values(), strict=False))
     apart = any(a.data_ptr() != b.data_ptr() for a, b in pairs)  # before training a snapshot is the model itself
+    # waits for each weight until one differs, when a guidance is resolved: without effect it is named
     return apart and all(a.shape == b.shape and a.device == b.device and bool((a == b).all()) for a, b in pairs)
 
 

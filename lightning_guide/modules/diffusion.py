@@ -192,6 +192,7 @@ class DiffusionModule(EvaluatedModule):
         self._pending_images += len(batch.x) * self.trainer.world_size
         self._means.update(terms)
         objective = terms.objective.mean()
+        # waits in the first step of an epoch, in which Lightning makes its counters
         self.log("loss", objective.detach(), prog_bar=True, logger=False, batch_size=len(batch.x))
         return objective
 

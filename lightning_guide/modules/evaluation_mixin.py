@@ -174,6 +174,7 @@ class EvaluatedModule(ShardedTraining):
             return unshard(self.denoiser)
         if not self._fitting:
             shared = [] if (model := self.denoiser.unadapted) is None else [model]
+            # a wait for each weight, once in a command: it is read by the host
             return finished_model(self._run, self.images, self.average, shared=shared).to(self.device)
         return find_average(self.trainer.callbacks, self.average).live(self.average)  # type: ignore[attr-defined]
 
@@ -255,7 +256,8 @@ class EvaluatedModule(ShardedTraining):
         if not self._fitting:
             values["images_seen"] = float(self.evaluated_images)
         values["step"] = float(self.evaluated_step)  # x of these values in loggers
-        # the values are equal on all ranks already; sync_dist only avoids a warning of Lightning about each of them
+        # the values are equal on all ranks already; sync_dist only avoids a warning of Lightning about each of them;
+        # it waits once for each of them, at the end of a validation
         self.log_dict(values, sync_dist=True, batch_size=1)
 
 

@@ -31,6 +31,7 @@ from lightning_guide.optimization.targets import Target
 from lightning_guide.runs.models import RunModels
 from lightning_guide.seeds import mix
 from lightning_guide.training.losses import TrainingLoss
+from lightning_guide.utils.devices import to_device
 
 __all__ = ["GradientFineTuning"]
 
@@ -156,7 +157,7 @@ class GradientFineTuning(DiffusionModule):
     def _draw_round(self) -> None:
         """Draw one round on all processes with the current weights in eval mode."""
         was_training = self.denoiser.training
-        self.objective.to(self.device)
+        self.objective.to(self.device)  # a wait for each weight, in the first round
         main = self.denoiser.eval() if self.average is None or not self.images_seen else self._main_model()
         data, sampling = self._data, self.rounds.sampling
         models = RunModels(
@@ -171,7 +172,7 @@ class GradientFineTuning(DiffusionModule):
         numbers = range(self.global_rank, sampling.num_samples, self.trainer.world_size)  # of this process
         for first in range(0, len(numbers), sampling.batch_size):
             rows = [samples[i] for i in numbers[first : first + sampling.batch_size]]
-            index, condition = (torch.stack(column).to(self.device) for column in zip(*rows, strict=True))
+            index, condition = (to_device(torch.stack(column), self.device) for column in zip(*rows, strict=True))
             self.rounds.draw(SampleBatch(index, condition), data)
         record = self.rounds.finish()
         self.denoiser.train(was_training)

@@ -168,6 +168,7 @@ class GradientOptimization(pl.LightningModule):
         """Log the numbers of the last round."""
         if self.rounds.history:
             values = {name: value for name, value in self.rounds.history[-1].items() if name != "seconds"}
+            # Lightning waits once for each value, after a round
             self.log_dict(values, sync_dist=True, batch_size=1)
 
     @property

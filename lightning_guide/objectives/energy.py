@@ -74,6 +74,7 @@ class Energy(HasRecipe, nn.Module, ABC):
         """
         value, name = self.shaped_value(x), type(self).__name__
         bad = ~value.detach().isfinite()
+        # waits once a batch of a round, not in a sampler: the error names what was found
         if bool(bad.any()):
             first = int(bad.nonzero()[0])
             found = float(value.detach()[first])
@@ -97,7 +98,7 @@ class Energy(HasRecipe, nn.Module, ABC):
                     f"the objective {type(self).__name__} has no gradient: its result does not depend on x"
                 )
             (gradient,) = torch.autograd.grad(value.sum(), leaf)
-        if not bool(gradient.isfinite().all()):
+        if not bool(gradient.isfinite().all()):  # waits, as for the value
             raise ValueError(f"the gradient of the objective {type(self).__name__} is not finite for some samples")
         return value.detach(), gradient
 

@@ -80,6 +80,7 @@ def overshoot(objective: Energy, z: Tensor, prior: Tensor, *, noise: float | Non
     _, gradient = objective.value_and_gradient(z)
     g = gradient.flatten().to(torch.float64)
     sigma_g = spread(g)
+    # waits once: the numbers are those of the host, for any device
     v = torch.randn(len(g), generator=torch.Generator().manual_seed(mix("contraction")), dtype=torch.float64).to(g)
     value = 0.0
     for _ in range(ITERATIONS):
@@ -88,8 +89,8 @@ def overshoot(objective: Energy, z: Tensor, prior: Tensor, *, noise: float | Non
         w = spread(hessian_v)
         if noise is not None:
             w = w - 2 * sigma_g * (sigma_g @ hessian_v) / (noise**2 + 2 * (g @ sigma_g))
-        value = -float(v @ w)
-        if not float(w.norm()) > 0:
+        value = -float(v @ w)  # waits in each iteration, after rounds 1, 2, 4, 8, ... alone
+        if not float(w.norm()) > 0:  # waits, as above
             return 0.0
         v = w
     return max(value, 0.0)

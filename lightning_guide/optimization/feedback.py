@@ -46,6 +46,7 @@ class Feedback:
         """Return `guidance` with g and y of the samples `rows` (B,), unchanged until the first round has ended."""
         if self.gradient is None or self.target is None:
             return guidance
+        # waits once a batch: gradients of rounds are kept on the host, as are checkpoints
         mine = (rows if len(self.gradient) > 1 else rows[:1] * 0).cpu()
         return guidance.toward(self.gradient[mine].to(rows.device), self.target[mine].to(rows.device))
 
@@ -81,9 +82,10 @@ class Feedback:
             mean = buffers.input_sum / len(buffers.x)
             at_mean, gradient = self.objective.value_and_gradient(mean)
             target = self.rule.at((gradient * mean).flatten(1).sum(1), at_mean)
-            record["objective_of_mean"] = float(at_mean)
+            record["objective_of_mean"] = float(at_mean)  # waits once a round, as all below: the host keeps records
         if self.prior is None:
             self.prior = buffers.x.cpu()
+        # waits once a round for each: they are kept by the host
         record |= buffers.statistics(self.prior, self.rule.groups(len(buffers.x)))
         record |= self._set(gradient.cpu(), target.cpu(), number)
         return record | self._contraction(buffers.x, number, strength)
@@ -112,6 +114,7 @@ class Feedback:
         if count & (count - 1) or self.gradient.shape[1:] != self.prior.shape[1:]:
             return {}
         try:
+            # waits after rounds 1, 2, 4, 8, ... alone
             found = bound(self.objective, strength, self.rule, mean=x.mean(0, keepdim=True), prior=self.prior.to(x))
         except RuntimeError as error:
             rank_zero_info(f"round {number}: no bound, the objective has no curvature here ({error})")

@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_guide.conditioning import drop_condition, pad_tokens
 from lightning_guide.data import Batch, Prompts
 from lightning_guide.denoiser import expand
+from lightning_guide.utils.devices import to_device
 
 __all__ = ["GeometricReplay", "LatestOnly", "Replay", "UniformReplay", "mixture"]
 
@@ -104,15 +105,15 @@ def mixture(
     positions = (torch.arange(len(batch.x)) + offset) / len(batch.x)
     chosen = torch.searchsorted(cumulative, positions, right=True).clamp(max=rounds * size)  # 0: kept, j: sample j - 1
     device, rows = batch.x.device, (chosen - 1).clamp(min=0)
-    replaced = (chosen > 0).to(device)
-    replayed = replay.flatten(0, 1)[rows].to(batch.x)
+    replaced = to_device(chosen > 0, device)
+    replayed = to_device(replay.flatten(0, 1)[rows], device).to(batch.x)
     x = torch.where(expand(replaced, batch.x), replayed, batch.x)
     if batch.condition is None or labels is None:
         return Batch(x, batch.condition)
     numbers, condition = labels.flatten()[rows], batch.condition
     if prompts is None:
-        return Batch(x, torch.where(replaced, numbers.to(device), condition))
-    tokens = drop_condition(prompts[numbers.clamp(min=0)], numbers < 0).to(condition)
+        return Batch(x, torch.where(replaced, to_device(numbers, device), condition))
+    tokens = to_device(drop_condition(prompts[numbers.clamp(min=0)], numbers < 0), device).to(condition)
     length = max(tokens.shape[1], condition.shape[1])
     tokens, condition = pad_tokens(tokens, length), pad_tokens(condition, length)
     return Batch(x, torch.where(replaced[:, None, None], tokens, condition))

@@ -63,6 +63,7 @@ class RoundBuffers:
 
     def spend(self, samples: int, calls: int, seconds: float) -> None:
         """Count `samples` with `calls` network calls each."""
+        # waits once a batch of a round: the host counted
         self.spent += self.spent.new_tensor([samples, samples * calls, seconds])
 
     def reduce(self) -> None:
@@ -79,14 +80,17 @@ class RoundBuffers:
         """
         value, x = self.value.double(), self.x.double()
         spread = (x - x.mean(0)).flatten(1).square().sum(1).mean().sqrt()
+        # waits once a round: the first round is kept on the host
         moved = (x - first.to(x)).flatten(1).square().sum(1)
-        record = {
-            "objective": float(value.mean()),
-            "objective_std": float(value.std(unbiased=False)),
-            "objective_best4": float(value.topk(min(4, len(value))).values.mean()),
-            "spread": float(spread),
-            "distance": float(moved.mean().sqrt()),
+        numbers = {
+            "objective": value.mean(),
+            "objective_std": value.std(unbiased=False),
+            "objective_best4": value.topk(min(4, len(value))).values.mean(),
+            "spread": spread,
+            "distance": moved.mean().sqrt(),
         }
+        # waits once a round: the host keeps records
+        record = dict(zip(numbers, torch.stack(list(numbers.values())).tolist(), strict=True))
         for name, rows in groups.items():
             record[f"objective_{name}"] = float(value[rows].mean())
             record[f"distance_{name}"] = float(moved[rows].mean().sqrt())

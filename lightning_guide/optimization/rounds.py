@@ -26,6 +26,7 @@ from lightning_guide.optimization.feedback import Feedback
 from lightning_guide.optimization.round_buffers import RoundBuffers, append_record, read_records
 from lightning_guide.optimization.targets import GainTarget, Target
 from lightning_guide.seeds import mix
+from lightning_guide.utils.devices import to_device
 from lightning_guide.utils.needs import needs_of
 from lightning_guide.utils.resume import check_same_settings, describe_settings
 
@@ -125,7 +126,8 @@ class Rounds:
     def _try_objective(self, guidance: GradientGuidance, device: torch.device) -> None:
         """Evaluate the objective at noise, before a round is drawn."""
         noise = torch.randn(2, *guidance.data_shape, generator=torch.Generator().manual_seed(0))
-        self.feedback.objective.shaped_value(guidance.objective_input(guidance.sigma_data * noise.to(device)))
+        noise = to_device(noise, device)
+        self.feedback.objective.shaped_value(guidance.objective_input(guidance.sigma_data * noise))
 
     def draw(self, batch: SampleBatch, data: DataInterface) -> DrawnSamples:
         """Draw the samples of `batch` under the guidance of this round and evaluate the objective.
@@ -138,6 +140,7 @@ class Rounds:
         device, rows = batch.index.device, batch.index - self.sampling.first_index
         guidance = self.feedback.apply(self._guidance, rows)
         seed = mix(self.sampling.seed, "round", self.round) if self.redraw else self.sampling.seed
+        # waits once a batch: seeds are on the host
         seeds = replace(self.sampling, seed=seed).seeds(batch.index.tolist())
         trajectory = self.sampling.sampler.sample(
             guidance,
@@ -146,6 +149,7 @@ class Rounds:
             device=device,
             start=lambda noise: self.sampling.initial(noise, seeds),
         )
+        # waits once a batch: the objective is not asked about samples that are not finite
         if bool((bad := ~trajectory.x.flatten(1).isfinite().all(1)).any()):
             raise ValueError(
                 f"round {self.round}: {int(bad.sum())} of {len(bad)} samples are not finite, first number "
@@ -168,6 +172,7 @@ class Rounds:
     @property
     def drawn(self) -> int:
         """Number of samples of the current round drawn by this process."""
+        # waits, in a round that ended early alone
         return 0 if self._buffers is None else int(self._buffers.spent[0])
 
     def finish(self) -> dict[str, float]:
@@ -180,9 +185,10 @@ class Rounds:
         record |= self.feedback.update(buffers, self.round, self._guidance.strength)
         for name, metric in self._metrics.items():
             add_results(record, name, metric.compute())
-        _, calls, seconds = buffers.spent.tolist()
+        _, calls, seconds = buffers.spent.tolist()  # waits once a round: the host keeps records
         self.evaluations += int(calls)
         record |= {"nfe": calls / self.sampling.num_samples, "evaluations": self.evaluations, "seconds": seconds}
+        # waits once a round: samples are kept on the host
         self.samples, self.condition = buffers.x.cpu(), buffers.condition.cpu()
         self.history.append(record)
         self.round += 1

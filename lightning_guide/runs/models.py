@@ -216,7 +216,7 @@ class RunModels:
             model = store.guider(images=images, sigma_rel=sigma_rel, until=until, shared=shared)
             source = str(self.run if run is None else run)
             model.origin = Origin.of(model, source, images=store.resolve_images(images, until), sigma_rel=sigma_rel)
-            self._loaded[key] = model.to(self.device)
+            self._loaded[key] = model.to(self.device)  # a wait for each weight, when it is read
         return self._loaded[key]
 
 

@@ -85,7 +85,8 @@ class BlockEvaluations(StrictEvaluations):
 
     def _reduce(self, loop: SamplingLoop, device: torch.device) -> None:
         """Fill `totals`: evaluation -> `METRIC.STATE` -> sum or rows; results stay empty."""
-        found = {f"{COST_KEY}.total": loop.cost(device)}
+        # waits at the end of a block: it is kept in a file
+        found = {f"{COST_KEY}.total": loop.cost(device).cpu()}
         for name, metric in loop.metrics.items():
             found |= {f"{name}.{state}": value.cpu() for state, value in metric.totals().items()}
         self.totals[loop.name] = found

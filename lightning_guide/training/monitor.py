@@ -46,7 +46,7 @@ class NoiseLevelMeans:
         """Return the mean error overall and of each non-empty bin, and reset; `reduce` sums over all processes."""
         if self.sums is None:
             return {}
-        sums, counts = reduce(self.sums).tolist()
+        sums, counts = reduce(self.sums).tolist()  # waits at logged steps alone
         self.sums = None
         bounds = ["0", *[f"{edge:g}" for edge in self.edges], "inf"]
         report = {"loss": sum(sums) / max(sum(counts), 1)}
@@ -88,7 +88,8 @@ class GradientGuard:
         self._unread = self.patience - bad_steps  # steps until `bad_steps` may reach the limit
 
     def state(self) -> dict[str, int]:
-        """Return the counts, which the host waits for."""
+        """Return the counts as numbers of the host."""
+        # waits at a checkpoint
         return {"skipped": int(self.skipped), "bad_steps": int(self.bad_steps)}
 
     @torch.no_grad()
@@ -146,6 +147,7 @@ class HeldoutLoss:
 
     def compute(self) -> dict[str, float]:
         """Return the mean error by noise level over all processes; empty without examples."""
+        # waits at the end of a validation: the numbers are reported by the host
         *sums, count = all_reduce_sum(torch.cat([self.sums, self.count[None]])).tolist()
         if not count:
             return {}

@@ -130,7 +130,7 @@ def load_unsharded_(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Load full tensors, which every process holds, and keep the shard of this process."""
     mesh = _mesh(module)
     if mesh is None:
-        module.load_state_dict(state)
+        module.load_state_dict(state)  # a wait for each tensor, when it is restored from the host
         return
     for name, tensor in module.state_dict().items():
         given = state[name].to(tensor.device)

@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from scripts.lib.emulated_device import DEVICE
 
-__all__ = ["EmulatedAccelerator", "emulated_strategy"]
+__all__ = ["EmulatedAccelerator", "EmulatedStrategy"]
 
 
 class EmulatedAccelerator(Accelerator):
@@ -52,6 +52,8 @@ class EmulatedAccelerator(Accelerator):
         return DEVICE.type
 
 
-def emulated_strategy() -> SingleDeviceStrategy:
-    """Return the value of ``Trainer(strategy=...)`` for one process on the device."""
-    return SingleDeviceStrategy(DEVICE, accelerator=EmulatedAccelerator())
+class EmulatedStrategy(SingleDeviceStrategy):
+    """One process on the device, as ``Trainer(accelerator="auto", strategy=EmulatedStrategy())``."""
+
+    def __init__(self) -> None:
+        super().__init__(DEVICE, accelerator=EmulatedAccelerator())

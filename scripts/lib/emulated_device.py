@@ -29,6 +29,7 @@ from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 
 from scripts.lib import cuda_rules
+from scripts.lib.cuda_autocast import register_autocast
 from scripts.lib.cuda_rules import Operation, leaves
 
 __all__ = ["DEVICE", "EmulatedDevice", "EmulatedTensor", "Wait"]
@@ -60,6 +61,7 @@ class _Hooks(backend_registration._DummyPrivateUse1Hook):
 backend_registration._setup_privateuseone_for_python_backend("emu", _Backend(), _Hooks())  # once in a process
 DEVICE = torch.device(cuda_rules.DEVICE)
 _KERNELS = torch.library.Library("aten", "IMPL")  # torch.tensor(..., device="emu") passes by every mode
+_AUTOCAST = register_autocast("emu")
 
 
 @torch.library.impl(_KERNELS, "empty_strided", "PrivateUse1")

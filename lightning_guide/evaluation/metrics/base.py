@@ -178,7 +178,7 @@ class SampleMetric(torchmetrics.Metric, ABC):
 
     def to(self, *args: Any, **kwargs: Any) -> SampleMetric:
         """Move the metric; it stays on the CPU if the device has no float64 (mps)."""
-        device = kwargs.get("device", args[0] if args else None)
+        device = kwargs.get("device", args[0] if args else None)  # waits for each sum, when an evaluation starts
         return cast(SampleMetric, self.cpu() if str(device).startswith("mps") else super().to(*args, **kwargs))
 
     def _no_rows(self, name: str) -> Tensor:

@@ -54,10 +54,11 @@ class OffSupport(SampleMetric):
         total, count = torch.zeros(()), 0
         for batch in reference:
             x = batch.x.flatten(1).double()
-            total, count = total.to(x.device) + x.T @ x, count + len(x)
+            total, count = x.T @ x + (total if count else 0), count + len(x)
         if min(count, len(total) if total.ndim else 0) < self.subspace:
             shape = f"{count} examples" + (f" of {len(total)} numbers" if total.ndim else "")
             raise ValueError(f"a support of dimension {self.subspace} cannot be found in {shape}")
+        # waits before the first sample alone: torch reads whether it succeeded
         self.basis = torch.linalg.eigh(total / count).eigenvectors[:, -self.subspace :].to(self.basis.device)
 
     def update(self, x: Tensor, condition: Tensor | None = None) -> None:
@@ -82,6 +83,6 @@ class OffSupport(SampleMetric):
             ValueError: if there are no samples.
         """
         ratio, off, on, count = self.sums
-        if not float(count):
+        if not float(count):  # waits at the end of an evaluation
             raise ValueError("OffSupport has no samples")
         return {"off_ratio": ratio / count, "off_norm": off / count, "on_norm": on / count}

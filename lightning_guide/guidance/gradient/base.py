@@ -95,6 +95,7 @@ class GradientGuidance(Guidance):
         """
         if target.shape != gradient.shape[:1]:
             raise ValueError(f"{tuple(target.shape)} targets do not fit gradients of shape {tuple(gradient.shape)}")
+        # waits once a batch of a round: a bad gradient would spoil all samples
         if not bool(gradient.isfinite().all() & target.isfinite().all()):
             raise ValueError("a gradient or target of the guidance is not finite")
         other = copy.copy(self)
