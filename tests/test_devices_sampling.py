@@ -40,6 +40,9 @@ from tests.test_pretrained_diffusers_network import condition, network
 FILES = sorted((Path(__file__).parent.parent / "configs" / "guidance").glob("*.yaml"))
 GUIDANCES = {name: made for file in FILES for name, made in read_guidances([str(file)]).items()}
 
+WAITING = {"ag": len(GRID.sigmas()) - 2}
+"""Methods that wait once in each step after the first: whether a network is called depends on the samples."""
+
 PIPELINES = [
     name if name in ("dit", "flux") else pytest.param(name, marks=pytest.mark.slow)
     for name in ("ddpm", "sd", "sdxl", "if", "dit", "pixart", "sd3", "flux")
@@ -61,7 +64,8 @@ def test_guidance_samples_without_waits(name: str) -> None:
     def build(found: Models) -> Any:
         return build_guidances({name: GUIDANCES[name]})[name].resolve(found)
 
-    assert not waits_of_samples(models("DiT"), build)
+    waits = waits_of_samples(models("DiT"), build)
+    assert len(waits) <= WAITING.get(name, 0), waits
 
 
 @pytest.mark.slow
@@ -76,7 +80,7 @@ def test_guidance_samples_other_networks_without_waits(network: str, name: str) 
         EULER.sample(build(found), seeds=SampleSeeds(0, range(3)), condition=condition_of(found.main))
     except ValueError as refused:
         pytest.skip(str(refused))
-    assert not waits_of_samples(found, build)
+    assert len(waits_of_samples(found, build)) <= WAITING.get(name, 0)
 
 
 @pytest.mark.parametrize("name", PIPELINES)

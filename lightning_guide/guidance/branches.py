@@ -111,11 +111,14 @@ class Branches:
         self.joint = JointModel(positive, perturbed, trajectory) if joinable else None
 
     def at(
-        self, weights: Sequence[float], x: Tensor, sigma: Tensor, condition: Tensor | None
+        self, called: Sequence[bool], x: Tensor, sigma: Tensor, condition: Tensor | None
     ) -> tuple[Branch, list[Branch]]:
-        """Return the positive and all negatives as functions of (x, sigma), for this point or others."""
+        """Return the positive and all negatives as functions of (x, sigma), for this point or others.
+
+        The negatives that will be `called` at this point share the call of the positive where they can.
+        """
         small = len(x) <= SMALL and x.numel() <= MEMORY
-        on = {i for i, weight in enumerate(weights) if weight not in (0, 1)}
+        on = {i for i, needed in enumerate(called) if needed}
         conditions = [i for i in self.conditions if small and i in on]
         copies = [i for i in self.joint.copies if i in on] if self.joint else []
         found: dict[int | None, Prediction] = {}
@@ -147,7 +150,7 @@ class Branches:
 
             return branch
 
-        return once, [negative(i) for i in range(len(weights))]
+        return once, [negative(i) for i in range(len(called))]
 
 
 def _once(branch: Branch) -> Branch:

@@ -6,6 +6,7 @@ B.2). w = 1 is off: that negative is not called. Papers that write s, gamma or o
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 
@@ -91,13 +92,15 @@ class Guided(Guidance):
 
     def start(self, trajectory: Trajectory) -> Predict:
         """Return the guided denoiser of one trajectory."""
-        combine = self.combination.start(trajectory)
+        combination = copy.deepcopy(self.combination)  # its state is that of one trajectory
+        combine = combination.start(trajectory)
         branches = Branches(self.positive, list(self.negatives), trajectory)  # type: ignore[arg-type]
 
         def predict(x: Tensor, sigma: Tensor, condition: Tensor | None) -> Prediction:
             scheduled = [weight_at(weight, trajectory.sigma) for weight in self.weights]
-            weights = self.combination.weights(scheduled, trajectory)
-            positive, negatives = branches.at(weights, x, sigma, condition)
+            weights = combination.weights(scheduled, trajectory)
+            called = combination.called(weights, trajectory)
+            positive, negatives = branches.at(called, x, sigma, condition)
             return combine(positive, list(zip(weights, negatives, strict=True)), x, sigma)
 
         return predict

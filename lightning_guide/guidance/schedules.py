@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from lightning_guide.denoiser import Trajectory
-from lightning_guide.guidance.combinations.base import Combination, Combine, Plain
+from lightning_guide.guidance.combinations.base import Combination, Combine, Plain, Wrapping
 from lightning_guide.utils.recipe import HasRecipe
 
 __all__ = ["CosineWeight", "Interval", "StepWindow", "WeightSchedule", "weight_at"]
@@ -77,7 +77,7 @@ def weight_at(weight: float | WeightSchedule, sigma: float) -> float:
     return weight.at(sigma) if isinstance(weight, WeightSchedule) else float(weight)
 
 
-class StepWindow(Combination):
+class StepWindow(Wrapping):
     """Window of steps: `combination` in the steps i of N with low <= i / N < high, i = 0 ... N - 1, else w = 1.
 
     The negatives are not called outside. All stages of a step count as that step.
@@ -99,10 +99,6 @@ class StepWindow(Combination):
         if self.low <= trajectory.step / trajectory.steps < self.high:
             return self.combination.weights(weights, trajectory)
         return [1.0] * len(weights)
-
-    def is_off(self, weights: Sequence[float]) -> bool:
-        """Return whether the inner rule is off."""
-        return self.combination.is_off(weights)
 
     def start(self, trajectory: Trajectory) -> Combine:
         """Return the inner rule, with a new state."""

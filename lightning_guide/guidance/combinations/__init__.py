@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lightning_guide.guidance.combinations.ag import UntilAgreement
 from lightning_guide.guidance.combinations.apg import AdaptiveProjection
 from lightning_guide.guidance.combinations.base import Combination, Pair, PairCombination, Plain
 from lightning_guide.guidance.combinations.beta_cfg import BetaWeighted
@@ -10,6 +11,7 @@ from lightning_guide.guidance.combinations.cfg_zero_star import ZeroStar
 from lightning_guide.guidance.combinations.fdg import FrequencyDecoupled
 from lightning_guide.guidance.combinations.mambo_g import MagnitudeAware
 from lightning_guide.guidance.combinations.reg import RectifiedGradient
+from lightning_guide.guidance.combinations.reuse import ReusedDifference
 from lightning_guide.guidance.combinations.tcfg import Tangential
 
 __all__ = [
@@ -23,6 +25,8 @@ __all__ = [
     "Plain",
     "RectifiedGradient",
     "Rescale",
+    "ReusedDifference",
     "Tangential",
+    "UntilAgreement",
     "ZeroStar",
 ]

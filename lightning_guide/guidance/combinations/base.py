@@ -26,6 +26,7 @@ __all__ = [
     "Plain",
     "Push",
     "TINY",
+    "Wrapping",
     "dot",
     "move",
     "row_norm",
@@ -46,13 +47,38 @@ class Combination(HasRecipe, ABC):
         """Return the `weights` in effect at this point of `trajectory`, decided before any branch is evaluated."""
         return list(weights)
 
+    def called(self, weights: Sequence[float], trajectory: Trajectory) -> list[bool]:
+        """Return which negatives may share the call of the positive at this point: those that the rule will call."""
+        return [weight not in (0, 1) for weight in weights]
+
     def is_off(self, weights: Sequence[float]) -> bool:
         """Return whether the rule returns the positive at the `weights` in effect."""
         return all(weight == 1 for weight in weights)
 
     @abstractmethod
     def start(self, trajectory: Trajectory) -> Combine:
-        """Return the rule for one trajectory, with a new state."""
+        """Return the rule for one trajectory, with a new state.
+
+        `Guided` starts a copy for each trajectory, so that `weights` and `called` may depend on what the rule has seen.
+        """
+
+
+class Wrapping(Combination):
+    """Base of rules around an inner `combination`, which decides what this one does not."""
+
+    combination: Combination
+
+    def weights(self, weights: Sequence[float], trajectory: Trajectory) -> list[float]:
+        """Return those of the inner rule."""
+        return self.combination.weights(weights, trajectory)
+
+    def called(self, weights: Sequence[float], trajectory: Trajectory) -> list[bool]:
+        """Return what the inner rule calls."""
+        return self.combination.called(weights, trajectory)
+
+    def is_off(self, weights: Sequence[float]) -> bool:
+        """Return whether the inner rule is off."""
+        return self.combination.is_off(weights)
 
 
 class Plain(Combination):

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from lightning_guide.denoiser import Prediction, Trajectory
-from lightning_guide.guidance.combinations.base import TINY, Branch, Combination, Combine, Plain, row_norm
+from lightning_guide.guidance.combinations.base import TINY, Branch, Combination, Combine, Plain, Wrapping, row_norm
 
 __all__ = ["Rescale"]
 
 
-class Rescale(Combination):
+class Rescale(Wrapping):
     """Guidance rescale: the clean estimate of an inner combination with the standard deviation of the positive's.
 
     At phi = 0 the result is that of the inner combination, where all weights are 1 it is the positive, both to the bit.
@@ -35,14 +35,6 @@ class Rescale(Combination):
         if not 0 <= phi <= 1:
             raise ValueError(f"Rescale needs phi between 0 and 1, got {phi}")
         self.phi, self.combination = phi, combination or Plain()
-
-    def weights(self, weights: Sequence[float], trajectory: Trajectory) -> list[float]:
-        """Return those of the inner rule."""
-        return self.combination.weights(weights, trajectory)
-
-    def is_off(self, weights: Sequence[float]) -> bool:
-        """Return whether the inner rule is off."""
-        return self.combination.is_off(weights)
 
     def start(self, trajectory: Trajectory) -> Combine:
         """Return the inner rule, rescaled."""
