@@ -16,7 +16,7 @@ from tests.test_guidance_reuse import Labeled
 
 
 def by_hand(threshold: float, weight: float, x: Tensor) -> tuple[Tensor, int]:
-    """Return the sample (1, *) of Euler's method by the rule as it is told, and its network calls."""
+    """Return the sample (1, *) of the rule with Euler's method, written out, and its network calls."""
     good, _, bad = blobs(*x.shape[1:])
     ended, calls = False, 0
     for level, following in zip(LEVELS, LEVELS[1:], strict=False):

@@ -23,7 +23,14 @@ def sweep(run: str, search: str, *, out: str, configs: list[str] | None = None, 
 
 
 def tune(
-    run: str, search: str, *, budget: int, out: str, configs: list[str] | None = None, devices: int | None = None
+    run: str,
+    search: str,
+    *,
+    budget: int,
+    out: str,
+    calls: int | None = None,
+    configs: list[str] | None = None,
+    devices: int | None = None,
 ) -> None:
     """Find a good point of a grid with few samples, and write it as a guidance to be used with -c. Resumes.
 
@@ -32,7 +39,8 @@ def tune(
         search: file of the settings that vary and of the objectives, such as configs/search/autoguidance.yaml.
         budget: how many images may be generated.
         out: folder of the results.
+        calls: network calls per sample that a point may cost, the guider's counted; default: any number.
         configs: files laid over the run's config.
         devices: number of processes; default: as in the config.
     """
-    Tune(search, Path(out), budget).start(run, configs or [], devices)
+    Tune(search, Path(out), budget, calls).start(run, configs or [], devices)

@@ -18,8 +18,9 @@ from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.runs.run import QUIET, Run
 from lightning_guide.runs.session import open_session
 from lightning_guide.search.blocks import SampledBlocks
+from lightning_guide.search.calls import CallBudget
 from lightning_guide.search.config import SearchFile, SearchObjective, check_objectives, read_search
-from lightning_guide.search.figures import draw_heat_maps, draw_sensitivity
+from lightning_guide.search.figures import draw_front, draw_heat_maps, draw_sensitivity
 from lightning_guide.search.halving import Halving
 from lightning_guide.search.rebuilt_guiders import RebuiltGuiders
 from lightning_guide.search.results_file import ResultsFile, run_identity, with_identities
@@ -180,23 +181,27 @@ class Sweep(Search):
 
 @dataclass
 class Tune(Search):
-    """Best point found within a budget of generated samples."""
+    """Best point found within a budget of generated samples, of those within `calls` network calls per sample."""
 
     budget: int
+    calls: int | None = None
 
     def run(self, trainer: pl.Trainer, module: pl.LightningModule, data: Any, settings: Namespace) -> None:
         """Search within the budget, or resume; then write the guidances and everything that was tried.
 
         Raises:
-            ValueError: if the file names no objectives, or the budget is too small.
+            ValueError: if the file names no objectives, the budget is too small, or no point costs so few calls.
         """
         if not self.file.objectives:
             raise ValueError(f"{self.path} has no objectives; expected metric: lowest or highest")
         scorer = self.scorer(trainer, module, data, settings)
         space, objectives, size = scorer.space, self.file.objectives, self.file.block
-        halving = Halving(space, scorer, objectives, budget=self.budget, seed=self.file.seed)
+        assert isinstance(module, DiffusionModule)  # so says the scorer
+        calls = None if self.calls is None else CallBudget.count(space, scorer.build, module.denoiser, limit=self.calls)
+        halving = Halving(space, scorer, objectives, budget=self.budget, seed=self.file.seed, calls=calls)
         aims = {each.metric: each.lowest for each in objectives}
-        ledger = ResultsFile(self.out / "tune.json", self.identity(scorer) | {"budget": self.budget, "aims": aims})
+        own = {"budget": self.budget, "aims": aims} | ({} if calls is None else {"calls": calls.limit})
+        ledger = ResultsFile(self.out / "tune.json", self.identity(scorer) | own)
         finished = "winners" in ledger.content and not ledger.content["failed"]  # what failed is tried again
         if true_on_all_ranks(finished and all(guidance_file(self.out, metric).is_file() for metric in aims)):
             if trainer.is_global_zero:
@@ -211,7 +216,9 @@ class Tune(Search):
         model = {key: value for key in ("images", "average") if (value := getattr(self.file, key)) is not None}
         model["metrics"] = scorer.about["metrics"]
         write_guidances(space, found, objectives, self.out, size=size, model=model, seed=self.file.seed + 2)
-        ledger.content = all_results(space, found, objectives, size=size)
+        ledger.content = all_results(space, found, objectives, size=size, calls=calls)
+        if calls is not None:
+            draw_front(space, found, objectives, calls, self.out / "front.png")
         ledger.write()
         self._print(ledger)
 

@@ -1,4 +1,4 @@
-"""Figures of a sweep: a metric against the weight, and over the two lengths of averages."""
+"""Figures of searches: a metric against the weight, over two lengths of averages, and against network calls."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from typing import Literal
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lightning_guide.search.calls import CALLS, CallBudget
 from lightning_guide.search.config import SearchObjective
+from lightning_guide.search.halving import SearchResult
 from lightning_guide.search.scores import Scores
 from lightning_guide.search.space import UNGUIDED, Axis, Point, Space
+from lightning_guide.search.tune_report import price_front
 
-__all__ = ["draw_heat_maps", "draw_sensitivity"]
+__all__ = ["draw_front", "draw_heat_maps", "draw_sensitivity"]
 
 
 def draw_sensitivity(
@@ -94,6 +97,36 @@ def draw_heat_maps(
         figure.colorbar(image, ax=panel)
     figure.savefig(path)
     return True
+
+
+def draw_front(
+    space: Space, found: SearchResult, objectives: Sequence[SearchObjective], calls: CallBudget, path: Path
+) -> None:
+    """Each metric against network calls per sample: everything tried, the candidates on fresh samples, their front.
+
+    Points of the search are drawn at their paired difference from no guidance; they were judged on few samples of
+    different blocks. Candidates have intervals of 95 %; the line joins those that none beats for fewer calls.
+    """
+    raced = found.raced.heat
+    figure = Figure(figsize=(5.2 * len(objectives), 3.8), dpi=100, layout="constrained")
+    for number, panel in enumerate(figure.subplots(1, len(objectives), squeeze=False)[0]):
+        objective = objectives[number]
+        plain, sign = raced[UNGUIDED], 1 if objective.lowest else -1
+        latest = {point: changes[number] for tried in found.rounds for point, changes in tried.changes.items()}
+        known = {point: cost for point in latest if (cost := calls.costs[point]) is not None}
+        seen = [plain.values[objective.metric] + sign * latest[point] for point in known]
+        panel.scatter(list(known.values()), seen, s=8, color="0.7", label="search")
+        for label, points in (("candidates", [p for p in raced if p != UNGUIDED]), ("no guidance", [UNGUIDED])):
+            each = [raced[point].estimate(objective.metric) for point in points]
+            costs, values = [CALLS.loss(raced[point]) for point in points], [estimate.value for estimate in each]
+            panel.errorbar(costs, values, [e.half_width for e in each], fmt="o", capsize=3, label=label)
+        front = price_front(raced, [objective], calls)
+        line = [(CALLS.loss(raced[point]), raced[point].values[objective.metric]) for point in front]
+        panel.plot(*zip(*line, strict=True), color="black", linewidth=1, label="front")
+        panel.axvline(calls.limit, color="black", linestyle=":", linewidth=1)
+        panel.set(xlabel="network calls per sample", ylabel=objective.metric, xscale="log")
+        panel.legend(fontsize=7)
+    figure.savefig(path)
 
 
 def _best(guided: Mapping[Point, Scores], objective: SearchObjective, fixed: Mapping[int, int]) -> float:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lightning_guide.search.calls import CallBudget
 from lightning_guide.search.config import SearchObjective, check_objectives
 from lightning_guide.search.gaussian_process import smooth
 from lightning_guide.search.race import Race, RaceResult, interleave
@@ -68,16 +69,20 @@ class Halving:
         seed: int = 0,
         factor: int = 3,
         fresh: float = 0.5,
+        calls: CallBudget | None = None,
     ) -> None:
         """At most `budget` samples, a fraction `fresh` of them for the race, which draws from `seed` + 1.
+
+        Under a budget of network `calls` only its points are tried, cheap ones among them up to the race.
 
         Raises:
             ValueError: if the budget is too small.
         """
         self.space, self.scorer, self.objectives = space, scorer, tuple(objectives)
-        self.seed, self.factor, self.points = seed, factor, space.points
+        self.seed, self.factor, self.calls = seed, factor, calls
+        self.points = [point for point in space.points if calls is None or point in calls.costs]
         blocks, aims = budget // scorer.size, len(self.objectives)
-        self.race = Race(scorer, objectives, blocks=math.floor(fresh * blocks), seed=seed + 1)
+        self.race = Race(scorer, objectives, blocks=math.floor(fresh * blocks), seed=seed + 1, calls=calls)
         self.search_blocks, least = blocks - self.race.cost, Race.least(aims)
         if not self.race.enough or self.search_blocks < least:
             raise ValueError(
@@ -168,6 +173,8 @@ class Halving:
         """The paired difference from no guidance over its blocks for each objective, lower being better."""
         blocks = sorted(self._blocks[point])
         here, plain = (self.scorer.scores(each, blocks, interval=False) for each in (point, UNGUIDED))
+        if self.calls is not None:
+            self.calls.check(here)
         return [objective.loss(here) - objective.loss(plain) for objective in self.objectives]
 
     def _show_best(self) -> None:
@@ -180,9 +187,10 @@ class Halving:
         self.scorer.show_best(best)
 
     def _spread(self) -> list[Point]:
-        """All points, farthest first, beginning at the priors."""
+        """All points, farthest first, beginning at the priors, or at the nearest point to them."""
         x = self._positions(self.points)
-        order = [self.points.index(tuple(axis.begin for axis in self.space.axes))]
+        priors = self._positions([tuple(axis.begin for axis in self.space.axes)])
+        order = [int((x - priors).square().sum(1).argmin())]
         distance = (x - x[order[0]]).square().sum(1)
         distance[order[0]] = -1
         while len(order) < len(x):
@@ -192,10 +200,13 @@ class Halving:
         return [self.points[i] for i in order]
 
     def _order(self, found: SearchResult) -> list[Point]:
-        """All points that have not failed, the most promising first; objectives take turns."""
+        """All points that have not failed, the most promising first; objectives, and their prices, take turns."""
         at = [point for point in self.points if point not in found.failed]
         expected = [self._expected(number, at) for number in range(len(self.objectives))]
-        return interleave([[at[i] for i in each.argsort(stable=True).tolist()] for each in expected])
+        ranked = [[at[i] for i in each.argsort(stable=True).tolist()] for each in expected]
+        if self.calls is not None:
+            ranked = [each for ranking in ranked for each in self.calls.by_price(ranking)]
+        return interleave(ranked)
 
     def _expected(self, objective: int, at: Sequence[Point]) -> Tensor:
         """Prediction of the smooth model at the points `at` (M,): asinh(change / median size).

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from lightning_guide.search.calls import CallBudget
 from lightning_guide.search.config import SearchObjective
 from lightning_guide.search.scores import ScoreBlock, Scorer, Scores
 from lightning_guide.search.space import UNGUIDED, Point
@@ -30,6 +31,12 @@ FIELDS = (4, FINALISTS)
 """Candidates for each objective: the first of these numbers that the blocks suffice for."""
 
 
+PRICES = (6,)
+
+
+"""More candidates, tried first: under a budget of network calls some of them are cheap."""
+
+
 @dataclass
 class RaceResult:
     """Result of a race.
@@ -53,11 +60,19 @@ class RaceResult:
 class Race:
     """Candidates, then the two best of them on twice the blocks."""
 
-    def __init__(self, scorer: Scorer, objectives: Sequence[SearchObjective], *, blocks: int, seed: int) -> None:
-        """At most `blocks` blocks of `seed`; see `enough`."""
-        self.scorer, self.objectives, self.seed = scorer, tuple(objectives), seed
+    def __init__(
+        self,
+        scorer: Scorer,
+        objectives: Sequence[SearchObjective],
+        *,
+        blocks: int,
+        seed: int,
+        calls: CallBudget | None = None,
+    ) -> None:
+        """At most `blocks` blocks of `seed`; see `enough`. No guidance cannot win if `calls` do not allow it."""
+        self.scorer, self.objectives, self.seed, self.calls = scorer, tuple(objectives), seed, calls
         aims = len(self.objectives)
-        for candidates in FIELDS:
+        for candidates in FIELDS if calls is None else PRICES + FIELDS:
             more = int(candidates > FINALISTS)  # the last heat has twice the blocks, if there is one before
             cost = candidates * aims + 1 + more * (FINALISTS * aims + 1)
             self.candidates, self.first = candidates * aims, blocks // cost
@@ -86,7 +101,9 @@ class Race:
         ranked = [[point for point in _ranked(each, raced.heat) if point != UNGUIDED] for each in self.objectives]
         finalists = interleave(ranked)[: FINALISTS * len(self.objectives)]
         raced.fresh = self._heat([UNGUIDED, *finalists], self.last, raced)
-        raced.winners = {each.metric: _ranked(each, raced.fresh)[0] for each in self.objectives}
+        guided = {point: scores for point, scores in raced.fresh.items() if point != UNGUIDED}
+        allowed = raced.fresh if self.calls is None or UNGUIDED in self.calls.costs else guided
+        raced.winners = {each.metric: _ranked(each, allowed)[0] for each in self.objectives}
         return raced
 
     def _heat(self, points: Sequence[Point], number: int, raced: RaceResult) -> dict[Point, Scores]:
@@ -101,7 +118,10 @@ class Race:
             try:
                 self.scorer.draw(point, blocks)
                 raced.drawn[point] = number
-                scores[point] = self.scorer.scores(point, blocks)
+                found = self.scorer.scores(point, blocks)
+                if self.calls is not None and point != UNGUIDED:
+                    self.calls.check(found)
+                scores[point] = found
                 self.scorer.show_best(best_scores(self.objectives, scores))
             except ValueError as error:
                 if point == UNGUIDED:

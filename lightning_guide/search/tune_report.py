@@ -8,13 +8,14 @@ from typing import Any
 
 import yaml
 
+from lightning_guide.search.calls import CALLS, CallBudget
 from lightning_guide.search.config import SearchObjective
 from lightning_guide.search.halving import SearchResult
 from lightning_guide.search.scores import Scores, difference
 from lightning_guide.search.space import UNGUIDED, Point, Space
 from lightning_guide.utils.files import atomic
 
-__all__ = ["all_results", "guidance_file", "pareto", "summary_sentence", "write_guidances"]
+__all__ = ["all_results", "guidance_file", "pareto", "price_front", "summary_sentence", "write_guidances"]
 
 
 def summary_sentence(space: Space, found: SearchResult, objective: SearchObjective, *, size: int) -> str:
@@ -43,16 +44,31 @@ def pareto(scores: Mapping[Point, Scores], objectives: Sequence[SearchObjective]
     return [point for point, loss in losses.items() if not beaten(loss)]
 
 
+def price_front(
+    scores: Mapping[Point, Scores], objectives: Sequence[SearchObjective], calls: CallBudget
+) -> list[Point]:
+    """Pareto front of the points within the budget between the objectives and the network calls, the cheapest first."""
+    allowed = {point: each for point, each in scores.items() if point in calls.costs}
+    return sorted(pareto(allowed, [*objectives, CALLS]), key=lambda point: CALLS.loss(scores[point]))
+
+
 def all_results(
-    space: Space, found: SearchResult, objectives: Sequence[SearchObjective], *, size: int
+    space: Space,
+    found: SearchResult,
+    objectives: Sequence[SearchObjective],
+    *,
+    size: int,
+    calls: CallBudget | None = None,
 ) -> dict[str, Any]:
-    """Everything that was tried, as plain data."""
+    """Everything that was tried, as plain data; under a budget of network `calls` their Pareto front as well."""
     raced = found.raced
+    front = pareto(raced.heat, objectives) if calls is None else price_front(raced.heat, objectives, calls)
+    costs = {} if calls is None else {"calls": {space.name(point): cost for point, cost in calls.costs.items()}}
     return {
         "samples": found.samples,
         "winners": {metric: {"name": space.name(p), "axes": space.values(p)} for metric, p in raced.winners.items()},
         "statements": [summary_sentence(space, found, objective, size=size) for objective in objectives],
-        "pareto": [_row(space, point, raced.heat[point]) for point in pareto(raced.heat, objectives)],
+        "pareto": [_row(space, point, raced.heat[point]) for point in front],
         "fresh_samples": raced.blocks * size,
         "fresh": [_row(space, point, scores) for point, scores in raced.fresh.items()],
         "heat": [_row(space, point, scores) for point, scores in raced.heat.items()],
@@ -64,6 +80,7 @@ def all_results(
             for each in found.rounds
         ],
         "failed": {space.name(point): why for point, why in found.failed.items()},
+        **costs,
     }
 
 
