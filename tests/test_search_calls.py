@@ -124,5 +124,7 @@ def test_the_command(search_folder: Path) -> None:
         f"steps={n} weight={w}": 2 * n for n in (2, 3) for w in (1.5, 2.0)
     }
     assert all(row["values"]["nfe"] <= 6 for row in content["pareto"]) and "steps=4" not in str(content["winners"])
-    with pytest.raises(SystemExit, match="no point of the search costs at most 3 network calls per sample; the cheapest"):
+    with pytest.raises(
+        SystemExit, match="no point of the search costs at most 3 network calls per sample; the cheapest"
+    ):
         search(search_folder, "tune", "none", *words, "3", changes=changes)

@@ -1,4 +1,4 @@
-"""Network calls per sample (NFE) of the points of a search: counted by stand-ins for the networks before any is drawn.
+"""Network calls per sample (NFE) of the points of a search, counted without the networks before any is drawn.
 
 A call of any network counts as one: of the model, of a guider, smaller or not, and of a perturbed copy. Sampler and
 guidance are the real ones, so that intervals, windows, and negatives that are left out in some steps are counted as
@@ -28,7 +28,7 @@ CALLS = SearchObjective("nfe")
 """Network calls per sample, as every search reports them."""
 
 
-class _StandIn(DerivedDenoiser):
+class _Placeholder(DerivedDenoiser):
     """D = x / 2 in the shapes of a model, at no cost."""
 
     def __init__(self, model: Denoiser) -> None:
@@ -43,25 +43,25 @@ class _StandIn(DerivedDenoiser):
         return x / 2
 
 
-class _StandIns:
-    """Stand-ins for the model under evaluation and for all snapshots."""
+class _Placeholders:
+    """Placeholders for the model under evaluation and for all snapshots."""
 
     prompts: Prompts | None = None
 
     def __init__(self, model: Denoiser) -> None:
-        self.main, self.other = _StandIn(model), _StandIn(model)
+        self.main, self.other = _Placeholder(model), _Placeholder(model)
 
     def snapshot(self, *, run: str | None, images: int | float | str, sigma_rel: float) -> Denoiser:
         return self.other
 
 
 def count_calls(evaluation: Evaluation, model: Denoiser) -> int | None:
-    """Return the network calls of one sample of `evaluation`, with stand-ins for the networks.
+    """Return the network calls of one sample of `evaluation`, with placeholders for the networks.
 
     None if it cannot be known without the networks: the guidance changes modules within them, say.
     """
     try:
-        denoiser = evaluation.resolve(_StandIns(model))
+        denoiser = evaluation.resolve(_Placeholders(model))
         condition = torch.zeros(1, dtype=torch.long) if denoiser.num_classes else None
         return evaluation.sampler.sample(denoiser, seeds=SampleSeeds(0, [0]), condition=condition).evaluations
     except Exception:  # whatever a part of a network lacks here; drawn samples are checked as well

@@ -1,0 +1,1 @@
+"""Quality for less: FD against network calls."""
