@@ -13,7 +13,7 @@ from torch import Tensor
 import lightning_guide as lg
 from lightning_guide.device_seeds import DeviceSeeds, philox, sample_seeds
 from lightning_guide.evaluation import Evaluation
-from lightning_guide.samplers import Euler
+from lightning_guide.samplers import DDIM, Euler, SDEDPMSolver2M
 from lightning_guide.seeds import SampleSeeds
 from scripts.lib.emulated_device import DEVICE, EmulatedDevice
 
@@ -111,6 +111,18 @@ def test_device_draws_the_numbers_of_the_cpu_without_waiting() -> None:
         for ours, theirs in zip(found, draw(DeviceSeeds(2, range(3))), strict=True):
             torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-6, atol=1e-6)
             assert ours.dtype.is_floating_point or torch.equal(ours.cpu(), theirs)
+
+
+@pytest.mark.parametrize("sampler", [DDIM(3, eta=1.0), SDEDPMSolver2M(3)], ids=lambda sampler: type(sampler).__name__)
+def test_stochastic_samples_on_the_device_are_those_of_the_cpu_without_waiting(sampler: lg.Sampler) -> None:
+    model = lg.gaussian([0.0, 1.0], 0.25)
+    expected = sampler.sample(model, seeds=DeviceSeeds(1, range(3))).x
+    with EmulatedDevice() as device:
+        model.to(DEVICE)
+        device.forget()
+        found = sampler.sample(model, seeds=DeviceSeeds(1, range(3)), device=DEVICE).x
+        assert not device.waits
+        torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_evaluation_and_sample_draw_where_they_are_told() -> None:
