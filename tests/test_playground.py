@@ -129,7 +129,8 @@ def test_config_draws_the_same_samples_by_the_command_line(opened: Playground, t
     file.write_text(text)
     words = text.partition("\n")[0].partition("lightning-guide ")[2].replace("my.yaml", str(file)).split()
     assert words.count("-c") == 2 - portable
-    main([*words, "--trainer.logger", "false"])
+    assert yaml.safe_load(text).get("trainer", {}).get("default_root_dir") == ("runs/playground" if portable else None)
+    main([*words, "--trainer.logger", "false", "--trainer.default_root_dir", str(opened.run.folder)])
     (folder,) = (opened.run.folder / "samples").glob(f"*seed{seed}")
     written = [np.asarray(Image.open(path)) for path in sorted(folder.rglob("*.png"))]
     *_, drawn = opened.draw(setting)

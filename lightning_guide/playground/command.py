@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import socket
 import tempfile
 import webbrowser
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -107,5 +108,8 @@ def _opened(source: str) -> Iterator[tuple[Run, str, bool]]:
     with tempfile.TemporaryDirectory() as temporary:
         target = Path(temporary) / "run"
         arguments: dict[str, Any] = {"kind": kind, "source": place, "run": str(target)}
-        import_model(**arguments)
+        said = io.StringIO()
+        with redirect_stdout(said):
+            import_model(**arguments)
+        print("".join(line for line in said.getvalue().splitlines(keepends=True) if temporary not in line), end="")
         yield Run(target), place, True

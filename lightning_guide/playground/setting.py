@@ -65,6 +65,7 @@ class Setting:
         command = f"-c {run}/config.yaml -c my.yaml"
         if run is None:
             written, command = merged(config, written), "-c my.yaml"
+            written["trainer"] = (config.get("trainer") or {}) | {"default_root_dir": f"runs/{NAME}"}
         hint = (
             "# validate instead of predict: grids and costs, and metrics if num_samples is raised and metrics removed"
         )
