@@ -46,6 +46,10 @@ class Prediction:
         """Return the noise at (x, sigma): `noise` if given, else (x - clean) / sigma; `sigma` is (B,) or ()."""
         return (x - self.clean).div_(expand(sigma, x)) if self.noise is None else self.noise
 
+    def implied_clean(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Return x - sigma noise at `sigma` (): `clean`, unless a separate `noise` is given."""
+        return self.clean if self.noise is None else torch.addcmul(x, self.noise, sigma, value=-1)
+
     def step(self, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
         """Return clean + sigma_next noise: the x that this prediction at (x, sigma) implies at `sigma_next` ()."""
         if self.noise is None:

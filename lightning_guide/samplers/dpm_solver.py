@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from lightning_guide.denoiser import Trajectory
@@ -22,6 +21,7 @@ class DPMSolver2M(Sampler):
     noise direction.
 
     Examples:
+        >>> import torch
         >>> from lightning_guide.distributions.gaussian_mixture import gaussian
         >>> from lightning_guide.seeds import SampleSeeds
         >>> x = torch.tensor([[81.0]], dtype=torch.float64)  # at sigma = 80; the exact solution ends at 1.5
@@ -35,8 +35,7 @@ class DPMSolver2M(Sampler):
     ) -> None:
         """Take one step from `sigma` to `sigma_next`."""
         prediction = predict(trajectory.x, sigma)
-        clean, noise = prediction.clean, prediction.noise
-        implied = clean if noise is None else torch.addcmul(trajectory.x, noise, sigma, value=-1)
+        clean, implied = prediction.clean, prediction.implied_clean(trajectory.x, sigma)
         trajectory.x = prediction.step(trajectory.x, sigma, sigma_next)
         if trajectory.sigma_next > 0:
             h = math.log(trajectory.sigma / trajectory.sigma_next)

@@ -38,8 +38,7 @@ class SDEDPMSolver2M(Sampler):
     ) -> None:
         """Take one step from `sigma` to `sigma_next`."""
         prediction = predict(trajectory.x, sigma)
-        clean, noise = prediction.clean, prediction.noise
-        implied = clean if noise is None else torch.addcmul(trajectory.x, noise, sigma, value=-1)
+        clean, implied = prediction.clean, prediction.implied_clean(trajectory.x, sigma)
         x = prediction.step(trajectory.x, sigma, sigma_next**2 / sigma)
         if trajectory.sigma_next > 0:
             h = math.log(trajectory.sigma / trajectory.sigma_next)
