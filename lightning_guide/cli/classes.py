@@ -76,9 +76,9 @@ def _mistakes(node: Any, path: tuple[str, ...]) -> Iterator[Mistake]:
     if not isinstance(node, Mapping):
         return
     owner, arguments = node.get("class_path"), node.get("init_args")
-    if isinstance(owner, str) and isinstance(arguments, Mapping):
-        known = class_arguments(owner)
-        for key, value in arguments.items() if known is not None else ():
+    known = class_arguments(owner) if isinstance(owner, str) else None
+    if known is not None and isinstance(arguments, Mapping):
+        for key, value in arguments.items():
             if key not in known:
                 said = unknown_key(str(key), owner.rpartition(".")[2], known)
                 yield Mistake((*path, "init_args", str(key)), said)
