@@ -76,8 +76,7 @@ def _mistakes(node: Any, path: tuple[str, ...]) -> Iterator[Mistake]:
     if not isinstance(node, Mapping):
         return
     owner, arguments = node.get("class_path"), node.get("init_args")
-    known = class_arguments(owner) if isinstance(owner, str) else None
-    if known is not None and isinstance(arguments, Mapping):
+    if isinstance(owner, str) and isinstance(arguments, Mapping) and (known := class_arguments(owner)) is not None:
         for key, value in arguments.items():
             if key not in known:
                 said = unknown_key(str(key), owner.rpartition(".")[2], known)
