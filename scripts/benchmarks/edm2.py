@@ -7,6 +7,7 @@ and network alternate in one process; printed are the medians of the ratios of n
 on the machine cancels.
 
 training: loss, backward pass and optimizer step (the baseline with PyTorch's default Adam), eager.
+reduced: evaluation and sampling, if measured, also in bfloat16 by autocast, as with `trainer.precision: bf16-mixed`.
 compiled: training, and evaluation and sampling if they are measured, also with `torch.compile` of the networks.
 evaluation: one call of the network without gradients, as in training and with fused weights (`inference`).
 sampling: Heun with autoguidance, fused weights; and its time over that of its network calls timed alone.
@@ -35,7 +36,7 @@ from lightning_guide.training.learning_rate import adam
 from scripts.benchmarks.direct_edm2 import DirectEDM2
 from scripts.lib.command_line import run_script
 
-Measure = Literal["training", "compiled", "evaluation", "sampling", "profile"]
+Measure = Literal["training", "compiled", "evaluation", "sampling", "reduced", "profile"]
 
 
 class Baseline(Denoiser):
@@ -52,12 +53,18 @@ class Baseline(Denoiser):
 
 
 def seconds(call: Callable[[], object], device: str) -> float:
-    """Return the time of one call."""
-    begin = time.perf_counter()
+    """Return the time of one call, of one thread the processor's, which other processes do not lengthen."""
+    clock = time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    begin = clock()
     call()
     if device != "cpu":
         torch.accelerator.synchronize()
-    return time.perf_counter() - begin
+    return clock() - begin
+
+
+def reduced(call: Callable[[], object], device: str) -> Callable[[], object]:
+    """Return `call` in bfloat16."""
+    return torch.autocast(device, torch.bfloat16)(call)
 
 
 def compare(
@@ -155,6 +162,8 @@ def bench(
             if "compiled" in measure:
                 quick = fuse_weights(main, compile=True)
                 calls["compiled"] = lambda: quick(x, sigma, labels)
+            if "reduced" in measure:
+                calls["fused, bfloat16"] = reduced(calls["fused"], device)
             if "profile" in measure:
                 profile(calls)
             if "evaluation" in measure:
@@ -169,6 +178,8 @@ def bench(
             guided = drawn(fuse_weights(Autoguidance(guider, 2.0, positive=main)))
             plainly = drawn(Autoguidance(other, 2.0, positive=base))
             ways = {"Heun, autoguidance": guided}
+            if "reduced" in measure:
+                ways["bfloat16"] = reduced(guided, device)
             if "compiled" in measure:
                 ways["compiled"] = drawn(fuse_weights(Autoguidance(guider, 2.0, positive=main), compile=True))
             compare("sampling", plainly, ways, rounds=rounds, device=device)
