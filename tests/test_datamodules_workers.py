@@ -34,6 +34,6 @@ class Workers(pl.Callback):
 def test_validations_of_a_fit_share_their_workers(tmp_path: Path) -> None:
     workers = Workers()
     trainer = tiny_trainer(tmp_path, workers, steps=4, limit_val_batches=1.0, val_check_interval=2)
-    trainer.fit(tiny_module(), datamodule=OnDisk(num_workers=1))
+    trainer.fit(tiny_module(average=None), datamodule=OnDisk(num_workers=1))
     first, second = workers.seen
     assert len(first) == 1 and first == second

@@ -51,11 +51,11 @@ def exponent(costs: Sequence[Cost]) -> float:
     return round(products / math.fsum((a - mean_x) ** 2 for a in x), 6)
 
 
-def measure(case: Case, size: int) -> Cost:
-    """Measure one size in a forked process."""
+def measure(case: Case, size: int, *, enough: float = ENOUGH) -> Cost:
+    """Measure one size in a forked process; work is repeated until so many seconds are `enough`."""
     context = get_context("fork")
     here, there = context.Pipe()
-    process = context.Process(target=_measure, args=(case, size, there))
+    process = context.Process(target=_measure, args=(case, size, enough, there))
     process.start()
     there.close()
     try:
@@ -66,14 +66,14 @@ def measure(case: Case, size: int) -> Cost:
         process.join()
 
 
-def _measure(case: Case, size: int, out: Connection) -> None:
+def _measure(case: Case, size: int, enough: float, out: Connection) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         work, act = case.prepare(size, Path(folder))
         before = _memory("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the peak so far
         seconds: list[float] = []
-        while not seconds or (sum(seconds) < ENOUGH and len(seconds) < 20):
+        while not seconds or (sum(seconds) < enough and len(seconds) < 20):
             begin = time.process_time()
             act()
             seconds.append(time.process_time() - begin)
@@ -101,18 +101,23 @@ def table(costs: dict[str, list[Cost]]) -> str:
 def figure(costs: dict[str, list[Cost]], path: Path) -> None:
     """Draw seconds over work, with a line of slope 1 through the last point of each."""
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
-    columns = 4
+    columns = 5
     rows = -(-len(costs) // columns)
-    drawn, axes = plt.subplots(rows, columns, figsize=(3 * columns, 2.4 * rows), constrained_layout=True, squeeze=False)
+    drawn, axes = plt.subplots(
+        rows, columns, figsize=(2.8 * columns, 2.2 * rows), constrained_layout=True, squeeze=False
+    )
     for axis in axes.flat[len(costs) :]:
         axis.set_axis_off()
     for axis, (name, found) in zip(axes.flat, costs.items(), strict=False):
         x, y = [each.work for each in found], [each.seconds for each in found]
         axis.loglog(x, y, "o-", color="tab:blue", markersize=4)
         axis.loglog(x, [y[-1] * each / x[-1] for each in x], ":", color="gray")
-        axis.set_title(f"{name}: {exponent(found[-2:]):.2f}", fontsize=9)
+        axis.set_title(f"{name}: {exponent(found[-2:]):.2f}", fontsize=8)
         axis.tick_params(labelsize=7)
+        for each in (axis.xaxis, axis.yaxis):
+            each.set_minor_formatter(NullFormatter())
         axis.set_ylabel("seconds", fontsize=7)
     drawn.savefig(path, dpi=110)
     plt.close(drawn)
@@ -123,15 +128,16 @@ def run(out: str = "results/scale", *, tiny: bool = False, only: str = "") -> No
 
     Args:
         out: folder of table.md and scale.png.
-        tiny: the two smallest sizes of each case alone.
+        tiny: the two smallest sizes of each case alone, each once.
         only: cases whose name contains this.
     """
     torch.set_num_threads(1)
     costs: dict[str, list[Cost]] = {}
+    enough = 0.0 if tiny else ENOUGH
     for case in CASES:
         if only in case.name:
             chosen = case.tiny if tiny else case
-            costs[case.name] = [measure(chosen, size) for size in chosen.sizes]
+            costs[case.name] = [measure(chosen, size, enough=enough) for size in chosen.sizes]
             shown = ", ".join(f"{cost.work:g}: {cost.seconds:.3g} s" for cost in costs[case.name])
             print(f"{case.name}: {shown}", flush=True)
     folder = Path(out)
