@@ -40,7 +40,7 @@ OPTIONS: dict[str, dict[str, str]] = {
         "--trainer.max_steps 1000": "length of the training in steps of the optimizer",
         "--trainer.val_check_interval 500": "evaluate after every so many batches",
         "--trainer.accumulate_grad_batches 2": "batches in one step, if memory is short",
-        "--trainer.precision bf16-mixed": "half precision, on GPUs",
+        "--trainer.precision bf16-mixed": "half precision, on GPUs and some CPUs",
         "--trainer.callbacks+=RunReport": "add a callback",
         "--data.batch_size 64": "images in one batch, of each process",
         "--model.learning_rate.peak 0.01": "highest learning rate",
