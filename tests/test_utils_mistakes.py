@@ -58,7 +58,7 @@ def failure(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ("evaluations: {a: {sampler: Huen}}", "evaluations.a.sampler: there is no class Huen; did you mean Heun?"),
         (
             "evaluations: {a: {sampler: {class_path: PostHocEMA}}}",
-            "a.sampler.class_path: PostHocEMA is not a Sampler; expected a Sampler: DDIM, ",
+            "a.sampler.class_path: PostHocEMA is not a Sampler; expected a Sampler: ",
         ),
         (
             "optimizer: {class_path: torch.optim.Adam, init_args: {lrr: 1}}",
@@ -156,7 +156,7 @@ def test_mistakes_in_other_parts(text: str, message: str, capsys: pytest.Capture
         ),
         ("--trainer.max_steps many", "--trainer.max_steps is 'many'; expected a whole number"),
         ("--model.evaluations.auto.guidance.weight strong", "guidance.weight is 'strong'; expected a number or "),
-        ("--model.evaluations.auto.sampler fast", "auto.sampler is 'fast'; expected a Sampler: DDIM, "),
+        ("--model.evaluations.auto.sampler fast", "auto.sampler is 'fast'; expected a Sampler: "),
         ("--trainer.logger CSVLoger", "--trainer.logger: there is no class CSVLoger; did you mean CSVLogger?"),
     ],
 )
@@ -168,14 +168,19 @@ def test_mistakes_in_options_name_the_option(words: str, message: str, capsys: p
 
 def test_all_mistakes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     guidance = {"class_path": "Autoguidance", "init_args": {"weight": "strong"}}
-    wrong = {"seed": "high", "denoiser": 3, "evaluations": {"a": {"sampler": "Huen", "guidance": guidance}}}
+    others = {"denoiser": 3, "evaluations": {"a": {"sampler": "Huen", "guidance": guidance}}}
+    wrong = {"seed": "high", **others}
     Path("over.yaml").write_text(yaml.safe_dump({"model": {"init_args": wrong}}, sort_keys=False))
+    with pytest.raises(SystemExit):  # words for numbers first, which need no library
+        main([*FIT, "-c", "over.yaml"])
+    assert "over.yaml, line 3: model.init_args.seed is 'high'; expected a whole number" in capsys.readouterr().err
+    Path("over.yaml").write_text(yaml.safe_dump({"model": {"init_args": others}}, sort_keys=False))
     with pytest.raises(SystemExit) as left:
         main([*FIT, "-c", "over.yaml", "--trainer.max_steps", "many"])
     assert left.value.code == 2
     head, *lines = capsys.readouterr().err.splitlines()
-    expected = ("seed is 'high'", "denoiser is 3", "no class Huen", "weight is 'strong'; expected a number or")
-    assert head == "lightning-guide: error: 5 mistakes:" and all(line.startswith("- ") for line in lines)
+    expected = ("denoiser is 3", "no class Huen", "weight is 'strong'; expected a number or")
+    assert head == "lightning-guide: error: 4 mistakes:" and all(line.startswith("- ") for line in lines)
     for mistake in ("--trainer.max_steps is 'many'; expected a whole number", *expected):
         assert len([line for line in lines if mistake in line]) == 1
     with pytest.raises(ValueError, match="^4 mistakes:\n- model.init_args."):
