@@ -9,12 +9,13 @@ SEED ?= $(shell od -An -N2 -tu2 /dev/urandom)
 WITHOUT_NUMBERS := cli cli_[!t]* commands_[gr]* configs configs_[cp]* configs_edm2_published configs_motion doc* layout \
   packaging report* runs_hub scripts* search_[!s]* search_space utils*
 
-.PHONY: help install demo study lint test test-portable test-slow test-package docs
+.PHONY: help install demo notebooks study lint test test-portable test-slow test-package docs
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make install        create $(VENV) and install everything into it"
 	@echo "make demo           train, guide and evaluate the 2D fractal; figure and table in runs/fractal2d/report"
+	@echo "make notebooks      the notebooks of docs/notebooks.md in JupyterLab"
 	@echo "make study          the published 2D recipe over five seeds"
 	@echo "make lint           ruff and mypy"
 	@echo "make test           lint and the fast tests"
@@ -36,6 +37,16 @@ demo: $(STAMP)
 	$(GUIDE) fit -c configs/fractal2d/small.yaml
 	$(GUIDE) fit -c configs/fractal2d/main.yaml
 	$(GUIDE) test -c configs/fractal2d/main.yaml -c configs/fractal2d/report.yaml
+
+# A copy of each notebook; copies that are there, with the reader's changes, are kept.
+notebooks: $(STAMP)
+	$(BIN)/python -m pip install -q -e '.[notebooks]' -c constraints.txt
+	mkdir -p build/notebooks
+	for file in $$(grep -l '^# %%' scripts/examples/*.py); do \
+	  copy=build/notebooks/$$(basename $$file .py).ipynb; \
+	  test -e $$copy || $(BIN)/jupytext --quiet --to ipynb --output $$copy $$file || exit 1; \
+	done
+	$(BIN)/jupyter lab build/notebooks
 
 study: $(STAMP)
 	$(BIN)/python -m scripts.studies.fractal2d.run
