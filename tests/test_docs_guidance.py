@@ -15,11 +15,11 @@ CONFIGS = [
 ]
 
 
-def rows() -> list[dict[str, str]]:
-    """Return the rows of all tables of methods: column -> cell."""
+def rows(page: str = "guidance.md") -> list[dict[str, str]]:
+    """Return the rows of all tables of a page of docs/: column -> cell."""
     found: list[dict[str, str]] = []
     header: list[str] = []
-    for line in (ROOT / "docs" / "guidance.md").read_text(encoding="utf-8").splitlines():
+    for line in (ROOT / "docs" / page).read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
         if not cells:
             header = []

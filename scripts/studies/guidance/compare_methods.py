@@ -11,7 +11,6 @@ of them; neither has intervals over sampling seeds.
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from lightning_guide.utils.files import read_yaml
 from scripts.lib.command_line import run_script
 from scripts.lib.configs import Solver, solver
 from scripts.lib.evaluations import evaluate, over_seeds
+from scripts.lib.guidance_weights import with_weight
 from scripts.lib.seed_summary import show
 
 METRICS = ("fd", "fd_change", "precision", "recall", "class_agreement", "nfe", "seconds")
@@ -63,7 +63,7 @@ def compare(
     run = Run(read_yaml(run_config)["trainer"]["default_root_dir"])
     for name, guidance in applicable_guidances(read_guidances(methods), run).items():
         own = interpolating_weights if guidance["class_path"].endswith("PP") else weights
-        tried[name] = [(weight, _with_weight(guidance, weight)) for weight in own]
+        tried[name] = [(weight, with_weight(guidance, weight)) for weight in own]
     points: dict[str, dict[str, Any]] = {"unguided": {**common, "seed": SEARCH_SEED, "num_samples": search_samples}}
     for name, variants in tried.items():
         for weight, guidance in variants:
@@ -76,19 +76,6 @@ def compare(
     summary = over_seeds(run_config, best, range(seeds), folder)
     show(summary, METRICS)
     (folder / "table.md").write_text(_table(summary))
-
-
-def _with_weight(guidance: dict[str, Any], weight: float) -> dict[str, Any]:
-    """Return `guidance` with its weight, or that of its schedule, replaced."""
-    changed = copy.deepcopy(guidance)
-    arguments = changed["init_args"]
-    if "weights" in arguments:
-        arguments["weights"] = [weight]
-    elif isinstance(arguments["weight"], dict):
-        arguments["weight"]["init_args"]["weight"] = weight
-    else:
-        arguments["weight"] = weight
-    return changed
 
 
 def _table(summary: dict[str, Any]) -> str:
