@@ -105,7 +105,10 @@ def _step(guided: Prediction, pos: Prediction, neg: Prediction, weight: float, x
     """Return `guided` + (weight - 1) (`pos` - `neg`), exactly `neg` at weight 0 for the first negative."""
 
     def line(total: Tensor, p: Tensor, n: Tensor) -> Tensor:
-        return torch.lerp(n, p, weight) if guided is pos else (p - n).mul_(weight - 1).add_(total)
+        if guided is pos:
+            return torch.lerp(n, p, weight)
+        difference = p - n
+        return torch.add(total, difference, alpha=weight - 1, out=None if torch.is_grad_enabled() else difference)
 
     clean = line(guided.clean, pos.clean, neg.clean)
     if guided.noise is None and neg.noise is None:
