@@ -86,9 +86,9 @@ figure.suptitle("The same 20 seeds, two of each class")
 plt.show()
 
 # %% [markdown]
-# The guider alone is blurred: it makes the same errors as the model, only larger. That is why moving away from it
-# corrects the model. At w = 3 autoguidance overshoots, with white and black spots, and at w = 5 CFG makes the two
-# samples of a class alike.
+# The guider alone is grainy and vague: it makes the same errors as the model, only larger. That is why moving away from
+# it corrects the model. At w = 3 autoguidance overshoots, strokes become white and uneven; at w = 5 CFG draws hard,
+# plain shapes.
 #
 # ## Measure
 #
