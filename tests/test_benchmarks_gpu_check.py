@@ -17,7 +17,7 @@ from scripts.benchmarks.gpu.place import TINY, NotRunError, Place, Row, Size, at
 from scripts.benchmarks.gpu.results import CHECKS, Check, Result, run_check, table
 from scripts.lib.emulated_device import DEVICE, EmulatedDevice
 
-EMULATED = Place(DEVICE, {}, narrow=())  # no compiler and no autocast know its tensors
+EMULATED = Place(DEVICE, {})  # no compiler knows its tensors
 CPU = Place(torch.device("cpu"), {"compiled": lambda: compiled_call("eager")})
 
 
@@ -27,23 +27,14 @@ def rows(result: Result) -> dict[str, str]:
     return {row["name"]: row["value"] for row in result.rows}
 
 
-@pytest.mark.parametrize("name", ["guidances", "training", "speed"])
+@pytest.mark.parametrize("name", ["guidances", "training", pytest.param("speed", marks=pytest.mark.slow)])
 def test_checks_run_on_the_emulated_device(name: str) -> None:
     with EmulatedDevice():
         found = rows(run_check(name, CHECKS[name], EMULATED, TINY))
     without = {key: value[9:] for key, value in found.items() if value.startswith("not run: ")}
-    narrow = {"bfloat16": "needs autocast", "float16": "needs autocast"}
-    assert (
-        without
-        == {
-            "guidances": {
-                f"{net}, {key} against float32": value for net in ("DiT", "EDM2") for key, value in narrow.items()
-            },
-            "training": {"TF32": "needs CUDA", **narrow},
-            "speed": {"memory of that, float32": "needs CUDA", **narrow},
-        }[name]
-    )
-    assert len(found) - len(without) == {"guidances": 4, "training": 3, "speed": 4}[name]
+    memory = {f"memory of that, {name}": "needs CUDA" for name in ("float32", "bfloat16", "float16")}
+    assert without == {"guidances": {}, "training": {"TF32": "needs CUDA"}, "speed": memory}[name]
+    assert len(found) - len(without) == {"guidances": 8, "training": 9, "speed": 11}[name]
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_guide.denoiser import Denoiser, DerivedDenoiser, Models, Trajectory
+from lightning_guide.denoiser import Denoiser, DerivedDenoiser, Models, Predict, Prediction, Trajectory
 from lightning_guide.seeds import SampleSeeds
 from lightning_guide.utils.modules import map_modules
 
-__all__ = ["Guidance", "Main", "Reference", "Snapshot", "Unadapted"]
+__all__ = ["Guidance", "LastPrediction", "Main", "Reference", "Snapshot", "Unadapted"]
 
 
 class Guidance(DerivedDenoiser):
@@ -58,6 +58,28 @@ class Guidance(DerivedDenoiser):
 def _resolved(module: nn.Module, models: Models) -> nn.Module | None:
     """Return the resolution of a denoiser, None for any other module."""
     return module.resolve(models) if isinstance(module, Denoiser) else None
+
+
+class LastPrediction(Guidance):
+    """The positive, whose last clean estimate can be read: `clean` (B, *), None before the first call."""
+
+    clean: Tensor | None = None
+
+    def __init__(self, positive: Denoiser) -> None:
+        """Watch `positive`."""
+        super().__init__()
+        self.positive = positive
+
+    def start(self, trajectory: Trajectory) -> Predict:
+        """Return the positive of one trajectory."""
+        positive = self.positive.start(trajectory)
+
+        def predict(x: Tensor, sigma: Tensor, condition: Tensor | None) -> Prediction:
+            prediction = positive(x, sigma, condition)
+            self.clean = prediction.clean
+            return prediction
+
+        return predict
 
 
 _HOW = "expected a model in its place, as positive=model, or Run.sample, which resolves references"

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from lightning_guide.data import DataInterface
-from lightning_guide.denoiser import Denoiser, DerivedDenoiser, Predict, Prediction, Trajectory
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.sampling_loop import build_condition
+from lightning_guide.guidance.base import LastPrediction
 from lightning_guide.inference import fuse_weights
 from lightning_guide.modules.needs import count_labels
 from lightning_guide.playground.setting import NAME, Setting
@@ -45,33 +45,6 @@ class Drawn:
         return self.step == self.steps
 
 
-class _Observed(DerivedDenoiser):
-    """A denoiser that keeps the clean estimate of its last call."""
-
-    clean: Tensor | None = None
-
-    def __init__(self, denoiser: Denoiser) -> None:
-        super().__init__()
-        self.denoiser = denoiser
-
-    @property
-    def underlying(self) -> Denoiser:
-        return self.denoiser
-
-    def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
-        return self.denoiser(x, sigma, condition)
-
-    def start(self, trajectory: Trajectory) -> Predict:
-        predict = self.denoiser.start(trajectory)
-
-        def observed(x: Tensor, sigma: Tensor, condition: Tensor | None) -> Prediction:
-            prediction = predict(x, sigma, condition)
-            self.clean = prediction.clean
-            return prediction
-
-        return observed
-
-
 def draw(setting: Setting, models: RunModels, data: DataInterface) -> Iterator[Drawn]:
     """Draw the samples of `setting` of the main one of `models`, and yield clean estimates on the way.
 
@@ -79,7 +52,7 @@ def draw(setting: Setting, models: RunModels, data: DataInterface) -> Iterator[D
         ValueError: if a setting does not fit the model.
     """
     evaluation, device = _build(setting), models.device
-    observed = _Observed(fuse_weights(evaluation.resolve(models).eval()))
+    observed = LastPrediction(fuse_weights(evaluation.resolve(models).eval()))
     dataset = evaluation.dataset(count_labels(lambda: data, models.main))
     rows = [dataset[i] for i in range(setting.count)]
     batches = [rows[first : first + _BATCH] for first in range(0, len(rows), _BATCH)]

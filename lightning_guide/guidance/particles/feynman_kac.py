@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory
-from lightning_guide.guidance.base import Guidance
+from lightning_guide.denoiser import Denoiser, Trajectory
+from lightning_guide.guidance.base import LastPrediction
 from lightning_guide.guidance.particles.base import Particles, ParticleSampler, resampled
 from lightning_guide.objectives.energy import Energy
 from lightning_guide.samplers.base import Sampler
@@ -60,12 +60,13 @@ class FeynmanKac(ParticleSampler):
         self, denoiser: Denoiser, x: Tensor, seeds: SampleSeeds, condition: Tensor | None, particles: Particles
     ) -> tuple[Trajectory, Tensor]:
         """Move the particles; weigh and resample them after each step."""
-        watched = _LastPrediction(denoiser)
+        watched = LastPrediction(denoiser)
         log_weights = before = torch.zeros(len(x) // self.particles, self.particles, device=x.device).double()
         for trajectory in self.sampler.steps(watched, x, seeds=seeds, condition=condition):
             last = trajectory.sigma_next == 0
             if not last and (trajectory.step + 1) % self.every:
                 continue
+            assert watched.clean is not None
             with torch.no_grad():
                 value = -self.strength * particles.loss(trajectory.x if last else watched.clean)
             log_weights, before = log_weights + value - before, value
@@ -74,23 +75,3 @@ class FeynmanKac(ParticleSampler):
                 resampled(trajectory, rows)
                 before = before.flatten().index_select(0, rows).reshape_as(before)
         return trajectory, particles.one(log_weights)
-
-
-class _LastPrediction(Guidance):
-    """The positive, whose last clean estimate can be read."""
-
-    clean: Tensor
-
-    def __init__(self, positive: Denoiser) -> None:
-        super().__init__()
-        self.positive = positive
-
-    def start(self, trajectory: Trajectory) -> Predict:
-        positive = self.positive.start(trajectory)
-
-        def predict(x: Tensor, sigma: Tensor, condition: Tensor | None) -> Prediction:
-            prediction = positive(x, sigma, condition)
-            self.clean = prediction.clean
-            return prediction
-
-        return predict

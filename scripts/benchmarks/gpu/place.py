@@ -100,12 +100,10 @@ class Place:
     Attributes:
         device: of all models.
         calls: ways of calling compiled models there, by name; those that are missing are not run.
-        narrow: types that autocast has there.
     """
 
     device: torch.device
     calls: dict[str, Callable[[], Call]]
-    narrow: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)
 
     @classmethod
     def of(cls, device: str) -> Place:

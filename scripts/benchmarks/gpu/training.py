@@ -26,9 +26,6 @@ def check(place: Place, size: Size) -> Iterator[Row]:
         if name == "TF32" and not place.is_cuda:
             yield skipped(name, "needs CUDA")
             continue
-        if dtype is not None and dtype not in place.narrow:
-            yield skipped(name, "needs autocast")
-            continue
         with float32_as("tf32" if name == "TF32" else "ieee"):
             yield from _trained(name, dtype, place, size)
 
