@@ -6,8 +6,8 @@ STAMP := $(VENV)/.installed
 GUIDE := $(BIN)/lightning-guide
 # Order of the tests of test-portable; and the files of tests that test-portable leaves out.
 SEED ?= $(shell od -An -N2 -tu2 /dev/urandom)
-WITHOUT_NUMBERS := cli cli_[!t]* commands_[gr]* configs configs_[cp]* configs_edm2_published configs_motion doc* layout \
-  packaging report* runs_hub scripts* search_[!s]* search_space utils*
+WITHOUT_NUMBERS := benchmarks* cli cli_[!t]* commands_[gr]* configs configs_[cp]* \
+  configs_edm2_published configs_motion doc* layout packaging playground* report* runs_hub scripts* search_[!s]* search_space utils*
 
 .PHONY: help install demo notebooks study lint test test-portable test-slow test-package docs
 .DEFAULT_GOAL := help

@@ -58,6 +58,9 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
 # Files of an extra, which a command imports when it has been started.
 OF_EXTRA = ("lightning_guide/playground/page.py", "lightning_guide/playground/server.py")
 
+# Packages of rewards, which users install by themselves, since their requirements agree with few others.
+ON_REQUEST = {"ImageReward", "hpsv2"}
+
 # Loggers that tests try if they happen to be installed (`importorskip`).
 TRIED = {"mlflow", "wandb"}
 
@@ -68,7 +71,7 @@ def undeclared(folder: str) -> set[str]:
     found = set()
     for path in (ROOT / folder).rglob("*.py"):
         for module, at_once in imports(path):
-            if folder == "tests" and module in TRIED:
+            if module in ON_REQUEST and not at_once or folder == "tests" and module in TRIED:
                 continue
             optional = not at_once or folder not in PACKAGES or path.relative_to(ROOT).as_posix() in OF_EXTRA
             declared = NEEDED | EXTRA if optional else NEEDED

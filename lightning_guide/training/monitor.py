@@ -116,7 +116,9 @@ class GradientGuard:
                     "learning rate or check the data"
                 )
             self._unread = self.patience - count
-        if getattr(optimizer, "_step_supports_amp_scaling", False) and not is_sharded(module):
+        # settings of an older checkpoint may have undone `fused`
+        fused = all(group.get("fused") for group in optimizer.param_groups)
+        if fused and getattr(optimizer, "_step_supports_amp_scaling", False) and not is_sharded(module):
             optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
         elif bool(bad):  # waits: other optimizers, and those of shards, take no flag from the device
             for parameter in module.parameters():
