@@ -27,7 +27,9 @@ def rows(result: Result) -> dict[str, str]:
     return {row["name"]: row["value"] for row in result.rows}
 
 
-@pytest.mark.parametrize("name", ["guidances", "training", pytest.param("speed", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["guidances", *(pytest.param(name, marks=pytest.mark.slow) for name in ("training", "speed"))]
+)
 def test_checks_run_on_the_emulated_device(name: str) -> None:
     with EmulatedDevice():
         found = rows(run_check(name, CHECKS[name], EMULATED, TINY))

@@ -30,7 +30,7 @@ def numbers(value: Any) -> Any:
     ("kind", "words", "file"),
     [
         pytest.param("sweep", [], "results.json", marks=pytest.mark.slow),
-        ("tune", ["--budget", "144"], "tune.json"),
+        pytest.param("tune", ["--budget", "144"], "tune.json", marks=pytest.mark.slow),
     ],
 )
 def test_search_finds_what_it_finds_on_the_cpu(search_folder: Path, kind: str, words: list[str], file: str) -> None:

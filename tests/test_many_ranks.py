@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any, cast
@@ -159,15 +160,21 @@ def metrics() -> dict[str, SampleMetric]:
     return {"fd": FrechetDistance(raw), "kid": KernelDistance(raw), "pr": PrecisionRecall(raw, k=3)}
 
 
+BUILDING = threading.Lock()
+"""Signatures of classes of C are parsed, which Python 3.11 does not do well in several threads."""
+
+
 def evaluate(main: Denoiser, rank: int, world: int, count: int) -> tuple[dict[int, Tensor], dict[str, float]]:
     """Draw one rank's share of an evaluation, and return samples by number and the results of all ranks."""
-    chosen = evaluation(ClassifierFreeGuidance(2.0), num_samples=count, batch_size=5, sampler=SAMPLER)
-    data, prepared = Stored(), metrics()
+    with BUILDING:
+        chosen = evaluation(ClassifierFreeGuidance(2.0), num_samples=count, batch_size=5, sampler=SAMPLER)
+        data, prepared = Stored(), metrics()
     data.trainer = place(rank, world, sets=[(chosen.dataset(3), chosen.batch_size)])
     for metric in prepared.values():
         metric.prepare(data.reference(torch.device("cpu")))
     (loader,) = data.test_dataloader()
-    loop = SamplingLoop.start("it", chosen, cast(Any, SimpleNamespace(main=main, prompts=None)), prepared)
+    with BUILDING:
+        loop = SamplingLoop.start("it", chosen, cast(Any, SimpleNamespace(main=main, prompts=None)), prepared)
     samples: dict[int, Tensor] = {}
     with torch.no_grad():
         for batch in loader:

@@ -23,7 +23,9 @@ pytest.importorskip("accelerate", reason="needs the extra `pretrained`")
 pytest.importorskip("diffusers", reason="needs the extra `pretrained`")
 
 
-@pytest.mark.parametrize("name", ["sd", "sdxl", "dit", "ddpm", "if", "pixart", "sd3", "flux"])
+@pytest.mark.parametrize(
+    "name", ["sd", "sdxl", "dit", "ddpm", "if", "pixart", "sd3", pytest.param("flux", marks=pytest.mark.slow)]
+)
 def test_an_offloaded_network_draws_the_same(name: str, tiny_pipeline: Callable[[str], Path]) -> None:
     model = lg.load(f"diffusers:{tiny_pipeline(name)}")
     assert isinstance(model, Preconditioned) and isinstance(model.network, DiffusersNetwork)

@@ -267,7 +267,7 @@ def killed_at_random_instants(processes: Processes, whole: Path, folder: Path, *
 
 
 def test_run_killed_at_random_instants_resumes(processes: Processes, whole: Path, tmp_path: Path) -> None:
-    killed_at_random_instants(processes, whole, tmp_path, kills=20, seed=0)
+    killed_at_random_instants(processes, whole, tmp_path, kills=10, seed=0)
 
 
 @pytest.mark.slow

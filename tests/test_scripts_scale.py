@@ -16,6 +16,7 @@ def test_exponents_of_power_laws() -> None:
         assert exponent(costs) == pytest.approx(power, abs=1e-6) == exponent(costs[-2:])
 
 
+@pytest.mark.slow
 def test_smallest_sizes_of_all_cases(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(str(tmp_path), tiny=True)
     rows = (tmp_path / "table.md").read_text().splitlines()

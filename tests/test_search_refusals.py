@@ -191,3 +191,16 @@ def test_another_run_that_changes_in_its_folder_and_other_data_are_noticed(
     search(folder, "tune", "own", "--budget", "240", "--configs", mixed, changes=changes | {"metrics": None})
     used = yaml.safe_load((folder / "own/fd.yaml").read_text())["model"]["init_args"]["metrics"]
     assert list(used) == list(METRICS)
+
+
+def test_a_wrong_budget_is_the_only_mistake(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The paths of the run and of the search are text, also if their files hold something."""
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(SEARCH))
+    words = ["tune", str(folder / "config.yaml"), str(tmp_path / "search.yaml"), "--budget", "many", "--out", "out"]
+    monkeypatch.setattr("sys.argv", ["lightning-guide", *words])
+    with pytest.raises(SystemExit) as left:
+        main()
+    said = f"{left.value.code} {capsys.readouterr().err}"
+    assert "--budget is 'many'; expected a whole number" in said and "mistakes" not in said

@@ -36,8 +36,10 @@ def explain_words(message: str, words: Sequence[str], keys: Keys) -> str:
         settings = merge_settings(settings, update_paths(read_yaml(file)))
     for option, value in _options(words):
         name = option.removeprefix("--").removesuffix("+")
+        is_text = keys.kinds.get(name) in (str, str | None)  # a path, not what its file holds
         try:
-            settings = _lay(settings, keys, name.split("."), _value(value, option.endswith("+")), ())
+            read = value if is_text else _value(value, option.endswith("+"))
+            settings = _lay(settings, keys, name.split("."), read, ())
         except _FoundError as error:
             said.append(f"{option}: {error}")
         options[name] = f"{option}={value}" if option.endswith("+") else option

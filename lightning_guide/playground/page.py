@@ -168,7 +168,7 @@ def _on_method(playground: Playground, side: _Side) -> None:
         others = [each for each in method.parameters if each is not slider]
         fields = [
             gr.update(
-                visible=True, label=f"{each.place} ({side.name})", value=parameter_text(each), info=each.help or None
+                visible=True, label=f"{each.place} ({side.name})", value=parameter_text(each), info=each.help or ""
             )
             for each in others
         ]

@@ -89,7 +89,8 @@ def find_mistakes(value: Any, kind: Any, path: tuple[str, ...] = ()) -> Iterator
         if value not in parts:
             near = nearest(str(value), [str(part) for part in parts])
             hint = f"; did you mean {near}?" if near else f"; expected {_words(kind)}"
-            yield Mistake(path, f"is {value!r:.80}{hint}", certain=bool(near), near=bool(near))
+            certain = bool(near) or all(isinstance(each, str) for each in (value, *parts))
+            yield Mistake(path, f"is {value!r:.80}{hint}", certain=certain, near=bool(near))
     elif dataclasses.is_dataclass(kind) and isinstance(value, Mapping) and "class_path" not in value:
         yield from _of_keys(value, arguments_of(typing.cast(Any, kind)), path)
     elif kind in _WORDS:
