@@ -17,8 +17,6 @@ from tests.devices import EULER, LOSSES, NETWORKS, condition_of, make_network
 
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 FAST = ("EDM2", "bf16"), ("MDM", "fp16")
-SCALE = 2.0**10
-"""Of the loss, so that no gradient is too small for float16."""
 
 
 @pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)
@@ -49,9 +47,9 @@ def work(name: str, dtype: torch.dtype | None, device: EmulatedDevice) -> tuple[
     model.requires_grad_(True)
     with context:
         terms = loss(model, x, on_device, torch.Generator(DEVICE).manual_seed(0))
-    (SCALE * terms.objective.mean()).backward()
+    terms.objective.mean().backward()
     assert not device.waits and drawn.dtype == terms.objective.dtype == torch.float32
-    gradients = [p.grad.flatten() / SCALE for p in model.parameters() if p.grad is not None]
+    gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
     return torch.cat(gradients).cpu(), drawn.cpu()
 
 
@@ -66,6 +64,7 @@ def work(name: str, dtype: torch.dtype | None, device: EmulatedDevice) -> tuple[
 def test_network_trains_and_samples_in_sixteen_bits(name: str, dtype: torch.dtype) -> None:
     with EmulatedDevice() as device:
         exact, rough = work(name, None, device), work(name, dtype, device)
-    for one, other in zip(exact, rough, strict=True):
-        error = float((one - other).norm() / one.norm())
-        assert 0 < error < (0.1 if dtype == torch.bfloat16 else 0.02)
+    # gradients and samples; those of the log-density differ in their gradients alone
+    limits = (0.3, 0.05) if dtype == torch.bfloat16 else (0.1, 0.01)
+    errors = [float((one - other).norm() / one.norm()) for one, other in zip(exact, rough, strict=True)]
+    assert 0 < errors[0] < limits[0] and errors[1] < limits[1]

@@ -198,7 +198,15 @@ def test_a_wrong_budget_is_the_only_mistake(
 ) -> None:
     """The paths of the run and of the search are text, also if their files hold something."""
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(SEARCH))
-    words = ["tune", str(folder / "run" / "config.yaml"), str(tmp_path / "search.yaml"), "--budget", "many", "--out", "out"]
+    words = [
+        "tune",
+        str(folder / "run" / "config.yaml"),
+        str(tmp_path / "search.yaml"),
+        "--budget",
+        "many",
+        "--out",
+        "out",
+    ]
     monkeypatch.setattr("sys.argv", ["lightning-guide", *words])
     with pytest.raises(SystemExit) as left:
         main()
