@@ -26,14 +26,9 @@ FINALISTS = 2
 
 
 FIELDS = (4, FINALISTS)
-
-
 """Candidates for each objective: the first of these numbers that the blocks suffice for."""
 
-
 PRICES = (6,)
-
-
 """More candidates, tried first: under a budget of network calls some of them are cheap."""
 
 

@@ -1,6 +1,6 @@
 """Choice of some of many stored averages to rebuild another one from, so that its cost does not grow with them.
 
-Orthogonal least squares (known from system identification; no paper was at hand): one after another that profile is
+Orthogonal least squares (known from system identification; no paper was read): one after another that profile is
 taken which lowers the distance to the target most, given those taken before. It is a Cholesky decomposition of the
 Gram matrix with the pivots in this order, of which only the columns taken are computed.
 """

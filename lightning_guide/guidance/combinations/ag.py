@@ -2,7 +2,7 @@
 
 Castillo et al. 2023, "Adaptive Guidance: Training-free Acceleration of Conditional Diffusion Models",
 https://arxiv.org/abs/2312.12487: classifier-free guidance ends as soon as the cosine similarity of the two predictions
-exceeds a threshold, since the steps of guidance and of the model have become one. Only the abstract was at hand. The
+exceeds a threshold, since the steps of guidance and of the model have become one. Only the abstract was read. The
 similarity is that of the clean estimates here, which starts low and rises; that of the noises is high at both ends of
 a trajectory. LinearAG, which replaces some negatives by fitted affine combinations of earlier predictions, is not
 included: its coefficients have to be fitted for each model. `ReusedDifference` needs none.

@@ -8,7 +8,7 @@ constant, and to 1 / sigma at high ones. A difference from sigma_0 is therefore 
 
 power = 0 keeps the difference of the clean estimates, 1 of the noises, 2 of the scores. FasterCache (Lv et al. 2024,
 https://arxiv.org/abs/2410.19355) reuses the difference of classifier-free guidance in video models in two frequency
-bands with changing weights; this rule has one band. It was written without the paper at hand.
+bands with changing weights; this rule has one band. The paper was not read.
 """
 
 from __future__ import annotations
