@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from lightning_guide.noise import Grid, KarrasGrid, LogNormal, LogUniform, LogUniformGrid
+from lightning_guide.noise import CustomGrid, Grid, InterpolatedGrid, KarrasGrid, LogNormal, LogUniform, LogUniformGrid
 
 # fmt: off
 PUBLISHED = [
@@ -91,3 +91,28 @@ def test_distributions_refuse_invalid_ranges() -> None:
         LogNormal(std=0)
     with pytest.raises(ValueError, match="0 < low < high, got low=2, high=1"):
         LogUniform(2, 1)
+
+
+def test_an_interpolated_grid_passes_through_its_levels_with_equal_ratios_between() -> None:
+    levels = [80.0, 5.0, 0.4, 0.002]
+    torch.testing.assert_close(InterpolatedGrid(levels, num_steps=4).sigmas(), CustomGrid(levels).sigmas())
+    sigmas = InterpolatedGrid(levels, num_steps=10).sigmas()
+    torch.testing.assert_close(sigmas[[0, 3, 6, 9, 10]], CustomGrid(levels).sigmas())
+    ratios = sigmas[1:10] / sigmas[:9]
+    torch.testing.assert_close(ratios, ratios[[0, 3, 6]].repeat_interleave(3))
+    ends = InterpolatedGrid([80.0, 0.002], num_steps=7).sigmas()
+    torch.testing.assert_close(ends, LogUniformGrid(7).sigmas())
+
+
+@pytest.mark.parametrize(
+    ("levels", "num_steps", "said"),
+    [
+        ([1.0, 2.0], 4, "InterpolatedGrid needs finite levels that descend"),
+        ([1.0], 4, "two levels and two steps"),
+        ([2.0, 1.0], 1, "two levels and two steps"),
+        ([2.0, 1.0], 2.5, "a whole number num_steps"),
+    ],
+)
+def test_an_interpolated_grid_needs_levels_and_steps(levels: list[float], num_steps: int, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        InterpolatedGrid(levels, num_steps=num_steps)

@@ -73,6 +73,19 @@ def test_no_axis_overwrites_another() -> None:
         Space(BASE, [Axis("class", "guidance", ("none", None)), WEIGHT])
 
 
+def test_entries_of_a_list_are_counted_from_zero() -> None:
+    base = {"grid": {"levels": [80.0, 2.0, 0.1]}, "negatives": [{"weight": 2, "guider": None}]}
+    level, weight = Axis("level", "grid.levels.1", (1.0, 4.0)), Axis("weight", "negatives.0.weight", (3, 4))
+    space = Space(base, [level, weight])
+    found = space.evaluation((1, 0))
+    assert found["grid"] == {"levels": [80.0, 4.0, 0.1]} and found["negatives"] == [{"weight": 3, "guider": None}]
+    assert base["grid"]["levels"][1] == 2.0  # type: ignore[call-overload]
+    with pytest.raises(ValueError, match=r"there is no 'grid.levels.3'; grid.levels holds 0, 1, 2"):
+        Space(base, [Axis("level", "grid.levels.3", (1.0,))])
+    with pytest.raises(ValueError, match="axis 'level': grid.levels.1 does not exist at all=few"):
+        Space(base, [Axis("all", "grid.levels", ([5.0], [80.0, 1.0]), names=("few", "more")), level])
+
+
 def test_fractions_and_numbers_have_neighbors_other_values_have_not() -> None:
     space = Space(BASE, [AGE, GUIDER])
     assert AGE.ordered and WEIGHT.ordered and not GUIDER.ordered

@@ -40,7 +40,7 @@ class Axis:
 
     Attributes:
         name: as in tables and figures.
-        path: dotted path into an evaluation, such as guidance.init_args.weight.
+        path: dotted path into an evaluation, such as guidance.init_args.weight; entries of a list by number, from 0.
         values: its values, one for each point; a mapping is merged into the setting of the evaluation.
         prior: the value that a rule of thumb would begin with; default: the middle one.
         names: of the values, where they are not self-explanatory.
@@ -121,13 +121,13 @@ class Space:
             return found | {"guidance": None}
         at = zip(self.axes, point, strict=True)
         for axis, i in sorted(at, key=lambda each: each[0].path.count(".")):
-            *way, last = axis.path.split(".")
             node: Any = found
-            for key in way:
-                node = node.setdefault(key, {})
-                if not isinstance(node, dict):
+            for key in axis.path.split("."):
+                parent, entries = node, _entries(node)
+                if not isinstance(parent, dict) and key not in entries:
                     raise ValueError(f"axis {axis.name!r}: {axis.path} does not exist at {self.name(point)}")
-            node[last] = merge_settings(node.get(last), axis.values[i])
+                node = entries.setdefault(key, {})
+            parent[int(key) if isinstance(parent, list) else key] = merge_settings(node, axis.values[i])
         return found
 
     def position(self, point: Point) -> list[float]:
@@ -154,13 +154,21 @@ class Space:
             raise ValueError(f"axis {axis.name!r} varies {parts[0]}, which the search sets for all points alike")
         node: Any = self.base
         for depth, key in enumerate(parts):
-            if not isinstance(node, Mapping) or key not in node:
+            entries = _entries(node)
+            if key not in entries:
                 where = ".".join(parts[:depth]) or "the evaluation"
-                holds = f"holds {', '.join(map(str, node))}" if isinstance(node, Mapping) else f"is {node!r}"
-                near = nearest(key, list(map(str, node))) if isinstance(node, Mapping) else ""
+                holds = f"holds {', '.join(map(str, entries))}" if entries else f"is {node!r}"
+                near = nearest(key, list(map(str, entries)))
                 hint = f" (did you mean {near}?)" if near else ""
                 raise ValueError(f"axis {axis.name!r}: there is no {axis.path!r}{hint}; {where} {holds}")
-            node = node[key]
+            node = entries[key]
+
+
+def _entries(node: Any) -> dict[str, Any]:
+    """Return a mapping itself, the entries of a list by their numbers, nothing for any other value."""
+    if isinstance(node, list):
+        return {str(i): each for i, each in enumerate(node)}
+    return node if isinstance(node, dict) else {}
 
 
 def _is_number(value: Any) -> bool:
