@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Sequence
 
@@ -89,9 +90,8 @@ def combined(
 ) -> Tensor:
     """Return the clean estimate of `rule` for constant branches; the gradient of the positive exists and is 0."""
     branches = [(weight, constant_branch(neg)) for weight, neg in negatives]
-    combine = rule.start(trajectory_at(x, sigma, step, steps))
-    level = torch.tensor(sigma, dtype=x.dtype)
-    return combine(lambda x, sigma: Prediction(pos + 0 * x), branches, x, level).clean
+    level, at = torch.tensor(sigma, dtype=x.dtype), trajectory_at(x, sigma, step, steps)
+    return copy.deepcopy(rule).combine(lambda x, sigma: Prediction(pos + 0 * x), branches, x, level, at).clean
 
 
 def guided(

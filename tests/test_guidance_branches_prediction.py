@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 import torch
 from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory, expand
 from lightning_guide.guidance import Autoguidance, ClassifierFreeGuidance, Guided, Interval, Main, Unconditional
-from lightning_guide.guidance.combinations.base import Branch, Combination, Combine
+from lightning_guide.guidance.combinations.base import Branch, Combination, Negatives
 from lightning_guide.guidance.negatives import (
     AttentionMask,
     BlurredInput,
@@ -185,16 +183,13 @@ def test_several_negatives_read_one_positive_prediction() -> None:
 class Backwards(Combination):
     """The negative first; then the positive, and the positive at x + 1."""
 
-    def start(self, trajectory: Trajectory) -> Combine:
-        def combine(
-            positive: Branch, negatives: Sequence[tuple[float, Branch]], x: Tensor, sigma: Tensor
-        ) -> Prediction:
-            ((weight, negative),) = negatives
-            neg = negative(x, sigma).clean
-            line = neg + weight * (positive(x, sigma).clean - neg)
-            return Prediction(line + positive(x + 1, sigma).clean)
-
-        return combine
+    def combine(
+        self, positive: Branch, negatives: Negatives, x: Tensor, sigma: Tensor, trajectory: Trajectory
+    ) -> Prediction:
+        ((weight, negative),) = negatives
+        neg = negative(x, sigma).clean
+        line = neg + weight * (positive(x, sigma).clean - neg)
+        return Prediction(line + positive(x + 1, sigma).clean)
 
 
 def test_branches_may_be_evaluated_in_any_order() -> None:

@@ -70,7 +70,7 @@ def test_separate_noise_direction_is_unchanged() -> None:
     x, pos, neg, noise = torch.randn(4, 6, 3, 4, 5, dtype=torch.float64)
     branches = (constant_branch(pos, noise), [(2.0, constant_branch(neg, 0.5 * noise))])
     level = torch.tensor(0.7).double()
-    inner, outer = (rule.start(trajectory_at(x, 0.7))(*branches, x, level) for rule in (Plain(), Rescale(0.7)))
+    inner, outer = (rule.combine(*branches, x, level, trajectory_at(x, 0.7)) for rule in (Plain(), Rescale(0.7)))
     assert inner.noise is not None and outer.noise is not None
     assert torch.equal(inner.noise, outer.noise) and not torch.allclose(inner.clean, outer.clean)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import pytest
@@ -188,7 +189,7 @@ def test_separate_noise_direction_is_combined_by_the_plain_rule(name: str, which
     pos, one, two = (constant_branch(cleans[i], noises[i] if i in heard else None) for i in range(3))
 
     def said(rule: Combination) -> Prediction:
-        return rule.start(trajectory_at(x, 0.6))(pos, [(2.0, one), (1.5, two)], x, sigma)
+        return copy.deepcopy(rule).combine(pos, [(2.0, one), (1.5, two)], x, sigma, trajectory_at(x, 0.6))
 
     plain, neutral = said(Plain()), said(NEUTRAL[name][1])
     assert plain.noise is not None and neutral.noise is not None
@@ -202,9 +203,8 @@ def test_noise_changes_by_minus_the_push_over_sigma(name: str) -> None:
     assert isinstance(rule, PairCombination)
     x, clean, neg, noise = torch.randn(4, 3, 5, dtype=torch.float64)
     sigma = torch.tensor(0.6, dtype=torch.float64)
-    out = rule.start(trajectory_at(x, 0.6, step=1, steps=4))(
-        constant_branch(clean, noise), [(2.0, constant_branch(neg))], x, sigma
-    )
+    branches = constant_branch(clean, noise), [(2.0, constant_branch(neg))]
+    out = copy.deepcopy(rule).combine(*branches, x, sigma, trajectory_at(x, 0.6, step=1, steps=4))
     beyond = noise - (x - clean) / sigma
     assert out.noise is not None and not torch.allclose(out.clean, clean)
     torch.testing.assert_close(out.noise, (x - out.clean) / sigma + 2 * beyond)
@@ -214,9 +214,8 @@ def test_noise_stays_implied_without_a_separate_direction() -> None:
     x, pos, neg = torch.randn(3, 3, 3, 6, 7)
     for name, rule in RULES.items():
         if name not in ("CFG++", "rescaled CFG++", "REG"):
-            out = rule.start(trajectory_at(x, 0.6))(
-                constant_branch(pos), [(2.0, constant_branch(neg))], x, torch.tensor(0.6)
-            )
+            branches = constant_branch(pos), [(2.0, constant_branch(neg))]
+            out = copy.deepcopy(rule).combine(*branches, x, torch.tensor(0.6), trajectory_at(x, 0.6))
             assert out.noise is None, name
 
 

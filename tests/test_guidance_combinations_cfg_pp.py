@@ -101,14 +101,14 @@ def test_clean_is_the_plain_line_and_noise_the_first_negative() -> None:
     ):
         branches = (constant_branch(pos), [(weight, first), (1.4, constant_branch(negs[1]))])
         out, plain = (
-            rule.start(trajectory_at(x, 0.7))(*branches, x, sigma) for rule in (RenoiseWithNegative(), Plain())
+            rule.combine(*branches, x, sigma, trajectory_at(x, 0.7)) for rule in (RenoiseWithNegative(), Plain())
         )
         assert torch.equal(out.clean, plain.clean) and out.noise is not None
         torch.testing.assert_close(out.clean, pos + (weight - 1) * (pos - negs[0]) + 0.4 * (pos - negs[1]))
         torch.testing.assert_close(out.noise, first(x, sigma).direction(x, sigma))
-    only = RenoiseWithNegative().start(trajectory_at(x, 0.7))(
-        constant_branch(pos), [(0.6, constant_branch(negs[0]))], x, sigma
+    only, line = (
+        rule.combine(constant_branch(pos), [(0.6, constant_branch(negs[0]))], x, sigma, trajectory_at(x, 0.7))
+        for rule in (RenoiseWithNegative(), Plain())
     )
-    line = Plain().start(trajectory_at(x, 0.7))(constant_branch(pos), [(0.6, constant_branch(negs[0]))], x, sigma)
     below = torch.tensor(0.3, dtype=torch.float64)
     assert torch.equal(Prediction(only.clean).step(x, sigma, below), line.step(x, sigma, below))

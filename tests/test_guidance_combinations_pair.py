@@ -8,8 +8,7 @@ from torch import Tensor
 
 from lightning_guide.denoiser import Prediction, Trajectory
 from lightning_guide.guidance.combinations import Pair, PairCombination
-from lightning_guide.guidance.combinations.base import Push
-from tests.branches import combined
+from tests.branches import combined, trajectory_at
 
 
 def pair(dtype: torch.dtype = torch.float64, sigma: float = 0.7) -> tuple[Pair, Tensor]:
@@ -52,22 +51,21 @@ def test_half_precision_is_widened() -> None:
 class Numbered(PairCombination):
     """Adds the number of calls that this negative has had, times the weight."""
 
-    def start_push(self, trajectory: Trajectory) -> Push:
-        calls: list[float] = []
+    def __init__(self) -> None:
+        self.total = 0.0
 
-        def push(at: Pair) -> Tensor:
-            calls.append(at.weight)
-            return torch.full_like(at.x, sum(calls))
-
-        return push
+    def push(self, pair: Pair, trajectory: Trajectory) -> Tensor:
+        self.total += pair.weight
+        return torch.full_like(pair.x, self.total)
 
 
 def test_each_negative_keeps_its_own_state_while_others_are_off() -> None:
     x, pos = torch.zeros(2, 1), torch.zeros(2, 1)
     assert float(combined(Numbered(), x, 0.7, pos, (2.0, x), (1.0, x), (3.0, x))[0]) == 5.0
-    combine = Numbered().start(Trajectory(x=x, seeds=None, sigma=0.7))  # type: ignore[arg-type]
+    rule, at = Numbered(), trajectory_at(x, 0.7)
     totals = []
     for weights in ((2.0, 1.0), (1.0, 10.0), (2.0, 10.0)):
         branches = [(weight, lambda x, sigma: Prediction(x)) for weight in weights]
-        totals.append(float(combine(lambda x, sigma: Prediction(x), branches, x, torch.tensor(0.7)).clean[0]))
+        guided = rule.combine(lambda x, sigma: Prediction(x), branches, x, torch.tensor(0.7), at)
+        totals.append(float(guided.clean[0]))
     assert totals == [2.0, 10.0, 4.0 + 20.0]

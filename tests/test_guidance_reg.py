@@ -53,8 +53,8 @@ def test_formula_on_images() -> None:
     model, x, neg = Net(), *torch.randn(2, 2, 3, 4, 4, dtype=torch.float64)
     with torch.no_grad():
         g, pos = column_sums(lambda x: model(x, LEVEL), x), model(x, LEVEL)
-        combine = RectifiedGradient().start(trajectory_at(x, 0.7))
-        out = combine(lambda x, sigma: Prediction(model(x, sigma)), [(3.0, constant_branch(neg))], x, LEVEL)
+        branches = (lambda x, sigma: Prediction(model(x, sigma)), [(3.0, constant_branch(neg))])
+        out = RectifiedGradient().combine(*branches, x, LEVEL, trajectory_at(x, 0.7))
     torch.testing.assert_close(out.clean, pos + 2 * g * (pos - neg), rtol=1e-7, atol=1e-8)
 
 
@@ -95,8 +95,7 @@ def test_the_graph_is_freed_after_the_gradient() -> None:
         return Prediction(x / 2)
 
     with torch.no_grad():
-        combine = RectifiedGradient().start(trajectory_at(x, 0.7))
-        out = combine(positive, [(3.0, negative)], x, LEVEL)
+        out = RectifiedGradient().combine(positive, [(3.0, negative)], x, LEVEL, trajectory_at(x, 0.7))
     assert activations == [None, None], "activations of the positive are still there"
     assert out.clean.grad_fn is None and not out.clean.requires_grad and not x.requires_grad
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -157,7 +156,7 @@ def test_a_positive_without_gradients_is_refused() -> None:
     blind = (constant_branch(x), lambda x, sigma: Prediction(model.first(torch.zeros_like(x))))
     for positive in blind:
         with pytest.raises(ValueError, match="needs a positive that can be differentiated by x"):
-            RectifiedGradient().start(trajectory_at(x, 0.7))(positive, [(2.0, constant_branch(x))], x, LEVEL)
+            RectifiedGradient().combine(positive, [(2.0, constant_branch(x))], x, LEVEL, trajectory_at(x, 0.7))
 
 
 def test_a_network_that_evaluates_under_no_grad_is_refused() -> None:

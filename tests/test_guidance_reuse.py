@@ -69,15 +69,15 @@ def test_calls_of_each_step() -> None:
 def test_separate_noise_directions_are_reused() -> None:
     x, pos, neg, n_pos, n_neg = torch.randn(5, 3, 4, dtype=torch.float64)
     trajectory = trajectory_at(x, 2.0, step=0, steps=4)
-    rule = ReusedDifference(2, power=1.0).start(trajectory)
+    rule = ReusedDifference(2, power=1.0)
     first, second = torch.tensor(2.0).double(), torch.tensor(0.5).double()
-    rule(constant_branch(pos, n_pos), [(2.0, constant_branch(neg, n_neg))], x, first)
+    rule.combine(constant_branch(pos, n_pos), [(2.0, constant_branch(neg, n_neg))], x, first, trajectory)
     trajectory.step = 1
 
     def uncalled(x: Tensor, sigma: Tensor) -> Prediction:
         raise AssertionError
 
-    found = rule(constant_branch(2 * pos, n_pos), [(2.0, uncalled)], x, second)
+    found = rule.combine(constant_branch(2 * pos, n_pos), [(2.0, uncalled)], x, second, trajectory)
     torch.testing.assert_close(found.clean, 2 * pos + 0.25 * (pos - neg))
     assert found.noise is not None
     torch.testing.assert_close(found.noise, n_pos + (n_pos - n_neg))

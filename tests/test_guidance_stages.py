@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory
 from lightning_guide.guidance import Guided, Interval, Unconditional
 from lightning_guide.guidance.branches import SMALL
-from lightning_guide.guidance.combinations.base import Combine, Plain
+from lightning_guide.guidance.combinations.base import Branch, Negatives, Plain
 from lightning_guide.guidance.negatives import (
     AnnealedCondition,
     BlurredInput,
@@ -189,11 +189,11 @@ def test_random_perturbations_draw_as_in_separate_calls(kind: str, small: int, m
 class Twice(Plain):
     """The plain rule at x and at x + 1."""
 
-    def start(self, trajectory: Trajectory) -> Combine:
-        plain = super().start(trajectory)
-        return lambda positive, negatives, x, sigma: Prediction(
-            plain(positive, negatives, x, sigma).clean + plain(positive, negatives, x + 1, sigma).clean
-        )
+    def combine(
+        self, positive: Branch, negatives: Negatives, x: Tensor, sigma: Tensor, trajectory: Trajectory
+    ) -> Prediction:
+        here, there = (super(Twice, self).combine(positive, negatives, at, sigma, trajectory) for at in (x, x + 1))
+        return Prediction(here.clean + there.clean)
 
 
 def test_a_positive_that_draws_is_evaluated_apart() -> None:

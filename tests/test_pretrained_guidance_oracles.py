@@ -144,10 +144,8 @@ def combined(combination: Combination, weight: float) -> Tensor:
     x, pos, neg = predictions()
     trajectory = Trajectory(x=x, seeds=SampleSeeds(0, range(2)), sigma=SIGMA, steps=10)
     trajectory.step = 3
-    combine = combination.start(trajectory)
-    return combine(
-        lambda *_: Prediction(pos), [(weight, lambda *_: Prediction(neg))], x, torch.tensor(SIGMA).double()
-    ).clean
+    branches = lambda *_: Prediction(pos), [(weight, lambda *_: Prediction(neg))]
+    return combination.combine(*branches, x, torch.tensor(SIGMA).double(), trajectory).clean
 
 
 def guider(kind: str, pos: Tensor, neg: Tensor, **options: Any) -> Tensor:

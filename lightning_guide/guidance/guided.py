@@ -92,8 +92,7 @@ class Guided(Guidance):
 
     def start(self, trajectory: Trajectory) -> Predict:
         """Return the guided denoiser of one trajectory."""
-        combination = copy.deepcopy(self.combination)  # its state is that of one trajectory
-        combine = combination.start(trajectory)
+        combination = copy.deepcopy(self.combination)  # its attributes are the state of one trajectory
         branches = Branches(self.positive, list(self.negatives), trajectory)  # type: ignore[arg-type]
 
         def predict(x: Tensor, sigma: Tensor, condition: Tensor | None) -> Prediction:
@@ -101,7 +100,7 @@ class Guided(Guidance):
             weights = combination.weights(scheduled, trajectory)
             called = combination.called(weights, trajectory)
             positive, negatives = branches.at(called, x, sigma, condition)
-            return combine(positive, list(zip(weights, negatives, strict=True)), x, sigma)
+            return combination.combine(positive, list(zip(weights, negatives, strict=True)), x, sigma, trajectory)
 
         return predict
 

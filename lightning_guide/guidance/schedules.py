@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from lightning_guide.denoiser import Trajectory
-from lightning_guide.guidance.combinations.base import Combination, Combine, Plain, Wrapping
+from lightning_guide.guidance.combinations.base import Combination, Plain, Wrapping
 from lightning_guide.utils.recipe import HasRecipe
 
 __all__ = ["CosineWeight", "Interval", "StepWindow", "WeightSchedule", "weight_at"]
@@ -99,7 +99,3 @@ class StepWindow(Wrapping):
         if self.low <= trajectory.step / trajectory.steps < self.high:
             return self.combination.weights(weights, trajectory)
         return [1.0] * len(weights)
-
-    def start(self, trajectory: Trajectory) -> Combine:
-        """Return the inner rule, with a new state."""
-        return self.combination.start(trajectory)

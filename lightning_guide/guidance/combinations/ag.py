@@ -21,7 +21,7 @@ from lightning_guide.guidance.combinations.base import (
     TINY,
     Branch,
     Combination,
-    Combine,
+    Negatives,
     Plain,
     Wrapping,
     dot,
@@ -38,7 +38,8 @@ class UntilAgreement(Wrapping):
     which changes no sample: a batch costs what its slowest sample costs, and only small batches save calls. Of several
     negatives all have to agree. At a threshold of 1 or more the inner rule never ends; at -1 it ends after one step.
 
-    To leave a call out, the host has to know: it waits for the device once in each guided step.
+    To leave a call out, the host has to know: it waits for the device once in each step with guidance, from the second
+    to that in which the last sample ends.
     """
 
     def __init__(self, threshold: float = 0.99, *, combination: Combination | None = None) -> None:
@@ -52,56 +53,44 @@ class UntilAgreement(Wrapping):
         self.threshold, self.combination = threshold, combination or Plain()
         self._agreed: Tensor | None = None  # samples (B, 1, ..., 1) that have ended,
         self._next: Tensor | None = None  # and those that will have from the next step on
-        self._step, self._asked, self._ended = 0, -1, False
+        self._step, self._ended = 0, False
 
     def weights(self, weights: Sequence[float], trajectory: Trajectory) -> list[float]:
-        """Return those of the inner rule, 1 once all samples have ended."""
-        self._begin(trajectory)
-        if not self._ended and self._asked != trajectory.step and self._agreed is not None:
-            self._asked = trajectory.step
-            self._ended = bool(self._agreed.all())  # waits: whether a network is called is up to the host
-        return [1.0] * len(weights) if self._ended else super().weights(weights, trajectory)
-
-    def start(self, trajectory: Trajectory) -> Combine:
-        """Return the inner rule for samples that have not ended, the positive for the others."""
-        inner = self.combination.start(trajectory)
-        self._agreed = self._next = None
-        self._step, self._asked, self._ended = 0, -1, False
-
-        def combine(
-            positive: Branch, negatives: Sequence[tuple[float, Branch]], x: Tensor, sigma: Tensor
-        ) -> Prediction:
-            self._begin(trajectory)
-            found: dict[int, Prediction] = {}
-
-            def recording(i: int, branch: Branch) -> Branch:
-                def recorded(at: Tensor, level: Tensor) -> Prediction:
-                    prediction = branch(at, level)
-                    return found.setdefault(i, prediction) if at is x else prediction
-
-                return recorded
-
-            recorded = [(weight, recording(i, negative)) for i, (weight, negative) in enumerate(negatives)]
-            guided = inner(recording(-1, positive), recorded, x, sigma)
-            pos = found.pop(-1, None)
-            if pos is None or not found:
-                return guided
-            similar = torch.stack([_cosine(pos.clean, neg.clean) for neg in found.values()]).amin(0)
-            agreed = similar > self.threshold
-            self._next = agreed if self._next is None else self._next | agreed
-            if self._agreed is None:
-                return guided
-            clean = torch.where(self._agreed, pos.clean, guided.clean)
-            if guided.noise is None:
-                return replace(guided, clean=clean)
-            return replace(guided, clean=clean, noise=torch.where(self._agreed, pos.direction(x, sigma), guided.noise))
-
-        return combine
-
-    def _begin(self, trajectory: Trajectory) -> None:
-        """Let what was found in the step before take effect."""
+        """Return those of the inner rule, 1 once all samples have ended; what a step found takes effect in the next."""
+        inner = super().weights(weights, trajectory)
         if trajectory.step != self._step:
             self._step, self._agreed = trajectory.step, self._next
+            if self._agreed is not None and not self._ended and any(weight != 1 for weight in inner):
+                self._ended = bool(self._agreed.all())  # waits: whether a network is called is up to the host
+        return [1.0] * len(weights) if self._ended else inner
+
+    def combine(
+        self, positive: Branch, negatives: Negatives, x: Tensor, sigma: Tensor, trajectory: Trajectory
+    ) -> Prediction:
+        """Return the inner rule for samples that have not ended, the positive for the others."""
+        found: dict[int, Prediction] = {}
+
+        def recording(i: int, branch: Branch) -> Branch:
+            def recorded(at: Tensor, level: Tensor) -> Prediction:
+                prediction = branch(at, level)
+                return found.setdefault(i, prediction) if at is x else prediction
+
+            return recorded
+
+        recorded = [(weight, recording(i, negative)) for i, (weight, negative) in enumerate(negatives)]
+        guided = super().combine(recording(-1, positive), recorded, x, sigma, trajectory)
+        pos = found.pop(-1, None)
+        if pos is None or not found:
+            return guided
+        similar = torch.stack([_cosine(pos.clean, neg.clean) for neg in found.values()]).amin(0)
+        agreed = similar > self.threshold
+        self._next = agreed if self._next is None else self._next | agreed
+        if self._agreed is None:
+            return guided
+        clean = torch.where(self._agreed, pos.clean, guided.clean)
+        if guided.noise is None:
+            return replace(guided, clean=clean)
+        return replace(guided, clean=clean, noise=torch.where(self._agreed, pos.direction(x, sigma), guided.noise))
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:

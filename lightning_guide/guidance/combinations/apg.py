@@ -14,7 +14,7 @@ import math
 from torch import Tensor
 
 from lightning_guide.denoiser import Trajectory
-from lightning_guide.guidance.combinations.base import TINY, Pair, PairCombination, Push, dot, row_norm
+from lightning_guide.guidance.combinations.base import TINY, Pair, PairCombination, dot, row_norm
 
 __all__ = ["AdaptiveProjection"]
 
@@ -51,23 +51,20 @@ class AdaptiveProjection(PairCombination):
                 f"got {norm_threshold}, {momentum} and {eta}"
             )
         self.eta, self.norm_threshold, self.momentum = eta, norm_threshold, momentum
+        self._before: Tensor | None = None  # the sum of the step before, and of this one
+        self._now: Tensor | None = None
 
-    def start_push(self, trajectory: Trajectory) -> Push:
-        """Return (w - 1) (U_orth + eta U_par), with an empty sum."""
-        sums: dict[str, Tensor] = {}
-
-        def push(pair: Pair) -> Tensor:
-            update = pair.difference
-            if self.momentum != 0:
-                if trajectory.stage == "predictor" and "now" in sums:
-                    sums["before"] = sums["now"]
-                if "before" in sums:
-                    update = update + self.momentum * sums["before"]
-                if trajectory.stage == "predictor":
-                    sums["now"] = update.detach()
-            return (pair.weight - 1) * self._project(self._clip(update), pair.clean[0])
-
-        return push
+    def push(self, pair: Pair, trajectory: Trajectory) -> Tensor:
+        """Return (w - 1) (U_orth + eta U_par)."""
+        update = pair.difference
+        if self.momentum != 0:
+            if trajectory.stage == "predictor":
+                self._before = self._now
+            if self._before is not None:
+                update = update + self.momentum * self._before
+            if trajectory.stage == "predictor":
+                self._now = update.detach()
+        return (pair.weight - 1) * self._project(self._clip(update), pair.clean[0])
 
     def _clip(self, update: Tensor) -> Tensor:
         """Return `update` (B, *) with a norm of at most r."""

@@ -7,6 +7,7 @@ away from one by one, all from the same positive.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,11 +21,10 @@ from lightning_guide.utils.recipe import HasRecipe
 __all__ = [
     "Branch",
     "Combination",
-    "Combine",
+    "Negatives",
     "Pair",
     "PairCombination",
     "Plain",
-    "Push",
     "TINY",
     "Wrapping",
     "dot",
@@ -36,12 +36,15 @@ __all__ = [
 Branch = Callable[[Tensor, Tensor], Prediction]
 """One network, or guidance, under a fixed condition: (x, sigma) -> prediction. Every call costs an evaluation."""
 
-Combine = Callable[[Branch, Sequence[tuple[float, Branch]], Tensor, Tensor], Prediction]
-"""(positive, [(weight, negative), ...], x (B, *), sigma ()) -> the guided prediction."""
+Negatives = Sequence[tuple[float, Branch]]
+"""[(weight, negative), ...]"""
 
 
 class Combination(HasRecipe, ABC):
-    """Base of the rules that combine a positive and its negatives to one prediction."""
+    """Base of the rules that combine a positive and its negatives to one prediction.
+
+    `Guided` makes a copy for each trajectory: attributes of a rule are its state along that one trajectory.
+    """
 
     def weights(self, weights: Sequence[float], trajectory: Trajectory) -> list[float]:
         """Return the `weights` in effect at this point of `trajectory`, decided before any branch is evaluated."""
@@ -56,11 +59,10 @@ class Combination(HasRecipe, ABC):
         return all(weight == 1 for weight in weights)
 
     @abstractmethod
-    def start(self, trajectory: Trajectory) -> Combine:
-        """Return the rule for one trajectory, with a new state.
-
-        `Guided` starts a copy for each trajectory, so that `weights` and `called` may depend on what the rule has seen.
-        """
+    def combine(
+        self, positive: Branch, negatives: Negatives, x: Tensor, sigma: Tensor, trajectory: Trajectory
+    ) -> Prediction:
+        """Return the guided prediction at `x` (B, *) and `sigma` (), from the branches with the weights in effect."""
 
 
 class Wrapping(Combination):
@@ -80,6 +82,12 @@ class Wrapping(Combination):
         """Return whether the inner rule is off."""
         return self.combination.is_off(weights)
 
+    def combine(
+        self, positive: Branch, negatives: Negatives, x: Tensor, sigma: Tensor, trajectory: Trajectory
+    ) -> Prediction:
+        """Return the prediction of the inner rule."""
+        return self.combination.combine(positive, negatives, x, sigma, trajectory)
+
 
 class Plain(Combination):
     """D_pos + sum_i (w_i - 1) (D_pos - D_i); with one negative exactly D_i at w = 0 and exactly D_pos at w = 1.
@@ -87,13 +95,10 @@ class Plain(Combination):
     Branches with a separate noise direction are combined by the same rule in both.
     """
 
-    def start(self, trajectory: Trajectory) -> Combine:
-        """Return the rule, which has no state."""
-        return self._combine
-
-    def _combine(
-        self, positive: Branch, negatives: Sequence[tuple[float, Branch]], x: Tensor, sigma: Tensor
+    def combine(
+        self, positive: Branch, negatives: Negatives, x: Tensor, sigma: Tensor, trajectory: Trajectory
     ) -> Prediction:
+        """Return the sum."""
         guided = pos = positive(x, sigma)
         for weight, negative in negatives:
             if weight != 1:
@@ -170,10 +175,6 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-Push = Callable[[Pair], Tensor]
-"""pair -> the step (B, *) added to D_pos for one negative; (w - 1) (D_pos - D_neg) in the plain rule."""
-
-
 def move(guided: Prediction, push: Tensor, pair: Pair) -> Prediction:
     """Return `guided` with `push` (B, *) added to its clean estimate, in the dtype of `guided`.
 
@@ -190,29 +191,28 @@ def move(guided: Prediction, push: Tensor, pair: Pair) -> Prediction:
 
 
 class PairCombination(Combination):
-    """Base of rules that treat each negative by itself: D = D_pos + sum_i push_i, each push with its own state."""
+    """Base of rules that treat each negative by itself: D = D_pos + sum_i push_i.
 
-    def start(self, trajectory: Trajectory) -> Combine:
-        """Return the rule, with one new `Push` for each negative."""
-        pushes: list[Push] = []
+    Each negative has a copy of the rule: attributes are the state of one negative along one trajectory.
+    """
 
-        def combine(
-            positive: Branch, negatives: Sequence[tuple[float, Branch]], x: Tensor, sigma: Tensor
-        ) -> Prediction:
-            while len(pushes) < len(negatives):
-                pushes.append(self.start_push(trajectory))
-            guided = pos = positive(x, sigma)
-            for push, (weight, negative) in zip(pushes, negatives, strict=True):
-                if weight != 1:
-                    pair = Pair(pos, negative(x, sigma), weight, x, sigma)
-                    guided = move(guided, push(pair), pair)
-            return guided
+    _copies: Sequence[PairCombination] = ()
 
-        return combine
+    def combine(
+        self, positive: Branch, negatives: Negatives, x: Tensor, sigma: Tensor, trajectory: Trajectory
+    ) -> Prediction:
+        """Return the positive, pushed once for each negative."""
+        self._copies = self._copies or [copy.deepcopy(self) for _ in negatives]
+        guided = pos = positive(x, sigma)
+        for rule, (weight, negative) in zip(self._copies, negatives, strict=True):
+            if weight != 1:
+                pair = Pair(pos, negative(x, sigma), weight, x, sigma)
+                guided = move(guided, rule.push(pair, trajectory), pair)
+        return guided
 
     @abstractmethod
-    def start_push(self, trajectory: Trajectory) -> Push:
-        """Return the step of one negative, with a new state; it is called only where w is not 1."""
+    def push(self, pair: Pair, trajectory: Trajectory) -> Tensor:
+        """Return the step (B, *) added to D_pos; (w - 1) (D_pos - D_neg) in the plain rule. Not called at w = 1."""
 
 
 # Inner products and norms of samples, over all but the batch, in float64: neither do the squares of half precision

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_guide.denoiser import Trajectory
-from lightning_guide.guidance.combinations.base import TINY, Pair, PairCombination, Push, row_norm
+from lightning_guide.guidance.combinations.base import TINY, Pair, PairCombination, row_norm
 
 __all__ = ["BetaWeighted"]
 
@@ -41,14 +41,10 @@ class BetaWeighted(PairCombination):
         constant = math.exp(math.lgamma(self.a + self.b) - math.lgamma(self.a) - math.lgamma(self.b))
         return constant * p ** (self.a - 1) * (1 - p) ** (self.b - 1)
 
-    def start_push(self, trajectory: Trajectory) -> Push:
+    def push(self, pair: Pair, trajectory: Trajectory) -> Tensor:
         """Return -D_pos + D_neg + w Beta (D_pos - D_neg) / |eps_pos - eps_neg|^gamma."""
-
-        def push(pair: Pair) -> Tensor:
-            difference = pair.difference
-            size = row_norm(difference) / pair.sigma
-            unit = torch.where(size > 0, size.clamp(min=TINY) ** -self.gamma, 0.0)
-            factor = pair.weight * self.density(trajectory.step / trajectory.steps) * unit - 1
-            return (factor * difference.double()).to(difference)
-
-        return push
+        difference = pair.difference
+        size = row_norm(difference) / pair.sigma
+        unit = torch.where(size > 0, size.clamp(min=TINY) ** -self.gamma, 0.0)
+        factor = pair.weight * self.density(trajectory.step / trajectory.steps) * unit - 1
+        return (factor * difference.double()).to(difference)

@@ -6,14 +6,13 @@ equations 15 and 16: D = phi D_g std(D_pos) / std(D_g) + (1 - phi) D_g, std over
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from lightning_guide.denoiser import Prediction, Trajectory
-from lightning_guide.guidance.combinations.base import TINY, Branch, Combination, Combine, Plain, Wrapping, row_norm
+from lightning_guide.guidance.combinations.base import TINY, Branch, Combination, Negatives, Plain, Wrapping, row_norm
 
 __all__ = ["Rescale"]
 
@@ -36,29 +35,24 @@ class Rescale(Wrapping):
             raise ValueError(f"Rescale needs phi between 0 and 1, got {phi}")
         self.phi, self.combination = phi, combination or Plain()
 
-    def start(self, trajectory: Trajectory) -> Combine:
-        """Return the inner rule, rescaled."""
-        inner = self.combination.start(trajectory)
+    def combine(
+        self, positive: Branch, negatives: Negatives, x: Tensor, sigma: Tensor, trajectory: Trajectory
+    ) -> Prediction:
+        """Return the prediction of the inner rule, rescaled."""
+        spreads: list[Tensor] = []
 
-        def combine(
-            positive: Branch, negatives: Sequence[tuple[float, Branch]], x: Tensor, sigma: Tensor
-        ) -> Prediction:
-            spreads: list[Tensor] = []
+        def recording_positive(x: Tensor, sigma: Tensor) -> Prediction:
+            pos = positive(x, sigma)
+            spreads.append(_spread(pos.clean))
+            return pos
 
-            def recording_positive(x: Tensor, sigma: Tensor) -> Prediction:
-                pos = positive(x, sigma)
-                spreads.append(_spread(pos.clean))
-                return pos
-
-            guided = inner(recording_positive, negatives, x, sigma)
-            if not spreads:
-                return guided
-            spread = _spread(guided.clean)
-            ratio = torch.where(spread > 0, spreads[0] / spread.clamp(min=TINY), 1.0)
-            factor = 1 + self.phi * (ratio - 1)
-            return replace(guided, clean=(guided.clean * factor).to(guided.clean))
-
-        return combine
+        guided = super().combine(recording_positive, negatives, x, sigma, trajectory)
+        if not spreads:
+            return guided
+        spread = _spread(guided.clean)
+        ratio = torch.where(spread > 0, spreads[0] / spread.clamp(min=TINY), 1.0)
+        factor = 1 + self.phi * (ratio - 1)
+        return replace(guided, clean=(guided.clean * factor).to(guided.clean))
 
 
 def _spread(clean: Tensor) -> Tensor:

@@ -9,12 +9,11 @@ https://arxiv.org/abs/2503.18886. In the velocities v of a rectified flow, for e
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from torch import Tensor
 
 from lightning_guide.denoiser import Prediction, Trajectory
-from lightning_guide.guidance.combinations.base import TINY, Branch, Combine, Pair, PairCombination, Push, dot
+from lightning_guide.guidance.combinations.base import TINY, Branch, Negatives, Pair, PairCombination, dot
 
 __all__ = ["ZeroStar"]
 
@@ -39,24 +38,16 @@ class ZeroStar(PairCombination):
             raise ValueError(f"ZeroStar needs a finite alpha, or None for the optimum, got {alpha}")
         self.zero_steps, self.alpha = zero_steps, alpha
 
-    def start(self, trajectory: Trajectory) -> Combine:
-        """Return the rule, which reads the step of `trajectory`."""
-        combine = super().start(trajectory)
+    def combine(
+        self, positive: Branch, negatives: Negatives, x: Tensor, sigma: Tensor, trajectory: Trajectory
+    ) -> Prediction:
+        """Return zero velocity in the first steps, then the positive and its pushes."""
+        if trajectory.step < self.zero_steps and any(weight != 1 for weight, _ in negatives):
+            return Prediction(x / (1 + sigma))
+        return super().combine(positive, negatives, x, sigma, trajectory)
 
-        def zero_or_combine(
-            positive: Branch, negatives: Sequence[tuple[float, Branch]], x: Tensor, sigma: Tensor
-        ) -> Prediction:
-            if trajectory.step < self.zero_steps and any(weight != 1 for weight, _ in negatives):
-                return Prediction(x / (1 + sigma))
-            return combine(positive, negatives, x, sigma)
-
-        return zero_or_combine
-
-    def start_push(self, trajectory: Trajectory) -> Push:
+    def push(self, pair: Pair, trajectory: Trajectory) -> Tensor:
         """Return (w - 1) (v_pos - alpha v_neg)."""
-        return self._push
-
-    def _push(self, pair: Pair) -> Tensor:
         pos, neg = pair.velocity
         if self.alpha is None:
             scaled = (dot(pos, neg) / dot(neg, neg).clamp(min=TINY)).to(neg) * neg

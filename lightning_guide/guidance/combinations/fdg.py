@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_guide.denoiser import Trajectory
-from lightning_guide.guidance.combinations.base import Pair, PairCombination, Push
+from lightning_guide.guidance.combinations.base import Pair, PairCombination
 from lightning_guide.utils.devices import to_device
 
 __all__ = ["FrequencyDecoupled", "reweighted_bands"]
@@ -42,11 +42,8 @@ class FrequencyDecoupled(PairCombination):
         """Return whether all weights are 1, or all factors 0."""
         return super().is_off(weights) or not any(self.factors)
 
-    def start_push(self, trajectory: Trajectory) -> Push:
+    def push(self, pair: Pair, trajectory: Trajectory) -> Tensor:
         """Return (w - 1) times the reweighted difference; data that are not images, or too small, are refused."""
-        return self._push
-
-    def _push(self, pair: Pair) -> Tensor:
         least, shape = 2 ** (len(self.factors) - 1) + 1, tuple(pair.x.shape[1:])
         if len(self.factors) > 1 and (len(shape) != 3 or min(shape[1:]) < least):
             raise ValueError(

@@ -13,7 +13,7 @@ import math
 from torch import Tensor
 
 from lightning_guide.denoiser import Trajectory
-from lightning_guide.guidance.combinations.base import TINY, Pair, PairCombination, Push, row_norm
+from lightning_guide.guidance.combinations.base import TINY, Pair, PairCombination, row_norm
 
 __all__ = ["MagnitudeAware"]
 
@@ -31,11 +31,8 @@ class MagnitudeAware(PairCombination):
             raise ValueError(f"MagnitudeAware needs a finite alpha >= 0, got {alpha}")
         self.alpha = alpha
 
-    def start_push(self, trajectory: Trajectory) -> Push:
+    def push(self, pair: Pair, trajectory: Trajectory) -> Tensor:
         """Return (w_eff - 1) (D_pos - D_neg)."""
-        return self._push
-
-    def _push(self, pair: Pair) -> Tensor:
         pos, neg = pair.velocity
         fading = (-self.alpha * row_norm(pos - neg) / row_norm(neg).clamp(min=TINY)).exp()
         return (pair.weight - 1) * fading.to(pos) * pair.difference

@@ -8,14 +8,13 @@ https://arxiv.org/abs/2501.18865, in the form of its EDM2 experiments:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from lightning_guide.denoiser import Prediction, Trajectory
-from lightning_guide.guidance.combinations.base import Branch, Combination, Combine, Pair, Plain, move
+from lightning_guide.guidance.combinations.base import Branch, Combination, Negatives, Pair, Plain, move
 
 __all__ = ["RectifiedGradient"]
 
@@ -38,27 +37,22 @@ class RectifiedGradient(Combination):
             raise ValueError(f"RectifiedGradient needs a strength between 0 (plain) and 1, got {strength}")
         self.strength = strength
 
-    def start(self, trajectory: Trajectory) -> Combine:
-        """Return the rule, which counts its gradients among the evaluations of `trajectory`."""
-        plain = Plain().start(trajectory)
-
-        def combine(
-            positive: Branch, negatives: Sequence[tuple[float, Branch]], x: Tensor, sigma: Tensor
-        ) -> Prediction:
-            if self.strength == 0 or all(weight == 1 for weight, _ in negatives):
-                return plain(positive, negatives, x, sigma)
-            before = trajectory.evaluations
-            point, guided, g = _with_gradient(positive, x, sigma)
-            trajectory.evaluations += trajectory.evaluations - before
-            pos, factor = guided, 1 + self.strength * (g - 1)
-            for weight, negative in negatives:
-                if weight != 1:
-                    # the same tensor as for the positive, so that a `PredictionNegative` of it finds it evaluated
-                    pair = Pair(pos, negative(point, sigma), weight, x, sigma)
-                    guided = move(guided, (weight - 1) * factor * pair.difference, pair)
-            return guided
-
-        return combine
+    def combine(
+        self, positive: Branch, negatives: Negatives, x: Tensor, sigma: Tensor, trajectory: Trajectory
+    ) -> Prediction:
+        """Return the rule's prediction; gradients are counted among the evaluations of `trajectory`."""
+        if self.strength == 0 or all(weight == 1 for weight, _ in negatives):
+            return Plain().combine(positive, negatives, x, sigma, trajectory)
+        before = trajectory.evaluations
+        point, guided, g = _with_gradient(positive, x, sigma)
+        trajectory.evaluations += trajectory.evaluations - before
+        pos, factor = guided, 1 + self.strength * (g - 1)
+        for weight, negative in negatives:
+            if weight != 1:
+                # the same tensor as for the positive, so that a `PredictionNegative` of it finds it evaluated
+                pair = Pair(pos, negative(point, sigma), weight, x, sigma)
+                guided = move(guided, (weight - 1) * factor * pair.difference, pair)
+        return guided
 
 
 def _with_gradient(positive: Branch, x: Tensor, sigma: Tensor) -> tuple[Tensor, Prediction, Tensor]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lightning_guide.denoiser import Prediction, Trajectory
-from lightning_guide.guidance.combinations.base import Branch, Combination, Combine, Plain, Wrapping
+from lightning_guide.guidance.combinations.base import Branch, Combination, Negatives, Plain, Wrapping
 
 __all__ = ["ReusedDifference"]
 
@@ -60,39 +60,34 @@ class ReusedDifference(Wrapping):
         inner = super().called(weights, trajectory)
         return [called and not self._reuses(i, trajectory) for i, called in enumerate(inner)]
 
-    def start(self, trajectory: Trajectory) -> Combine:
-        """Return the inner rule for negatives that remember their differences."""
-        inner, self._past = self.combination.start(trajectory), {}
+    def combine(
+        self, positive: Branch, negatives: Negatives, x: Tensor, sigma: Tensor, trajectory: Trajectory
+    ) -> Prediction:
+        """Return the prediction of the inner rule for negatives that remember their differences."""
+        found: list[Prediction] = []
 
-        def combine(
-            positive: Branch, negatives: Sequence[tuple[float, Branch]], x: Tensor, sigma: Tensor
-        ) -> Prediction:
-            found: list[Prediction] = []
+        def once(at: Tensor, level: Tensor) -> Prediction:
+            if at is not x:
+                return positive(at, level)
+            if not found:
+                found.append(positive(x, sigma))
+            return found[0]
 
-            def once(at: Tensor, level: Tensor) -> Prediction:
-                if at is not x:
-                    return positive(at, level)
-                if not found:
-                    found.append(positive(x, sigma))
-                return found[0]
+        def remembered(i: int, negative: Branch) -> Branch:
+            def branch(at: Tensor, level: Tensor) -> Prediction:
+                if at is x and self._reuses(i, trajectory):
+                    return self._reused(once(x, sigma), self._past[i], x, sigma)
+                pos, neg = once(at, level), negative(at, level)
+                if at is x:
+                    separate = pos.noise is not None or neg.noise is not None
+                    noise = pos.direction(x, sigma) - neg.direction(x, sigma) if separate else None
+                    self._past[i] = _Past(trajectory.step, sigma, pos.clean - neg.clean, noise)
+                return neg
 
-            def remembered(i: int, negative: Branch) -> Branch:
-                def branch(at: Tensor, level: Tensor) -> Prediction:
-                    if at is x and self._reuses(i, trajectory):
-                        return self._reused(once(x, sigma), self._past[i], x, sigma)
-                    pos, neg = once(at, level), negative(at, level)
-                    if at is x:
-                        separate = pos.noise is not None or neg.noise is not None
-                        noise = pos.direction(x, sigma) - neg.direction(x, sigma) if separate else None
-                        self._past[i] = _Past(trajectory.step, sigma, pos.clean - neg.clean, noise)
-                    return neg
+            return branch
 
-                return branch
-
-            between = [(weight, remembered(i, negative)) for i, (weight, negative) in enumerate(negatives)]
-            return inner(once, between, x, sigma)
-
-        return combine
+        between = [(weight, remembered(i, negative)) for i, (weight, negative) in enumerate(negatives)]
+        return super().combine(once, between, x, sigma, trajectory)
 
     def _reuses(self, i: int, trajectory: Trajectory) -> bool:
         """Return whether the difference of negative `i` is reused in this step; a repeated step evaluates it again."""

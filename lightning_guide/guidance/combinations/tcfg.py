@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_guide.denoiser import Trajectory
-from lightning_guide.guidance.combinations.base import Pair, PairCombination, Push, dot
+from lightning_guide.guidance.combinations.base import Pair, PairCombination, dot
 
 __all__ = ["Tangential"]
 
@@ -38,11 +38,8 @@ class Tangential(PairCombination):
             raise ValueError(f"Tangential needs a strength between 0 (plain) and 1, got {strength}")
         self.strength = strength
 
-    def start_push(self, trajectory: Trajectory) -> Push:
+    def push(self, pair: Pair, trajectory: Trajectory) -> Tensor:
         """Return (w - 1) (eps_pos - damped eps_neg)."""
-        return self._push
-
-    def _push(self, pair: Pair) -> Tensor:
         pos, neg = pair.noise
         a, b, c = dot(pos, pos), dot(pos, neg), dot(neg, neg)
         angle = torch.atan2(2 * b, a - c) / 2

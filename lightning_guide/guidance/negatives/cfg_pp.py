@@ -13,7 +13,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser, Prediction, Trajectory
-from lightning_guide.guidance.combinations.base import Branch, Combination, Combine, Plain
+from lightning_guide.guidance.combinations.base import Branch, Combination, Negatives, Plain
 from lightning_guide.guidance.negatives.cfg import ClassifierFreeGuidance
 from lightning_guide.guidance.schedules import WeightSchedule
 
@@ -31,21 +31,16 @@ class RenoiseWithNegative(Combination):
         """Return False: at w = 1 the noise is still that of the negative."""
         return False
 
-    def start(self, trajectory: Trajectory) -> Combine:
-        """Return the rule, which has no state."""
-        plain = Plain().start(trajectory)
-
-        def combine(
-            positive: Branch, negatives: Sequence[tuple[float, Branch]], x: Tensor, sigma: Tensor
-        ) -> Prediction:
-            (weight, negative), *others = negatives
-            neg = negative(x, sigma)
-            if weight == 0 and all(other == 1 for other, _ in others):
-                return neg
-            guided = plain(positive, [(weight, lambda x, sigma: neg), *others], x, sigma)
-            return replace(guided, noise=neg.direction(x, sigma))
-
-        return combine
+    def combine(
+        self, positive: Branch, negatives: Negatives, x: Tensor, sigma: Tensor, trajectory: Trajectory
+    ) -> Prediction:
+        """Return the plain rule's clean estimate with the noise of the first negative."""
+        (weight, negative), *others = negatives
+        neg = negative(x, sigma)
+        if weight == 0 and all(other == 1 for other, _ in others):
+            return neg
+        guided = Plain().combine(positive, [(weight, lambda x, sigma: neg), *others], x, sigma, trajectory)
+        return replace(guided, noise=neg.direction(x, sigma))
 
 
 class ClassifierFreeGuidancePP(ClassifierFreeGuidance):
