@@ -2,15 +2,19 @@
 
     python -m scripts.studies.guidance.compare_methods configs/digits/main.yaml --out runs/digits/methods
 
-Search: every guidance at every weight on one sampling seed; the weight with the lowest FD wins. Confirmation: that
-weight on other seeds, paired with unguided samples of the same seeds. Writes `summary.json` and `table.md`.
+Search: every guidance at every weight on one sampling seed; the weight with the lowest FD wins. With `refinements` two
+more weights are then tried beside it. Confirmation: the best weight on other seeds, paired with unguided samples of the
+same seeds. Writes `summary.json` and `table.md`; the same command continues one that was stopped, and draws of a longer
+list of methods only the new ones.
 
 `lightning-guide gallery` shows the same guidances at fixed weights, and `lightning-guide tune` finds the weight of one
-of them; neither has intervals over sampling seeds.
+of them; neither has intervals over sampling seeds. `scripts.studies.evidence` compares them on several models.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +25,15 @@ from lightning_guide.utils.files import read_yaml
 from scripts.lib.command_line import run_script
 from scripts.lib.configs import Solver, solver
 from scripts.lib.evaluations import evaluate, over_seeds
-from scripts.lib.guidance_weights import with_weight
-from scripts.lib.seed_summary import show
+from scripts.lib.guidance_weights import interpolates, refined, with_weight
+from scripts.lib.guiders import with_guider
+from scripts.lib.seed_summary import Metrics, show
 
 METRICS = ("fd", "fd_change", "precision", "recall", "class_agreement", "nfe", "seconds")
 SEARCH_SEED = 1000
+
+Compared = dict[str, tuple[float, dict[str, Metrics]]]
+"""Guidance -> its best weight, and its metrics over the seeds; `unguided` has the weight 1."""
 
 
 def compare(
@@ -35,14 +43,17 @@ def compare(
     methods: list[str] = ["configs/guidance"],  # noqa: B006
     weights: list[float] = [1.25, 1.75, 2.5],  # noqa: B006
     interpolating_weights: list[float] = [0.4, 0.6, 0.8],  # noqa: B006
+    refinements: int = 0,
+    guider: str | None = None,
+    against: list[str] = [],  # noqa: B006
     seeds: int = 5,
     search_samples: int = 100,
     num_samples: int = 200,
     sampler: Solver = "DPMSolver2M",
     num_steps: int = 14,
     batch_size: int = 100,
-) -> None:
-    """Search, confirm, and write the table.
+) -> Compared:
+    """Search, confirm, write the table and return what it holds.
 
     Args:
         run_config: config of the finished run.
@@ -50,6 +61,10 @@ def compare(
         methods: files of guidances, or folders of them.
         weights: weights tried for each guidance.
         interpolating_weights: weights tried for CFG++, whose weight lies between 0 and 1.
+        refinements: rounds in which two more weights beside the best one are tried.
+        guider: images seen by the earlier snapshots that serve as guiders, or a fraction of the run; default: those of
+            the methods.
+        against: guidances with which the FD of each is compared, beside unguided samples.
         seeds: number of sampling seeds of the confirmation.
         search_samples: samples for each guidance and weight.
         num_samples: samples for each guidance and seed of the confirmation.
@@ -59,31 +74,58 @@ def compare(
     """
     folder = Path(out)
     common = {"num_samples": num_samples, "batch_size": batch_size, "sampler": solver(sampler, num_steps)}
-    tried: dict[str, list[tuple[float, dict[str, Any]]]] = {}
     run = Run(read_yaml(run_config)["trainer"]["default_root_dir"])
-    for name, guidance in applicable_guidances(read_guidances(methods), run).items():
-        own = interpolating_weights if guidance["class_path"].endswith("PP") else weights
-        tried[name] = [(weight, with_weight(guidance, weight)) for weight in own]
-    points: dict[str, dict[str, Any]] = {"unguided": {**common, "seed": SEARCH_SEED, "num_samples": search_samples}}
-    for name, variants in tried.items():
-        for weight, guidance in variants:
-            points[f"{name} w={weight:g}"] = {**points["unguided"], "guidance": guidance}
-    found = evaluate(run_config, points, folder / "search")
-    best = {"unguided": dict(common)}
-    for name, variants in tried.items():
-        weight, guidance = min(variants, key=lambda variant: found[f"{name} w={variant[0]:g}"]["fd"])
-        best[f"{name} w={weight:g}"] = {**common, "guidance": guidance}
-    summary = over_seeds(run_config, best, range(seeds), folder)
-    show(summary, METRICS)
-    (folder / "table.md").write_text(_table(summary))
+    written = read_guidances(methods)
+    guidances = applicable_guidances(written if guider is None else with_guider(written, guider), run)
+    tried = {name: interpolating_weights if interpolates(each) else weights for name, each in guidances.items()}
+    searched = {**common, "seed": SEARCH_SEED, "num_samples": search_samples}
+    best = _search(run_config, guidances, tried, searched, refinements, folder / "search")
+    points = {"unguided": common}
+    points |= {name: {**common, "guidance": with_weight(guidances[name], weight)} for name, weight in best.items()}
+    summary = over_seeds(run_config, points, range(seeds), folder, against=against)
+    metrics = [*METRICS, *(f"fd_against_{name}" for name in against)]
+    show(summary, metrics)
+    compared = {name: (best.get(name, 1.0), values) for name, values in summary.items()}
+    (folder / "table.md").write_text(_table(compared, metrics))
+    return compared
 
 
-def _table(summary: dict[str, Any]) -> str:
+def _search(
+    run_config: str,
+    guidances: Mapping[str, dict[str, Any]],
+    tried: Mapping[str, Sequence[float]],
+    settings: Mapping[str, Any],
+    refinements: int,
+    folder: Path,
+) -> dict[str, float]:
+    """Return the weight of each guidance with the lowest FD of those `tried` and of the refined ones."""
+    own = {name: list(weights) for name, weights in tried.items()}
+    best: dict[str, float] = {}
+    for _ in range(1 + refinements):
+        for name, weight in best.items():
+            own[name] += refined(own[name], weight, interpolating=interpolates(guidances[name]))
+        points: dict[str, Mapping[str, Any]] = {"unguided": settings}
+        for name, weights in own.items():
+            for weight in weights:
+                points[f"{name} w={weight:g}"] = {**settings, "guidance": with_weight(guidances[name], weight)}
+        found = evaluate(run_config, points, folder)
+        for name, weights in own.items():
+            distances = [found[f"{name} w={weight:g}"]["fd"] for weight in weights]
+            best[name] = min(zip(map(_or_infinity, distances), weights, strict=True))[1]
+    return best
+
+
+def _or_infinity(distance: float | None) -> float:
+    """Return a distance; infinity for one that is not finite, of which no number is stored."""
+    return math.inf if distance is None else distance
+
+
+def _table(compared: Compared, metrics: Sequence[str]) -> str:
     """Return a Markdown table, the lowest FD first."""
-    lines = ["| guidance | " + " | ".join(METRICS) + " |", "| :-- |" + " --: |" * len(METRICS)]
-    for name, metrics in sorted(summary.items(), key=lambda item: item[1]["fd"]["mean"]):
-        cells = [f"{metrics[key]['mean']:.3g} +- {metrics[key]['half_width']:.2g}" for key in METRICS]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines = ["| guidance | w | " + " | ".join(metrics) + " |", "| :-- |" + " --: |" * (1 + len(metrics))]
+    for name, (weight, values) in sorted(compared.items(), key=lambda item: item[1][1]["fd"]["mean"]):
+        cells = [f"{values[key]['mean']:.3g} +- {values[key]['half_width']:.2g}" for key in metrics]
+        lines.append(f"| {name} | {weight:g} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

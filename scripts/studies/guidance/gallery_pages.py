@@ -8,7 +8,6 @@ file with several guidances has one row for each, at its weight. Columns are sam
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from lightning_guide.commands.guidance_files import build_guidances, guidance_pa
 from lightning_guide.utils.images import to_pixels
 from scripts.lib.command_line import run_script
 from scripts.lib.guidance_weights import stronger, with_weight
+from scripts.lib.guiders import with_guider
 
 GAP = 4  # pixels between samples
 
@@ -62,7 +62,7 @@ def draw(
 
     plain = sample(None)
     for file in guidance_paths(methods):
-        written = {name: _with_guider(each, guider) for name, each in read_guidances([str(file)]).items()}
+        written = {name: with_guider(each, guider) for name, each in read_guidances([str(file)]).items()}
         try:
             found = list(applicable_guidances(written, opened).values())
         except ValueError as reason:
@@ -72,16 +72,6 @@ def draw(
         path = Path(out, f"gallery_{file.stem}.png")
         _write(path, [plain, *map(sample, rows)], scale)
         print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")
-
-
-def _with_guider(guidance: dict[str, Any], images: str) -> dict[str, Any]:
-    """Return `guidance` with `images` as the age of snapshots of the run itself."""
-    changed = copy.deepcopy(guidance)
-    for each in changed["init_args"].values():
-        arguments = each.get("init_args", {}) if isinstance(each, dict) else {}
-        if each and arguments and each["class_path"] == "Snapshot" and "run" not in arguments:
-            arguments["images"] = images if "/" in images else int(images)
-    return changed
 
 
 def _write(path: Path, rows: list[Tensor], scale: int) -> None:
