@@ -88,4 +88,6 @@ def test_the_study_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert summary["cfg"]["fd_against_cfg"] == {"mean": 0.0, "half_width": 0.0}
     assert summary["unguided"]["fd_change"]["mean"] == 0 != summary["autoguidance"]["fd_change"]["mean"]
     assert len(Path("evidence/main/table.md").read_text().splitlines()) == 2 + 1 + 4
+    table = Path("evidence/table.md").read_text().splitlines()
+    assert table[0] == "| guidance | main | transformer |" and len(table) == 2 + len(best)
     assert Path("evidence/evidence.png").stat().st_size > 1000

@@ -8,12 +8,12 @@
 Each run is compared by `scripts.studies.guidance.compare_methods`: every guidance gets the same number of weights and
 samples on a seed of its own, then all are paired by seeds with unguided samples, with autoguidance and with CFG. The
 guidances of the first run that lower FD most are those of the others. Writes the table of each run, `best.yaml` (the
-guidances, each at the weight found on the first run) and `evidence.png`.
+guidances, each at the weight found on the first run), `table.md` (these on all runs) and `evidence.png`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from scripts.lib.command_line import run_script
 from scripts.lib.configs import Solver
 from scripts.lib.guidance_weights import with_weight
 from scripts.lib.guiders import with_guider
-from scripts.studies.guidance.compare_methods import Compared, compare
+from scripts.lib.seed_summary import Metrics
+from scripts.studies.guidance.compare_methods import Compared, compare, percent
 
 BASELINES = ["autoguidance", "cfg"]
 
@@ -77,6 +78,7 @@ def study(
         if files is methods:
             files = [_write_best(found[Path(run).name], with_guider(read_guidances(methods), guider), top, folder)]
         _draw(found, folder / "evidence.png")
+    (folder / "table.md").write_text(_table(found, best_of(found[Path(runs[0]).name], top)))
 
 
 def best_of(compared: Compared, top: int) -> list[str]:
@@ -92,6 +94,27 @@ def _write_best(compared: Compared, guidances: dict[str, Any], top: int, folder:
     path = folder / "best.yaml"
     path.write_text(yaml.safe_dump({"model": {"init_args": {"guidances": best}}}, sort_keys=False))
     return str(path)
+
+
+def _table(found: Mapping[str, Compared], names: Sequence[str]) -> str:
+    """Return a Markdown table: a row for each guidance, for each run its weight and the paired change of FD.
+
+    "a" and "c" mark an FD below that of autoguidance and CFG by more than the interval, "A" and "C" one above.
+    """
+    lines = ["| guidance | " + " | ".join(found) + " |", "| :-- |" + " --: |" * len(found)]
+    for name in names:
+        cells = [_cell(*compared[name]) if name in compared else "-" for compared in found.values()]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(weight: float, values: Mapping[str, Metrics]) -> str:
+    marks = ""
+    for other in BASELINES:
+        change = values[f"fd_against_{other}"]
+        if abs(change["mean"]) > change["half_width"]:
+            marks += other[0] if change["mean"] < 0 else other[0].upper()
+    return f"{percent(values['fd_change'])} {marks} ({weight:g})".replace("  ", " ")
 
 
 def _draw(found: Mapping[str, Compared], path: Path) -> None:

@@ -124,9 +124,19 @@ def _table(compared: Compared, metrics: Sequence[str]) -> str:
     """Return a Markdown table, the lowest FD first."""
     lines = ["| guidance | w | " + " | ".join(metrics) + " |", "| :-- |" + " --: |" * (1 + len(metrics))]
     for name, (weight, values) in sorted(compared.items(), key=lambda item: item[1][1]["fd"]["mean"]):
-        cells = [f"{values[key]['mean']:.3g} +- {values[key]['half_width']:.2g}" for key in metrics]
+        cells = [percent(values[key]) if key.startswith("fd_") else _number(values[key]) for key in metrics]
         lines.append(f"| {name} | {weight:g} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def percent(change: Metrics) -> str:
+    """Return a relative change and its interval in percent."""
+    return f"{100 * change['mean']:+.0f} % +- {100 * change['half_width']:.0f}"
+
+
+def _number(value: Metrics) -> str:
+    exact = not value["half_width"] > 0
+    return f"{value['mean']:.3g}" + ("" if exact else f" +- {value['half_width']:.2g}")
 
 
 if __name__ == "__main__":
