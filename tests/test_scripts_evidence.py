@@ -39,6 +39,7 @@ def test_the_best_and_what_they_are_compared_with() -> None:
     scores = {"unguided": 1.0, "a": 0.5, "cfg": 0.6, "b": 0.7, "c": 0.8, "autoguidance": 1.2}
     compared = {name: (1.5, {"fd": {"mean": fd, "half_width": 0.1}}) for name, fd in scores.items()}
     assert best_of(compared, 2) == ["a", "cfg", "b", "autoguidance"]
+    assert best_of(compared, 1, ["c", "absent"]) == ["a", "cfg", "c", "autoguidance"]
 
 
 def test_results_of_equal_evaluations_are_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

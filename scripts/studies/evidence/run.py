@@ -7,8 +7,9 @@
 
 Each run is compared by `scripts.studies.guidance.compare_methods`: every guidance gets the same number of weights and
 samples on a seed of its own, then all are paired by seeds with unguided samples, with autoguidance and with CFG. The
-guidances of the first run that lower FD most are those of the others. Writes the table of each run, `best.yaml` (the
-guidances, each at the weight found on the first run), `table.md` (these on all runs) and `evidence.png`.
+guidances of the first run that lower FD most, and some that need no label, are those of the others. Writes the table
+of each run, `best.yaml` (the guidances, each at the weight found on the first run), `table.md` (these on all runs) and
+`evidence.png`.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ def study(
     out: str,
     methods: list[str] = ["configs/guidance"],  # noqa: B006
     top: int = 10,
+    also: list[str] = ["neon", "s2", "skip_layer", "tsg"],  # noqa: B006
     weights: list[float] = [1.25, 1.75, 3.25],  # noqa: B006
     interpolating_weights: list[float] = [0.2, 0.4, 0.8],  # noqa: B006
     refinements: int = 1,
@@ -55,6 +57,7 @@ def study(
         out: folder for the results.
         methods: files of guidances, or folders of them; autoguidance and CFG have to be among them.
         top: number of guidances, beside autoguidance and CFG, that the other runs are sampled with.
+        also: names of further ones; by default those that need no label.
         weights: weights tried for each guidance.
         interpolating_weights: weights tried for CFG++, whose weight lies between 0 and 1.
         refinements: rounds in which two more weights beside the best one are tried.
@@ -67,7 +70,7 @@ def study(
         batch_size: samples in one network call.
     """
     folder, found = Path(out), dict[str, Compared]()
-    files = methods
+    files, kept = methods, list[str]()
     for run in runs:
         found[Path(run).name] = compare(
             str(Path(run) / "config.yaml"), out=str(folder / Path(run).name), methods=files, weights=weights,
@@ -76,21 +79,22 @@ def study(
             batch_size=batch_size,
         )  # fmt: skip
         if files is methods:
-            files = [_write_best(found[Path(run).name], with_guider(read_guidances(methods), guider), top, folder)]
+            kept = best_of(found[Path(run).name], top, also)
+            files = [_write_best(found[Path(run).name], with_guider(read_guidances(methods), guider), kept, folder)]
         _draw(found, folder / "evidence.png")
-    (folder / "table.md").write_text(_table(found, best_of(found[Path(runs[0]).name], top)))
+    (folder / "table.md").write_text(_table(found, kept))
 
 
-def best_of(compared: Compared, top: int) -> list[str]:
-    """Return the `top` guidances of lowest FD and those that all are compared with, the best first."""
+def best_of(compared: Compared, top: int, also: Sequence[str] = ()) -> list[str]:
+    """Return the `top` guidances of lowest FD, those that all are compared with and those of `also`, the best first."""
     order = sorted(compared, key=lambda name: compared[name][1]["fd"]["mean"])
     leading = [name for name in order if name not in ("unguided", *BASELINES)][:top]
-    return [name for name in order if name in (*leading, *BASELINES)]
+    return [name for name in order if name in (*leading, *BASELINES, *also)]
 
 
-def _write_best(compared: Compared, guidances: dict[str, Any], top: int, folder: Path) -> str:
-    """Write the best guidances as a config that is laid over a run."""
-    best = {name: with_weight(guidances[name], compared[name][0]) for name in best_of(compared, top)}
+def _write_best(compared: Compared, guidances: dict[str, Any], names: Sequence[str], folder: Path) -> str:
+    """Write the guidances `names`, each at its weight, as a config that is laid over a run."""
+    best = {name: with_weight(guidances[name], compared[name][0]) for name in names}
     path = folder / "best.yaml"
     path.write_text(yaml.safe_dump({"model": {"init_args": {"guidances": best}}}, sort_keys=False))
     return str(path)
