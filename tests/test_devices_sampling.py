@@ -21,6 +21,7 @@ from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.pretrained.schedulers import scheduled_sampling
 from lightning_guide.samplers import (
     DDIM,
+    DEIS,
     PLMS,
     DPMSolver2M,
     Euler,
@@ -103,6 +104,7 @@ SAMPLERS: dict[str, Callable[[], Sampler]] = {
     "Heun": lambda: Heun(GRID),
     "churn": lambda: Heun(GRID, s_churn=1.0),
     "DDIM": lambda: DDIM(GRID),
+    "DEIS": lambda: DEIS(GRID),
     "FreeDoM": lambda: ProportionalAncestral(GRID),
     "DPM-Solver": lambda: DPMSolver2M(GRID),
     "PLMS": lambda: PLMS(GRID),

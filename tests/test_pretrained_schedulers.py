@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance import Clipped
 from lightning_guide.network import Network
+from lightning_guide.noise import CustomGrid
 from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.pretrained.schedulers import ScheduledSampling, flow_shift, scheduled_sampling
-from lightning_guide.samplers import DDIM
+from lightning_guide.samplers import DDIM, DEIS
 from lightning_guide.samplers.brownian import BrownianPath
 from lightning_guide.seeds import SampleSeeds
 
@@ -233,10 +234,30 @@ def test_the_stochastic_dpm_solver_with_increments_of_our_paths(monkeypatch: pyt
     assert error(ours(found, network, None), theirs(theirs_, network, 8)) < 1e-5
 
 
+@pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # numpy on tensors, in diffusers
+@pytest.mark.parametrize("settings", [{}, {"solver_order": 3}, {"solver_order": 1}])
+def test_deis_up_to_the_level_of_timestep_zero(settings: dict[str, Any]) -> None:
+    theirs_ = scheduler("DEISMultistepScheduler", **STABLE_DIFFUSION, lower_order_final=False, **settings)
+    network = TinyNetwork()
+    expected = theirs(theirs_, network, 8)
+    end = float(theirs_.sigmas[-1])  # our grids go on from there, here by two steps more
+    theirs_.register_to_config(lower_order_final=True)
+    found = reading(theirs_, 8)
+    denoiser = Preconditioned(network, found.preconditioning)
+    levels = [*found.sampler.levels(denoiser).tolist()[:-1], end, end / 2]
+    sampler = DEIS(CustomGrid(levels), order=settings.get("solver_order", 2))
+    assert isinstance(found.sampler, DEIS) and found.sampler.order == sampler.order
+    start = math.sqrt(1 + levels[0] ** 2) * noise()
+    states = sampler.steps(denoiser, start, seeds=SampleSeeds(0, range(BATCH)))
+    state = next(each.x for each in states if each.sigma_next == pytest.approx(end))
+    assert error(state / math.sqrt(1 + end**2), expected) < 1e-5
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "sentence"),
     [
-        ("DEISMultistepScheduler", {}, "the scheduler DEISMultistepScheduler is not supported; supported: EulerDisc"),
+        ("LCMScheduler", {}, "the scheduler LCMScheduler is not supported; supported: EulerDisc"),
+        ("DEISMultistepScheduler", {"solver_type": "midpoint"}, "solver_type='midpoint' is not supported"),
         ("UniPCMultistepScheduler", {"solver_type": "bh1"}, "solver_type='bh1' is not supported; expected 'bh2'"),
         ("UniPCMultistepScheduler", {"disable_corrector": [0]}, r"disable_corrector=\[0\] is not supported"),
         ("PNDMScheduler", {"skip_prk_steps": False}, "PNDMScheduler with skip_prk_steps=False is not supported"),

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory
 from lightning_guide.distributions.gaussian_mixture import GaussianMixture
 from lightning_guide.noise import Grid, KarrasGrid
-from lightning_guide.samplers import DPMSolver2M, DPMSolver3M, Euler, Heun, Sampler, SDEDPMSolver2M, UniPC
+from lightning_guide.samplers import DEIS, DPMSolver2M, DPMSolver3M, Euler, Heun, Sampler, SDEDPMSolver2M, UniPC
 from lightning_guide.seeds import SampleSeeds
 
 
@@ -119,7 +119,7 @@ class ExplicitNoise(GaussianMixture):
         return predict
 
 
-@pytest.mark.parametrize("kind", [Euler, Heun, DPMSolver2M, DPMSolver3M, UniPC, SDEDPMSolver2M])
+@pytest.mark.parametrize("kind", [DEIS, Euler, Heun, DPMSolver2M, DPMSolver3M, UniPC, SDEDPMSolver2M])
 def test_explicit_implied_noise_changes_nothing(kind: type[Sampler]) -> None:
     x, explicit = (
         5 * torch.randn(6, 2, dtype=torch.float64),

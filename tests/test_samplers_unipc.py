@@ -3,66 +3,19 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
 
 from lightning_guide.distributions.gaussian_mixture import GaussianMixture, gaussian
 from lightning_guide.noise import Grid, KarrasGrid
 from lightning_guide.samplers import DPMSolver2M, DPMSolver3M, Euler, Sampler, UniPC
 from lightning_guide.samplers.unipc import multistep_weights
 from lightning_guide.seeds import SampleSeeds
+from tests.sampler_orders import COVARIANCE, HIGH, MEAN, orders, walk
 
-HIGH, LOW = 8.0, 0.1
-MEAN, COVARIANCE = torch.tensor([0.3, -0.2]).double(), torch.tensor([[2.0, 1.0], [1.0, 1.5]]).double()
 MIXTURE = GaussianMixture([[-1.0, 0.2], [1.0, 0.5], [0.1, -1.0]], 0.2 * torch.eye(2).expand(3, 2, 2), [1, 2, 1])
-
-
-class Graded(Grid):
-    """About n equal steps h in ln sigma from HIGH to LOW, after steps h^2, 2 h^2, ... < h, and two steps more.
-
-    The first step is of first order, and so is the last one of a trajectory: with these lengths neither hides the order
-    of the steps between.
-    """
-
-    def __init__(self, n: int) -> None:
-        span = math.log(HIGH / LOW)
-        h = span / n
-        times, step = [0.0], h * h
-        while step < h:
-            times.append(times[-1] + step)
-            step *= 2
-        rest = span - times[-1]
-        count = math.ceil(rest / h)
-        times += [times[-1] + rest * (i + 1) / count for i in range(count)]
-        self.end = len(times) - 1
-        self.levels = HIGH * torch.tensor([*times, span + h, span + 2 * h], dtype=torch.float64).neg().exp()
-
-    def sigmas(self) -> Tensor:
-        return self.levels
-
-
-def state_at_low(kind: Callable[[Grid], Sampler], n: int, x: Tensor) -> Tensor:
-    """Return the state at LOW, two steps before the end."""
-    grid = Graded(n)
-    states = kind(grid).steps(gaussian(MEAN, COVARIANCE), x, seeds=SampleSeeds(0, range(len(x))))
-    for _ in range(grid.end):
-        trajectory = next(states)
-    assert trajectory.sigma_next == pytest.approx(LOW)
-    return trajectory.x
-
-
-def orders(kind: Callable[[Grid], Sampler]) -> list[float]:
-    """Return log2 of the ratios of errors when the number of steps doubles."""
-    x = HIGH * torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    values, vectors = torch.linalg.eigh(COVARIANCE)
-    scale = ((values + LOW**2) / (values + HIGH**2)).sqrt()
-    exact = MEAN + (x - MEAN) @ vectors @ torch.diag(scale) @ vectors.T
-    errors = [float((state_at_low(kind, n, x) - exact).abs().max()) for n in (64, 128, 256)]
-    return [math.log2(coarse / fine) for coarse, fine in zip(errors, errors[1:], strict=False)]
 
 
 @pytest.mark.parametrize(
@@ -107,11 +60,6 @@ def test_half_of_the_quadratic_term_as_in_another_library_leaves_second_order() 
     assert min(orders(DPMSolver3M)) > 2.9
 
 
-def walk(sampler: Sampler, x: Tensor) -> Tensor:
-    *_, last = sampler.steps(MIXTURE, x, seeds=SampleSeeds(0, range(len(x))))
-    return last.x
-
-
 @pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -124,7 +72,7 @@ def test_without_corrector_it_is_a_known_sampler(
     one: Callable[[Grid], Sampler], other: Callable[[Grid], Sampler]
 ) -> None:
     x, grid = 5 * torch.randn(6, 2, dtype=torch.float64), KarrasGrid(12, sigma_max=5.0)
-    torch.testing.assert_close(walk(one(grid), x), walk(other(grid), x))
+    torch.testing.assert_close(walk(one(grid), MIXTURE, x), walk(other(grid), MIXTURE, x))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 9])
@@ -136,9 +84,9 @@ def test_one_network_call_a_step(order: int, steps: int) -> None:
 
 def test_few_steps_are_closer_than_those_of_lower_order() -> None:
     x = 80 * torch.randn(200, 2, dtype=torch.float64)
-    exact = walk(UniPC(400, order=3), x)
+    exact = walk(UniPC(400, order=3), MIXTURE, x)
     error = {
-        name: float((walk(sampler, x) - exact).norm(dim=1).mean())
+        name: float((walk(sampler, MIXTURE, x) - exact).norm(dim=1).mean())
         for name, sampler in (("first", Euler(12)), ("second", DPMSolver2M(12)), ("unipc", UniPC(12, order=3)))
     }
     assert error["unipc"] < error["second"] < error["first"]

@@ -12,16 +12,17 @@
 | DPMSolverMultistepScheduler, dpmsolver++, order 2 | `DPMSolver2M` | timesteps, Karras or exponential |
 | DPMSolverMultistepScheduler, sde-dpmsolver++, order 2 | `SDEDPMSolver2M` | the same |
 | UniPCMultistepScheduler, bh2 | `UniPC` | the same |
+| DEISMultistepScheduler, logrho | `DEIS` | the same |
 | FlowMatchEulerDiscreteScheduler | `Euler` | flow with shift |
 | EDMEulerScheduler | `Euler` | Karras or exponential |
 | EDMDPMSolverMultistepScheduler, order 2 | `DPMSolver2M` | the same |
 | CMStochasticIterativeScheduler | `ProportionalAncestral` with eta 1 | some of Karras' levels |
 
 Every row agrees with the scheduler on the same network and noise (tests/test_pretrained_schedulers.py), except for
-known differences. Grids end at sigma = 0; DDIM and PNDM without set_alpha_to_one end at the level of timestep 0. The
-"linspace" timesteps of DDIM and PNDM are not their own steps there, which always go T / N further. Consistency
-models end at sigma_min there, so that their fresh noise is sqrt(sigma'^2 - sigma_min^2). Any other class or setting is
-refused by name.
+known differences. Grids end at sigma = 0; DEIS, and DDIM and PNDM without set_alpha_to_one, end at the level of
+timestep 0. The "linspace" timesteps of DDIM and PNDM are not their own steps there, which always go T / N further.
+Consistency models end at sigma_min there, so that their fresh noise is sqrt(sigma'^2 - sigma_min^2). Any other class or
+setting is refused by name.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from lightning_guide.preconditioning import (
 from lightning_guide.pretrained.scheduler_settings import Clipping, SchedulerSettings
 from lightning_guide.samplers import (
     DDIM,
+    DEIS,
     PLMS,
     DPMSolver2M,
     Euler,
@@ -106,7 +108,7 @@ def _discrete(sampler: type[Sampler], spacing: Spacing, **fixed: Any) -> Reader:
         settings.require(variance_type=("fixed_small", "fixed_small_log", "learned_range"), interpolation_type="linear")
         if sampler is PLMS:  # the other library combines earlier velocities, which belong to other levels
             settings.require(prediction_type="epsilon")
-        multistep = sampler in (DPMSolver2M, SDEDPMSolver2M, UniPC)
+        multistep = sampler in (DEIS, DPMSolver2M, SDEDPMSolver2M, UniPC)
         spaced = settings.get("timestep_spacing", spacing)
         # DPM-Solver rounds the timesteps of Karras' levels
         rounded = multistep and settings.get("use_karras_sigmas")
@@ -137,6 +139,12 @@ def _unipc(settings: SchedulerSettings, num_steps: int, tokens: int | None) -> S
     settings.require(solver_type="bh2", predict_x0=True, disable_corrector=[], solver_order=(1, 2, 3), solver_p=None)
     settings.require(lower_order_final=True)
     return _discrete(UniPC, "linspace", order=settings.get("solver_order", 2))(settings, num_steps, tokens)
+
+
+def _deis(settings: SchedulerSettings, num_steps: int, tokens: int | None) -> ScheduledSampling:
+    """Read DEISMultistepScheduler."""
+    settings.require(solver_type="logrho", algorithm_type="deis", solver_order=(1, 2, 3), lower_order_final=True)
+    return _discrete(DEIS, "linspace", order=settings.get("solver_order", 2))(settings, num_steps, tokens)
 
 
 REQUIRED = {
@@ -212,6 +220,7 @@ _READERS: dict[str, Reader] = {
     "PNDMScheduler": _discrete(PLMS, "leading"),
     "DPMSolverMultistepScheduler": _dpm_solver,
     "UniPCMultistepScheduler": _unipc,
+    "DEISMultistepScheduler": _deis,
     "FlowMatchEulerDiscreteScheduler": _flow,
     "EDMEulerScheduler": _edm(Euler),
     "EDMDPMSolverMultistepScheduler": _edm(DPMSolver2M),

@@ -1,8 +1,9 @@
-"""ODE and SDE samplers: Euler, DDIM, ancestral, Heun, DPM-Solver++ and its SDE, UniPC, PLMS, restart, time travel."""
+"""ODE and SDE samplers: Euler, DDIM, ancestral, Heun, DPM-Solver++, SDE, UniPC, DEIS, PLMS, restart, time travel."""
 
 from __future__ import annotations
 
 from lightning_guide.samplers.base import Memory, PredictAt, Sampler
+from lightning_guide.samplers.deis import DEIS
 from lightning_guide.samplers.dpm_solver import DPMSolver2M
 from lightning_guide.samplers.euler import DDIM, Ancestral, Euler, LearnedVariance, ProportionalAncestral
 from lightning_guide.samplers.heun import Heun
@@ -15,6 +16,7 @@ from lightning_guide.samplers.unipc import DPMSolver3M, UniPC
 __all__ = [
     "Ancestral",
     "DDIM",
+    "DEIS",
     "DPMSolver2M",
     "DPMSolver3M",
     "Euler",

@@ -3,7 +3,8 @@
 Each sampler combines the *clean* estimate of a prediction with its *noise* direction, so that guidances which return a
 separate noise direction work with all of them.
 
-Memory: besides the memory of the network, at most 3 copies of x and one for each negative; `UniPC` `order` + 2 more.
+Memory: besides the memory of the network, at most 3 copies of x and one for each negative; `UniPC` and `DEIS` keep
+`order` + 2 more.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from lightning_guide.seeds import SampleSeeds
 from lightning_guide.utils.devices import to_device
 from lightning_guide.utils.recipe import HasRecipe
 
-__all__ = ["Memory", "PredictAt", "Sampler"]
+__all__ = ["Memory", "PredictAt", "Sampler", "history", "remember"]
 
 
 PredictAt = Callable[[Tensor, Tensor], Prediction]
@@ -117,3 +118,17 @@ class Sampler(HasRecipe, ABC):
 
         `memory` is kept for the whole trajectory. A step may be repeated with the earlier `memory` (see `TimeTravel`).
         """
+
+
+def history(memory: Memory, name: str) -> tuple[list[float], list[Tensor]]:
+    """Return the times and the tensors that `remember` has kept under `name`, newest first."""
+    count = sum(key.startswith(f"{name} ") for key in memory)
+    times = [float(memory[f"time {i}"]) for i in range(count)]
+    return times, [torch.as_tensor(memory[f"{name} {i}"]) for i in range(count)]
+
+
+def remember(memory: Memory, name: str, time: float, tensor: Tensor, *, kept: int) -> None:
+    """Keep `tensor` under `name` as the newest of at most `kept`, with its `time`."""
+    times, tensors = history(memory, name)
+    for i, (t, each) in enumerate(zip([time, *times][:kept], [tensor, *tensors][:kept], strict=True)):
+        memory.update({f"time {i}": t, f"{name} {i}": each})

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_guide.denoiser import Trajectory
 from lightning_guide.noise import Grid
-from lightning_guide.samplers.base import Memory, PredictAt, Sampler
+from lightning_guide.samplers.base import Memory, PredictAt, Sampler, history, remember
 
 __all__ = ["DPMSolver3M", "UniPC", "multistep_weights"]
 
@@ -79,7 +79,7 @@ class UniPC(Sampler):
         x, here = trajectory.x, math.log(trajectory.sigma)
         prediction = predict(x, sigma)
         clean = prediction.clean
-        times, earlier = _history(memory)
+        times, earlier = history(memory, "implied")
         first = prediction.step(x, sigma, sigma_next)
         if self.corrector and times:
             order = int(memory["order"])
@@ -96,11 +96,8 @@ class UniPC(Sampler):
         weights = multistep_weights(here - math.log(trajectory.sigma_next), [here - t for t in times[: order - 1]])
         for c, D in zip(weights, earlier, strict=False):
             trajectory.x = trajectory.x + c * (D - clean)
-        implied = prediction.implied_clean(x, sigma)
         memory.update({"order": order, "first": first})
-        kept = self.order - 1
-        for i, (t, D) in enumerate(zip((here, *times[:kept]), (implied, *earlier[:kept]), strict=True)):
-            memory.update({f"time {i}": t, f"implied {i}": D})
+        remember(memory, "implied", here, prediction.implied_clean(x, sigma), kept=self.order)
 
 
 class DPMSolver3M(UniPC):
@@ -113,10 +110,3 @@ class DPMSolver3M(UniPC):
     def __init__(self, grid: Grid | int | None = None) -> None:
         """Set the `grid` as in `Sampler`."""
         super().__init__(grid, order=3, corrector=False)
-
-
-def _history(memory: Memory) -> tuple[list[float], list[Tensor]]:
-    """Return ln sigma and the implied clean estimates of the steps before, newest first."""
-    count = sum(name.startswith("time") for name in memory)
-    times = [float(memory[f"time {i}"]) for i in range(count)]
-    return times, [torch.as_tensor(memory[f"implied {i}"]) for i in range(count)]

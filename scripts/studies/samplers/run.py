@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.distributions import FractalTree
-from lightning_guide.samplers import PLMS, DPMSolver2M, DPMSolver3M, Euler, Heun, Sampler, SDEDPMSolver2M, UniPC
+from lightning_guide.samplers import DEIS, PLMS, DPMSolver2M, DPMSolver3M, Euler, Heun, Sampler, SDEDPMSolver2M, UniPC
 from lightning_guide.seeds import SampleSeeds
 from scripts.lib.command_line import run_script
 from scripts.lib.seed_summary import summarize
@@ -25,6 +25,9 @@ SAMPLERS: dict[str, tuple[Callable[[int], Sampler], Callable[[int], int]]] = {
     "Euler": (Euler, lambda calls: calls),
     "Heun": (Heun, lambda calls: (calls + 1) // 2),
     "PLMS": (PLMS, lambda calls: calls - 1),
+    "DEIS, order 2": (partial(DEIS, order=2), lambda calls: calls),
+    "DEIS, order 3": (DEIS, lambda calls: calls),
+    "DEIS, order 4": (partial(DEIS, order=4), lambda calls: calls),
     "DPMSolver2M": (DPMSolver2M, lambda calls: calls),
     "DPMSolver3M": (DPMSolver3M, lambda calls: calls),
     "UniPC, order 2": (partial(UniPC, order=2), lambda calls: calls),
