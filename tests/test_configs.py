@@ -31,6 +31,7 @@ PARTS = {
     "nodes.yaml": "digits/main.yaml",
     "motion/guidance.yaml": "motion/train.yaml",
     "particles.yaml": "digits/main.yaml",
+    "posterior.yaml": "digits/main.yaml",
     "shrink.yaml": "digits/main.yaml",
     "fractal2d/report.yaml": "fractal2d/main.yaml",
 }

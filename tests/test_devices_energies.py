@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_guide.denoiser import Denoiser
-from lightning_guide.guidance import Guidance
+from lightning_guide.guidance import Guidance, posterior
 from lightning_guide.guidance.gradient import LookAhead, LookAheadWithoutJacobian, NaiveGradient
 from lightning_guide.guidance.training_free import (
     DPS,
@@ -40,6 +40,7 @@ from lightning_guide.objectives import (
     NegativeDistance,
     NegativeEnergy,
     NetworkDistance,
+    Operator,
     Quadratic,
     Reconstructed,
     SquaredDistance,
@@ -125,6 +126,22 @@ def test_energy_of_points_guides_without_waits(name: str) -> None:
         return MPGD(PLANE[name](), positive=models.main, rate=0.5).to(next(models.main.buffers()).device)
 
     assert not waits_of_samples(Models(mixture()), build)
+
+
+OPERATORS: dict[str, Operator] = {"pooling": Downsampled(2), "blur": Blurred(1.0), "projections": Compressed(5)}
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("name", [name for name in posterior.__all__ if name != "PosteriorGuidance"])
+def test_posterior_is_sampled_without_waits(images: Models, name: str, operator: str) -> None:
+    def build(models: Models) -> Denoiser:
+        measurement = Measurement(OPERATORS[operator], TRUTH, noise=1.0)  # random networks have no covariance
+        made: Denoiser = getattr(posterior, name)(measurement, positive=models.main)
+        return made.to(next(models.main.parameters()).device)
+
+    if name == "TMPD" and operator == "projections":
+        pytest.skip("row sums of random projections are near zero")
+    assert not waits_of_samples(images, build)
 
 
 def test_images_are_augmented_without_waits(images: Models) -> None:

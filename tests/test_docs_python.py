@@ -1,4 +1,4 @@
-"""Python and YAML of README, docs/python.md, text_to_image.md and extending.md run as they are printed."""
+"""Python and YAML of README, python.md, inverse_problems.md, text_to_image.md and extending.md run as printed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/python.md", "docs/text_to_image.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md", "docs/inverse_problems.md", "docs/text_to_image.md"])
 def test_python_of_a_page_runs(page: str, here: Path) -> None:
     found = blocks(page, "python")
     assert found, f"{page} shows no Python"

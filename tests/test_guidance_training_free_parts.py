@@ -43,7 +43,7 @@ from lightning_guide.objectives import (
     SquaredDistance,
     Style,
 )
-from lightning_guide.objectives.measurement import Operator
+from lightning_guide.objectives.operators import Operator
 from lightning_guide.pretrained import RunNetwork, Subspace, TimmNetwork
 from lightning_guide.samplers import Euler
 from lightning_guide.seeds import SampleSeeds

@@ -6,12 +6,13 @@ The folder of a method follows from its kind:
 * `combinations`: another rule of how positive and negative predictions are combined.
 * `training_free`: the gradient of a loss of the clean estimate.
 * `gradient`: a direction toward a target that rounds of sampling update.
+* `posterior`: samples given a linear measurement.
 * `particles`: samplers that choose among particles by a loss.
 """
 
 from __future__ import annotations
 
-from lightning_guide.guidance import combinations, gradient, negatives, particles, training_free
+from lightning_guide.guidance import combinations, gradient, negatives, particles, posterior, training_free
 from lightning_guide.guidance.attention import AttentionPerturbation, ChangedMap, ChangedQueries
 from lightning_guide.guidance.base import Guidance, Main, Reference, Snapshot, Unadapted
 from lightning_guide.guidance.branches import Branches, ConditionReplacement, PredictionNegative
@@ -29,6 +30,7 @@ from lightning_guide.guidance.perturbation import (
     Perturbed,
     Replacement,
 )
+from lightning_guide.guidance.posterior import *
 from lightning_guide.guidance.schedules import CosineWeight, Interval, StepWindow, WeightSchedule
 from lightning_guide.guidance.training_free import *
 
@@ -61,4 +63,5 @@ __all__ += combinations.__all__
 __all__ += gradient.__all__
 __all__ += negatives.__all__
 __all__ += particles.__all__
+__all__ += posterior.__all__
 __all__ += training_free.__all__

@@ -14,19 +14,21 @@ from lightning_guide.objectives.composition import (
 from lightning_guide.objectives.energy import Energy, Objective
 from lightning_guide.objectives.function import TorchFunction
 from lightning_guide.objectives.humanml3d import HumanML3D, joint_positions
-from lightning_guide.objectives.measurement import (
+from lightning_guide.objectives.measurement import Measurement
+from lightning_guide.objectives.motion import Goal, Integrated, Obstacle
+from lightning_guide.objectives.operators import (
     Blurred,
     Boxed,
     Compressed,
     Downsampled,
     Masked,
-    Measurement,
+    Matrix,
     Operator,
 )
-from lightning_guide.objectives.motion import Goal, Integrated, Obstacle
 from lightning_guide.objectives.reference import Distance, NetworkDistance, SquaredDistance, Style
 from lightning_guide.objectives.regions import Disc, HalfSpace
 from lightning_guide.objectives.reward import FileHead, Head, NetworkReward, RandomHead, Reward
+from lightning_guide.objectives.spectrum import LinearProblem, Spectrum
 from lightning_guide.objectives.synthetic import Linear, NegativeDistance, Quadratic
 from lightning_guide.objectives.text import TextMatch
 
@@ -48,7 +50,9 @@ __all__ = [
     "Head",
     "Integrated",
     "Linear",
+    "LinearProblem",
     "Masked",
+    "Matrix",
     "Measurement",
     "NegativeDistance",
     "NegativeEnergy",
@@ -62,6 +66,7 @@ __all__ = [
     "RandomHead",
     "Reconstructed",
     "Reward",
+    "Spectrum",
     "SquaredDistance",
     "Style",
     "TextMatch",

@@ -1,148 +1,35 @@
-"""Linear inverse problems y = A x + noise: measurement operators A, and the energy of a measurement."""
+"""Linear inverse problems y = A x + noise: the measurements of samples, as an energy and as a linear problem."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lightning_guide.denoiser import Trajectory
 from lightning_guide.objectives.energy import Energy, Loss
+from lightning_guide.objectives.operators import Operator
 from lightning_guide.objectives.reference import references_for
-from lightning_guide.seeds import mix
-from lightning_guide.utils.devices import to_device
-from lightning_guide.utils.images import gaussian_blur
-from lightning_guide.utils.recipe import HasRecipe
+from lightning_guide.objectives.spectrum import LinearProblem
 
-__all__ = ["Blurred", "Boxed", "Compressed", "Downsampled", "Masked", "Measurement", "Operator"]
-
-
-class Operator(HasRecipe, ABC):
-    """Base of linear measurement operators A."""
-
-    @abstractmethod
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return A x (B, *) of images `x` (B, C, H, W), linear and equal for all samples."""
-
-
-class Downsampled(Operator):
-    """Super-resolution: means of squares of `factor` x `factor` pixels."""
-
-    def __init__(self, factor: int = 4) -> None:
-        """Choose the `factor`, which divides the sides.
-
-        Raises:
-            ValueError: if `factor` is less than 1.
-        """
-        if factor < 1:
-            raise ValueError(f"Downsampled needs factor >= 1, got {factor}")
-        self.factor = factor
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return A x (B, C, H / factor, W / factor).
-
-        Raises:
-            ValueError: if `factor` does not divide the sides.
-        """
-        if x.shape[-2] % self.factor or x.shape[-1] % self.factor:
-            raise ValueError(f"images of {x.shape[-2]}x{x.shape[-1]} cannot be averaged in squares of {self.factor}")
-        return F.avg_pool2d(x, self.factor)
-
-
-class Blurred(Operator):
-    """Deblurring: convolution with a Gaussian of standard deviation `std` pixels, with replicated borders."""
-
-    def __init__(self, std: float = 1.0) -> None:
-        """Choose `std` in pixels; the kernel has radius 3 `std`.
-
-        Raises:
-            ValueError: unless `std` is positive.
-        """
-        if not std > 0:
-            raise ValueError(f"Blurred needs std > 0, got {std}")
-        self.std = std
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return A x (B, C, H, W)."""
-        return gaussian_blur(x, sigma=self.std, radius=max(1, round(3 * self.std)), border="replicate")
-
-
-class Masked(Operator):
-    """Random inpainting: each pixel is kept with probability `share`, the same pixels for all samples."""
-
-    def __init__(self, share: float = 0.3, *, seed: int = 0) -> None:
-        """Choose the `share` of pixels to keep and the `seed` of the mask.
-
-        Raises:
-            ValueError: unless 0 < `share` <= 1.
-        """
-        if not 0 < share <= 1:
-            raise ValueError(f"Masked keeps a share in (0, 1] of the pixels, got {share}")
-        self.share, self.seed = share, seed
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return A x (B, C, H, W), zero at masked pixels."""
-        generator = torch.Generator().manual_seed(mix(self.seed, "mask"))
-        kept = torch.rand(x.shape[-2:], generator=generator) < self.share
-        return x * to_device(kept.to(x.dtype), x.device)
-
-
-class Boxed(Operator):
-    """Box inpainting: the rectangle [top, top + height) x [left, left + width) is masked."""
-
-    def __init__(self, top: int, left: int, height: int, width: int) -> None:
-        """Choose the rectangle, in pixels.
-
-        Raises:
-            ValueError: if it starts outside of the image, or is empty.
-        """
-        if min(top, left) < 0 or min(height, width) < 1:
-            raise ValueError(f"Boxed needs top, left >= 0 and height, width >= 1, got {(top, left, height, width)}")
-        self.top, self.left, self.height, self.width = top, left, height, width
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return A x (B, C, H, W), zero inside the rectangle."""
-        kept = x.new_ones(x.shape[-2:])
-        kept[self.top : self.top + self.height, self.left : self.left + self.width] = 0
-        return x * kept
-
-
-class Compressed(Operator):
-    """Compressive sensing: `count` random projections P x with P normal of variance 1 / count."""
-
-    def __init__(self, count: int, *, seed: int = 0) -> None:
-        """Choose the number of measurements, `count`, and the `seed` of P.
-
-        Raises:
-            ValueError: if `count` is below 1.
-        """
-        if count < 1:
-            raise ValueError(f"Compressed needs count >= 1, got {count}")
-        self.count, self.seed = count, seed
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return P x (B, count)."""
-        flat = x.flatten(1)
-        generator = torch.Generator().manual_seed(mix(self.seed, "projections"))
-        projections = torch.randn(self.count, flat.shape[1], generator=generator) / self.count**0.5
-        return flat @ to_device(projections.to(x.dtype), x.device).T
+__all__ = ["Measurement"]
 
 
 class Measurement(Energy):
     """Measurement energy |y_i - A x|, not squared, with y_i = A t_i + noise n for the hidden example t_i of sample i.
 
     Example i is taken modulo the number of examples. The noise n of sample i depends only on (seed, i). With `squared`
-    the loss is |y_i - A x|^2 / (2 noise^2), the negative log-likelihood.
+    the loss is |y_i - A x|^2 / (2 noise^2), the negative log-likelihood. In place of hidden examples the y_i themselves
+    may be given as `observed`.
     """
 
     def __init__(
         self,
         operator: Operator,
-        truth: str | Sequence[float] | Tensor,
+        truth: str | Sequence[float] | Tensor | None = None,
         *,
+        observed: str | Sequence[float] | Tensor | None = None,
         noise: float = 0.05,
         squared: bool = False,
     ) -> None:
@@ -151,27 +38,67 @@ class Measurement(Energy):
         Args:
             operator: A.
             truth: hidden clean examples t (N, *), or a .npy file of them.
+            observed: measurements y (N, ...), or a .npy file of them, in place of `truth`.
             noise: standard deviation of n.
             squared: use the negative log-likelihood.
 
         Raises:
-            ValueError: if `noise` is negative, or zero with `squared`.
+            ValueError: if `noise` is negative, or zero with `squared`, or not one of `truth` and `observed` is given.
         """
         super().__init__()
         if noise < 0 or (squared and noise == 0):
             raise ValueError(f"Measurement needs noise >= 0, and > 0 for a squared loss, got {noise}")
-        self.operator, self.truth, self.noise, self.squared = operator, truth, noise, squared
+        if (truth is None) == (observed is None):
+            raise ValueError(
+                f"Measurement needs either truth, the hidden examples, or observed, their measurements; got "
+                f"{'neither' if truth is None else 'both'}"
+            )
+        self.operator, self.truth, self.observed = operator, truth, observed
+        self.noise, self.squared = noise, squared
 
     def observe(self, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
-        """Return the hidden examples t (B, *) of the samples of `trajectory`, and their measurements y (B, ...)."""
+        """Return the hidden examples t (B, *) of the samples of `trajectory`, and their measurements y (B, ...).
+
+        Raises:
+            ValueError: if there are no hidden examples, or their shape is not that of x.
+        """
+        if self.truth is None:
+            raise ValueError("this Measurement has no hidden examples, only what was observed of them")
         hidden = references_for(self.truth, trajectory)
         exact = self.operator(hidden)
         n = trajectory.seeds.normal("measurement", exact.shape[1:], exact.device).to(exact)
         return hidden, exact + self.noise * n
 
+    def measurements(self, trajectory: Trajectory) -> Tensor:
+        """Return the measurements y (B, ...) of the samples of `trajectory`.
+
+        Raises:
+            ValueError: as `observe`, or if the measurements that were observed do not have the shape of A x.
+        """
+        if self.observed is None:
+            return self.observe(trajectory)[1]
+        return references_for(self.observed, trajectory, self.operator(trajectory.x), "measurements")
+
+    def problem(self, trajectory: Trajectory) -> LinearProblem:
+        """Return the linear problem of the samples of `trajectory`.
+
+        Raises:
+            ValueError: as `measurements` and `Operator.spectrum`, or if the operator is not linear.
+        """
+        x = trajectory.x
+        spectrum = self.operator.spectrum(tuple(x.shape[1:]))
+        first, second = torch.randn(2, 1, *x.shape[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        parts, whole = self.operator(first) - 2 * self.operator(second), self.operator(first - 2 * second)
+        if not torch.allclose(parts, whole, rtol=1e-4, atol=1e-4 * float(whole.abs().max())):
+            raise ValueError(
+                f"posterior sampling needs a linear measurement, but {type(self.operator).__name__} of a difference "
+                "is not the difference of its values; guide by its energy, as DPS does"
+            )
+        return LinearProblem(self.operator, spectrum.like(x), self.measurements(trajectory), self.noise)
+
     def start(self, trajectory: Trajectory) -> Loss:
         """Return the loss for the measurements of the samples of `trajectory`."""
-        y = self.observe(trajectory)[1]
+        y = self.measurements(trajectory)
         return lambda x, condition, number: self._loss(x, y[number])
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:

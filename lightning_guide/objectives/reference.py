@@ -19,10 +19,10 @@ from lightning_guide.utils.errors import did_you_mean
 __all__ = ["Distance", "NetworkDistance", "SquaredDistance", "Style", "load_references", "references_for"]
 
 
-def load_references(data: str | Sequence[float] | Tensor, like: Tensor) -> Tensor:
+def load_references(data: str | Sequence[float] | Tensor, like: Tensor, what: str = "reference examples") -> Tensor:
     """Return `data` as (N, *) with the sample shape, dtype and device of `like` (B, *); one example may lack the N.
 
-    A string is the path of a .npy file with clean examples as denoiser inputs.
+    A string is the path of a .npy file with clean examples as denoiser inputs; `what` names them in errors.
 
     Raises:
         ValueError: if the file does not exist or is not a .npy file, or the examples have another shape.
@@ -33,17 +33,24 @@ def load_references(data: str | Sequence[float] | Tensor, like: Tensor) -> Tenso
         examples = examples[None]
     if tuple(examples.shape[1:]) != shape:
         where = f" in {data}" if isinstance(data, str) else ""
-        raise ValueError(f"reference examples{where} have shape {tuple(examples.shape)}; expected (N, {shape})")
+        raise ValueError(f"{what}{where} have shape {tuple(examples.shape)}; expected (N, {shape})")
     return to_device(examples.to(like.dtype), like.device)
 
 
-def references_for(data: str | Sequence[float] | Tensor, trajectory: Trajectory) -> Tensor:
+def references_for(
+    data: str | Sequence[float] | Tensor,
+    trajectory: Trajectory,
+    like: Tensor | None = None,
+    what: str = "reference examples",
+) -> Tensor:
     """Return one example for each sample of `trajectory` (B, *): example i for sample i, modulo their number.
+
+    They have the shape of x, or that of `like` (B, *), and are `what` in errors.
 
     Raises:
         ValueError: as `load_references`.
     """
-    examples = load_references(data, trajectory.x)
+    examples = load_references(data, trajectory.x if like is None else like, what)
     numbers = [index % len(examples) for index in trajectory.seeds.indices]
     return examples[to_device(torch.tensor(numbers), examples.device)]
 

@@ -20,7 +20,7 @@ from lightning_guide.guidance import Unconditional
 from lightning_guide.inference import is_diverged
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.objectives import Blurred, ClassLabel, Compressed, Downsampled, Masked, Measurement
-from lightning_guide.objectives.measurement import Operator
+from lightning_guide.objectives.operators import Operator
 from lightning_guide.pretrained import RunNetwork, Subspace
 from lightning_guide.runs.models import finished_model
 from lightning_guide.samplers import Euler
