@@ -54,6 +54,18 @@ def integrated(terms: list[tuple[float, Matrix]], start: float) -> Matrix:
     return result
 
 
+def test_the_mean_of_guiders_is_each_of_them_with_a_part_of_the_weight() -> None:
+    good, *guiders = (model(covariance) for covariance in (GOOD, BAD, UNALIKE))
+    x, sigma = torch.randn(5, 2, dtype=torch.float64), torch.tensor(0.8, dtype=torch.float64)
+    mean = (guiders[0](x, sigma) + guiders[1](x, sigma)) / 2
+    several = Guided(guiders, [1 + (2.6 - 1) / 2] * 2, positive=good)
+    torch.testing.assert_close(several(x, sigma), mean + 2.6 * (good(x, sigma) - mean))
+    terms = [(1 + 0.8 + 0.3, GOOD), (-0.8, BAD), (-0.3, UNALIKE)]
+    sampler = Heun(KarrasGrid(150, sigma_max=20.0))
+    found = sampled(Guided(guiders, [1.8, 1.3], positive=good), sampler)
+    assert off(found, integrated(terms, 20.0)) < 2e-3
+
+
 def off(found: Matrix, expected: Matrix) -> float:
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 

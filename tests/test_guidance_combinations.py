@@ -18,10 +18,12 @@ from lightning_guide.guidance.combinations import (
     FrequencyDecoupled,
     MagnitudeAware,
     PairCombination,
+    PerpendicularNegatives,
     Plain,
     RectifiedGradient,
     Rescale,
     ReusedDifference,
+    SlidingMode,
     Tangential,
     UntilAgreement,
     ZeroStar,
@@ -55,11 +57,13 @@ NEUTRAL: dict[str, tuple[Combination, Combination]] = {
     "rescale": (Rescale(), Rescale(0.0)),
     "reuse": (ReusedDifference(3), ReusedDifference(1)),
     "AG": (UntilAgreement(0.9), UntilAgreement(2.0)),
+    "SMC": (SlidingMode(gain=0.05), SlidingMode(gain=0.0)),
 }
 RULES: dict[str, Combination] = {name: rule for name, (rule, _) in NEUTRAL.items()} | {
     "rescaled APG": Rescale(0.5, combination=ADAPTIVE),
     "rescaled CFG++": Rescale(0.5, combination=RenoiseWithNegative()),
     "CFG++": RenoiseWithNegative(),
+    "Perp-Neg": PerpendicularNegatives(),
 }
 SHAPES = {"points": (2,), "sequence": (5, 3), "images": (3, 6, 7)}
 ALL = [(name, shape) for name in RULES for shape in SHAPES if name != "FDG" or shape == "images"]
@@ -197,7 +201,7 @@ def test_separate_noise_direction_is_combined_by_the_plain_rule(name: str, which
     torch.testing.assert_close(neutral.noise, plain.noise, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", ["APG", "Zero*", "TCFG", "MAMBO-G", "beta"])
+@pytest.mark.parametrize("name", ["APG", "Zero*", "TCFG", "MAMBO-G", "beta", "SMC"])
 def test_noise_changes_by_minus_the_push_over_sigma(name: str) -> None:
     rule = RULES[name]
     assert isinstance(rule, PairCombination)

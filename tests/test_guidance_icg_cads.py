@@ -101,7 +101,7 @@ def test_models_without_labels_are_refused(kind: str) -> None:
 
     with pytest.raises(ValueError, match=r"labels or prompts; this model has neither \(num_classes=0\)"):
         IndependentConditionGuidance().resolve(Models())
-    with pytest.raises(ValueError, match="ICG draws random labels"):
+    with pytest.raises(ValueError, match="RandomCondition takes its condition from labels or prompts; this"):
         run(IndependentConditionGuidance(positive=Models.main), None)
     with pytest.raises(ValueError, match="AnnealedCondition acts on the embedding of labels or texts; this network"):
         Perturbed([AnnealedCondition()]).resolve(Models())

@@ -42,6 +42,7 @@ ROOMS = (
 ).split()
 LIBRARY = ROOT / "lightning_guide"
 VARIANTS = {  # configs of a guidance that are settings of another one
+    "autoguidance_several": "autoguidance",
     "autoguidance_cfg": "autoguidance",
     "cfg_interval": "cfg",
     "icg_gaussian": "icg",

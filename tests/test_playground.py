@@ -73,7 +73,7 @@ def test_parameters_come_from_configs_and_signatures(methods: dict[str, Method])
     assert found["blur"].help.startswith("standard deviation of the Gaussian") and found["weight"].is_weight
     assert {each.place for each in methods["autoguidance"].parameters} >= {"guider.images", "guider.sigma_rel"}
     for name, method in methods.items():
-        assert sum(each.is_weight for each in method.parameters) == 1, name
+        assert any(each.is_weight for each in method.parameters), name
         assert method.guidance({}) == method.written, name
         for each in method.parameters:  # what is typed is read as it was
             typed = read_value(parameter_text(each))

@@ -42,11 +42,11 @@ EULER = Euler(KarrasGrid(2, sigma_min=0.3, sigma_max=5.0))
 CLASSIFIER_FREE = "classifier-free guidance needs a model with labels or embeddings"
 REFUSED = dict.fromkeys(
     ["ag", "apg", "autoguidance_cfg", "beta_cfg", "cfg", "cfg_interval", "cfg_pp", "cfg_rescale", "cfg_zero_star"]
-    + ["fdg", "mambo_g", "reg", "tcfg"],
+    + ["fdg", "mambo_g", "perp_neg", "reg", "smc_cfg", "tcfg"],
     CLASSIFIER_FREE,
 ) | {
     "cads": "AnnealedCondition acts on the embedding of labels or texts; this network has none",
-    "icg": "ICG draws random labels or prompts; this model has neither",
+    "icg": "RandomCondition takes its condition from labels or prompts; this model has neither",
     "icg_gaussian": "GaussianCondition acts on the embedding of labels or texts; this network has none",
 }
 """What a network without labels and texts cannot do."""

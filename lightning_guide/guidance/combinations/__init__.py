@@ -10,8 +10,10 @@ from lightning_guide.guidance.combinations.cfg_rescale import Rescale
 from lightning_guide.guidance.combinations.cfg_zero_star import ZeroStar
 from lightning_guide.guidance.combinations.fdg import FrequencyDecoupled
 from lightning_guide.guidance.combinations.mambo_g import MagnitudeAware
+from lightning_guide.guidance.combinations.perp_neg import PerpendicularNegatives
 from lightning_guide.guidance.combinations.reg import RectifiedGradient
 from lightning_guide.guidance.combinations.reuse import ReusedDifference
+from lightning_guide.guidance.combinations.smc_cfg import SlidingMode
 from lightning_guide.guidance.combinations.tcfg import Tangential
 
 __all__ = [
@@ -22,10 +24,12 @@ __all__ = [
     "MagnitudeAware",
     "Pair",
     "PairCombination",
+    "PerpendicularNegatives",
     "Plain",
     "RectifiedGradient",
     "Rescale",
     "ReusedDifference",
+    "SlidingMode",
     "Tangential",
     "UntilAgreement",
     "ZeroStar",

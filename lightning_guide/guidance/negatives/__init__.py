@@ -9,6 +9,7 @@ from lightning_guide.guidance.negatives.cfg_pp import ClassifierFreeGuidancePP, 
 from lightning_guide.guidance.negatives.compressed import PrunedWeights, QuantizedWeights
 from lightning_guide.guidance.negatives.degraded import NoisyInput, SamplingDropout
 from lightning_guide.guidance.negatives.erg import EntropyRectifyingGuidance, ScaledQueries
+from lightning_guide.guidance.negatives.fixed_condition import FixedCondition
 from lightning_guide.guidance.negatives.icg import GaussianCondition, IndependentConditionGuidance, RandomCondition
 from lightning_guide.guidance.negatives.momentum import AverageVelocity, MomentumGuidance
 from lightning_guide.guidance.negatives.neon import Neon
@@ -71,6 +72,7 @@ __all__ = [
     "NoisyInput",
     "NoisyNoiseEmbedding",
     "OffDiagonalMask",
+    "FixedCondition",
     "PerturbedAttentionGuidance",
     "PrunedWeights",
     "QuantizedWeights",

@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor, nn
 
 from lightning_guide.data import Prompts
-from lightning_guide.denoiser import Denoiser, Models, Trajectory
-from lightning_guide.guidance.branches import ConditionReplacement, Replace
+from lightning_guide.denoiser import Denoiser, Trajectory
+from lightning_guide.guidance.branches import Replace
 from lightning_guide.guidance.combinations.base import Combination
 from lightning_guide.guidance.guided import Guided
+from lightning_guide.guidance.negatives.fixed_condition import ListedCondition
 from lightning_guide.guidance.perturbation import ChangedEmbedding, ConditionPerturbation
 from lightning_guide.guidance.schedules import WeightSchedule
 from lightning_guide.utils.devices import to_device
@@ -39,33 +40,12 @@ class GaussianCondition(ConditionPerturbation):
         return ChangedEmbedding(module, gaussian)
 
 
-class RandomCondition(ConditionReplacement):
+class RandomCondition(ListedCondition):
     """D(x, sigma, c'), each sample's c' drawn uniformly at each call from all classes, or from prompts."""
-
-    def __init__(self, positive: Denoiser | None = None, *, prompts: Prompts | None = None) -> None:
-        """Draw classes of the model `positive`, default the one under evaluation, or rows of `prompts`.
-
-        A model that takes embeddings needs `prompts` (P, L, C); default: those of the evaluation.
-        """
-        super().__init__(positive)
-        self.prompts = prompts
-
-    def resolve(self, models: Models) -> Denoiser:
-        """Return a copy on real models, with the prompts of their evaluation unless others are given.
-
-        Raises:
-            ValueError: if the model has neither labels nor embeddings.
-        """
-        resolved = super().resolve(models)
-        assert isinstance(resolved, RandomCondition)
-        resolved._check_condition()
-        if resolved.token_channels and resolved.prompts is None:
-            resolved.prompts = models.prompts
-        return resolved
 
     def start_condition(self, trajectory: Trajectory) -> Replace:
         """Return the function that draws conditions; a model without a condition is refused."""
-        self._check_condition()
+        self.check()
         seeds, prompts = trajectory.seeds, self.prompts
         if not self.token_channels:
             return lambda x, condition: seeds.integers("random condition", self.num_classes, x.device)
@@ -82,10 +62,6 @@ class RandomCondition(ConditionReplacement):
             yield "ICG draws its random class from 1 class, which is that of the samples"
         if self.token_channels and self.prompts is not None and len(self.prompts) == 1:
             yield "ICG draws its random prompt from 1 prompt, which is that of the samples"
-
-    def _check_condition(self) -> None:
-        if not self.conditional:
-            raise ValueError("ICG draws random labels or prompts; this model has neither (num_classes=0)")
 
 
 class IndependentConditionGuidance(Guided):
