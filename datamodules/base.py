@@ -22,6 +22,7 @@ from datamodules.stream import Stream, split_evenly
 from lightning_guide.conditioning import check_labels
 from lightning_guide.data import Batch, Prompts, SampleBatch, SampleSource
 from lightning_guide.runs.class_names import check_class_names, read_class_names, write_class_names
+from lightning_guide.seeds import check_seed
 
 __all__ = ["DiffusionData", "OnDevice"]
 
@@ -72,7 +73,7 @@ class DiffusionData(pl.LightningDataModule, ABC):
             raise ValueError(f"num_workers is {num_workers}; expected 0 (load in the main process) or more")
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self.seed = seed
+        self.seed = check_seed(seed)
 
     def setup(self, stage: str) -> None:
         """Compare the class names with those of the run; `fit` records them there.

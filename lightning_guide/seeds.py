@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_guide.utils.devices import to_device
 
-__all__ = ["SampleSeeds", "mix"]
+__all__ = ["SampleSeeds", "check_seed", "mix"]
 
 
 def mix(*parts: int | str) -> int:
@@ -31,6 +31,17 @@ def mix(*parts: int | str) -> int:
     plain = tuple(part if isinstance(part, str) else operator.index(part) for part in parts)
     digest = hashlib.blake2b(repr(plain).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+def check_seed(seed: int) -> int:
+    """Return `seed`.
+
+    Raises:
+        ValueError: if it is negative.
+    """
+    if seed < 0:
+        raise ValueError(f"the seed is {seed}; expected a whole number from 0 on")
+    return seed
 
 
 class SampleSeeds:
@@ -54,8 +65,12 @@ class SampleSeeds:
     """
 
     def __init__(self, seed: int, indices: Sequence[int] | Tensor) -> None:
-        """Create the streams of the samples `indices` (B,) under `seed`."""
-        self.seed = int(seed)
+        """Create the streams of the samples `indices` (B,) under `seed`.
+
+        Raises:
+            ValueError: if `seed` is negative.
+        """
+        self.seed = check_seed(int(seed))
         self.indices = [int(index) for index in indices]
         self._streams: dict[str, list[torch.Generator]] = {}
         self._shared: dict[str, torch.Generator] = {}

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import shutil
+import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,9 +19,17 @@ from PIL import Image
 
 import lightning_guide as lg
 from lightning_guide.cli import main
+from lightning_guide.commands.import_model import import_model
 from lightning_guide.playground.command import playground as command
-from lightning_guide.playground.inputs import Given, Shared, parameter_text, sampler_names, setting_of
+from lightning_guide.playground.inputs import Given, Shared, parameter_text, setting_of
 from lightning_guide.playground.methods import Method, read_methods, read_value
+from lightning_guide.playground.offered_samplers import (
+    name_of,
+    number_of_steps,
+    offered_samplers,
+    sampler_of,
+    samplers_left_out,
+)
 from lightning_guide.playground.rendering import difference, render_samples
 from lightning_guide.playground.session import Playground
 from lightning_guide.playground.setting import Setting
@@ -45,9 +56,9 @@ def opened(tmp_path_factory: pytest.TempPathFactory, methods: dict[str, Method])
 def given(opened: Playground, **changes: Any) -> Given:
     """Inputs of one side as the page has them at first."""
     values = {
-        "model": "as its config",
+        "model": "as in the config",
         "guidance": "none",
-        "sampler": sampler_names(opened)[0],
+        "sampler": name_of(opened.sampler),
         "steps": 3,
         "weight": 1,
     }
@@ -80,6 +91,13 @@ def test_parameters_come_from_configs_and_signatures(methods: dict[str, Method])
             assert typed == each.value or each.place.endswith(".images"), f"{name} {each}"
 
 
+def test_each_guidance_of_a_file_has_a_title_of_its_own(methods: dict[str, Method]) -> None:
+    titles = [method.title for method in methods.values()]
+    assert len(set(titles)) == len(titles) and all(titles)
+    assert methods["pag_noise"].title == "PAG whose attention map has noise added"
+    assert "Attention map (1 - alpha) A + alpha I" in methods["pag_soft"].summary
+
+
 def test_values_are_put_where_they_belong(methods: dict[str, Method]) -> None:
     apg = methods["apg"].guidance({"weight": 3, "combination.eta": 0.5, "combination.momentum": -0.5})
     arguments = apg["init_args"]
@@ -94,6 +112,9 @@ def test_a_guider_that_the_run_lacks_is_its_earliest_and_what_does_not_fit_says_
     assert set(opened.methods) == {"cfg", "apg", "autoguidance", "seg", "cfg_interval"}
     values = {each.place: each.value for each in opened.methods["autoguidance"].parameters}
     assert (values["guider.images"], values["guider.sigma_rel"]) == (64, 0.05)
+    note = opened.methods["autoguidance"].note
+    assert note.endswith("guider.images is 64, not 1/3.5; guider.sigma_rel is 0.05, not 0.1.") and "earliest" in note
+    assert not opened.methods["cfg"].note
     assert "has no snapshots" in opened.refused["sims"]
 
 
@@ -149,11 +170,11 @@ def test_config_draws_the_same_samples_by_the_command_line(opened: Playground, t
 
 def test_inputs_become_settings(opened: Playground) -> None:
     names = list(opened.models)
-    assert names[0] == "as its config" and "64 images, average 0.1" in names
+    assert names[0] == "as in the config" and "64 images, average 0.1" in names
     fields = ("64", "0.1", "null")
     side = given(opened, model="64 images, average 0.1", guidance="autoguidance", weight=2.0, steps=4.0, fields=fields)
-    setting = setting_of(opened, shared(labels=2, seed=-1.0), side)
-    assert (setting.images, setting.average, setting.labels, setting.seed, setting.count) == (64, 0.1, 2, -1, 3)
+    setting = setting_of(opened, shared(labels=2, seed=1.0), side)
+    assert (setting.images, setting.average, setting.labels, setting.seed, setting.count) == (64, 0.1, 2, 1, 3)
     assert setting.guidance is not None and setting.guidance["init_args"]["weight"] == 2
     assert setting.guidance["init_args"]["guider"]["init_args"]["sigma_rel"] == 0.1
     assert opened.steps == 4 and Setting(setting.sampler).evaluation["sampler"] == setting.sampler
@@ -169,6 +190,7 @@ def test_inputs_become_settings(opened: Playground) -> None:
     [
         ({"seed": None}, {}, "the seed is empty; expected a whole number"),
         ({"seed": 1.5}, {}, "the seed is 1.5; expected a whole number"),
+        ({"seed": -1}, {}, "the seed is -1; expected a whole number from 0 on"),
         ({"count": 65}, {}, "the number of samples is 65; expected a whole number from 1 to 64"),
         ({}, {"steps": 0}, "the number of steps is 0; expected a whole number from 1 to 1000"),
         ({}, {"sampler": "Runge"}, "the sampler is 'Runge'; expected some of"),
@@ -196,6 +218,40 @@ def test_wrong_inputs_are_one_sentence(
     with pytest.raises(ValueError, match=said) as raised:
         list(opened.draw(setting_of(opened, shared(**common), given(opened, **side))))
     assert "\n" not in str(raised.value) and "Traceback" not in str(raised.value)
+
+
+# Samplers
+
+TDS = {"class_path": "TDS", "init_args": {"particles": 2, "energy": {"class_path": "EdgeEnergy"}, "grid": 9}}
+
+
+def test_samplers_are_offered_or_say_why(opened: Playground) -> None:
+    heun = {"class_path": "Heun", "init_args": {"grid": {"class_path": "KarrasGrid", "init_args": {"num_steps": 4}}}}
+    restart = {"class_path": "Restart", "init_args": {"sampler": heun, "repeats": 2}}
+    offered = offered_samplers(heun)
+    assert next(iter(offered)) == "Heun" and {"DDIM", "UniPC", "Restart", "TimeTravel"} < set(offered)
+    assert offered["TimeTravel"] == "TimeTravel around Heun"
+    assert {*samplers_left_out(heun)} == {"BestOfN", "FeynmanKac", "TDS"}
+    assert {*samplers_left_out(TDS)} == {"BestOfN", "FeynmanKac"}
+    # steps are those of the sampler inside
+    five = {"class_path": "Heun", "init_args": {"grid": {"class_path": "KarrasGrid", "init_args": {"num_steps": 5}}}}
+    assert sampler_of("Restart", 5, heun) == {"class_path": "Restart", "init_args": {"sampler": five}}
+    assert sampler_of("Restart", 5, restart) == {"class_path": "Restart", "init_args": {"sampler": five, "repeats": 2}}
+    assert number_of_steps(restart) == 4 and number_of_steps(TDS) == 9
+    assert sampler_of("TDS", 5, TDS)["init_args"] == TDS["init_args"] | {"grid": 5}
+    assert sampler_of("TimeTravel", 5, TDS)["init_args"]["sampler"] == {"class_path": "DDIM", "init_args": {"grid": 5}}
+    *_, last = opened.draw(setting_of(opened, shared(), given(opened, sampler="TimeTravel")))
+    assert last.calls == 4 * 5 and last.finished  # four times Heun's 2 + 2 + 1
+
+
+def test_particles_are_drawn_without_previews(opened: Playground) -> None:
+    energy = {
+        "class_path": "TorchFunction",
+        "init_args": {"function": "torch.nanmean", "arguments": {"dim": [1, 2, 3]}},
+    }
+    sampler = {"class_path": "BestOfN", "init_args": {"particles": 2, "sampler": SAMPLER, "energy": energy}}
+    (drawn,) = opened.draw(Setting(sampler, count=3))
+    assert drawn.finished and drawn.calls == 2 * 5 and len(drawn.x) == 3
 
 
 # Images
@@ -229,3 +285,53 @@ def test_command_refuses_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.delitem(sys.modules, f"lightning_guide.playground.{name}", raising=False)
     with pytest.raises(ValueError, match=r"needs the package gradio, .*`pip install 'lightning-guide\[playground\]'`"):
         command(str(STORED), browser=False)
+
+
+@pytest.mark.parametrize(("host", "reached"), [("127.0.0.1", False), ("0.0.0.0", True)])
+def test_other_machines_reach_the_page_only_when_told(
+    host: str, reached: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = []
+
+    def serve(page: Any, place: socket.socket) -> None:
+        place.listen()
+        port = place.getsockname()[1]
+        for address in ("127.0.0.1", "127.0.0.2"):  # the second stands for an address that others see
+            with socket.socket() as caller:
+                found.append(caller.connect_ex((address, port)) == 0)
+
+    monkeypatch.setattr("lightning_guide.playground.command.Playground", lambda *_, **__: None)
+    stubs = {"page": {"build_page": lambda *_, **__: None}, "server": {"serve": serve}}  # of what imports gradio
+    for name, content in stubs.items():
+        monkeypatch.setitem(sys.modules, f"lightning_guide.playground.{name}", SimpleNamespace(**content))
+    chosen = {} if host == "127.0.0.1" else {"host": host}
+    command(str(STORED), browser=False, port=0, **chosen)
+    assert found == [True, reached] and "http://127.0.0.1:" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*samples are not finite or out of bounds")  # of a random network
+def test_typed_prompts_go_through_the_config(
+    tiny_pipeline: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LIGHTNING_GUIDE_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "run"
+    import_model(kind="diffusers", source=str(tiny_pipeline("sd")), run=str(folder))
+    typed = Playground(lg.Run(folder), methods={}, portable=True)
+    assert typed.typed
+    drawn = {}
+    for prompt in ("a red boat", "a black cat: asleep, 'it' says"):
+        setting = setting_of(typed, shared(prompt=f"  {prompt} ", count=2, seed=4), given(typed, steps=2))
+        *_, drawn[prompt] = typed.draw(setting)
+        assert setting.prompt == prompt
+    assert not torch.equal(*(each.x for each in drawn.values()))
+    with pytest.raises(ValueError, match="the prompt is empty; expected a text"):
+        setting_of(typed, shared(prompt=" "), given(typed))
+    file = tmp_path / "my.yaml"
+    file.write_text(typed.yaml(setting))
+    main(["predict", "-c", str(file), "--trainer.logger", "false", "--trainer.default_root_dir", str(folder)])
+    (table,) = (folder / "samples").rglob("prompts.csv")
+    assert "a black cat: asleep, 'it' says" in table.read_text()
+    written = np.stack([np.asarray(Image.open(path)) for path in sorted(table.parent.rglob("*.png"))])
+    assert np.abs(written.astype(int) - drawn[prompt].x.permute(0, 2, 3, 1).numpy()).max() <= 1

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ import pytest
 import yaml
 
 import lightning_guide as lg
+from lightning_guide.playground.drawing import Drawn
 from lightning_guide.playground.methods import read_methods
 from lightning_guide.playground.session import Playground
+from lightning_guide.playground.setting import Setting
 from tests.browsers import chromium, opened_page
 
 pytest.importorskip("gradio")
@@ -29,20 +32,20 @@ STORED = Path(__file__).parent / "data" / "run_ae12ae3"
 CHOSEN = ("cfg", "apg", "autoguidance", "cfg_interval", "seg")
 
 
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A served page of the stored run."""
+@contextmanager
+def served(playground: Playground, *, queue: int) -> Iterator[str]:
+    """Serve a page."""
     import uvicorn
 
     from lightning_guide.playground.page import build_page
     from lightning_guide.playground.server import application
 
-    folder = shutil.copytree(STORED, tmp_path_factory.mktemp("playground") / "run")
-    methods = {name: method for name, method in read_methods().items() if name in CHOSEN}
-    page = build_page(Playground(lg.Run(folder), name="<b>mine", methods=methods), queue=4)
     with socket.socket() as place:
         place.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(application(page), log_level="error", timeout_graceful_shutdown=1))
+        config = uvicorn.Config(
+            application(build_page(playground, queue=queue)), log_level="error", timeout_graceful_shutdown=1
+        )
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
         thread.start()
         while not server.started and thread.is_alive():
@@ -50,6 +53,21 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield f"http://127.0.0.1:{place.getsockname()[1]}"
         server.should_exit = True
         thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Playground:
+    """The stored run with some of the guidances."""
+    folder = shutil.copytree(STORED, tmp_path_factory.mktemp("playground") / "run")
+    methods = {name: method for name, method in read_methods().items() if name in CHOSEN}
+    return Playground(lg.Run(folder), name="<b>mine", methods=methods)
+
+
+@pytest.fixture(scope="module")
+def address(opened: Playground) -> Iterator[str]:
+    """A served page of the stored run."""
+    with served(opened, queue=4) as place:
+        yield place
 
 
 def wait_for(page: Any, said: str) -> None:
@@ -110,6 +128,46 @@ def test_sample_compare_and_copy(address: str) -> None:
         assert "Traceback" not in page.content()
         page.set_viewport_size({"width": 390, "height": 844})
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_full_queue_refuses_and_stop_ends(opened: Playground, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+    draw = opened.draw
+
+    def slowly(setting: Setting) -> Iterator[Drawn]:
+        first, *rest = draw(setting)
+        yield first
+        while not go_on.wait(0.05):  # stopped between two states
+            yield first
+        yield from rest
+
+    monkeypatch.setattr(opened, "draw", slowly)
+    with served(opened, queue=1) as address, chromium() as browser:
+        with (
+            opened_page(browser, address) as drawing,
+            opened_page(browser, address) as waiting,
+            opened_page(browser, address) as refused,
+        ):
+            drawing.locator("#draw").click()
+            wait_for(drawing, "left: step 1 of ")
+            waiting.locator("#draw").click()
+            waiting.wait_for_timeout(500)  # to reach the server
+            refused.locator("#draw").click()
+            wait_for(refused, "Nothing was drawn: the queue is full (--queue 1); try again later.")
+            assert refused.locator("#samples-left img").count() == 0
+            # a guidance can be chosen while others draw
+            choose(refused, "Guidance (right)", "apg: ")
+            refused.get_by_label("combination.eta (right)").wait_for()
+            drawing.locator("#stop").click()
+            wait_for(drawing, "Stopped.")
+            wait_for(waiting, "left: step 1 of ")  # its turn
+            go_on.set()
+            wait_for(waiting, "Finished.")
+            assert drawing.input_value("#status textarea") == "Stopped."
+            drawing.locator("#draw").click()  # and it draws again
+            wait_for(drawing, "Finished.")
 
 
 def test_answers_forbid_other_addresses(address: str) -> None:

@@ -20,7 +20,7 @@ from lightning_guide.guidance.training_free import Probe
 from lightning_guide.guidance.training_free.gradient_probe import gradient_ascent, smoothness
 from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.objectives import Energy
-from lightning_guide.seeds import SampleSeeds
+from lightning_guide.seeds import SampleSeeds, check_seed
 
 __all__ = ["AccumulatedGradients"]
 
@@ -62,7 +62,7 @@ class AccumulatedGradients(pl.Callback):
                 f"AccumulatedGradients needs probes, labels and steps >= 1, got {len(probes)}, {len(labels)}, {steps}"
             )
         self.probes, self.judge, self.labels = dict(probes), judge, list(labels)
-        self.steps, self.seed, self.folder = steps, seed, folder
+        self.steps, self.seed, self.folder = steps, check_seed(seed), folder
 
     def missing(self, trainer: pl.Trainer, module: Any) -> Iterator[str]:
         """Yield a sentence if the files cannot be written."""

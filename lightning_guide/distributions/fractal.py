@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from lightning_guide.distributions.line_mixture import LineMixture
+from lightning_guide.seeds import check_seed
 
 __all__ = ["FractalTree"]
 
@@ -52,7 +53,7 @@ class FractalTree(LineMixture):
             raise ValueError(f"FractalTree: classes must be 'A', 'B' or 'AB', got {classes!r}")
         if depth < 1:
             raise ValueError(f"FractalTree: depth must be at least 1, got {depth}")
-        random = np.random.RandomState(seed)
+        random = np.random.RandomState(check_seed(seed))
         grown = {name: _grow(random, ORIGIN, angle, 0, depth) for name, angle in ANGLES.items()}
         branches = [branch for name in classes for branch in grown[name]]
         starts, vectors, covariances, weights = zip(*branches, strict=True)

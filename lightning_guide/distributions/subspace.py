@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser, expand
-from lightning_guide.seeds import mix
+from lightning_guide.seeds import check_seed, mix
 from lightning_guide.utils.recipe import HasRecipe
 
 __all__ = ["Direction", "SubspaceGaussian", "basis"]
@@ -24,7 +24,7 @@ def basis(dimension: int, subspace: int, seed: int = 0) -> Tensor:
     """
     if not 1 <= subspace <= dimension:
         raise ValueError(f"a subspace needs 1 <= its dimension <= {dimension}, got {subspace}")
-    generator = torch.Generator().manual_seed(mix("subspace", seed, dimension, subspace))
+    generator = torch.Generator().manual_seed(mix("subspace", check_seed(seed), dimension, subspace))
     q, r = torch.linalg.qr(torch.randn(dimension, subspace, generator=generator, dtype=torch.float64))
     return q * r.diagonal().sign()  # the sign makes the distribution uniform
 

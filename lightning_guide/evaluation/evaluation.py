@@ -19,7 +19,7 @@ from lightning_guide.device_seeds import Noise, sample_seeds
 from lightning_guide.evaluation.metrics.base import SampleMetric
 from lightning_guide.guidance import Clipped, Guidance, Main
 from lightning_guide.samplers import Heun, Sampler
-from lightning_guide.seeds import SampleSeeds, mix
+from lightning_guide.seeds import SampleSeeds, check_seed, mix
 from lightning_guide.utils.devices import to_device
 
 __all__ = ["Evaluation", "SampleIndices", "check_names", "under_guidances", "under_only_guidance"]
@@ -49,7 +49,7 @@ class SampleIndices(Dataset[SampleBatch]):
                 f"label {labels} is out of range: there are {num_classes} classes or prompts (-1: no label)"
             )
         self.num_samples, self.num_classes, self.labels = num_samples, num_classes, labels
-        self.seed, self.first_index = seed, first_index
+        self.seed, self.first_index = check_seed(seed), first_index
 
     def __len__(self) -> int:
         return self.num_samples

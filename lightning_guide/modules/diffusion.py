@@ -25,7 +25,7 @@ from lightning_guide.evaluation.planned_guiders import PlannedSnapshots
 from lightning_guide.modules.evaluation_mixin import EvaluatedModule
 from lightning_guide.modules.needs import check_fits_data, fit_needs, require_needs
 from lightning_guide.runs.models import DryRunModels, find_average
-from lightning_guide.seeds import mix
+from lightning_guide.seeds import check_seed, mix
 from lightning_guide.training.learning_rate import InverseSqrtRate, LearningRate, adam
 from lightning_guide.training.losses import TrainingLoss
 from lightning_guide.training.monitor import GradientGuard, NoiseLevelMeans
@@ -109,7 +109,7 @@ class DiffusionModule(EvaluatedModule):
             raise ValueError(f"label_dropout={label_dropout} needs a network with a class for no condition")
         self.learning_rate = learning_rate or InverseSqrtRate()
         self.optimizer: Callable[[Any], torch.optim.Optimizer] | None = optimizer
-        self.label_dropout, self.seed = label_dropout, seed
+        self.label_dropout, self.seed = label_dropout, check_seed(seed)
         self.planned_images: int | None = None
         self._pending_images = 0
         self._means = NoiseLevelMeans(bin_edges)

@@ -18,7 +18,7 @@ from lightning_guide.data import Batch, DataInterface, SampleBatch, data_of
 from lightning_guide.evaluation.runner import Failures
 from lightning_guide.modules.needs import report_failures, require_needs
 from lightning_guide.runs.checkpoints import images_per_step
-from lightning_guide.seeds import mix
+from lightning_guide.seeds import check_seed, mix
 from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.training.resumed_optimizer import check_optimizer, optimizer_name, update_optimizer
 
@@ -53,7 +53,7 @@ class SupervisedModule(pl.LightningModule, ABC):
         super().__init__()
         self.network: Any = network
         self.optimizer: Callable[[Any], torch.optim.Optimizer] = optimizer or _adamw
-        self.seed = seed
+        self.seed = check_seed(seed)
         self.images_seen = 0
         self._pending_images = 0
         self._heldout = torch.zeros(0)

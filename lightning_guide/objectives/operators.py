@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_guide.objectives.spectrum import Spectrum
-from lightning_guide.seeds import mix
+from lightning_guide.seeds import check_seed, mix
 from lightning_guide.utils.devices import to_device
 from lightning_guide.utils.images import gaussian_blur
 from lightning_guide.utils.recipe import HasRecipe
@@ -140,7 +140,7 @@ class Masked(Selection):
         """
         if not 0 < share <= 1:
             raise ValueError(f"Masked keeps a share in (0, 1] of the pixels, got {share}")
-        self.share, self.seed = share, seed
+        self.share, self.seed = share, check_seed(seed)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return A x (B, C, H, W), zero at masked pixels."""
@@ -204,7 +204,7 @@ class Compressed(Operator):
         """
         if count < 1:
             raise ValueError(f"Compressed needs count >= 1, got {count}")
-        self.count, self.seed = count, seed
+        self.count, self.seed = count, check_seed(seed)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return P x (B, count)."""

@@ -15,6 +15,7 @@ from lightning_guide.objectives.energy import Objective
 from lightning_guide.pretrained.backbones import Backbone
 from lightning_guide.pretrained.loading import read_tensors
 from lightning_guide.pretrained.networks import GuideNetwork
+from lightning_guide.seeds import check_seed
 from lightning_guide.utils.recipe import HasRecipe
 
 __all__ = ["FileHead", "Head", "NetworkReward", "RandomHead", "Reward"]
@@ -34,7 +35,7 @@ class RandomHead(Head):
     def __init__(self, seed: int = 0) -> None:
         """Choose the `seed` of the weights, which depend only on it and F."""
         super().__init__()
-        self.seed = seed
+        self.seed = check_seed(seed)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return w^T features + b, (B,)."""

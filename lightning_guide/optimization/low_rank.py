@@ -24,7 +24,7 @@ from lightning_guide.pretrained.diffusers_network import find_network
 from lightning_guide.pretrained.lora import Addition, find_lora, read_lora
 from lightning_guide.pretrained.lora_files import pipeline_of
 from lightning_guide.pretrained.source import load
-from lightning_guide.seeds import mix
+from lightning_guide.seeds import check_seed, mix
 from lightning_guide.utils.modules import matching_names, names_of_layers, shallow_clone
 
 __all__ = ["LowRank"]
@@ -69,7 +69,7 @@ class LowRank(DerivedDenoiser):
         super().__init__()
         if rank < 1:
             raise ValueError(f"LowRank needs rank >= 1, got {rank}")
-        self.rank, self.scale, self.alpha, self.layers, self.seed = rank, scale, alpha, layers, seed
+        self.rank, self.scale, self.alpha, self.layers, self.seed = rank, scale, alpha, layers, check_seed(seed)
         self.adapted: list[str] = []
         if isinstance(denoiser, Reference):
             self.denoiser: Denoiser = denoiser

@@ -13,6 +13,7 @@ from lightning_guide.data import DataInterface
 from lightning_guide.evaluation.evaluation import Evaluation
 from lightning_guide.evaluation.sampling_loop import build_condition
 from lightning_guide.guidance.base import LastPrediction
+from lightning_guide.guidance.particles import ParticleSampler
 from lightning_guide.inference import fuse_weights
 from lightning_guide.modules.needs import count_labels
 from lightning_guide.playground.setting import NAME, Setting
@@ -63,8 +64,13 @@ def draw(setting: Setting, models: RunModels, data: DataInterface) -> Iterator[D
         begin = time.perf_counter()
         seeds = evaluation.seeds([int(each.index) for each in batch])
         condition = build_condition(observed, torch.stack([each.condition for each in batch]), data)
-        noise = evaluation.sampler.initial(observed, seeds, device)
-        for trajectory in evaluation.sampler.steps(observed, noise, seeds=seeds, condition=condition):
+        sampler = evaluation.sampler
+        if isinstance(sampler, ParticleSampler):  # which of them remains is known only at the end
+            walk = iter([sampler.sample(observed, seeds=seeds, condition=condition, device=device)])
+        else:
+            noise = sampler.initial(observed, seeds, device)
+            walk = sampler.steps(observed, noise, seeds=seeds, condition=condition)
+        for trajectory in walk:
             seconds, step = seconds + time.perf_counter() - begin, trajectory.step + 1
             if step < steps and step % max(1, steps // _PREVIEWS) == 0:
                 shown = trajectory.x if observed.clean is None else observed.clean

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
@@ -52,7 +53,10 @@ def _with_stored_guider(method: Method, models: RunModels, stored: Stored) -> Me
             for place in places
             for key, each in zip(("images", "sigma_rel"), earliest, strict=True)
         }
-        method = method.with_values(values)
+        asked = {each.place: each.value for each in method.parameters if each.place in values}
+        changed = "; ".join(f"{place} is {value}, not {asked[place]}" for place, value in values.items())
+        note = f"The run has no such earlier snapshot as the guider here, so its earliest one is offered: {changed}."
+        method = replace(method.with_values(values), note=note)
         _resolve(method, models)
     return method
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-from lightning_guide import samplers
 from lightning_guide.playground.methods import Parameter, read_value
+from lightning_guide.playground.offered_samplers import sampler_of
 from lightning_guide.playground.session import Playground
 from lightning_guide.playground.setting import Setting
 
-__all__ = ["Given", "Shared", "parameter_text", "sampler_names", "setting_of"]
+__all__ = ["Given", "Shared", "parameter_text", "setting_of"]
 
 
 MOST_SAMPLES, MOST_STEPS = 64, 1000
@@ -63,35 +62,15 @@ def setting_of(playground: Playground, shared: Shared, given: Given) -> Setting:
         raise ValueError("the prompt is empty; expected a text")
     steps = _whole("the number of steps", given.steps, least=1, most=MOST_STEPS)
     return Setting(
-        _sampler(playground, given.sampler, steps),
+        sampler_of(given.sampler, steps, playground.sampler),
         guidance,
         images=images,
         average=average,
         labels=shared.labels if playground.labels and not playground.typed else "balanced",
         prompt=prompt,
-        seed=_whole("the seed", shared.seed),
+        seed=_whole("the seed", shared.seed, least=0),
         count=_whole("the number of samples", shared.count, least=1, most=MOST_SAMPLES),
     )
-
-
-def sampler_names(playground: Playground) -> list[str]:
-    """Return the samplers that are offered, that of the run first."""
-    own = str(playground.sampler["class_path"]).rpartition(".")[2]
-    return [own, *(each for each in _by_steps() if each != own)]
-
-
-def _by_steps() -> list[str]:
-    """Return the samplers of the library that need nothing but a number of steps."""
-    found = []
-    for name in samplers.__all__:
-        cls = getattr(samplers, name)
-        if inspect.isclass(cls) and issubclass(cls, samplers.Sampler) and not inspect.isabstract(cls):
-            parameters = inspect.signature(cls).parameters.values()
-            if all(each.default is not each.empty for each in parameters) and "grid" in {
-                each.name for each in parameters
-            }:
-                found.append(name)
-    return found
 
 
 def parameter_text(parameter: Parameter) -> str:
@@ -114,27 +93,11 @@ def _read(parameter: Parameter, text: str) -> Any:
     return value
 
 
-def _sampler(playground: Playground, name: str, steps: int) -> dict[str, Any]:
-    """Return a sampler of so many steps: that of the run with its other settings, another one with its defaults."""
-    own = playground.sampler
-    if name != str(own["class_path"]).rpartition(".")[2]:
-        if name not in _by_steps():
-            raise ValueError(f"the sampler is {name!r}; expected some of {', '.join(sampler_names(playground))}")
-        return {"class_path": name, "init_args": {"grid": steps}}
-    arguments = dict(own.get("init_args") or {})
-    grid = arguments.get("grid")
-    if isinstance(grid, dict) and "num_steps" in (grid.get("init_args") or {}):
-        arguments["grid"] = grid | {"init_args": grid["init_args"] | {"num_steps": steps}}
-    elif steps != playground.steps or not isinstance(grid, dict):
-        arguments["grid"] = steps
-    return {"class_path": own["class_path"], "init_args": arguments}
-
-
-def _whole(name: str, value: Any, *, least: float = -math.inf, most: float = math.inf) -> int:
+def _whole(name: str, value: Any, *, least: int, most: float = math.inf) -> int:
     """Return a whole number within bounds."""
     is_whole = isinstance(value, int | float) and math.isfinite(value) and value == int(value)
     if not (is_whole and least <= value <= most):
-        bounds = f" from {least} to {most}" if math.isfinite(most) else ""
+        bounds = f" from {least} {f'to {most}' if math.isfinite(most) else 'on'}"
         raise ValueError(f"{name} is {'empty' if value is None else value}; expected a whole number{bounds}")
     return int(value)
 

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from lightning_guide.commands.guidance_files import guidance_paths, read_guidances
+from lightning_guide.guidance.base import Reference
 from lightning_guide.utils.parser import update_paths
 from lightning_guide.utils.recipe import find_class
 
@@ -43,13 +44,17 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Method:
-    """Guidance of a file: its name, what it is, the first line of its class, the written config, its parameters."""
+    """Guidance of a file: its name, what it is, the first lines of its classes, the written config, its parameters.
+
+    `note` says how it differs from the file.
+    """
 
     name: str
     title: str
     summary: str
     written: Mapping[str, Any]
     parameters: tuple[Parameter, ...]
+    note: str = ""
 
     def guidance(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return the guidance as in a config, with `values` by place in place of its own; equal ones are left out.
@@ -80,18 +85,26 @@ def read_methods(files: list[str] | None = None) -> dict[str, Method]:
     """
     found = {}
     for file in guidance_paths(files or ["configs/guidance"]):
-        title = _title(file)
         for name, written in read_guidances([str(file)]).items():
             written = update_paths(written)
-            found[name] = Method(name, title, _summary(written), written, tuple(_parameters(written)))
+            found[name] = Method(name, _title(file, name), _summary(written), written, tuple(_parameters(written)))
     return found
 
 
 def _summary(written: Mapping[str, Any]) -> str:
-    """Return the first line of the class of a guidance, and of its combination if it has one."""
-    combination = (written.get("init_args") or {}).get("combination")
-    parts = [written, combination] if isinstance(combination, dict) else [written]
-    return " ".join((inspect.getdoc(_class_of(each)) or "").partition("\n")[0] for each in parts)
+    """Return the first lines of the classes of a guidance: its own and those in it, without references to models."""
+    return " ".join((inspect.getdoc(cls) or "").partition("\n")[0] for cls in _classes(written))
+
+
+def _classes(written: Any) -> Iterator[Any]:
+    """Yield the classes of a guidance as in a config, without references to models."""
+    if isinstance(written, dict) and "class_path" in written:
+        cls = _class_of(written)
+        if issubclass(cls, Reference):
+            return
+        yield cls
+    for each in written.values() if isinstance(written, dict) else written if isinstance(written, list) else ():
+        yield from _classes(each)
 
 
 def read_value(text: str) -> Any:
@@ -106,10 +119,12 @@ def read_value(text: str) -> Any:
         raise ValueError(f"{text!r} is no value of YAML: {' '.join(str(error).split())}") from None
 
 
-def _title(file: Path) -> str:
-    """Return the first comment of a file, without the address at its end."""
-    first = file.read_text(encoding="utf-8").partition("\n")[0]
-    return first.lstrip("# ").partition(": http")[0] if first.startswith("#") else ""
+def _title(file: Path, name: str) -> str:
+    """Return the comment above the guidance `name` of a file, else the first of the file without its address."""
+    text = file.read_text(encoding="utf-8")
+    above = re.search(rf"^ +# (.+)\n +{re.escape(name)}:", text, re.MULTILINE)
+    first = re.match(r"# (.+?)(: http.*)?\n", text)
+    return above[1] if above else first[1] if first else ""
 
 
 def _class_of(written: Mapping[str, Any]) -> Any:

@@ -12,7 +12,8 @@ import gradio as gr
 
 from lightning_guide.evaluation.runner import Failures
 from lightning_guide.playground.drawing import Drawn
-from lightning_guide.playground.inputs import Given, Shared, parameter_text, sampler_names, setting_of
+from lightning_guide.playground.inputs import Given, Shared, parameter_text, setting_of
+from lightning_guide.playground.offered_samplers import offered_samplers, samplers_left_out
 from lightning_guide.playground.rendering import difference, render_samples
 from lightning_guide.playground.session import Playground
 from lightning_guide.report.comparison import STYLE as COMPARISON_STYLE
@@ -78,15 +79,18 @@ def build_page(playground: Playground, *, queue: int) -> gr.Blocks:
         view = gr.Radio(["slider", "difference"], value="slider", label="View")
         both = gr.HTML(elem_id="both")
         drawn = gr.State()
-        if playground.refused:
-            with gr.Accordion("Guidances that do not fit this model", open=False):
-                gr.Markdown(
-                    "\n".join(f"- **{escape(name)}**: {escape(why)}" for name, why in playground.refused.items())
-                )
+        left_out = {
+            "Guidances that do not fit this model": playground.refused,
+            "Samplers that are not offered": samplers_left_out(playground.sampler),
+        }
+        for title, reasons in left_out.items():
+            if reasons:
+                with gr.Accordion(title, open=False):
+                    gr.Markdown("\n".join(f"- **{escape(name)}**: {escape(why)}" for name, why in reasons.items()))
         for side in sides:
             _on_method(playground, side)
         newest = [side.inputs[0] for side in sides]  # a run in training stores more
-        page.load(lambda: [gr.update(choices=list(playground.models)) for _ in newest], None, newest)
+        page.load(lambda: [gr.update(choices=list(playground.models)) for _ in newest], None, newest, queue=False)
 
         def draw_sides(chosen: Sequence[_Side], values: Mapping[Any, Any]) -> Iterator[dict[Any, Any]]:
             found: list[Drawn] = []
@@ -116,8 +120,23 @@ def build_page(playground: Playground, *, queue: int) -> gr.Blocks:
             )
             for button, chosen in ((draw, sides[:1]), (compare, sides))
         ]
-        stop.click(lambda: "Stopped.", None, status, cancels=events)
-        view.change(_both, [drawn, view], both)
+        stopped: set[str | None] = set()  # sessions
+
+        def end(request: gr.Request) -> str:
+            stopped.add(request.session_hash)
+            return "Stopped."
+
+        def explain(request: gr.Request) -> str:
+            """Return why a drawing ended early: gradio reports stops and full queues alike, other errors are caught."""
+            if request.session_hash not in stopped:
+                return f"Nothing was drawn: the queue is full (--queue {queue}); try again later."
+            stopped.discard(request.session_hash)
+            return "Stopped."
+
+        for event in events:
+            event.failure(explain, None, status, queue=False)
+        stop.click(end, None, status, cancels=events, queue=False)
+        view.change(_both, [drawn, view], both, queue=False)
     page.queue(max_size=queue, api_open=False)
     return page
 
@@ -133,8 +152,8 @@ def _controls(playground: Playground, name: str) -> tuple[Any, ...]:
         most = max((len(method.parameters) for method in playground.methods.values()), default=0)
         fields = [gr.Textbox(visible=False) for _ in range(most)]
         with gr.Row():
-            names = sampler_names(playground)
-            sampler = gr.Dropdown(names, value=names[0], label=f"Sampler ({name})", min_width=140)
+            names = [(title, key) for key, title in offered_samplers(playground.sampler).items()]
+            sampler = gr.Dropdown(names, value=names[0][1], label=f"Sampler ({name})", min_width=140)
             steps = gr.Slider(1, 250, playground.steps, step=1, label=f"Steps ({name})", min_width=140)
     return name, [model, guidance, sampler, steps, weight, *fields], guidance, summary, weight, fields
 
@@ -173,9 +192,11 @@ def _on_method(playground: Playground, side: _Side) -> None:
             for each in others
         ]
         hidden = [gr.update(visible=False, value="") for _ in side.fields[len(fields) :]]
-        return [escape(method.summary), shown, *fields, *hidden]
+        said = "\n\n".join(escape(each) for each in (method.summary, method.note) if each)
+        return [said, shown, *fields, *hidden]
 
-    side.guidance.change(change, side.guidance, [side.summary, side.weight, *side.fields], show_progress="hidden")
+    outputs = [side.summary, side.weight, *side.fields]
+    side.guidance.change(change, side.guidance, outputs, show_progress="hidden", queue=False)
 
 
 def _source(png: bytes) -> str:

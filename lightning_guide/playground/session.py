@@ -15,6 +15,7 @@ from lightning_guide.modules.needs import count_labels
 from lightning_guide.playground.drawing import Drawn, draw
 from lightning_guide.playground.fitting import fitting_methods
 from lightning_guide.playground.methods import Method, read_methods
+from lightning_guide.playground.offered_samplers import number_of_steps
 from lightning_guide.playground.setting import Setting
 from lightning_guide.runs.models import RunModels
 from lightning_guide.runs.run import Run
@@ -68,7 +69,7 @@ class Playground:
     @property
     def models(self) -> dict[str, tuple[int | None, float | str | None]]:
         """Name -> (images, average) of the models of the run: that of its config, then the stored averages."""
-        found: dict[str, tuple[int | None, float | str | None]] = {"as its config": (None, None)}
+        found: dict[str, tuple[int | None, float | str | None]] = {"as in the config": (None, None)}
         if (self.run.folder / "snapshots").is_dir():
             for each in self.run.snapshots.entries():
                 if each.sigma_rel > 0:
@@ -114,10 +115,7 @@ class Playground:
     @property
     def steps(self) -> int:
         """Steps of that sampler, 32 if it names none."""
-        grid = (self.sampler.get("init_args") or {}).get("grid")
-        if isinstance(grid, dict):
-            grid = (grid.get("init_args") or {}).get("num_steps")
-        return grid if isinstance(grid, int) else 32
+        return number_of_steps(self.sampler)
 
     # Drawing
 

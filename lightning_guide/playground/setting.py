@@ -66,12 +66,15 @@ class Setting:
         if run is None:
             written, command = merged(config, written), "-c my.yaml"
             written["trainer"] = (config.get("trainer") or {}) | {"default_root_dir": f"runs/{NAME}"}
-        hint = (
-            "# validate instead of predict: grids and costs, and metrics if num_samples is raised and metrics removed"
-        )
-        return f"# lightning-guide predict {command}\n{hint}\n" + yaml.dump(
-            written, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110
-        )
+        text = yaml.dump(written, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+        return f"# lightning-guide predict {command}\n{_HINT}{text}"
+
+
+_HINT = """\
+# This command writes the samples to files. With validate in its place
+# they are shown in a grid, with their cost. For metrics, remove the
+# lines "metrics: {}" and raise num_samples.
+"""
 
 
 class _Dumper(yaml.SafeDumper):

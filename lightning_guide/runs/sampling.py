@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 import reprlib
 from collections.abc import Sequence
@@ -72,7 +71,7 @@ def sample(
     size = _whole("batch_size", batch_size, 1)
     if count is not None and count != rows:
         raise ValueError(f"sample: count is {count}, but there are {rows} labels or prompts; expected the same number")
-    seed = _whole("seed", seed)
+    seed = _whole("seed", seed, 0)
     weights = next(chain(denoiser.parameters(), denoiser.buffers()), None)
     device = find_device("cpu" if weights is None else weights.device) if device is None else find_device(device)
     training = {module: module.training for module in denoiser.modules()}
@@ -159,12 +158,11 @@ def _labels(labels: Sequence[int] | Tensor, num_classes: int) -> Tensor:
     return classes
 
 
-def _whole(name: str, value: int, least: float = -math.inf) -> int:
+def _whole(name: str, value: int, least: int) -> int:
     """Check that an argument is a whole number, of any library, and not below `least`."""
     number = None if isinstance(value, bool) or not hasattr(value, "__index__") else operator.index(value)
     if number is None or number < least:
-        bound = f" from {least} on" if least > -math.inf else ""
-        raise ValueError(f"sample: {name} is {_shown(value)}; expected a whole number{bound}")
+        raise ValueError(f"sample: {name} is {_shown(value)}; expected a whole number from {least} on")
     return number
 
 

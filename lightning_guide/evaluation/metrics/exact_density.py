@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from lightning_guide.data import Batch
 from lightning_guide.distributions.line_mixture import LineMixture
 from lightning_guide.evaluation.metrics.base import SampleMetric
+from lightning_guide.seeds import check_seed
 
 __all__ = ["DensityMetrics", "lost_mass", "sliced_quantiles", "sliced_wasserstein", "total_variation"]
 
@@ -99,7 +100,7 @@ class DensityMetrics(SampleMetric):
             raise ValueError(f"DensityMetrics: smoothing must not be negative, got {smoothing}")
         self.distribution = distribution
         self.smoothing = smoothing
-        self.seed = seed
+        self.seed = check_seed(seed)
         self.register_buffer("threshold", torch.empty(0), persistent=False)
         self.register_buffer("quantiles", torch.empty(DIRECTIONS, 0), persistent=False)
         self.add_sum("count")
