@@ -40,10 +40,10 @@ def test_half_of_the_quadratic_term_as_in_another_library_leaves_second_order() 
     class Theirs(Sampler):
         """EDMDPMSolverMultistepScheduler with solver_order 3, on our levels."""
 
-        def step(self, trajectory, predict, sigma, sigma_next, memory):  # type: ignore[no-untyped-def]
+        def step(self, trajectory, predict, sigma, sigma_next, memory):
             raise AssertionError
 
-        def steps(self, denoiser_, x, *, seeds, condition=None):  # type: ignore[no-untyped-def]
+        def steps(self, denoiser_, x, *, seeds, condition=None):
             scheduler = diffusers.EDMDPMSolverMultistepScheduler(
                 solver_order=3, sigma_max=HIGH, lower_order_final=False
             )

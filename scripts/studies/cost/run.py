@@ -55,6 +55,7 @@ def points_of(guider: Any, weight: float) -> dict[str, dict[str, dict[str, Any]]
         "2M": each("DPMSolver2M", [6, 12, 21], guided(), "2M"),
         "2M, every 2nd": each("DPMSolver2M", [16, 28], reuse(2), "2M, every 2nd"),
         "Heun": each("Heun", [6, 11], guided()),
+        "DEIS": each("DEIS", [6, 8, 12, 16, 21], guided()),
         "PLMS": each("PLMS", [10, 19], guided()),
         "2M, every 3rd": each("DPMSolver2M", [18, 31], reuse(3), "2M, every 3rd"),
         "2M, every 2nd, clean": each("DPMSolver2M", [16, 28], reuse(2, 0.0), "2M, every 2nd, clean"),
