@@ -25,6 +25,7 @@ __all__ = [
     "concatenate_conditions",
     "mask_tokens",
     "pad_tokens",
+    "pair_tokens",
     "token_mask",
     "check_labels",
     "condition_on",
@@ -74,6 +75,12 @@ def pad_tokens(tokens: Tensor, length: int) -> Tensor:
     if L > length:
         raise ValueError(f"an embedding has {L} tokens; expected at most {length}")
     return F.pad(tokens, (0, 0, 0, length - L))
+
+
+def pair_tokens(tokens: Tensor, other: Tensor) -> Tensor:
+    """Return the tokens of both (B, L, C), each padded to the longer one, as `(B, 2 L, C)`."""
+    length = max(tokens.shape[1], other.shape[1])
+    return torch.cat([pad_tokens(tokens, length), pad_tokens(other, length)], dim=1)
 
 
 def drop_condition(condition: Tensor, dropped: Tensor) -> Tensor:

@@ -75,6 +75,16 @@ class Network(HasRecipe, nn.Module, ABC):
         """
         raise ValueError(f"{type(self).__name__} has no input for augmentation parameters; DDPMpp has one")
 
+    def paired(self, embedding: Tensor, other: Tensor) -> Tensor:
+        """Return an embedding of two texts: L tokens of `embedding`, then L of `other`, as far as attention reads them.
+
+        All else is that of `embedding`. Each `TextReader` then finds keys and values of both.
+
+        Raises:
+            ValueError: if the network has no attention to texts, or something else reads them as well.
+        """
+        raise ValueError(f"{type(self).__name__} reads no texts, or not by attention alone, so that it cannot read two")
+
     def run(self, block: Callable[..., Any], *arguments: Any) -> Any:
         """Return `block(*arguments)`, whose insides gradients compute again if `recompute` is set."""
         if self.recompute and torch.is_grad_enabled():

@@ -28,6 +28,7 @@ from lightning_guide.samplers import Euler
 from lightning_guide.seeds import SampleSeeds
 from tests.devices import EULER, Models, condition_of, make_network, small_transformer
 from tests.evaluated import evaluate, finished_run
+from tests.guidance_files import OF_TEXTS
 from tests.runs import TinyNetwork, evaluation
 from tests.small_networks import LABELS, SIGMA, noisy_images, trajectory, unet
 from tests.test_devices_sampling import GUIDANCES
@@ -168,7 +169,7 @@ def test_graphs_without_a_gpu_are_refused_before_the_first_step(tmp_path: Path) 
 @pytest.mark.parametrize("name", GUIDANCES)
 @pytest.mark.parametrize("network", ["DiT", "EDM2", "MDM"])
 def test_every_guidance_compiled_equals_eager(network: str, name: str) -> None:
-    found = models(network)
+    found = models("DiT of texts" if name in OF_TEXTS else network)
     try:
         made = build_guidances({name: GUIDANCES[name]})[name].resolve(found).eval()
         drawn(made)

@@ -36,6 +36,7 @@ from lightning_guide.samplers import (
 from lightning_guide.seeds import SampleSeeds
 from scripts.lib.emulated_device import DEVICE, EmulatedDevice
 from tests.devices import EULER, GRID, NETWORKS, Models, condition_of, make_network, waits_of_samples
+from tests.guidance_files import OF_TEXTS
 from tests.test_pretrained_diffusers_network import condition, network
 
 FILES = sorted((Path(__file__).parent.parent / "configs" / "guidance").glob("*.yaml"))
@@ -65,7 +66,7 @@ def test_guidance_samples_without_waits(name: str) -> None:
     def build(found: Models) -> Any:
         return build_guidances({name: GUIDANCES[name]})[name].resolve(found)
 
-    waits = waits_of_samples(models("DiT"), build)
+    waits = waits_of_samples(models("DiT of texts" if name in OF_TEXTS else "DiT"), build)
     assert len(waits) <= WAITING.get(name, 0), waits
 
 

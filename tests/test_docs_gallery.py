@@ -16,8 +16,8 @@ from lightning_guide.denoiser import Denoiser
 from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.seeds import SampleSeeds
 from scripts.lib.guidance_weights import stronger, weight_of
-from tests.guidance_files import guidances_of
-from tests.small_networks import unet
+from tests.guidance_files import OF_TEXTS, guidances_of
+from tests.small_networks import transformer, unet
 from tests.test_docs_guidance import ROWS, rows
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,10 +33,13 @@ CHANGE = re.compile(r"[-+]?\d+(?:\.\d+)? % ± \d+(?:\.\d+)?")
 
 
 class Earlier:
-    """Models for references: the main one, and another one for every snapshot."""
+    """Models for references: the main one, of labels or texts, and another one for every snapshot."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, texts: bool = False) -> None:
         self.main, self.earlier = (small_model(seed) for seed in (0, 1))
+        self.condition = torch.tensor([1])
+        if texts:
+            self.main, self.condition = transformer(num_classes=0, token_channels=6), torch.ones(1, 2, 6)
 
     def snapshot(self, *, run: str | None, images: int | float | str, sigma_rel: float) -> Denoiser:
         return self.earlier
@@ -57,9 +60,9 @@ def without_links(cell: str) -> str:
 
 def calls(guidance: Denoiser, models: Earlier) -> float:
     """Return the network calls of a guidance for each prediction of Euler's sampler, mean over its steps."""
-    seeds, labels = SampleSeeds(0, range(1)), torch.tensor([1])
     sampler = lg.Euler(lg.KarrasGrid(STEPS, sigma_min=0.1, sigma_max=5.0))
-    return sampler.sample(guidance.resolve(models), seeds=seeds, condition=labels).evaluations / STEPS
+    seeds = SampleSeeds(0, range(1))
+    return sampler.sample(guidance.resolve(models), seeds=seeds, condition=models.condition).evaluations / STEPS
 
 
 @pytest.mark.parametrize("row", LISTED, ids=lambda row: row["method"])
@@ -88,7 +91,7 @@ def test_default_weights_are_those_of_the_classes(row: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("row", COUNTED, ids=lambda row: row["method"])
 def test_costs_are_those_that_are_counted(row: dict[str, str]) -> None:
-    models = Earlier()
+    models = Earlier(texts=row["config"] in OF_TEXTS)
     for name, guidance in guidances_of(ROOT / "configs" / "guidance" / f"{row['config']}.yaml").items():
         counted, cost = calls(guidance, models), row["cost"]
         numbers = [float(number) for number in re.findall(r"\d+", cost.split("%")[0])]

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from lightning_guide.guidance.perturbation import Replacement
 from lightning_guide.network import Network
-from lightning_guide.networks.attention import AttentionCore
+from lightning_guide.networks.attention import AttentionCore, TextReader
 from lightning_guide.pretrained.diffusers_attention import check_core
 from lightning_guide.utils.modules import nearest_layers
 
-__all__ = ["AttentionPerturbation", "ChangedMap", "ChangedQueries"]
+__all__ = ["AttentionPerturbation", "ChangedMap", "ChangedQueries", "identity_values", "text_readers"]
 
 
 Size = tuple[int, int] | None  # (height, width) of the token grid
@@ -68,6 +68,26 @@ class ChangedMap(AttentionCore):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, size: Size) -> Tensor:
         """`(B, heads, N, d)`."""
-        M = v.shape[-2]
-        identity = torch.eye(M, dtype=v.dtype, device=v.device).expand(*v.shape[:2], M, M)
-        return self.change(self.core(q, k, identity, size)) @ v
+        return self.change(self.core(q, k, identity_values(v), size)) @ v
+
+
+def identity_values(v: Tensor) -> Tensor:
+    """Return I `(B, heads, M, M)` in place of the values `v` (B, heads, M, d): attention to it is the map."""
+    M = v.shape[-2]
+    return torch.eye(M, dtype=v.dtype, device=v.device).expand(*v.shape[:2], M, M)
+
+
+def text_readers(network: Network, who: str) -> list[str]:
+    """Return the names of all `TextReader` of `network`; `who` begins the message.
+
+    Raises:
+        ValueError: if there is none, or one that is not called.
+    """
+    names = [name for name, module in network.named_modules() if isinstance(module, TextReader)]
+    if not names:
+        raise ValueError(
+            f"{who} changes how attention reads texts; this {type(network).__name__} has no such attention"
+        )
+    for name in names:
+        check_core(network, name)
+    return names

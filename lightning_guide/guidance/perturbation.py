@@ -61,7 +61,7 @@ class Perturbation(HasRecipe, ABC):
         """Return the replacement of each of the submodules `names` along `trajectory`, with a new state."""
 
     def chosen(self, network: Network) -> list[str]:
-        """Return the names of the submodules of `network` that are replaced.
+        """Return the names of the submodules of `network` that are replaced; "" is the network itself.
 
         Raises:
             ValueError: if nothing matches, or the network has no such part by default.
@@ -156,7 +156,8 @@ class Perturbed(Guidance):
         for perturbation, names in self.layers():
             started = perturbation.start(trajectory, names)
             replacements += [(name, started[name]) for name in names]
-        tree = rebuild_with(self.model(), [(f"{path}.{name}", replacement) for name, replacement in replacements])
+        named = [(f"{path}.{name}".removesuffix("."), replacement) for name, replacement in replacements]
+        tree = rebuild_with(self.model(), named)
         if isinstance(tree, Compiled) and not all(perturbation.static for perturbation, _ in self.layers()):
             tree.run_eagerly()
         return tree

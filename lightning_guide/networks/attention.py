@@ -1,4 +1,4 @@
-"""Cosine self-attention of the EDM2 U-Net; its core is a separate, replaceable submodule.
+"""Cosine self-attention of the EDM2 U-Net; its core is a separate, replaceable submodule, as is what reads texts.
 
 Karras et al. 2024, https://arxiv.org/abs/2312.02696, section 2.
 """
@@ -6,6 +6,7 @@ Karras et al. 2024, https://arxiv.org/abs/2312.02696, section 2.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,19 @@ from torch.nn import functional as F
 from lightning_guide.networks.magnitude_preserving import MPConv, mp_sum_weights
 from lightning_guide.networks.rms_norm import normalize
 
-__all__ = ["AttentionCore", "CosineAttention", "SelfAttention", "attention_heads"]
+__all__ = [
+    "Attend",
+    "AttentionCore",
+    "CosineAttention",
+    "SelfAttention",
+    "TextReader",
+    "attention_heads",
+    "plain_attention",
+]
+
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""(q (B, heads, N, d), k and v (B, heads, M, d), mask (B, 1 or heads, 1 or N, M) or None) -> (B, heads, N, d)."""
 
 
 def attention_heads(channels: int, channels_per_head: int = 64) -> int:
@@ -58,6 +71,37 @@ class CosineAttention(AttentionCore):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, size: tuple[int, int] | None) -> Tensor:
         """Return `(B, heads, N, d)`, as `AttentionCore.forward`."""
         return F.scaled_dot_product_attention(q, k, v)
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return softmax(q k^T / sqrt(d)) v, as `Attend`; `mask`: True or 0 for keys that count."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+class TextReader(nn.Module):
+    """How an attention reads texts: all of their keys and values at once. Without parameters.
+
+    Every cross-attention and joint attention has one, named ``reader``, which methods replace.
+    """
+
+    def forward(
+        self, attend: Attend, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, own: int = 0
+    ) -> Tensor:
+        """Return what tokens of the image read, `(B, heads, N, d)`.
+
+        Args:
+            attend: the attention itself.
+            q: queries of the image `(B, heads, N, d)`.
+            k: keys `(B, heads, own + L, d)`: `own` ones that belong to no text, then those of texts.
+            v: values, as the keys.
+            mask: that of `attend`.
+            own: number of keys of no text: those of the image in joint attention.
+        """
+        return attend(q, k, v, mask)
+
+    def texts(self, q: Tensor, k: Tensor, v: Tensor, *, own: int) -> Tensor:
+        """Return what the L tokens of texts read in joint attention, `(B, heads, L, d)`, as `forward`."""
+        return plain_attention(q, k, v)
 
 
 class SelfAttention(nn.Module):

@@ -15,6 +15,7 @@ from timm.layers import PatchEmbed, build_sincos2d_pos_embed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_guide.conditioning import pair_tokens
 from lightning_guide.network import Network
 from lightning_guide.networks.dit_block import Modulation, TransformerBlock, token_norm
 from lightning_guide.networks.inputs import CrossAttention, check_tokens, one_hot
@@ -194,6 +195,10 @@ class DiffusionTransformer(Network):
         if self.token_channels:
             return self.embedding_label(check_tokens(condition, self.token_channels, batch=batch, like=like))
         return self.embedding_label(one_hot(condition, self.num_classes, batch=batch, like=like))
+
+    def paired(self, embedding: Tensor, other: Tensor) -> Tensor:
+        """Return the tokens of both `(B, 2 L, channels)`, as `Network.paired`."""
+        return pair_tokens(embedding, other) if self.reading else super().paired(embedding, other)
 
     def forward(self, x: Tensor, c_noise: Tensor, embedding: Tensor | None) -> Tensor:
         """Return F `(B, *data_shape)` for the scaled input `x`, `c_noise` (B,) and the `embedding` of `embed`.

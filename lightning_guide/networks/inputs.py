@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_guide.conditioning import check_labels, token_mask
+from lightning_guide.networks.attention import TextReader, plain_attention
 from lightning_guide.networks.magnitude_preserving import MPLinear
 from lightning_guide.networks.rms_norm import normalize
 
@@ -76,6 +77,7 @@ class CrossAttention(nn.Module):
         self.nothing = nn.Parameter(torch.randn(channels) * 0.02)
         self.q = nn.Linear(channels, channels)
         self.kv = nn.Linear(channels, 2 * channels)
+        self.reader = TextReader()
         self.output = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
@@ -85,7 +87,7 @@ class CrossAttention(nn.Module):
         tokens = torch.cat([self.nothing.to(tokens).expand(B, 1, C), tokens], dim=1)
         q = self.q(self.norm(x)).reshape(B, N, self.heads, -1).transpose(1, 2)  # (B, heads, N, d)
         k, v = self.kv(tokens).reshape(B, tokens.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None])
+        y = self.reader(plain_attention, q, k, v, mask[:, None, None], own=1)
         return x + self.output(y.transpose(1, 2).reshape(B, N, C))
 
 

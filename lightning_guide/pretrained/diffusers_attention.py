@@ -1,17 +1,18 @@
 """Attention of diffusers' networks as replaceable cores, and their blocks of two streams.
 
-`add_cores` gives every self-attention and joint attention a submodule ``core`` without parameters, and a processor
-around its own. While the core is plain attention, the own processor runs as it is. With another core, as in a perturbed
-tree, it runs under a mode that sends its one call of `scaled_dot_product_attention` to the core; the mode acts within
-that call alone. Norms, rotations, projections of texts and layouts stay those of the library.
+`add_cores` gives every self-attention and joint attention a submodule ``core``, every cross-attention and joint
+attention a submodule ``reader``, both without parameters, and each a processor around its own. While these are those of
+plain attention, the own processor runs as it is. With others, as in a perturbed tree, it runs under a mode that sends
+its one call of `scaled_dot_product_attention` to them; the mode acts within that call alone. Norms, rotations,
+projections of texts and layouts stay those of the library.
 
-| attention | queries | keys | core |
-|---|---|---|---|
-| self | image | image | image |
-| joint, Stable Diffusion 3 | image, texts | image, texts | queries of the image; keys of the image first |
-| joint, Flux | texts, image | texts, image | the same |
-| joint, added keys of DeepFloyd IF | image | texts, image | the same |
-| cross | image | texts | none: there is nothing between tokens of the image to perturb |
+| attention | queries | keys | core | reader |
+|---|---|---|---|---|
+| self | image | image | image | none |
+| joint, Stable Diffusion 3 | image, texts | image, texts | queries of the image; its keys first | around the core |
+| joint, Flux | texts, image | texts, image | the same | the same |
+| joint, added keys of DeepFloyd IF | image | texts, image | the same | the same |
+| cross | image | texts | none: nothing lies between tokens of the image | around the attention |
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from lightning_guide.networks.attention import CosineAttention
+from lightning_guide.networks.attention import Attend, CosineAttention, TextReader, plain_attention
 
 __all__ = ["TokenGrid", "add_cores", "check_core", "projections"]
 
@@ -54,16 +55,17 @@ class TokenGrid:
 
 
 class _CoredProcessor:
-    """The `processor` of an attention module, whose core takes the place of plain attention."""
+    """The `processor` of an attention module, whose core and reader take the place of plain attention."""
 
     def __init__(self, processor: Any, grid: TokenGrid) -> None:
         self.processor, self.grid = processor, grid
         vars(self)["__call__"] = processor.__call__  # whose signature the library reads
 
     def __call__(self, attn: Any, *arguments: Any, **named: Any) -> Any:
-        if type(attn.core) is CosineAttention:
+        core, reader = getattr(attn, "core", None), getattr(attn, "reader", None)
+        if type(core) in (CosineAttention, type(None)) and type(reader) in (TextReader, type(None)):
             return self.processor(attn, *arguments, **named)
-        mode = _CoreMode(attn.core, type(self.processor).__name__, self.grid)
+        mode = _CoreMode(core, reader, type(self.processor).__name__, self.grid)
         with mode:
             result = self.processor(attn, *arguments, **named)
         if mode.calls != 1:
@@ -75,11 +77,11 @@ class _CoredProcessor:
 
 
 class _CoreMode(TorchFunctionMode):
-    """Send `scaled_dot_product_attention` to a core."""
+    """Send `scaled_dot_product_attention` to a core (none in cross-attention), by way of a reader if texts are read."""
 
-    def __init__(self, core: nn.Module, name: str, grid: TokenGrid) -> None:
+    def __init__(self, core: Any, reader: Any, name: str, grid: TokenGrid) -> None:
         super().__init__()
-        self.core, self.name, self.grid, self.calls = core, name, grid, 0
+        self.core, self.reader, self.name, self.grid, self.calls = core, reader, name, grid, 0
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -93,10 +95,14 @@ class _CoreMode(TorchFunctionMode):
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any
     ) -> Tensor:
         """Return the result (B, heads, rows, d): that of the core in rows of the image, plain attention in others."""
-        if attn_mask is not None or options.get("is_causal"):
+        cross = self.core is None
+        if (attn_mask is not None and not cross) or options.get("is_causal"):
             raise ValueError(f"{self.name} masks its self-attention, which a perturbation of attention would ignore")
         if options.get("scale") not in (None, query.shape[-1] ** -0.5):
             raise ValueError(f"{self.name} scales queries by {options['scale']}; expected 1 / sqrt({query.shape[-1]})")
+        if cross:
+            read: Tensor = self.reader(plain_attention, query, key, value, attn_mask)
+            return read
         rows, total = query.shape[-2], key.shape[-2]
         size = self.grid.size(rows)
         N = rows if size is None else size[0] * size[1]
@@ -107,16 +113,18 @@ class _CoreMode(TorchFunctionMode):
             raise ValueError(f"{self.name} attends from {rows} to {total} tokens in an order that is not known")
         shift = total - N if _TEXTS_FIRST[self.name] else 0
         key, value = key.roll(-shift, -2), value.roll(-shift, -2)
+        if rows > N:
+            query = query.roll(-shift, -2)
+        attend: Attend = lambda q, k, v, mask: self.core(q, k, v, size)  # noqa: E731
+        image: Tensor = self.reader(attend, query[..., :N, :], key, value, own=N)
         if rows == N:
-            return self.core(query, key, value, size)
-        query = query.roll(-shift, -2)
-        image = self.core(query[..., :N, :], key, value, size)
-        texts = F.scaled_dot_product_attention(query[..., N:, :], key, value)
+            return image
+        texts = self.reader.texts(query[..., N:, :], key, value, own=N)
         return torch.cat([image, texts], -2).roll(shift, -2)
 
 
 def add_cores(model: nn.Module, *, patch: int) -> TokenGrid:
-    """Give the attentions of `model` cores, and return the grid, whose `sides` are to be set before each call.
+    """Give the attentions of `model` cores and readers; return the grid, whose `sides` are set before each call.
 
     Names of weights, and results, are as before. Blocks of two streams get the attribute `streams` (`BlockWrapper`).
     `patch`: side of the patches of a transformer, 0 for a U-Net.
@@ -125,17 +133,20 @@ def add_cores(model: nn.Module, *, patch: int) -> TokenGrid:
     for module in model.modules():
         if type(module).__name__ in _TWO_STREAMS:
             module.streams = ("encoder_hidden_states", "hidden_states")  # type: ignore[assignment]
-        if hasattr(module, "processor") and not _is_cross(module):
+        if hasattr(module, "processor"):
             if isinstance(module.processor, _CoredProcessor):  # another network has the same model
                 grid = module.processor.grid
                 continue
-            module.core = CosineAttention()
+            if not _is_cross(module):
+                module.core = CosineAttention()
+            if _reads_texts(module):
+                module.reader = TextReader()
             module.processor = _CoredProcessor(module.processor, grid)  # type: ignore[assignment]
     return grid
 
 
 def check_core(network: nn.Module, name: str) -> None:
-    """Refuse the core `name` of an attention whose processor was exchanged after `add_cores`: it is not called.
+    """Refuse the core or reader `name` of an attention whose processor was exchanged later: it is not called.
 
     Raises:
         ValueError: naming the attention.
@@ -155,6 +166,12 @@ def _is_cross(module: Any) -> bool:
     if getattr(module, "added_kv_proj_dim", None) is not None:
         return bool(getattr(module, "only_cross_attention", False))
     return bool(getattr(module, "is_cross_attention", False))
+
+
+def _reads_texts(module: Any) -> bool:
+    """Whether keys of texts are among the keys; the single blocks of Flux get them as tokens of one sequence."""
+    added = getattr(module, "added_kv_proj_dim", None) is not None
+    return added or _is_cross(module) or type(module.processor).__name__ == "FluxAttnProcessor"
 
 
 def projections(model: nn.Module) -> dict[str, tuple[str, ...]]:

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from lightning_guide.network import Network
 from lightning_guide.pretrained.diffusers_network import DiffusersNetwork, check_weights, find_class
 from lightning_guide.pretrained.folder_parts import check_part
 from lightning_guide.pretrained.loading import find_folder
@@ -116,6 +117,10 @@ class ControlledNetwork(DiffusersNetwork):
         check_weights(controlnet, self.controlnet.state_dict())
         self.controlnet = controlnet
         self._move_image()
+
+    def paired(self, embedding: Tensor, other: Tensor) -> Tensor:
+        """Refuse two texts: the ControlNet, which no method changes, would read them as one."""
+        return Network.paired(self, embedding, other)
 
     def _move_image(self) -> None:
         """Follow the ControlNet to its device."""

@@ -69,6 +69,7 @@ class UNet2DCondition(UNet2D):
         super()._read(config)
         self.require(addition_embed_type=(None, "text", "text_time"), encoder_hid_dim_type=(None, "text_proj"))
         self.require(time_cond_proj_dim=None, num_class_embeds=None)
+        self.pools_texts = config["addition_embed_type"] == "text"
         self.token_channels = config["encoder_hid_dim"] or config["cross_attention_dim"]
         if not isinstance(self.token_channels, int):
             self.refuse(f"cross_attention_dim={self.token_channels}", "one number")

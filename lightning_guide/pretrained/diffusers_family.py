@@ -29,6 +29,7 @@ class Family:
         vector: length of the pooled vector in the first row of the tokens, 0 for none.
         sizes: number of sizes of an image that the end of the first row may hold (`add_sizes`), 0 for none.
         masked: whether tokens of zeros are masked, so that their number is free.
+        pools_texts: whether the network makes a vector of all tokens by itself.
         constants: numbers that belong to the model, by name; None for those that follow from the size of x.
     """
 
@@ -39,6 +40,7 @@ class Family:
     vector: int = 0
     sizes: int = 0
     masked: ClassVar[bool] = False
+    pools_texts: bool = False
 
     def __init__(self, name: str, config: Mapping[str, Any], size: Sequence[int] | None, **constants: Any) -> None:
         """Read a complete `config` of the architecture `name`; `size` (height, width) replaces that of the config.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_guide.conditioning import check_labels, fill_empty
+from lightning_guide.conditioning import check_labels, fill_empty, pair_tokens
 from lightning_guide.network import Network
 from lightning_guide.networks.inputs import check_size, check_tokens
 from lightning_guide.pretrained.diffusers_attention import TokenGrid, add_cores, projections
@@ -198,6 +198,13 @@ class DiffusersNetwork(Network):
             condition = torch.full((batch,), -1, device="cpu")
         labels = check_labels(condition, self.num_classes, batch=batch, lowest=self.lowest_label)
         return labels if null is None else torch.where(labels < 0, null, labels)
+
+    def paired(self, embedding: Tensor, other: Tensor) -> Tensor:
+        """Return the tokens of both, after the pooled vector of `embedding`, as `Network.paired`."""
+        if not self.token_channels or self.family.pools_texts:
+            return super().paired(embedding, other)
+        first = int(self.family.vector > 0)
+        return torch.cat([embedding[:, :first], pair_tokens(embedding[:, first:], other[:, first:])], dim=1)
 
     def forward(self, x: Tensor, c_noise: Tensor, embedding: Tensor | None) -> Tensor:
         """Return F `(B, *data_shape)` for the scaled input `x`, the time `c_noise` (B,) and `embedding` of `embed`.

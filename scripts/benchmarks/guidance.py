@@ -70,7 +70,11 @@ def bench(
         return time.perf_counter() - begin, calls
 
     for name, guidance in build_guidances(read_guidances(methods)).items():
-        guided = guidance.resolve(models).eval()
+        try:
+            guided = guidance.resolve(models).eval()
+        except ValueError as reason:
+            print(f"{name:24s} left out: {reason}")
+            continue
         pairs = [(run(models.main), run(guided)) for _ in range(repeats + 1)][1:]
         ratio = median(g / u for (u, _), (g, _) in pairs)
         (_, plain), (_, calls) = pairs[0]

@@ -12,6 +12,7 @@ from lightning_guide.guidance.negatives.erg import EntropyRectifyingGuidance, Sc
 from lightning_guide.guidance.negatives.fixed_condition import FixedCondition
 from lightning_guide.guidance.negatives.icg import GaussianCondition, IndependentConditionGuidance, RandomCondition
 from lightning_guide.guidance.negatives.momentum import AverageVelocity, MomentumGuidance
+from lightning_guide.guidance.negatives.nag import NormalizedAttentionGuidance, NormalizedTexts
 from lightning_guide.guidance.negatives.neon import Neon
 from lightning_guide.guidance.negatives.pag import IdentityAttention, PerturbedAttentionGuidance, SoftIdentityAttention
 from lightning_guide.guidance.negatives.pag_maps import (
@@ -21,6 +22,7 @@ from lightning_guide.guidance.negatives.pag_maps import (
     RandomMask,
     SkipAttention,
 )
+from lightning_guide.guidance.negatives.pladis import PLADIS, SparseTexts
 from lightning_guide.guidance.negatives.s2 import StochasticSelfGuidance, StochasticSkip
 from lightning_guide.guidance.negatives.sag import BlurredInput, SelfAttentionGuidance
 from lightning_guide.guidance.negatives.sag_masks import (
@@ -71,8 +73,11 @@ __all__ = [
     "NoisyAttention",
     "NoisyInput",
     "NoisyNoiseEmbedding",
+    "NormalizedAttentionGuidance",
+    "NormalizedTexts",
     "OffDiagonalMask",
     "FixedCondition",
+    "PLADIS",
     "PerturbedAttentionGuidance",
     "PrunedWeights",
     "QuantizedWeights",
@@ -95,6 +100,7 @@ __all__ = [
     "SlidingWindowGuidance",
     "SmoothedEnergyGuidance",
     "SoftIdentityAttention",
+    "SparseTexts",
     "StochasticSelfGuidance",
     "StochasticSkip",
     "TimeStepGuidance",
