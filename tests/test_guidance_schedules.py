@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from lightning_guide.guidance.schedules import CosineWeight, Interval, weight_at
+from lightning_guide.guidance.schedules import Interval, weight_at
+from lightning_guide.guidance.weights import CosineWeight
 from lightning_guide.noise import KarrasGrid
 
 

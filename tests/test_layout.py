@@ -45,6 +45,7 @@ VARIANTS = {  # configs of a guidance that are settings of another one
     "autoguidance_several": "autoguidance",
     "autoguidance_cfg": "autoguidance",
     "cfg_interval": "cfg",
+    "cfg_schedules": "cfg",
     "icg_gaussian": "icg",
     "m_swg": "swg",
 }

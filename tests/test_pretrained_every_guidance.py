@@ -42,7 +42,7 @@ EULER = Euler(KarrasGrid(2, sigma_min=0.3, sigma_max=5.0))
 CLASSIFIER_FREE = "classifier-free guidance needs a model with labels or embeddings"
 REFUSED = dict.fromkeys(
     ["ag", "apg", "autoguidance_cfg", "beta_cfg", "cfg", "cfg_interval", "cfg_pp", "cfg_rescale", "cfg_zero_star"]
-    + ["fdg", "mambo_g", "perp_neg", "reg", "smc_cfg", "tcfg"],
+    + ["cfg_schedules", "fdg", "mambo_g", "perp_neg", "reg", "smc_cfg", "tcfg"],
     CLASSIFIER_FREE,
 ) | {
     "cads": "AnnealedCondition acts on the embedding of labels or texts; this network has none",

@@ -31,8 +31,9 @@ from lightning_guide.guidance.perturbation import (
     Replacement,
 )
 from lightning_guide.guidance.posterior import *
-from lightning_guide.guidance.schedules import CosineWeight, Interval, StepWindow, WeightSchedule
+from lightning_guide.guidance.schedules import Interval, StepWindow, WeightSchedule
 from lightning_guide.guidance.training_free import *
+from lightning_guide.guidance.weights import CosineWeight, PowerWeight, SNRWeight, TableWeight
 
 __all__ = [
     "ModuleWrapper",
@@ -51,11 +52,14 @@ __all__ = [
     "ConditionReplacement",
     "Perturbation",
     "Perturbed",
+    "PowerWeight",
     "PredictionNegative",
     "Reference",
     "Replacement",
+    "SNRWeight",
     "Snapshot",
     "StepWindow",
+    "TableWeight",
     "Unadapted",
     "WeightSchedule",
 ]

@@ -1,8 +1,8 @@
 """Guidance schedules: weights as functions of the noise level, and guidance in some of the steps only; w = 1 is off.
 
-Intervals: Kynkaanniemi et al. 2024, https://arxiv.org/abs/2404.07724. The level is that of the predictor, decided once
-for each step. `StepWindow` counts in steps, for methods that are published so; `Interval` does not depend on the number
-of steps.
+Curves over sigma: `weights`. Intervals: Kynkaanniemi et al. 2024, https://arxiv.org/abs/2404.07724. The level is that
+of the predictor, decided once for each step. `StepWindow` counts in steps, for methods that are published so;
+`Interval` does not depend on the number of steps.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lightning_guide.denoiser import Trajectory
 from lightning_guide.guidance.combinations.base import Combination, Plain, Wrapping
 from lightning_guide.utils.recipe import HasRecipe
 
-__all__ = ["CosineWeight", "Interval", "StepWindow", "WeightSchedule", "weight_at"]
+__all__ = ["Interval", "StepWindow", "WeightSchedule", "weight_at"]
 
 
 class WeightSchedule(HasRecipe, ABC):
@@ -50,26 +50,6 @@ class Interval(WeightSchedule):
     def at(self, sigma: float) -> float:
         """Return `weight` inside, 1 outside."""
         return weight_at(self.weight, sigma) if self.low < sigma <= self.high else 1.0
-
-
-class CosineWeight(WeightSchedule):
-    """Cosine schedule 1 + (weight - 1) (1 - cos(pi p^power)) / 2, p = 1 - sigma / sigma_max: from 1 to `weight`."""
-
-    def __init__(self, weight: float, *, sigma_max: float = 80.0, power: float = 1.0) -> None:
-        """`weight` reached at sigma = 0; the rise begins at `sigma_max`.
-
-        Raises:
-            ValueError: unless the weight is finite and the others are positive.
-        """
-        if not (math.isfinite(weight) and sigma_max > 0 and power > 0):
-            expected = "CosineWeight needs a finite weight, sigma_max > 0 and power > 0"
-            raise ValueError(f"{expected}, got {weight}, {sigma_max} and {power}")
-        self.weight, self.sigma_max, self.power = weight, sigma_max, power
-
-    def at(self, sigma: float) -> float:
-        """Return the weight at `sigma`."""
-        p = min(max(1 - sigma / self.sigma_max, 0.0), 1.0)
-        return 1 + (self.weight - 1) * (1 - math.cos(math.pi * p**self.power)) / 2
 
 
 def weight_at(weight: float | WeightSchedule, sigma: float) -> float:

@@ -25,11 +25,11 @@ def weight_of(guidance: Config) -> float:
 
 
 def with_weight(guidance: Config, weight: float) -> Config:
-    """Return a copy of `guidance` with its weight, or that of its schedule, replaced."""
+    """Return a copy of `guidance` with its weight, that of its schedule, or the first of several, replaced."""
     changed = copy.deepcopy(guidance)
     arguments = changed["init_args"]
     if "weights" in arguments:
-        arguments["weights"] = [weight]
+        arguments["weights"] = [weight, *arguments["weights"][1:]]
     elif isinstance(arguments["weight"], dict):
         arguments["weight"]["init_args"]["weight"] = weight
     else:
