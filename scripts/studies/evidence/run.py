@@ -38,7 +38,7 @@ def study(
     out: str,
     methods: list[str] = ["configs/guidance"],  # noqa: B006
     top: int = 10,
-    also: list[str] = ["neon", "s2", "skip_layer", "tsg"],  # noqa: B006
+    also: list[str] = ["neon", "pag", "skip_layer", "tsg"],  # noqa: B006
     weights: list[float] = [1.25, 1.75, 3.25],  # noqa: B006
     interpolating_weights: list[float] = [0.2, 0.4, 0.8],  # noqa: B006
     refinements: int = 1,
