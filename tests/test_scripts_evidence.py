@@ -64,6 +64,7 @@ def test_results_of_equal_evaluations_are_reused(tmp_path: Path, monkeypatch: py
 
     assert evaluate(a=1, b=2) == {"a": 1, "b": 2} and drawn == ["a", "b"]
     assert evaluate(b=2, c=3) == {"b": 2, "c": 3} and drawn == ["c"]
+    assert evaluate(a=1, c=3) == {"a": 1, "c": 3} and not drawn
     with pytest.raises(KeyboardInterrupt):
         evaluate(b=13, d=4)
     assert evaluate(b=5, d=4) == {"b": 5, "d": 4} and drawn == ["b", "d"]

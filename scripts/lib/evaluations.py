@@ -22,18 +22,20 @@ def evaluate(run_config: str, evaluations: Mapping[str, Mapping[str, Any]], fold
     folder.mkdir(parents=True, exist_ok=True)
     written, results = folder / "evaluations.yaml", folder / "metrics.json"
     wanted = yaml.safe_load(yaml.safe_dump({name: dict(each) for name, each in evaluations.items()}))
-    known: dict[str, Any] = {}
+    kept: dict[str, Any] = {}  # the settings of finished evaluations
+    found: dict[str, Any] = {}
     if written.exists() and results.exists():
-        before = read_yaml(written)["model"]["init_args"]["evaluations"]
         found = json.loads(results.read_text())
-        known = {name: found[name] for name in wanted if name in found and before.get(name) == wanted[name]}
-    results.write_text(json.dumps(known))
-    written.write_text(yaml.safe_dump(_settings(wanted, folder), sort_keys=False))
-    if left := {name: each for name, each in wanted.items() if name not in known}:
+        before = read_yaml(written)["model"]["init_args"]["evaluations"]
+        kept = {name: each for name, each in before.items() if name in found and wanted.get(name, each) == each}
+    results.write_text(json.dumps({name: found[name] for name in kept}))
+    written.write_text(yaml.safe_dump(_settings(kept | wanted, folder), sort_keys=False))
+    if left := {name: each for name, each in wanted.items() if name not in kept}:
         rest = folder / "left.yaml"
         rest.write_text(yaml.safe_dump(_settings(left, folder), sort_keys=False))
         lightning_guide(["test", "-c", run_config, "-c", str(rest)])
-    return metric_values(json.loads(results.read_text()))
+    values = metric_values(json.loads(results.read_text()))
+    return {name: values[name] for name in wanted}
 
 
 def _settings(evaluations: Mapping[str, Any], folder: Path) -> dict[str, Any]:
