@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch_fidelity import feature_extractor_inceptionv3
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from lightning_guide.data import Batch
 from lightning_guide.evaluation import ClipFeatures, ClipScore, InceptionFeatures, InceptionScore
+from lightning_guide.evaluation.features.inception import _FILE
 from lightning_guide.pretrained.loading import clip_model
 
 NAME = "ViT-S-32-alt"  # the smallest that open_clip has
@@ -126,6 +128,30 @@ def test_inception_features_and_score_are_those_of_torch_fidelity(inception: tup
     assert metric.compute()["inception_score"].item() == pytest.approx(expected, rel=1e-6)
     gray = images(2, 1, 8, 8)
     assert torch.equal(extractor(gray), extractor(gray.expand(-1, 3, -1, -1)))
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_download_of_inception_is_announced_before_it_begins(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    said = []
+
+    def download(url: str, **_: Any) -> None:
+        said.append(capsys.readouterr().err)
+        assert url.endswith(_FILE)
+        raise OSError("no network")
+
+    monkeypatch.setattr(feature_extractor_inceptionv3, "load_state_dict_from_url", download)
+    if there:
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "checkpoints" / _FILE).touch()
+    with pytest.raises(ValueError, match="cannot be loaded from the download of torch-fidelity .no network.; expected"):
+        InceptionFeatures().load()
+    expected = (
+        f"InceptionFeatures downloads {_FILE} (96 MB) from github.com/toshas/torch-fidelity. To use a local file,"
+    )
+    assert [each.startswith(expected) for each in said] == [not there] and (not there or said == [""])
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol 4")

@@ -18,7 +18,7 @@ import yaml
 import lightning_guide as lg
 from lightning_guide.cli.configs import config_mistakes
 from lightning_guide.commands.gallery import gallery
-from lightning_guide.commands.search import Sweep
+from lightning_guide.commands.sweep import Sweep
 from lightning_guide.utils.parser import update_paths
 from lightning_guide.utils.recipe import build
 

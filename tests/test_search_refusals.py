@@ -99,6 +99,23 @@ def test_mistakes_end_in_one_sentence(
     assert said in found and "\n" not in found.strip()
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--budget", "-5"), "a budget of -5 images is too small: 2 objectives and blocks of 6 need at least 240"),
+        (("--budget", "239"), " need at least 240"),
+        (("--budget", "320", "--calls", "0"), "--calls is 0; expected at least 1 network call per sample"),
+    ],
+)
+def test_what_a_tuner_may_spend_is_checked_before_a_run_is_opened(
+    folder: Path, words: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_guide.commands.search.open_session", None)
+    with pytest.raises(SystemExit) as left:
+        main(["tune", str(folder / "run"), str(folder / "search.yaml"), "--out", str(folder / "none"), *words])
+    assert said in str(left.value.code) and not (folder / "none").exists()
+
+
 def test_an_objective_that_is_not_reported_is_said_after_the_first_point(
     folder: Path, drawn: list[tuple[str, int]], capsys: pytest.CaptureFixture[str]
 ) -> None:

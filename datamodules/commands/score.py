@@ -62,7 +62,7 @@ def score(
     Args:
         samples: folders, zip archives or tar shards of images, or npz archives with x or arr_0.
         against: reference, a set of the same kinds, or a file of statistics, npz or the pickles of EDM2.
-        extractor: feature extractor; default InceptionFeatures.
+        extractor: feature extractor; default InceptionFeatures, which downloads 96 MB at its first use.
         size: side that images are resized to before the extractor, which resizes in its own way; default: none.
         resize: convention of that, clean-fid, torch-fidelity or area.
         rounded: round resized pixels to 8 bits.
@@ -87,6 +87,8 @@ def score(
     if len(set(samples)) < len(samples):
         raise ValueError(f"a set is named twice in {', '.join(samples)}; expected different ones")
     check_writable(Path(out).parent, "score")
+    if Path(out).is_dir():
+        raise ValueError(f"--out {out} is a folder; expected a file for the results, such as {out}/score.json")
     kept = Path(features) if features is not None else Path(out).with_suffix(".features")
     check_writable(kept, "score")
     with launched_processes():
@@ -119,8 +121,8 @@ class _Scoring:
         also: Sequence[SampleMetric],
     ) -> dict[str, Any]:
         """Return everything that the file of results holds."""
-        self.extractor.load()
         sets = [SampleSet(place, self.resizing) for place in samples]
+        self.extractor.load()
         reference = self._reference(against)
         names = chosen or self._applicable(reference)
         require(lambda: [*self._missing(sets, reference, names, resamples), *unfit(also, sets[0])])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lightning_guide.commands.search import Sweep, Tune
+from lightning_guide.commands.sweep import Sweep
+from lightning_guide.commands.tune import Tune
 
 __all__ = ["sweep", "tune"]
 

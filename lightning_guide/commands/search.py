@@ -1,10 +1,10 @@
-"""The commands sweep and tune: a search file and a run, scored by the run's own trainer."""
+"""Base of the commands sweep and tune: a search file and a run, scored by the run's own trainer."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,25 +18,19 @@ from lightning_guide.modules.diffusion import DiffusionModule
 from lightning_guide.runs.run import QUIET, Run
 from lightning_guide.runs.session import open_session
 from lightning_guide.search.blocks import SampledBlocks
-from lightning_guide.search.calls import CallBudget
-from lightning_guide.search.config import SearchFile, SearchObjective, check_objectives, read_search
-from lightning_guide.search.figures import draw_front, draw_heat_maps, draw_sensitivity
-from lightning_guide.search.halving import Halving
+from lightning_guide.search.config import SearchFile, read_search
 from lightning_guide.search.rebuilt_guiders import RebuiltGuiders
 from lightning_guide.search.results_file import ResultsFile, run_identity, with_identities
 from lightning_guide.search.space import Space
-from lightning_guide.search.sweep import COST, Swept, run_sweep, sweep_results, write_csv, write_hparams
-from lightning_guide.search.tune_report import all_results, guidance_file, write_guidances
 from lightning_guide.utils.config_base import check_config, merge_settings
-from lightning_guide.utils.distributed import true_on_all_ranks
 from lightning_guide.utils.errors import one_line
 from lightning_guide.utils.explain import explain
 from lightning_guide.utils.files import read_yaml
 from lightning_guide.utils.parser import Parser, update_paths
 from lightning_guide.utils.shipped import find_config
-from lightning_guide.utils.terminal import Progress, counted
+from lightning_guide.utils.terminal import Progress
 
-__all__ = ["Search", "Sweep", "Tune"]
+__all__ = ["Search"]
 
 
 _OF_THE_LOADER = ("batch_size", "num_workers", "cache")  # settings of the data that no result depends on
@@ -148,101 +142,15 @@ class Search(ABC):
         found = {**scorer.about, "evaluation": space.base, "axes": axes, "runs": runs, "seed": self.file.seed}
         return cast(dict[str, Any], with_identities(found, scorer.runs))
 
-
-@dataclass
-class Sweep(Search):
-    """Score of every point of the grid."""
-
-    def run(self, trainer: pl.Trainer, module: pl.LightningModule, data: Any, settings: Namespace) -> None:
-        """Score every point, or those that are missing; then write tables and figures."""
-        scorer = self.scorer(trainer, module, data, settings)
-        space = scorer.space
-        ledger = ResultsFile(self.out / "results.json", self.identity(scorer) | {"blocks": self.file.blocks})
-        samples = (1 + len(space.points)) * self.file.blocks * self.file.block
-        with _owner(ledger, trainer), _progress("sweep", samples, scorer):
-            run_sweep(space, scorer, ledger, self.file.objectives, blocks=self.file.blocks, seed=self.file.seed)
-        if not trainer.is_global_zero:
-            return
-        found = sweep_results(space, ledger)
-        objectives = self.file.objectives or _first_metric(found)
-        for scores in found.values():
-            check_objectives(objectives, scores)
-        failed = {n: point["failed"] for n, point in ledger.content["points"].items() if "failed" in point}
-        write_csv(space, found, failed, self.out / "results.csv")
-        figures = [self.out / "sensitivity.png", self.out / "averages.png"]
-        draw_sensitivity(space, found, objectives, figures[0])
-        draw_heat_maps(space, found, objectives, figures[1])
-        figures = [path for path in figures if path.is_file()]
-        write_hparams(space, found, self.out / "tensorboard" / "sweep", figures=figures)
-        points = f"{counted(len(found), 'point')} scored, {len(failed)} failed"
-        shown = ", ".join(map(str, figures))
-        print(f"{points}; table {self.out / 'results.csv'}; figures {shown}; all {ledger.path}")
-
-
-@dataclass
-class Tune(Search):
-    """Best point found within a budget of generated samples, of those within `calls` network calls per sample."""
-
-    budget: int
-    calls: int | None = None
-
-    def run(self, trainer: pl.Trainer, module: pl.LightningModule, data: Any, settings: Namespace) -> None:
-        """Search within the budget, or resume; then write the guidances and everything that was tried.
-
-        Raises:
-            ValueError: if the file names no objectives, the budget is too small, or no point costs so few calls.
-        """
-        if not self.file.objectives:
-            raise ValueError(f"{self.path} has no objectives; expected metric: lowest or highest")
-        scorer = self.scorer(trainer, module, data, settings)
-        space, objectives, size = scorer.space, self.file.objectives, self.file.block
-        assert isinstance(module, DiffusionModule)  # so says the scorer
-        calls = None if self.calls is None else CallBudget.count(space, scorer.build, module.denoiser, limit=self.calls)
-        halving = Halving(space, scorer, objectives, budget=self.budget, seed=self.file.seed, calls=calls)
-        aims = {each.metric: each.lowest for each in objectives}
-        own = {"budget": self.budget, "aims": aims} | ({} if calls is None else {"calls": calls.limit})
-        ledger = ResultsFile(self.out / "tune.json", self.identity(scorer) | own)
-        finished = "winners" in ledger.content and not ledger.content["failed"]  # what failed is tried again
-        if true_on_all_ranks(finished and all(guidance_file(self.out, metric).is_file() for metric in aims)):
-            if trainer.is_global_zero:
-                self._print(ledger)
-            return
-        with _owner(ledger, trainer), _progress("tune", halving.samples, scorer):
-            if trainer.is_global_zero:
-                ledger.write()
-            found = halving.run()
-        if not trainer.is_global_zero:
-            return
-        model = {key: value for key in ("images", "average") if (value := getattr(self.file, key)) is not None}
-        model["metrics"] = scorer.about["metrics"]
-        write_guidances(space, found, objectives, self.out, size=size, model=model, seed=self.file.seed + 2)
-        ledger.content = all_results(space, found, objectives, size=size, calls=calls)
-        if calls is not None:
-            draw_front(space, found, objectives, calls, self.out / "front.png")
-        ledger.write()
-        self._print(ledger)
-
-    def _print(self, ledger: ResultsFile) -> None:
-        files = ", ".join(str(guidance_file(self.out, objective.metric)) for objective in self.file.objectives)
-        drawn = counted(ledger.content["samples"], "sample")
-        last = f"{drawn} drawn; guidance to be used with -c: {files}; all {ledger.path}"
-        print("\n".join([*ledger.content["statements"], last]))
-
-
-def _owner(ledger: ResultsFile, trainer: pl.Trainer) -> AbstractContextManager[object]:
-    """Lock of the results, held on rank 0 for all."""
-    return ledger.lock() if trainer.is_global_zero else nullcontext()
-
-
-def _progress(command: str, samples: int, scorer: SampledBlocks) -> Progress:
-    """Progress of all samples of a search, shown by `scorer`, on rank 0."""
-    scorer.evaluations.progress = Progress(command, samples, unit="samples", silent=not scorer.trainer.is_global_zero)
-    return scorer.evaluations.progress
-
-
-def _first_metric(found: Swept) -> tuple[SearchObjective, ...]:
-    metrics = [key for scores in found.values() for key in scores.values if key not in COST]
-    return (SearchObjective(metrics[0]),) if metrics else ()
+    @staticmethod
+    @contextmanager
+    def watched(command: str, samples: int, ledger: ResultsFile, scorer: SampledBlocks) -> Iterator[None]:
+        """Hold the lock of the results for all, and show the progress of all samples, both on rank 0."""
+        first = scorer.trainer.is_global_zero
+        lock: AbstractContextManager[object] = ledger.lock() if first else nullcontext()
+        with lock, Progress(command, samples, unit="samples", silent=not first) as progress:
+            scorer.evaluations.progress = progress
+            yield
 
 
 def _config_data(node: Any) -> Any:

@@ -59,8 +59,9 @@ def playground(
             "the playground needs the package gradio, which is not installed; expected "
             "`pip install 'lightning-guide[playground]'`"
         ) from None
+    where = find_device(device)
     with _bound(host, port) as place, _opened(run) as (opened, name, portable):
-        page = build_page(Playground(opened, name=name, device=find_device(device), portable=portable), queue=queue)
+        page = build_page(Playground(opened, name=name, device=where, portable=portable), queue=queue)
         shown = f"[{host}]" if ":" in host else "127.0.0.1" if host == "0.0.0.0" else host
         address = f"http://{shown}:{place.getsockname()[1]}"
         print(f"playground of {name}: {address} (Ctrl-C ends it)", flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -18,6 +19,7 @@ from lightning_guide.utils.errors import did_you_mean
 from lightning_guide.utils.files import parse_json
 
 __all__ = [
+    "announce_download",
     "clip_input",
     "clip_model",
     "explain_hub",
@@ -30,6 +32,20 @@ __all__ = [
     "timm_input",
     "timm_model",
 ]
+
+
+def announce_download(title: str, file: str, *, megabytes: int, place: str) -> None:
+    """Say on stderr that torch.hub will download `file`, how large, from where and what to do instead; once a machine.
+
+    Nothing is said if its cache has the file.
+    """
+    if not Path(torch.hub.get_dir(), "checkpoints", file).is_file() and os.environ.get("LOCAL_RANK", "0") == "0":
+        print(
+            f"{title} downloads {file} ({megabytes} MB) from {place}. To use a local file, name it in `weights`: "
+            "--extractor.weights FILE of `score`; extractors without a download are in docs/evaluation.md.",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def find_folder(source: str, wanted: Sequence[str], *, revision: str | None = None) -> Path:

@@ -27,8 +27,9 @@ from lightning_guide.search.gaussian_process import smooth
 from lightning_guide.search.race import Race, RaceResult, interleave
 from lightning_guide.search.scores import ScoreBlock, Scorer
 from lightning_guide.search.space import UNGUIDED, Point, Space
+from lightning_guide.utils.terminal import counted
 
-__all__ = ["SearchResult", "Halving", "Round"]
+__all__ = ["SearchResult", "Halving", "Round", "check_budget"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,20 @@ class SearchResult:
     raced: RaceResult = field(default_factory=RaceResult)
     failed: dict[Point, str] = field(default_factory=dict)
     samples: int = 0
+
+
+def check_budget(budget: int, *, size: int, aims: int, fresh: float = 0.5) -> None:
+    """Check that so many images suffice for `aims` objectives and blocks of `size`.
+
+    Raises:
+        ValueError: if they do not: with the least.
+    """
+    least = size * math.ceil(Race.least(aims) / min(fresh, 1 - fresh))
+    if budget < least:
+        raise ValueError(
+            f"a budget of {budget} images is too small: {counted(aims, 'objective')} and blocks of {size} need at "
+            f"least {least}"
+        )
 
 
 class Halving:
@@ -82,13 +97,10 @@ class Halving:
         self.seed, self.factor, self.calls = seed, factor, calls
         self.points = [point for point in space.points if calls is None or point in calls.costs]
         blocks, aims = budget // scorer.size, len(self.objectives)
+        check_budget(budget, size=scorer.size, aims=aims, fresh=fresh)
         self.race = Race(scorer, objectives, blocks=math.floor(fresh * blocks), seed=seed + 1, calls=calls)
-        self.search_blocks, least = blocks - self.race.cost, Race.least(aims)
-        if not self.race.enough or self.search_blocks < least:
-            raise ValueError(
-                f"a budget of {budget} images is too small: {aims} objectives and blocks of {scorer.size} need at "
-                f"least {scorer.size * math.ceil(least / min(fresh, 1 - fresh))}"
-            )
+        self.search_blocks = blocks - self.race.cost
+        assert self.race.enough and self.search_blocks >= Race.least(aims), "so says the budget"
         self.rounds, self.first = self._schedule()
         self.top = self.first * self.factor ** (self.rounds - 1)
         self._blocks: dict[Point, set[ScoreBlock]] = {}

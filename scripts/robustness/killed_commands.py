@@ -147,7 +147,7 @@ COMMANDS: dict[str, KilledCommand] = {
     ),
     "tune": KilledCommand(
         ["tune", BASE, "search.yaml", "--budget", "320", "--out", RESULT],
-        "lightning_guide.commands.search:Tune.run",
+        "lightning_guide.commands.tune:Tune.run",
         to_the_end=True,
     ),
 }

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_guide.evaluation.features.base import FeatureExtractor, check_images
+from lightning_guide.pretrained.loading import announce_download
 from lightning_guide.utils.errors import did_you_mean
 
 __all__ = ["InceptionFeatures"]
@@ -19,6 +20,7 @@ _BLOCKS = (
     "Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c",
     "Mixed_6d", "Mixed_6e", "Mixed_7a", "Mixed_7b", "Mixed_7c", "AvgPool",
 )  # fmt: skip
+_FILE = "weights-inception-2015-12-05-6726825d.pth"  # of torch-fidelity 0.4; 23.9 million float32
 _SPATIAL = _BLOCKS.index("Mixed_6d")
 
 
@@ -89,6 +91,8 @@ class InceptionFeatures(FeatureExtractor):
             if not Path(weights).is_file():
                 raise ValueError(f"weights of Inception-v3: there is no file {weights}{did_you_mean(weights)}")
             _check_holds_tensors(weights)
+        else:
+            announce_download(self.title(), _FILE, megabytes=96, place="github.com/toshas/torch-fidelity")
         try:
             network: nn.Module = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], weights)
         except Exception as error:  # raised by the download or by load_state_dict

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_guide.evaluation.features.base import FeatureExtractor, check_images
-from lightning_guide.pretrained.loading import read_tensors
+from lightning_guide.pretrained.loading import announce_download, read_tensors
 
 __all__ = ["LpipsFeatures"]
 
@@ -52,6 +52,9 @@ class LpipsFeatures(FeatureExtractor):
     def _load(self) -> nn.Module:
         from torchmetrics.functional.image.lpips import _LPIPS
 
+        if self.weights is None:
+            file, megabytes = ("alexnet-owt-7be5be79.pth", 244) if self.name == "alex" else ("vgg16-397923af.pth", 553)
+            announce_download(self.title(), file, megabytes=megabytes, place="download.pytorch.org")
         try:
             network: Any = _LPIPS(pretrained=True, net=self.name, pnet_rand=self.weights is not None)
         except Exception as error:  # raised by the download
