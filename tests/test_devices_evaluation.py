@@ -3,93 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from torch import Tensor
 
 from callbacks import EarlySnapshots, PostHocEMA
-from lightning_guide.data import Batch
 from lightning_guide.evaluation import (
-    AccuracyByClass,
-    ClassAccuracy,
-    ClassShares,
-    DensityCoverage,
     FrechetDistance,
-    FrechetInterval,
-    InceptionScore,
-    KernelDistance,
-    Memorization,
-    PrecisionRecall,
     RawPixels,
-    SampleMetric,
 )
-from lightning_guide.evaluation.metrics import OffSupport
 from lightning_guide.guidance import Autoguidance, Snapshot
 from lightning_guide.networks import EDM2UNet
 from scripts.lib.emulated_accelerator import EmulatedStrategy
 from scripts.lib.emulated_device import DEVICE, EmulatedDevice, Wait
 from tests.devices import UNET
 from tests.runs import TinyImages, evaluation, tiny_module, tiny_trainer
-
-
-class Classes(RawPixels):
-    """Classifier of four classes whose logits are the data."""
-
-    num_classes = 4
-
-    def classifier(self, device: torch.device) -> Classes:
-        return self
-
-    def logits(self, x: Tensor) -> Tensor:
-        return x
-
-
-METRICS: dict[str, tuple[Callable[[], SampleMetric], int]] = {
-    "Frechet distance": (lambda: FrechetDistance(Classes()), 0),
-    "Frechet interval": (lambda: FrechetInterval(Classes()), 0),
-    "kernel distance": (lambda: KernelDistance(Classes()), 0),
-    "precision and recall": (lambda: PrecisionRecall(Classes()), 0),
-    "density and coverage": (lambda: DensityCoverage(Classes()), 0),
-    "memorization": (lambda: Memorization(Classes()), 0),
-    "Inception score": (lambda: InceptionScore(Classes()), 0),
-    "class accuracy": (lambda: ClassAccuracy(Classes()), 0),  # type: ignore[arg-type]
-    "accuracy by class": (lambda: AccuracyByClass(Classes()), 1),  # type: ignore[arg-type]
-    "class shares": (lambda: ClassShares(Classes()), 0),  # type: ignore[arg-type]
-    "off the support": (lambda: OffSupport(2), 0),
-}
-"""Metrics, with the waits of each batch."""
-
-
-def measured(
-    place: torch.device, make: Callable[[], SampleMetric], device: EmulatedDevice
-) -> tuple[Tensor, list[Wait]]:
-    """Results of two batches, and the waits of the second."""
-    generator = torch.Generator().manual_seed(0)
-    real, drawn = torch.randn(2, 60, 4, generator=generator)
-    labels = torch.randint(-1, 4, (60,), generator=generator)
-    metric = make().to(place)
-    metric.prepare([Batch(each.to(place)) for each in real.split(20)])
-    for part, label in zip(drawn.split(30), labels.split(30), strict=True):
-        x, condition = part.to(place), label.to(place)
-        device.forget()
-        metric.update(x, condition)
-    waits = list(device.waits)
-    return torch.stack([each.cpu().double() for each in metric.compute().values()]), waits
-
-
-@pytest.mark.parametrize("name", METRICS)
-def test_metric_has_the_results_of_the_cpu(name: str) -> None:
-    make, count = METRICS[name]
-    with EmulatedDevice() as device:
-        expected, _ = measured(torch.device("cpu"), make, device)
-        found, waits = measured(DEVICE, make, device)
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8, equal_nan=True)
-    assert len(waits) == count, waits
 
 
 class Batches(pl.Callback):

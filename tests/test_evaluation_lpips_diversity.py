@@ -9,22 +9,15 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torchmetrics.functional.image.lpips import _LPIPS
 
 from lightning_guide.data import Batch
 from lightning_guide.evaluation import LpipsDiversity, LpipsFeatures
+from tests.tiny_scores import write_alexnet
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A file of the layers of torchvision's AlexNet, with random weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = _LPIPS(pretrained=True, net="alex", pnet_rand=True)
-    path = tmp_path_factory.mktemp("lpips") / "alexnet.pth"
-    state = network.net.state_dict()
-    torch.save({"features" + name[name.index(".") :]: 3 * value for name, value in state.items()}, path)
-    return str(path)
+    return write_alexnet(tmp_path_factory.mktemp("lpips"))
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +66,7 @@ def test_equal_images_have_none_and_labels_may_be_absent(extractor: LpipsFeature
     assert metric.compute()["lpips_diversity"].isnan()
     several = LpipsDiversity(extractor, num_classes=2)
     several.prepare([Batch(x)])
-    with pytest.raises(ValueError, match="has 2 classes, and none for label 2"):
+    with pytest.raises(ValueError, match="has 2 classes, and none for class 2"):
         several.update(x, torch.tensor([0, 1, 2, 0, 0]))
 
 

@@ -4,44 +4,23 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from lightning_guide.data import Batch
 from lightning_guide.evaluation import HPS, AestheticScore, ClipFeatures, ImageReward, PackageScore
 from tests.tiny_clip import write_clip
+from tests.tiny_scores import stub_packages, write_head
 
 WORDS = ["a cat", "a small dog"]
 
 
-def brightness(images: list[Any], prompt: str) -> list[float]:
-    """Return a score of PIL images that depends on the prompt."""
-    return [float(np.asarray(image).mean()) * len(prompt) for image in images]
-
-
-class Stub(nn.Module):
-    """A model as the package ImageReward returns it."""
-
-    def score(self, prompt: str, images: list[Any]) -> Any:
-        """Return a number for one image, else a list."""
-        found = brightness(images, prompt)
-        return found[0] if len(found) == 1 else found
-
-
 @pytest.fixture
 def packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stubs of both packages."""
-    reward, hps = ModuleType("ImageReward"), ModuleType("hpsv2")
-    reward.load = lambda name, device: Stub()  # type: ignore[attr-defined]
-    hps.score = lambda images, prompt, hps_version: brightness(images, prompt)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "ImageReward", reward)
-    monkeypatch.setitem(sys.modules, "hpsv2", hps)
+    stub_packages(monkeypatch)
 
 
 @pytest.mark.usefixtures("packages")
@@ -74,9 +53,8 @@ def test_an_absent_package_is_named_before_anything_is_drawn(
 
 def test_the_aesthetic_score_is_the_head_on_unit_embeddings(tmp_path: Path) -> None:
     extractor = ClipFeatures(*write_clip(tmp_path))
-    head = nn.Sequential(nn.Linear(16, 8), nn.Dropout(), nn.Linear(8, 1)).eval()
-    torch.save(head.state_dict(), tmp_path / "head.pth")
-    metric = AestheticScore(extractor, str(tmp_path / "head.pth"))
+    head, path = write_head(tmp_path)
+    metric = AestheticScore(extractor, path)
     x = torch.randint(256, (5, 3, 20, 20), dtype=torch.uint8)
     metric.prepare([])
     metric.update(x[:2])

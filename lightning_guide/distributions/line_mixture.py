@@ -79,6 +79,8 @@ class LineMixture(Denoiser):
         self.register_buffer("fractions", fractions.double(), persistent=False)
         self.register_buffer("cumulative", self.branch_weights.cumsum(0), persistent=False)
         self.register_buffer("roots", axes * eigenvalues.sqrt()[:, None], persistent=False)  # R R^T = Sigma_b
+        middle = (self.fractions[0] + self.fractions[-1]) / 2
+        self._offsets = tuple((self.fractions - middle).tolist())  # on the host, where they are read
 
     @property
     def branches(self) -> int:
@@ -178,7 +180,7 @@ class LineMixture(Denoiser):
         """Compute the sums of the points in chunks and concatenate the results of `read`."""
         if x.ndim != 2 or x.shape[1] != 2:
             raise ValueError(f"points of a line mixture have the shape (B, 2), got {tuple(x.shape)}")
-        sigma = torch.as_tensor(sigma).to(x)
+        sigma = sigma.to(x) if isinstance(sigma, Tensor) else x.new_full((), sigma)
         if sigma.ndim and sigma.shape != x.shape[:1]:
             raise ValueError(f"sigma has the shape {tuple(sigma.shape)}; expected () or ({len(x)},) for these points")
         lines = self._lines(x)
@@ -199,5 +201,5 @@ class LineMixture(Denoiser):
             eigenvalues=self.eigenvalues.T.to(like).contiguous(),
             axes=self.axes.permute(2, 1, 0).to(like).contiguous(),
             weights=self.branch_weights.to(like),
-            fractions=tuple((self.fractions - middle).tolist()),
+            fractions=self._offsets,
         )

@@ -37,7 +37,6 @@ class LpipsFeatures(FeatureExtractor):
         rows = []
         for f, head in zip(maps, network.lins, strict=True):
             w = head.model[-1].weight  # (1, C, 1, 1)
-            assert bool((w >= 0).all())
             rows.append((F.normalize(f, dim=1) * (w / f[0, 0].numel()).sqrt()).flatten(1))
         return torch.cat(rows, dim=1)
 
@@ -71,5 +70,6 @@ class LpipsFeatures(FeatureExtractor):
             except Exception as error:  # of many types
                 reason = " ".join(str(error).split())[:200]
                 raise ValueError(f"{self.weights} does not hold torchvision's weights ({reason})") from None
+        assert all(bool((head.model[-1].weight >= 0).all()) for head in network.lins)
         loaded: nn.Module = network
         return loaded

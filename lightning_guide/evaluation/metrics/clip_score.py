@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from lightning_guide.data import Batch
 from lightning_guide.evaluation.features.clip import ClipFeatures
 from lightning_guide.evaluation.metrics.prompt_score import PromptScore
+from lightning_guide.utils.devices import to_device
 
 __all__ = ["ClipScore"]
 
@@ -49,4 +50,4 @@ class ClipScore(PromptScore):
     def scores(self, x: Tensor, labels: Tensor) -> Tensor:
         """Return 100 max(cos, 0), from 0 to 100, (B,)."""
         images = F.normalize(self.extractor(x), dim=1)
-        return 100 * (images * self.words[labels]).sum(1).clamp(min=0)
+        return 100 * (images * self.words[to_device(labels, self.device)]).sum(1).clamp(min=0)

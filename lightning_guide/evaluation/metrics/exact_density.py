@@ -115,7 +115,8 @@ class DensityMetrics(SampleMetric):
         """Draw from the exact distribution; the real data are not read."""
         generator = torch.Generator().manual_seed(self.seed)
         exact = self.distribution.sample(TRUE_SAMPLES, generator)[0]
-        smoothed = torch.add(exact, torch.randn(exact.shape, generator=generator), alpha=self.smoothing)
+        noise = torch.randn(exact.shape, generator=generator).to(exact.device)
+        smoothed = torch.add(exact, noise, alpha=self.smoothing)
         log_density = self.distribution.log_density(smoothed.to(self.device), self.smoothing)
         self.threshold = log_density.sort().values[int(OUTLIER_QUANTILE * TRUE_SAMPLES)]
         self.quantiles = sliced_quantiles(exact.to(self.device), QUANTILES)
@@ -133,10 +134,10 @@ class DensityMetrics(SampleMetric):
             self.count += len(part)
             self.non_finite += (~finite).sum()
             self.outliers += (~(log_density >= self.threshold)).sum()
-            self.log_density += log_density[finite].sum(dtype=torch.float64)
-            responsibilities = self.distribution.responsibilities(part[finite], self.smoothing)
-            self.responsibility += responsibilities.sum(0, dtype=torch.float64)
-            self.points.append(part[finite])
+            self.log_density += log_density.where(finite, 0).sum(dtype=torch.float64)
+            responsibilities = self.distribution.responsibilities(part, self.smoothing)
+            self.responsibility += responsibilities.where(finite[:, None], 0).sum(0, dtype=torch.float64)
+            self.points.append(part.where(finite[:, None], torch.nan))  # part[finite] would wait for its size
 
     def compute(self) -> dict[str, Tensor]:
         """Return all metrics by name; without finite samples all but `outliers` and `non_finite` are NaN.
@@ -147,14 +148,14 @@ class DensityMetrics(SampleMetric):
         if not self.count:
             raise ValueError("DensityMetrics: there are no samples to compare with the distribution")
         self._ensure_prepared()
-        finite = self.count - self.non_finite
+        finite, points = self.count - self.non_finite, self.rows("points")
         sampled, exact = self.responsibility / finite, self.distribution.branch_weights
         return {
             "outliers": self.outliers / self.count,
             "mean_log_density": self.log_density / finite,
             "total_variation": total_variation(sampled, exact),
             "lost_mass": lost_mass(sampled, exact),
-            "sliced_wasserstein": sliced_wasserstein(self.rows("points"), self.quantiles),
+            "sliced_wasserstein": sliced_wasserstein(points[points.isfinite().all(1)], self.quantiles),
             "non_finite": self.non_finite / self.count,
         }
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_guide.data import Batch
 from lightning_guide.evaluation.features.lpips import LpipsFeatures
 from lightning_guide.evaluation.metrics.base import SampleMetric
+from lightning_guide.utils.devices import to_device
 
 __all__ = ["LpipsDiversity"]
 
@@ -61,13 +62,12 @@ class LpipsDiversity(SampleMetric):
         self._check_prepared(self.total.numel() > 0)
         if self.num_classes == 1:
             condition = torch.zeros(len(x), dtype=torch.int64)
-        if condition is None or not bool((condition >= 0).any()):
+        if condition is None:
             return
-        labeled = condition >= 0
-        labels = condition[labeled].to(self.device)
-        if int(labels.max()) >= self.num_classes:
-            raise ValueError(f"LpipsDiversity has {self.num_classes} classes, and none for label {int(labels.max())}")
-        rows = self.extractor(x[labeled].to(self.device)).to(torch.float64)
+        x, labels = self.labeled(x, condition, self.num_classes, "classes")
+        if not len(labels):
+            return
+        rows, labels = self.extractor(x).to(torch.float64), to_device(labels, self.device)
         self.count.index_add_(0, labels, torch.ones_like(labels, dtype=torch.float64))
         self.total.index_add_(0, labels, rows)
         self.squares.index_add_(0, labels, rows.square().sum(1))

@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_guide.data import Batch
 from lightning_guide.evaluation.metrics.base import SampleMetric
 from lightning_guide.pretrained.prompts import read_prompts
+from lightning_guide.utils.devices import to_device
 
 __all__ = ["PackageScore", "PromptScore"]
 
@@ -45,7 +46,7 @@ class PromptScore(SampleMetric):
 
     @abstractmethod
     def scores(self, x: Tensor, labels: Tensor) -> Tensor:
-        """Return scores (B,) of images `x` uint8 (B, C, H, W) with the prompts of `labels` (B,), which exist."""
+        """Return scores (B,) of images `x` uint8 (B, C, H, W) with the prompts of `labels` (B,), on the host."""
 
     def update(self, x: Tensor, condition: Tensor | None = None) -> None:
         """Add images `x` uint8 (B, C, H, W) with labels `condition` (B,); -1 or None: unlabeled.
@@ -53,15 +54,12 @@ class PromptScore(SampleMetric):
         Raises:
             ValueError: if `prepare` was not called, or a label has no prompt.
         """
-        if condition is None or not bool((condition >= 0).any()):
+        if condition is None:
             return
-        labeled = condition >= 0
-        labels = condition[labeled].to(self.device)
-        if int(labels.max()) >= len(self.prompts):
-            name, count = type(self).__name__, len(self.prompts)
-            raise ValueError(f"{name} has {count} prompts, and none for class {int(labels.max())}")
-        self.total += self.scores(x[labeled].to(self.device), labels).to(torch.float64).sum()
-        self.count += len(labels)
+        x, labels = self.labeled(x, condition, len(self.prompts), "prompts")
+        if len(labels):
+            self.total += to_device(self.scores(x, labels).to(torch.float64).sum(), self.device)
+            self.count += len(labels)
 
     def compute(self) -> dict[str, Tensor]:
         """Return the mean; NaN without labeled samples."""
@@ -122,8 +120,8 @@ class PackageScore(PromptScore):
             ValueError: if `prepare` was not called, or the package returns another number of scores.
         """
         self._check_prepared(self._loaded.model is not None)
-        pixels = x.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()
-        found = torch.zeros(len(x), dtype=torch.float64, device=labels.device)
+        pixels = x.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()  # waits: packages read images on the host
+        found = torch.zeros(len(x), dtype=torch.float64)
         for label in labels.unique().tolist():
             rows = (labels == label).nonzero()[:, 0]
             images = [Image.fromarray(pixels[row]) for row in rows.tolist()]
