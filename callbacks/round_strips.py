@@ -52,7 +52,7 @@ class RoundStrips(pl.Callback):
         row = self._rows.setdefault(dataloader_idx, [])
         missing = self.columns - sum(map(len, row))
         if missing > 0 and dataloader_idx % self.every == 0:
-            row.append(outputs.x[:missing].cpu())
+            row.append(outputs.x[:missing].cpu())  # waits: the image is made on the host
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Discard earlier samples."""

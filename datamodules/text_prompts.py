@@ -18,7 +18,7 @@ from lightning_guide.pretrained.mdm import FRAMES
 from lightning_guide.pretrained.prompts import CachedPrompts, Encoders, read_prompts
 from lightning_guide.pretrained.text_encoders import TextEncoders
 from lightning_guide.pretrained.text_vectors import TextVectors
-from lightning_guide.utils.devices import choose_device
+from lightning_guide.utils.devices import choose_device, to_device
 
 __all__ = ["MotionPrompts", "Prompts", "TypedPrompts"]
 
@@ -138,5 +138,5 @@ class MotionPrompts(TypedPrompts):
 
     def decode(self, x: Tensor) -> Tensor:
         """Return the joints (B, joints, 3, frames) in meters of normalized features, float32."""
-        mean, std = (each.to(x.device, torch.float32) for each in self.moments)
+        mean, std = (to_device(each.to(torch.float32), x.device) for each in self.moments)
         return joint_positions(torch.addcmul(mean, std, x.float()))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -25,6 +27,7 @@ from lightning_guide.training.losses import (
     TrainingLoss,
     VelocityLoss,
 )
+from scripts.lib.emulated_accelerator import EmulatedStrategy
 from scripts.lib.emulated_device import DEVICE, ROOT, EmulatedDevice, Wait
 from tests.small_networks import randomize_weights
 
@@ -140,14 +143,44 @@ def waits_of_samples(
 def unexplained(waits: list[Wait]) -> set[str]:
     """Places in the library and the callbacks where the host waits and no comment next to the line says why.
 
-    Metrics wait to be prepared and computed, once in an evaluation; their waits in a batch are counted by other tests.
+    Metrics wait to be prepared and computed, figures for what they draw, once in an evaluation. Waits of metrics in a
+    batch are counted by other tests.
     """
     found = set()
     for place in {wait.place for wait in waits}:
         file, _, number = place.partition(":")
-        if file.split("/")[0] not in ("lightning_guide", "callbacks", "datamodules") or "/metrics/" in file:
+        ours = file.startswith(("lightning_guide/", "callbacks/", "datamodules/"))
+        if not ours or any(part in file for part in ("/metrics/", "/diagnostics/", "/fractal2d/", "_figure.py")):
             continue
         lines = (ROOT / file).read_text().splitlines()[max(int(number) - 4, 0) : int(number)]
         if not any("wait" in line.partition("#")[2] for line in lines):
             found.add(place)
     return found
+
+
+Options = dict[str, Any]
+"""Those of a trainer."""
+
+
+def on_both(work: Callable[[Path, Options], Any], folder: Path) -> tuple[Any, Any]:
+    """What `work` returns on the CPU, and on the device, where a comment explains each wait."""
+    expected = work(folder / "cpu", {})
+    with EmulatedDevice() as device:
+        found = work(folder / "device", {"accelerator": "auto", "strategy": EmulatedStrategy()})
+    assert device.waits
+    assert not (places := unexplained(device.waits)), places
+    return expected, found
+
+
+def assert_near(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """The same keys, tensors, numbers and texts, up to rounding, but for times."""
+    assert found.keys() == expected.keys() and found
+    for key, value in expected.items():
+        if key == "seconds":
+            continue
+        if isinstance(value, Tensor):
+            torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-5)
+        elif isinstance(value, dict):
+            assert_near(found[key], value)
+        else:
+            assert found[key] == (pytest.approx(value, rel=1e-3) if isinstance(value, float) else value), key

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,6 +34,7 @@ from lightning_guide.objectives import (
     Distance,
     Downsampled,
     Energy,
+    FileHead,
     HalfSpace,
     Linear,
     Masked,
@@ -42,15 +44,20 @@ from lightning_guide.objectives import (
     NetworkDistance,
     Operator,
     Quadratic,
+    RandomHead,
     Reconstructed,
+    Reward,
     SquaredDistance,
+    TextMatch,
     TorchFunction,
     WeightedSum,
 )
-from lightning_guide.pretrained import Subspace
+from lightning_guide.pretrained import OpenClipBackbone, Subspace
 from lightning_guide.samplers import TimeTravel
 from tests.devices import EULER, SHAPE, Models, small_transformer, waits_of_samples
 from tests.energies import METHODS, Bend, basis, mixture
+from tests.tiny_clip import write_clip
+from tests.tiny_scores import write_head
 
 TRUTH = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0))
 PATH = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
@@ -109,6 +116,28 @@ ENERGIES: dict[str, Callable[[], Energy]] = {
 def test_energy_guides_without_waits(images: Models, name: str) -> None:
     def build(models: Models) -> Denoiser:
         return DPS(ENERGIES[name](), positive=models.main, rate=0.5).to(next(models.main.parameters()).device)
+
+    assert not waits_of_samples(images, build)
+
+
+REWARDS: dict[str, Callable[[tuple[str, str]], Energy]] = {
+    "reward": lambda clip: NegativeEnergy(Reward(OpenClipBackbone(*clip), RandomHead())),
+    "head in a file": lambda clip: NegativeEnergy(
+        Reward(OpenClipBackbone(*clip), FileHead(write_head(Path(clip[1]).parent)[1]))
+    ),
+    "text": lambda clip: TextMatch("a red car", model=clip[0], weights=clip[1]),
+}
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_reward_guides_without_waits_once_its_network_is_there(images: Models, name: str, tmp_path: Path) -> None:
+    energy = REWARDS[name](write_clip(tmp_path))
+
+    def build(models: Models) -> Denoiser:
+        place = next(models.main.parameters()).device
+        made = DPS(energy, positive=models.main, rate=0.5).to(place)
+        energy(torch.zeros(1, *SHAPE, device=place))  # loads the network and moves it
+        return made
 
     assert not waits_of_samples(images, build)
 

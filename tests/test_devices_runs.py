@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
+from PIL import Image
 from torch import Tensor
 
 import lightning_guide as lg
 from callbacks import Gallery, HalfLifeEMA, MetricsReport, PostHocEMA, RunCheckpoint, SampleGrid, SampleWriter
 from datamodules import SelfSynthesized
+from lightning_guide.cli import main
 from lightning_guide.distributions.subspace import Direction, SubspaceGaussian
 from lightning_guide.guidance import Autoguidance, Snapshot
 from lightning_guide.modules.gradient_fine_tuning import GradientFineTuning
@@ -22,38 +25,13 @@ from lightning_guide.objectives import Quadratic
 from lightning_guide.optimization import GainTarget, GeometricReplay, Shifted
 from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.training.losses import EDMLoss
-from scripts.lib.emulated_accelerator import EmulatedStrategy
 from scripts.lib.emulated_device import DEVICE, EmulatedDevice
 from tests import runs
-from tests.devices import unexplained
+from tests.devices import Options, assert_near, on_both
 from tests.runs import SAMPLER, TinyImages, evaluation, full_run, tiny_module, tiny_trainer
 from tests.test_modules_gradient import data, sampling
 
-Options = dict[str, Any]
-"""Those of a trainer."""
-
-
-def on_both(work: Callable[[Path, Options], Any], folder: Path) -> tuple[Any, Any]:
-    """What `work` returns on the CPU, and on the device, where a comment explains each wait."""
-    expected = work(folder / "cpu", {})
-    with EmulatedDevice() as device:
-        found = work(folder / "device", {"accelerator": "auto", "strategy": EmulatedStrategy()})
-    assert device.waits and not unexplained(device.waits)
-    return expected, found
-
-
-def assert_near(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """The same keys, tensors, numbers and texts, up to rounding, but for times."""
-    assert found.keys() == expected.keys() and found
-    for key, value in expected.items():
-        if key == "seconds":
-            continue
-        if isinstance(value, Tensor):
-            torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-5)
-        elif isinstance(value, dict):
-            assert_near(found[key], value)
-        else:
-            assert found[key] == (pytest.approx(value, rel=1e-3) if isinstance(value, float) else value), key
+STRATEGY = "scripts.lib.emulated_accelerator.EmulatedStrategy"
 
 
 def test_resumed_run_has_the_snapshots_and_samples_of_the_cpu(tmp_path: Path) -> None:
@@ -141,3 +119,23 @@ def test_fine_tuning_on_own_samples_is_that_of_the_cpu(tmp_path: Path) -> None:
 
     expected, found = on_both(work, tmp_path)
     assert_near(found, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ddpm", "sd"])
+def test_an_imported_model_predicts_the_samples_of_the_cpu(
+    tiny_pipeline: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    strategy = {"trainer": {"accelerator": "auto", "strategy": {"class_path": STRATEGY}}}
+    (tmp_path / "device.yaml").write_text(yaml.safe_dump(strategy))
+
+    def work(folder: Path, options: Options) -> Tensor:
+        chosen = ["--config", str(tmp_path / "device.yaml")] if options else ["--trainer.accelerator", "cpu"]
+        main(["import", "diffusers", str(tiny_pipeline(name)), str(folder), "--num_steps", "2"])
+        main(["predict", str(folder), *chosen, "--trainer.logger", "false", "--model.prediction.num_samples", "3"])
+        files = sorted(folder.rglob("samples/**/*.png"))
+        assert len(files) == 3
+        return torch.stack([torch.from_numpy(np.array(Image.open(file))).float() for file in files])
+
+    expected, found = on_both(work, tmp_path)
+    assert (found - expected).abs().max() <= 1 and found.std() > 1

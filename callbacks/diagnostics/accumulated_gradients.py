@@ -95,7 +95,7 @@ class AccumulatedGradients(pl.Callback):
             images[name] = data.decode(x).cpu()
             numbers[name] = {"loss": float(losses[-1].mean()), "smoothness": float(smoothness(x - start).mean())}
             if self.judge is not None:
-                numbers[name]["judge"] = float(self.judge(x, labels).mean())
+                numbers[name]["judge"] = float(self.judge.to(x.device)(x, labels).mean())
         save_figure(trainer, self.folder, "accumulated_gradients", _figure(images, self.labels, numbers), numbers)
 
 

@@ -63,7 +63,7 @@ class LossCurves(GuidedTrajectories):
         save_figure(trainer, self.folder, "loss_curves", figure, numbers)
 
     def _judge(self, x: Tensor, condition: Tensor | None, device: torch.device) -> Tensor:
-        loss: Tensor = self.judge(x.to(device), None if condition is None else condition.to(device))
+        loss: Tensor = self.judge.to(device)(x.to(device), None if condition is None else condition.to(device))
         return loss.float().cpu()
 
 

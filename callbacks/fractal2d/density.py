@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -121,7 +122,8 @@ class ReferenceDensity:
                 f"the distribution of a figure is a {type(distribution).__name__} without {' and '.join(missing)}; "
                 "expected for example lightning_guide.distributions.fractal.FractalTree"
             )
-        self.distribution, self.smoothing = distribution, smoothing
+        self.distribution = copy.deepcopy(distribution)  # stays on the CPU if a metric moves the same object
+        self.smoothing = smoothing
         self._maps: dict[tuple[ViewWindow, int], DensityMap] = {}
 
     def sample(self, count: int, *, seed: int = 0, sigma: float = 0.0) -> Tensor:

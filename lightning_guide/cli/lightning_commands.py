@@ -124,7 +124,7 @@ class GuideCLI(ConfigCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Run a command; one that a signal ends says which evaluations were finished."""
         try:
-            super()._run_subcommand(subcommand)
+            super()._run_subcommand(subcommand)  # Lightning waits for each weight that it moves
         except SystemExit as stop:
             if hasattr(self, "_results") and isinstance(stop.code, str) and (finished := self._results.finished()):
                 stop.code = f"{stop.code}; {finished}"

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.distributions.gaussian_mixture import GaussianMixture
 from lightning_guide.distributions.line_sums import WORK_ARRAYS, Lines, LineSums, line_sums
+from lightning_guide.utils.devices import to_device
 
 __all__ = ["LineMixture"]
 
@@ -121,7 +122,7 @@ class LineMixture(Denoiser):
 
     def _place(self, u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return points and components from uniform `u` and normal `z` (B, 2)."""
-        u, z, J = u.to(self.starts.device), z.to(self.starts.device), len(self.fractions)
+        u, z, J = to_device(u, self.starts.device), to_device(z, self.starts.device), len(self.fractions)
         branch = torch.searchsorted(self.cumulative, u[:, 0].contiguous(), right=True).clamp_(max=self.branches - 1)
         place = (u[:, 1] * J).long()
         mean = self.starts[branch] + self.fractions[place, None] * self.vectors[branch]

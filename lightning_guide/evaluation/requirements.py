@@ -56,6 +56,7 @@ class EvaluationNeeds:
         for name, evaluation in evaluations.evaluations.items():
             sample, found = self._guidance(name, evaluation, guiders)
             for metric in evaluations.metrics_of(evaluation).values():
+                # waits: once for each metric, before the first step
                 shape = None if sample is None else (tuple(sample.x.shape), int(sample.condition.max()))  # type: ignore[union-attr]
                 key = (id(metric), self.drawn(evaluation), shape)
                 if key not in checked:
@@ -91,12 +92,13 @@ class EvaluationNeeds:
 
         def draw() -> None:
             nonlocal sample
-            denoiser = evaluation.resolve(self.models).eval().to(self.device)
+            denoiser = evaluation.resolve(self.models).eval().to(self.device)  # waits, before the first step
             if evaluation.compile == "graphs":
                 check_graphs(denoiser)
             self.notes[name] = list(dict.fromkeys(self._without_effect(evaluation, denoiser)))
             x = rehearse(evaluation, denoiser, self.data, self.device, num_classes=self.num_classes)
             # waits before the first step alone
+            # waits, as below
             sample = Batch(x, torch.tensor([self._largest_label(evaluation)], device=self.device))
 
         if not found and (error := attempt(draw)):
@@ -108,6 +110,7 @@ class EvaluationNeeds:
     ) -> Iterator[str]:
         """Yield what one metric misses; networks of equal configuration are loaded once."""
         attempt(lambda: evaluations.share_extractors(metric))  # missing weights are reported below
+        # waits, as above
         sample = None if sample is None else Batch(*(part.to(metric.device) for part in sample if part is not None))
         yield from metric.missing(sample, count, self.data.reference(metric.device))
 

@@ -205,7 +205,7 @@ def build_condition(denoiser: Denoiser, numbers: Tensor, data: DataInterface) ->
             f"a {type(denoiser).__name__} takes labels ({denoiser.num_classes} classes), but its model takes "
             "embeddings; expected an energy with a label of its own (label: ...)"
         )
-    prompts, rows = data.prompts(), numbers.cpu()
+    prompts, rows = data.prompts(), numbers.cpu()  # waits, but not in a batch of an evaluation, which is on the host
     if bool((rows >= len(prompts)).any()):
         raise ValueError(f"prompt {int(rows.max())} does not exist; the data has prompts 0 to {len(prompts) - 1}")
-    return drop_condition(prompts[rows.clamp(min=0)], rows < 0).to(numbers.device)
+    return to_device(drop_condition(prompts[rows.clamp(min=0)], rows < 0), numbers.device)

@@ -16,6 +16,7 @@ from lightning_guide.pretrained.backbones import Backbone
 from lightning_guide.pretrained.loading import read_tensors
 from lightning_guide.pretrained.networks import GuideNetwork
 from lightning_guide.seeds import check_seed
+from lightning_guide.utils.devices import to_device
 from lightning_guide.utils.recipe import HasRecipe
 
 __all__ = ["FileHead", "Head", "NetworkReward", "RandomHead", "Reward"]
@@ -41,7 +42,7 @@ class RandomHead(Head):
         """Return w^T features + b, (B,)."""
         width = features.shape[1]
         draws = torch.rand(width + 1, generator=torch.Generator().manual_seed(self.seed)) * 2 - 1
-        weights = (draws / width**0.5).to(features)
+        weights = to_device((draws / width**0.5).to(features.dtype), features.device)
         return features @ weights[:-1] + weights[-1]
 
 

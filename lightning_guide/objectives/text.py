@@ -73,7 +73,8 @@ class TextMatch(Energy, FrozenNetwork):
 
             tokens = open_clip.get_tokenizer(self.model)([self.prompt]).to(device)
             self._text = self.network().encode_text(tokens)
-        return self._text.to(device)
+        self._text = self._text.to(device)
+        return self._text
 
     def _load(self) -> nn.Module:
         network: nn.Module = clip_model(self.model, weights=self.weights)

@@ -151,7 +151,7 @@ class DiffusersNetwork(Network):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DiffusersNetwork:
         """Move or convert all but an offloaded model, whose layers follow to the device."""
         if not self.offloaded:
-            return super()._apply(fn, recurse)
+            return super()._apply(fn, recurse)  # waits for each weight that is moved
         for child in self.children():
             if child is not self.model:
                 child._apply(fn)

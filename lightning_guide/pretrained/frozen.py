@@ -42,5 +42,6 @@ class FrozenNetwork(ABC):
             with torch.random.fork_rng(devices=[]):
                 self._held = (self._load().eval().requires_grad_(False),)
         if like is not None:
+            # waits for each weight, where it is first used on a device
             self._held[0].to(like.device if isinstance(like, Tensor) else like)
         return self._held[0]

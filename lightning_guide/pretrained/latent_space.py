@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_guide.pretrained.autoencoders import VariationalAutoencoder
+from lightning_guide.utils.devices import to_device
 from lightning_guide.utils.recipe import HasRecipe
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "LatentSpace"]
@@ -69,11 +70,13 @@ class LatentSpace(HasRecipe, nn.Module):
 
     def encode(self, z: Tensor) -> Tensor:
         """Normalize latents `z` to x (B, C, h, w), float32."""
-        return (z.to(torch.float32) - self.mean.to(z.device)) / (2 * self.std.to(z.device))
+        mean, std = (to_device(each, z.device) for each in (self.mean, self.std))
+        return (z.to(torch.float32) - mean) / (2 * std)
 
     def latent(self, x: Tensor) -> Tensor:
         """Return the latents z (B, C, h, w) of x, in the dtype of `x`."""
-        return x * (2 * self.std.to(x)) + self.mean.to(x)
+        mean, std = (to_device(each, x.device).to(x.dtype) for each in (self.mean, self.std))
+        return x * (2 * std) + mean
 
     def forward(self, x: Tensor) -> Tensor:
         """Return images (B, 3, H, W), approximately in [-1, 1], of x (B, C, h, w), differentiable.

@@ -182,7 +182,7 @@ class SampleMetric(torchmetrics.Metric, ABC):
         device = kwargs.get("device", args[0] if args else None)  # waits for each sum, when an evaluation starts
         return cast(SampleMetric, self.cpu() if str(device).startswith("mps") else super().to(*args, **kwargs))
 
-    def labeled(self, x: Tensor, condition: Tensor, count: int, things: str) -> tuple[Tensor, Tensor]:
+    def with_labels(self, x: Tensor, condition: Tensor, count: int, things: str) -> tuple[Tensor, Tensor]:
         """Return the samples of `x` with a label, and their labels (B,), on the host.
 
         Raises:

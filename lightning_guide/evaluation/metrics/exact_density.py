@@ -28,6 +28,7 @@ from lightning_guide.data import Batch
 from lightning_guide.distributions.line_mixture import LineMixture
 from lightning_guide.evaluation.metrics.base import SampleMetric
 from lightning_guide.seeds import check_seed
+from lightning_guide.utils.devices import to_device
 
 __all__ = ["DensityMetrics", "lost_mass", "sliced_quantiles", "sliced_wasserstein", "total_variation"]
 
@@ -115,7 +116,7 @@ class DensityMetrics(SampleMetric):
         """Draw from the exact distribution; the real data are not read."""
         generator = torch.Generator().manual_seed(self.seed)
         exact = self.distribution.sample(TRUE_SAMPLES, generator)[0]
-        noise = torch.randn(exact.shape, generator=generator).to(exact.device)
+        noise = to_device(torch.randn(exact.shape, generator=generator), exact.device)
         smoothed = torch.add(exact, noise, alpha=self.smoothing)
         log_density = self.distribution.log_density(smoothed.to(self.device), self.smoothing)
         self.threshold = log_density.sort().values[int(OUTLIER_QUANTILE * TRUE_SAMPLES)]

@@ -64,7 +64,7 @@ class LpipsDiversity(SampleMetric):
             condition = torch.zeros(len(x), dtype=torch.int64)
         if condition is None:
             return
-        x, labels = self.labeled(x, condition, self.num_classes, "classes")
+        x, labels = self.with_labels(x, condition, self.num_classes, "classes")
         if not len(labels):
             return
         rows, labels = self.extractor(x).to(torch.float64), to_device(labels, self.device)

@@ -56,7 +56,7 @@ class PromptScore(SampleMetric):
         """
         if condition is None:
             return
-        x, labels = self.labeled(x, condition, len(self.prompts), "prompts")
+        x, labels = self.with_labels(x, condition, len(self.prompts), "prompts")
         if len(labels):
             self.total += to_device(self.scores(x, labels).to(torch.float64).sum(), self.device)
             self.count += len(labels)

@@ -64,7 +64,7 @@ def gradient_ascent(
         raise ValueError(f"{len(probe.energies)} energies share {steps} steps; expected one step for each at least")
     descend = (rule or NormalizedStep(0.01 * x[0].numel() ** 0.5)).start()
     trajectory = Trajectory(x=x, seeds=seeds, sigma=0.0, steps=steps)
-    started = [energy.start(trajectory) for energy in probe.energies]
+    started = [energy.to(x.device).start(trajectory) for energy in probe.energies]
     losses = []
     for step in range(steps):
         trajectory.step = step
