@@ -13,7 +13,6 @@ from torch import Tensor
 from lightning_guide.data import Batch
 from lightning_guide.evaluation.features.base import FeatureExtractor, Identity
 from lightning_guide.evaluation.reference.cache import FeatureCache
-from lightning_guide.utils.devices import to_device
 from lightning_guide.utils.distributed import all_reduce_sum, rank_and_world, run_on_all_ranks
 from lightning_guide.utils.needs import attempt, needs_of
 
@@ -181,19 +180,6 @@ class SampleMetric(torchmetrics.Metric, ABC):
         """Move the metric; it stays on the CPU if the device has no float64 (mps)."""
         device = kwargs.get("device", args[0] if args else None)  # waits for each sum, when an evaluation starts
         return cast(SampleMetric, self.cpu() if str(device).startswith("mps") else super().to(*args, **kwargs))
-
-    def with_labels(self, x: Tensor, condition: Tensor, count: int, things: str) -> tuple[Tensor, Tensor]:
-        """Return the samples of `x` with a label, and their labels (B,), on the host.
-
-        Raises:
-            ValueError: if a label is not below `count`, the number of `things`.
-        """
-        labels = condition.cpu()  # waits once a batch: rows are chosen on the host
-        rows = (labels >= 0).nonzero()[:, 0]
-        labels = labels[rows]
-        if bool((labels >= count).any()):
-            raise ValueError(f"{type(self).__name__} has {count} {things}, and none for class {int(labels.max())}")
-        return x.to(self.device)[to_device(rows, self.device)], labels
 
     def _no_rows(self, name: str) -> Tensor:
         return torch.empty(0, self._widths[name], device=self.device)

@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_guide.data import Batch
 from lightning_guide.evaluation.features.lpips import LpipsFeatures
 from lightning_guide.evaluation.metrics.base import SampleMetric
+from lightning_guide.evaluation.metrics.labels import labeled_samples
 from lightning_guide.utils.devices import to_device
 
 __all__ = ["LpipsDiversity"]
@@ -64,7 +65,8 @@ class LpipsDiversity(SampleMetric):
             condition = torch.zeros(len(x), dtype=torch.int64)
         if condition is None:
             return
-        x, labels = self.with_labels(x, condition, self.num_classes, "classes")
+        has = f"LpipsDiversity has {self.num_classes} classes"
+        x, labels = labeled_samples(x, condition, device=self.device, limit=self.num_classes, what=has)
         if not len(labels):
             return
         rows, labels = self.extractor(x).to(torch.float64), to_device(labels, self.device)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_guide.data import Batch
 from lightning_guide.evaluation.metrics.base import SampleMetric
+from lightning_guide.evaluation.metrics.labels import labeled_samples
 from lightning_guide.pretrained.prompts import read_prompts
 from lightning_guide.utils.devices import to_device
 
@@ -56,7 +57,9 @@ class PromptScore(SampleMetric):
         """
         if condition is None:
             return
-        x, labels = self.with_labels(x, condition, len(self.prompts), "prompts")
+        count = len(self.prompts)
+        has = f"{type(self).__name__} has {count} prompts"
+        x, labels = labeled_samples(x, condition, device=self.device, limit=count, what=has)
         if len(labels):
             self.total += to_device(self.scores(x, labels).to(torch.float64).sum(), self.device)
             self.count += len(labels)
