@@ -43,7 +43,7 @@ from tests.test_callbacks_fractal2d import module as points_module
 from tests.test_callbacks_round_strips import Gray
 
 
-def picture(path: Path) -> torch.Tensor:
+def pixels(path: Path) -> torch.Tensor:
     return torch.from_numpy(np.array(Image.open(path).convert("L"))).float()
 
 
@@ -107,7 +107,7 @@ def test_round_strips_are_those_of_the_cpu(tmp_path: Path) -> None:
         module = GradientOptimization(Gray(), brighter, sampling, num_rounds=3, at="sample", redraw=False)
         trainer = tiny_trainer(folder, RoundStrips(columns=3), limit_test_batches=1.0, **options)
         trainer.test(module, datamodule=TinyImages(shape=(1, 4, 4)), verbose=False)
-        return picture(folder / "report/rounds.png")
+        return pixels(folder / "report/rounds.png")
 
     expected, found = on_both(work, tmp_path)
     assert found.std() > 1 and (found - expected).abs().max() <= 1
@@ -126,11 +126,11 @@ def test_the_fractal_figure_is_that_of_the_cpu(tmp_path: Path, monkeypatch: pyte
         module = points_module(points_evaluations(), density=DensityMetrics(TREE))
         tiny_trainer(folder, figure, **options).test(module, datamodule=Points(TREE), verbose=False)
         assert not module.evaluations.failed
-        return {"picture": picture(folder / "report/figure.png"), "results": module.evaluations.results}
+        return {"pixels": pixels(folder / "report/figure.png"), "results": module.evaluations.results}
 
     expected, found = on_both(work, tmp_path)
     assert_near(found["results"], expected["results"])
-    assert (found["picture"] - expected["picture"]).abs().mean() < 0.5 < found["picture"].std()
+    assert (found["pixels"] - expected["pixels"]).abs().mean() < 0.5 < found["pixels"].std()
 
 
 def test_the_motion_figure_is_that_of_the_cpu(tmp_path: Path) -> None:
@@ -143,8 +143,8 @@ def test_the_motion_figure_is_that_of_the_cpu(tmp_path: Path) -> None:
         trainer = tiny_trainer(folder, MotionFigure(goal, obstacle), limit_val_batches=1.0, **options)
         trainer.validate(module, datamodule=data, verbose=False)
         assert not module.evaluations.failed
-        return {"picture": picture(folder / "report/paths.png"), "results": module.evaluations.results}
+        return {"pixels": pixels(folder / "report/paths.png"), "results": module.evaluations.results}
 
     expected, found = on_both(work, tmp_path)
     assert_near(found["results"], expected["results"])
-    assert (found["picture"] - expected["picture"]).abs().mean() < 0.5 < found["picture"].std()
+    assert (found["pixels"] - expected["pixels"]).abs().mean() < 0.5 < found["pixels"].std()
