@@ -37,7 +37,7 @@ PARTS = {
     "mdm_guidances": "mdm",
     "mdm_goal": "mdm",
 }
-TINY = {"sd15": "sd", "sdxl": "sdxl", "if": "if", "dit": "dit"}  # of others: sd
+TINY = {"sd15": "sd", "sdxl": "sdxl", "if": "if", "dit": "dit", "sd35_medium": "sd3"}  # of others: sd
 COMMANDS = {
     "sd15_captions": "fit",
     "sd15_lora": "fit",
@@ -95,8 +95,9 @@ def test_config_is_parsed(name: str, capsys: pytest.CaptureFixture[str]) -> None
 EVALUATIONS = {
     "sd15": ["cfg"],
     "sdxl": ["cfg"],
-    "sd_guidances": "cfg plain_cfg pag cfg_pag seg sag icg apg cfg_pp cads compressed".split(),
-    "sdxl_guidances": "cfg plain_cfg pag cfg_pag seg sag icg apg cfg_pp cads compressed".split(),
+    "sd_guidances": "cfg plain_cfg pag cfg_pag seg sag icg apg cfg_pp cads cfg_nag cfg_pladis compressed".split(),
+    "sdxl_guidances": "cfg plain_cfg pag cfg_pag seg sag icg apg cfg_pp cads cfg_nag cfg_pladis compressed".split(),
+    "sd35_medium": ["cfg", "cfg_skip"],
     "sd15_autoguidance": ["cfg", "autoguidance", "blend"],
     "dit": ["icg", "cfg"],
     "if": ["blend", "cfg", "autoguidance"],
