@@ -1,4 +1,4 @@
-"""Random Gaussian mixtures whose guided distribution has a closed form.
+"""Random Gaussian mixtures whose guided distribution has a closed form, and the distance of samples to it.
 
 p_0 = (1 / K) sum_k N(mu_k, s^2 I) and loss = |x - y|^2 / (2 T^2). With v = s^2 sigma^2 / (s^2 + sigma^2) and
 m_k = (sigma^2 mu_k + s^2 x) / (s^2 + sigma^2): E[exp(-loss) | x] = sum_k pi_k(x) (T^2 / (T^2 + v))^(d/2)
@@ -16,6 +16,29 @@ from torch import Tensor
 from lightning_guide.distributions.gaussian_mixture import GaussianMixture
 
 double = torch.float64
+
+
+def sliced_distance(x: Tensor, y: Tensor, generator: torch.Generator) -> float:
+    """Return the sliced Wasserstein-2 distance of as many samples `x` and `y` (n, d), over 64 random directions."""
+    directions = torch.nn.functional.normalize(torch.randn(64, x.shape[1], generator=generator, dtype=double), dim=1)
+    gaps = (x @ directions.T).sort(0).values - (y @ directions.T).sort(0).values
+    return float(gaps.square().mean().sqrt())
+
+
+def given_measurement(prior: GaussianMixture, A: Tensor, y: Tensor, noise: float) -> GaussianMixture:
+    """Return the mixture `prior` given y = A x + noise n, for `A` (m, d) and `y` (m,).
+
+    Component k becomes N(mu_k + G_k (y - A mu_k), C_k - G_k A C_k) with G_k = C_k A^T S_k^-1 and
+    S_k = A C_k A^T + noise^2 I; its weight is multiplied by N(y; A mu_k, S_k).
+    """
+    C = torch.einsum("kde,ke,kfe->kdf", prior.eigenvectors, prior.eigenvalues, prior.eigenvectors)
+    S = A @ C @ A.T + noise**2 * torch.eye(len(A), dtype=double)
+    G = C @ A.T @ torch.linalg.inv(S)
+    rest = y - prior.means @ A.T  # (K, m)
+    means = prior.means + torch.einsum("kdm,km->kd", G, rest)
+    covariances = C - G @ A @ C
+    log_weights = prior.log_weights + torch.distributions.MultivariateNormal(0 * rest, S).log_prob(rest)
+    return GaussianMixture(means, (covariances + covariances.mT) / 2, log_weights.softmax(0))
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ class DAPS(PosteriorGuidance):
     m is the end of `steps` Euler steps of the probability-flow ODE from (x, sigma) to 0, x_0 is drawn from the
     posterior of the prior N(m, r^2 I) given y, and x' = x_0 + sigma' n. The paper draws x_0 by Langevin steps and has
     r = sigma; for a linear A the draw is exact here, and with that r its noise would add to that of the step:
-    r^2 = sigma^2 s^2 / (sigma^2 + s^2), as in `PiGDM`. With one step m = D, and samples of data N(m, s^2 I) are exact.
+    r^2 = sigma^2 s^2 / (sigma^2 + s^2), as in `PiGDM`. With one step m = D, and samples of data N(m, s^2 I) are exact;
+    with more, as in the paper, m is itself a sample of the data, and what is drawn around it is too wide.
     By `Euler`; `steps` network calls, no gradient.
     """
 
@@ -31,7 +32,7 @@ class DAPS(PosteriorGuidance):
         self,
         measurement: Measurement,
         *,
-        steps: int = 5,
+        steps: int = 1,
         data_std: float | None = None,
         positive: Denoiser | None = None,
     ) -> None:

@@ -21,7 +21,7 @@ class TMPD(PosteriorGuidance):
 
     c = A C A^T 1, the row sums of the covariance of A x_0 given x, in place of the matrix, and at least 0: exact for
     Gaussian data whose measured numbers are independent of each other. Meant for masks, averages and blur: row sums
-    near zero, as random projections have, let samples diverge. One network call and two backward passes.
+    near zero, as random projections may have, let samples diverge. One network call and two backward passes.
     """
 
     def predict_given(

@@ -37,7 +37,7 @@ from lightning_guide.objectives import Energy, SquaredDistance
 from lightning_guide.samplers import DDIM, Euler, Sampler, TimeTravel
 from lightning_guide.seeds import SampleSeeds
 from scripts.lib.command_line import run_script
-from scripts.lib.mixtures import Problem, double
+from scripts.lib.mixtures import Problem, sliced_distance
 from scripts.lib.results import write
 from scripts.lib.seed_summary import summarize
 
@@ -76,9 +76,7 @@ def scores(problem: Problem, x: Tensor, seed: int) -> dict[str, float]:
     kl = float((found * ((found + 1e-12) / exact).log()).sum())
     generator = torch.Generator().manual_seed(seed)
     truth = problem.posterior().sample(len(x), generator)[0].double()
-    directions = torch.nn.functional.normalize(torch.randn(64, problem.dim, generator=generator, dtype=double), dim=1)
-    gaps = (x @ directions.T).sort(0).values - (truth @ directions.T).sort(0).values
-    return {"kl": kl, "w2": float(gaps.square().mean().sqrt())}
+    return {"kl": kl, "w2": sliced_distance(x, truth, generator)}
 
 
 def study(
