@@ -81,6 +81,7 @@ def test_words_and_lists_in_place_of_numbers_are_refused(tmp_path: Path) -> None
     model = f"{{label_dropout: often, denoiser: {{init_args: {{network: {{init_args: {network}}}}}}}}}"
     file.write_text(f"base: {MAIN}\nmodel: {{init_args: {model}}}\ndata: {{init_args: {{batch_size: [1]}}}}\n")
     words = ["--data.num_workers=many", "--data.seed", "3", "--model.seed", "seven", "--model.max_bad_steps=1e1"]
+    words += ["--model.seed=inf", "--model.label_dropout=nan"]  # numbers, but no whole ones
     assert [*argument_mistakes(words, [str(file)])] == [
         f"{file}, line 2: model.init_args.label_dropout is 'often'; expected a number",
         f"{file}, line 2: model.init_args.denoiser.init_args.network.init_args.model_channels is 'thirty'; expected a "
@@ -88,4 +89,5 @@ def test_words_and_lists_in_place_of_numbers_are_refused(tmp_path: Path) -> None
         f"{file}, line 3: data.init_args.batch_size is [1]; expected a whole number",
         "--data.num_workers is 'many'; expected a whole number",
         "--model.seed is 'seven'; expected a whole number",
+        "--model.seed is 'inf'; expected a whole number",
     ]

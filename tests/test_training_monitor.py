@@ -81,6 +81,14 @@ class Pair(nn.Module):
         return torch.cat([self.a, self.b, self.c]).detach()
 
 
+def test_each_optimizer_is_asked_whether_it_takes_a_flag() -> None:
+    guard, bad = GradientGuard(10), [math.nan, 1.0]
+    pairs = [Pair(fused=fused) for fused in (True, False, True)]
+    assert not any(pair.guarded(guard, [1.0, 1.0], bad) for pair in pairs)
+    assert guard.state()["skipped"] == 3
+    assert [pair.a.grad is None for pair in pairs] == [False, True, False]
+
+
 @pytest.mark.parametrize("fused", KINDS)
 def test_step_with_finite_gradients_is_that_of_the_optimizer(fused: bool) -> None:
     guard, pair, plain = GradientGuard(1), Pair(fused=fused), Pair(fused=fused)

@@ -66,6 +66,7 @@ def failure(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ),
         ("optimizer: Adamm", "model.init_args.optimizer: there is no class Adamm; did you mean Adam?"),
         ("seed: high", "model.init_args.seed is 'high'; expected a whole number"),
+        ("seed: inf", "model.init_args.seed is 'inf'; expected a whole number"),
         ("denoiser: 3", "model.init_args.denoiser is 3; expected a Denoiser, as class_path and init_args"),
         ("evaluations: [1]", "model.init_args.evaluations is [1]; expected names and values or null"),
     ],

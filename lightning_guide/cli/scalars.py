@@ -8,9 +8,11 @@ from typing import Any
 
 import yaml
 
+from lightning_guide.utils.scalars import SCALARS, is_no_number
+
 __all__ = ["option_values", "wrong_value"]
 
-_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "None": "null"}
+_KINDS = {kind.__name__.removesuffix("Type"): kind for kind in SCALARS}
 
 
 def wrong_value(value: Any, annotation: str) -> str:
@@ -24,12 +26,12 @@ def wrong_value(value: Any, annotation: str) -> str:
         >>> wrong_value("1e-3", "float"), wrong_value("often", "float | str"), wrong_value("x", "Sampler")
         ('', '', '')
     """
-    kinds = [each.strip() for each in annotation.split("|")]
-    if not all(kind in _WORDS for kind in kinds):
+    names = [each.strip() for each in annotation.split("|")]
+    if not all(name in _KINDS for name in names):
         return ""
-    word = isinstance(value, str) and value.isalpha() and value.lower() not in ("null", "true", "false", "inf", "nan")
-    if isinstance(value, Mapping | list) or (word and {*kinds} <= {"int", "float", "None"}):
-        return f"is {value!r:.80}; expected {' or '.join(_WORDS[kind] for kind in kinds)}"
+    kinds = [_KINDS[name] for name in names]
+    if isinstance(value, Mapping | list) or (isinstance(value, str) and is_no_number(value, kinds)):
+        return f"is {value!r:.80}; expected {' or '.join(SCALARS[kind] for kind in kinds)}"
     return ""
 
 

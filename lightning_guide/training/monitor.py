@@ -79,6 +79,7 @@ class GradientGuard:
         if patience < 1:
             raise ValueError(f"max_bad_steps must be at least 1, got {patience}")
         self.patience = patience
+        self._asked: tuple[torch.optim.Optimizer, bool] | None = None  # whether this one takes a flag
         self.restore({})
 
     def restore(self, counts: Mapping[str, int]) -> None:
@@ -116,9 +117,12 @@ class GradientGuard:
                     "learning rate or check the data"
                 )
             self._unread = self.patience - count
-        # settings of an older checkpoint may have undone `fused`
-        fused = all(group.get("fused") for group in optimizer.param_groups)
-        if fused and getattr(optimizer, "_step_supports_amp_scaling", False) and not is_sharded(module):
+        if self._asked is None or self._asked[0] is not optimizer:
+            # after a checkpoint was loaded: settings of an older one may have undone `fused`
+            fused = all(group.get("fused") for group in optimizer.param_groups)
+            able = getattr(optimizer, "_step_supports_amp_scaling", False) and not is_sharded(module)
+            self._asked = optimizer, fused and able
+        if self._asked[1]:
             optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
         elif bool(bad):  # waits: other optimizers, and those of shards, take no flag from the device
             for parameter in module.parameters():

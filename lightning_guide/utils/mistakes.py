@@ -19,11 +19,11 @@ from lightning_guide import PUBLIC
 from lightning_guide.utils.errors import nearest
 from lightning_guide.utils.places import SHOWN, Mistake, unknown_key
 from lightning_guide.utils.recipe import find_class
+from lightning_guide.utils.scalars import SCALARS, is_no_number
 
 __all__ = ["Keys", "arguments_of", "find_class_of_kind", "find_mistakes"]
 
 _OF_A_CLASS = ("class_path", "init_args", "dict_kwargs")
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +93,9 @@ def find_mistakes(value: Any, kind: Any, path: tuple[str, ...] = ()) -> Iterator
             yield Mistake(path, f"is {value!r:.80}{hint}", certain=certain, near=bool(near))
     elif dataclasses.is_dataclass(kind) and isinstance(value, Mapping) and "class_path" not in value:
         yield from _of_keys(value, arguments_of(typing.cast(Any, kind)), path)
-    elif kind in _WORDS:
+    elif kind in SCALARS:
         if not _fits(value, kind):
-            certain = isinstance(value, Mapping | list) or (isinstance(value, str) and _is_no_number(value, kind))
+            certain = isinstance(value, Mapping | list) or (isinstance(value, str) and is_no_number(value, [kind]))
             yield Mistake(path, f"is {value!r:.80}; expected {_words(kind)}", certain=certain)
     elif isinstance(kind, type) and kind.__module__ != builtins.__name__:
         yield from _of_class(value, kind, path)
@@ -172,11 +172,6 @@ def _fits(value: Any, kind: type) -> bool:
     return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
 
 
-def _is_no_number(text: str, kind: type) -> bool:
-    """Return whether the parser, too, will find no number in `text` where one, or null, should be."""
-    return kind in (int, float, type(None)) and text.isalpha() and text.lower() not in ("null", "true", "false")
-
-
 def _words(kind: Any) -> str:
     """Name a type in plain words."""
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
@@ -184,8 +179,8 @@ def _words(kind: Any) -> str:
         return " or ".join(dict.fromkeys(_words(each) for each in parts))
     if origin is typing.Literal:
         return " or ".join(map(str, parts))
-    if kind in _WORDS:
-        return _WORDS[kind]
+    if kind in SCALARS:
+        return SCALARS[kind]
     if isinstance(origin, type):
         return "names and values" if issubclass(origin, Mapping) else "a list"
     return f"a {kind.__name__}, as class_path and init_args" if isinstance(kind, type) else "another type"

@@ -14,7 +14,7 @@ LOCK = ".lock"
 """Lock file of a run folder."""
 
 _CONFIG = re.compile(r"config(\.\w+)?\.yaml")
-_TRACES = (  # what only a run writes beside its config
+_TRACES = (  # what only a run writes next to its config
     "snapshots/*.safetensors",
     "half_life/snapshots/*.safetensors",
     "checkpoints/*.ckpt",

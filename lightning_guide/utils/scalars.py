@@ -1,0 +1,32 @@
+"""Numbers, truth values, text and null in plain data: what they are called, and words that are no number."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+__all__ = ["SCALARS", "is_no_number"]
+
+SCALARS: dict[type, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    type(None): "null",
+}
+"""Type -> its name in plain words."""
+
+
+def is_no_number(text: str, kinds: Collection[type]) -> bool:
+    """Return whether `text` is a word in which the parser finds none of `kinds`, all of them int, float or None's type.
+
+    Infinity and "not a number" are numbers, but no whole ones. Other text, as ``1e-3``, is left to the parser.
+
+    Examples:
+        >>> [is_no_number(text, [float]) for text in ("often", "nan", "1e-3")]
+        [True, False, False]
+        >>> is_no_number("inf", [int])
+        True
+    """
+    number = float in kinds and text.lower() in ("inf", "infinity", "nan")
+    numeric = all(kind in (int, float, type(None)) for kind in kinds)
+    return numeric and text.isalpha() and not number and text.lower() not in ("null", "true", "false")
