@@ -14,9 +14,17 @@ from torch.utils.tensorboard import SummaryWriter
 from callbacks import MetricsReport, RunCheckpoint, RunReport
 from lightning_guide.evaluation import FrechetDistance, RawPixels
 from lightning_guide.optimization.round_buffers import append_record, read_records
-from lightning_guide.report.history import HISTORY, append_scalars, keep_earlier_scalars, read_history, read_rounds
+from lightning_guide.report.history import (
+    HISTORY,
+    append_scalars,
+    event_files,
+    keep_earlier_scalars,
+    read_history,
+    read_rounds,
+)
 from lightning_guide.runs.checkpoints import newest_checkpoint
 from lightning_guide.training.learning_rate import InverseSqrtRate
+from tests.event_files import shown
 from tests.runs import TinyImages, evaluation, tiny_module, tiny_trainer
 
 
@@ -136,3 +144,16 @@ def test_evaluations_that_old_versions_logged_at_step_0_are_left_out(tmp_path: P
         for step, value in ((10, 4.0), (30, 1.25), (0, 9.0)):
             writer.add_scalar("plain/fd", value, step)
     assert read_history(tmp_path).scalars == {"plain/fd": [(10, 4.0), (30, 1.25)]}
+
+
+def test_the_tenth_file_of_a_second_comes_after_the_ninth(tmp_path: Path) -> None:
+    folder = tmp_path / "tensorboard"
+    for number, value in ((9, 4.0), (10, 1.25)):
+        with SummaryWriter(str(tmp_path / "written")) as writer:
+            writer.add_scalar("plain/fd", value, 10)
+        folder.mkdir(exist_ok=True)
+        (written,) = (tmp_path / "written").iterdir()
+        written.rename(folder / f"events.out.tfevents.1700000000.host.7.{number}")
+    assert [file.suffix for file in event_files(folder)] == [".9", ".10"]
+    assert read_history(tmp_path).scalars == {"plain/fd": [(10, 1.25)]}
+    assert shown(folder) == {"plain/fd": [(10, 1.25)]}

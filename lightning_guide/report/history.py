@@ -19,7 +19,8 @@ from lightning_guide.report.charts import Points
 from lightning_guide.utils.files import append_to, atomic, parse_json
 from lightning_guide.utils.resume import plain_data
 
-__all__ = ["HISTORY", "NO_METRICS", "History", "append_scalars", "keep_earlier_scalars", "read_history", "read_rounds"]
+__all__ = ["HISTORY", "NO_METRICS", "History", "append_scalars", "event_files", "keep_earlier_scalars", "read_history"]
+__all__ += ["read_rounds"]
 
 
 HISTORY = "report/history.jsonl"
@@ -188,9 +189,22 @@ def _lines(path: Path) -> Iterator[_Row]:
             warnings.warn(f"{path}, line {number}, was changed after it was written; it is left out", stacklevel=3)
 
 
+def event_files(folder: Path) -> list[Path]:
+    """Return the files of TensorBoard in a folder, oldest first.
+
+    Names end with the second, the process and a count in it: of one second the tenth file comes after the ninth.
+    """
+
+    def numbers(path: Path) -> list[str | int]:
+        return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
+
+    return sorted(folder.glob("events.out.tfevents.*"), key=numbers)
+
+
 def _events(folder: Path) -> Iterator[_Row]:
     """Yield the scalars of TensorBoard files, without those at step 0, which older versions gave to evaluations."""
-    if not any(folder.glob("events.out.tfevents.*")):
+    files = event_files(folder)
+    if not files:
         return
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # takes seconds
 
@@ -198,12 +212,13 @@ def _events(folder: Path) -> Iterator[_Row]:
     level = quiet.level
     quiet.setLevel(logging.ERROR)
     try:
-        log = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 1, "tensors": 1})
-        log.Reload()
+        guidance = {"scalars": 0, "images": 1, "tensors": 1}
+        logs = [EventAccumulator(str(file), size_guidance=guidance).Reload() for file in files]
     finally:
         quiet.setLevel(level)
-    for tag in log.Tags()["scalars"]:
-        yield from (_Row(e.step, e.wall_time, {tag: e.value}) for e in log.Scalars(tag) if e.step > 0)
+    for log in logs:
+        for tag in log.Tags()["scalars"]:
+            yield from (_Row(e.step, e.wall_time, {tag: e.value}) for e in log.Scalars(tag) if e.step > 0)
 
 
 def _tables(run: Path) -> Iterator[_Row]:
