@@ -247,7 +247,7 @@ def _indices(evaluation: Evaluation) -> range:
 
 
 def _settings(evaluation: Evaluation) -> dict[str, Any]:
-    """Return what a sample depends on beside its index and the weights."""
+    """Return what a sample depends on besides its index and the weights."""
     names = ("guidance", "sampler", "seed", "labels", "num_classes", "start")
     return {k: v for name in names for k, v in describe_settings(name, getattr(evaluation, name)).items()}
 

@@ -79,7 +79,7 @@ def _texts(path: Path, count: int) -> list[str] | None:
     content = parse_json(path.read_bytes(), path) if path.is_file() else None
     texts = content.get("prompts") if isinstance(content, dict) else None
     if texts is not None and (not isinstance(texts, list) or len(texts) != count):
-        raise ValueError(f"{path} does not describe the {count} prompts beside it; encode them again")
+        raise ValueError(f"{path} does not describe the {count} prompts in its folder; encode them again")
     return None if texts is None else [str(each) for each in texts]
 
 

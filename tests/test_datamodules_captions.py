@@ -64,7 +64,7 @@ def test_shards_and_a_pattern(tmp_path: Path) -> None:
     [
         ({"a__png": None, "b__png": None, "c__png": None, "c__txt": "c"},
          "a.png in .* has no caption, as have 1 others; expected a.txt, .json, or a metadata.jsonl"),
-        ({"a__png": None, "a__txt": "a", "b__txt": "b"}, "b.txt in .* has no image beside it; expected one"),
+        ({"a__png": None, "a__txt": "a", "b__txt": "b"}, "b.txt in .* has no image of its name; expected one"),
         ({"a__png": None, "a__txt": " \n"}, "a.txt in .* holds an empty caption"),
         ({"a__png": None, "a__txt": "Bär".encode("latin-1")}, "a.txt in .* cannot be read .*expected text in UTF-8"),
         ({"a__png": None, "a__jpg": None, "a__txt": "a"}, "a.jpg and a.png in .* share one caption"),

@@ -141,7 +141,7 @@ def test_weights_alone_can_be_evaluated(whole: dict[str, Any], tmp_path: Path) -
 
 
 def test_a_missing_file_names_those_beside_it(run: Path) -> None:
-    with pytest.raises(ValueError, match=r"does not exist; checkpoints beside it: step-000000002.ckpt, step-000000004"):
+    with pytest.raises(ValueError, match=r"does not exist; checkpoints in its folder: step-000000002.ckpt, step-0000"):
         read_checkpoint(run / "checkpoints" / "step-000000003.ckpt")
 
 

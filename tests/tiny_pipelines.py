@@ -94,7 +94,7 @@ def stable_diffusion() -> dict[str, Any]:
 
 
 def controlnet() -> dict[str, Any]:
-    """A ControlNet for Stable Diffusion 1, beside its parts."""
+    """A ControlNet for Stable Diffusion 1, next to its parts."""
     from diffusers import ControlNetModel
 
     settings = {key: value for key, value in CROSS.items() if key not in ("up_block_types", "sample_size")}

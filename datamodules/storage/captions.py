@@ -108,7 +108,7 @@ def _beside(files: ImageFiles, names: Sequence[str], images: Sequence[str]) -> I
     if alone := sorted(texts.keys() - stems.keys()):
         more = f", nor have {len(alone) - 1} others" if len(alone) > 1 else ""
         raise ValueError(
-            f"{texts[alone[0]]} in {files.place} has no image beside it{more}; expected one, or no caption"
+            f"{texts[alone[0]]} in {files.place} has no image of its name{more}; expected one, or no caption"
         )
     for stem, image in stems.items():
         if stem in texts:

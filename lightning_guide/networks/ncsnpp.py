@@ -2,7 +2,7 @@
 
 Song et al. 2021, https://arxiv.org/abs/2011.13456, appendix H (progressive input "residual"; filters as in StyleGAN2,
 which blurs before a convolution of stride 2); Karras et al. 2022, https://arxiv.org/abs/2206.00364, table 8 and the
-text beside it, which name these three differences.
+its text, which name these three differences.
 """
 
 from __future__ import annotations

@@ -166,7 +166,7 @@ def _converted(
 
 
 def _alphas(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, float]:
-    """Return alpha of each module by the settings of peft, in the file or beside it; none: alpha = r."""
+    """Return alpha of each module by the settings of peft, in the file or next to it; none: alpha = r."""
     beside = file.parent / "adapter_config.json"
     if file.name == FILES[1] and beside.is_file():
         settings: dict[str, Any] = parse_json(beside.read_bytes(), beside)

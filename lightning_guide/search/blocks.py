@@ -131,7 +131,7 @@ class SampledBlocks(Scorer):
     ) -> None:
         """Blocks of `size` samples, written to `folder`; `build` makes the evaluation at a point.
 
-        `about` holds everything a block depends on beside its evaluation; other blocks in the folder are not touched.
+        `about` holds everything a block depends on besides its evaluation; other blocks in the folder are not touched.
         """
         self.trainer, self.module, self.data, self.space = trainer, module, data, space
         self.folder, self.size, self.build = Path(folder), size, build

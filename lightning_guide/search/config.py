@@ -111,7 +111,7 @@ def _evaluation(written: dict[str, Any]) -> dict[str, Any]:
     if own := [key for key in OWN if key in written]:
         raise ValueError(
             f"its evaluation sets {', '.join(own)}, which the search sets; expected metrics, block, blocks "
-            "or seed beside it"
+            "or seed next to it"
         )
     return written
 

@@ -80,7 +80,7 @@ class SnapshotIndex:
         for entry in parse_file_names(self.folder, self.listed()):
             if (entry.images, entry.sigma_rel) == (images, sigma_rel) and not entry.path.exists():
                 raise SnapshotMissing(
-                    f"{entry.path} was written once and is gone; put it back, or delete {_NAME} beside it to "
+                    f"{entry.path} was written once and is gone; put it back, or delete {_NAME} next to it to "
                     "accept the loss",
                     not_yet=False,
                 )

@@ -3,7 +3,7 @@
     python -m scripts.studies.guidance.compare_methods configs/digits/main.yaml --out runs/digits/methods
 
 Search: every guidance at every weight on one sampling seed; the weight with the lowest FD wins. With `refinements` two
-more weights are then tried beside it. Confirmation: the best weight on other seeds, paired with unguided samples of the
+more weights are then tried around it. Confirmation: the best weight on other seeds, paired with unguided samples of the
 same seeds. Writes `summary.json` and `table.md`; the same command continues one that was stopped, and draws of a longer
 list of methods only the new ones.
 

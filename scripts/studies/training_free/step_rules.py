@@ -72,7 +72,8 @@ class RandomFeatureDistance(Energy):
         return lambda x, condition, number: (self.phi(x) - target[number]).norm(dim=1)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        raise NotImplementedError
+        """Return the loss (B,) of samples 0 ... B - 1 of seed 0."""
+        return (self.phi(x) - self.phi(self.reference(SampleSeeds(0, range(len(x)))))).norm(dim=1)
 
     def phi(self, x: Tensor) -> Tensor:
         return (x.flatten(1) @ self.W.T).tanh()
