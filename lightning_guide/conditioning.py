@@ -23,6 +23,7 @@ from lightning_guide.utils.devices import to_device
 
 __all__ = [
     "concatenate_conditions",
+    "conditioned_rows",
     "mask_tokens",
     "pad_tokens",
     "pair_tokens",
@@ -98,6 +99,16 @@ def drop_condition(condition: Tensor, dropped: Tensor) -> Tensor:
     return condition.masked_fill(dropped, -1)
 
 
+def conditioned_rows(condition: Tensor) -> Tensor:
+    """Return (B,) whether each sample has a condition: a label of 0 or more, or any token.
+
+    Examples:
+        >>> conditioned_rows(torch.tensor([3, -1])).tolist()
+        [True, False]
+    """
+    return token_mask(condition).any(dim=1) if condition.is_floating_point() else condition >= 0
+
+
 def fill_empty(tokens: Tensor | None, empty: Tensor, batch: int) -> Tensor:
     """Return `tokens` (B, L, C) with `empty` (L', C), the embedding of "no condition", in rows without any token.
 
@@ -112,8 +123,7 @@ def fill_empty(tokens: Tensor | None, empty: Tensor, batch: int) -> Tensor:
         return empty.expand(batch, *empty.shape)
     length = max(tokens.shape[1], len(empty))
     tokens = pad_tokens(tokens, length)
-    missing = ~token_mask(tokens).any(dim=1)
-    return torch.where(missing[:, None, None], pad_tokens(empty.to(tokens), length), tokens)
+    return torch.where(conditioned_rows(tokens)[:, None, None], tokens, pad_tokens(empty.to(tokens), length))
 
 
 def check_labels(condition: Tensor, num_classes: int, *, batch: int, lowest: int = -1) -> Tensor:

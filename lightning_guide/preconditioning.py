@@ -252,11 +252,13 @@ class Preconditioned(Denoiser):
         condition: Tensor | None = None,
         *,
         augmentation: Tensor | None = None,
+        added: Tensor | None = None,
         variances: bool = False,
     ) -> Tensor:
         """Return D `(B, *data_shape)`; `augmentation` (B, A) holds the augmentation parameters of `x`, if any.
 
-        float64 if x is, else float32. With `variances` v follows as further channels, if the network predicts it.
+        float64 if x is, else float32. `added` (B, E) is added to the embedding of the condition. With `variances` v
+        follows as further channels, if the network predicts it.
 
         Raises:
             ValueError: if `x` does not have the shape of the network, or its channels if the network is resizable.
@@ -271,6 +273,9 @@ class Preconditioned(Denoiser):
         embedding = self.network.embed(condition, len(x))
         if augmentation is not None:
             embedding = self.network.augmented(embedding, augmentation)
+        if added is not None:
+            assert embedding is not None
+            embedding = embedding + added.to(embedding)
         F = self.network(expand(c.input, x) * x, c.noise.expand(len(x)), embedding).to(precision)
         channels = x.shape[1]
         D = expand(c.skip, x) * x + expand(c.out, x) * F[:, :channels]

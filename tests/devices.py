@@ -13,12 +13,22 @@ from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.inference import fuse_weights
-from lightning_guide.networks import MDM, DDPMpp, DiffusionTransformer, EDM2UNet, LogDensityMLP, NCSNpp, PointMLP
+from lightning_guide.networks import (
+    MDM,
+    BetaConditioned,
+    DDPMpp,
+    DiffusionTransformer,
+    EDM2UNet,
+    LogDensityMLP,
+    NCSNpp,
+    PointMLP,
+)
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.noise_schedule import NoiseSchedule
 from lightning_guide.preconditioning import Consistency, EpsilonPrediction, Preconditioned, RectifiedFlow
 from lightning_guide.samplers import Euler, Sampler
 from lightning_guide.seeds import SampleSeeds
+from lightning_guide.training.gft import GuidanceFreeLoss
 from lightning_guide.training.losses import (
     EDMLoss,
     EpsilonLoss,
@@ -54,6 +64,7 @@ NETWORKS: dict[str, Callable[[], Denoiser]] = {
     ),
     "points": lambda: Preconditioned(PointMLP((2,), width=8)),
     "log density": lambda: LogDensityMLP(width=8, layers=2),
+    "GFT": lambda: BetaConditioned(Preconditioned(transformer())),
     "flow": lambda: Preconditioned(transformer(), RectifiedFlow()),
     "consistency": lambda: Preconditioned(transformer(), Consistency()),
 }
@@ -63,6 +74,7 @@ LOSSES: dict[str, Callable[[], TrainingLoss]] = {
     **dict.fromkeys(NETWORKS, EDMLoss),
     "MDM": EpsilonLoss,
     "points": ScoreMatchingLoss,
+    "GFT": lambda: GuidanceFreeLoss(EDMLoss()),
     "flow": FlowMatchingLoss,
     "consistency": VelocityLoss,
 }

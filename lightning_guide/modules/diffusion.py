@@ -121,11 +121,13 @@ class DiffusionModule(EvaluatedModule):
         """Check data and network; reset the clock and set the planned length of the run.
 
         Raises:
-            ValueError: if data and network do not fit.
+            ValueError: if data, network and loss do not fit.
         """
         check_fits_data(self._data, self.denoiser)
         if stage == "fit" and self.loss is None:
             raise ValueError("fit needs a training loss (model.loss), EDMLoss or FlowMatchingLoss, for example")
+        if self.loss is not None:
+            self.loss.check(self.denoiser)
         if stage == "fit" and self.global_step == 0:  # checkpoints are restored later
             self.images_seen = self._pending_images = 0
             steps = self.trainer.max_steps

@@ -10,6 +10,7 @@ from lightning_guide.networks.dit import DiffusionTransformer, NoiseMLP, PatchOu
 from lightning_guide.networks.dit_block import Modulation, TokenAttention, TransformerBlock
 from lightning_guide.networks.edm2_block import EDM2Block
 from lightning_guide.networks.edm2_unet import EDM2UNet, NoiseEmbedding
+from lightning_guide.networks.gft import BetaConditioned
 from lightning_guide.networks.image_to_image import ImageAutoencoder, ImageToImageNetwork
 from lightning_guide.networks.inputs import CrossAttention, MeanTokenEmbedding
 from lightning_guide.networks.log_density_mlp import LogDensityMLP
@@ -29,6 +30,7 @@ from lightning_guide.networks.rms_norm import normalize, pixel_norm
 
 __all__ = [
     "AttentionCore",
+    "BetaConditioned",
     "EDM2Block",
     "Classifier",
     "CosineAttention",

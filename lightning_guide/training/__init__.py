@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lightning_guide.training.augmentation import AugmentedLoss, GeometricAugmentation
+from lightning_guide.training.gft import GuidanceFreeLoss
 from lightning_guide.training.learning_rate import ConstantRate, Cooldown, InverseSqrtRate, LearningRate
 from lightning_guide.training.losses import (
     EDMLoss,
@@ -28,6 +29,7 @@ __all__ = [
     "FlowMatchingLoss",
     "GeometricAugmentation",
     "GradientGuard",
+    "GuidanceFreeLoss",
     "HeldoutLoss",
     "InverseSqrtRate",
     "LearningRate",

@@ -68,6 +68,9 @@ class TrainingLoss(nn.Module, ABC):
     ) -> LossTerms:
         """Return the terms at given noise levels `sigma` (B,) with given standard normal `noise` (B, *)."""
 
+    def check(self, denoiser: Denoiser) -> None:
+        """Refuse a `denoiser` that lacks an input of this loss, with a ValueError; nothing by default."""
+
     def constrain(self) -> None:
         """Normalize the weights of a learned part after an optimizer step."""
         normalize_weights_(self)

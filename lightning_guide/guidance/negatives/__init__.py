@@ -10,6 +10,7 @@ from lightning_guide.guidance.negatives.compressed import PrunedWeights, Quantiz
 from lightning_guide.guidance.negatives.degraded import NoisyInput, SamplingDropout
 from lightning_guide.guidance.negatives.erg import EntropyRectifyingGuidance, ScaledQueries
 from lightning_guide.guidance.negatives.fixed_condition import FixedCondition
+from lightning_guide.guidance.negatives.gft import GuidanceFree
 from lightning_guide.guidance.negatives.icg import GaussianCondition, IndependentConditionGuidance, RandomCondition
 from lightning_guide.guidance.negatives.momentum import AverageVelocity, MomentumGuidance
 from lightning_guide.guidance.negatives.nag import NormalizedAttentionGuidance, NormalizedTexts
@@ -62,6 +63,7 @@ __all__ = [
     "EntropyRectifyingGuidance",
     "FullMask",
     "GaussianCondition",
+    "GuidanceFree",
     "HighFrequency",
     "IdentityAttention",
     "IndependentConditionGuidance",
