@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_guide.cli import main
 from lightning_guide.denoiser import Denoiser, Trajectory
 from lightning_guide.distributions.gaussian_mixture import GaussianMixture, gaussian
 from lightning_guide.evaluation import Evaluation
 from lightning_guide.guidance import DAPS, DDNM, DDRM, MMPS, TMPD, DiffPIR, PiGDM, PosteriorGuidance, RePaint
+from lightning_guide.networks import SmallClassifier
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.objectives import Distance, Matrix, Measurement
 from lightning_guide.samplers import DDIM, Euler, Heun, Sampler, TimeTravel
 from lightning_guide.seeds import SampleSeeds
+from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.utils.files import read_yaml
 from lightning_guide.utils.parser import Parser
 from tests.energies import mixture
@@ -284,6 +289,25 @@ def test_every_method_of_the_config_restores_images(tmp_path: Path, monkeypatch:
         # the noise is 0.05; four steps by the Jacobian of a random network do not arrive
         limit = float("inf") if name in ("pigdm", "tmpd", "mmps") else 0.15
         assert bool(end.x.isfinite().all()) and misfit < limit, f"{name}: {misfit}"
+
+
+@pytest.mark.slow
+def test_config_in_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """configs/posterior.yaml over a run of digits: eight evaluations."""
+    monkeypatch.chdir(tmp_path)
+    judge = SmallClassifier([1, 8, 8], num_classes=10, widths=[8, 16])
+    store = SnapshotStore(Path("runs/digits/classifier/snapshots"))
+    store.save(judge.state_dict(), images=8, sigma_rel=0.0, recipe=judge.recipe, planned_images=8)
+    Path("data").mkdir()
+    np.save("data/digits.npy", np.random.default_rng(0).uniform(-1, 1, (5, 1, 8, 8)).astype(np.float32))
+    configs = Path(__file__).parent.parent / "configs"
+    words = [word for name in ("digits/main", "posterior", "shrink") for word in ("-c", f"{configs / name}.yaml")]
+    words += ["--trainer.limit_val_batches", "1", "--trainer.val_check_interval", "2"]
+    monkeypatch.setattr(sys, "argv", ["lightning-guide", "fit", *words, "--trainer.default_root_dir", "run"])
+    main()
+    (file,) = Path("run").rglob("metrics.json")
+    found = json.dumps(json.loads(file.read_text()))
+    assert all(name.lower() in found for name in METHODS)
 
 
 # Bad input
