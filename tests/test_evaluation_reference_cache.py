@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from lightning_guide.evaluation import CMMD, DensityCoverage, KernelDistance, Memorization, PrecisionRecall
-from lightning_guide.evaluation.metrics.base import FeatureMetric
+from lightning_guide.evaluation.metrics.features import FeatureMetric
 from lightning_guide.evaluation.reference.cache import FeatureCache
 from tests.processes import Processes
 from tests.test_evaluation_reference_statistics import Counted, batches, bits_flipped, points

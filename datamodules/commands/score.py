@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,24 +12,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from datamodules.commands.score_table import score_table
 from datamodules.sample_sets import SampleSet, is_archive
 from datamodules.storage.resizing import Convention, Resizing
 from lightning_guide import __version__
 from lightning_guide.evaluation.features import ClipFeatures, FeatureExtractor, InceptionFeatures
+from lightning_guide.evaluation.intervals import Estimate
 from lightning_guide.evaluation.metrics.base import SampleMetric
 from lightning_guide.evaluation.reference.statistics import Statistics, read_statistics
 from lightning_guide.evaluation.scoring import (
     METRICS,
     NEEDS,
     WITHOUT_REFERENCE,
-    Estimate,
     MetricName,
     Scorer,
+    Scores,
     of_examples,
+    score_means,
 )
 from lightning_guide.evaluation.set_features import Extracted, Output, Outputs, Scan, extract_set, scan
-from lightning_guide.evaluation.set_metrics import measure_set, unfit
-from lightning_guide.report.tables import align_columns
+from lightning_guide.evaluation.set_metrics import Measured, measure_set, unfit
 from lightning_guide.utils.devices import choose_device
 from lightning_guide.utils.distributed import launched_processes, rank_and_world
 from lightning_guide.utils.files import atomic
@@ -61,14 +64,16 @@ def score(
 
     Args:
         samples: folders, zip archives or tar shards of images, or npz archives with x or arr_0.
-        against: reference, a set of the same kinds, or a file of statistics, npz or the pickles of EDM2.
+        against: reference: samples in one of these forms, or a file of the statistics of samples, npz with mu and sigma
+            or a pickle of EDM2.
         extractor: feature extractor; default InceptionFeatures, which downloads 96 MB at its first use.
         size: side that images are resized to before the extractor, which resizes in its own way; default: none.
         resize: convention of that, clean-fid, torch-fidelity or area.
         rounded: round resized pixels to 8 bits.
         metrics: some of fd, sfid, kid, cmmd, mind, precision_recall, density_coverage, memorization, authenticity,
             vendi, inception_score, with commas; default: all that apply, cmmd for CLIP.
-        also: metrics of the images and their labels, such as LpipsDiversity, as in configs; without intervals.
+        also: metrics of the images and their labels, such as LpipsDiversity, as in configs; means over samples have
+            intervals.
         resamples: number of random halves for the intervals, each as long as the metrics of half the samples; 0: none.
         batch_size: images in one call of the extractor.
         device: where to compute; default: a GPU if there is one.
@@ -98,8 +103,8 @@ def score(
         result = scoring.run(samples, against, metrics, resamples, also or [])
         if rank_and_world()[0] == 0:
             with atomic(Path(out)) as temporary:
-                temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-            print(_table(result))
+                temporary.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+            print(score_table(result))
             print(f"score has ended; results {out}; features {kept}")
 
 
@@ -147,33 +152,33 @@ class _Scoring:
             for each, place, seed in zip(rows, order, seeds, strict=True):
                 scores.append(scorer.score(each if place is None else each[place], seed))
                 bar.add()
-        own = [self._also(also, each) for each in sets]
+        if also:
+            images = [self._also(also, each) for each in sets]
+            together = zip(scores, images, order, seeds, strict=True)
+            scores = [_joined(found, own, place, seed) for found, own, place, seed in together]
         return {
             "version": __version__,
             "extractor": asdict(self.extractor.identity),
             "resize": str(self.resizing),
             "against": _described(reference, scans[-1]) | {"place": against},
-            "intervals": f"value +- 1.96 standard deviations over {resamples} halves of the samples",
+            "intervals": f"95 %, from {resamples} random halves of the samples",
             "sets": {
-                each.place: _described(each, found) | {"metrics": _numbers(values.estimates() | more_values)}
-                for each, found, values, more_values in zip(sets, scans, scores, own, strict=False)
+                each.place: _described(each, found) | {"metrics": _numbers(values.estimates())}
+                for each, found, values in zip(sets, scans, scores, strict=False)
             },
             "differences": {
                 f"{each.place} - {sets[0].place}": {
                     "paired": seed == seeds[0],
-                    "metrics": _numbers(values.minus(scores[0]) | _minus(more_values, own[0])),
+                    "metrics": _numbers(values.minus(scores[0])),
                 }
-                for each, values, seed, more_values in zip(sets[1:], scores[1:], seeds[1:], own[1:], strict=True)
+                for each, values, seed in zip(sets[1:], scores[1:], seeds[1:], strict=True)
             },
         }
 
-    def _also(self, metrics: Sequence[SampleMetric], samples: SampleSet) -> dict[str, Estimate]:
+    def _also(self, metrics: Sequence[SampleMetric], samples: SampleSet) -> Measured:
         """Return the results of metrics of a set's images."""
-        if not metrics:
-            return {}
         with self._progress("images", len(samples)) as bar:
-            found = measure_set(metrics, samples, device=self.device, batch_size=self.batch_size, done=bar.add)
-        return {name: Estimate(value, None) for name, value in found.items()}
+            return measure_set(metrics, samples, device=self.device, batch_size=self.batch_size, done=bar.add)
 
     def _reference(self, place: str) -> SampleSet | Statistics:
         if place.endswith(".pkl") or is_archive(Path(place).expanduser(), "mu", "sigma"):
@@ -245,29 +250,18 @@ def _described(data: SampleSet | Statistics, found: Scan) -> dict[str, Any]:
     return {"count": len(data), "shape": list(data.shape), "data": found.identity}
 
 
-def _minus(values: dict[str, Estimate], other: dict[str, Estimate]) -> dict[str, Estimate]:
-    return {name: Estimate(each.value - other[name].value, None) for name, each in values.items()}
+def _joined(scores: Scores, own: Measured, place: Tensor | None, seed: int) -> Scores:
+    """Return `scores` with the metrics of the images, means with the values of the same halves."""
+    each = {name: rows if place is None else rows[place] for name, rows in own.each.items()}
+    means = score_means(each, resamples=len(scores.halves), seed=seed)
+    return scores.joined(Scores(own.values | means.values, means.halves))
 
 
-def _numbers(estimates: dict[str, Any]) -> dict[str, dict[str, float | None]]:
-    return {name: asdict(each) for name, each in estimates.items()}
-
-
-def _table(result: dict[str, Any]) -> str:
-    """Return the results as text: a row for each metric, a column for each set and each difference."""
-    columns = {place: each["metrics"] for place, each in result["sets"].items()}
-    for place, each in result["differences"].items():
-        columns[f"{place}{' (paired)' if each['paired'] else ''}"] = each["metrics"]
-    names = next(iter(columns.values()))
-    table = [["", *columns]]
-    table += [[name, *(_shown(column[name]) for column in columns.values())] for name in names]
-    against, weights = result["against"], result["extractor"]["weights"]
-    count = "unknown number of samples" if against["count"] is None else counted(against["count"], "sample")
-    how = f"{result['extractor']['name']}, {f'weights {weights[:16]}' if weights else 'no weights'}"
-    counts = ", ".join(f"{place}: {counted(each['count'], 'sample')}" for place, each in result["sets"].items())
-    return "\n".join([*align_columns(table), f"against {against['place']}, {count}; {how}; {result['resize']}", counts])
-
-
-def _shown(found: dict[str, float | None]) -> str:
-    margin = found["margin"]
-    return f"{found['value']:.6g}" if margin is None else f"{found['value']:.6g} ± {margin:.2g}"
+def _numbers(estimates: dict[str, Estimate]) -> dict[str, dict[str, Any]]:
+    """Return estimates as JSON can hold them: None in place of what is no finite number, with the reason."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, each in estimates.items():
+        found[name] = asdict(each)
+        if not math.isfinite(each.value):
+            found[name] |= {"value": None, "reason": f"{each.value}: undefined for these samples, as a mean of none is"}
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_guide.data import Batch
+from lightning_guide.evaluation.intervals import Estimate, estimate
 from lightning_guide.evaluation.metrics import (
     CMMD,
     MIND,
@@ -23,12 +24,13 @@ from lightning_guide.evaluation.metrics import (
     PrecisionRecall,
     VendiScore,
 )
-from lightning_guide.evaluation.metrics.base import FeatureMetric, SampleMetric
+from lightning_guide.evaluation.metrics.base import SampleMetric
+from lightning_guide.evaluation.metrics.features import FeatureMetric
 from lightning_guide.evaluation.reference.statistics import Statistics
 from lightning_guide.evaluation.set_features import Extracted, Output
 from lightning_guide.utils.distributed import all_gather_objects, rank_and_world, run_on_all_ranks
 
-__all__ = ["METRICS", "NEEDS", "WITHOUT_REFERENCE", "Estimate", "MetricName", "Scorer", "Scores", "of_examples"]
+__all__ = ["METRICS", "NEEDS", "WITHOUT_REFERENCE", "MetricName", "Scorer", "Scores", "of_examples", "score_means"]
 
 MetricName = Literal[
     "fd", "sfid", "kid", "cmmd", "mind", "precision_recall", "density_coverage", "memorization", "authenticity",
@@ -49,16 +51,7 @@ METRICS: dict[MetricName, Callable[[Extracted], SampleMetric]] = {
 }
 NEEDS: dict[MetricName, Output] = {"sfid": "spatial", "inception_score": "logits"}
 WITHOUT_REFERENCE: tuple[MetricName, ...] = ("vendi", "inception_score")
-QUANTILE = 1.959964  # of the normal distribution, for 95 %
 ROWS = 4096  # moved to a metric at once
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Value of a metric and half the width of its 95 % interval; None without resampling."""
-
-    value: float
-    margin: float | None
 
 
 def of_examples(name: MetricName) -> bool:
@@ -72,8 +65,8 @@ class Scorer:
     The noise is the standard deviation s of a metric over random halves of the samples, drawn without replacement (the
     delete-half jackknife). For a mean it is its standard error: means of n / 2 out of n have the variance
     sigma^2 / (n / 2) (1 - 1 / 2). Unlike sets drawn with replacement, halves hold no sample twice, which would be its
-    own nearest neighbor and put k(x, x) into kernel distances. The interval is value ± 1.96 s. It covers neither the
-    bias of a metric of few samples, nor the choice of the reference, nor the variation between training runs.
+    own nearest neighbor and put k(x, x) into kernel distances. The intervals, by `estimate`, cover neither the bias of
+    a metric of few samples, nor the choice of the reference, nor the variation between training runs.
     """
 
     def __init__(
@@ -128,9 +121,7 @@ class Scorer:
 
         def draw_share() -> None:
             for number in range(rank, self.resamples, world):
-                generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-                half = torch.randperm(len(rows), generator=generator)[: len(rows) // 2]
-                drawn[number] = _measure(alone, rows[half.to(rows.device)])
+                drawn[number] = _measure(alone, rows[_half(len(rows), seed, number).to(rows.device)])
 
         run_on_all_ranks(draw_share)
         together = {number: found for each in all_gather_objects(drawn) for number, found in each.items()}
@@ -145,24 +136,46 @@ class Scores:
     halves: list[dict[str, float]]
 
     def estimates(self) -> dict[str, Estimate]:
-        """Return each metric with its interval."""
-        return {
-            name: Estimate(value, _margin([half[name] for half in self.halves])) for name, value in self.values.items()
-        }
+        """Return each metric with its interval, without one where halves have no value."""
+        return {name: estimate(name, value, self._of_halves(name)) for name, value in self.values.items()}
 
     def minus(self, other: Scores) -> dict[str, Estimate]:
         """Return the difference from `other` of each metric with its interval: paired if both drew equal halves."""
-        return {
-            name: Estimate(
-                value - other.values[name],
-                _margin([a[name] - b[name] for a, b in zip(self.halves, other.halves, strict=True)]),
-            )
-            for name, value in self.values.items()
-        }
+        found = {}
+        for name, value in self.values.items():
+            both = zip(self._of_halves(name), other._of_halves(name), strict=True)
+            found[name] = estimate("", value - other.values[name], [a - b for a, b in both])
+        return found
+
+    def joined(self, other: Scores) -> Scores:
+        """Return these metrics and those of `other`, of the same halves; `other` may have fewer of halves."""
+        halves = [a | b for a, b in zip(self.halves, other.halves, strict=True)]
+        return Scores(self.values | other.values, halves)
+
+    def _of_halves(self, name: str) -> list[float]:
+        return [half[name] for half in self.halves if name in half]
 
 
-def _margin(values: Sequence[float]) -> float | None:
-    return QUANTILE * torch.tensor(values, dtype=torch.float64).std().item() if values else None
+def score_means(values: Mapping[str, Tensor], *, resamples: int, seed: int) -> Scores:
+    """Return the means of `values` by name, (N, 2): number and 1 of each sample that has one, else 0 and 0.
+
+    Halves are those that `Scorer` draws under this seed.
+    """
+    halves = []
+    for number in range(resamples):
+        halves.append({name: _mean(each[_half(len(each), seed, number)]) for name, each in values.items()})
+    return Scores({name: _mean(each) for name, each in values.items()}, halves)
+
+
+def _mean(values: Tensor) -> float:
+    total, count = values.sum(0)
+    return float(total / count)
+
+
+def _half(count: int, seed: int, number: int) -> Tensor:
+    """Return the numbers of a random half of `count` samples."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+    return torch.randperm(count, generator=generator)[: count // 2]
 
 
 def _measure(metrics: Sequence[SampleMetric], rows: Tensor) -> dict[str, float]:

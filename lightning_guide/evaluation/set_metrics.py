@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from lightning_guide.data import Batch
 from lightning_guide.evaluation.metrics.base import SampleMetric
+from lightning_guide.evaluation.metrics.mean import MeanMetric
 from lightning_guide.evaluation.set_features import PartedSet
-from lightning_guide.utils.distributed import rank_and_world, run_on_all_ranks
+from lightning_guide.utils.distributed import all_reduce_sum, rank_and_world, run_on_all_ranks
 
-__all__ = ["LabeledSet", "measure_set", "unfit"]
+__all__ = ["LabeledSet", "Measured", "measure_set", "unfit"]
 
 
 class LabeledSet(PartedSet, Protocol):
@@ -32,6 +35,14 @@ def unfit(metrics: Sequence[SampleMetric], samples: PartedSet) -> Iterator[str]:
             yield from metric.missing(Batch(samples.read(range(1))), len(samples), [])
 
 
+@dataclass(frozen=True)
+class Measured:
+    """Results of a set: `values` by name, and of means over samples `each` (N, 2), number and 1, or 0 and 0 without."""
+
+    values: dict[str, float]
+    each: dict[str, Tensor]
+
+
 def measure_set(
     metrics: Sequence[SampleMetric],
     samples: LabeledSet,
@@ -39,7 +50,7 @@ def measure_set(
     device: torch.device,
     batch_size: int,
     done: Callable[[int], None],
-) -> dict[str, float]:
+) -> Measured:
     """Return the results of `metrics` of all samples; each process reads its share of the parts.
 
     `done` is called with numbers of samples.
@@ -49,6 +60,9 @@ def measure_set(
     """
     rank, world = rank_and_world()
     parts, labels = samples.parts(), samples.labels
+    means = [metric for metric in metrics if isinstance(metric, MeanMetric)]
+    others = [metric for metric in metrics if not isinstance(metric, MeanMetric)]
+    each = {metric.key: torch.zeros(len(samples), 2, dtype=torch.float64) for metric in means}
 
     def read_share() -> None:
         first = Batch(samples.read(range(1)).to(device))
@@ -61,9 +75,14 @@ def measure_set(
             for begin in range(0, len(part), batch_size):
                 x = part[begin : begin + batch_size].to(device)
                 label = None if labels is None else labels[rows.start + begin :][: len(x)]
-                for metric in metrics:
+                for metric in others:
                     metric.update(x, label)
+                for metric in means:
+                    found, chosen = metric.values(x, label)
+                    pairs = torch.stack([found.double().cpu(), torch.ones(len(found), dtype=torch.float64)], 1)
+                    each[metric.key][rows.start + begin + chosen.cpu()] = pairs
             done(len(rows))
 
     run_on_all_ranks(read_share)  # an error on one of them must not leave the others waiting for the sums
-    return {name: float(value) for metric in metrics for name, value in metric.compute_over([metric.totals()]).items()}
+    values = {name: float(value) for metric in others for name, value in metric.compute_over([metric.totals()]).items()}
+    return Measured(values, {name: all_reduce_sum(rows) for name, rows in each.items()})

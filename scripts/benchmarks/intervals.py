@@ -1,4 +1,4 @@
-"""Width of the intervals of `score` relative to the spread of independent sets, for Gaussian features.
+"""Intervals of `score`, for Gaussian features: width relative to the spread of independent sets, and coverage.
 
 python -m scripts.benchmarks.intervals --sets 200
 """
@@ -16,7 +16,10 @@ SETTINGS = ((4, 150, 300, 1.3, 0.5), (32, 200, 200, 0.9, 0.1))  # features, samp
 
 
 def intervals(sets: int = 200, *, resampled: int = 15, resamples: int = 20, seed: int = 0) -> None:
-    """Print, for each setting and metric, the mean width over `resampled` sets over the spread of `sets` values."""
+    """Print, for each setting and metric, the mean width over `resampled` sets over the spread of `sets` values.
+
+    Beside it stands the share of the `resampled` intervals that hold the mean of all `sets` values.
+    """
     device = torch.device("cpu")
     for width, samples, examples, scale, shift in SETTINGS:
         generator = torch.Generator().manual_seed(seed)
@@ -28,8 +31,11 @@ def intervals(sets: int = 200, *, resampled: int = 15, resamples: int = 20, seed
         print(f"{width} features, {samples} samples, {examples} examples")
         for name in values[0]:
             spread = QUANTILE * torch.tensor([each[name] for each in values]).std().item()
-            mean = sum(each[name].margin or 0.0 for each in estimates) / resampled
-            print(f"  {name}: {mean / spread:.2f}")
+            middle = sum(each[name] for each in values) / sets
+            ends = [(each[name].low or 0.0, each[name].high or 0.0) for each in estimates]
+            mean = sum(high - low for low, high in ends) / 2 / resampled
+            held = sum(low <= middle <= high for low, high in ends) / resampled
+            print(f"  {name}: {mean / spread:.2f}, holds the mean in {held:.0%}")
 
 
 if __name__ == "__main__":

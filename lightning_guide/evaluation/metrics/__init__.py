@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from lightning_guide.evaluation.metrics.aesthetic import AestheticScore
 from lightning_guide.evaluation.metrics.authenticity import Authenticity
-from lightning_guide.evaluation.metrics.base import FeatureMetric, SampleMetric
+from lightning_guide.evaluation.metrics.base import SampleMetric
 from lightning_guide.evaluation.metrics.class_accuracy import AccuracyByClass, ClassAccuracy, ClassShares
 from lightning_guide.evaluation.metrics.clip_score import ClipScore
 from lightning_guide.evaluation.metrics.exact_density import DensityMetrics
+from lightning_guide.evaluation.metrics.features import FeatureMetric
 from lightning_guide.evaluation.metrics.frechet import FrechetDistance, frechet_distance
 from lightning_guide.evaluation.metrics.frechet_interval import FrechetInterval
 from lightning_guide.evaluation.metrics.hps import HPS
@@ -15,6 +16,7 @@ from lightning_guide.evaluation.metrics.image_reward import ImageReward
 from lightning_guide.evaluation.metrics.inception_score import InceptionScore, Judge
 from lightning_guide.evaluation.metrics.kernel import CMMD, KernelDistance, MeanDiscrepancy
 from lightning_guide.evaluation.metrics.lpips_diversity import LpipsDiversity
+from lightning_guide.evaluation.metrics.mean import MeanMetric
 from lightning_guide.evaluation.metrics.memorization import Memorization
 from lightning_guide.evaluation.metrics.mind import MIND, squared_wasserstein
 from lightning_guide.evaluation.metrics.motion import MotionMetrics
@@ -45,6 +47,7 @@ __all__ = [
     "LpipsDiversity",
     "MIND",
     "MeanDiscrepancy",
+    "MeanMetric",
     "Memorization",
     "NeighborBalls",
     "OffSupport",

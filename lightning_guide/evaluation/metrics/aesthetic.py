@@ -10,13 +10,13 @@ from torch.nn import functional as F
 
 from lightning_guide.data import Batch
 from lightning_guide.evaluation.features.clip import ClipFeatures
-from lightning_guide.evaluation.metrics.base import SampleMetric
+from lightning_guide.evaluation.metrics.mean import MeanMetric
 from lightning_guide.objectives.reward import FileHead
 
 __all__ = ["AestheticScore"]
 
 
-class AestheticScore(SampleMetric):
+class AestheticScore(MeanMetric):
     """Aesthetic score `aesthetic`: mean of head(e / |e|) over samples with CLIP embeddings e; higher is better.
 
     The head is a file of linear layers (`FileHead`), such as LAION's aesthetics predictor for OpenAI's ViT-L/14, whose
@@ -24,9 +24,7 @@ class AestheticScore(SampleMetric):
     reproduced.
     """
 
-    reads_data = False
-    total: Tensor
-    count: Tensor
+    key = "aesthetic"
 
     def __init__(self, extractor: ClipFeatures, head: str) -> None:
         """Take CLIP features and the file of the `head`.
@@ -36,8 +34,6 @@ class AestheticScore(SampleMetric):
         """
         super().__init__()
         self.extractor, self.head = extractor, FileHead(head)
-        self.add_sum("total")
-        self.add_sum("count")
 
     def prepare(self, reference: Iterable[Batch]) -> None:
         """Load the weights; the data are not read.
@@ -47,17 +43,12 @@ class AestheticScore(SampleMetric):
         """
         self.extractor.load()
 
-    def update(self, x: Tensor, condition: Tensor | None = None) -> None:
-        """Add images `x` uint8 (B, C, H, W); labels are ignored.
+    def values(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the scores of images `x` uint8 (B, C, H, W); labels are ignored.
 
         Raises:
             ValueError: if the head takes another number of features.
         """
         with torch.no_grad():
             values = self.head(F.normalize(self.extractor(x.to(self.device)), dim=1))
-        self.total += values.to(torch.float64).sum()
-        self.count += len(values)
-
-    def compute(self) -> dict[str, Tensor]:
-        """Return `aesthetic`; NaN without samples."""
-        return {"aesthetic": self.total / self.count}
+        return values, torch.arange(len(x))

@@ -38,14 +38,14 @@ class ClipScore(PromptScore):
         """
         self.words = F.normalize(self.extractor.words(self.prompts, self.device), dim=1)
 
-    def update(self, x: Tensor, condition: Tensor | None = None) -> None:
-        """Add images `x` uint8 (B, C, H, W) with labels `condition` (B,); -1 or None: unlabeled.
+    def values(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the scores of the images with a label, and their rows.
 
         Raises:
             ValueError: if `prepare` was not called, or a label has no prompt.
         """
         self._check_prepared(len(self.words) > 0)
-        super().update(x, condition)
+        return super().values(x, condition)
 
     def scores(self, x: Tensor, labels: Tensor) -> Tensor:
         """Return 100 max(cos, 0), from 0 to 100, (B,)."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_guide.data import Batch
 from lightning_guide.evaluation.features.base import FeatureExtractor
-from lightning_guide.evaluation.metrics.base import FeatureMetric
+from lightning_guide.evaluation.metrics.features import FeatureMetric
 
 __all__ = ["CMMD", "KernelDistance", "MeanDiscrepancy"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_guide.evaluation.features.base import FeatureExtractor
-from lightning_guide.evaluation.metrics.base import FeatureMetric
+from lightning_guide.evaluation.metrics.features import FeatureMetric
 
 __all__ = ["Memorization"]
 

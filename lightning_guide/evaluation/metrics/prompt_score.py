@@ -4,33 +4,26 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from lightning_guide.data import Batch
-from lightning_guide.evaluation.metrics.base import SampleMetric
 from lightning_guide.evaluation.metrics.labels import labeled_samples
+from lightning_guide.evaluation.metrics.mean import MeanMetric
 from lightning_guide.pretrained.prompts import read_prompts
-from lightning_guide.utils.devices import to_device
 
 __all__ = ["PackageScore", "PromptScore"]
 
 
-class PromptScore(SampleMetric):
+class PromptScore(MeanMetric):
     """Base of means of a score of image and prompt, over the samples with a label.
 
     Attributes:
-        key: of the result.
         prompts: one for each class.
     """
-
-    key: ClassVar[str]
-    reads_data = False
-    total: Tensor
-    count: Tensor
 
     def __init__(self, prompts: Sequence[str] | str) -> None:
         """Take a text per class or prompt, as "a photo of an airplane", or a file with one a line.
@@ -42,31 +35,23 @@ class PromptScore(SampleMetric):
         if not prompts:
             raise ValueError(f"{type(self).__name__} needs a prompt for each class, got none")
         self.prompts = read_prompts(prompts)
-        self.add_sum("total")
-        self.add_sum("count")
 
     @abstractmethod
     def scores(self, x: Tensor, labels: Tensor) -> Tensor:
         """Return scores (B,) of images `x` uint8 (B, C, H, W) with the prompts of `labels` (B,), on the host."""
 
-    def update(self, x: Tensor, condition: Tensor | None = None) -> None:
-        """Add images `x` uint8 (B, C, H, W) with labels `condition` (B,); -1 or None: unlabeled.
+    def values(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the scores of the images `x` uint8 (B, C, H, W) with a label `condition` (B,); -1 or None: unlabeled.
 
         Raises:
             ValueError: if `prepare` was not called, or a label has no prompt.
         """
         if condition is None:
-            return
-        count = len(self.prompts)
+            return torch.zeros(0), torch.arange(0)
+        count, condition = len(self.prompts), condition.cpu()  # waits once a batch
         has = f"{type(self).__name__} has {count} prompts"
         x, labels = labeled_samples(x, condition, device=self.device, limit=count, what=has)
-        if len(labels):
-            self.total += to_device(self.scores(x, labels).to(torch.float64).sum(), self.device)
-            self.count += len(labels)
-
-    def compute(self) -> dict[str, Tensor]:
-        """Return the mean; NaN without labeled samples."""
-        return {self.key: self.total / self.count}
+        return self.scores(x, labels) if len(labels) else torch.zeros(0), (condition >= 0).nonzero()[:, 0]
 
 
 class _Loaded:

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from matplotlib import pyplot as plt
+from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 import lightning_guide as lg
 from lightning_guide.commands.guidance_files import build_guidances
@@ -142,9 +143,15 @@ def _draw(groups: Mapping[str, Any], summary: Mapping[str, Any], path: Path) -> 
         style = {"color": line.get_color(), "marker": "o", "markersize": 4, "capsize": 2, "linewidth": 1}
         if scored:
             right.errorbar(calls, means, halves, label=family, **style)
-    for axes, name in ((left, "distance from the solution"), (right, "change of FD in %, paired")):
+    for axes, name in (
+        (left, "root mean square distance from the solution"),
+        (right, f"change of FD from {REFERENCE} in %, same seeds"),
+    ):
         axes.axvline(42, color="black", linestyle=":", linewidth=1)
-        axes.set(xlabel="network calls per sample, the guider's counted", ylabel=name, xscale="log")
+        axes.set(xlabel="network calls per sample, with those of the guider", ylabel=name, xscale="log")
+        axes.xaxis.set_major_locator(FixedLocator([10, 20, 30, 42, 60, 126]))
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.legend(fontsize=7)
     left.set_yscale("log")
     right.axhline(0, color="black", linestyle=":", linewidth=1)
