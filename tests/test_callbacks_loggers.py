@@ -55,7 +55,7 @@ def test_csv_takes_scalars_and_settings_and_files_hold_the_rest(tmp_path: Path) 
 
 def test_without_a_logger_files_hold_all(tmp_path: Path) -> None:
     fit(tmp_path, False)
-    _files_of(tmp_path)
+    assert _files_of(tmp_path)["plain"]["fd"] > 0
 
 
 def test_several_loggers_take_the_same(tmp_path: Path) -> None:

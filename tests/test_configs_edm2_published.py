@@ -68,7 +68,9 @@ def test_every_config_is_the_published_one() -> None:
 @pytest.mark.filterwarnings("ignore:Total length of")  # NoData
 @pytest.mark.filterwarnings("ignore:.*samples are not finite or out of bounds")
 @pytest.mark.filterwarnings("ignore:.*away from itself")
-def test_a_shrunken_one_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shrunken_one_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Images of 8x8 pixels in place of 64x64; the guider of CFG has no labels."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
@@ -84,3 +86,4 @@ def test_a_shrunken_one_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     }
     (tmp_path / "few.yaml").write_text(yaml.safe_dump(few))
     main(["validate", "-c", str(FOLDER / "img64-s-fid.yaml"), "-c", str(tmp_path / "few.yaml")])
+    assert "validate has ended" in capsys.readouterr().out

@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
@@ -246,7 +246,9 @@ def test_tensorboard_shows_losses_rates_images_and_evaluations(tmp_path: Path) -
 
 
 def test_without_a_log_interval_nothing_is_logged(tmp_path: Path) -> None:
-    fit(tmp_path, steps=2, log_every_n_steps=0)
+    for every in (1, 0):
+        fit(tmp_path, steps=2, log_every_n_steps=every, logger=CSVLogger(str(tmp_path), name=f"every_{every}"))
+    assert [path.parts[-3] for path in tmp_path.rglob("metrics.csv")] == ["every_1"]
 
 
 # --- gradients in validation ---------------------------------------------------------------------------

@@ -229,7 +229,9 @@ def test_guiders_share_the_weights_of_the_model(run: Path, folder: Path) -> None
         Unadapted().resolve(RunModels(plain, run=run, device=torch.device("cpu")))
 
 
-def test_a_run_is_evaluated_after_its_model_was_moved(folder: Path, run: Path, tmp_path: Path) -> None:
+def test_a_run_is_evaluated_after_its_model_was_moved(
+    folder: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The config names the new place; the weights are those of the snapshots by their fingerprint."""
     moved_to = tmp_path / "elsewhere"
     folder.rename(moved_to)
@@ -237,6 +239,7 @@ def test_a_run_is_evaluated_after_its_model_was_moved(folder: Path, run: Path, t
         place = ["--model.denoiser.init_args.denoiser.init_args.source", f"diffusers:{moved_to}"]
         copied = shutil.copytree(run, tmp_path / "run")
         main(["validate", str(copied), *place])
+        assert "validate has ended" in capsys.readouterr().out
     finally:
         moved_to.rename(folder)
 

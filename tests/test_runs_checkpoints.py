@@ -146,4 +146,5 @@ def test_a_missing_file_names_those_beside_it(run: Path) -> None:
 
 
 def test_own_checkpoint_is_accepted(run: Path) -> None:
+    """Nothing is raised; what is refused, and how, the tests below say."""
     check_checkpoint(newest_checkpoint(run) or "", tiny_module(average=None), training=True)

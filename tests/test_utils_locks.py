@@ -96,7 +96,7 @@ def test_a_later_process_with_the_same_id_is_not_the_owner(tmp_path: Path, start
     other = start(lambda: None)
     write_owner(tmp_path, pid=other, started="12")
     with lock(tmp_path, patience=60):
-        pass
+        assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
 
 
 def test_the_lock_of_a_copied_folder_is_not_that_of_the_copy(tmp_path: Path, start: Start) -> None:
@@ -145,7 +145,7 @@ def test_another_boot_of_this_machine_is_another_machine(tmp_path: Path) -> None
 def test_a_damaged_lock_is_judged_by_its_age(content: str, tmp_path: Path) -> None:
     (tmp_path / ".lock").write_text(content)
     with lock(tmp_path):
-        pass
+        assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
 
 
 def test_a_process_that_lost_its_lock_ends(tmp_path: Path) -> None:

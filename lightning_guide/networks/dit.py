@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from timm.layers import PatchEmbed, build_sincos2d_pos_embed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -143,6 +142,8 @@ class DiffusionTransformer(Network):
         self.patch = (patch_size if len(self.data_shape) == 3 else 1, patch_size)
         self._token_grid(sides)
 
+        from timm.layers import PatchEmbed  # takes half a second, which other runs save
+
         self.patches = PatchEmbed(None, self.patch, C, channels, flatten=False)  # type: ignore[arg-type]
         self.embedding_noise = NoiseMLP(channels)
         condition_channels = num_classes or token_channels
@@ -216,6 +217,8 @@ class DiffusionTransformer(Network):
 
         x = x.reshape(B, C, H, W).to(self.patches.proj.weight.dtype)
         tokens = self.patches(x).flatten(2).mT  # (B, h w, channels)
+        from timm.layers import build_sincos2d_pos_embed  # loaded by the constructor
+
         tokens = tokens + build_sincos2d_pos_embed([h, w], tokens.shape[-1], device=x.device).to(tokens.dtype)
         for i, block in enumerate(self.blocks):
             if self.reading:

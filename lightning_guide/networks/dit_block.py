@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from functools import partial
 
-from timm.layers import GELUTanh, Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -71,6 +70,8 @@ class TransformerBlock(nn.Module):
         self.modulation = Modulation(channels, 6)
         self.norm = token_norm(channels)
         self.attention = TokenAttention(channels, heads, qk_norm=qk_norm)
+        from timm.layers import GELUTanh, Mlp  # takes half a second, which other runs save
+
         self.mlp = Mlp(channels, int(mlp_ratio * channels), act_layer=GELUTanh, drop=(dropout, 0.0))
 
     def forward(self, x: Tensor, embedding: Tensor, grid: tuple[int, int] | None) -> Tensor:

@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -72,6 +71,8 @@ class MotionBlock(nn.Module):
     def __init__(self, channels: int, heads: int, hidden: int, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.attention = FrameAttention(channels, heads)
+        from timm.layers import Mlp  # takes half a second, which other runs save
+
         self.mlp = Mlp(channels, hidden, act_layer=nn.GELU, drop=(dropout, 0.0))
         self.norm1, self.norm2 = nn.LayerNorm(channels), nn.LayerNorm(channels)
 
