@@ -17,6 +17,7 @@ from lightning_guide.guidance.negatives import PLADIS, NormalizedAttentionGuidan
 from lightning_guide.guidance.negatives.nag import normalized
 from lightning_guide.networks.attention import TextReader
 from lightning_guide.networks.inputs import CrossAttention
+from lightning_guide.optimization.low_rank import LowRank
 from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.pretrained import DiffusersNetwork
 from tests.small_networks import SIGMA, noisy_images, trajectory, transformer, unet
@@ -108,7 +109,11 @@ def test_it_is_off_at_weight_one_and_without_a_condition() -> None:
     plain, none = predict(model, x, tokens()), predict(model, x, None)
     for off in (NormalizedAttentionGuidance(1.0, positive=model), NormalizedAttentionGuidance(alpha=0, positive=model)):
         assert torch.equal(predict(off, x, tokens()), plain)
+        assert list(off.without_effect([trajectory()])) == [
+            "NormalizedTexts leaves the model as it is: its settings change nothing"
+        ]
     guided = NormalizedAttentionGuidance(positive=model)
+    assert not list(guided.without_effect([trajectory()]))
     torch.testing.assert_close(predict(guided, x, None), none, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(predict(guided, x, tokens()), plain, atol=1e-3)
     one = predict(guided, x[1:2], tokens()[1:2, :])
@@ -136,6 +141,13 @@ def test_one_call_and_the_positive_of_others() -> None:
         one, other = (order(x, SIGMA, tokens()) for order in orders)
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(one, found, atol=1e-3)
+
+
+def test_a_low_rank_model_is_guided_like_its_base() -> None:
+    model, x = of_texts(), noisy_images()
+    adapted = LowRank(of_texts(), rank=2).eval()
+    one, other = (predict(NormalizedAttentionGuidance(positive=each), x, tokens()) for each in (model, adapted))
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 # Networks of diffusers
