@@ -136,9 +136,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     file = Path(path)
     if not file.is_file():
-        found = ", ".join(sorted(other.name for other in file.parent.glob("*.ckpt"))) or "none"
+        others = ", ".join(sorted(other.name for other in file.parent.glob("*.ckpt"))) or "none"
         what = "is a folder" if file.is_dir() else f"does not exist{did_you_mean(file.parent)}"
-        raise ValueError(f"the checkpoint {path} {what}; checkpoints in its folder: {found}")
+        raise ValueError(f"the checkpoint {path} {what}; checkpoints in its folder: {others}")
     if foreign := _foreign(file):
         raise ValueError(f"{path} is {foreign}; expected a checkpoint of this run, RUN/checkpoints/step-N.ckpt")
     try:

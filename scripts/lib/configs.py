@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import yaml
 
-Solver = Literal["Heun", "DPMSolver2M", "PLMS", "Euler"]
+Solver = Literal["Heun", "DPMSolver2M", "DEIS", "PLMS", "Euler"]
 
 
 def class_config(class_path: str, **arguments: Any) -> dict[str, Any]:
