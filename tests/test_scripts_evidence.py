@@ -11,7 +11,7 @@ import yaml
 
 from lightning_guide.cli import main
 from scripts.lib import evaluations
-from scripts.lib.guidance_weights import refined
+from scripts.lib.guidance_weights import refined, weight_of, with_weight
 from scripts.lib.guiders import with_guider
 from scripts.studies.evidence.run import BASELINES, best_of, study
 
@@ -25,6 +25,12 @@ def test_weights_next_to_the_best_one() -> None:
     assert refined(tried, 3.25) == [2.3, 7.75]
     assert refined([0.2, 0.4, 0.8], 0.4, interpolating=True) == [0.283, 0.566]
     assert refined([0.2, 0.4, 0.8], 0.8, interpolating=True) == [0.566]  # 1.6 would leave [0, 1]
+
+
+def test_the_first_of_several_weights_is_replaced() -> None:
+    guidance = {"class_path": "Guided", "init_args": {"negatives": [{}, {}], "weights": [1.5, 1.25]}}
+    changed = with_weight(guidance, 3.0)
+    assert changed["init_args"]["weights"] == [3.0, 1.25] and weight_of(guidance) == 1.5
 
 
 def test_the_guider_is_replaced_wherever_it_stands() -> None:
