@@ -6,8 +6,7 @@ an auxiliary model initialized as the base is trained.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from datamodules.prompted import PromptedExamples, prompts_checksum
 from datamodules.shard_examples import ShardExamples
 from datamodules.storage.image_codec import decode_sample
 from datamodules.storage.synthesis import Synthesis
+from datamodules.storage.synthetic_folder import SHARDS, SyntheticFolder, description_of
 from datamodules.storage.tar_index import SAMPLES
 from lightning_guide.data import Batch, Prompts
 from lightning_guide.denoiser import Denoiser
@@ -34,11 +34,10 @@ from lightning_guide.pretrained.source import is_published, load
 from lightning_guide.runs.class_names import check_class_names
 from lightning_guide.runs.models import RunModels, finished_model
 from lightning_guide.samplers import Heun, Sampler
+from lightning_guide.seeds import check_seed
 from lightning_guide.snapshots.file import checksum
 from lightning_guide.utils.distributed import run_on_all_ranks
-from lightning_guide.utils.files import remove_temporary
-from lightning_guide.utils.locks import FolderLock
-from lightning_guide.utils.resume import ResumableFolder, check_same_settings, plain_data, read_record
+from lightning_guide.utils.resume import check_same_settings, plain_data, read_record
 
 __all__ = ["SelfSynthesized"]
 
@@ -95,7 +94,7 @@ class SelfSynthesized(DiffusionData):
             seed: seed of the order of the samples in training.
 
         Raises:
-            ValueError: if a number is below 1.
+            ValueError: if a number is below 1, or a seed below 0.
         """
         super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
         if num_samples < 1 or chunk_size < 1:
@@ -105,7 +104,7 @@ class SelfSynthesized(DiffusionData):
         self.data, self.run, self.folder, self.num_samples = data, run, Path(folder).expanduser(), num_samples
         self.images, self.sigma_rel, self.options, self.classes = images, sigma_rel, dict(options or {}), classes
         self.guidance, self.sampler = guidance or Main(), sampler or Heun()
-        self.sampling_seed, self.chunk_size = sampling_seed, chunk_size
+        self.sampling_seed, self.chunk_size = check_seed(sampling_seed), chunk_size
         self.data_shape, self.num_classes = tuple(data.data_shape), data.num_classes
         self.class_names = data.class_names
         self._made_of: dict[str, Any] = {}
@@ -147,31 +146,15 @@ class SelfSynthesized(DiffusionData):
         denoiser = self.guidance.resolve(RunModels(base, run=self.run, device=device, prompts=prompts)).eval()
         labels, settings = self._labels(base), self._settings(base, denoiser)
         counts = [] if int(labels[0]) < 0 else torch.bincount(labels, minlength=self.num_classes).tolist()
-        run_on_all_ranks(lambda: self._check_folder(settings, counts))
-        run_on_all_ranks(lambda: self._describe(settings, counts) if rank == 0 else None)
+        described = SyntheticFolder(self.folder, settings, counts)
+        run_on_all_ranks(described.check)
+        run_on_all_ranks(lambda: described.write(run=self.run) if rank == 0 else None)
         self._made_of = plain_data({**settings, "counts": counts})
         drawn = fuse_weights(denoiser), self.sampler, labels, self.sampling_seed, self.chunk_size
         set_ = Synthesis(*drawn, self.folder, self.data)
-        with self._lock(set_, owner=rank == 0):
+        with described.lock(set_.shards, owner=rank == 0):
             run_on_all_ranks(lambda: set_.write(self.data.stored, device, rank=rank, world=world))
         self.__dict__.pop("_examples", None)
-
-    @contextmanager
-    def _lock(self, set_: Synthesis, *, owner: bool) -> Iterator[None]:
-        """Lock the folder while samples are drawn, on the `owner` for all ranks; a complete set can be used at once."""
-        lock = FolderLock(self.folder / ".lock", what=f"the synthetic set {self.folder}")
-        missing = owner and not all(path.is_file() for path in set_.shards)
-
-        def begin() -> None:
-            if missing:
-                lock.acquire()
-                remove_temporary(self.folder, "synthetic-*.tar")
-
-        run_on_all_ranks(begin)
-        try:
-            yield
-        finally:
-            lock.release()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the settings of the set, for checkpoints."""
@@ -219,10 +202,10 @@ class SelfSynthesized(DiffusionData):
     @cached_property
     def _examples(self) -> Examples:
         """The synthetic set, decoded into memory below 1 GiB."""
-        paths = sorted(self.folder.glob("synthetic-*.tar"))
-        if not paths or not self._description.is_file():
+        paths, description = sorted(self.folder.glob(SHARDS)), description_of(self.folder)
+        if not paths or not description.is_file():
             raise ValueError(f"{self.folder} holds no synthetic set yet; `fit`, or setup('fit'), draws it")
-        classes = len(read_record(self._description)[1]["counts"])
+        classes = len(read_record(description)[1]["counts"])
         records = ShardExamples(paths, size=None, num_classes=classes, extensions=SAMPLES, decode=decode_sample)
         if len(records) != self.num_samples:
             raise ValueError(
@@ -265,23 +248,6 @@ class SelfSynthesized(DiffusionData):
             return torch.full((self.num_samples,), -1)
         shares = class_shares(self.classes, base.num_classes, self.data.reference(torch.device("cpu")))
         return class_labels(shares, self.num_samples, seed=self.sampling_seed)
-
-    @property
-    def _description(self) -> Path:
-        """File that describes the set: settings, class counts and the run."""
-        return self.folder / "synthetic.json"
-
-    def _check_folder(self, settings: dict[str, Any], counts: list[int]) -> None:
-        """Refuse a folder whose set has other settings, or the same shares of data that have changed."""
-        folder = ResumableFolder(self._description, settings, results="*.tar")
-        content = folder.read()
-        if folder.has_results(content):
-            check_same_settings({"counts": content.get("counts")}, {"counts": counts}, place=self._description)
-
-    def _describe(self, settings: dict[str, Any], counts: list[int]) -> None:
-        """Write the description of the set."""
-        folder = ResumableFolder(self._description, settings, results="*.tar")
-        folder.write({"run": self.run, "counts": counts})
 
     def _settings(self, base: Denoiser, denoiser: Denoiser) -> dict[str, Any]:
         """Return all settings that the samples depend on, as plain data."""
