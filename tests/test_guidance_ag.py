@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from lightning_guide.distributions.gaussian_mixture import gaussian
 from lightning_guide.guidance import ClassifierFreeGuidance, Interval
-from lightning_guide.guidance.combinations import ReusedDifference, UntilAgreement
+from lightning_guide.guidance.combinations import RectifiedGradient, ReusedDifference, UntilAgreement
 from lightning_guide.guidance.schedules import StepWindow
 from lightning_guide.samplers import Euler, Heun, Sampler
+from lightning_guide.seeds import SampleSeeds
 from tests.branches import GRID, LEVELS, SAMPLERS, blobs, guided, start, walk
 from tests.test_guidance_reuse import Labeled
 
@@ -77,6 +79,22 @@ def test_both_savings_nest() -> None:
     ):
         nested, alone = (walk(Euler(GRID), guided(models, [2.0], each), x) for each in (rule, ReusedDifference(2)))
         assert torch.equal(nested.x, alone.x) and nested.evaluations == alone.evaluations == 9
+
+
+def test_a_sample_ends_for_itself_in_reused_steps_too() -> None:
+    models, seeds = [gaussian([1.0, 0.0], 0.3), gaussian([0.0, 0.5], 1.0)], SampleSeeds(0, range(8))
+    x = Euler(12).initial(models[0], seeds).double()
+    for every in (2, 3):
+        rule = UntilAgreement(0.6, combination=ReusedDifference(every))
+        together = walk(Euler(12), guided(models, [2.5], rule), x).x
+        for i in range(len(x)):
+            torch.testing.assert_close(walk(Euler(12), guided(models, [2.5], rule), x[i : i + 1]).x[0], together[i])
+
+
+@pytest.mark.parametrize("watching", [UntilAgreement, ReusedDifference])
+def test_a_rule_that_differentiates_cannot_be_watched(watching: type[UntilAgreement | ReusedDifference]) -> None:
+    with pytest.raises(ValueError, match=f"{watching.__name__} cannot watch the calls of RectifiedGradient"):
+        watching(combination=StepWindow(combination=RectifiedGradient()))
 
 
 @pytest.mark.parametrize("threshold", [-1.1, float("nan")])

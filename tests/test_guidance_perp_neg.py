@@ -111,8 +111,8 @@ def test_fixed_conditions_of_classes_and_prompts() -> None:
 
 def test_conditions_that_do_not_exist() -> None:
     model, x, sigma = labeled(), start(2), torch.tensor(SIGMA)
-    for number in (-1, 1.5, True):
-        with pytest.raises(ValueError, match="FixedCondition needs the number of a class or prompt, from 0 on, got"):
+    for number in (-1, 1.5, True, float("nan"), None, "a"):
+        with pytest.raises(ValueError, match="FixedCondition needs the number of a class or prompt as a whole number"):
             FixedCondition(number)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the number 3; there are 3 classes, counted from 0"):
         FixedCondition(3, model)(x, sigma)
@@ -120,6 +120,8 @@ def test_conditions_that_do_not_exist() -> None:
         FixedCondition(0, mixtures()[0])(x, sigma)
     reader = Tokens(model.means, 0.2 * torch.eye(2).expand(3, 2, 2))
     reader.num_classes = 0
+    with pytest.raises(ValueError, match="the number 0; there are 0 prompts, counted from 0"):
+        FixedCondition(0, reader, prompts=torch.zeros(0, 3, 2))(x, sigma)
     with pytest.raises(ValueError, match="the number 2; there are 2 prompts, counted from 0"):
         FixedCondition(2, reader, prompts=torch.zeros(2, 3, 2))(x, sigma)
     with pytest.raises(ValueError, match="takes the prompt 0 of the evaluation, and there are none here"):

@@ -161,6 +161,12 @@ def test_networks_without_attention_to_texts_are_refused(model: Callable[[], Any
         PLADIS(positive=model()).layers()
 
 
+def test_logits_that_are_not_finite_stay_visible() -> None:
+    found = entmax(torch.tensor([[float("nan"), 1.0], [1.0, 1.0]]))
+    assert bool(found[0].isnan().all())
+    torch.testing.assert_close(found[1], torch.tensor([0.5, 0.5]))
+
+
 @pytest.mark.parametrize(("weight", "alpha"), [(float("nan"), 1.5), (3, 1.7), (3, 1)])
 def test_settings_out_of_range_are_refused(weight: float, alpha: float) -> None:
     with pytest.raises(ValueError, match="PLADIS needs a finite weight and alpha 1.5 or 2, got"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,19 @@ from lightning_guide.guidance import DAPS, DDNM, DDRM, MMPS, TMPD, DiffPIR, PiGD
 from lightning_guide.networks import SmallClassifier
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.objectives import Distance, Matrix, Measurement
-from lightning_guide.samplers import DDIM, Euler, Heun, Sampler, TimeTravel
+from lightning_guide.samplers import (
+    DDIM,
+    DEIS,
+    PLMS,
+    DPMSolver2M,
+    Euler,
+    Heun,
+    Restart,
+    Sampler,
+    SDEDPMSolver2M,
+    TimeTravel,
+    UniPC,
+)
 from lightning_guide.seeds import SampleSeeds
 from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.utils.files import read_yaml
@@ -320,11 +333,18 @@ def test_another_energy_is_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda m: MMPS(m, iterations=0), "MMPS needs iterations >= 1, got 0"),
-        (lambda m: PiGDM(m, data_std=0.0), "PiGDM needs data_std > 0, got 0.0"),
+        (lambda m: MMPS(m, iterations=0), "MMPS needs iterations as a whole number from 1 on, got 0"),
+        (lambda m: MMPS(m, iterations=2.5), "MMPS needs iterations as a whole number from 1 on, got 2.5"),  # type: ignore[arg-type]
+        (lambda m: PiGDM(m, data_std=0.0), "PiGDM needs a finite data_std > 0, got 0.0"),
+        (lambda m: PiGDM(m, data_std=math.inf), "PiGDM needs a finite data_std > 0, got inf"),
         (lambda m: DDRM(m, eta=1.5), "DDRM needs eta and eta_b in .0, 1., got 1.5 and 1.0"),
-        (lambda m: DiffPIR(m, weight=0.0), "DiffPIR needs weight > 0 and zeta in .0, 1., got 0.0 and 1.0"),
-        (lambda m: DAPS(m, steps=0), "DAPS needs steps >= 1 and data_std > 0, got 0 and None"),
+        (lambda m: DiffPIR(m, weight=0.0), "DiffPIR needs a finite weight > 0 and zeta in .0, 1., got 0.0 and 1.0"),
+        (
+            lambda m: DiffPIR(m, weight=math.inf),
+            "DiffPIR needs a finite weight > 0 and zeta in .0, 1., got inf and 1.0",
+        ),
+        (lambda m: DAPS(m, steps=0), "DAPS needs steps as a whole number from 1 on, got 0"),
+        (lambda m: DAPS(m, data_std=math.inf), "DAPS needs a finite data_std > 0, got inf"),
     ],
 )
 def test_impossible_settings_are_refused(make: Any, sentence: str) -> None:
@@ -332,11 +352,23 @@ def test_impossible_settings_are_refused(make: Any, sentence: str) -> None:
         make(seen(A, Y, NOISE))
 
 
+OTHERS = [Heun(GRID), DEIS(GRID), UniPC(GRID), DPMSolver2M(GRID), SDEDPMSolver2M(GRID), DDIM(GRID, eta=1.0), PLMS(GRID)]
+
+
+@pytest.mark.parametrize("sampler", [*OTHERS, TimeTravel(Heun(GRID), 2), Restart(DEIS(GRID))], ids=str)
 @pytest.mark.parametrize("name", STEPS)
-def test_samplers_with_a_second_stage_are_refused(name: str) -> None:
+def test_samplers_that_do_more_than_a_step_along_the_noise_are_refused_before_the_first(
+    name: str, sampler: Sampler
+) -> None:
     guided = METHODS[name](seen(A, Y, NOISE), positive=mixture())
     with pytest.raises(ValueError, match=f"{name} draws the noise of its steps: sample it by Euler"):
-        Heun(GRID).sample(guided, seeds=SampleSeeds(0, range(2)))
+        next(sampler.steps(guided, sampler.initial(guided, SampleSeeds(0, range(2))), seeds=SampleSeeds(0, range(2))))
+
+
+@pytest.mark.parametrize("sampler", [DDIM(GRID, eta=0.0), TimeTravel(Euler(GRID), 2), Restart(Euler(GRID))], ids=str)
+def test_samplers_that_step_along_the_noise_are_not(sampler: Sampler) -> None:
+    end = sampler.sample(DDRM(seen(A, Y, NOISE), positive=mixture()), seeds=SampleSeeds(0, range(2)))
+    assert bool(end.x.isfinite().all())
 
 
 def test_measurements_of_another_shape_are_refused_before_the_first_step() -> None:

@@ -105,9 +105,9 @@ def test_a_negative_that_is_not_called_is_not_in_the_batch_of_the_positive() -> 
     assert model.batches == [6, 3, 6, 3, 6, 3] and end.evaluations == 9
 
 
-@pytest.mark.parametrize("every", [0, -1, 1.5, True])
+@pytest.mark.parametrize("every", [0, -1, 1.5, True, float("nan"), None, "a"])
 def test_periods_that_are_none(every: int) -> None:
-    with pytest.raises(ValueError, match="ReusedDifference needs a whole number of steps from 1 on as every, got"):
+    with pytest.raises(ValueError, match="ReusedDifference needs every as a whole number from 1 on, got"):
         ReusedDifference(every)
 
 

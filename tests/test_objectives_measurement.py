@@ -98,6 +98,20 @@ def test_impossible_measurements_are_refused() -> None:
         Measurement(Downsampled(4), truth, observed=truth)
     with pytest.raises(ValueError, match="noise >= 0, .* got -1"):
         Measurement(Downsampled(4), truth, noise=-1)
+    for noise in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="finite noise"):
+            Measurement(Downsampled(4), truth, noise=noise)
+    for make in (lambda: Downsampled(2.5), lambda: Compressed(2.5), lambda: Boxed(0.5, 0, 1, 1)):  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="as a whole number"):
+            make()
+    for observed in (torch.full((1, 3, 2, 2), float("nan")), torch.zeros(0, 3, 2, 2)):
+        with pytest.raises(ValueError, match="measurements have|measurements hold numbers that are not finite"):
+            Measurement(Downsampled(4), observed=observed).problem(trajectory(torch.zeros(1, 3, 8, 8)))
+    with pytest.raises(ValueError, match="images of 8x8 cannot be averaged in squares of 3"):
+        Measurement(Downsampled(3), torch.zeros(1, 3, 8, 8)).problem(trajectory(torch.zeros(1, 3, 8, 8)))
+    for matrix in ([[float("nan"), 0.0]], torch.zeros(0, 3)):
+        with pytest.raises(ValueError, match="Matrix needs"):
+            Matrix(matrix)
     with pytest.raises(ValueError, match=r"Matrix needs a matrix \(m, d\), got the shape \(3,\)"):
         Matrix(torch.zeros(3))
     with pytest.raises(ValueError, match=r"Matrix has 5 columns for x of shape \(4,\)"):

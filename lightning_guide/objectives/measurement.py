@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -11,7 +12,7 @@ from lightning_guide.denoiser import Trajectory
 from lightning_guide.objectives.energy import Energy, Loss
 from lightning_guide.objectives.operators import Operator
 from lightning_guide.objectives.reference import references_for
-from lightning_guide.objectives.spectrum import LinearProblem
+from lightning_guide.objectives.spectrum import LinearProblem, Spectrum
 
 __all__ = ["Measurement"]
 
@@ -46,8 +47,8 @@ class Measurement(Energy):
             ValueError: if `noise` is negative, or zero with `squared`, or not one of `truth` and `observed` is given.
         """
         super().__init__()
-        if noise < 0 or (squared and noise == 0):
-            raise ValueError(f"Measurement needs noise >= 0, and > 0 for a squared loss, got {noise}")
+        if not 0 <= noise < math.inf or (squared and noise == 0):
+            raise ValueError(f"Measurement needs a finite noise >= 0, and > 0 for a squared loss, got {noise}")
         if (truth is None) == (observed is None):
             raise ValueError(
                 f"Measurement needs either truth, the hidden examples, or observed, their measurements; got "
@@ -55,6 +56,7 @@ class Measurement(Energy):
             )
         self.operator, self.truth, self.observed = operator, truth, observed
         self.noise, self.squared = noise, squared
+        self._spectra: dict[tuple[int, ...], Spectrum] = {}  # by the shape of x, since a decomposition may take seconds
 
     def observe(self, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
         """Return the hidden examples t (B, *) of the samples of `trajectory`, and their measurements y (B, ...).
@@ -86,7 +88,9 @@ class Measurement(Energy):
             ValueError: as `measurements` and `Operator.spectrum`, or if the operator is not linear.
         """
         x = trajectory.x
-        spectrum = self.operator.spectrum(tuple(x.shape[1:]))
+        if (shape := tuple(x.shape[1:])) not in self._spectra:
+            self._spectra[shape] = self.operator.spectrum(shape)
+        spectrum = self._spectra[shape]
         first, second = torch.randn(2, 1, *x.shape[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         parts, whole = self.operator(first) - 2 * self.operator(second), self.operator(first - 2 * second)
         if not torch.allclose(parts, whole, rtol=1e-4, atol=1e-4 * float(whole.abs().max())):

@@ -15,6 +15,7 @@ from lightning_guide.seeds import check_seed, mix
 from lightning_guide.utils.devices import to_device
 from lightning_guide.utils.images import gaussian_blur
 from lightning_guide.utils.recipe import HasRecipe
+from lightning_guide.utils.scalars import check_whole
 
 __all__ = ["Blurred", "Boxed", "Compressed", "Downsampled", "Masked", "Matrix", "Operator"]
 
@@ -71,6 +72,7 @@ class Averaging(ImageOperator):
 
     def image_spectrum(self, shape: tuple[int, ...]) -> Spectrum:
         """Return the decomposition by those of both sides."""
+        self(torch.zeros(1, 1, *shape[1:]))  # refuses sides that do not fit, by their names
         rows, columns = (self._side(size) for size in shape[1:])
         return Spectrum.of_sides(rows, columns, shape)
 
@@ -96,9 +98,7 @@ class Downsampled(Averaging):
         Raises:
             ValueError: if `factor` is less than 1.
         """
-        if factor < 1:
-            raise ValueError(f"Downsampled needs factor >= 1, got {factor}")
-        self.factor = self.least = factor
+        self.factor = self.least = check_whole(factor, "Downsampled needs factor", least=1)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return A x (B, C, H / factor, W / factor).
@@ -120,8 +120,8 @@ class Blurred(Averaging):
         Raises:
             ValueError: unless `std` is positive.
         """
-        if not std > 0:
-            raise ValueError(f"Blurred needs std > 0, got {std}")
+        if not 0 < std < math.inf:
+            raise ValueError(f"Blurred needs a finite std > 0, got {std}")
         self.std = std
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -158,9 +158,10 @@ class Boxed(Selection):
         Raises:
             ValueError: if it starts outside of the image, or is empty.
         """
-        if min(top, left) < 0 or min(height, width) < 1:
-            raise ValueError(f"Boxed needs top, left >= 0 and height, width >= 1, got {(top, left, height, width)}")
-        self.top, self.left, self.height, self.width = top, left, height, width
+        self.top, self.left = (check_whole(each, "Boxed needs top and left", least=0) for each in (top, left))
+        self.height, self.width = (
+            check_whole(each, "Boxed needs height and width", least=1) for each in (height, width)
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return A x (B, C, H, W), zero inside the rectangle."""
@@ -179,8 +180,10 @@ class Matrix(Operator):
             ValueError: if it is no matrix.
         """
         self.matrix = torch.as_tensor(matrix)
-        if self.matrix.ndim != 2:
+        if self.matrix.ndim != 2 or not self.matrix.numel():
             raise ValueError(f"Matrix needs a matrix (m, d), got the shape {tuple(self.matrix.shape)}")
+        if not bool(self.matrix.isfinite().all()):
+            raise ValueError("Matrix needs finite numbers")
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return M x (B, m).
@@ -202,9 +205,7 @@ class Compressed(Operator):
         Raises:
             ValueError: if `count` is below 1.
         """
-        if count < 1:
-            raise ValueError(f"Compressed needs count >= 1, got {count}")
-        self.count, self.seed = count, check_seed(seed)
+        self.count, self.seed = check_whole(count, "Compressed needs count", least=1), check_seed(seed)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return P x (B, count)."""

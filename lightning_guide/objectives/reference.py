@@ -31,7 +31,9 @@ def load_references(data: str | Sequence[float] | Tensor, like: Tensor, what: st
     shape = tuple(like.shape[1:])
     if tuple(examples.shape) == shape:
         examples = examples[None]
-    if tuple(examples.shape[1:]) != shape:
+    if not isinstance(data, str) and not bool(examples.isfinite().all()):
+        raise ValueError(f"{what} hold numbers that are not finite")
+    if tuple(examples.shape[1:]) != shape or not len(examples):
         where = f" in {data}" if isinstance(data, str) else ""
         raise ValueError(f"{what}{where} have shape {tuple(examples.shape)}; expected (N, {shape})")
     return to_device(examples.to(like.dtype), like.device)

@@ -32,7 +32,13 @@ Memory = dict[str, Tensor | float]
 
 
 class Sampler(HasRecipe, ABC):
-    """Base of all samplers. Holds no state between trajectories."""
+    """Base of all samplers. Holds no state between trajectories.
+
+    Attributes:
+        single: whether each step goes along the noise of one prediction, x' = clean + sigma' noise, as that of `Euler`.
+    """
+
+    single: bool = False
 
     def __init__(self, grid: Grid | int | None = None) -> None:
         """Set the `grid` of noise levels; a number of steps (default 32) means the default grid of the denoiser."""
@@ -78,7 +84,7 @@ class Sampler(HasRecipe, ABC):
         condition = condition_on(x.device, condition, denoiser)
         sigmas = to_device(levels.to(x.dtype), x.device)
         trajectory = Trajectory(x=x, seeds=seeds, sigma=float(levels[0]), steps=len(levels) - 1)
-        trajectory.levels = tuple(levels.tolist())
+        trajectory.levels, trajectory.single = tuple(levels.tolist()), self.single
         del x
         # no_grad as a decorator would keep a reference to x
         with torch.no_grad():

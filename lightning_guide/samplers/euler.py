@@ -34,6 +34,8 @@ class Euler(Sampler):
         ((4, 2), 8)
     """
 
+    single = True
+
     def step(
         self, trajectory: Trajectory, predict: PredictAt, sigma: Tensor, sigma_next: Tensor, memory: Memory
     ) -> None:
@@ -56,7 +58,7 @@ class Ancestral(Sampler):
         super().__init__(grid)
         if not 0 <= eta <= 1:
             raise ValueError(f"{type(self).__name__} needs eta between 0 (Euler) and 1, got {eta}")
-        self.eta = eta
+        self.eta, self.single = eta, eta == 0
 
     @abstractmethod
     def fresh(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:

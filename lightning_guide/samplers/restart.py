@@ -39,6 +39,7 @@ class Restart(Sampler):
             ValueError: if not 0 < `low` < `high`, or `repeats` or `num_steps` is less than 1.
         """
         super().__init__(sampler.grid)
+        self.single = sampler.single
         if not 0 < low < high or repeats < 1 or num_steps < 1:
             raise ValueError(
                 f"Restart needs 0 < low < high, repeats >= 1 and num_steps >= 1, got {low}, {high}, {repeats} and "

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
-__all__ = ["SCALARS", "is_no_number"]
+__all__ = ["SCALARS", "check_whole", "is_no_number"]
 
 SCALARS: dict[type, str] = {
     int: "a whole number",
@@ -30,3 +31,19 @@ def is_no_number(text: str, kinds: Collection[type]) -> bool:
     number = float in kinds and text.lower() in ("inf", "infinity", "nan")
     numeric = all(kind in (int, float, type(None)) for kind in kinds)
     return numeric and text.isalpha() and not number and text.lower() not in ("null", "true", "false")
+
+
+def check_whole(value: Any, what: str, *, least: int) -> int:
+    """Return a whole number of any library, from `least` on; `what` begins the sentence that refuses another.
+
+    Raises:
+        ValueError: if it is none.
+
+    Examples:
+        >>> check_whole(2.5, "MMPS needs iterations", least=1)
+        Traceback (most recent call last):
+        ValueError: MMPS needs iterations as a whole number from 1 on, got 2.5
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
+        raise ValueError(f"{what} as a whole number from {least} on, got {value!r}")
+    return int(value)

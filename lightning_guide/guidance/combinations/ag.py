@@ -22,7 +22,6 @@ from lightning_guide.guidance.combinations.base import (
     Branch,
     Combination,
     Negatives,
-    Plain,
     Wrapping,
     dot,
     row_norm,
@@ -50,7 +49,7 @@ class UntilAgreement(Wrapping):
         """
         if not threshold >= -1:
             raise ValueError(f"UntilAgreement needs a cosine similarity of -1 or more as threshold, got {threshold}")
-        self.threshold, self.combination = threshold, combination or Plain()
+        self.threshold, self.combination = threshold, self.watch(combination)
         self._agreed: Tensor | None = None  # samples (B, 1, ..., 1) that have ended,
         self._next: Tensor | None = None  # and those that will have from the next step on
         self._step, self._ended = 0, False
@@ -80,12 +79,11 @@ class UntilAgreement(Wrapping):
         recorded = [(weight, recording(i, negative)) for i, (weight, negative) in enumerate(negatives)]
         guided = super().combine(recording(-1, positive), recorded, x, sigma, trajectory)
         pos = found.pop(-1, None)
-        if pos is None or not found:
-            return guided
-        similar = torch.stack([_cosine(pos.clean, neg.clean) for neg in found.values()]).amin(0)
-        agreed = similar > self.threshold
-        self._next = agreed if self._next is None else self._next | agreed
-        if self._agreed is None:
+        if pos is not None and found:
+            similar = torch.stack([_cosine(pos.clean, neg.clean) for neg in found.values()]).amin(0)
+            agreed = similar > self.threshold
+            self._next = agreed if self._next is None else self._next | agreed
+        if pos is None or self._agreed is None:
             return guided
         clean = torch.where(self._agreed, pos.clean, guided.clean)
         if guided.noise is None:

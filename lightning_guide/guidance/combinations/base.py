@@ -44,7 +44,12 @@ class Combination(HasRecipe, ABC):
     """Base of the rules that combine a positive and its negatives to one prediction.
 
     `Guided` makes a copy for each trajectory: attributes of a rule are its state along that one trajectory.
+
+    Attributes:
+        calls_at_x: whether the branches are called at the x of `combine` itself, not at a copy to be differentiated.
     """
+
+    calls_at_x: bool = True
 
     def weights(self, weights: Sequence[float], trajectory: Trajectory) -> list[float]:
         """Return the `weights` in effect at this point of `trajectory`, decided before any branch is evaluated."""
@@ -69,6 +74,21 @@ class Wrapping(Combination):
     """Base of rules around an inner `combination`, which decides what this one does not."""
 
     combination: Combination
+
+    @property
+    def calls_at_x(self) -> bool:  # type: ignore[override]
+        """Whether the inner rule does."""
+        return self.combination.calls_at_x
+
+    def watch(self, combination: Combination | None) -> Combination:
+        """Return the inner rule, `Plain` by default, of a rule that watches the branches.
+
+        Raises:
+            ValueError: if it calls them elsewhere.
+        """
+        if combination is not None and not combination.calls_at_x:
+            raise ValueError(f"{type(self).__name__} cannot watch the calls of RectifiedGradient, which differentiates")
+        return combination or Plain()
 
     def weights(self, weights: Sequence[float], trajectory: Trajectory) -> list[float]:
         """Return those of the inner rule."""

@@ -27,6 +27,8 @@ class RectifiedGradient(Combination):
     through the guided denoiser treat g as a constant.
     """
 
+    calls_at_x = False
+
     def __init__(self, *, strength: float = 1.0) -> None:
         """`strength` in [0, 1]: the difference is multiplied by 1 + strength (g - 1).
 

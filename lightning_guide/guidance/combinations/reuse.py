@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lightning_guide.denoiser import Prediction, Trajectory
-from lightning_guide.guidance.combinations.base import Branch, Combination, Negatives, Plain, Wrapping
+from lightning_guide.guidance.combinations.base import Branch, Combination, Negatives, Wrapping
+from lightning_guide.utils.scalars import check_whole
 
 __all__ = ["ReusedDifference"]
 
@@ -48,11 +49,10 @@ class ReusedDifference(Wrapping):
         Raises:
             ValueError: if `every` is not a whole number from 1 on, or `power` is not finite.
         """
-        if isinstance(every, bool) or every != int(every) or every < 1:
-            raise ValueError(f"ReusedDifference needs a whole number of steps from 1 on as every, got {every}")
         if not math.isfinite(power):
             raise ValueError(f"ReusedDifference needs a finite power, got {power}")
-        self.every, self.power, self.combination = int(every), power, combination or Plain()
+        self.every = check_whole(every, "ReusedDifference needs every", least=1)
+        self.power, self.combination = power, self.watch(combination)
         self._past: dict[int, _Past] = {}
 
     def called(self, weights: Sequence[float], trajectory: Trajectory) -> list[bool]:

@@ -12,6 +12,7 @@ from lightning_guide.data import Prompts
 from lightning_guide.denoiser import Denoiser, Models, Trajectory
 from lightning_guide.guidance.branches import ConditionReplacement, Replace
 from lightning_guide.utils.devices import to_device
+from lightning_guide.utils.scalars import check_whole
 
 __all__ = ["ListedCondition", "FixedCondition"]
 
@@ -63,9 +64,7 @@ class FixedCondition(ListedCondition):
             ValueError: if `number` is no whole number from 0 on.
         """
         super().__init__(positive, prompts=prompts)
-        if isinstance(number, bool) or number != int(number) or number < 0:
-            raise ValueError(f"FixedCondition needs the number of a class or prompt, from 0 on, got {number}")
-        self.number = int(number)
+        self.number = check_whole(number, "FixedCondition needs the number of a class or prompt", least=0)
 
     def check(self) -> None:
         """Check the number against the classes, or the prompts if they are known.
@@ -75,7 +74,7 @@ class FixedCondition(ListedCondition):
         """
         super().check()
         known = len(self.prompts) if self.prompts is not None else self.num_classes
-        if known and self.number >= known:
+        if (known or self.prompts is not None) and self.number >= known:
             what = "classes" if self.prompts is None else "prompts"
             raise ValueError(f"FixedCondition has the number {self.number}; there are {known} {what}, counted from 0")
 

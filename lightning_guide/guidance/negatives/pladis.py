@@ -45,7 +45,7 @@ def entmax(z: Tensor, alpha: float = 1.5) -> Tensor:
         total, squares = first.cumsum(-1), first.square().cumsum(-1)
         # the k-th entry is positive if at t equal to it the mass of the first k is below 1
         mass = total - k * first if alpha == 2 else squares - 2 * total * first + k * first.square()
-        positive = z >= first.gather(-1, (mass < 1).sum(-1, keepdim=True) - 1)
+        positive = z >= first.gather(-1, ((mass < 1).sum(-1, keepdim=True) - 1).clamp(min=0))
         count = positive.sum(-1, keepdim=True)
     mean = torch.where(positive, z, 0).sum(-1, keepdim=True) / count
     if alpha == 2:

@@ -16,14 +16,13 @@ from lightning_guide.objectives.measurement import Measurement
 from lightning_guide.objectives.spectrum import LinearProblem
 from lightning_guide.samplers.base import PredictAt
 
-__all__ = ["PosteriorGuidance", "arriving", "differentiated", "moved"]
+__all__ = ["PosteriorGuidance", "PosteriorSteps", "differentiated", "moved"]
 
 
 class PosteriorGuidance(Guidance):
     """Base of posterior sampling: what the denoiser predicts, given the measurements of the samples.
 
-    Some methods change the estimate of the clean sample and go with any sampler. Others define the whole step, with
-    noise of their own: their prediction leads `Euler` from sigma to sigma' exactly there.
+    These methods change the estimate of the clean sample and go with any sampler; `PosteriorSteps` do not.
     """
 
     def __init__(self, measurement: Measurement, *, positive: Denoiser | None = None) -> None:
@@ -64,6 +63,29 @@ class PosteriorGuidance(Guidance):
         """
 
 
+class PosteriorSteps(PosteriorGuidance):
+    """Base of posterior sampling by whole steps with noise of their own: the prediction leads `Euler` to the next x."""
+
+    def start(self, trajectory: Trajectory) -> Predict:
+        """Return the guided denoiser of one trajectory.
+
+        Raises:
+            ValueError: if the sampler does not go along the noise of one prediction; as for other methods.
+        """
+        if not trajectory.single:
+            raise ValueError(
+                f"{type(self).__name__} draws the noise of its steps: sample it by Euler, or Euler in TimeTravel or "
+                "Restart, not by a sampler with more stages, a memory or noise of its own"
+            )
+        return super().start(trajectory)
+
+    def arrive(self, x_next: Tensor, clean: Tensor, trajectory: Trajectory) -> Prediction:
+        """Return the prediction of `clean` (B, *) by which `Euler` arrives at `x_next` (B, *)."""
+        if trajectory.sigma_next == 0:
+            return Prediction(x_next)
+        return Prediction(clean, (x_next - clean) / trajectory.sigma_next)
+
+
 def differentiated(predict: PredictAt, x: Tensor, sigma: Tensor) -> tuple[Prediction, Callable[[Tensor], Tensor]]:
     """Return the prediction at `x`, and the function v -> J^T v (B, *) with J = dD/dx, by one backward pass a call.
 
@@ -90,19 +112,3 @@ def moved(prediction: Prediction, delta: Tensor, sigma: Tensor) -> Prediction:
     """Return the prediction of D + `delta` (B, *), whose noise is implied by the new estimate."""
     noise = None if prediction.noise is None else prediction.noise - delta / expand(sigma, delta)
     return replace(prediction, clean=prediction.clean + delta, noise=noise)
-
-
-def arriving(method: Guidance, x_next: Tensor, clean: Tensor, trajectory: Trajectory) -> Prediction:
-    """Return the prediction of `clean` (B, *) by which `Euler` arrives at `x_next` (B, *).
-
-    Raises:
-        ValueError: in the second stage of a sampler, such as `Heun`.
-    """
-    if trajectory.stage == "corrector":
-        raise ValueError(
-            f"{type(method).__name__} draws the noise of its steps: sample it by Euler, or Euler in TimeTravel, not by "
-            "a sampler with a second stage"
-        )
-    if trajectory.sigma_next == 0:
-        return Prediction(x_next)
-    return Prediction(clean, (x_next - clean) / trajectory.sigma_next)

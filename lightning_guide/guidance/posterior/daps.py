@@ -5,19 +5,22 @@ Equations as we know them; the paper was not at hand.
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser, Prediction, Trajectory
-from lightning_guide.guidance.posterior.base import PosteriorGuidance, arriving
+from lightning_guide.guidance.posterior.base import PosteriorSteps
 from lightning_guide.guidance.posterior.pigdm import isotropic_variance
 from lightning_guide.objectives.measurement import Measurement
 from lightning_guide.objectives.spectrum import LinearProblem
 from lightning_guide.samplers.base import PredictAt
+from lightning_guide.utils.scalars import check_whole
 
 __all__ = ["DAPS"]
 
 
-class DAPS(PosteriorGuidance):
+class DAPS(PosteriorSteps):
     """Decoupled annealing posterior sampling: x_0 by the ODE from x, then drawn given y, then all noise anew.
 
     m is the end of `steps` Euler steps of the probability-flow ODE from (x, sigma) to 0, x_0 is drawn from the
@@ -48,9 +51,9 @@ class DAPS(PosteriorGuidance):
             ValueError: unless `steps` >= 1 and `data_std` > 0.
         """
         super().__init__(measurement, positive=positive)
-        if steps < 1 or (data_std is not None and not data_std > 0):
-            raise ValueError(f"DAPS needs steps >= 1 and data_std > 0, got {steps} and {data_std}")
-        self.steps, self.data_std = steps, data_std
+        if data_std is not None and not 0 < data_std < math.inf:
+            raise ValueError(f"DAPS needs a finite data_std > 0, got {data_std}")
+        self.steps, self.data_std = check_whole(steps, "DAPS needs steps", least=1), data_std
 
     def predict_given(
         self, predict: PredictAt, x: Tensor, sigma: Tensor, problem: LinearProblem, trajectory: Trajectory
@@ -68,4 +71,4 @@ class DAPS(PosteriorGuidance):
         residual = problem.residual(prior) + problem.noise * problem.spectrum.measured(e)
         clean = prior + variance * problem.adjoint(problem.solve(residual, variance))
         n = trajectory.seeds.normal("posterior", x.shape[1:], x.device).to(x)
-        return arriving(self, clean + trajectory.sigma_next * n, clean, trajectory)
+        return self.arrive(clean + trajectory.sigma_next * n, clean, trajectory)

@@ -8,14 +8,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from lightning_guide.denoiser import Prediction, Trajectory
-from lightning_guide.guidance.posterior.base import PosteriorGuidance, arriving
+from lightning_guide.guidance.posterior.base import PosteriorSteps
 from lightning_guide.objectives.spectrum import LinearProblem
 from lightning_guide.samplers.base import PredictAt
 
 __all__ = ["DDNM"]
 
 
-class DDNM(PosteriorGuidance):
+class DDNM(PosteriorSteps):
     """Denoising diffusion null-space model: D + A^+ (y - A D), then a step of DDPM; DDNM+ where there is noise.
 
     x' = D_y + q (x - D_y) + s n with q = (sigma' / sigma)^2 and s = sigma' sqrt(1 - q). In the coordinate of the
@@ -37,4 +37,4 @@ class DDNM(PosteriorGuidance):
         n = trajectory.seeds.normal("posterior", x.shape[1:], x.device).to(x)
         fresh = (s**2 - (scale * arriving_noise) ** 2).clamp(min=0).sqrt()
         step = q * (x - clean) + s * n + spectrum.image((fresh - s) * spectrum.coordinates(n))
-        return arriving(self, clean + step, clean, trajectory)
+        return self.arrive(clean + step, clean, trajectory)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser, Prediction, Trajectory
-from lightning_guide.guidance.posterior.base import PosteriorGuidance, arriving
+from lightning_guide.guidance.posterior.base import PosteriorSteps
 from lightning_guide.objectives.measurement import Measurement
 from lightning_guide.objectives.spectrum import LinearProblem
 from lightning_guide.samplers.base import PredictAt
@@ -16,7 +16,7 @@ from lightning_guide.samplers.base import PredictAt
 __all__ = ["DDRM"]
 
 
-class DDRM(PosteriorGuidance):
+class DDRM(PosteriorSteps):
     """Denoising diffusion restoration models: a step for each singular value of A, by the noise of its measurement.
 
     With z and d the coordinates of x and D, k = U^T y / s the measured ones with noise l = sigma_y / s, and n fresh:
@@ -57,4 +57,4 @@ class DDRM(PosteriorGuidance):
         noisier = kept * gap / level + fresh * noise
         clearer = self.eta_b * gap + (sigma_next**2 - (self.eta_b * level) ** 2).clamp(min=0).sqrt() * noise
         change = noisier.where(level > sigma_next, clearer) - spectrum.coordinates(x_next - clean)
-        return arriving(self, x_next + spectrum.image(change.where(problem.values > 0, 0)), clean, trajectory)
+        return self.arrive(x_next + spectrum.image(change.where(problem.values > 0, 0)), clean, trajectory)

@@ -5,10 +5,12 @@ Equations as we know them; the paper was not at hand.
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser, Prediction, Trajectory
-from lightning_guide.guidance.posterior.base import PosteriorGuidance, arriving
+from lightning_guide.guidance.posterior.base import PosteriorSteps
 from lightning_guide.objectives.measurement import Measurement
 from lightning_guide.objectives.spectrum import LinearProblem
 from lightning_guide.samplers.base import PredictAt
@@ -16,7 +18,7 @@ from lightning_guide.samplers.base import PredictAt
 __all__ = ["DiffPIR"]
 
 
-class DiffPIR(PosteriorGuidance):
+class DiffPIR(PosteriorSteps):
     """Plug-and-play restoration: D_y = argmin_x |y - A x|^2 / (2 sigma_y^2) + lambda |x - D|^2 / (2 sigma^2), renoised.
 
     D_y = D + v A^T (v A A^T + sigma_y^2 I)^-1 (y - A D) with v = sigma^2 / lambda, and
@@ -38,8 +40,8 @@ class DiffPIR(PosteriorGuidance):
             ValueError: unless `weight` > 0 and 0 <= `zeta` <= 1.
         """
         super().__init__(measurement, positive=positive)
-        if not (weight > 0 and 0 <= zeta <= 1):
-            raise ValueError(f"DiffPIR needs weight > 0 and zeta in [0, 1], got {weight} and {zeta}")
+        if not (0 < weight < math.inf and 0 <= zeta <= 1):
+            raise ValueError(f"DiffPIR needs a finite weight > 0 and zeta in [0, 1], got {weight} and {zeta}")
         self.weight, self.zeta = weight, zeta
 
     def predict_given(
@@ -50,4 +52,4 @@ class DiffPIR(PosteriorGuidance):
         clean = clean + variance * problem.adjoint(problem.solve(problem.residual(clean), variance))
         n = trajectory.seeds.normal("posterior", x.shape[1:], x.device).to(x)
         noise = (1 - self.zeta) ** 0.5 * (x - clean) / sigma + self.zeta**0.5 * n
-        return arriving(self, clean + trajectory.sigma_next * noise, clean, trajectory)
+        return self.arrive(clean + trajectory.sigma_next * noise, clean, trajectory)

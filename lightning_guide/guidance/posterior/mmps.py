@@ -15,6 +15,7 @@ from lightning_guide.guidance.posterior.base import PosteriorGuidance, different
 from lightning_guide.objectives.measurement import Measurement
 from lightning_guide.objectives.spectrum import LinearProblem
 from lightning_guide.samplers.base import PredictAt
+from lightning_guide.utils.scalars import check_whole
 
 __all__ = ["MMPS", "conjugate_gradients"]
 
@@ -34,9 +35,7 @@ class MMPS(PosteriorGuidance):
             ValueError: if there is no iteration.
         """
         super().__init__(measurement, positive=positive)
-        if iterations < 1:
-            raise ValueError(f"MMPS needs iterations >= 1, got {iterations}")
-        self.iterations = iterations
+        self.iterations = check_whole(iterations, "MMPS needs iterations", least=1)
 
     def predict_given(
         self, predict: PredictAt, x: Tensor, sigma: Tensor, problem: LinearProblem, trajectory: Trajectory

@@ -5,6 +5,8 @@ Equations as we know them; the paper was not at hand.
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser, Prediction, Trajectory
@@ -25,8 +27,9 @@ class PiGDM(PosteriorGuidance):
     """Pseudoinverse-guided diffusion: D + sigma^2 J^T A^T (r^2 A A^T + sigma_y^2 I)^-1 (y - A D), J = dD/dx.
 
     The gradient of ln N(y; A D, r^2 A A^T + sigma_y^2 I) by x, with x_0 given x taken for N(D, r^2 I),
-    r^2 = sigma^2 s^2 / (sigma^2 + s^2); s = 1 in the paper. Exact for data N(m, s^2 I). The paper's sampler weighs the
-    gradient by a factor of its own; here it is that of the posterior score. One network call and one backward pass.
+    r^2 = sigma^2 s^2 / (sigma^2 + s^2); s = 1 in the paper. Exact for data N(m, s^2 I) with this s. The paper's sampler
+    weighs the gradient by a factor of its own; here it is that of the posterior score. One network call and one
+    backward pass.
 
     Examples:
         >>> import torch
@@ -47,8 +50,8 @@ class PiGDM(PosteriorGuidance):
             ValueError: unless `data_std` is positive.
         """
         super().__init__(measurement, positive=positive)
-        if data_std is not None and not data_std > 0:
-            raise ValueError(f"PiGDM needs data_std > 0, got {data_std}")
+        if data_std is not None and not 0 < data_std < math.inf:
+            raise ValueError(f"PiGDM needs a finite data_std > 0, got {data_std}")
         self.data_std = data_std
 
     def predict_given(
