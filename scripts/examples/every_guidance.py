@@ -106,7 +106,7 @@ combined = {
 # %%
 def show(guidances: dict[str, Any], title: str) -> None:
     """Show ten samples, one of each class, unguided and under each guidance."""
-    figure, axes = plt.subplots(len(guidances) + 1, 1, figsize=(6, 0.72 * len(guidances) + 1), layout="constrained")
+    figure, axes = plt.subplots(len(guidances) + 1, 1, figsize=(6, 0.58 * len(guidances) + 1), layout="constrained")
     for axis, (name, each) in zip(axes, {"unguided": None, **guidances}.items(), strict=True):
         images = run.sample(build(each), lg.DPMSolver2M(14), labels=list(range(10)), seed=0)
         axis.imshow(images[:, 0].permute(1, 0, 2).reshape(8, -1), cmap="gray")

@@ -69,7 +69,7 @@ for (whole, part), (name, x) in zip(axes.T, panels.items(), strict=True):
     for axis in (whole, part):
         axis.scatter(*x.T, s=0.4, color="black" if name == "the data" else "tab:blue", linewidths=0)
         axis.set(xticks=[], yticks=[], aspect="equal")
-    whole.set(title=name, xlim=(-1.4, 1.4), ylim=(-1.4, 1.4))
+    whole.set(title=name, xlim=(-0.9, 1.5), ylim=(-0.9, 1.5))
     part.set(xlim=(0.1, 0.8), ylim=(0.3, 1.0))
 figure.suptitle("Samples from the same seeds; below, a part of the tree")
 plt.show()
@@ -98,6 +98,7 @@ for axis, metric in zip(axes, ("outliers", "lost_mass"), strict=True):
     values = [100 * each[metric] for each in results.values()]
     axis.plot([1, 1.5, 2, 3], values, marker="o")
     axis.set(xlabel="weight w of autoguidance", ylabel="%", title=metric.replace("_", " "))
+    axis.set_ylim(bottom=0)
     print(f"{metric}: " + ", ".join(f"{name} {value:.1f} %" for name, value in zip(results, values, strict=True)))
 plt.show()
 
