@@ -86,7 +86,8 @@ extent = max(abs(value) for row in table for value in row)
 image = axis.imshow(table, cmap="RdBu_r", vmin=-extent, vmax=extent)
 for row, values in enumerate(table):
     for column, value in enumerate(values):
-        axis.text(column, row, f"{value:+.2f}", horizontalalignment="center", verticalalignment="center")
+        color = "white" if abs(value) > 0.6 * extent else "black"
+        axis.text(column, row, f"{value:+.2f}", color=color, horizontalalignment="center", verticalalignment="center")
 axis.set(xticks=range(len(WEIGHTS)), xticklabels=WEIGHTS, yticks=range(len(AGES)), yticklabels=AGES)
 axis.set(xlabel="weight", ylabel="age of the guider (of the run)")
 axis.set_title(f"Change of FD from {plain:.2f} without guidance")

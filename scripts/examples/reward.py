@@ -76,7 +76,7 @@ for axis, (key, title) in zip(
     strict=True,
 ):
     axis.plot([each[key] for each in rounds], marker="o")
-    axis.set(title=title, xlabel="round")
+    axis.set(title=title, xlabel="round", xticks=range(ROUNDS))
     print(f"{title}: " + ", ".join(f"{each[key]:.3f}" for each in rounds))
 figure.suptitle("Samples of each round, under guidance by the reward")
 plt.show()
