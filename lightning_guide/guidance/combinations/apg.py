@@ -14,7 +14,7 @@ import math
 from torch import Tensor
 
 from lightning_guide.denoiser import Trajectory
-from lightning_guide.guidance.combinations.base import TINY, Pair, PairCombination, dot, row_norm
+from lightning_guide.guidance.combinations.base import TINY, Pair, PairCombination, StepMemory, dot, row_norm
 
 __all__ = ["AdaptiveProjection"]
 
@@ -51,19 +51,15 @@ class AdaptiveProjection(PairCombination):
                 f"got {norm_threshold}, {momentum} and {eta}"
             )
         self.eta, self.norm_threshold, self.momentum = eta, norm_threshold, momentum
-        self._before: Tensor | None = None  # the sum of the step before, and of this one
-        self._now: Tensor | None = None
+        self._sum = StepMemory()
 
     def push(self, pair: Pair, trajectory: Trajectory) -> Tensor:
         """Return (w - 1) (U_orth + eta U_par)."""
         update = pair.difference
         if self.momentum != 0:
-            if trajectory.stage == "predictor":
-                self._before = self._now
-            if self._before is not None:
-                update = update + self.momentum * self._before
-            if trajectory.stage == "predictor":
-                self._now = update.detach()
+            if (before := self._sum.before(trajectory)) is not None:
+                update = update + self.momentum * before
+            self._sum.keep(update, trajectory)
         return (pair.weight - 1) * self._project(self._clip(update), pair.clean[0])
 
     def _clip(self, update: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ __all__ = [
     "Pair",
     "PairCombination",
     "Plain",
+    "StepMemory",
     "TINY",
     "Wrapping",
     "dot",
@@ -208,6 +209,27 @@ def move(guided: Prediction, push: Tensor, pair: Pair) -> Prediction:
     excess = [each.direction(x, sigma) - Prediction(each.clean).direction(x, sigma) for each in (pair.pos, pair.neg)]
     noise = guided.direction(x, sigma) - push / sigma + (pair.weight - 1) * (excess[0] - excess[1])
     return replace(guided, clean=clean, noise=noise.to(clean.dtype))
+
+
+class StepMemory:
+    """A tensor of each step, of which the next one reads that of the step before; a repeated step replaces its own."""
+
+    def __init__(self) -> None:
+        """Begin without any."""
+        self._step = -1
+        self._before: Tensor | None = None
+        self._now: Tensor | None = None
+
+    def before(self, trajectory: Trajectory) -> Tensor | None:
+        """Return what was kept in the step before; None in the first one."""
+        if trajectory.step != self._step:
+            self._step, self._before = trajectory.step, self._now
+        return self._before
+
+    def keep(self, tensor: Tensor, trajectory: Trajectory) -> None:
+        """Keep that of this step, by its predictor."""
+        if trajectory.stage == "predictor":
+            self._now = tensor.detach()
 
 
 class PairCombination(Combination):

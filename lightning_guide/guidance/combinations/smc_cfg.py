@@ -17,7 +17,7 @@ import math
 from torch import Tensor
 
 from lightning_guide.denoiser import Trajectory
-from lightning_guide.guidance.combinations.base import Pair, PairCombination
+from lightning_guide.guidance.combinations.base import Pair, PairCombination, StepMemory
 
 __all__ = ["SlidingMode"]
 
@@ -39,17 +39,14 @@ class SlidingMode(PairCombination):
         if not (0 < rate < math.inf and 0 <= gain < math.inf):
             raise ValueError(f"SlidingMode needs a finite rate > 0 and a finite gain >= 0, got {rate} and {gain}")
         self.rate, self.gain = rate, gain
-        self._before: Tensor | None = None  # the corrected difference of the step before, and of this one
-        self._now: Tensor | None = None
+        self._corrected = StepMemory()
 
     def push(self, pair: Pair, trajectory: Trajectory) -> Tensor:
         """Return (w - 1) (D_pos - D_neg) and the step of D that w times the correction of v makes."""
-        if trajectory.stage == "predictor":
-            self._before = self._now
         difference = pair.difference
         e = -difference / pair.sigma.to(difference) - difference  # v_pos - v_neg, the sign without rounding
-        before = e if self._before is None else self._before
+        before = self._corrected.before(trajectory)
+        before = e if before is None else before
         correction = -self.gain * (e - before + self.rate * before).sign()
-        if trajectory.stage == "predictor":
-            self._now = (e + correction).detach()
+        self._corrected.keep(e + correction, trajectory)
         return (pair.weight - 1) * difference + pair.from_velocity(pair.weight * correction)
