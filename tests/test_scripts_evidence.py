@@ -86,7 +86,7 @@ def test_the_study_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         main(["fit", "-c", str(ROOT / f"configs/digits/{kind}.yaml"), "-c", "small.yaml"])
     methods = [str(ROOT / f"configs/guidance/{name}.yaml") for name in (*BASELINES, "cfg_pp", "pag", "sims")]
     study(
-        ["runs/digits/main", "runs/digits/transformer"], out="evidence", methods=methods, top=1, seeds=2,
+        ["runs/digits/main", "runs/digits/transformer"], out="evidence", methods=methods, top=1, also=[], seeds=2,
         search_samples=20, num_samples=20, num_steps=2, weights=[1.25, 1.75], guider="1/3.5",
     )  # fmt: skip
     best = yaml.safe_load(Path("evidence/best.yaml").read_text())["model"]["init_args"]["guidances"]
