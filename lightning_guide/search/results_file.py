@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lightning_guide.runs.models import open_snapshots
+from lightning_guide.snapshots.file import read_checksum
 from lightning_guide.utils.locks import FolderLock
 from lightning_guide.utils.resume import ResumableFolder, plain_data
 
@@ -64,8 +64,7 @@ def run_identity(run: str | Path) -> dict[str, Any]:
     digests = []
     for entry in entries:
         if entry.images == entries[-1].images:
-            with entry.path.open("rb") as file:
-                digests.append(hashlib.file_digest(file, "sha256").hexdigest()[:16])
+            digests.append(read_checksum(entry.path)[:16])
     return {"images": entries[-1].images, "weights": digests}
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from lightning_guide import __version__
 from lightning_guide.utils.files import atomic
 
-__all__ = ["Metadata", "checksum", "read", "read_metadata", "write"]
+__all__ = ["Metadata", "checksum", "read", "read_checksum", "read_metadata", "write"]
 
 
 FORMAT = "lightning-guide snapshot 1"
@@ -103,6 +103,15 @@ def read_metadata(path: Path) -> Metadata:
         ValueError: naming the file, if it is missing, cut off, or not a snapshot.
     """
     return _decode(path, _header(path))
+
+
+def read_checksum(path: Path) -> str:
+    """Return the checksum that was stored: equal for equal tensors and metadata, in whatever order they were written.
+
+    Raises:
+        ValueError: as `read_metadata`.
+    """
+    return _header(path)["checksum"]
 
 
 def _storable(tensors: Mapping[str, Tensor], buffers: Collection[str], dtype: torch.dtype) -> dict[str, Tensor]:
