@@ -355,7 +355,9 @@ def test_impossible_settings_are_refused(make: Any, sentence: str) -> None:
 OTHERS = [Heun(GRID), DEIS(GRID), UniPC(GRID), DPMSolver2M(GRID), SDEDPMSolver2M(GRID), DDIM(GRID, eta=1.0), PLMS(GRID)]
 
 
-@pytest.mark.parametrize("sampler", [*OTHERS, TimeTravel(Heun(GRID), 2), Restart(DEIS(GRID))], ids=str)
+@pytest.mark.parametrize(
+    "sampler", [*OTHERS, TimeTravel(Heun(GRID), 2), Restart(DEIS(GRID))], ids=lambda sampler: type(sampler).__name__
+)
 @pytest.mark.parametrize("name", STEPS)
 def test_samplers_that_do_more_than_a_step_along_the_noise_are_refused_before_the_first(
     name: str, sampler: Sampler
@@ -365,7 +367,11 @@ def test_samplers_that_do_more_than_a_step_along_the_noise_are_refused_before_th
         next(sampler.steps(guided, sampler.initial(guided, SampleSeeds(0, range(2))), seeds=SampleSeeds(0, range(2))))
 
 
-@pytest.mark.parametrize("sampler", [DDIM(GRID, eta=0.0), TimeTravel(Euler(GRID), 2), Restart(Euler(GRID))], ids=str)
+@pytest.mark.parametrize(
+    "sampler",
+    [DDIM(GRID, eta=0.0), TimeTravel(Euler(GRID), 2), Restart(Euler(GRID))],
+    ids=lambda sampler: type(sampler).__name__,
+)
 def test_samplers_that_step_along_the_noise_are_not(sampler: Sampler) -> None:
     end = sampler.sample(DDRM(seen(A, Y, NOISE), positive=mixture()), seeds=SampleSeeds(0, range(2)))
     assert bool(end.x.isfinite().all())
