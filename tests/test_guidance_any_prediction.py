@@ -24,7 +24,7 @@ from lightning_guide.preconditioning import (
 )
 from lightning_guide.samplers import Euler
 from lightning_guide.seeds import SampleSeeds
-from tests.guidance_files import guidances_of
+from tests.guidance_files import OF_TEXTS, guidances_of
 from tests.test_configs_guidance import FILES, Two
 from tests.test_preconditioning import level
 
@@ -99,7 +99,7 @@ FAST = ("epsilon", "flow, reversed")
 @pytest.mark.parametrize(
     "kinds", [FAST, pytest.param(tuple(kind for kind in KINDS if kind not in FAST), marks=pytest.mark.slow)]
 )
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", [file for file in FILES if file.stem not in OF_TEXTS], ids=lambda file: file.stem)
 def test_guidance_does_not_depend_on_what_the_network_predicts(
     file: Path, kinds: tuple[str, ...], models: Two, others: dict[str, Reexpressed]
 ) -> None:
