@@ -132,7 +132,7 @@ def test_help_of_a_command_is_short_and_has_an_example(call: Call, name: str) ->
             "arr_0; nowhere/real does not exist; expected reference",
         ),
         ("compare configs doc --against tests", "doc does not exist (did you mean docs?); expected"),
-        ("score configs", "score needs --against: reference, a set of the same kinds"),
+        ("score configs", "score needs --against: reference: samples in one of these forms, or a file of"),
         (
             "gallery configs confgis/guidance",
             "confgis/guidance does not exist (did you mean configs/guidance?); expected",
