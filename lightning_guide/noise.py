@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_guide.utils.recipe import HasRecipe
+from lightning_guide.utils.scalars import is_whole
 
 __all__ = [
     "CustomGrid",
@@ -254,7 +255,7 @@ class InterpolatedGrid(CustomGrid):
 
 def check_num_steps(num_steps: int) -> None:
     """Refuse anything but a whole number of steps."""
-    if isinstance(num_steps, bool) or not hasattr(num_steps, "__index__") or num_steps < 1:
+    if not is_whole(num_steps, least=1):
         raise ValueError(f"a sampler needs a whole number num_steps >= 1, got {num_steps!r}")
 
 

@@ -89,16 +89,20 @@ class Measurement(Energy):
         """
         x = trajectory.x
         if (shape := tuple(x.shape[1:])) not in self._spectra:
-            self._spectra[shape] = self.operator.spectrum(shape)
-        spectrum = self._spectra[shape]
-        first, second = torch.randn(2, 1, *x.shape[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+            self._spectra[shape] = self._decomposed(shape)
+        return LinearProblem(self.operator, self._spectra[shape].like(x), self.measurements(trajectory), self.noise)
+
+    def _decomposed(self, shape: tuple[int, ...]) -> Spectrum:
+        """Return the spectrum of the operator for x of `shape`, if it is linear."""
+        spectrum = self.operator.spectrum(shape)
+        first, second = torch.randn(2, 1, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         parts, whole = self.operator(first) - 2 * self.operator(second), self.operator(first - 2 * second)
         if not torch.allclose(parts, whole, rtol=1e-4, atol=1e-4 * float(whole.abs().max())):
             raise ValueError(
                 f"posterior sampling needs a linear measurement, but {type(self.operator).__name__} of a difference "
                 "is not the difference of its values; guide by its energy, as DPS does"
             )
-        return LinearProblem(self.operator, spectrum.like(x), self.measurements(trajectory), self.noise)
+        return spectrum
 
     def start(self, trajectory: Trajectory) -> Loss:
         """Return the loss for the measurements of the samples of `trajectory`."""

@@ -15,6 +15,7 @@ from lightning_guide.device_seeds import Noise, sample_seeds
 from lightning_guide.inference import fuse_weights
 from lightning_guide.samplers.base import Sampler
 from lightning_guide.samplers.heun import Heun
+from lightning_guide.utils.scalars import is_whole
 
 __all__ = ["find_device", "sample"]
 
@@ -160,10 +161,9 @@ def _labels(labels: Sequence[int] | Tensor, num_classes: int) -> Tensor:
 
 def _whole(name: str, value: int, least: int) -> int:
     """Check that an argument is a whole number, of any library, and not below `least`."""
-    number = None if isinstance(value, bool) or not hasattr(value, "__index__") else operator.index(value)
-    if number is None or number < least:
+    if not is_whole(value, least=least):
         raise ValueError(f"sample: {name} is {_shown(value)}; expected a whole number from {least} on")
-    return number
+    return operator.index(value)
 
 
 def _shown(value: object) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-__all__ = ["SCALARS", "check_whole", "is_no_number"]
+__all__ = ["SCALARS", "check_whole", "is_no_number", "is_whole"]
 
 SCALARS: dict[type, str] = {
     int: "a whole number",
@@ -33,6 +33,16 @@ def is_no_number(text: str, kinds: Collection[type]) -> bool:
     return numeric and text.isalpha() and not number and text.lower() not in ("null", "true", "false")
 
 
+def is_whole(value: Any, *, least: int) -> bool:
+    """Return whether `value` is a whole number of any library, from `least` on; true and false are none.
+
+    Examples:
+        >>> [is_whole(value, least=1) for value in (2, 0, 2.0, True, "2")]
+        [True, False, False, False, False]
+    """
+    return not isinstance(value, bool) and hasattr(value, "__index__") and bool(value >= least)
+
+
 def check_whole(value: Any, what: str, *, least: int) -> int:
     """Return a whole number of any library, from `least` on; `what` begins the sentence that refuses another.
 
@@ -44,6 +54,6 @@ def check_whole(value: Any, what: str, *, least: int) -> int:
         Traceback (most recent call last):
         ValueError: MMPS needs iterations as a whole number from 1 on, got 2.5
     """
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
+    if not is_whole(value, least=least):
         raise ValueError(f"{what} as a whole number from {least} on, got {value!r}")
     return int(value)

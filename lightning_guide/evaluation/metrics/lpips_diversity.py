@@ -66,7 +66,7 @@ class LpipsDiversity(SampleMetric):
         if condition is None:
             return
         has = f"LpipsDiversity has {self.num_classes} classes"
-        x, labels = labeled_samples(x, condition, device=self.device, limit=self.num_classes, what=has)
+        x, labels, _ = labeled_samples(x, condition, device=self.device, limit=self.num_classes, what=has)
         if not len(labels):
             return
         rows, labels = self.extractor(x).to(torch.float64), to_device(labels, self.device)

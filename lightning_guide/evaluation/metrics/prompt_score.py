@@ -48,10 +48,10 @@ class PromptScore(MeanMetric):
         """
         if condition is None:
             return torch.zeros(0), torch.arange(0)
-        count, condition = len(self.prompts), condition.cpu()  # waits once a batch
+        count = len(self.prompts)
         has = f"{type(self).__name__} has {count} prompts"
-        x, labels = labeled_samples(x, condition, device=self.device, limit=count, what=has)
-        return self.scores(x, labels) if len(labels) else torch.zeros(0), (condition >= 0).nonzero()[:, 0]
+        x, labels, rows = labeled_samples(x, condition, device=self.device, limit=count, what=has)
+        return self.scores(x, labels) if len(labels) else torch.zeros(0), rows
 
 
 class _Loaded:
