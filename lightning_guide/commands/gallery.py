@@ -49,7 +49,7 @@ def gallery(
         ValueError: if the run has no config or the model no such label, a file holds no guidances, two guidances share
             a name, or none fits.
     """
-    SampleIndices(count, 0, labels="balanced", seed=seed)
+    SampleIndices(count, 0, labels="balanced", seed=seed)  # refuses count and seed before the run is opened
     opened = Run(run)
     check_writable(out or opened.folder / "gallery", "gallery")
     settings = opened.config["model"].get("init_args") or {}

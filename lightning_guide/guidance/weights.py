@@ -1,7 +1,7 @@
 """Guidance weights as functions of the noise level: rising with time, with the signal-to-noise ratio, or a table.
 
 Wang et al. 2024, "Analysis of Classifier-Free Guidance Weight Schedulers", https://arxiv.org/abs/2404.13040, compare
-weights over the time t of a model's noise schedule and recommend rising ones; the paper was not at hand. With
+weights over the time t of a model's noise schedule and recommend rising ones; the paper was not read. With
 p = 1 - t / T, and in the convention in which w = 1 is off,
 
     linear             1 + 2 (w - 1) p                         PowerWeight(1 + 2 (w - 1), schedule=...)

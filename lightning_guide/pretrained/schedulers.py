@@ -147,13 +147,6 @@ def _deis(settings: SchedulerSettings, num_steps: int, tokens: int | None) -> Sc
     return _discrete(DEIS, "linspace", order=settings.get("solver_order", 2))(settings, num_steps, tokens)
 
 
-REQUIRED = {
-    "use_lu_lambdas": False,
-    "use_flow_sigmas": False,
-    "euler_at_final": False,
-}
-
-
 def _flow(settings: SchedulerSettings, num_steps: int, tokens: int | None) -> ScheduledSampling:
     """Read FlowMatchEulerDiscreteScheduler."""
     settings.require(

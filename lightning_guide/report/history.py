@@ -19,8 +19,16 @@ from lightning_guide.report.charts import Points
 from lightning_guide.utils.files import append_to, atomic, parse_json
 from lightning_guide.utils.resume import plain_data
 
-__all__ = ["HISTORY", "NO_METRICS", "History", "append_scalars", "event_files", "keep_earlier_scalars", "read_history"]
-__all__ += ["read_rounds"]
+__all__ = [
+    "HISTORY",
+    "NO_METRICS",
+    "History",
+    "append_scalars",
+    "event_files",
+    "keep_earlier_scalars",
+    "read_history",
+    "read_rounds",
+]
 
 
 HISTORY = "report/history.jsonl"

@@ -1,7 +1,7 @@
 """Guidance-free training (GFT): a model that learns its own guided predictions, sampled by one call.
 
 Chen et al. 2025, "Visual Generation Without Guidance", https://arxiv.org/abs/2501.15420, equations as we know them; the
-paper was not at hand. With beta uniform in [0, 1] for each example, 1 for those without condition,
+paper was not read. With beta uniform in [0, 1] for each example, 1 for those without condition,
 
     D = beta D(x, c, beta) + (1 - beta) stopgrad(D(x, no condition, 1))
 

@@ -1,7 +1,7 @@
 """Perp-Neg: negatives with conditions of their own, without what they have in common with the positive.
 
 Armandpour et al. 2023, "Re-imagine the Negative Prompt Algorithm", https://arxiv.org/abs/2304.04968, equations as we
-know them; the paper was not at hand. Beside the unconditional model there are negatives with other conditions, and only
+know them; the paper was not read. Beside the unconditional model there are negatives with other conditions, and only
 the parts of them count that are perpendicular to the difference of the positive:
 
     D = D_u + w [D_pos - D_u - sum_i (w_i - 1) perp_i],    perp_i = (D_i - D_u) - its part along D_pos - D_u.

@@ -1,7 +1,7 @@
 """Normalized attention guidance (NAG): attention to texts is pushed away from what it reads in the negative prompt.
 
 Chen et al. 2025, "Normalized Attention Guidance: Universal Negative Guidance for Diffusion Models",
-https://arxiv.org/abs/2505.21179. Equations as we know them; the paper was not at hand.
+https://arxiv.org/abs/2505.21179. Equations as we know them; the paper was not read.
 
 For the same queries, Z+ is what tokens of the image read in the positive prompt, Z- what they read in the negative one:
 

@@ -1,6 +1,6 @@
 """Decoupled annealing posterior sampling (DAPS). Zhang et al. 2024, https://arxiv.org/abs/2407.01521.
 
-Equations as we know them; the paper was not at hand.
+Equations as we know them; the paper was not read.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Denoising diffusion null-space model (DDNM and DDNM+). Wang et al. 2023, https://arxiv.org/abs/2212.00490.
 
-Equations as we know them; the paper was not at hand.
+Equations as we know them; the paper was not read.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Denoising diffusion restoration models (DDRM). Kawar et al. 2022, https://arxiv.org/abs/2201.11793.
 
-Equations as we know them; the paper was not at hand.
+Equations as we know them; the paper was not read.
 """
 
 from __future__ import annotations

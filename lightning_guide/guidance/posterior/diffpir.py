@@ -1,6 +1,6 @@
 """Plug-and-play image restoration by diffusion (DiffPIR). Zhu et al. 2023, https://arxiv.org/abs/2305.08995.
 
-Equations as we know them; the paper was not at hand.
+Equations as we know them; the paper was not read.
 """
 
 from __future__ import annotations

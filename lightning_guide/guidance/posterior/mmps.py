@@ -1,6 +1,6 @@
 """Moment matching posterior sampling (MMPS). Rozet et al. 2024, https://arxiv.org/abs/2405.13712.
 
-Equations as we know them; the paper was not at hand.
+Equations as we know them; the paper was not read.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Pseudoinverse-guided diffusion (PiGDM). Song et al. 2023, https://openreview.net/forum?id=9_gsMA8MRKQ.
 
-Equations as we know them; the paper was not at hand.
+Equations as we know them; the paper was not read.
 """
 
 from __future__ import annotations

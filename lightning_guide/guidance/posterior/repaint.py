@@ -1,6 +1,6 @@
 """Inpainting by known pixels with noise (RePaint). Lugmayr et al. 2022, https://arxiv.org/abs/2201.09865.
 
-Equations as we know them; the paper was not at hand.
+Equations as we know them; the paper was not read.
 """
 
 from __future__ import annotations

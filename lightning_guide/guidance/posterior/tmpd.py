@@ -1,6 +1,6 @@
 """Tweedie moment projected diffusions (TMPD). Boys et al. 2023, https://arxiv.org/abs/2310.06721.
 
-Equations as we know them; the paper was not at hand.
+Equations as we know them; the paper was not read.
 """
 
 from __future__ import annotations
