@@ -31,7 +31,8 @@ def test_sources_say_what_signatures_say() -> None:
 
 
 def test_old_and_foreign_names_are_read_or_left_to_the_parser() -> None:
-    assert class_arguments("lightning_guide.networks.edm2_unet.EDM2UNet") == class_arguments("EDM2UNet")
+    for path in ("lightning_guide.networks.edm2_unet.EDM2UNet", "lightning_guide.EDM2UNet"):
+        assert class_arguments(path) == class_arguments("EDM2UNet")
     assert class_arguments("datamodules.latents.Latents") == class_arguments("Latents")
     for name, renamed in RENAMED_ARGUMENTS.items():
         known = class_arguments(name)

@@ -97,7 +97,7 @@ def class_arguments(path: str) -> dict[str, str] | None:
     module, _, name = path.rpartition(".")
     if module and module.split(".")[0] not in {package.split(".")[0] for package in PUBLIC}:
         return None
-    places = [module] if module else PUBLIC
+    places = PUBLIC if module in ("", "lightning_guide") else [module]
     found = {each for place in places if (each := _find(place, name))}
     known = _arguments(found.pop()) if len(found) == 1 else None
     return None if known is None else known | dict.fromkeys(RENAMED_ARGUMENTS.get(name, {}), "")

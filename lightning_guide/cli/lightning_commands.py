@@ -20,6 +20,8 @@ from lightning.pytorch.utilities import rank_zero_info
 import callbacks
 from callbacks.progress import NamedProgress
 from lightning_guide.cli.closing import Results
+from lightning_guide.cli.configs import named_configs
+from lightning_guide.cli.replaced import replaced_entries
 from lightning_guide.runs.checkpoints import check_checkpoint, newest_checkpoint
 from lightning_guide.runs.log_folders import use_own_folder
 from lightning_guide.runs.session import CLI_OPTIONS, ConfigCLI
@@ -243,7 +245,9 @@ def _any(found: Sequence[pl.Callback], kinds: type | tuple[type, ...]) -> bool:
 
 
 def run_lightning(words: Sequence[str]) -> None:
-    """Run a command of LightningCLI's, such as ``fit -c CONFIG``."""
+    """Run a command of LightningCLI's, such as ``fit -c CONFIG``; say first what one config drops of another."""
+    for sentence in replaced_entries(list(named_configs(words))):
+        rank_zero_info(sentence)
     commands = GuideCLI.subcommands()
 
     class OneCommand(GuideCLI):
