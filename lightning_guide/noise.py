@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_guide.utils.recipe import HasRecipe
-from lightning_guide.utils.scalars import is_whole
+from lightning_guide.utils.scalars import check_whole
 
 __all__ = [
     "CustomGrid",
@@ -27,7 +27,6 @@ __all__ = [
     "LogUniformGrid",
     "NoiseDistribution",
     "UniformTime",
-    "check_num_steps",
 ]
 
 
@@ -178,7 +177,7 @@ class FlowGrid(Grid):
         Raises:
             ValueError: if the levels do not descend.
         """
-        check_num_steps(num_steps)
+        check_whole(num_steps, "num_steps", least=1)
         last = 1 / num_steps if last is None else last
         if not shift > 0 or not 0 < last <= 1 or (last == 1 and num_steps > 1) or not sigma_max < math.inf:
             raise ValueError(
@@ -239,7 +238,7 @@ class InterpolatedGrid(CustomGrid):
             ValueError: if there are fewer, or the levels do not descend to above 0.
         """
         super().__init__(levels)
-        check_num_steps(num_steps)
+        check_whole(num_steps, "num_steps", least=1)
         if len(self.levels) < 2 or num_steps < 2:
             raise ValueError(f"InterpolatedGrid needs two levels and two steps, got {self.levels} and {num_steps}")
         self.num_steps = num_steps
@@ -253,14 +252,8 @@ class InterpolatedGrid(CustomGrid):
         return torch.cat([inner, inner.new_zeros(1)])
 
 
-def check_num_steps(num_steps: int) -> None:
-    """Refuse anything but a whole number of steps."""
-    if not is_whole(num_steps, least=1):
-        raise ValueError(f"a sampler needs a whole number num_steps >= 1, got {num_steps!r}")
-
-
 def _check_range(num_steps: int, sigma_min: float, sigma_max: float) -> None:
     """Refuse a grid that does not descend."""
-    check_num_steps(num_steps)
+    check_whole(num_steps, "num_steps", least=1)
     if not 0 < sigma_min < sigma_max:
         raise ValueError(f"a grid needs 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")

@@ -14,9 +14,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_guide.noise import Grid, NoiseDistribution, check_num_steps
+from lightning_guide.noise import Grid, NoiseDistribution
 from lightning_guide.utils.devices import to_device
 from lightning_guide.utils.recipe import HasRecipe
+from lightning_guide.utils.scalars import check_whole
 
 __all__ = ["NoiseSchedule", "Spacing", "TimestepGrid", "UniformTimestep"]
 
@@ -173,7 +174,7 @@ class TimestepGrid(Grid):
         Raises:
             ValueError: if there are more steps than timesteps, or an unknown spacing.
         """
-        check_num_steps(num_steps)
+        check_whole(num_steps, "num_steps", least=1)
         T = schedule.num_timesteps
         if num_steps > T:
             raise ValueError(f"a grid of timesteps has at most {T} steps, one for each timestep, got {num_steps}")

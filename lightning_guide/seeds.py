@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_guide.utils.devices import to_device
+from lightning_guide.utils.scalars import check_whole
 
 __all__ = ["SampleSeeds", "check_seed", "mix"]
 
@@ -37,11 +38,9 @@ def check_seed(seed: int) -> int:
     """Return `seed`.
 
     Raises:
-        ValueError: if it is negative.
+        ValueError: if it is no whole number, or negative.
     """
-    if seed < 0:
-        raise ValueError(f"the seed is {seed}; expected a whole number from 0 on")
-    return seed
+    return check_whole(seed, "the seed", least=0)
 
 
 class SampleSeeds:
@@ -68,9 +67,9 @@ class SampleSeeds:
         """Create the streams of the samples `indices` (B,) under `seed`.
 
         Raises:
-            ValueError: if `seed` is negative.
+            ValueError: as `check_seed`.
         """
-        self.seed = check_seed(int(seed))
+        self.seed = check_seed(seed)
         self.indices = [int(index) for index in indices]
         self._streams: dict[str, list[torch.Generator]] = {}
         self._shared: dict[str, torch.Generator] = {}

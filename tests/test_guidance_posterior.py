@@ -333,8 +333,8 @@ def test_another_energy_is_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda m: MMPS(m, iterations=0), "MMPS needs iterations as a whole number from 1 on, got 0"),
-        (lambda m: MMPS(m, iterations=2.5), "MMPS needs iterations as a whole number from 1 on, got 2.5"),  # type: ignore[arg-type]
+        (lambda m: MMPS(m, iterations=0), "iterations of MMPS is 0; expected a whole number from 1 on"),
+        (lambda m: MMPS(m, iterations=2.5), "iterations of MMPS is 2.5; expected a whole number from 1 on"),  # type: ignore[arg-type]
         (lambda m: PiGDM(m, data_std=0.0), "PiGDM needs a finite data_std > 0, got 0.0"),
         (lambda m: PiGDM(m, data_std=math.inf), "PiGDM needs a finite data_std > 0, got inf"),
         (lambda m: DDRM(m, eta=1.5), "DDRM needs eta and eta_b in .0, 1., got 1.5 and 1.0"),
@@ -343,7 +343,7 @@ def test_another_energy_is_refused(name: str) -> None:
             lambda m: DiffPIR(m, weight=math.inf),
             "DiffPIR needs a finite weight > 0 and zeta in .0, 1., got inf and 1.0",
         ),
-        (lambda m: DAPS(m, steps=0), "DAPS needs steps as a whole number from 1 on, got 0"),
+        (lambda m: DAPS(m, steps=0), "steps of DAPS is 0; expected a whole number from 1 on"),
         (lambda m: DAPS(m, data_std=math.inf), "DAPS needs a finite data_std > 0, got inf"),
     ],
 )

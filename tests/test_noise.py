@@ -47,7 +47,7 @@ def test_grids_descend_for_one_or_more_steps(kind: type[Grid]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_steps": 0}, "num_steps >= 1, got 0"),
+        ({"num_steps": 0}, "num_steps is 0; expected a whole number from 1 on"),
         ({"sigma_min": 0.0}, "0 < sigma_min < sigma_max, got 0.0 and 80.0"),
         ({"sigma_min": 3.0, "sigma_max": 3.0}, "got 3.0 and 3.0"),
         ({"sigma_max": math.nan}, "got 0.002 and nan"),
@@ -110,7 +110,7 @@ def test_an_interpolated_grid_passes_through_its_levels_with_equal_ratios_betwee
         ([1.0, 2.0], 4, "InterpolatedGrid needs finite levels that descend"),
         ([1.0], 4, "two levels and two steps"),
         ([2.0, 1.0], 1, "two levels and two steps"),
-        ([2.0, 1.0], 2.5, "a whole number num_steps"),
+        ([2.0, 1.0], 2.5, "num_steps is 2.5; expected a whole number"),
     ],
 )
 def test_an_interpolated_grid_needs_levels_and_steps(levels: list[float], num_steps: int, said: str) -> None:

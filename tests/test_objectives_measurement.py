@@ -102,7 +102,7 @@ def test_impossible_measurements_are_refused() -> None:
         with pytest.raises(ValueError, match="finite noise"):
             Measurement(Downsampled(4), truth, noise=noise)
     for make in (lambda: Downsampled(2.5), lambda: Compressed(2.5), lambda: Boxed(0.5, 0, 1, 1)):  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match="as a whole number"):
+        with pytest.raises(ValueError, match="expected a whole number"):
             make()
     for observed in (torch.full((1, 3, 2, 2), float("nan")), torch.zeros(0, 3, 2, 2)):
         with pytest.raises(ValueError, match="measurements have|measurements hold numbers that are not finite"):

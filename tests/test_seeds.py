@@ -28,6 +28,12 @@ def test_mix_hashes_to_63_bits() -> None:
         mix(0.5)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("seed", [-1, 1.5, 2.0, True, None])
+def test_a_seed_is_a_whole_number_from_0_on(seed: int) -> None:
+    with pytest.raises(ValueError, match="the seed is .*; expected a whole number from 0 on"):
+        SampleSeeds(seed, [0])
+
+
 def draw(seeds: SampleSeeds) -> list[torch.Tensor]:
     """Draw twice from each distribution; 40 numbers take torch's vectorized path, 3 its scalar one."""
     rounds = []

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.guidance.clipped import Clipped
-from lightning_guide.noise import check_num_steps
 from lightning_guide.objectives.humanml3d import read_moments
 from lightning_guide.preconditioning import Consistency, Preconditioned
 from lightning_guide.pretrained.diffusers_folder import DiffusersFolder
@@ -18,6 +17,7 @@ from lightning_guide.pretrained.schedulers import ScheduledSampling
 from lightning_guide.pretrained.source import Pretrained
 from lightning_guide.runs.edm2_import import import_snapshot
 from lightning_guide.runs.writing import check_new, report_callbacks, write_config, write_run
+from lightning_guide.utils.scalars import check_whole
 
 __all__ = ["import_model"]
 
@@ -125,7 +125,7 @@ def import_model(
     arguments: dict[str, Any] = {"source": f"{kind}:{place}"} | {key: each for key, each in given.items() if each}
     arguments |= {} if dtype == "float32" else {"dtype": dtype}
     if num_steps is not None:
-        check_num_steps(num_steps)
+        check_whole(num_steps, "num_steps", least=1)
     texts = None if prompts is None else read_prompts(prompts)
     motion = _motion_data(kind, mean, std, frames, texts)
     if motion:

@@ -98,7 +98,7 @@ class Downsampled(Averaging):
         Raises:
             ValueError: if `factor` is less than 1.
         """
-        self.factor = self.least = check_whole(factor, "Downsampled needs factor", least=1)
+        self.factor = self.least = check_whole(factor, "factor of Downsampled", least=1)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return A x (B, C, H / factor, W / factor).
@@ -158,10 +158,8 @@ class Boxed(Selection):
         Raises:
             ValueError: if it starts outside of the image, or is empty.
         """
-        self.top, self.left = (check_whole(each, "Boxed needs top and left", least=0) for each in (top, left))
-        self.height, self.width = (
-            check_whole(each, "Boxed needs height and width", least=1) for each in (height, width)
-        )
+        self.top, self.left = (check_whole(each, "top or left of Boxed", least=0) for each in (top, left))
+        self.height, self.width = (check_whole(each, "height or width of Boxed", least=1) for each in (height, width))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return A x (B, C, H, W), zero inside the rectangle."""
@@ -205,7 +203,7 @@ class Compressed(Operator):
         Raises:
             ValueError: if `count` is below 1.
         """
-        self.count, self.seed = check_whole(count, "Compressed needs count", least=1), check_seed(seed)
+        self.count, self.seed = check_whole(count, "count of Compressed", least=1), check_seed(seed)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return P x (B, count)."""

@@ -18,6 +18,7 @@ from lightning_guide.playground.session import Playground
 from lightning_guide.pretrained.source import is_published, split_source
 from lightning_guide.runs.run import Run
 from lightning_guide.runs.sampling import find_device
+from lightning_guide.utils.scalars import check_whole
 
 __all__ = ["playground"]
 
@@ -46,8 +47,7 @@ def playground(
     Raises:
         ValueError: if gradio is not installed, the run has no model, or the address is in use.
     """
-    if queue < 1:
-        raise ValueError(f"queue is {queue}; expected a whole number from 1 on")
+    check_whole(queue, "queue", least=1)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     try:
         from lightning_guide.playground.page import build_page

@@ -12,6 +12,7 @@ from lightning_guide.playground.methods import Parameter, read_value
 from lightning_guide.playground.offered_samplers import sampler_of
 from lightning_guide.playground.session import Playground
 from lightning_guide.playground.setting import Setting
+from lightning_guide.utils.scalars import check_whole
 
 __all__ = ["Given", "Shared", "parameter_text", "setting_of"]
 
@@ -93,13 +94,12 @@ def _read(parameter: Parameter, text: str) -> Any:
     return value
 
 
-def _whole(name: str, value: Any, *, least: int, most: float = math.inf) -> int:
-    """Return a whole number within bounds."""
-    is_whole = isinstance(value, int | float) and math.isfinite(value) and value == int(value)
-    if not (is_whole and least <= value <= most):
-        bounds = f" from {least} {f'to {most}' if math.isfinite(most) else 'on'}"
-        raise ValueError(f"{name} is {'empty' if value is None else value}; expected a whole number{bounds}")
-    return int(value)
+def _whole(name: str, value: Any, *, least: int, most: int | None = None) -> int:
+    """Return a whole number within bounds; a slider gives 2.0 for 2, an empty field None."""
+    if value is None:
+        raise ValueError(f"{name} is empty; expected a whole number")
+    plain = int(value) if isinstance(value, float) and value.is_integer() else value
+    return check_whole(plain, name, least=least, most=most)
 
 
 def _same_type(value: Any, like: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import reprlib
 from collections.abc import Sequence
 from itertools import chain
@@ -15,7 +14,7 @@ from lightning_guide.device_seeds import Noise, sample_seeds
 from lightning_guide.inference import fuse_weights
 from lightning_guide.samplers.base import Sampler
 from lightning_guide.samplers.heun import Heun
-from lightning_guide.utils.scalars import is_whole
+from lightning_guide.utils.scalars import check_whole
 
 __all__ = ["find_device", "sample"]
 
@@ -68,11 +67,11 @@ def sample(
     given = count if condition is None else len(condition)
     if given is None:
         raise ValueError("sample: nothing gives the number of samples; expected labels, prompts or count")
-    rows = _whole("count" if condition is None else "the number of prompts", given, 1)
-    size = _whole("batch_size", batch_size, 1)
+    rows = check_whole(given, f"sample: {'count' if condition is None else 'the number of prompts'}", least=1)
+    size = check_whole(batch_size, "sample: batch_size", least=1)
     if count is not None and count != rows:
         raise ValueError(f"sample: count is {count}, but there are {rows} labels or prompts; expected the same number")
-    seed = _whole("seed", seed, 0)
+    seed = check_whole(seed, "sample: seed", least=0)
     weights = next(chain(denoiser.parameters(), denoiser.buffers()), None)
     device = find_device("cpu" if weights is None else weights.device) if device is None else find_device(device)
     training = {module: module.training for module in denoiser.modules()}
@@ -157,13 +156,6 @@ def _labels(labels: Sequence[int] | Tensor, num_classes: int) -> Tensor:
         first = int(wrong[0])
         raise ValueError(f"sample: the label of sample {first} is {int(classes[first])}; {expected}")
     return classes
-
-
-def _whole(name: str, value: int, least: int) -> int:
-    """Check that an argument is a whole number, of any library, and not below `least`."""
-    if not is_whole(value, least=least):
-        raise ValueError(f"sample: {name} is {_shown(value)}; expected a whole number from {least} on")
-    return operator.index(value)
 
 
 def _shown(value: object) -> str:

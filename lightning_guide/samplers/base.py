@@ -17,10 +17,11 @@ from torch import Tensor
 
 from lightning_guide.conditioning import condition_on
 from lightning_guide.denoiser import Denoiser, Prediction, Trajectory
-from lightning_guide.noise import Grid, check_num_steps
+from lightning_guide.noise import Grid
 from lightning_guide.seeds import SampleSeeds
 from lightning_guide.utils.devices import to_device
 from lightning_guide.utils.recipe import HasRecipe
+from lightning_guide.utils.scalars import check_whole
 
 __all__ = ["Memory", "PredictAt", "Sampler", "history", "remember"]
 
@@ -42,9 +43,10 @@ class Sampler(HasRecipe, ABC):
 
     def __init__(self, grid: Grid | int | None = None) -> None:
         """Set the `grid` of noise levels; a number of steps (default 32) means the default grid of the denoiser."""
-        if grid is not None and not isinstance(grid, Grid):
-            check_num_steps(grid)
-        self.grid: Grid | int = grid if isinstance(grid, Grid) else 32 if grid is None else int(grid)
+        if not isinstance(grid, Grid):
+            name = f"the number of steps of {type(self).__name__}"
+            grid = check_whole(32 if grid is None else grid, name, least=1)
+        self.grid: Grid | int = grid
 
     def levels(self, denoiser: Denoiser) -> Tensor:
         """Return the noise levels sigma_0 > ... > sigma_N = 0 for `denoiser`, float64 (N + 1,) on the CPU.

@@ -15,6 +15,7 @@ from lightning_guide.search.scores import Scores
 from lightning_guide.search.space import OWN, Axis
 from lightning_guide.utils.errors import nearest
 from lightning_guide.utils.files import read_yaml
+from lightning_guide.utils.scalars import check_whole
 
 __all__ = ["SearchObjective", "SearchFile", "check_objectives", "read_search"]
 
@@ -45,6 +46,7 @@ def check_objectives(objectives: Sequence[SearchObjective], scores: Scores) -> N
 
 
 _LOWEST = {"lowest": True, "highest": False}
+_LEAST = {"block": 1, "blocks": 1, "seed": 0}
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def read_search(path: str | Path) -> SearchFile:
         objectives = tuple(_objective(str(name), aim) for name, aim in _named(content, "objectives").items())
         evaluation = _evaluation(_named(content, "evaluation"))
         metrics = None if content.get("metrics") is None else _named(content, "metrics")
-        counts = {key: _count(key, content[key]) for key in ("block", "blocks", "seed") if key in content}
+        counts = {key: check_whole(content[key], key, least=n) for key, n in _LEAST.items() if key in content}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     model = {key: content[key] for key in ("images", "average") if key in content}
@@ -138,10 +140,3 @@ def _objective(metric: str, aim: Any) -> SearchObjective:
         hint = f" (did you mean {near}?)" if (near := nearest(str(aim), _LOWEST)) else ""
         raise ValueError(f"objective {metric!r} is {aim!r}; expected lowest or highest{hint}")
     return SearchObjective(metric, _LOWEST[aim])
-
-
-def _count(key: str, value: Any) -> int:
-    least = 0 if key == "seed" else 1
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{key} is {value!r}; expected a whole number from {least} on")
-    return value

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import operator
+import reprlib
 from collections.abc import Collection
 from typing import Any
 
-__all__ = ["SCALARS", "check_whole", "is_no_number", "is_whole"]
+__all__ = ["SCALARS", "check_whole", "is_no_number"]
 
 SCALARS: dict[type, str] = {
     int: "a whole number",
@@ -33,27 +35,22 @@ def is_no_number(text: str, kinds: Collection[type]) -> bool:
     return numeric and text.isalpha() and not number and text.lower() not in ("null", "true", "false")
 
 
-def is_whole(value: Any, *, least: int) -> bool:
-    """Return whether `value` is a whole number of any library, from `least` on; true and false are none.
-
-    Examples:
-        >>> [is_whole(value, least=1) for value in (2, 0, 2.0, True, "2")]
-        [True, False, False, False, False]
-    """
-    return not isinstance(value, bool) and hasattr(value, "__index__") and bool(value >= least)
-
-
-def check_whole(value: Any, what: str, *, least: int) -> int:
-    """Return a whole number of any library, from `least` on; `what` begins the sentence that refuses another.
+def check_whole(value: Any, name: str, *, least: int, most: int | None = None) -> int:
+    """Return a whole number of any library from `least` on, at `most`; `name` begins the sentence that refuses another.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if it is none, such as 2.0 or true.
 
     Examples:
-        >>> check_whole(2.5, "MMPS needs iterations", least=1)
+        >>> check_whole(2.5, "iterations of MMPS", least=1)
         Traceback (most recent call last):
-        ValueError: MMPS needs iterations as a whole number from 1 on, got 2.5
+        ValueError: iterations of MMPS is 2.5; expected a whole number from 1 on
     """
-    if not is_whole(value, least=least):
-        raise ValueError(f"{what} as a whole number from {least} on, got {value!r}")
-    return int(value)
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < least or (most is not None and number > most):
+        shown = " ".join(reprlib.repr(value).split())
+        raise ValueError(f"{name} is {shown}; expected a whole number from {least} {f'to {most}' if most else 'on'}")
+    return number

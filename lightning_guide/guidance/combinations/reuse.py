@@ -51,7 +51,7 @@ class ReusedDifference(Wrapping):
         """
         if not math.isfinite(power):
             raise ValueError(f"ReusedDifference needs a finite power, got {power}")
-        self.every = check_whole(every, "ReusedDifference needs every", least=1)
+        self.every = check_whole(every, "every of ReusedDifference", least=1)
         self.power, self.combination = power, self.watch(combination)
         self._past: dict[int, _Past] = {}
 

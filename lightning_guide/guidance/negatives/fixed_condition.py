@@ -64,7 +64,7 @@ class FixedCondition(ListedCondition):
             ValueError: if `number` is no whole number from 0 on.
         """
         super().__init__(positive, prompts=prompts)
-        self.number = check_whole(number, "FixedCondition needs the number of a class or prompt", least=0)
+        self.number = check_whole(number, "the number of a class or prompt of FixedCondition", least=0)
 
     def check(self) -> None:
         """Check the number against the classes, or the prompts if they are known.

@@ -53,7 +53,7 @@ class DAPS(PosteriorSteps):
         super().__init__(measurement, positive=positive)
         if data_std is not None and not 0 < data_std < math.inf:
             raise ValueError(f"DAPS needs a finite data_std > 0, got {data_std}")
-        self.steps, self.data_std = check_whole(steps, "DAPS needs steps", least=1), data_std
+        self.steps, self.data_std = check_whole(steps, "steps of DAPS", least=1), data_std
 
     def predict_given(
         self, predict: PredictAt, x: Tensor, sigma: Tensor, problem: LinearProblem, trajectory: Trajectory

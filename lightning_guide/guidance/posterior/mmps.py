@@ -35,7 +35,7 @@ class MMPS(PosteriorGuidance):
             ValueError: if there is no iteration.
         """
         super().__init__(measurement, positive=positive)
-        self.iterations = check_whole(iterations, "MMPS needs iterations", least=1)
+        self.iterations = check_whole(iterations, "iterations of MMPS", least=1)
 
     def predict_given(
         self, predict: PredictAt, x: Tensor, sigma: Tensor, problem: LinearProblem, trajectory: Trajectory
