@@ -21,10 +21,11 @@ from lightning_guide.optimization.low_rank import LowRank
 from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.pretrained import DiffusersNetwork
 from tests.small_networks import SIGMA, noisy_images, trajectory, transformer, unet
+from tests.test_pretrained_diffusers_controlnet import network as controlled
 from tests.test_pretrained_diffusers_network import condition, network
 
 Tiny = Callable[[str], Path]
-PAIRED = ["sd", pytest.param("sdxl", marks=pytest.mark.slow), "pixart", "sd3", "flux"]
+PAIRED = ["sd", "controlnet", pytest.param("sdxl", marks=pytest.mark.slow), "pixart", "sd3", "flux"]
 
 
 def of_texts(**options: Any) -> Preconditioned:
@@ -37,7 +38,7 @@ def tokens(count: int = 3, length: int = 4) -> Tensor:
 
 def published(tiny: Tiny, name: str) -> tuple[Preconditioned, Tensor, Tensor]:
     """A model of diffusers with a random negative prompt, texts and x."""
-    found = network(tiny, name)
+    found = controlled(tiny) if name == "controlnet" else network(tiny, name)
     found.empty.normal_(generator=torch.Generator().manual_seed(7))
     given = condition(found, 2)
     assert given is not None
@@ -155,11 +156,14 @@ def test_a_low_rank_model_is_guided_like_its_base() -> None:
 
 @pytest.mark.parametrize("name", PAIRED)
 def test_equal_prompts_are_the_positive(tiny_pipeline: Tiny, name: str) -> None:
+    """And so is a share of nothing: whatever else reads texts reads the positive."""
     model, given, x = published(tiny_pipeline, name)
     guided = NormalizedAttentionGuidance(positive=model)
     plain, none = predict(model, x, given), predict(model, x, None)
     scale = float(plain.abs().max())
     torch.testing.assert_close(predict(guided, x, None) / scale, none / scale, rtol=0, atol=1e-5)
+    neutral = NormalizedAttentionGuidance(alpha=1e-9, positive=model)
+    torch.testing.assert_close(predict(neutral, x, given) / scale, plain / scale, rtol=0, atol=1e-5)
     changed = (predict(guided, x, given) - plain).abs().max() / scale
     assert changed > 1e-4
     assert torch.equal(predict(model, x, given), plain)

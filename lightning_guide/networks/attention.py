@@ -21,6 +21,7 @@ __all__ = [
     "CosineAttention",
     "SelfAttention",
     "TextReader",
+    "WholeText",
     "attention_heads",
     "plain_attention",
 ]
@@ -102,6 +103,17 @@ class TextReader(nn.Module):
     def texts(self, q: Tensor, k: Tensor, v: Tensor, *, own: int) -> Tensor:
         """Return what the L tokens of texts read in joint attention, `(B, heads, L, d)`, as `forward`."""
         return plain_attention(q, k, v)
+
+
+class WholeText(nn.Module):
+    """How a part of a network gets the tokens of one text, of which it does more than attend to them. No parameters.
+
+    Methods that give the `TextReader` of a network two texts replace it.
+    """
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return `tokens` (B, L, C)."""
+        return tokens
 
 
 class SelfAttention(nn.Module):

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lightning_guide.network import Network
+from lightning_guide.networks.attention import WholeText
 from lightning_guide.pretrained.diffusers_network import DiffusersNetwork, check_weights, find_class
 from lightning_guide.pretrained.folder_parts import check_part
 from lightning_guide.pretrained.loading import find_folder
@@ -71,7 +71,7 @@ class ControlledNetwork(DiffusersNetwork):
             raise ValueError(f"a ControlNet is for a UNet2DConditionModel; this network is a {self.architecture}")
         if not isinstance(scale, int | float) or not math.isfinite(scale):
             raise ValueError(f"the scale of a ControlNet is {scale!r}; expected a finite number")
-        self.scale = scale
+        self.scale, self.texts = scale, WholeText()
         self.controlnet: nn.Module = find_class("ControlNetModel").from_config(dict(controlnet))
         for key in ("in_channels", "cross_attention_dim", "block_out_channels", "addition_embed_type"):
             inside, expected = (
@@ -118,10 +118,6 @@ class ControlledNetwork(DiffusersNetwork):
         self.controlnet = controlnet
         self._move_image()
 
-    def paired(self, embedding: Tensor, other: Tensor) -> Tensor:
-        """Refuse two texts: the ControlNet, which no method changes, would read them as one."""
-        return Network.paired(self, embedding, other)
-
     def _move_image(self) -> None:
         """Follow the ControlNet to its device."""
         device = next(self.controlnet.parameters()).device
@@ -132,13 +128,15 @@ class ControlledNetwork(DiffusersNetwork):
         """Return F `(B, *data_shape)`, as `DiffusersNetwork`."""
         inside = x.to(self.image.dtype)
         image = self.image.expand(len(x), *self.image.shape)
+        texts = self.family.arguments(inside, embedding)
+        texts["encoder_hidden_states"] = self.texts(texts["encoder_hidden_states"])
         down, middle = self.controlnet(
             inside,
             c_noise,
             controlnet_cond=image,
             conditioning_scale=self.scale,
             return_dict=False,
-            **self.family.arguments(inside, embedding),
+            **texts,
         )
         return self.evaluate(
             x, c_noise, embedding, down_block_additional_residuals=down, mid_block_additional_residual=middle

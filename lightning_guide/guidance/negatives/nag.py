@@ -12,7 +12,7 @@ For the same queries, Z+ is what tokens of the image read in the positive prompt
 The norms are over the channels of a token, all heads together, before the output projection. The negative prompt is
 "no condition" of the model: the empty prompt, or the negative prompt that the model was loaded with. Only its tokens
 enter, as keys and values; a pooled vector stays that of the positive. In joint attention its tokens are a stream of
-their own, which attends to the image and to itself.
+their own, which attends to the image and to itself. A ControlNet reads the positive prompt alone.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lightning_guide.denoiser import Denoiser, Trajectory
 from lightning_guide.guidance.attention import text_readers
 from lightning_guide.guidance.perturbation import ModuleWrapper, Perturbation, Perturbed
 from lightning_guide.network import Network
-from lightning_guide.networks.attention import Attend, TextReader
+from lightning_guide.networks.attention import Attend, TextReader, WholeText
 from lightning_guide.utils.modules import ModuleReplacement
 
 __all__ = ["NormalizedAttentionGuidance", "NormalizedTexts", "normalized"]
@@ -78,6 +78,18 @@ class _NormalizedReader(TextReader):
         return torch.cat([self.inner.texts(q, _half(k, own, i), _half(v, own, i), own=own) for i, q in rows], dim=-2)
 
 
+class _FirstText(WholeText):
+    """The first of two texts of the same length."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        text: Tensor = self.inner(tokens)
+        return text[:, : text.shape[1] // 2]
+
+
 class _PairedTexts(ModuleWrapper):
     """A network whose embedding holds the texts of the condition and of no condition."""
 
@@ -110,7 +122,7 @@ class NormalizedTexts(Perturbation):
         self.weight, self.tau, self.alpha = weight, tau, alpha
 
     def chosen(self, network: Network) -> list[str]:
-        """Return the network itself and all its readers.
+        """Return the network itself, all its readers, and what gets one text as a whole.
 
         Raises:
             ValueError: if it has none, or cannot read two texts.
@@ -119,15 +131,18 @@ class NormalizedTexts(Perturbation):
         none = network.embed(None, 1)
         assert none is not None
         network.paired(none, none)
-        return ["", *names]
+        whole = [name for name, module in network.named_modules() if isinstance(module, WholeText)]
+        return ["", *names, *whole]
 
     def start(self, trajectory: Trajectory, names: Sequence[str]) -> Mapping[str, ModuleReplacement]:
         """Return readers of two texts, and the network that embeds them."""
         if self.weight == 1 or self.alpha == 0:
             return dict.fromkeys(names, lambda module: module)
-        return {name: self._reader if name else _PairedTexts for name in names}
+        return {name: self._part if name else _PairedTexts for name in names}
 
-    def _reader(self, inner: nn.Module) -> nn.Module:
+    def _part(self, inner: nn.Module) -> nn.Module:
+        if isinstance(inner, WholeText):
+            return _FirstText(inner)
         return _NormalizedReader(inner, self.weight, self.tau, self.alpha)
 
 
