@@ -73,6 +73,7 @@ class SampleSeeds:
         self.indices = [int(index) for index in indices]
         self._streams: dict[str, list[torch.Generator]] = {}
         self._shared: dict[str, torch.Generator] = {}
+        self._kept: dict[object, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -98,6 +99,14 @@ class SampleSeeds:
         for row, generator in zip(out, self.generators(purpose), strict=True):
             row.normal_(generator=generator)
         return to_device(out, device)
+
+    def normal_of(
+        self, owner: object, purpose: str, shape: Sequence[int], device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """Return standard normal numbers as `normal`, which one `owner` draws once, and then gets again."""
+        if owner not in self._kept:
+            self._kept[owner] = self.normal(purpose, shape, device)
+        return self._kept[owner]
 
     def uniform(self, purpose: str, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
         """Draw uniform numbers in [0, 1), `(B, *shape)`, float32."""

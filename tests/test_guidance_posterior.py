@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,12 @@ import torch
 from torch import Tensor
 
 from lightning_guide.cli import main
-from lightning_guide.denoiser import Denoiser, Trajectory
+from lightning_guide.data import SampleBatch
+from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory
 from lightning_guide.distributions.gaussian_mixture import GaussianMixture, gaussian
 from lightning_guide.evaluation import Evaluation
-from lightning_guide.guidance import DAPS, DDNM, DDRM, MMPS, TMPD, DiffPIR, PiGDM, PosteriorGuidance, RePaint
+from lightning_guide.evaluation.sampling_loop import SamplingLoop
+from lightning_guide.guidance import DAPS, DDNM, DDRM, MMPS, TMPD, DiffPIR, Guidance, PiGDM, PosteriorGuidance, RePaint
 from lightning_guide.networks import SmallClassifier
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.objectives import Distance, Matrix, Measurement
@@ -40,6 +44,7 @@ from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.utils.files import read_yaml
 from lightning_guide.utils.parser import Parser
 from tests.energies import mixture
+from tests.runs import TinyImages
 from tests.test_configs_training_free import SmallModel
 
 double = torch.float64
@@ -209,6 +214,47 @@ def test_steps_arrive_with_the_noise_of_the_next_level(name: str, sigma_next: fl
     torch.testing.assert_close(spread, torch.full((3,), sigma_next, dtype=double), rtol=0.05, atol=0)
 
 
+# Cost
+
+
+class Counted(Guidance):
+    """A mixture whose backward passes are counted."""
+
+    backward = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positive = mixture()
+
+    def start(self, trajectory: Trajectory) -> Predict:
+        inner = self.positive.start(trajectory)
+
+        def count(gradient: Tensor) -> None:
+            self.backward += 1
+
+        def predict(x: Tensor, sigma: Tensor, condition: Tensor | None) -> Prediction:
+            if x.requires_grad:
+                x = x.clone()
+                x.register_hook(count)
+            return inner(x, sigma, condition)
+
+        return predict
+
+
+def test_calls_and_backward_passes_are_those_of_the_docs() -> None:
+    options: dict[str, Any] = {"MMPS": {"iterations": 3}, "DAPS": {"steps": 2}}
+    meaning = {"iterations + 1": 4, "steps": 2, "1 (times repeats)": 1}
+    text = (Path(__file__).parent.parent / "docs" / "inverse_problems.md").read_text()
+    rows = [re.split(r" (?<!\\)\| ", line) for line in text.splitlines() if line.startswith("| ")]
+    found = {row[0].removeprefix("| "): row[3].split(", ") for row in rows if len(row) > 4}
+    for name, method in METHODS.items():
+        model, trajectory = Counted(), Trajectory(x=X, seeds=SampleSeeds(0, [0]), sigma=SIGMA, sigma_next=0.3)
+        guided = method(seen(A, Y, NOISE), positive=model, **options.get(name, {}))
+        guided.start(trajectory)(X, torch.tensor(SIGMA, dtype=double), None)
+        expected = [meaning[cell] if cell in meaning else int(cell) for cell in found[name]]
+        assert [trajectory.evaluations, model.backward] == expected, name
+
+
 # Identities
 
 
@@ -287,19 +333,17 @@ def test_every_method_of_the_config_restores_images(tmp_path: Path, monkeypatch:
     written: Any = read_yaml(Path(__file__).parent.parent / "configs" / "posterior.yaml")
     found = parser.instantiate(parser.parse_object(written["model"]["init_args"])).evaluations
     assert set(found) == {name.lower() for name in METHODS}
-    models, labels = SmallModel(), torch.tensor([3, 7])
     for name, evaluation in found.items():
-        sampler, guided = evaluation.sampler, evaluation.guidance.resolve(models)
+        sampler = evaluation.sampler
         (sampler.sampler if name == "repaint" else sampler).grid = sampler.grid = KarrasGrid(
             4, sigma_min=0.1, sigma_max=5.0
         )
-        end = sampler.sample(guided, seeds=SampleSeeds(0, range(2)), condition=labels)
-        fresh = Trajectory(x=end.x, seeds=SampleSeeds(0, range(2)), sigma=1.0)
-        y = guided.measurement.measurements(fresh)
-        misfit = float((y - guided.measurement.operator(end.x)).square().mean().sqrt())
-        # the noise is 0.05; three steps by the Jacobian of a random network do not arrive
-        limit = float("inf") if name in ("pigdm", "tmpd", "mmps") else 0.15
-        assert bool(end.x.isfinite().all()) and misfit < limit, f"{name}: {misfit}"
+        loop = SamplingLoop.start(name, evaluation, SmallModel(), {})
+        drawn = loop.draw(SampleBatch(torch.arange(2), torch.tensor([3, 7])), TinyImages(shape=(1, 8, 8)))
+        report = loop.finish(torch.device("cpu"), contain=lambda what: nullcontext())
+        # three steps by the Jacobian of a random network do not arrive
+        assert report["misfit"] < (float("inf") if name in ("pigdm", "tmpd", "mmps") else 3), name
+        assert 0 < report["psnr"] < 20 and report["samples"] == len(drawn.x) == 2
 
 
 @pytest.mark.slow
@@ -326,7 +370,7 @@ def test_config_in_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("name", METHODS)
 def test_another_energy_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=f"^{name} needs a Measurement by a linear operator, got Distance$"):
+    with pytest.raises(ValueError, match=f"^{name} needs a Measurement of x by a linear operator, got Distance, wh"):
         METHODS[name](Distance(0.5), positive=mixture())
 
 

@@ -12,13 +12,15 @@ from typing import NamedTuple, cast
 
 import torch
 import torch.distributed
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_guide.conditioning import drop_condition
 from lightning_guide.data import DataInterface, Prompts, SampleBatch
 from lightning_guide.denoiser import Denoiser, Models
 from lightning_guide.evaluation.evaluation import Evaluation
+from lightning_guide.evaluation.measurement_fit import MeasurementFit
 from lightning_guide.evaluation.metrics.base import SampleMetric
+from lightning_guide.guidance.particles import ParticleSampler
 from lightning_guide.inference import fuse_weights, is_diverged
 from lightning_guide.utils.devices import to_device
 from lightning_guide.utils.distributed import all_reduce_sum
@@ -57,6 +59,7 @@ class SamplingLoop:
     evaluation: Evaluation
     denoiser: Denoiser
     metrics: dict[str, SampleMetric]
+    fit: MeasurementFit
     further: list[dict[str, SampleMetric]] = field(default_factory=list)
     seconds: float = 0.0
     samples: int = 0
@@ -82,7 +85,10 @@ class SamplingLoop:
             for _ in range(evaluation.repetitions - 1)
         ]
         denoiser = fuse_weights(evaluation.resolve(models).eval(), compile=evaluation.compile)
-        return cls(name, evaluation, denoiser, metrics, further)
+        guides: list[nn.Module] = [denoiser]
+        if isinstance(evaluation.sampler, ParticleSampler):
+            guides.append(evaluation.sampler.energy)
+        return cls(name, evaluation, denoiser, metrics, MeasurementFit(guides), further)
 
     def draw(self, batch: SampleBatch, data: DataInterface) -> DrawnSamples:
         """Draw the samples of `batch` and add them to the metrics."""
@@ -102,6 +108,7 @@ class SamplingLoop:
         x = trajectory.x[:count]
         diagnostics = {name: values[:count] for name, values in trajectory.diagnostics.items()}
         self._count(index, is_diverged(x, self.denoiser.sigma_data), diagnostics)
+        self.fit.add(trajectory, count)
         stored = data.decode(x)
         number = (index - self.evaluation.first_index) // self.evaluation.num_samples
         for repetition, metrics in enumerate([self.metrics, *self.further]):
@@ -140,7 +147,8 @@ class SamplingLoop:
 
         With repetitions KEY is the mean over them, and KEY_min and KEY_max are added. If it is not 0, `unguided` is
         the number of samples that a loss or a classifier could not guide at any step, and `diverged` the number of
-        those that are not finite or out of bounds.
+        those that are not finite or out of bounds. Guided by a `Measurement`, samples have the means of
+        `MeasurementFit`.
         """
         # waits at the end of an evaluation: the counts of all processes are reported by the host
         calls, samples, seconds = self.cost(device).tolist()
@@ -148,7 +156,7 @@ class SamplingLoop:
         # waits twice, as above
         counts = all_reduce_sum(torch.tensor([self.unguided, self.diverged], dtype=torch.float64, device=device))
         named = zip(("unguided", "diverged"), counts.tolist(), strict=True)
-        report |= {name: count for name, count in named if count}
+        report |= {name: count for name, count in named if count} | self.fit.compute()
         for name in self.metrics:
             values = []
             for each in [self.metrics, *self.further]:

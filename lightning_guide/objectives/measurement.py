@@ -68,7 +68,7 @@ class Measurement(Energy):
             raise ValueError("this Measurement has no hidden examples, only what was observed of them")
         hidden = references_for(self.truth, trajectory)
         exact = self.operator(hidden)
-        n = trajectory.seeds.normal("measurement", exact.shape[1:], exact.device).to(exact)
+        n = trajectory.seeds.normal_of(self, "measurement", exact.shape[1:], exact.device).to(exact)
         return hidden, exact + self.noise * n
 
     def measurements(self, trajectory: Trajectory) -> Tensor:
@@ -87,10 +87,10 @@ class Measurement(Energy):
         Raises:
             ValueError: as `measurements` and `Operator.spectrum`, or if the operator is not linear.
         """
-        x = trajectory.x
+        x, y = trajectory.x, self.measurements(trajectory)
         if (shape := tuple(x.shape[1:])) not in self._spectra:
             self._spectra[shape] = self._decomposed(shape)
-        return LinearProblem(self.operator, self._spectra[shape].like(x), self.measurements(trajectory), self.noise)
+        return LinearProblem(self.operator, self._spectra[shape].like(x), y, self.noise)
 
     def _decomposed(self, shape: tuple[int, ...]) -> Spectrum:
         """Return the spectrum of the operator for x of `shape`, if it is linear."""

@@ -13,9 +13,9 @@ __all__ = ["Cell", "find_baseline", "in_order", "interval_keys", "is_lower_bette
 
 _LOWER = (
     "fd kid cmmd memorized off_ratio off_norm outliers total_variation lost_mass sliced_wasserstein non_finite target "
-    "obstacle hits"
+    "obstacle hits rmse residual"
 ).split()
-_HIGHER = "precision recall density coverage inception_score clip_score class_agreement mean_log_density".split()
+_HIGHER = "precision recall density coverage inception_score clip_score class_agreement mean_log_density psnr".split()
 _BOUNDS = (("_low", "_high"), ("_min", "_max"))
 
 

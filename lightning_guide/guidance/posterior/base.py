@@ -34,7 +34,8 @@ class PosteriorGuidance(Guidance):
         super().__init__()
         if not isinstance(measurement, Measurement):
             raise ValueError(
-                f"{type(self).__name__} needs a Measurement by a linear operator, got {type(measurement).__name__}"
+                f"{type(self).__name__} needs a Measurement of x by a linear operator, got "
+                f"{type(measurement).__name__}, which guides by its gradient, as in DPS"
             )
         self.measurement, self.positive = measurement, positive if positive is not None else Main()
 

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from lightning_guide.denoiser import Trajectory
+from lightning_guide.evaluation.measurement_fit import fit_of_samples
 from lightning_guide.inference import is_diverged
 from lightning_guide.objectives import Measurement
 from scripts.lib.command_line import run_script
-from scripts.lib.problems import NOISE, SETTINGS, TUNING_SEED, Problem
+from scripts.lib.problems import SETTINGS, TUNING_SEED, Problem
 from scripts.lib.results import write
 from scripts.lib.seed_summary import show, summarize
 from scripts.studies.posterior.mixtures import METHODS, Case, Plan, Scores
@@ -34,17 +35,12 @@ STOCHASTIC = (
 
 def score(problem: Problem, x: Tensor, seed: int) -> Scores:
     """Return the scores of samples `x` (n, C, H, W)."""
-    energy = _measurement(problem)
     lost = is_diverged(x, problem.setting.positive.sigma_data)
-    truth, y = energy.observe(Trajectory(x=x, seeds=problem.seeds(seed), sigma=0.0))
-    x = x.nan_to_num().clamp(-1, 1)
-    error = (x - truth).flatten(1).square().mean(1)
-    spectrum = energy.operator.spectrum(tuple(x.shape[1:])).like(x)
-    rest = spectrum.measured(y - energy.operator(x)) / NOISE
-    measured = (spectrum.values > 0).expand_as(rest)
+    end = Trajectory(x=x.nan_to_num().clamp(-1, 1), seeds=problem.seeds(seed), sigma=0.0)
+    fit = fit_of_samples(_measurement(problem), end)
     return {
-        "psnr": float((10 * (4 / error.clamp(min=1e-9)).log10()).mean()),
-        "misfit": float(rest[measured].square().mean().sqrt()),
+        "psnr": float(fit["psnr"].mean()),
+        "misfit": float(fit["misfit"].mean().sqrt()),
         "lost": float(lost.double().mean()),
     }
 
