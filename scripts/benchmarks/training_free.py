@@ -21,11 +21,12 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from lightning_guide.denoiser import Denoiser
+from lightning_guide.guidance.posterior import DAPS, DDNM, DDRM, MMPS, TMPD, DiffPIR, PiGDM, PosteriorGuidance, RePaint
 from lightning_guide.guidance.training_free import LossGuidedDiffusion, SigmaWindow, UniversalGuidance
 from lightning_guide.networks import EDM2UNet
 from lightning_guide.networks.classifiers import NoisyClassifier, SmallClassifier
 from lightning_guide.noise import KarrasGrid
-from lightning_guide.objectives import ClassLabel
+from lightning_guide.objectives import ClassLabel, Downsampled, Measurement
 from lightning_guide.preconditioning import Preconditioned
 from lightning_guide.pretrained import Subspace
 from lightning_guide.samplers import Euler
@@ -41,6 +42,7 @@ SAVINGS: dict[str, Make] = {
         w.energy, rate, window=SigmaWindow(every=2), positive=w.positive
     ),
 }
+POSTERIOR: list[type[PosteriorGuidance]] = [PiGDM, TMPD, MMPS, DDNM, DDRM, DiffPIR, DAPS, RePaint]
 
 
 def bench(
@@ -81,13 +83,19 @@ def bench(
     plain_peak = peak_of(plain)
     print("| method | time | memory |\n|---|--:|--:|")
     print(f"| unguided | 1 ({time_of(plain) / steps * 1e3:.0f} ms) | 1 ({plain_peak / 2**20:.1f} MiB) |")
-    for name, make in (methods_for(task) | SAVINGS).items():
+    seen = Measurement(Downsampled(2), torch.zeros(shape))
+    posterior = {kind.__name__: _posterior(kind, seen) for kind in POSTERIOR}
+    for name, make in (methods_for(task) | SAVINGS | posterior).items():
         if methods and name not in methods:
             continue
         guided = partial(run, make(task, 1.0))
         pairs = [(time_of(plain), time_of(guided)) for _ in range(repeats + 1)][1:]
         ratio, memory = median(g / u for u, g in pairs), peak_of(guided) / plain_peak
         print(f"| {name} | {ratio:.2f} | {memory:.2f} |", flush=True)
+
+
+def _posterior(kind: type[PosteriorGuidance], seen: Measurement) -> Make:
+    return lambda task, rate: kind(seen, positive=task.positive)
 
 
 Work = Callable[[], None]
