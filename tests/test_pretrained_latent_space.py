@@ -12,7 +12,22 @@ import torch
 from torch import Tensor
 
 from datamodules.stored_latents import INVENTORY, check_compatibility
-from lightning_guide.guidance import DPS, LookAhead
+from lightning_guide.evaluation.measurement_fit import MeasurementFit
+from lightning_guide.guidance import (
+    DAPS,
+    DDNM,
+    DDRM,
+    DPS,
+    MMPS,
+    MPGD,
+    TMPD,
+    DiffPIR,
+    FreeDoM,
+    LookAhead,
+    LossGuidedDiffusion,
+    PiGDM,
+    RePaint,
+)
 from lightning_guide.networks import EDM2UNet
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.objectives import Decoded, Downsampled, Measurement, NetworkDistance, SquaredDistance, TextMatch
@@ -148,15 +163,37 @@ def test_energy_of_decoded_latents_guides(space: LatentSpace) -> None:
 
 
 def test_energies_with_references_of_images_guide_latents(space: LatentSpace) -> None:
-    """References and hidden truths have the shape of images, not of the latents of the trajectory."""
-    images = torch.rand(2, 3, 16, 16) * 2 - 1
-    features = torch.nn.AvgPool2d(4)
-    for energy in (
-        NetworkDistance(features, images),
-        Measurement(Downsampled(2), noise=0.1, truth=images),
+    """References have the shape of images, not of the latents of the trajectory."""
+    energy = NetworkDistance(torch.nn.AvgPool2d(4), torch.rand(2, 3, 16, 16) * 2 - 1)
+    assert bool(draw(DPS(Decoded(energy, space), 0.3, positive=model())).isfinite().all())
+
+
+def test_methods_by_gradients_meet_measurements_of_decoded_latents(space: LatentSpace) -> None:
+    measurement = Measurement(Downsampled(2), noise=0.1, truth=torch.full((1, 3, 16, 16), 0.5))
+    energy, misfits = Decoded(measurement, space), []
+    for guided in (
+        DPS(energy, 0.0, positive=model()),
+        DPS(energy, 0.3, positive=model()),
+        FreeDoM(energy, 0.3, positive=model()),
+        LossGuidedDiffusion(energy, 10.0, draws=2, positive=model()),
+        MPGD(energy, 0.3, positive=model()),
     ):
-        guided = draw(DPS(Decoded(energy, space), 0.3, positive=model()))
-        assert bool(guided.isfinite().all())
+        end = SAMPLER.sample(guided, seeds=SampleSeeds(0, range(2)))
+        fit = MeasurementFit([guided])
+        fit.add(end, 2)
+        misfits.append(fit.compute()["misfit"])
+    assert max(misfits[1:]) < misfits[0] - 0.1, misfits
+
+
+@pytest.mark.parametrize("method", [PiGDM, TMPD, MMPS, DDNM, DDRM, DiffPIR, DAPS, RePaint])
+def test_linear_methods_refuse_measurements_of_decoded_latents(space: LatentSpace, method: Any) -> None:
+    """In one sentence before the first step: images do not have the shape of latents."""
+    images, seen = torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 8, 8)
+    for given in (Measurement(Downsampled(2), images), Measurement(Downsampled(2), observed=seen)):
+        with pytest.raises(ValueError, match=r"3, .* expected .N, .4, .*; a model of latents .* by DPS.Decoded"):
+            draw(method(given, positive=model()))
+    with pytest.raises(ValueError, match="of x by a linear operator, got Decoded, which guides by its gradient"):
+        method(Decoded(Measurement(Downsampled(2), images), space))
 
 
 def test_look_ahead_takes_the_gradient_through_the_decoder(space: LatentSpace) -> None:

@@ -35,8 +35,16 @@ def load_references(data: str | Sequence[float] | Tensor, like: Tensor, what: st
         raise ValueError(f"{what} hold numbers that are not finite")
     if tuple(examples.shape[1:]) != shape or not len(examples):
         where = f" in {data}" if isinstance(data, str) else ""
-        raise ValueError(f"{what}{where} have shape {tuple(examples.shape)}; expected (N, {shape})")
+        hint = _hint_of_latents(tuple(examples.shape[1:]), shape)
+        raise ValueError(f"{what}{where} have shape {tuple(examples.shape)}; expected (N, {shape}){hint}")
     return to_device(examples.to(like.dtype), like.device)
+
+
+def _hint_of_latents(found: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    """Return what to do with images for a model of latents, if that is what does not fit."""
+    if len(found) != 3 or len(expected) != 3 or found[0] not in (1, 3) or expected[0] in (1, 3):
+        return ""
+    return "; a model of latents is guided by images through its decoder, by DPS(Decoded(energy, LatentSpace(...)))"
 
 
 def references_for(
