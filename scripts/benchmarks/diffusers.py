@@ -3,7 +3,7 @@
     python -m scripts.benchmarks.diffusers [--channels 320] [--side 32] [--steps 4] [--repeats 5] [--device cpu]
 
 Random weights, shared by both; classifier-free guidance, perturbed-attention guidance (PAG), and both. Runs alternate
-with the same network calls alone; medians of the ratios of neighbors are printed, also of the processor's seconds,
+with the same network calls alone; medians of the ratios of neighbors are printed, also of the CPU time,
 which other processes disturb less; and the share of our time that is spent outside of the network. Peak memory is that
 of fresh processes. The final latents are compared as well.
 """
@@ -167,7 +167,7 @@ def bench(
         for other in ("theirs", "bare"):
             pairs = list(zip(seconds["ours"], seconds[other], strict=True))
             by_wall, by_processor = (median(a[k] / b[k] for a, b in pairs) for k in (0, 1))
-            print(f"{method:8} ours / {other:6} {by_wall:.3f}, of the processor's seconds {by_processor:.3f}")
+            print(f"{method:8} ours / {other:6} {by_wall:.3f}, CPU time {by_processor:.3f}")
     if memory:
         with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
             for method in METHODS:
@@ -176,7 +176,7 @@ def bench(
 
 
 def _seconds(call: Run, device: str) -> tuple[float, float]:
-    """Return the seconds of one call by the wall clock and of the processor."""
+    """Return the seconds of one call by the wall clock and of CPU time."""
     begin = time.perf_counter(), time.process_time()
     call()
     if device != "cpu":

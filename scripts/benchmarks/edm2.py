@@ -53,7 +53,7 @@ class Baseline(Denoiser):
 
 
 def seconds(call: Callable[[], object], device: str) -> float:
-    """Return the time of one call, of one thread the processor's, which other processes do not lengthen."""
+    """Return the time of one call: on one thread CPU time, which other processes do not lengthen."""
     clock = time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     begin = clock()
     call()

@@ -47,7 +47,7 @@ def compare(run: str, *, samples: int = 500, steps: int = 18, batch: int = 50) -
     each = (rough - exact).square().mean(1).sqrt() / spread
     print(f"difference of a pair over the standard deviation: median {each.median():.2%}, largest {each.max():.2%}")
     print(f"Frechet distance: {distance(rough, exact):.3g} by bfloat16, {distance(other, exact):.3g} by another seed")
-    print(f"seconds of the processor: {seconds:.1f}, {less:.1f} in bfloat16")
+    print(f"CPU seconds: {seconds:.1f}, {less:.1f} in bfloat16")
 
 
 def distance(one: Tensor, other: Tensor) -> float:

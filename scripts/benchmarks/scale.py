@@ -2,7 +2,7 @@
 
     python -m scripts.benchmarks.scale --out results/scale
 
-Each point is measured in a process of its own, in seconds of the processor on one thread. The exponent is the slope of
+Each point is measured in a process of its own, in CPU time of one thread. The exponent is the slope of
 the logarithm of the seconds over that of the work, by least squares over all sizes and between the last two: a fixed
 cost at the start lowers the first, so that the second tells what happens at large sizes. At most 1 is linear or better.
 """
@@ -31,7 +31,7 @@ ENOUGH = 0.2  # seconds after which work is not repeated
 
 
 class Cost(NamedTuple):
-    """Cost of one size: what it is compared with, seconds of the processor, and growth of memory in MiB."""
+    """Cost of one size: what it is compared with, CPU seconds, and growth of memory in MiB."""
 
     work: float
     seconds: float
