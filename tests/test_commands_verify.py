@@ -11,8 +11,16 @@ import torch
 
 from lightning_guide.cli import main
 from lightning_guide.commands.verify import verify
-from lightning_guide.evaluation import ClipFeatures, DINOv2Features, InceptionFeatures, RawPixels, TimmFeatures
+from lightning_guide.evaluation import (
+    ClassifierFeatures,
+    ClipFeatures,
+    DINOv2Features,
+    InceptionFeatures,
+    RawPixels,
+    TimmFeatures,
+)
 from lightning_guide.evaluation.features.self_check import fixed_image
+from lightning_guide.networks import SmallClassifier
 from tests.features import RandomFeatures
 
 
@@ -27,9 +35,9 @@ def test_a_file_of_another_machine_is_compared(tmp_path: Path, capsys: pytest.Ca
     verify("extractors", extractors=[RandomFeatures()], out=out, device="cpu")
     shown = capsys.readouterr().out
     found = numbers(tmp_path / "numbers.json")
-    features = RandomFeatures()(fixed_image(32))[0]
+    features = RandomFeatures()(fixed_image(3, 32, 32))[0]
     assert found["32"]["features"] == pytest.approx(features.tolist(), rel=1e-6)
-    assert found["256"]["norm"] == pytest.approx(float(RandomFeatures()(fixed_image(256)).norm()), rel=1e-6)
+    assert found["256"]["norm"] == pytest.approx(float(RandomFeatures()(fixed_image(3, 256, 256)).norm()), rel=1e-6)
     assert f"hash {found['32']['hash']}" in shown and "comparable: results of the same extractor" in shown
     verify("extractors", extractors=[RandomFeatures()], expect=out, device="cpu")
     assert "all 8 numbers of" in capsys.readouterr().out
@@ -37,11 +45,11 @@ def test_a_file_of_another_machine_is_compared(tmp_path: Path, capsys: pytest.Ca
 
 def test_deviations_end_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, title = tmp_path / "by_hand.json", RandomFeatures().title()
-    features = RandomFeatures()(fixed_image(32))[0]
+    features = RandomFeatures()(fixed_image(3, 32, 32))[0]
     by_hand = {"features": (features + 3e-3 * features.norm() / 32**0.5).tolist()}  # a deviation of 3e-3
     path.write_text(json.dumps({"extractors": {title: {"32": by_hand, "weights": "0" * 64}, "Other(x)": {}}}))
     options: dict[str, Any] = {"extractors": [RandomFeatures()], "expect": str(path), "device": "cpu"}
-    with pytest.raises(ValueError, match=r"1 of 1 numbers deviate by more than 0.001: .*features at 32x32$"):
+    with pytest.raises(ValueError, match=r"1 of 1 numbers deviate by more than 0.001: .*features at size 32$"):
         verify("extractors", **options)
     shown = capsys.readouterr().out
     assert "other weights, 0000" in shown and "Other(x): not compared" in shown and "deviation 0.003 of" in shown
@@ -87,14 +95,23 @@ def test_what_published_figures_compare_with() -> None:
 
 def test_the_images_are_bytes_with_waves_and_texture() -> None:
     for side in (256, 32):
-        x = fixed_image(side)
+        x = fixed_image(3, side, side)
         assert x.dtype == torch.uint8 and x.shape == (1, 3, side, side)
         assert x.float().std() > 30 and not torch.equal(x[:, 0], x[:, 1])
+
+
+def test_a_classifier_is_shown_an_image_of_its_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = SmallClassifier([1, 6, 8], num_classes=2, widths=[8])
+    monkeypatch.setattr(ClassifierFeatures, "_load", lambda _: network)
+    extractor = ClassifierFeatures("run")
+    verify("extractors", extractors=[extractor], out=str(tmp_path / "numbers.json"), device="cpu")
+    expected = extractor(fixed_image(1, 6, 8))[0].tolist()
+    assert numbers(tmp_path / "numbers.json")["1x6x8"]["features"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "raw.json"
     main(["verify", "extractors", "--extractors+=RawPixels", "--out", str(out), "--device", "cpu"])
     assert capsys.readouterr().out.splitlines()[0] == "RawPixels, no weights"
-    expected = RawPixels()(fixed_image(32))[0].tolist()
+    expected = RawPixels()(fixed_image(3, 32, 32))[0].tolist()
     assert numbers(out)["32"]["features"] == pytest.approx(expected, rel=1e-6)

@@ -12,7 +12,7 @@ from lightning_guide.evaluation.features import (
     FeatureExtractor,
     InceptionFeatures,
 )
-from lightning_guide.evaluation.features.self_check import SIDES, activations, deviations
+from lightning_guide.evaluation.features.self_check import activations, deviations
 from lightning_guide.utils.devices import choose_device
 from lightning_guide.utils.errors import did_you_mean
 from lightning_guide.utils.files import atomic
@@ -33,9 +33,10 @@ def verify(
 ) -> None:
     """Print activations of feature extractors for fixed images, and compare them with those of a file.
 
-    The images are defined by integers, equal everywhere. Numbers that agree show that weights, preprocessing and
-    resizing agree. The file is one of --out, from another machine, or written by hand with the numbers of another
-    library: {"extractors": {TITLE: {"256": {"mean": ..., "std": ..., "norm": ..., "features": [...]}, "32": ...}}}.
+    The images are defined by integers, equal everywhere: 256 and 32 pixels wide, for a trained classifier one of the
+    shape that it takes. Numbers that agree show that weights, preprocessing and resizing agree. The file is one of
+    --out, from another machine, or written by hand with the numbers of another library:
+    {"extractors": {TITLE: {"256": {"mean": ..., "std": ..., "norm": ..., "features": [...]}, "32": ...}}}.
 
     Args:
         what: extractors.
@@ -76,11 +77,11 @@ def verify(
 
 def _lines(extractor: FeatureExtractor, found: dict[str, Any]) -> list[str]:
     lines = [str(extractor.identity)]
-    for side in SIDES:
-        of = found[str(side)]
+    for size in extractor.checked_shapes():
+        of = found[size]
         first = " ".join(f"{value:.5g}" for value in of["features"][:4])
         numbers = "  ".join(f"{name} {of[name]:.6g}" for name in ("mean", "std", "norm"))
-        lines.append(f"  {side}x{side}: {first} ... of {len(of['features'])}  {numbers}  hash {of['hash']}")
+        lines.append(f"  size {size}: {first} ... of {len(of['features'])}  {numbers}  hash {of['hash']}")
     return [*lines, f"  comparable: {extractor.comparable()}"]
 
 

@@ -132,6 +132,10 @@ class FeatureExtractor(FrozenNetwork, nn.Module):
         """Return which figures those of this extractor compare with, and how images have to be resized for it."""
         return "results of the same extractor with the same weights and sizes of images alone"
 
+    def checked_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes (C, H, W), by name, of the images of `verify`: one to make smaller, one to enlarge."""
+        return {"256": (3, 256, 256), "32": (3, 32, 32)}
+
     @cached_property
     def identity(self) -> Identity:
         """Name and hash of the weights, which are loaded for it.
@@ -175,6 +179,11 @@ class ClassifierFeatures(FeatureExtractor):
     def extract(self, x: Tensor) -> Tensor:
         """Return features of images uint8 (B, C, H, W) of the shape of the training images."""
         return self.classifier(x.device).features(_scaled(x))
+
+    def checked_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of the training images alone."""
+        shape: tuple[int, ...] = self.network().data_shape
+        return {"x".join(map(str, shape)): shape}
 
     def logits(self, x: Tensor) -> Tensor:
         """Return class logits (B, K) of images uint8 (B, C, H, W).

@@ -11,29 +11,27 @@ from torch import Tensor
 
 from lightning_guide.evaluation.features.base import FeatureExtractor
 
-__all__ = ["SIDES", "activations", "deviations", "fixed_image"]
-
-SIDES = (256, 32)  # of the images: extractors make the first smaller or keep it, and enlarge the second
+__all__ = ["activations", "deviations", "fixed_image"]
 
 
-def fixed_image(side: int) -> Tensor:
-    """Return an image uint8 (1, 3, side, side), by integers alone and thus the same everywhere.
+def fixed_image(channels: int, height: int, width: int) -> Tensor:
+    """Return an image uint8 (1, C, H, W), by integers alone and thus the same everywhere.
 
-    With a = 512 (c + 1) i // side + 512 (3 - c) j // side in channel c, row i and column j, it is half of the triangle
-    wave |a mod 512 - 256|, plus 2 ((c + 1) i j mod 61), a fine texture.
+    With a = 512 (c + 1) i // H + 512 (3 - c) j // W in channel c, row i and column j, it is half of the triangle wave
+    |a mod 512 - 256|, plus 2 ((c + 1) i j mod 61), a fine texture.
 
     Examples:
-        >>> fixed_image(256)[0, :, 1, 2].tolist(), int(fixed_image(32).sum())
+        >>> fixed_image(3, 256, 256)[0, :, 1, 2].tolist(), int(fixed_image(3, 32, 32).sum())
         ([125, 130, 135], 374520)
     """
-    c, i, j = (torch.arange(n) for n in (3, side, side))
+    c, i, j = (torch.arange(n) for n in (channels, height, width))
     c, i = c[:, None, None], i[:, None]
-    wave = (512 * (c + 1) * i // side + 512 * (3 - c) * j // side) % 512 - 256
+    wave = (512 * (c + 1) * i // height + 512 * (3 - c) * j // width) % 512 - 256
     return (wave.abs() // 2 + 2 * ((c + 1) * i * j % 61)).to(torch.uint8)[None]
 
 
 def activations(extractor: FeatureExtractor, device: torch.device) -> dict[str, Any]:
-    """Return hash of the weights and, for each side, mean, std, norm, a hash and all features of the fixed image.
+    """Return hash of the weights and, for each size, mean, std, norm, a hash and all features of the fixed image.
 
     The hash is that of the features in thousandths of their norm. Equal hashes mean equal features to that precision;
     different ones may come from rounding alone.
@@ -42,11 +40,11 @@ def activations(extractor: FeatureExtractor, device: torch.device) -> dict[str, 
         ValueError: as of the extractor.
     """
     found: dict[str, Any] = {"weights": extractor.identity.weights}
-    for side in SIDES:
-        features = extractor(fixed_image(side).to(device))[0].to("cpu", torch.float64)
+    for size, shape in extractor.checked_shapes().items():
+        features = extractor(fixed_image(*shape).to(device))[0].to("cpu", torch.float64)
         norm = features.norm()
         steps = (1000 * features / norm.clamp(min=1e-30)).round().to(torch.int32)
-        found[str(side)] = {
+        found[size] = {
             "mean": _digits(features.mean()),
             "std": _digits(features.std(correction=0)),
             "norm": _digits(norm),
@@ -65,14 +63,14 @@ def deviations(found: Mapping[str, Any], expected: Mapping[str, Any]) -> Iterato
     Raises:
         ValueError: if a value is no number.
     """
-    for side in (str(side) for side in SIDES):
-        ours, theirs = found[side], expected.get(side) or {}
+    for size, ours in ((size, of) for size, of in found.items() if size != "weights"):
+        theirs = expected.get(size) or {}
         if not isinstance(theirs, Mapping):
-            raise ValueError(f"{side} holds {theirs!r:.50}; expected names and numbers")
+            raise ValueError(f"{size} holds {theirs!r:.50}; expected names and numbers")
         norm = max(float(ours["norm"]), 1e-30)
         for name in ("mean", "std", "norm", "features"):
             if name in theirs:
-                yield f"{name} at {side}x{side}", _distance(ours[name], theirs[name]) / norm
+                yield f"{name} at size {size}", _distance(ours[name], theirs[name]) / norm
 
 
 def _distance(ours: Any, theirs: Any) -> float:
