@@ -74,9 +74,26 @@ class SampleSeeds:
         self._streams: dict[str, list[torch.Generator]] = {}
         self._shared: dict[str, torch.Generator] = {}
         self._kept: dict[object, Tensor] = {}
+        self._originals: tuple[SampleSeeds, int] | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    @property
+    def samples(self) -> list[int]:
+        """Indices of the samples (B,), for what belongs to them: copies have that of their original."""
+        if self._originals is None:
+            return self.indices
+        seeds, count = self._originals
+        return [index for index in seeds.samples for _ in range(count)]
+
+    def repeated(self, count: int, purpose: str) -> SampleSeeds:
+        """Return the streams of `count` copies of each sample, in its place: their own, except for `normal_of`."""
+        copies = type(self)(
+            mix(self.seed, purpose), [index * count + k for index in self.indices for k in range(count)]
+        )
+        copies._originals = self, count
+        return copies
 
     def generators(self, purpose: str) -> list[torch.Generator]:
         """Return the B CPU generators of one purpose, at their current positions."""
@@ -103,7 +120,10 @@ class SampleSeeds:
     def normal_of(
         self, owner: object, purpose: str, shape: Sequence[int], device: torch.device | str = "cpu"
     ) -> Tensor:
-        """Return standard normal numbers as `normal`, which one `owner` draws once, and then gets again."""
+        """Return standard normal numbers as `normal`, drawn once for each `owner`: the same in its later calls."""
+        if self._originals is not None:
+            seeds, count = self._originals
+            return seeds.normal_of(owner, purpose, shape, device).repeat_interleave(count, 0)
         if owner not in self._kept:
             self._kept[owner] = self.normal(purpose, shape, device)
         return self._kept[owner]

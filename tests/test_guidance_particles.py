@@ -16,11 +16,11 @@ from lightning_guide.cli import main
 from lightning_guide.denoiser import Trajectory
 from lightning_guide.device_seeds import DeviceSeeds
 from lightning_guide.distributions.gaussian_mixture import GaussianMixture, gaussian
-from lightning_guide.guidance import TDS, BestOfN, FeynmanKac, ParticleSampler
+from lightning_guide.guidance import MMPS, TDS, BestOfN, FeynmanKac, ParticleSampler
 from lightning_guide.guidance.particles.base import Particles
 from lightning_guide.networks import SmallClassifier
 from lightning_guide.noise import KarrasGrid
-from lightning_guide.objectives import Energy, Linear, SquaredDistance
+from lightning_guide.objectives import Energy, Linear, Matrix, Measurement, SquaredDistance
 from lightning_guide.objectives.energy import Loss
 from lightning_guide.samplers import DDIM, DPMSolver2M, Euler, Heun
 from lightning_guide.seeds import SampleSeeds, mix
@@ -138,6 +138,16 @@ class Own(Energy):
 def test_losses_with_data_of_each_sample(name: str) -> None:
     x = KINDS[name](Own(), particles=16).sample(PRIOR, seeds=SampleSeeds(0, [4, 0, 2])).x[:, 0]
     assert x[0] > 0.4 and x[1] < -0.4 and abs(x[2]) < 1.2  # N(1.6, 0.2), N(-1.6, 0.2), N(0, 0.2)
+
+
+def test_all_particles_of_a_sample_are_guided_by_its_measurement() -> None:
+    measurement = Measurement(Matrix([[1.0]]), torch.arange(6.0)[:, None], noise=0.02)
+    guided, seeds = MMPS(measurement, positive=gaussian([0.0], [[9.0]])), SampleSeeds(0, [4, 1])
+    end = BestOfN(Euler(GRID), SquaredDistance([0.0]), particles=3).sample(guided, seeds=seeds)
+    y = measurement.measurements(end)
+    torch.testing.assert_close(end.x, y, rtol=0, atol=0.1)
+    many = Trajectory(x=y.repeat_interleave(3, 0), seeds=seeds.repeated(3, "particles"), sigma=1.0)
+    assert torch.equal(measurement.measurements(many), many.x)
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -61,7 +61,7 @@ def references_for(
         ValueError: as `load_references`.
     """
     examples = load_references(data, trajectory.x if like is None else like, what)
-    numbers = [index % len(examples) for index in trajectory.seeds.indices]
+    numbers = [index % len(examples) for index in trajectory.seeds.samples]
     return examples[to_device(torch.tensor(numbers), examples.device)]
 
 

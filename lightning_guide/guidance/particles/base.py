@@ -12,7 +12,7 @@ from lightning_guide.conditioning import LabelReader, condition_on
 from lightning_guide.denoiser import Denoiser, Trajectory
 from lightning_guide.objectives.energy import Energy
 from lightning_guide.samplers.base import Memory, PredictAt, Sampler
-from lightning_guide.seeds import SampleSeeds, mix
+from lightning_guide.seeds import SampleSeeds
 
 __all__ = ["ParticleSampler", "Particles", "resampled"]
 
@@ -106,9 +106,7 @@ class ParticleSampler(Sampler, ABC):
     ) -> Trajectory:
         """Draw the samples of new `seeds` as `Sampler.sample`: K particles of each, of which one is returned."""
         count = self.particles
-        many = type(seeds)(
-            mix(seeds.seed, "particles"), [index * count + k for index in seeds.indices for k in range(count)]
-        )
+        many = seeds.repeated(count, "particles")
         x = self.sampler.initial(denoiser, many, device)
         if start is not None:
             x = torch.stack([start(noise) for noise in x.unflatten(0, (-1, count)).unbind(1)], 1).flatten(0, 1)
