@@ -154,6 +154,8 @@ def test_a_full_queue_refuses_and_stop_ends(opened: Playground, monkeypatch: pyt
             wait_for(drawing, "left: step 1 of ")
             waiting.locator("#draw").click()
             waiting.wait_for_timeout(500)  # to reach the server
+            refused.locator("#stop").click()  # nothing
+            wait_for(refused, "Stopped.")
             refused.locator("#draw").click()
             wait_for(refused, "Nothing was drawn: the queue is full (--queue 1); try again later.")
             assert refused.locator("#samples-left img").count() == 0

@@ -114,13 +114,11 @@ def build_page(playground: Playground, *, queue: int) -> gr.Blocks:
         outputs = [status, drawn, both]
         outputs += [each for side in sides for each in (side.samples, side.cost, side.config)]
         one_at_a_time: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "drawing", "show_progress": "hidden"}
-        events = [
-            button.click(
-                lambda values, chosen=chosen: (yield from draw_sides(chosen, values)), inputs, outputs, **one_at_a_time
-            )
-            for button, chosen in ((draw, sides[:1]), (compare, sides))
-        ]
-        stopped: set[str | None] = set()  # sessions
+        stopped: set[str | None] = set()  # sessions, until they ask again
+
+        def begin(request: gr.Request) -> str:
+            stopped.discard(request.session_hash)
+            return "Waiting."
 
         def end(request: gr.Request) -> str:
             stopped.add(request.session_hash)
@@ -128,11 +126,16 @@ def build_page(playground: Playground, *, queue: int) -> gr.Blocks:
 
         def explain(request: gr.Request) -> str:
             """Return why a drawing ended early: gradio reports stops and full queues alike, other errors are caught."""
-            if request.session_hash not in stopped:
-                return f"Nothing was drawn: the queue is full (--queue {queue}); try again later."
-            stopped.discard(request.session_hash)
-            return "Stopped."
+            if request.session_hash in stopped:
+                return "Stopped."
+            return f"Nothing was drawn: the queue is full (--queue {queue}); try again later."
 
+        events = [
+            button.click(begin, None, status, queue=False).then(
+                lambda values, chosen=chosen: (yield from draw_sides(chosen, values)), inputs, outputs, **one_at_a_time
+            )
+            for button, chosen in ((draw, sides[:1]), (compare, sides))
+        ]
         for event in events:
             event.failure(explain, None, status, queue=False)
         stop.click(end, None, status, cancels=events, queue=False)
