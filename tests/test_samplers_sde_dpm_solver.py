@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
 
 from lightning_guide.distributions.gaussian_mixture import GaussianMixture, gaussian
 from lightning_guide.noise import KarrasGrid, LogUniformGrid
-from lightning_guide.samplers import SDEDPMSolver2M
+from lightning_guide.samplers import Restart, Sampler, SDEDPMSolver2M, TimeTravel
 from lightning_guide.samplers.brownian import BrownianPath
 from lightning_guide.seeds import SampleSeeds
 
@@ -56,6 +57,34 @@ def test_samples_of_gaussian_data_have_its_mean_and_variance() -> None:
     x = SDEDPMSolver2M(48).sample(gaussian([1.0] * 200, 0.25), seeds=SampleSeeds(0, range(50))).x
     assert float(x.mean()) == pytest.approx(1.0, abs=0.02)  # 10,000 numbers: standard error 0.005
     assert float(x.var()) == pytest.approx(0.25, rel=0.06)
+
+
+WAY = SDEDPMSolver2M(LogUniformGrid(5, sigma_min=0.05, sigma_max=5.0))
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        TimeTravel(WAY, 3),
+        Restart(WAY, low=0.1, high=1.0, repeats=3),
+        Restart(TimeTravel(WAY, 2), low=0.1, high=1.0, repeats=2),
+    ],
+    ids=["time travel", "restart", "both"],
+)
+def test_repeated_steps_have_fresh_noise(sampler: Sampler) -> None:
+    """The state holds the increments of the first walk already."""
+    walks: list[set[str]] = [set()]
+
+    class Recording(SampleSeeds):
+        def normal(self, purpose: str, shape: Sequence[int], device: torch.device | str = "cpu") -> torch.Tensor:
+            if purpose in ("time travel", "restart"):
+                walks.append(set())
+            walks[-1].add(purpose)
+            return super().normal(purpose, shape, device)
+
+    sampler.sample(gaussian([0.0], 0.25), seeds=Recording(0, [0]))
+    drawn = [purpose for walk in walks for purpose in walk if purpose.startswith("brownian")]
+    assert len(walks) > 3 and len(drawn) == len(set(drawn))
 
 
 def test_more_steps_converge_to_one_sample() -> None:

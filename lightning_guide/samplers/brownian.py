@@ -25,16 +25,19 @@ class BrownianPath:
     With y = x / sigma^2 the reverse SDE of DDPM is dy = D ds + dB(s) (stochastic localization), so that the fresh noise
     of any step is an increment of B. The increment over an octave of sigma is one draw. Inside it the path is a
     Brownian bridge, halved in ln sigma `DEPTH` times and linear in between, so that the variance of an increment over a
-    tenth of an octave is at most 1 % too small. All draws belong to (seed, sample, place in the tree).
+    tenth of an octave is at most 1 % too small. All draws belong to (seed, sample, number of the path, place in the
+    tree).
 
     Examples:
         >>> path = BrownianPath(SampleSeeds(0, range(2)), (3,))
         >>> increment = path.inside(0.7) - path.inside(5.0) + path.octaves(5.0, 0.7)  # B(1 / 0.49) - B(1 / 25)
     """
 
-    def __init__(self, seeds: SampleSeeds, shape: Sequence[int], device: torch.device | str = "cpu") -> None:
-        """Start the paths of the samples `seeds`, each of `shape`."""
-        self.seeds, self.shape, self.device = seeds, tuple(shape), device
+    def __init__(
+        self, seeds: SampleSeeds, shape: Sequence[int], device: torch.device | str = "cpu", *, number: int = 0
+    ) -> None:
+        """Start the paths of the samples `seeds`, each of `shape`; those of another `number` are independent."""
+        self.seeds, self.shape, self.device, self.number = seeds, tuple(shape), device, number
 
     def octaves(self, sigma: float, sigma_next: float) -> Tensor:
         """Return the increment of B from the beginning of the octave of `sigma` to that of `sigma_next`."""
@@ -64,7 +67,8 @@ class BrownianPath:
 
     def _draw(self, place: str) -> Tensor:
         fresh = type(self.seeds)(self.seeds.seed, self.seeds.indices)  # at the start of its stream, and not kept
-        return fresh.normal(f"brownian {place}", self.shape, self.device)
+        purpose = f"brownian {place}" if self.number == 0 else f"brownian {self.number} {place}"
+        return fresh.normal(purpose, self.shape, self.device)
 
 
 def _time(octaves: float) -> float:

@@ -60,6 +60,7 @@ class Restart(Sampler):
         for _ in range(self.repeats):
             n = trajectory.seeds.normal("restart", trajectory.x.shape[1:], trajectory.x.device).to(trajectory.x)
             trajectory.x = torch.add(trajectory.x, n, alpha=(self.high**2 - end**2) ** 0.5)
+            trajectory.renoised += 1
             memory.clear()
             for i in range(self.num_steps):
                 trajectory.sigma, trajectory.sigma_next, trajectory.stage = levels[i], levels[i + 1], "predictor"

@@ -21,7 +21,7 @@ class SDEDPMSolver2M(Sampler):
     x' = D + q sigma noise + (1 - q) (D - D_before) / (2 r) + sigma'^2 (B(1 / sigma'^2) - B(1 / sigma^2)); the first and
     the last step are first order. The fresh noise has standard deviation sigma' sqrt(1 - q) and is an increment of one
     Brownian path per sample (`BrownianPath`): other numbers of steps give approximations of the same sample, which
-    converge. Without the second-order term this is `DDIM` with eta = 1. A separate noise direction moves x as in
+    converge. Where `TimeTravel` or `Restart` go back to a higher level, the samples begin another path. Without the second-order term this is `DDIM` with eta = 1. A separate noise direction moves x as in
     `DPMSolver2M`.
 
     Examples:
@@ -44,10 +44,12 @@ class SDEDPMSolver2M(Sampler):
             h = math.log(trajectory.sigma / trajectory.sigma_next)
             if memory:
                 x.add_(clean - memory["implied"], alpha=-math.expm1(-2 * h) * h / (2 * float(memory["h"])))
-            path = BrownianPath(trajectory.seeds, x.shape[1:], x.device)
-            start = torch.as_tensor(memory["inside"]) if memory else path.inside(trajectory.sigma)
+            number = trajectory.renoised
+            path = BrownianPath(trajectory.seeds, x.shape[1:], x.device, number=number)
+            same = memory.get("path") == number
+            start = torch.as_tensor(memory["inside"]) if same else path.inside(trajectory.sigma)
             end = path.inside(trajectory.sigma_next)
             fresh = end - start + path.octaves(trajectory.sigma, trajectory.sigma_next)
             x.add_(fresh.to(x), alpha=trajectory.sigma_next**2)
-            memory.update(h=h, implied=implied, inside=end)
+            memory.update(h=h, implied=implied, inside=end, path=number)
         trajectory.x = x

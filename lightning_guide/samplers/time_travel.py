@@ -53,3 +53,4 @@ class TimeTravel(Sampler):
     def _renoise(self, trajectory: Trajectory, spread: Tensor) -> None:
         n = trajectory.seeds.normal("time travel", trajectory.x.shape[1:], trajectory.x.device)
         trajectory.x = n.to(trajectory.x).mul_(spread).add_(trajectory.x)
+        trajectory.renoised += 1
