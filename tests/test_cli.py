@@ -126,7 +126,7 @@ def test_command_line_beats_config_and_checkpoint(run: Path, monkeypatch: pytest
 
 
 def test_folder_of_a_run_takes_the_place_of_its_config(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     fit(monkeypatch, run)
     copied = Path(shutil.copytree(run, run.with_name("copied")))
@@ -135,7 +135,7 @@ def test_folder_of_a_run_takes_the_place_of_its_config(
     dropped = (
         f"over.yaml replaces evaluations auto, unguided of {copied}/config.yaml; inherit that by base to keep them"
     )
-    assert capsys.readouterr().err.count(f"{dropped}\n") == 1
+    assert caplog.messages.count(dropped) == 1
     assert json.loads((copied / "report/metrics.json").read_text())["other"]["samples"] == 2
     guide(monkeypatch, "fit", copied, "--trainer.max_steps", 6)
     assert open_snapshots(copied).entries()[-1].images == 48
