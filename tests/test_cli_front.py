@@ -172,6 +172,7 @@ def test_typing_errors_are_one_sentence(call: Call, words: str, message: str) ->
     ("text", "message"),
     [
         (b"modle: {}\n", "wrong.yaml, line 1: unknown key modle; did you mean model?"),
+        (b"guidances: {}\n", "line 1: unknown key guidances; did you mean model.init_args.guidances?"),
         (b"trainer:\n  max_stepz: 1\n", "line 2: unknown key trainer.max_stepz; did you mean trainer.max_steps?"),
         (b"base: good.yaml\ntrainer: {}\ntrainer: {}\n", "line 3: duplicate key 'trainer' (first defined on line 2)"),
         (b"base: bad.yaml\n", "bad.yaml, line 1: unknown key moddel; did you mean model?"),

@@ -65,6 +65,19 @@ def failure(capsys: pytest.CaptureFixture[str], *words: str) -> str:
             "Adam has no argument lrr; did you mean lr?",
         ),
         ("optimizer: Adamm", "model.init_args.optimizer: there is no class Adamm; did you mean Adam?"),
+        (
+            "evaluations: {a: {guidance: {class_path: Autoguidance}}}",
+            "model.init_args.evaluations.a.guidance has no guider, which Autoguidance needs",
+        ),
+        (
+            "evaluations: {a: {guidance: {class_path: ClassifierFreeGuidance, init_args: {weight: null}}}}",
+            "model.init_args.evaluations.a.guidance: ClassifierFreeGuidance needs finite weights, got [None]",
+        ),
+        (
+            "guidances: {g: {class_path: ClassifierFreeGuidance, init_args: {weight: "
+            "{class_path: Interval, init_args: {weight: 2, low: 3, high: 1}}}}}",
+            "model.init_args.guidances.g.init_args.weight: a guidance interval needs 0 <= low < high in sigma",
+        ),
         ("seed: high", "model.init_args.seed is 'high'; expected a whole number"),
         ("seed: inf", "model.init_args.seed is 'inf'; expected a whole number"),
         ("denoiser: 3", "model.init_args.denoiser is 3; expected a Denoiser, as class_path and init_args"),

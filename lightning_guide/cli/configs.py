@@ -15,6 +15,8 @@ from lightning_guide.utils.files import read_node
 
 __all__ = ["config_mistakes", "named_configs"]
 
+_OF_THE_MODEL = {each: f"model.init_args.{each}" for each in ("denoiser", "evaluations", "guidances", "metrics")}
+
 
 def named_configs(words: Sequence[str]) -> Iterator[str]:
     """Yield the files after -c and --config."""
@@ -60,7 +62,8 @@ def _of_file(file: Path, root: yaml.Node | None, name: str, *, top: bool) -> Ite
 
 def _of_node(file: Path, prefix: str, node: yaml.MappingNode, known: list[str], owner: str) -> Iterator[str]:
     unknown = [key for key, _ in node.value if key.value not in (*known, "<<")]
-    near = [nearest(str(key.value), known) for key in unknown]
+    below = {} if prefix else {each: f"trainer.{each}" for each in trainer_arguments()} | _OF_THE_MODEL
+    near = [below.get(key.value) or nearest(str(key.value), known) for key in unknown]
     for key, meant in zip(unknown, near, strict=True):
         if meant:
             yield f"{_place(file, key)}: unknown key {prefix}{key.value}; did you mean {prefix}{meant}?"

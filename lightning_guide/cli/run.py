@@ -16,15 +16,18 @@ from typing import Any
 from jsonargparse import auto_cli
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from lightning_guide.cli.configs import named_configs
 from lightning_guide.cli.explain import explain_words
 from lightning_guide.cli.lightning_commands import run_lightning
 from lightning_guide.cli.table import COMMANDS
+from lightning_guide.runs.refused import RefusedError
 from lightning_guide.runs.session import run_keys
 from lightning_guide.training.monitor import TrainingDivergedError
 from lightning_guide.utils.errors import explain_os_error, explain_runtime_error
 from lightning_guide.utils.mistakes import arguments_of
 from lightning_guide.utils.needs import MissingNeedsError
 from lightning_guide.utils.parser import ConfigError, Parser, one_sentence, with_long_names, with_merged_files
+from lightning_guide.utils.places import describe, place_of
 from lightning_guide.utils.terminal import plain_messages
 
 __all__ = ["run"]
@@ -89,6 +92,8 @@ def _run(words: Sequence[str]) -> None:
         if os.environ.get("LIGHTNING_GUIDE_TRACEBACK"):
             raise
         said = explain_os_error(error) if isinstance(error, OSError) else str(error)
+        if isinstance(error, RefusedError):
+            said = describe(error.mistake, place_of(error.mistake.path, named_configs(words)))
         if isinstance(error, MisconfigurationException):
             said = f"a setting under `trainer` does not fit: {said}"
         sys.exit(f"lightning-guide: error: {said if isinstance(error, MissingNeedsError) else one_sentence(said)}")

@@ -15,9 +15,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from lightning_guide.runs.refused import RefusedError, find_refused
 from lightning_guide.utils.explain import explain
 from lightning_guide.utils.mistakes import Keys, arguments_of
 from lightning_guide.utils.parser import ConfigError, LightningParser, Parser, one_sentence, update_paths
+from lightning_guide.utils.places import describe, place_of
 
 __all__ = ["CLI_OPTIONS", "ConfigCLI", "isolated", "open_data", "open_session", "run_keys"]
 
@@ -50,6 +52,21 @@ class ConfigCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Ignore hyperparameters stored in checkpoints."""
 
+    def instantiate_classes(self) -> None:
+        """Build trainer, model and data.
+
+        Raises:
+            RefusedError: for an object inside them that refuses its arguments.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            config = self.config[self.subcommand] if self.subcommand else self.config
+            for part in ("model", "data"):
+                if mistake := find_refused(config.get(part), str(error), (part,)):
+                    raise RefusedError(describe(mistake), mistake) from error
+            raise
+
 
 def run_keys() -> Keys:
     """Return the keys of the config of a run, with their types; those of one command are left out."""
@@ -80,6 +97,8 @@ def open_session(settings: Mapping[str, Any], *, files: Sequence[str | Path] = (
             )
         except ConfigError as error:
             raise ValueError(explain(str(error), update_paths(kept), run_keys(), files=files)) from None
+        except RefusedError as error:
+            raise ValueError(describe(error.mistake, place_of(error.mistake.path, files))) from None
         except (ValueError, MisconfigurationException) as error:
             raise ValueError(one_sentence(str(error))) from None
 

@@ -12,7 +12,7 @@ import importlib
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lightning_guide import PUBLIC
@@ -28,16 +28,18 @@ _OF_A_CLASS = ("class_path", "init_args", "dict_kwargs")
 
 @dataclasses.dataclass(frozen=True)
 class Keys:
-    """A mapping with known keys: name -> annotation; `owner` has them."""
+    """A mapping with known keys: name -> annotation; `owner` has them, and takes nothing without those `required`."""
 
     owner: str
     kinds: Mapping[str, Any]
     open: bool = False
+    required: Sequence[str] = ()
 
 
 def arguments_of(function: Callable[..., Any], skip: Iterable[str] = ()) -> Keys:
     """Return the arguments of a class or a function; those that it passes on to its base class are among them."""
     kinds: dict[str, Any] = {}
+    required: list[str] | None = None  # of the class itself, which may pass them on
     others = False
     for each in [vars(cls).get("__init__") for cls in function.__mro__] if isinstance(function, type) else [function]:
         if each is None or each is object.__init__:
@@ -50,10 +52,12 @@ def arguments_of(function: Callable[..., Any], skip: Iterable[str] = ()) -> Keys
         for name, parameter in list(parameters.items())[isinstance(function, type) :]:
             if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) and name not in skip:
                 kinds.setdefault(name, hints.get(name, Any))
+        if required is None:
+            required = [name for name in kinds if parameters[name].default is inspect.Parameter.empty]
         if others := any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
             continue
         break
-    return Keys(function.__name__, kinds, open=others)
+    return Keys(function.__name__, kinds, open=others, required=required or ())
 
 
 def find_mistakes(value: Any, kind: Any, path: tuple[str, ...] = ()) -> Iterator[Mistake]:
@@ -77,7 +81,7 @@ def find_mistakes(value: Any, kind: Any, path: tuple[str, ...] = ()) -> Iterator
             yield from find_mistakes(each, parts[1], (*path, str(key)))
     elif origin is typing.get_origin(Callable[..., Any]):
         if isinstance(value, Mapping | str) and isinstance(parts[-1], type):
-            yield from _of_class(value, parts[-1], path)
+            yield from (each for each in _of_class(value, parts[-1], path) if each.path != path or each.certain)
     elif isinstance(origin, type) and issubclass(origin, Iterable):
         if isinstance(value, list | tuple):
             inner = [part for part in parts if part is not ...] or [Any]
@@ -145,8 +149,11 @@ def _of_class(value: Any, kind: type, path: tuple[str, ...]) -> Iterator[Mistake
                 yield from find_mistakes(each, kinds[str(key)], (*path, str(key)))
             hint = f"did you mean {near}?" if near else "arguments of a class are under init_args"
             yield Mistake((*path, str(key)), f"is neither class_path nor init_args; {hint}", certain=not argument)
-    if settings.get("init_args") is not None:
-        yield from _of_keys(settings["init_args"], arguments_of(found), (*path, "init_args"))
+    keys, given = arguments_of(found), settings.get("init_args") or {}
+    yield from _of_keys(given, keys, (*path, "init_args"))
+    if isinstance(given, Mapping) and (lacking := [name for name in keys.required if name not in given]):
+        said = f"has no {' and no '.join(lacking)}, which {keys.owner} needs"
+        yield Mistake(path, said, certain=False, near=True)
 
 
 def _of_keys(value: Any, keys: Keys, path: tuple[str, ...]) -> Iterator[Mistake]:
