@@ -108,12 +108,12 @@ def test_mistakes_end_in_one_sentence(
     ],
 )
 def test_what_a_tuner_may_spend_is_checked_before_a_run_is_opened(
-    folder: Path, words: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch
+    folder: Path, words: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lightning_guide.commands.search.open_session", None)
     with pytest.raises(SystemExit) as left:
-        main(["tune", str(folder / "run"), str(folder / "search.yaml"), "--out", str(folder / "none"), *words])
-    assert said in str(left.value.code) and not (folder / "none").exists()
+        main(["tune", str(folder / "run"), str(folder / "search.yaml"), "--out", str(tmp_path / "none"), *words])
+    assert said in str(left.value.code) and not (tmp_path / "none").exists()
 
 
 def test_an_objective_that_is_not_reported_is_said_after_the_first_point(
