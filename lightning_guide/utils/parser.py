@@ -7,6 +7,7 @@ import itertools
 import os
 import re
 from collections.abc import Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -133,14 +134,48 @@ class ConfigError(ValueError):
     """What the parser refuses: an unknown key, a value of another type."""
 
 
+# What has been parsed for classes by the `Parser.parse_args` that is running.
+_PARSED: ContextVar[dict[Any, Namespace] | None] = ContextVar("parsed", default=None)
+
+
 class Parser(ArgumentParser):
-    """Argument parser that raises ConfigError with a sentence, without usage and without the valid values."""
+    """Argument parser that raises ConfigError with a sentence, without usage and without the valid values.
+
+    jsonargparse parses the arguments of a class about twice as often as those of the class around it, by a parser of
+    its own each time. Here equal arguments of a class are parsed once in a `parse_args`.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Read values and configs as YAML; classes exported by `PUBLIC` need no module in a class path."""
         for package in PUBLIC:
             importlib.import_module(package)
+        self._classes: tuple[Any, ...] = ()
         super().__init__(*args, **({"parser_mode": "lightning_guide"} | kwargs))
+
+    def add_class_arguments(self, class_type: type, *args: Any, **kwargs: Any) -> list[str]:
+        """Add the arguments of a class."""
+        self._classes += (class_type, repr((args, kwargs)))
+        return super().add_class_arguments(class_type, *args, **kwargs)
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Namespace:
+        """Parse the words of the command line."""
+        if _PARSED.get() is not None:  # of a command in the command line
+            return super().parse_args(*args, **kwargs)
+        token = _PARSED.set({})
+        try:
+            return super().parse_args(*args, **kwargs)
+        finally:
+            _PARSED.reset(token)
+
+    def parse_object(self, *args: Any, **kwargs: Any) -> Namespace:
+        """Parse the arguments of a class, equal ones once."""
+        parsed = _PARSED.get()
+        if parsed is None or not self._classes:
+            return super().parse_object(*args, **kwargs)
+        key = (type(self), self._classes, repr((args, kwargs)))
+        if key not in parsed:
+            parsed[key] = super().parse_object(*args, **kwargs)
+        return parsed[key].clone()
 
     def parse_path(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Namespace:
         """Parse a config file; the paths in the config of a run are where the run is now."""
