@@ -6,7 +6,8 @@ import importlib
 import itertools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NoReturn
@@ -134,15 +135,25 @@ class ConfigError(ValueError):
     """What the parser refuses: an unknown key, a value of another type."""
 
 
-# What has been parsed for classes by the `Parser.parse_args` that is running.
+# What has been parsed for classes in the `_each_once` that is open.
 _PARSED: ContextVar[dict[Any, Namespace] | None] = ContextVar("parsed", default=None)
+
+
+@contextmanager
+def _each_once() -> Iterator[None]:
+    """Parse equal arguments of a class once until the outermost of these contexts ends."""
+    token = _PARSED.set({} if (parsed := _PARSED.get()) is None else parsed)
+    try:
+        yield
+    finally:
+        _PARSED.reset(token)
 
 
 class Parser(ArgumentParser):
     """Argument parser that raises ConfigError with a sentence, without usage and without the valid values.
 
     jsonargparse parses the arguments of a class about twice as often as those of the class around it, by a parser of
-    its own each time. Here equal arguments of a class are parsed once in a `parse_args`.
+    its own each time. Here equal arguments of a class are parsed once in a call.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -159,13 +170,13 @@ class Parser(ArgumentParser):
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Namespace:
         """Parse the words of the command line."""
-        if _PARSED.get() is not None:  # of a command in the command line
+        with _each_once():
             return super().parse_args(*args, **kwargs)
-        token = _PARSED.set({})
-        try:
-            return super().parse_args(*args, **kwargs)
-        finally:
-            _PARSED.reset(token)
+
+    def dump(self, *args: Any, **kwargs: Any) -> str:
+        """Return settings as YAML; they are parsed again."""
+        with _each_once():
+            return super().dump(*args, **kwargs)
 
     def parse_object(self, *args: Any, **kwargs: Any) -> Namespace:
         """Parse the arguments of a class, equal ones once."""
