@@ -67,7 +67,10 @@ def stopping(call: Callable[..., Any], number: signal.Signals, *, at: int) -> Ca
 
 @pytest.mark.parametrize(
     ("command", "number"),
-    [*((name, signal.SIGTERM) for name in CASES), *((n, signal.SIGINT) for n in ("predict", "convert"))],
+    [
+        *((name, signal.SIGTERM) for name in CASES),
+        *(pytest.param(name, signal.SIGINT, marks=pytest.mark.slow) for name in ("predict", "convert")),
+    ],
 )
 def test_it_ends_at_once_and_the_same_command_completes_it(
     command: str, number: signal.Signals, folder: Path, monkeypatch: pytest.MonkeyPatch

@@ -17,7 +17,7 @@ from tests.guidance_files import NO_TEXTS, OF_TEXTS, guidances_of
 
 FOLDER = Path(__file__).parent.parent / "configs" / "guidance"
 FILES = sorted(FOLDER.rglob("*.yaml"))
-LEVELS = KarrasGrid(4, sigma_min=0.1, sigma_max=5.0)
+LEVELS = KarrasGrid(3, sigma_min=0.1, sigma_max=5.0)
 
 
 def network(kind: str, seed: int) -> Preconditioned:

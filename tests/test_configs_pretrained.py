@@ -105,7 +105,7 @@ EVALUATIONS = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "sd_guidances" else [pytest.mark.slow]) for name in EVALUATIONS]
+    "name", [pytest.param(name, marks=[] if name == "dit" else [pytest.mark.slow]) for name in EVALUATIONS]
 )
 def test_every_evaluation_draws(
     name: str, tiny_pipeline: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -197,6 +197,7 @@ def test_whole_fine_tuning_and_its_pipeline(
     )
 
 
+@pytest.mark.slow
 def test_the_goals_of_the_reward_experiment(
     tiny_pipeline: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -50,7 +50,9 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_face_networks(side=32)
 
 
-@pytest.mark.parametrize("file", ["imagenet", *FACES])
+@pytest.mark.parametrize(
+    "file", ["imagenet", FACES[0], *(pytest.param(file, marks=pytest.mark.slow) for file in FACES[1:])]
+)
 def test_image_configs_run_with_networks_from_files(file: str, small: None) -> None:
     path = FOLDER / f"{file}.yaml"
     lines = path.read_text().splitlines()

@@ -57,7 +57,7 @@ def history(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "rounds/history.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("at", ["mean", "sample"])
+@pytest.mark.parametrize("at", ["mean", pytest.param("sample", marks=pytest.mark.slow)])
 def test_algorithm_1_on_two_processes_equals_one_process(processes: Processes, tmp_path: Path, at: str) -> None:
     for world, stops in ((1, (8,)), (2, (3, 8))):  # on two, also stopped and resumed
         folder = tmp_path / str(world)

@@ -187,7 +187,7 @@ def evaluate(main: Denoiser, rank: int, world: int, count: int) -> tuple[dict[in
 @pytest.mark.filterwarnings(
     "ignore:The ``compute`` method"
 )  # said on rank 0 alone, which all threads take to be theirs
-@pytest.mark.parametrize("count", [90, 50])
+@pytest.mark.parametrize("count", [90, pytest.param(50, marks=pytest.mark.slow)])
 def test_evaluation_on_64_ranks_equals_one(count: int) -> None:
     """Each sample is drawn once, and results are those of one rank on every rank, some of which have no sample."""
     main = tiny_module().denoiser

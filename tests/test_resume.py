@@ -155,8 +155,15 @@ class Witness:
 # --- clean stops ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("at", [6, 9])  # start and middle of an accumulated step
+@pytest.mark.parametrize(
+    ("number", "at"),  # start and middle of an accumulated step
+    [
+        (signal.SIGTERM, 6),
+        (signal.SIGINT, 9),
+        pytest.param(signal.SIGTERM, 9, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 6, marks=pytest.mark.slow),
+    ],
+)
 def test_stopped_run_resumes(
     processes: Processes, whole: Path, tmp_path: Path, number: signal.Signals, at: int
 ) -> None:
@@ -229,6 +236,7 @@ def killed_at(processes: Processes, whole: Path, folder: Path, aims: Iterable[tu
     assert_equal_end(folder, whole)
 
 
+@pytest.mark.slow
 def test_run_killed_while_writing_any_file_resumes(processes: Processes, whole: Path, tmp_path: Path) -> None:
     killed_at(processes, whole, tmp_path, [(aim, 1) for aim in AIMS])
 

@@ -131,6 +131,7 @@ def command(folder: str) -> None:
     main(["fit", "-c", "sims.yaml"])
 
 
+@pytest.mark.slow
 def test_killed_while_sampling_and_training_reaches_same_weights(
     processes: Processes, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
