@@ -64,9 +64,10 @@ class Trajectory:
     `x` (B, *) is the state. `sigma`, `sigma_next` and the number `step` of `steps` belong to the current step and
     stay the same in its corrector, so that an interval or a schedule is evaluated once for each step. `levels` are all
     noise levels of the sampler, the last one 0, for schedules that distribute a total over the trajectory; empty if
-    unknown. `renoised` counts how often noise was added to go back to a higher level. `single` says whether each step goes along the noise of one prediction, x' = clean + sigma' noise.
-    `seeds` holds the random streams of the samples; `evaluations` counts the network calls (NFE). `diagnostics` holds
-    per-sample diagnostics reported by guidances for their last call, by name, `(B,)` each.
+    unknown. `renoised` counts how often noise was added to go back to a higher level. `single` says whether each step
+    goes along the noise of one prediction, x' = clean + sigma' noise. `seeds` holds the random streams of the
+    samples; `evaluations` counts the network calls (NFE). `diagnostics` holds per-sample diagnostics reported by
+    guidances for their last call, by name, `(B,)` each.
     """
 
     x: Tensor

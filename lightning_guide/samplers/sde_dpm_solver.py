@@ -21,8 +21,8 @@ class SDEDPMSolver2M(Sampler):
     x' = D + q sigma noise + (1 - q) (D - D_before) / (2 r) + sigma'^2 (B(1 / sigma'^2) - B(1 / sigma^2)); the first and
     the last step are first order. The fresh noise has standard deviation sigma' sqrt(1 - q) and is an increment of one
     Brownian path per sample (`BrownianPath`): other numbers of steps give approximations of the same sample, which
-    converge. Where `TimeTravel` or `Restart` go back to a higher level, the samples begin another path. Without the second-order term this is `DDIM` with eta = 1. A separate noise direction moves x as in
-    `DPMSolver2M`.
+    converge. Where `TimeTravel` or `Restart` go back to a higher level, the samples begin another path. Without the
+    second-order term this is `DDIM` with eta = 1. A separate noise direction moves x as in `DPMSolver2M`.
 
     Examples:
         >>> from lightning_guide.distributions.gaussian_mixture import gaussian
