@@ -11,6 +11,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import lightning.pytorch  # noqa: F401 - its logger keeps the stream of the first import, which no test may close
 import pytest
 import yaml
 
