@@ -48,6 +48,7 @@ def await_snapshots(run: Path) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_second_fit_is_refused_and_a_killed_one_is_continued(
     words: list[str], tmp_path: Path, processes: Processes
 ) -> None:

@@ -174,6 +174,7 @@ def test_a_search_of_a_run_that_was_moved_continues(original: Path, tmp_path: Pa
     assert drawn == []
 
 
+@pytest.mark.slow
 def test_results_of_a_read_only_run_go_where_the_user_says(original: Path, tmp_path: Path) -> None:
     copies = Path(shutil.copytree(original / "runs", tmp_path / "runs"))
     run, before = copies / "main", content(copies)

@@ -38,8 +38,11 @@ PARTS = {
 ALL = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
 BASES = [name for name in ALL if name.startswith("base/")]
 GUIDANCES = [name for name in ALL if name.startswith(("guidance/", "training_free/"))]
-# as digits/parts.yaml, digits/classifier.yaml and cifar32/main.yaml
-SLOW = ("cifar32/cpu.yaml", "digits/autoencoder.yaml", "digits/robust_classifier.yaml", "digits/sketch.yaml")
+# as cifar8/flow.yaml and cifar8/transformer.yaml, digits/parts.yaml and digits/classifier.yaml
+SLOW = (
+    *("cifar8/main.yaml", "cifar32/cpu.yaml", "cifar32/main.yaml"),
+    *("digits/autoencoder.yaml", "digits/robust_classifier.yaml", "digits/sketch.yaml"),
+)
 # the others: test_configs_guidance.py, ..._training_free.py, ..._gradient.py, ..._edm2.py, ..._pretrained.py,
 # test_search_refusals.py
 ELSEWHERE = ("base/", "gradient/", "edm2/", "cifar32/edm1", "search/", "pretrained/")

@@ -65,6 +65,7 @@ def test_every_config_is_the_published_one() -> None:
         assert model["prediction"]["sampler"] == {"class_path": "Heun", "init_args": {"grid": 32}}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Total length of")  # NoData
 @pytest.mark.filterwarnings("ignore:.*samples are not finite or out of bounds")
 @pytest.mark.filterwarnings("ignore:.*away from itself")

@@ -21,7 +21,7 @@ from lightning_guide.snapshots import SnapshotStore
 
 FOLDER = Path(__file__).parent.parent / "configs" / "training_free"
 FILES = sorted(FOLDER.glob("*.yaml"))  # those in images/: test_configs_training_free_images.py
-LEVELS = KarrasGrid(4, sigma_min=0.1, sigma_max=5.0)
+LEVELS = KarrasGrid(3, sigma_min=0.1, sigma_max=5.0)
 
 
 class SmallModel:

@@ -7,6 +7,7 @@ import random
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.processes import Processes, kill
@@ -51,6 +52,7 @@ def _rounds(folder: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
+@pytest.mark.slow
 def test_algorithm_1_killed_at_random_times_ends_with_the_same_rounds(processes: Processes, tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     arguments = {"at": "mean", "rounds": ROUNDS}

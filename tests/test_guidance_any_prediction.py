@@ -72,7 +72,7 @@ class Reexpressed:
         return self.other
 
 
-@pytest.fixture(scope="module", params=["unet", "transformer"])
+@pytest.fixture(scope="module", params=["unet", pytest.param("transformer", marks=pytest.mark.slow)])
 def models(request: pytest.FixtureRequest) -> Two:
     two = Two(request.param)
     two.main.double(), two.other.double()
@@ -93,7 +93,7 @@ def draw(guidance: Denoiser, models: Any) -> Tensor:
     return end.x
 
 
-FAST = ("epsilon", "flow, reversed")
+FAST = ("flow, reversed",)
 
 
 @pytest.mark.parametrize(

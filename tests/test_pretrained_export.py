@@ -156,8 +156,8 @@ def final_latents(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> t
     return pipe, pipe(PROMPTS, guidance_scale=4.0, latents=noise(), **sizes).images
 
 
-@pytest.mark.parametrize("name", ["sd", "sdxl", "dit"])
-@pytest.mark.parametrize("kind", ["whole", "low rank", "low rank of a run"])
+@pytest.mark.parametrize("name", ["sd", pytest.param("sdxl", marks=pytest.mark.slow), "dit"])
+@pytest.mark.parametrize("kind", ["whole", pytest.param("low rank", marks=pytest.mark.slow), "low rank of a run"])
 def test_diffusers_opens_the_folder(
     tiny_pipeline: Tiny, tmp_path: Path, name: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -177,6 +177,7 @@ def test_stopped_run_resumes(
     assert beats == (whole / "beats").read_text().split("\n")[:-1] and len(beats) == 2 * STEPS
 
 
+@pytest.mark.slow
 def test_run_stopped_at_every_step_resumes(processes: Processes, whole: Path, tmp_path: Path) -> None:
     for step in range(0, STEPS, 2):
         processes.call(TRAIN, tmp_path / "log", folder=str(tmp_path), number=signal.SIGTERM, at=2 * step + 1)

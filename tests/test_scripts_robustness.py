@@ -84,6 +84,7 @@ def test_each_outcome_is_counted(
     assert end.value.code == status and dict(zip(header, row, strict=True))[column] == "3"
 
 
+@pytest.mark.slow
 def test_a_few_damaged_files_of_every_kind(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         trials.main(count=2 * len(SUBJECTS), seed=3)
