@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser, Prediction
-from lightning_guide.guidance import Main
-from lightning_guide.guidance.combinations import Plain
+from lightning_guide.guidance import Interval, Main, StepWindow, WeightSchedule
+from lightning_guide.guidance.combinations import Combination, Plain, Rescale, UntilAgreement
 from lightning_guide.guidance.negatives import RenoiseWithNegative
 from lightning_guide.samplers import DPMSolver2M, Euler, Heun, Sampler
 from tests.branches import GRID, LEVELS, SAMPLERS, constant_branch, guided, mixtures, start, trajectory_at, walk
@@ -88,6 +88,28 @@ def test_weight_one_still_evaluates_the_negative(sampler: Sampler) -> None:
     models, x = mixtures()[:2], start(2, batch=5)
     alone, end = walk(sampler, models[0], x), walk(sampler, guided(models, [1.0], RenoiseWithNegative()), x)
     assert end.evaluations == 2 * alone.evaluations and (end.x - alone.x).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("weight", "rule"),
+    [
+        (Interval(0.6, LEVELS[1], LEVELS[0]), RenoiseWithNegative()),
+        (0.6, StepWindow(0, 0.1, RenoiseWithNegative())),
+        (0.6, Rescale(0.0, combination=StepWindow(0, 0.1, RenoiseWithNegative()))),
+        (0.6, UntilAgreement(-1.0, combination=RenoiseWithNegative())),
+    ],
+)
+def test_where_guidance_has_ended_the_positive_is_alone_with_its_own_noise(
+    weight: float | WeightSchedule, rule: Combination
+) -> None:
+    models, x = mixtures()[:2], start(2, batch=5)
+    line, bad = both(0.6)(x, LEVELS[0])
+    expected = line + LEVELS[1] * (x - bad) / LEVELS[0]
+    for t, t_next in zip(LEVELS[1:], LEVELS[2:], strict=False):
+        expected = Prediction(models[0](expected, torch.tensor(t))).step(expected, *torch.tensor([t, t_next]))
+    end = walk(Euler(GRID), guided(models, [weight], rule), x)
+    torch.testing.assert_close(end.x, expected, rtol=1e-5, atol=1e-5)
+    assert end.evaluations == len(LEVELS)
 
 
 def test_clean_is_the_plain_line_and_noise_the_first_negative() -> None:

@@ -85,6 +85,7 @@ def warned(folder: Path, guidance: Denoiser, **options: Any) -> list[str]:
         (AutoguidanceBlend(HALF, 2.0, interval=(6, 9)), "AutoguidanceBlend is off in all 3 steps"),
         (ClassifierFreeGuidance(CosineWeight(1.0)), "ClassifierFreeGuidance is off in all 3 steps"),
         (ClassifierFreeGuidance(2.0, combination=StepWindow(0.1, 0.3)), "is off in all 3 steps"),
+        (ClassifierFreeGuidancePP(Interval(0.6, 1.2, 4.9)), "is off in all 3 steps"),
         (ClassifierFreeGuidance(1.0, combination=Rescale()), "has the weight 1"),
         (ClassifierFreeGuidance(2.0, combination=FrequencyDecoupled([0.0, 0.0])), "is off in all 3 steps"),
         (SkipLayerGuidance(2.0, layers=[]), "SkipBlocks leaves the model as it is: it has no layers"),

@@ -16,7 +16,7 @@ from lightning_guide.denoiser import Denoiser, Models, Predict, Prediction, Traj
 from lightning_guide.guidance.base import Guidance, Main, Reference
 from lightning_guide.guidance.branches import Branches
 from lightning_guide.guidance.combinations.base import Combination, Plain
-from lightning_guide.guidance.schedules import WeightSchedule, weight_at
+from lightning_guide.guidance.schedules import WeightSchedule, guides_at, weight_at
 
 __all__ = ["Guided"]
 
@@ -80,9 +80,9 @@ class Guided(Guidance):
     def without_effect(self, steps: Sequence[Trajectory]) -> Iterator[str]:
         """Yield sentences if no step is guided, or a negative is the positive itself."""
         who = type(self).__name__
-        weights = [[weight_at(weight, step.sigma) for weight in self.weights] for step in steps]
-        if all(self.combination.is_off(self.combination.weights(*each)) for each in zip(weights, steps, strict=True)):
-            if all(weight == 1 for each in weights for weight in each) and not _scheduled(self.weights):
+        rule = copy.deepcopy(self.combination)
+        if all(self._weights(rule, step) is None for step in steps):
+            if all(weight == 1 for weight in self.weights):
                 yield f"{who} has the weight 1, which is off"
             else:
                 levels = f"{steps[0].sigma:.4g} to {steps[-1].sigma:.4g}"
@@ -96,18 +96,21 @@ class Guided(Guidance):
         branches = Branches(self.positive, list(self.negatives), trajectory)  # type: ignore[arg-type]
 
         def predict(x: Tensor, sigma: Tensor, condition: Tensor | None) -> Prediction:
-            scheduled = [weight_at(weight, trajectory.sigma) for weight in self.weights]
-            weights = combination.weights(scheduled, trajectory)
+            weights = self._weights(combination, trajectory)
+            if weights is None:
+                return branches.at([False] * len(self.weights), x, sigma, condition)[0](x, sigma)
             called = combination.called(weights, trajectory)
             positive, negatives = branches.at(called, x, sigma, condition)
             return combination.combine(positive, list(zip(weights, negatives, strict=True)), x, sigma, trajectory)
 
         return predict
 
-
-def _scheduled(weights: Sequence[float | WeightSchedule]) -> bool:
-    """Return whether a weight depends on the noise level."""
-    return any(isinstance(weight, WeightSchedule) for weight in weights)
+    def _weights(self, combination: Combination, trajectory: Trajectory) -> list[float] | None:
+        """Return the weights in effect at this point of `trajectory`, None if the positive is alone there."""
+        scheduled = [weight_at(weight, trajectory.sigma) for weight in self.weights]
+        weights = combination.weights(scheduled, trajectory)
+        guided = any(guides_at(weight, trajectory.sigma) for weight in self.weights)
+        return None if not guided or combination.is_off(weights, trajectory) else weights
 
 
 def _is_same(one: nn.Module, other: nn.Module) -> bool:

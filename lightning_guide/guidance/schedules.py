@@ -15,7 +15,7 @@ from lightning_guide.denoiser import Trajectory
 from lightning_guide.guidance.combinations.base import Combination, Plain, Wrapping
 from lightning_guide.utils.recipe import HasRecipe
 
-__all__ = ["Interval", "StepWindow", "WeightSchedule", "weight_at"]
+__all__ = ["Interval", "StepWindow", "WeightSchedule", "guides_at", "weight_at"]
 
 
 class WeightSchedule(HasRecipe, ABC):
@@ -23,7 +23,11 @@ class WeightSchedule(HasRecipe, ABC):
 
     @abstractmethod
     def at(self, sigma: float) -> float:
-        """Return the weight at noise level `sigma`; 1 means that the negative is not evaluated."""
+        """Return the weight at noise level `sigma`; 1 means that the negative is not evaluated, unless by CFG++."""
+
+    def guides(self, sigma: float) -> bool:
+        """Return whether there is guidance at `sigma`; where no weight guides, the positive is alone in every rule."""
+        return True
 
 
 class Interval(WeightSchedule):
@@ -51,16 +55,25 @@ class Interval(WeightSchedule):
         """Return `weight` inside, 1 outside."""
         return weight_at(self.weight, sigma) if self.low < sigma <= self.high else 1.0
 
+    def guides(self, sigma: float) -> bool:
+        """Return whether `sigma` is inside, and `weight` guides there."""
+        return self.low < sigma <= self.high and guides_at(self.weight, sigma)
+
 
 def weight_at(weight: float | WeightSchedule, sigma: float) -> float:
     """Return the number of a weight or schedule at `sigma`."""
     return weight.at(sigma) if isinstance(weight, WeightSchedule) else float(weight)
 
 
-class StepWindow(Wrapping):
-    """Window of steps: `combination` in the steps i of N with low <= i / N < high, i = 0 ... N - 1, else w = 1.
+def guides_at(weight: float | WeightSchedule, sigma: float) -> bool:
+    """Return whether a weight or schedule guides at `sigma`."""
+    return weight.guides(sigma) if isinstance(weight, WeightSchedule) else True
 
-    The negatives are not called outside. All stages of a step count as that step.
+
+class StepWindow(Wrapping):
+    """Window of steps: `combination` in the steps i of N with low <= i / N < high, i = 0 ... N - 1.
+
+    Outside the positive is alone, and the negatives are not called. All stages of a step count as that step.
     """
 
     def __init__(self, low: float = 0.0, high: float = 1.0, combination: Combination | None = None) -> None:
@@ -76,6 +89,11 @@ class StepWindow(Wrapping):
 
     def weights(self, weights: Sequence[float], trajectory: Trajectory) -> list[float]:
         """Return the weights of the inner rule inside, 1 outside."""
-        if self.low <= trajectory.step / trajectory.steps < self.high:
-            return self.combination.weights(weights, trajectory)
-        return [1.0] * len(weights)
+        return super().weights(weights, trajectory) if self._inside(trajectory) else [1.0] * len(weights)
+
+    def is_off(self, weights: Sequence[float], trajectory: Trajectory) -> bool:
+        """Return whether the step is outside, or the inner rule is off."""
+        return not self._inside(trajectory) or super().is_off(weights, trajectory)
+
+    def _inside(self, trajectory: Trajectory) -> bool:
+        return self.low <= trajectory.step / trajectory.steps < self.high

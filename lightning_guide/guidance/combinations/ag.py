@@ -63,6 +63,10 @@ class UntilAgreement(Wrapping):
                 self._ended = bool(self._agreed.all())  # waits: whether a network is called is up to the host
         return [1.0] * len(weights) if self._ended else inner
 
+    def is_off(self, weights: Sequence[float], trajectory: Trajectory) -> bool:
+        """Return whether all samples have ended, or the inner rule is off."""
+        return self._ended or super().is_off(weights, trajectory)
+
     def combine(
         self, positive: Branch, negatives: Negatives, x: Tensor, sigma: Tensor, trajectory: Trajectory
     ) -> Prediction:

@@ -60,8 +60,8 @@ class Combination(HasRecipe, ABC):
         """Return which negatives may share the call of the positive at this point: those that the rule will call."""
         return [weight not in (0, 1) for weight in weights]
 
-    def is_off(self, weights: Sequence[float]) -> bool:
-        """Return whether the rule returns the positive at the `weights` in effect."""
+    def is_off(self, weights: Sequence[float], trajectory: Trajectory) -> bool:
+        """Return whether the positive is alone at the `weights` in effect: the rule is not asked to combine then."""
         return all(weight == 1 for weight in weights)
 
     @abstractmethod
@@ -99,9 +99,9 @@ class Wrapping(Combination):
         """Return what the inner rule calls."""
         return self.combination.called(weights, trajectory)
 
-    def is_off(self, weights: Sequence[float]) -> bool:
+    def is_off(self, weights: Sequence[float], trajectory: Trajectory) -> bool:
         """Return whether the inner rule is off."""
-        return self.combination.is_off(weights)
+        return self.combination.is_off(weights, trajectory)
 
     def combine(
         self, positive: Branch, negatives: Negatives, x: Tensor, sigma: Tensor, trajectory: Trajectory

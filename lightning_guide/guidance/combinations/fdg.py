@@ -38,9 +38,9 @@ class FrequencyDecoupled(PairCombination):
             raise ValueError(f"FrequencyDecoupled needs a list of finite factors, lowest band first, got {factors!r}")
         self.factors = list(factors)
 
-    def is_off(self, weights: Sequence[float]) -> bool:
+    def is_off(self, weights: Sequence[float], trajectory: Trajectory) -> bool:
         """Return whether all weights are 1, or all factors 0."""
-        return super().is_off(weights) or not any(self.factors)
+        return super().is_off(weights, trajectory) or not any(self.factors)
 
     def push(self, pair: Pair, trajectory: Trajectory) -> Tensor:
         """Return (w - 1) times the reweighted difference; data that are not images, or too small, are refused."""

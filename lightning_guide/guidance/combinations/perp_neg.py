@@ -31,7 +31,7 @@ class PerpendicularNegatives(Combination):
 
     def called(self, weights: Sequence[float], trajectory: Trajectory) -> list[bool]:
         """Return the first with all that are not off."""
-        return [not self.is_off(weights), *(weight != 1 for weight in weights[1:])]
+        return [not self.is_off(weights, trajectory), *(weight != 1 for weight in weights[1:])]
 
     def combine(
         self, positive: Branch, negatives: Negatives, x: Tensor, sigma: Tensor, trajectory: Trajectory
@@ -39,7 +39,7 @@ class PerpendicularNegatives(Combination):
         """Return the positive where all weights are 1, else the rule."""
         (weight, unconditional), *others = negatives
         pos = positive(x, sigma)
-        if self.is_off([weight for weight, _ in negatives]):
+        if self.is_off([weight for weight, _ in negatives], trajectory):
             return pos
         pair = Pair(pos, unconditional(x, sigma), weight, x, sigma)
         along = pair.difference

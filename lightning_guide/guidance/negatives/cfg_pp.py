@@ -23,11 +23,12 @@ __all__ = ["ClassifierFreeGuidancePP", "RenoiseWithNegative"]
 class RenoiseWithNegative(Combination):
     """CFG++. The first negative gives the noise direction and is evaluated at every weight, at w = 1 too.
 
-    At w = 0 the result is the negative's prediction, to the bit, without an evaluation of the positive. Further
-    negatives push the clean estimate as in the plain rule.
+    Outside an `Interval` or a `StepWindow` the positive is alone, with its own noise. At w = 0 the result is the
+    negative's prediction, to the bit, without an evaluation of the positive. Further negatives push the clean estimate
+    as in the plain rule.
     """
 
-    def is_off(self, weights: Sequence[float]) -> bool:
+    def is_off(self, weights: Sequence[float], trajectory: Trajectory) -> bool:
         """Return False: at w = 1 the noise is still that of the negative."""
         return False
 
@@ -47,7 +48,7 @@ class ClassifierFreeGuidancePP(ClassifierFreeGuidance):
     """CFG++: clean = D_uncond + w (D_cond - D_uncond), noise = (x - D_uncond) / sigma, w = lambda. Two evaluations.
 
     Both branches are evaluated at every weight except w = 0, which is the unconditional model. On Stable Diffusion
-    lambda = 0.6 acts like w = 7.5 of classifier-free guidance. Outside an interval lambda is 1, which is not off.
+    lambda = 0.6 acts like w = 7.5 of classifier-free guidance. lambda = 1 is not off; outside an interval the model is alone.
     """
 
     def __init__(
