@@ -6,10 +6,19 @@ import pytest
 import torch
 
 from lightning_guide.distributions.gaussian_mixture import GaussianMixture, gaussian
-from lightning_guide.guidance import Interval, Unconditional
+from lightning_guide.guidance import (
+    CosineWeight,
+    Interval,
+    PowerWeight,
+    SNRWeight,
+    TableWeight,
+    Unconditional,
+    WeightSchedule,
+)
 from lightning_guide.guidance.negatives import RenoiseWithNegative
 from lightning_guide.guidance.negatives.cfg_pp import ClassifierFreeGuidancePP
 from lightning_guide.samplers import Euler, Sampler
+from lightning_guide.seeds import SampleSeeds
 from lightning_guide.utils.recipe import build
 from tests.branches import GRID, LEVELS, SAMPLERS, start, walk
 
@@ -58,7 +67,31 @@ def test_default_weight_schedules_and_recipe() -> None:
         torch.testing.assert_close(each(x, level, LABELS), bad + 0.3 * (MODEL(x, level, LABELS) - bad))
 
 
-@pytest.mark.parametrize("weight", [-0.1, 1.5, float("nan")])
-def test_weight_out_of_range(weight: float) -> None:
+class Late(WeightSchedule):
+    """1.2 at low levels alone, with bounds that are not known."""
+
+    def at(self, sigma: float) -> float:
+        return 1.2 if sigma < 0.1 else 0.6
+
+
+SCHEDULES = [PowerWeight(3), CosineWeight(1.5), SNRWeight(-0.5), TableWeight([0.1, 1], [0.5, 2])]
+
+
+@pytest.mark.parametrize(
+    "weight", [-0.1, 1.5, float("nan"), *SCHEDULES, Interval(SCHEDULES[0], 0, 1), Interval(2, 0, 1)]
+)
+def test_weight_out_of_range(weight: float | WeightSchedule) -> None:
     with pytest.raises(ValueError, match=r"CFG\+\+ interpolates: it needs a weight between 0 and 1"):
         ClassifierFreeGuidancePP(weight)
+
+
+def test_an_own_schedule_out_of_range_is_refused_before_the_first_step() -> None:
+    walk(Euler(GRID), ClassifierFreeGuidancePP(Interval(Late(), 1, 5), positive=MODEL), start(2), LABELS[:3])
+    with pytest.raises(ValueError, match=r"needs a weight between 0 and 1, got 1.2"):
+        next(
+            iter(
+                Euler(GRID).steps(
+                    ClassifierFreeGuidancePP(Late(), positive=MODEL), start(2), seeds=SampleSeeds(0, range(3))
+                )
+            )
+        )

@@ -19,7 +19,13 @@ __all__ = ["Interval", "StepWindow", "WeightSchedule", "guides_at", "weight_at"]
 
 
 class WeightSchedule(HasRecipe, ABC):
-    """Base of guidance weights that depend on sigma."""
+    """Base of guidance weights that depend on sigma.
+
+    Attributes:
+        bounds: the least and the greatest weight where it guides; None if they are not known.
+    """
+
+    bounds: tuple[float, float] | None = None
 
     @abstractmethod
     def at(self, sigma: float) -> float:
@@ -50,6 +56,7 @@ class Interval(WeightSchedule):
         if isinstance(weight, int | float) and not math.isfinite(weight):
             raise ValueError(f"a guidance interval needs a finite weight, got {weight}")
         self.weight, self.low, self.high = weight, low, high
+        self.bounds = weight.bounds if isinstance(weight, WeightSchedule) else (weight, weight)
 
     def at(self, sigma: float) -> float:
         """Return `weight` inside, 1 outside."""

@@ -44,6 +44,7 @@ class _Rising(WeightSchedule):
             expected = f"{type(self).__name__} needs a finite weight, sigma_max > 0 and power > 0"
             raise ValueError(f"{expected}, got {weight}, {sigma_max} and {power}")
         self.weight, self.sigma_max, self.power, self.schedule = weight, sigma_max, power, schedule
+        self.bounds = min(weight, 1.0), max(weight, 1.0)
 
     def at(self, sigma: float) -> float:
         """Return the weight at `sigma`."""
@@ -96,6 +97,7 @@ class SNRWeight(WeightSchedule):
             expected = "SNRWeight needs a finite weight, middle > 0 and power > 0"
             raise ValueError(f"{expected}, got {weight}, {middle} and {power}")
         self.weight, self.middle, self.power = weight, middle, power
+        self.bounds = min(weight, 1.0), max(weight, 1.0)
 
     def at(self, sigma: float) -> float:
         """Return the weight at `sigma`."""
@@ -126,6 +128,7 @@ class TableWeight(WeightSchedule):
                 f"TableWeight needs ascending positive sigmas and a finite weight for each, got {sigmas} and {weights}"
             )
         self.sigmas, self.weights = list(sigmas), list(weights)
+        self.bounds = min(weights), max(weights)
 
     def at(self, sigma: float) -> float:
         """Return the weight at `sigma`, of any size."""

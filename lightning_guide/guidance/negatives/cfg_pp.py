@@ -12,10 +12,10 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from lightning_guide.denoiser import Denoiser, Prediction, Trajectory
+from lightning_guide.denoiser import Denoiser, Predict, Prediction, Trajectory
 from lightning_guide.guidance.combinations.base import Branch, Combination, Negatives, Plain
 from lightning_guide.guidance.negatives.cfg import ClassifierFreeGuidance
-from lightning_guide.guidance.schedules import WeightSchedule
+from lightning_guide.guidance.schedules import WeightSchedule, guides_at, weight_at
 
 __all__ = ["ClassifierFreeGuidancePP", "RenoiseWithNegative"]
 
@@ -48,7 +48,8 @@ class ClassifierFreeGuidancePP(ClassifierFreeGuidance):
     """CFG++: clean = D_uncond + w (D_cond - D_uncond), noise = (x - D_uncond) / sigma, w = lambda. Two evaluations.
 
     Both branches are evaluated at every weight except w = 0, which is the unconditional model. On Stable Diffusion
-    lambda = 0.6 acts like w = 7.5 of classifier-free guidance. lambda = 1 is not off; outside an interval the model is alone.
+    lambda = 0.6 acts like w = 7.5 of classifier-free guidance. lambda = 1 is not off; outside an interval the model is
+    alone.
     """
 
     def __init__(
@@ -61,8 +62,25 @@ class ClassifierFreeGuidancePP(ClassifierFreeGuidance):
         """`weight` lambda in [0, 1]; `unconditional` defaults to `positive` without its label.
 
         Raises:
-            ValueError: if the weight is a number outside [0, 1].
+            ValueError: if a weight, or one of a schedule, is outside [0, 1].
         """
-        if isinstance(weight, int | float) and not 0 <= weight <= 1:
-            raise ValueError(f"CFG++ interpolates: it needs a weight between 0 and 1, got {weight}")
+        for bound in (weight.bounds or ()) if isinstance(weight, WeightSchedule) else (weight,):
+            _check(bound)
         super().__init__(weight, unconditional=unconditional, positive=positive, combination=RenoiseWithNegative())
+
+    def start(self, trajectory: Trajectory) -> Predict:
+        """Return the guided denoiser of one trajectory.
+
+        Raises:
+            ValueError: if a schedule of unknown bounds is outside [0, 1] at one of its levels.
+        """
+        for level in (trajectory.sigma, *trajectory.levels[:-1]):
+            if guides_at(self.weights[0], level):
+                _check(weight_at(self.weights[0], level))
+        return super().start(trajectory)
+
+
+def _check(weight: float) -> None:
+    """Refuse a weight outside [0, 1]."""
+    if not 0 <= weight <= 1:
+        raise ValueError(f"CFG++ interpolates: it needs a weight between 0 and 1, got {weight}")
