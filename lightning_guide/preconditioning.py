@@ -227,9 +227,15 @@ class Preconditioned(Denoiser):
             sigma_data: standard deviation of the encoded data, unless the preconditioning has its own.
 
         Raises:
-            ValueError: unless `sigma_data` is positive.
+            ValueError: unless `network` is a `Network` and `sigma_data` positive.
         """
         super().__init__()
+        if not isinstance(network, Network):
+            kind = network.__name__ if isinstance(network, type) else f"a {type(network).__name__}"
+            raise ValueError(
+                f"Preconditioned: the network is {kind}; expected an lg.Network, a module with data_shape, "
+                "num_classes, embed(condition, batch) and forward(x, c_noise, embedding): docs/extending.md, A network"
+            )
         self.network = network
         self.preconditioning = preconditioning or EDM(sigma_data)
         self.sigma_data = self.preconditioning.sigma_data or _positive(sigma_data, "sigma_data")
@@ -261,8 +267,11 @@ class Preconditioned(Denoiser):
         follows as further channels, if the network predicts it.
 
         Raises:
-            ValueError: if `x` does not have the shape of the network, or its channels if the network is resizable.
+            ValueError: if `sigma` is no tensor, or `x` does not have the shape of the network, or its channels if the
+                network is resizable.
         """
+        if not isinstance(sigma, Tensor):
+            raise ValueError(f"Preconditioned: sigma is {sigma!r}; expected a tensor, as torch.tensor(0.7)")
         shape, expected = tuple(x.shape[1:]), self.data_shape
         if self.network.resizable and len(shape) == len(expected):
             shape, expected = shape[:1], expected[:1]
