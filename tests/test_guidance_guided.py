@@ -103,6 +103,20 @@ def test_forward_takes_one_level() -> None:
     assert torch.equal(guided(x, torch.full((16,), 0.4)), guided(x, torch.tensor(0.4)))
     with pytest.raises(ValueError, match="Guided guides at one noise level at a time, got 16"):
         guided(x, torch.linspace(0.1, 1, 16))
+    with pytest.raises(ValueError, match="Guided: sigma is 0.7; expected a tensor"):
+        guided(x, 0.7)
+
+
+@pytest.mark.parametrize(
+    ("guided", "message"),
+    [
+        (Autoguidance(GaussianMixture([[0.0]], [[[1.0]]]), positive=GOOD), "the guider works on x of shape"),
+        (ClassifierFreeGuidance(2.0, positive=GOOD), "needs a model with labels or embeddings"),
+    ],
+)
+def test_a_direct_call_refuses_what_a_sampler_refuses(guided: Guided, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        guided(batch(), torch.tensor(0.7))
 
 
 def test_attributes_are_those_of_the_positive() -> None:

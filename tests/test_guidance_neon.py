@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_guide.denoiser import Denoiser
+from lightning_guide.distributions import gaussian
 from lightning_guide.guidance import Autoguidance, Main, Neon
 from lightning_guide.samplers import Heun
 from lightning_guide.seeds import SampleSeeds
@@ -57,14 +58,22 @@ def test_ends_and_identities() -> None:
     same = Neon(Main(), 2.9).resolve(models)
     assert torch.equal(same(x, sigma), models.main(x, sigma))
     assert models.main.a.item() == pytest.approx(0.8), "the base is untouched"
+    direct = Neon(models.auxiliary, 2.0, base=models.main)
+    assert torch.equal(direct(x, sigma), direct.resolve(models)(x, sigma))
 
 
 def test_other_architectures_are_refused() -> None:
     models = Pair(Linear(0.8, 0.1), Linear(0.6, 0.3, width=2))
     with pytest.raises(ValueError, match=r"a has shape \(1,\) in the base and is \(2,\) in the auxiliary"):
         Neon(models.auxiliary).resolve(models)
-    with pytest.raises(ValueError, match="is a reference"):
+    with pytest.raises(ValueError, match="its base, a Main, has none; expected a network, as base=model"):
         Neon(models.auxiliary)(torch.zeros(1, 2), torch.tensor(1.0))
+
+
+def test_models_without_weights_are_refused() -> None:
+    exact = gaussian([0.0, 0.0], 1.0)
+    with pytest.raises(ValueError, match="its base, a GaussianMixture, has none; expected a network"):
+        Neon(gaussian([9.0, 9.0], 1.0), base=exact).resolve(Pair(exact, exact))
 
 
 def test_the_weight_is_finite() -> None:

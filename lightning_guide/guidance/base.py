@@ -12,11 +12,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_guide.data import Prompts
 from lightning_guide.denoiser import Denoiser, DerivedDenoiser, Models, Predict, Prediction, Trajectory
 from lightning_guide.seeds import SampleSeeds
 from lightning_guide.utils.modules import map_modules
 
-__all__ = ["Guidance", "LastPrediction", "Main", "Reference", "Snapshot", "Unadapted"]
+__all__ = ["Guidance", "LastPrediction", "Main", "Reference", "Snapshot", "Unadapted", "Unresolved"]
 
 
 class Guidance(DerivedDenoiser):
@@ -33,13 +34,16 @@ class Guidance(DerivedDenoiser):
         """Return the guided D (B, *) at one common `sigma` (), as the first step of a new trajectory.
 
         Raises:
-            ValueError: if `sigma` holds different levels, since an interval is decided for all samples at once.
+            ValueError: if `sigma` is no tensor, or holds different levels, since an interval is decided for all samples
+                at once; and whatever `resolve` refuses.
         """
+        if not isinstance(sigma, Tensor):
+            raise ValueError(f"{type(self).__name__}: sigma is {sigma!r}; expected a tensor, as torch.tensor(0.7)")
         if sigma.numel() > 1 and bool((sigma != sigma.reshape(-1)[0]).any()):
             raise ValueError(f"{type(self).__name__} guides at one noise level at a time, got {sigma.numel()} of them")
         level = sigma.reshape(-1)[0]
         trajectory = Trajectory(x=x, seeds=SampleSeeds(0, range(len(x))), sigma=float(level))
-        return self.start(trajectory)(x, level, condition).clean
+        return self.resolve(Unresolved()).start(trajectory)(x, level, condition).clean
 
     def resolve(self, models: Models) -> Denoiser:
         """Return a copy with every reference replaced by its model, in nested guidances as well."""
@@ -101,6 +105,21 @@ class Reference(Denoiser):
     def without_effect(self, steps: Sequence[Trajectory]) -> Iterator[str]:
         """Yield sentences if the model will be that of another reference."""
         yield from ()
+
+
+class Unresolved:
+    """Models of a direct call: references stay what they are, so that a guidance on models is checked all the same."""
+
+    prompts: Prompts | None = None
+
+    @property
+    def main(self) -> Denoiser:
+        """`Main`."""
+        return Main()
+
+    def snapshot(self, *, run: str | None, images: int | float | str, sigma_rel: float) -> Denoiser:
+        """Return `Snapshot`."""
+        return Snapshot(images, sigma_rel, run)
 
 
 class Main(Reference):

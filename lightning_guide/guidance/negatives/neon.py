@@ -11,9 +11,10 @@ import math
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser, Models, Trajectory
-from lightning_guide.guidance.base import Main, Reference
+from lightning_guide.guidance.base import Main, Reference, Unresolved
 from lightning_guide.utils.modules import require_weights
 
 __all__ = ["Neon", "extrapolate"]
@@ -33,6 +34,10 @@ class Neon(Reference):
             raise ValueError(f"Neon needs a finite weight, 1 is the base, got {weight}")
         self.auxiliary, self.weight = auxiliary, weight
         self.base = base if base is not None else Main()
+
+    def forward(self, x: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Return D of the extrapolated weights, computed anew in each call."""
+        return self.resolve(Unresolved())(x, sigma, condition)
 
     def without_effect(self, steps: Sequence[Trajectory]) -> Iterator[str]:
         """Yield a sentence if the weights are those of the base."""
@@ -55,12 +60,17 @@ def extrapolate(base: Denoiser, auxiliary: Denoiser, weight: float) -> Denoiser:
     Low-rank additions are merged first.
 
     Raises:
-        ValueError: naming the first parameter that one of them lacks, or has in another shape, or if weights are
-            offloaded.
+        ValueError: if one of them has no parameters, naming the first one that one of them lacks, or has in another
+            shape, or if weights are offloaded.
     """
     merged = copy.deepcopy(base.merged)
-    for each in (merged, auxiliary):
+    for role, each in (("base", merged), ("auxiliary", auxiliary)):
         require_weights(each, "Neon")
+        if next(each.parameters(), None) is None:
+            kind = type(each).__name__
+            raise ValueError(
+                f"Neon merges weights; its {role}, a {kind}, has none; expected a network, as {role}=model"
+            )
     other = dict(auxiliary.merged.named_parameters())
     for name, parameter in merged.named_parameters():
         if name not in other or other[name].shape != parameter.shape:
