@@ -14,7 +14,16 @@ import torch
 
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.distributions.gaussian_mixture import GaussianMixture, gaussian
-from lightning_guide.guidance import Autoguidance, AutoguidanceBlend, ClassifierFreeGuidance, Guided, Main
+from lightning_guide.guidance import (
+    Autoguidance,
+    AutoguidanceBlend,
+    ClassifierFreeGuidance,
+    Guided,
+    Interval,
+    Main,
+    PowerWeight,
+    WeightSchedule,
+)
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers import DPMSolver2M, Heun, Sampler
 from lightning_guide.seeds import SampleSeeds
@@ -156,10 +165,12 @@ def test_blend_ends_at_classifier_free_guidance_and_autoguidance(
         assert torch.equal(auto, Autoguidance(bad, 2.3, positive=good)(x, level, LABELS))
 
 
+@pytest.mark.parametrize("weight", [2.6, Interval(2.6, 0.2, 0.6), PowerWeight(4.2, sigma_max=1.0)])
 @pytest.mark.parametrize("alpha", [0.25, 0.5, 0.9])
-def test_blend_in_between(alpha: float) -> None:
+def test_blend_in_between(alpha: float, weight: float | WeightSchedule) -> None:
+    """A number, and schedules that are 2.6 at this level."""
     x, level, good, bad = torch.randn(8, 2).double(), torch.tensor(0.5), labeled(0.2), labeled(0.6)
-    blend = AutoguidanceBlend(bad, 2.6, alpha=alpha, positive=good)(x, level, LABELS)
+    blend = AutoguidanceBlend(bad, weight, alpha=alpha, positive=good)(x, level, LABELS)
     pos, uncond, worse = good(x, level, LABELS), good(x, level), bad(x, level, LABELS)
     w_u, w_c = (1 - alpha) * 1.6 + 1, alpha * 1.6 + 1
     torch.testing.assert_close(blend, pos + (w_u - 1) * (pos - uncond) + (w_c - 1) * (pos - worse))

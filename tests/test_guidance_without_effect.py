@@ -82,7 +82,7 @@ def warned(folder: Path, guidance: Denoiser, **options: Any) -> list[str]:
             ClassifierFreeGuidance(Interval(2.0, 1.2, 4.9)),
             "is off in all 3 steps of its sampler: no noise level, 5 to 0.1",
         ),
-        (AutoguidanceBlend(HALF, 2.0, interval=(6, 9)), "AutoguidanceBlend is off in all 3 steps"),
+        (AutoguidanceBlend(HALF, Interval(2.0, 6, 9)), "AutoguidanceBlend is off in all 3 steps"),
         (ClassifierFreeGuidance(CosineWeight(1.0)), "ClassifierFreeGuidance is off in all 3 steps"),
         (ClassifierFreeGuidance(2.0, combination=StepWindow(0.1, 0.3)), "is off in all 3 steps"),
         (ClassifierFreeGuidancePP(Interval(0.6, 1.2, 4.9)), "is off in all 3 steps"),

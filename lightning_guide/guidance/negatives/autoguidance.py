@@ -50,14 +50,14 @@ class AutoguidanceBlend(Guided):
     def __init__(
         self,
         guider: Denoiser,
-        weight: float = 2.0,
+        weight: float | WeightSchedule = 2.0,
         *,
         alpha: float = 0.5,
         interval: tuple[float, float] | None = None,
         unconditional: Denoiser | None = None,
         positive: Denoiser | None = None,
     ) -> None:
-        """`weight` w and blend `alpha` in [0, 1]; `interval` (low, high] in sigma, None for all levels.
+        """`weight` w and blend `alpha` in [0, 1]; `interval` (low, high] in sigma is an `Interval` around the weight.
 
         `unconditional` defaults to `positive` without its condition.
 
@@ -66,9 +66,29 @@ class AutoguidanceBlend(Guided):
         """
         if not 0 <= alpha <= 1:
             raise ValueError(f"the blend needs alpha between 0 (CFG) and 1 (autoguidance), got {alpha}")
-        weights: list[float | WeightSchedule] = [(1 - alpha) * (weight - 1) + 1, alpha * (weight - 1) + 1]
         if interval is not None:
-            weights = [Interval(weight, *interval) for weight in weights]
+            weight = Interval(weight, *interval)
+        weights = [_part(weight, share) for share in (1 - alpha, alpha)]
         positive = positive if positive is not None else Main()
         unconditional = unconditional if unconditional is not None else Unconditional(positive)
         super().__init__([unconditional, guider], weights, positive=positive)
+
+
+def _part(weight: float | WeightSchedule, share: float) -> float | WeightSchedule:
+    """Return 1 + `share` (w - 1) of a weight or schedule w."""
+    return _Part(weight, share) if isinstance(weight, WeightSchedule) else share * (weight - 1) + 1
+
+
+class _Part(WeightSchedule):
+    """1 + share (w - 1) of a schedule w, which guides where it does."""
+
+    def __init__(self, whole: WeightSchedule, share: float) -> None:
+        self.whole, self.share = whole, share
+
+    def at(self, sigma: float) -> float:
+        """Return the weight at `sigma`."""
+        return self.share * (self.whole.at(sigma) - 1) + 1
+
+    def guides(self, sigma: float) -> bool:
+        """Return whether the schedule does."""
+        return self.whole.guides(sigma)

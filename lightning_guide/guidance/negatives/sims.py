@@ -16,6 +16,7 @@ from lightning_guide.denoiser import Denoiser, Models
 from lightning_guide.distributions.gaussian_mixture import GaussianMixture
 from lightning_guide.guidance.combinations.base import Combination
 from lightning_guide.guidance.guided import Guided
+from lightning_guide.guidance.schedules import WeightSchedule
 
 __all__ = ["SIMS"]
 
@@ -26,7 +27,7 @@ class SIMS(Guided):
     def __init__(
         self,
         auxiliary: Denoiser,
-        weight: float = 2.0,
+        weight: float | WeightSchedule = 2.0,
         *,
         base: Denoiser | None = None,
         combination: Combination | None = None,
