@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from lightning_guide.data import Prompts
 from lightning_guide.denoiser import Denoiser, DerivedDenoiser, Models, Predict, Prediction, Trajectory
 from lightning_guide.seeds import SampleSeeds
+from lightning_guide.utils.arguments import CheckedArguments
 from lightning_guide.utils.modules import map_modules
 
 __all__ = ["Guidance", "LastPrediction", "Main", "Reference", "Snapshot", "Unadapted", "Unresolved"]
 
 
-class Guidance(DerivedDenoiser):
+class Guidance(CheckedArguments, DerivedDenoiser):
     """Base of guidances: denoisers made of denoisers, with the shapes of `positive`."""
 
     positive: Denoiser
@@ -89,7 +90,7 @@ class LastPrediction(Guidance):
 _HOW = "expected a model in its place, as positive=model, or Run.sample, which resolves references"
 
 
-class Reference(Denoiser):
+class Reference(CheckedArguments, Denoiser):
     """Base of references: placeholders for a denoiser that does not exist yet."""
 
     def __getattr__(self, name: str) -> Any:

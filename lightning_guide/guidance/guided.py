@@ -53,8 +53,7 @@ class Guided(Guidance):
         super().__init__()
         if len(negatives) != len(weights) or not negatives:
             raise ValueError(f"guidance needs one weight for each negative, got {len(negatives)} and {len(weights)}")
-        plain = [weight for weight in weights if weight is None or isinstance(weight, int | float)]
-        if not all(weight is not None and math.isfinite(weight) for weight in plain):  # a config may hold null
+        if not all(math.isfinite(weight) for weight in weights if not isinstance(weight, WeightSchedule)):
             raise ValueError(f"{type(self).__name__} needs finite weights, got {list(weights)}")
         self.positive = positive if positive is not None else Main()
         self.negatives = nn.ModuleList(negatives)

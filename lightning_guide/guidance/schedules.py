@@ -13,12 +13,12 @@ from collections.abc import Sequence
 
 from lightning_guide.denoiser import Trajectory
 from lightning_guide.guidance.combinations.base import Combination, Plain, Wrapping
-from lightning_guide.utils.recipe import HasRecipe
+from lightning_guide.utils.arguments import CheckedArguments
 
 __all__ = ["Interval", "StepWindow", "WeightSchedule", "guides_at", "weight_at"]
 
 
-class WeightSchedule(HasRecipe, ABC):
+class WeightSchedule(CheckedArguments, ABC):
     """Base of guidance weights that depend on sigma.
 
     Attributes:
@@ -53,7 +53,7 @@ class Interval(WeightSchedule):
         """
         if not 0 <= low < high:
             raise ValueError(f"a guidance interval needs 0 <= low < high in sigma, got low={low}, high={high}")
-        if isinstance(weight, int | float) and not math.isfinite(weight):
+        if not isinstance(weight, WeightSchedule) and not math.isfinite(weight):
             raise ValueError(f"a guidance interval needs a finite weight, got {weight}")
         self.weight, self.low, self.high = weight, low, high
         self.bounds = weight.bounds if isinstance(weight, WeightSchedule) else (weight, weight)

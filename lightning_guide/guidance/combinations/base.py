@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_guide.denoiser import Prediction, Trajectory, expand
-from lightning_guide.utils.recipe import HasRecipe
+from lightning_guide.utils.arguments import CheckedArguments
 
 __all__ = [
     "Branch",
@@ -41,7 +41,7 @@ Negatives = Sequence[tuple[float, Branch]]
 """[(weight, negative), ...]"""
 
 
-class Combination(HasRecipe, ABC):
+class Combination(CheckedArguments, ABC):
     """Base of the rules that combine a positive and its negatives to one prediction.
 
     `Guided` makes a copy for each trajectory: attributes of a rule are its state along that one trajectory.
