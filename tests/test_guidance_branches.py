@@ -93,6 +93,7 @@ def test_gradients_are_taken_of_the_positive_only() -> None:
 def test_a_positive_with_weights_of_its_own_is_shared() -> None:
     """Resolved once for both: Neon's merged network would be two networks, evaluated one after the other."""
     model = Labeled()
+    model.scale = torch.nn.Parameter(torch.ones(()))  # Neon merges weights
 
     class Models:
         main = model

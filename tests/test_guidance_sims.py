@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_guide.denoiser import Denoiser
 from lightning_guide.distributions.gaussian_mixture import GaussianMixture, gaussian
-from lightning_guide.guidance import SIMS, Interval, Main, Neon
+from lightning_guide.guidance import SIMS, Guided, Interval, Main, Neon
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers import DPMSolver2M, Euler, Heun
 from lightning_guide.seeds import SampleSeeds
@@ -137,7 +137,7 @@ def test_the_bound_is_where_the_flow_first_pushes_away(turn: float) -> None:
     x = torch.eye(2, dtype=torch.float64)
     lowest = {}
     for weight in (0.999 * bound, 1.001 * bound):
-        guided = SIMS(auxiliary, weight, base=base)
+        guided = Guided([auxiliary], [weight], positive=base)  # SIMS refuses the second
         levels = torch.logspace(-4, 2, 60, dtype=torch.float64)
         drifts = [(x - guided(x, s)) / s**2 for s in levels]  # symmetric: sum of c_i (V_i + s^2)^-1
         lowest[weight] = min(float(torch.linalg.eigvalsh((d + d.T) / 2).min()) for d in drifts)
