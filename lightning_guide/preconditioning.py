@@ -219,23 +219,17 @@ class Preconditioned(Denoiser):
     def __init__(
         self, network: Network, preconditioning: Preconditioning | None = None, *, sigma_data: float = 0.5
     ) -> None:
-        """Wrap `network`.
+        """Wrap `network` F under `preconditioning`, the coefficients; default EDM(sigma_data).
 
-        Args:
-            network: F.
-            preconditioning: the coefficients; default EDM(sigma_data).
-            sigma_data: standard deviation of the encoded data, unless the preconditioning has its own.
+        `sigma_data` is the standard deviation of the encoded data, unless the preconditioning has its own.
 
         Raises:
             ValueError: unless `network` is a `Network` and `sigma_data` positive.
         """
         super().__init__()
         if not isinstance(network, Network):
-            kind = network.__name__ if isinstance(network, type) else f"a {type(network).__name__}"
-            raise ValueError(
-                f"Preconditioned: the network is {kind}; expected an lg.Network, a module with data_shape, "
-                "num_classes, embed(condition, batch) and forward(x, c_noise, embedding): docs/extending.md, A network"
-            )
+            expected = "expected an lg.Network, with data_shape, num_classes, embed and forward: docs/extending.md"
+            raise ValueError(f"Preconditioned: the network is a {type(network).__name__}; {expected}")
         self.network = network
         self.preconditioning = preconditioning or EDM(sigma_data)
         self.sigma_data = self.preconditioning.sigma_data or _positive(sigma_data, "sigma_data")
@@ -267,11 +261,8 @@ class Preconditioned(Denoiser):
         follows as further channels, if the network predicts it.
 
         Raises:
-            ValueError: if `sigma` is no tensor, or `x` does not have the shape of the network, or its channels if the
-                network is resizable.
+            ValueError: if `x` does not have the shape of the network, or its channels if the network is resizable.
         """
-        if not isinstance(sigma, Tensor):
-            raise ValueError(f"Preconditioned: sigma is {sigma!r}; expected a tensor, as torch.tensor(0.7)")
         shape, expected = tuple(x.shape[1:]), self.data_shape
         if self.network.resizable and len(shape) == len(expected):
             shape, expected = shape[:1], expected[:1]
