@@ -31,6 +31,7 @@ WORDS = {
     "missing config": ["fit", "-c", "missing.yaml"],
     "fit --help": ["fit", "--help"],
     "gallery --help": ["gallery", "--help"],
+    "fit --print_config": ["fit", "-c", "configs/digits/main.yaml", "-c", "configs/posterior.yaml", "--print_config"],
     "fit of one step": ["fit", "-c", "configs/digits/small.yaml", "--trainer.max_steps", "1", f"{ROOT_DIR}="],
 }
 
