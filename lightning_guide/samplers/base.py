@@ -23,7 +23,7 @@ from lightning_guide.utils.devices import to_device
 from lightning_guide.utils.recipe import HasRecipe
 from lightning_guide.utils.scalars import check_whole
 
-__all__ = ["Memory", "PredictAt", "Sampler", "history", "remember"]
+__all__ = ["Memory", "PredictAt", "Sampler", "history", "is_endless", "remember"]
 
 
 PredictAt = Callable[[Tensor, Tensor], Prediction]
@@ -126,6 +126,16 @@ class Sampler(HasRecipe, ABC):
 
         `memory` is kept for the whole trajectory. A step may be repeated with the earlier `memory` (see `TimeTravel`).
         """
+
+
+# A step is Euler's if its level is above HIGHEST and more than LONGEST times the next one. The noises at its ends
+# differ by about 1 / sigma'^2, which a trapezoid multiplies by sigma / 2: it diverges as sigma goes to infinity.
+HIGHEST, LONGEST = 200.0, 20.0
+
+
+def is_endless(trajectory: Trajectory) -> bool:
+    """Return whether the current step is too long for a combination of noises: that from t = 1 in rectified flow."""
+    return trajectory.sigma > max(HIGHEST, LONGEST * trajectory.sigma_next)
 
 
 def history(memory: Memory, name: str) -> tuple[list[float], list[Tensor]]:

@@ -9,20 +9,15 @@ from torch import Tensor
 
 from lightning_guide.denoiser import Trajectory
 from lightning_guide.noise import Grid
-from lightning_guide.samplers.base import Memory, PredictAt, Sampler
+from lightning_guide.samplers.base import Memory, PredictAt, Sampler, is_endless
 
 __all__ = ["Heun"]
-
-
-# The first step is Euler's if its level is above HIGHEST and more than LONGEST times the next one. The noises at its
-# ends differ by about 1 / sigma'^2, which the trapezoid multiplies by sigma / 2: it diverges as sigma goes to infinity.
-HIGHEST, LONGEST = 200.0, 20.0
 
 
 class Heun(Sampler):
     """Heun sampler of EDM, second order: Euler predictor, trapezoidal corrector, last step Euler. 2 N - 1 evaluations.
 
-    The first step is Euler's, too, if it starts above sigma = 200 and 20 sigma' (rectified flow, zero terminal SNR).
+    A step from above sigma = 200 and 20 sigma' is Euler's, too (the first one of rectified flow, zero terminal SNR).
 
     x' = clean + sigma noise + (sigma' - sigma) (noise + noise') / 2, where noise' is predicted at clean + sigma' noise.
     The first two terms equal x unless a guidance returns a separate noise direction.
@@ -67,8 +62,7 @@ class Heun(Sampler):
         if self.s_churn > 0 and self.s_min <= trajectory.sigma <= self.s_max:
             sigma = self._churn(trajectory, sigma)
         prediction = predict(trajectory.x, sigma)
-        endless = trajectory.step == 0 and trajectory.sigma > max(HIGHEST, LONGEST * trajectory.sigma_next)
-        if endless or trajectory.sigma_next == 0:
+        if trajectory.sigma_next == 0 or is_endless(trajectory):
             trajectory.x = prediction.step(trajectory.x, sigma, sigma_next)
             return
         # half a step with the first noise; the rest is deferred to the corrector to free the previous state

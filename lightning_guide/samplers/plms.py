@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_guide.denoiser import Trajectory
-from lightning_guide.samplers.base import Memory, PredictAt, Sampler
+from lightning_guide.samplers.base import Memory, PredictAt, Sampler, is_endless
 
 __all__ = ["PLMS"]
 
@@ -18,8 +18,8 @@ class PLMS(Sampler):
     """PLMS sampler: x' = clean + sigma noise + (sigma' - sigma) e, with e a combination of the last 4 noises.
 
     The weights are those of equal distances, 55/24, -59/24, 37/24 and -9/24 (fewer at the start), as the paper has it
-    for equal steps in time. The first step is a trapezoid. N + 1 evaluations. PNDM without its Runge-Kutta start, the
-    default of Stable Diffusion 1.
+    for equal steps in time. The first step is a trapezoid; before it a step from above sigma = 200 and 20 sigma' is
+    Euler's (`Heun`). N + 1 evaluations. PNDM without its Runge-Kutta start, the default of Stable Diffusion 1.
 
     Examples:
         >>> from lightning_guide.distributions.gaussian_mixture import gaussian
@@ -38,6 +38,9 @@ class PLMS(Sampler):
         """Take one step from `sigma` to `sigma_next`."""
         x = trajectory.x
         prediction = predict(x, sigma)
+        if is_endless(trajectory):
+            trajectory.x = prediction.step(x, sigma, sigma_next)
+            return
         noise = prediction.direction(x, sigma)
         if not memory:
             memory["count"] = 1.0

@@ -17,9 +17,9 @@ __all__ = ["SDEDPMSolver2M"]
 class SDEDPMSolver2M(Sampler):
     """SDE-DPM-Solver++(2M) sampler of the reverse SDE of DDPM: second-order multistep in the drift, N evaluations.
 
-    With q = (sigma' / sigma)^2, h = ln(sigma / sigma'), r = h_before / h and D the clean estimate:
-    x' = D + q sigma noise + (1 - q) (D - D_before) / (2 r) + sigma'^2 (B(1 / sigma'^2) - B(1 / sigma^2)); the first and
-    the last step are first order. The fresh noise has standard deviation sigma' sqrt(1 - q) and is an increment of one
+    With q = (sigma' / sigma)^2, h = ln(sigma / sigma'), r = h_before / h and D the clean estimate: x' = D + q sigma
+    noise + (1 - q) (D - D_before) / (2 r) + sigma'^2 (B(1 / sigma'^2) - B(1 / sigma^2)); the first step of a path and
+    the last one are first order. The fresh noise has standard deviation sigma' sqrt(1 - q) and is an increment of one
     Brownian path per sample (`BrownianPath`): other numbers of steps give approximations of the same sample, which
     converge. Where `TimeTravel` or `Restart` go back to a higher level, the samples begin another path. Without the
     second-order term this is `DDIM` with eta = 1. A separate noise direction moves x as in `DPMSolver2M`.
@@ -42,11 +42,11 @@ class SDEDPMSolver2M(Sampler):
         x = prediction.step(trajectory.x, sigma, sigma_next**2 / sigma)
         if trajectory.sigma_next > 0:
             h = math.log(trajectory.sigma / trajectory.sigma_next)
-            if memory:
-                x.add_(clean - memory["implied"], alpha=-math.expm1(-2 * h) * h / (2 * float(memory["h"])))
             number = trajectory.renoised
             path = BrownianPath(trajectory.seeds, x.shape[1:], x.device, number=number)
             same = memory.get("path") == number
+            if same:
+                x.add_(clean - memory["implied"], alpha=-math.expm1(-2 * h) * h / (2 * float(memory["h"])))
             start = torch.as_tensor(memory["inside"]) if same else path.inside(trajectory.sigma)
             end = path.inside(trajectory.sigma_next)
             fresh = end - start + path.octaves(trajectory.sigma, trajectory.sigma_next)
