@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from lightning_guide.networks import SmallClassifier
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.objectives import Energy, Linear, Matrix, Measurement, SquaredDistance
 from lightning_guide.objectives.energy import Loss
-from lightning_guide.samplers import DDIM, DPMSolver2M, Euler, Heun
+from lightning_guide.samplers import DDIM, DPMSolver2M, Euler, Heun, Restart, Sampler, TimeTravel
 from lightning_guide.seeds import SampleSeeds, mix
 from lightning_guide.snapshots import SnapshotStore
 from lightning_guide.utils.devices import to_device
@@ -257,3 +258,11 @@ def test_config_with_a_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (file,) = Path("run").rglob("metrics.json")
     found = json.dumps(json.loads(file.read_text()))
     assert all(name in found for name in ("best_of_4", "feynman_kac", "tds"))
+
+
+@pytest.mark.parametrize("outer", [Restart, TimeTravel, lambda inner: BestOfN(inner, ENERGY, particles=2)])
+def test_steps_of_a_sampler_that_selects_are_refused(outer: Callable[[Any], Sampler]) -> None:
+    with pytest.raises(ValueError, match="takes the steps of its sampler, which lose what BestOfN selects"):
+        outer(BestOfN(Euler(4), ENERGY, particles=2))
+    with pytest.raises(ValueError, match=r"needs a sampler whose steps it takes, such as Heun\(16\), got 8"):
+        outer(8)

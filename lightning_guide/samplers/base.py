@@ -37,9 +37,11 @@ class Sampler(HasRecipe, ABC):
 
     Attributes:
         single: whether each step goes along the noise of one prediction, x' = clean + sigma' noise, as that of `Euler`.
+        selects: whether `sample` chooses among samples, which the steps alone do not.
     """
 
     single: bool = False
+    selects: bool = False
 
     def __init__(self, grid: Grid | int | None = None) -> None:
         """Set the `grid` of noise levels; a number of steps (default 32) means the default grid of the denoiser."""
@@ -47,6 +49,19 @@ class Sampler(HasRecipe, ABC):
             name = f"the number of steps of {type(self).__name__}"
             grid = check_whole(32 if grid is None else grid, name, least=1)
         self.grid: Grid | int = grid
+
+    def moves(self, sampler: Sampler) -> Sampler:
+        """Return the `sampler` whose steps this one takes.
+
+        Raises:
+            ValueError: if it is none, or its steps alone lose what it selects.
+        """
+        name, found = type(self).__name__, sampler.__class__.__name__
+        if not isinstance(sampler, Sampler):
+            raise ValueError(f"{name} needs a sampler whose steps it takes, such as Heun(16), got {sampler!r}")
+        if sampler.selects:
+            raise ValueError(f"{name} takes the steps of its sampler, which lose what {found} selects; put it outside")
+        return sampler
 
     def levels(self, denoiser: Denoiser) -> Tensor:
         """Return the noise levels sigma_0 > ... > sigma_N = 0 for `denoiser`, float64 (N + 1,) on the CPU.

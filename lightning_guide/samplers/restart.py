@@ -38,7 +38,7 @@ class Restart(Sampler):
         Raises:
             ValueError: if not 0 < `low` < `high`, or `repeats` or `num_steps` is less than 1.
         """
-        super().__init__(sampler.grid)
+        super().__init__(self.moves(sampler).grid)
         self.single = sampler.single
         if not 0 < low < high or repeats < 1 or num_steps < 1:
             raise ValueError(

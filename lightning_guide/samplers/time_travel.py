@@ -30,7 +30,7 @@ class TimeTravel(Sampler):
         Raises:
             ValueError: if `repeats` is less than 1 or the window is empty.
         """
-        super().__init__(sampler.grid)
+        super().__init__(self.moves(sampler).grid)
         self.single = sampler.single
         if repeats < 1 or not 0 <= low < high:
             raise ValueError(f"TimeTravel needs repeats >= 1 and 0 <= low < high, got {repeats}, {low} and {high}")

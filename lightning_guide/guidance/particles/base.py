@@ -78,13 +78,15 @@ class ParticleSampler(Sampler, ABC):
     calls of a sample are K times those of `sampler`. Memory grows with K as with the batch size.
     """
 
+    selects = True
+
     def __init__(self, sampler: Sampler, energy: Energy, *, particles: int) -> None:
         """`sampler` moves the particles, on its grid; `energy` weighs them; `particles` is K.
 
         Raises:
             ValueError: if there is no particle.
         """
-        super().__init__(sampler.grid)
+        super().__init__(self.moves(sampler).grid)
         if particles < 1:
             raise ValueError(f"{type(self).__name__} needs at least one particle, got {particles}")
         self.sampler, self.energy, self.particles = sampler, energy, particles
