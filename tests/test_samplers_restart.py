@@ -69,3 +69,22 @@ def test_other_noise_in_each_repetition() -> None:
 def test_impossible_intervals_are_refused(arguments: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="Restart needs 0 < low < high, repeats >= 1 and num_steps >= 1"):
         Restart(Heun(), **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "sentence"),
+    [
+        (0.5, 9.0, "Restart goes back to sigma = 9, but the model was trained for noise levels up to 8"),
+        (0.01, 1.0, "a step from above low = 0.01 to a level above 0, .* levels of its sampler are 4 to 0.1, then 0"),
+        (4.0, 5.0, "a step from above low = 4 "),
+    ],
+)
+def test_intervals_that_do_not_fit_the_model_or_the_levels(low: float, high: float, sentence: str) -> None:
+    denoiser = gaussian([0.0], 0.25)
+    denoiser.sigma_max = 8.0
+    for sampler in (Euler(CustomGrid([4.0, 1.0, 0.1])), Restart(Euler(CustomGrid([4.0, 1.0, 0.1])), low=1.0, high=2.0)):
+        with pytest.raises(ValueError, match=sentence):
+            Restart(sampler, low=low, high=high).sample(denoiser, seeds=SampleSeeds(0, [0]))
+    inner = Restart(Euler(CustomGrid([4.0, 1.0, 0.1])), low=low, high=high)
+    with pytest.raises(ValueError, match=sentence):
+        Restart(inner, low=1.0, high=2.0).sample(denoiser, seeds=SampleSeeds(0, [0]))

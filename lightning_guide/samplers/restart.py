@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_guide.denoiser import Trajectory
+from lightning_guide.denoiser import Denoiser, Trajectory
 from lightning_guide.noise import KarrasGrid
 from lightning_guide.samplers.base import Memory, PredictAt, Sampler
 from lightning_guide.utils.devices import to_device
@@ -46,6 +46,26 @@ class Restart(Sampler):
                 f"{num_steps}"
             )
         self.sampler, self.low, self.high, self.repeats, self.num_steps = sampler, low, high, repeats, num_steps
+
+    def levels(self, denoiser: Denoiser) -> Tensor:
+        """Return those of the sampler.
+
+        Raises:
+            ValueError: if `high` is above those that the denoiser was trained for, or no step leaves the interval.
+        """
+        levels = self.sampler.levels(denoiser)
+        if self.high > denoiser.sigma_max * (1 + 1e-6):
+            raise ValueError(
+                f"Restart goes back to sigma = {self.high:g}, but the model was trained for noise levels up to "
+                f"{denoiser.sigma_max:g}"
+            )
+        inner = levels[:-1]
+        if not inner[-1] <= self.low < inner[0]:
+            raise ValueError(
+                f"Restart needs a step from above low = {self.low:g} to a level above 0, which ends the interval, "
+                f"but the levels of its sampler are {inner[0]:g} to {inner[-1]:g}, then 0"
+            )
+        return levels
 
     def step(
         self, trajectory: Trajectory, predict: PredictAt, sigma: Tensor, sigma_next: Tensor, memory: Memory

@@ -10,7 +10,7 @@ import math
 
 from torch import Tensor
 
-from lightning_guide.denoiser import Trajectory
+from lightning_guide.denoiser import Denoiser, Trajectory
 from lightning_guide.samplers.base import Memory, PredictAt, Sampler
 
 __all__ = ["TimeTravel"]
@@ -35,6 +35,10 @@ class TimeTravel(Sampler):
         if repeats < 1 or not 0 <= low < high:
             raise ValueError(f"TimeTravel needs repeats >= 1 and 0 <= low < high, got {repeats}, {low} and {high}")
         self.sampler, self.repeats, self.low, self.high = sampler, repeats, low, high
+
+    def levels(self, denoiser: Denoiser) -> Tensor:
+        """Return those of the sampler."""
+        return self.sampler.levels(denoiser)
 
     def step(
         self, trajectory: Trajectory, predict: PredictAt, sigma: Tensor, sigma_next: Tensor, memory: Memory
