@@ -370,7 +370,7 @@ def test_config_in_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("name", METHODS)
 def test_another_energy_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=f"^{name} needs a Measurement of x by a linear operator, got Distance, wh"):
+    with pytest.raises(ValueError, match=f"^{name}: measurement is a Distance; expected a Measurement"):
         METHODS[name](Distance(0.5), positive=mixture())
 
 

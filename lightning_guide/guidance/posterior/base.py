@@ -32,11 +32,6 @@ class PosteriorGuidance(Guidance):
             ValueError: if it is another energy, without a linear operator.
         """
         super().__init__()
-        if not isinstance(measurement, Measurement):
-            raise ValueError(
-                f"{type(self).__name__} needs a Measurement of x by a linear operator, got "
-                f"{type(measurement).__name__}, which guides by its gradient, as in DPS"
-            )
         self.measurement, self.positive = measurement, positive if positive is not None else Main()
 
     def start(self, trajectory: Trajectory) -> Predict:
