@@ -168,7 +168,7 @@ class Parser(ArgumentParser):
         self._classes += (class_type, repr((args, kwargs)))
         return super().add_class_arguments(class_type, *args, **kwargs)
 
-    def parse_args(self, *args: Any, **kwargs: Any) -> Namespace:
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
         """Parse the words of the command line."""
         with _each_once():
             return super().parse_args(*args, **kwargs)
