@@ -10,7 +10,8 @@ from lightning_guide.denoiser import Denoiser, Prediction
 from lightning_guide.guidance import ClassifierFreeGuidance, Interval
 from lightning_guide.guidance.combinations import AdaptiveProjection, Plain, Rescale, ReusedDifference
 from lightning_guide.guidance.negatives import RenoiseWithNegative
-from lightning_guide.samplers import Euler, Heun, Sampler
+from lightning_guide.noise import CustomGrid
+from lightning_guide.samplers import Euler, Heun, Restart, Sampler
 from tests.branches import GRID, LEVELS, SAMPLERS, Blob, blobs, constant_branch, guided, start, trajectory_at, walk
 
 
@@ -64,6 +65,18 @@ def test_calls_of_each_step() -> None:
     assert spent(Euler(GRID), guided(models, [inside], ReusedDifference(2)), x) == [1, 2, 1, 2, 1, 1]
     own = guided(blobs(3, 4, 4), [2.0, inside], ReusedDifference(2))  # each negative counts for itself
     assert spent(Euler(GRID), own, x) == [2, 2, 2, 2, 2, 1]
+
+
+@pytest.mark.parametrize("steps", [5, 6])
+def test_a_restart_evaluates_anew(steps: int) -> None:
+    """Whatever the parity of the step that ends the interval: no difference of `low` is used at `high`."""
+    model, x = blobs(3, 4, 4)[0], start(3, 4, 4)
+    levels = [4.0 / 2**i for i in range(steps)]
+    inner = Euler(CustomGrid(levels))
+    plain = spent(inner, guided([model, Apart(model, 1.0)], [3.0], ReusedDifference(2)), x)
+    sampler = Restart(inner, low=levels[-1], high=2.0, num_steps=3)
+    again = spent(sampler, guided([model, Apart(model, 1.0)], [3.0], ReusedDifference(2)), x)
+    assert again[:-2] == plain[:-2] and again[-2] - plain[-2] == 6
 
 
 def test_separate_noise_directions_are_reused() -> None:

@@ -31,6 +31,7 @@ class _Past:
     """The difference of a negative at its last evaluation: D_pos - D_neg, and of the noises if they are separate."""
 
     step: int
+    level: float
     sigma: Tensor
     clean: Tensor
     noise: Tensor | None
@@ -40,7 +41,8 @@ class ReusedDifference(Wrapping):
     """An inner combination whose negatives are evaluated in every k-th of the guided steps; k = 1 is the inner rule.
 
     Both stages of such a step evaluate them. In the steps between, the inner rule gets D_pos - (sigma / sigma_0)^power
-    (D_pos - D_neg)(sigma_0), at the cost of the positive alone. The difference is the newest, and one of each sample.
+    (D_pos - D_neg)(sigma_0), at the cost of the positive alone. The difference is the newest, and one of each sample;
+    `Restart` begins with a new one at `high`.
     """
 
     def __init__(self, every: int = 2, *, power: float = 1.0, combination: Combination | None = None) -> None:
@@ -81,7 +83,7 @@ class ReusedDifference(Wrapping):
                 if at is x:
                     separate = pos.noise is not None or neg.noise is not None
                     noise = pos.direction(x, sigma) - neg.direction(x, sigma) if separate else None
-                    self._past[i] = _Past(trajectory.step, sigma, pos.clean - neg.clean, noise)
+                    self._past[i] = _Past(trajectory.step, trajectory.sigma, sigma, pos.clean - neg.clean, noise)
                 return neg
 
             return branch
@@ -91,7 +93,8 @@ class ReusedDifference(Wrapping):
 
     def _reuses(self, i: int, trajectory: Trajectory) -> bool:
         """Return whether the difference of negative `i` is reused in this step; a repeated step evaluates it again."""
-        return i in self._past and 0 < trajectory.step - self._past[i].step < self.every
+        past = self._past.get(i)
+        return past is not None and 0 < trajectory.step - past.step < self.every and trajectory.sigma <= past.level
 
     def _reused(self, pos: Prediction, past: _Past, x: Tensor, sigma: Tensor) -> Prediction:
         """Return the negative that the difference `past` implies at `sigma`."""
