@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_guide.denoiser import Trajectory
 from lightning_guide.distributions.gaussian_mixture import gaussian
 from lightning_guide.evaluation.measurement_fit import MeasurementFit
-from lightning_guide.guidance import DPS, MMPS, ClassifierFreeGuidance
+from lightning_guide.guidance import DPS, MMPS, Autoguidance
 from lightning_guide.objectives import Decoded, Masked, Matrix, Measurement
 from lightning_guide.seeds import SampleSeeds
 
@@ -89,8 +89,8 @@ def test_measurements_of_decoded_samples() -> None:
 
 
 def test_a_measurement_that_is_started_twice_is_the_same() -> None:
-    """With the weight 2 and equal branches, CFG of a guided model is that model."""
+    """A guided model that guides itself stays what it is."""
     guided = MMPS(Measurement(Matrix(A), MEAN, noise=NOISE), positive=gaussian(MEAN, COVARIANCE))
     x, sigma = MEAN + draws(COVARIANCE, 2)[:3], torch.tensor(1.0, dtype=double)
-    found = ClassifierFreeGuidance(2.0, positive=guided)(x, sigma)
+    found = Autoguidance(guided, 2.0, positive=guided)(x, sigma)
     torch.testing.assert_close(found, guided(x, sigma))

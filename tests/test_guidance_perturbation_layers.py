@@ -65,9 +65,7 @@ def test_layers_are_a_list_of_names() -> None:
     several = PerturbedAttentionGuidance(2.0, layers=["blocks.0.attention.core", "blocks.3.*.core"], positive=model)
     one = PerturbedAttentionGuidance(2.0, layers=["blocks.0.attention.core"], positive=model)
     assert not torch.allclose(run(several), run(one))
-    with pytest.raises(
-        ValueError, match=r"IdentityAttention needs a list of names or patterns of layers, got \[7, 8\]"
-    ):
+    with pytest.raises(ValueError, match=r"layers is \[7, 8\]; expected a list, each item text"):
         PerturbedAttentionGuidance(layers=[7, 8])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="SkipBlocks needs a list of names or patterns of layers, got 'blocks.1'"):
         SkipBlocks(layers="blocks.1")

@@ -148,7 +148,9 @@ def test_config_may_leave_trainer_and_arguments_empty(folder: Path) -> None:
     (folder / "config.yaml").write_text("trainer:\nmodel: {class_path: DiffusionModule, init_args: }\n")
     run = lg.Run(folder)
     assert run.config["trainer"] == {"default_root_dir": str(folder)} and run.settings == {}
-    with pytest.raises(ValueError, match="run '.*run': model: .* required: denoiser"):
+    with pytest.raises(
+        ValueError, match="run '.*run': .*config.yaml, line 2: model has no denoiser, which DiffusionModule needs"
+    ):
         run.evaluate()
 
 

@@ -68,7 +68,7 @@ class EvaluationNeeds:
             unique = list(dict.fromkeys(those))
             yield f"evaluation{'s' * (len(unique) > 1)} {', '.join(unique)}: {sentence}"
 
-    def unresolved(self, evaluations: GuidedEvaluations, guiders: Callable[[Denoiser], Iterator[str]]) -> Iterator[str]:
+    def unresolved(self, evaluations: GuidedEvaluations) -> Iterator[str]:
         """Yield only why guidances cannot be resolved, without a look at networks, samples and metrics."""
         for name, evaluation in evaluations.evaluations.items():
 
@@ -76,7 +76,7 @@ class EvaluationNeeds:
                 denoiser = evaluation.resolve(self.models)
                 self.notes[name] = list(dict.fromkeys(self._without_effect(evaluation, denoiser)))
 
-            for error in filter(None, [*guiders(evaluation.guidance), attempt(resolve)]):
+            if error := attempt(resolve):
                 yield f"evaluation {name!r}: {error}"
 
     def _guidance(

@@ -91,18 +91,16 @@ def fit_needs(
 ) -> Iterator[str]:
     """Yield what `evaluations` will miss in a fit; warn of guidances without effect and of evaluations to be skipped.
 
-    A fit without validation needs only guiders, for the commands after it; a trial only those of other runs.
+    A fit without validation, or a trial, needs only the guiders of other runs.
     """
-    if trainer.fast_dev_run:
-        yield from needs.unresolved(evaluations, lambda _: iter(()))
-    elif not trainer.enable_validation:
-        yield from needs.unresolved(evaluations, planned.missing)
-    else:
+    if trainer.enable_validation and not trainer.fast_dev_run:
         yield from needs.missing(evaluations, planned.missing)
         for name, evaluation in evaluations.evaluations.items():
             needs.notes.setdefault(name, []).extend(
                 f"it will be skipped, since {each}" for each in planned.beyond(evaluation.guidance)
             )
+    else:
+        yield from needs.unresolved(evaluations)
     warn_of(needs)
 
 

@@ -153,7 +153,7 @@ def _draw(groups: Mapping[str, Any], summary: Mapping[str, Any], path: Path) -> 
         axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.xaxis.set_minor_locator(NullLocator())
         axes.legend(fontsize=7)
-    left.set_yscale("log")
+    left.set_yscale("log" if rows else "linear")
     right.axhline(0, color="black", linestyle=":", linewidth=1)
     figure.savefig(path, dpi=100)
 
