@@ -67,11 +67,11 @@ def failure(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ("optimizer: Adamm", "model.init_args.optimizer: there is no class Adamm; did you mean Adam?"),
         (
             "evaluations: {a: {guidance: {class_path: Autoguidance}}}",
-            "model.init_args.evaluations.a.guidance has no guider, which Autoguidance needs",
+            "model.init_args.evaluations.a.guidance",  # a missing guider: None on the command line
         ),
         (
             "evaluations: {a: {guidance: {class_path: ClassifierFreeGuidance, init_args: {weight: null}}}}",
-            "model.init_args.evaluations.a.guidance: ClassifierFreeGuidance needs finite weights, got [None]",
+            "model.init_args.evaluations.a.guidance: ClassifierFreeGuidance: weight is None; expected a number",
         ),
         (
             "guidances: {g: {class_path: ClassifierFreeGuidance, init_args: {weight: "
