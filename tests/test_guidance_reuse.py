@@ -120,7 +120,10 @@ def test_a_negative_that_is_not_called_is_not_in_the_batch_of_the_positive() -> 
 
 @pytest.mark.parametrize("every", [0, -1, 1.5, True, float("nan"), None, "a"])
 def test_periods_that_are_none(every: int) -> None:
-    with pytest.raises(ValueError, match="every .*is .*; expected a whole number"):
+    kind = "ReusedDifference: every is .*; expected a whole number"
+    with pytest.raises(
+        ValueError, match=f"^{kind}$|^every of ReusedDifference is .*; expected a whole number from 1 on$"
+    ):
         ReusedDifference(every)
 
 

@@ -66,10 +66,6 @@ def failure(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ),
         ("optimizer: Adamm", "model.init_args.optimizer: there is no class Adamm; did you mean Adam?"),
         (
-            "evaluations: {a: {guidance: {class_path: Autoguidance}}}",
-            "model.init_args.evaluations.a.guidance",  # a missing guider: None on the command line
-        ),
-        (
             "evaluations: {a: {guidance: {class_path: ClassifierFreeGuidance, init_args: {weight: null}}}}",
             "model.init_args.evaluations.a.guidance: ClassifierFreeGuidance: weight is None; expected a number",
         ),
@@ -90,13 +86,23 @@ def test_mistakes_in_files_have_a_line_and_a_key_path(
     Path("over.yaml").write_text(f"model:\n  init_args:\n    {text}\n")
     said = failure(capsys, *FIT, "-c", "over.yaml")
     assert "error: over.yaml, line 3: model.init_args." in said and message in said
+    assert message.removeprefix("over.yaml, ").removeprefix("line 3: ") in refused_in_python(text)
+
+
+def test_an_argument_that_is_missing_is_named_with_its_place(capsys: pytest.CaptureFixture[str]) -> None:
+    text, place = "evaluations: {a: {guidance: {class_path: Autoguidance}}}", "model.init_args.evaluations.a.guidance"
+    Path("over.yaml").write_text(f"model:\n  init_args:\n    {text}\n")
+    said = failure(capsys, *FIT, "-c", "over.yaml")
+    assert f"error: over.yaml, line 3: {place}: Autoguidance: guider is None; expected a Denoiser" in said
+    assert f"{place} has no guider, which Autoguidance needs" in refused_in_python(text)
+
+
+def refused_in_python(text: str) -> str:
+    """What is said of arguments of the model in settings from Python."""
+    arguments = {**TINY["model"]["init_args"], **yaml.safe_load(text)}
     with pytest.raises(ValueError) as refused:
-        settings = {
-            **TINY,
-            "model": {**TINY["model"], "init_args": {**TINY["model"]["init_args"], **yaml.safe_load(text)}},
-        }
-        open_session(settings)
-    assert message.removeprefix("over.yaml, ").removeprefix("line 3: ") in str(refused.value)
+        open_session({**TINY, "model": {**TINY["model"], "init_args": arguments}})
+    return str(refused.value)
 
 
 @pytest.mark.parametrize("text", ["label_dropuot: 0.1", "optimizer: Adamm", "denoiser: 3"])  # a key, a class, a value
