@@ -19,6 +19,8 @@ def replaced_entries(files: Sequence[str]) -> Iterator[str]:
 
     The parser merges the arguments of classes key by key, but replaces an argument that is itself a mapping.
     """
+    if len(files) < 2:
+        return
     contents = [read_yaml(file) for file in files]
     found: dict[tuple[str, str], list[str]] = {}
     for path in _named(reduce(merge_settings, contents, {}), (), {}):
